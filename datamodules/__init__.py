@@ -1,1 +1,6 @@
-"""LightningDataModules that yield uint8 images at their native size. Never imports kora."""
+"""Data modules: uint8 images at native size, honest splits, a record of both."""
+
+from datamodules.base import ImageDataModule
+from datamodules.splits import Subset
+
+__all__ = ["ImageDataModule", "Subset"]

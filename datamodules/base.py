@@ -1,0 +1,338 @@
+"""What all data modules share: splits, loaders, augmentation and the record of the protocol.
+
+A new data set is a subclass that sets `num_classes` and overrides `read_labels`, `read` and
+`fingerprint` (and `prepare_data` where there is something to download).
+
+Shapes: N images of an official split, n chosen images, B images a batch
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augment import Augment, augment_batch, check_augment
+from datamodules.loading import ArrayDataset, EpochShuffle, as_is
+from datamodules.splits import Subset, choose_subset, choose_validation, index_sha256
+
+__all__ = ["ImageDataModule", "Part", "Split"]
+
+IntArray = NDArray[np.int64]
+Split = Literal["train", "val", "test"]
+Part = Literal["train", "test"]  # the two official parts; "val" is always cut out of "train"
+Batch = dict[str, Tensor]
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_STAGE_SPLITS: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+    None: _SPLITS,
+}
+
+
+class ImageDataModule(LightningDataModule):
+    """Images as uint8 RGB (B, 3, H, W) with `label` (B,) and `index` (B,), both int64.
+
+    `index` is the position in the official split. Resizing and normalising belong to the backbone.
+
+    Args:
+        batch_size: images a training batch.
+        eval_batch_size: images a batch of validation, test and prediction; None: `batch_size`.
+        num_workers: loader processes. 0 is the fastest where images lie decoded in memory.
+        val_fraction: share of the official training set that validates; 0 for no validation.
+        val_images: exact number of validation images; overrides `val_fraction`.
+        subset: train on this part only; validation images then come from outside it.
+        seed: seed of the splits and of the order; None: the seed that Lightning set for the whole
+            run (`seed_everything`), else 0.
+        augment: none, flip or flip_crop; per image, on the device, in training only.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    num_classes: int
+    class_names: list[str]
+    image_size: tuple[int, int]
+    #: Name of the data set in the protocol.
+    dataset_name: ClassVar[str]
+    #: What the data set calls its two parts.
+    official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        val_images: int | None = None,
+        subset: Subset | None = None,
+        seed: int | None = None,
+        augment: Augment = "none",
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{key} is {value}; it must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers is {num_workers}; it must be 0 or more.")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(
+                f"data.val_fraction is {val_fraction}; it must lie in [0, 1). For an exact number "
+                "of images use val_images."
+            )
+        if val_images is not None and val_images < 0:
+            raise ValueError(f"data.val_images is {val_images}; it must be 0 or more.")
+        check_augment(augment)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.val_images = val_images
+        self.subset = subset
+        self.seed = seed
+        self.augment: Augment = augment
+        self._part_labels: dict[Part, IntArray] = {}
+        self._indices: dict[Split, IntArray] = {}
+        self._datasets: dict[Split, Dataset[Any]] = {}
+        self._data_sha256: str | None = None
+
+    # What a data set defines ---------------------------------------------------------------------
+
+    def read_labels(self, part: Part) -> IntArray:
+        """Labels (N,) of an official part in its order; -1 for images of classes not in use.
+
+        Called once a part, before any image is decoded. Sets `class_names` if not set before.
+        """
+        raise NotImplementedError
+
+    def read(self, part: Part, positions: IntArray) -> Batch:
+        """Decoded data of these positions: `image` uint8 (n, 3, H, W), and any further targets."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes when the data on disk does."""
+        raise NotImplementedError
+
+    def protocol_extras(self) -> dict[str, Any]:
+        """Options of this data set that belong in the protocol; plain types."""
+        return {}
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        """The data set of a split. Decodes it into memory once; override to stream from disk."""
+        columns = self.read(_part(split), self.indices(split))
+        return ArrayDataset(
+            {
+                **columns,
+                "label": torch.from_numpy(self.labels(split)),
+                "index": torch.from_numpy(self.indices(split)),
+            }
+        )
+
+    #: Collate function of `make_dataset`; None for torch's default.
+    collate: ClassVar[Any] = staticmethod(as_is)
+
+    # Splits --------------------------------------------------------------------------------------
+
+    def resolved_seed(self) -> int:
+        """The seed in use: the option, else Lightning's global seed, else 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+
+    def setup_splits(self) -> None:
+        """Choose the images of every split. Reads labels only, so it is quick; idempotent.
+
+        Raises:
+            ValueError: a label out of range, an empty part, or an impossible subset.
+        """
+        if self._indices:
+            return
+        for part in ("train", "test"):
+            self._part_labels[part] = self._checked_labels(part, self.read_labels(part))
+        labels = self._part_labels["train"]
+        in_use = np.flatnonzero(labels >= 0)
+        seed = self.resolved_seed()
+        taken = None
+        if self.subset is not None:
+            taken = choose_subset(
+                labels[in_use], self.subset, class_names=self.class_names, seed=seed
+            )
+        val = choose_validation(
+            labels[in_use],
+            taken,
+            val_fraction=self.val_fraction,
+            val_images=self.val_images,
+            seed=seed,
+        )
+        if taken is None:
+            taken = np.setdiff1d(np.arange(len(in_use)), val)
+        self._indices = {
+            "train": in_use[taken],
+            "val": in_use[val],
+            "test": np.flatnonzero(self._part_labels["test"] >= 0),
+        }
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose the splits and decode those that `stage` needs; None: all. Idempotent."""
+        self.setup_splits()
+        for split in _STAGE_SPLITS[stage]:
+            if split not in self._datasets and len(self.indices(split)):
+                self._datasets[split] = self.make_dataset(split)
+
+    def indices(self, split: Split) -> IntArray:
+        """Positions (n,) of a split within its official part, ascending."""
+        assert self._indices, "call setup() first"
+        return self._indices[split]
+
+    def labels(self, split: Split) -> IntArray:
+        """Labels (n,) of a split, in the order of `indices`."""
+        return self._part_labels[_part(split)][self.indices(split)]
+
+    def images(self, split: Split, positions: list[int] | IntArray) -> Tensor:
+        """uint8 images (n, 3, H, W) at these places of a split (0 is its first image)."""
+        rows = np.asarray(positions, dtype=np.int64)
+        dataset = self._datasets.get(split)
+        if isinstance(dataset, ArrayDataset):
+            return dataset.columns["image"][torch.from_numpy(rows)]
+        return self.read(_part(split), self.indices(split)[rows])["image"]
+
+    # Loaders -------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        self.setup_splits()
+        return self._loader("val") if len(self.indices("val")) else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment a training batch, on the device; leave every other batch alone."""
+        if self.augment == "none" or self.trainer is None or not self.trainer.training:
+            return batch
+        maps = [name for name, value in batch.items() if name != "image" and value.ndim > 1]
+        if maps:
+            raise ValueError(
+                f"data.augment is {self.augment!r}, but batches of {self.dataset_name} also hold "
+                f"{', '.join(maps)}, which would no longer match the image. Use augment: none."
+            )
+        return {**batch, "image": augment_batch(batch["image"], augment=self.augment)}
+
+    # Records -------------------------------------------------------------------------------------
+
+    def protocol(self) -> dict[str, Any]:
+        """How this data was split, in plain types; the same on every machine."""
+        self.setup_splits()
+        if self._data_sha256 is None:
+            self._data_sha256 = self.fingerprint()
+        subset = self.subset
+        return {
+            "dataset": self.dataset_name,
+            "num_classes": self.num_classes,
+            "official_split": {s: self.official_parts[_part(s)] for s in _SPLITS},
+            "sizes": {s: len(self.indices(s)) for s in _SPLITS},
+            "subset": None
+            if subset is None
+            else {
+                "per_class": subset.per_class,
+                "fraction": subset.fraction,
+                "how": subset.how,
+            },
+            "val_fraction": self.val_fraction,
+            "val_images": self.val_images,
+            "seed": self.resolved_seed(),
+            "augment": self.augment,
+            "sha256": {s: index_sha256(self.indices(s)) for s in _SPLITS},
+            "data_sha256": self._data_sha256,
+            **self.protocol_extras(),
+        }
+
+    def save_splits(self, folder: str | Path) -> Path:
+        """Write `splits.json` (protocol and indices) into `folder`; returns its path."""
+        record = {
+            "protocol": self.protocol(),
+            "indices": {s: self.indices(s).tolist() for s in _SPLITS},
+        }
+        path = Path(folder) / "splits.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes, classes, images a class (min and max over the classes) and image size (H, W)."""
+        self.setup_splits()
+        splits = {}
+        for split in _SPLITS:
+            counts = np.bincount(self.labels(split), minlength=self.num_classes)
+            splits[split] = {
+                "images": int(counts.sum()),
+                "classes": int((counts > 0).sum()),
+                "images_per_class_min": int(counts.min()),
+                "images_per_class_max": int(counts.max()),
+                "official_split": self.official_parts[_part(split)],
+            }
+        return {
+            "dataset": self.dataset_name,
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+            "image_size": list(self.image_size),
+            "splits": splits,
+        }
+
+    # Internals -----------------------------------------------------------------------------------
+
+    def _checked_labels(self, part: Part, labels: IntArray) -> IntArray:
+        labels = np.asarray(labels, dtype=np.int64)
+        bad = np.flatnonzero((labels < -1) | (labels >= self.num_classes))
+        if len(bad):
+            raise ValueError(
+                f"{self.dataset_name}, {self.official_parts[part]} set: image {bad[0]} has label "
+                f"{labels[bad[0]]}, but labels must lie in 0..{self.num_classes - 1}. The files "
+                "may belong to another data set or be damaged: check them, or extract them again."
+            )
+        if not (labels >= 0).any():
+            raise ValueError(
+                f"{self.dataset_name}: the {self.official_parts[part]} set is empty. Check that "
+                "the data folder is complete; if not, delete it and run `kora data prepare` again."
+            )
+        return labels
+
+    def _loader(self, split: Split) -> DataLoader[Any]:
+        if split not in self._datasets:
+            self.setup_splits()
+            self._datasets[split] = self.make_dataset(split)
+        dataset = self._datasets[split]
+        training = split == "train"
+        sampler = None
+        if training:
+            sampler = EpochShuffle(len(self.indices(split)), seed=self.resolved_seed())
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size if training else self.eval_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _part(split: Split) -> Part:
+    return "test" if split == "test" else "train"

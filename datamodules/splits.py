@@ -1,0 +1,184 @@
+"""Which images train, validate and test: seeded, stratified choices by position.
+
+Nothing here knows of images or files: it works on one integer label per image. A data set without
+classes passes zeros and gets seeded random splits.
+
+Shapes: N images of the official training set, K classes, n chosen images
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Subset", "allocate", "choose_subset", "choose_validation", "index_sha256"]
+
+IntArray = NDArray[np.int64]
+How = Literal["stratified", "random", "first"]
+
+# One random stream per purpose, so that changing the validation size leaves the subset as it was.
+_SUBSET_STREAM, _VALIDATION_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the training set; its size is `per_class` images a class or a `fraction` of all.
+
+    Args:
+        per_class: images for each class. With `how` random or first the same total,
+            per_class x classes, is drawn without looking at the classes.
+        fraction: share of the training set, in (0, 1].
+        how: `stratified` gives every class its fair share (largest remainder), `random` ignores
+            classes, `first` takes the first images in sorted file order. The last is the protocol
+            of the published notebook: it can leave classes out, and is there to show that.
+
+    Raises:
+        ValueError: unless exactly one of `per_class` and `fraction` is given, and in range.
+    """
+
+    per_class: int | None = None
+    fraction: float | None = None
+    how: How = "stratified"
+
+    def __post_init__(self) -> None:
+        if (self.per_class is None) == (self.fraction is None):
+            raise ValueError(
+                f"subset: give exactly one of per_class and fraction, found per_class="
+                f"{self.per_class} and fraction={self.fraction}. Example: subset: {{per_class: 5}}"
+            )
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"subset.per_class is {self.per_class}; it must be at least 1.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"subset.fraction is {self.fraction}; it must lie in (0, 1]. One per cent is 0.01."
+            )
+        if self.how not in ("stratified", "random", "first"):
+            raise ValueError(f"subset.how is {self.how!r}; use stratified, random or first.")
+
+
+def allocate(total: int, counts: IntArray, rng: np.random.Generator) -> IntArray:
+    """Share `total` draws among groups of size `counts` (K,), in proportion; returns (K,).
+
+    Largest-remainder method: floor of the exact share, then one more for the largest remainders,
+    with ties broken by `rng` so that they do not always favour the first class.
+    """
+    assert 0 <= total <= counts.sum(), "more draws than images"
+    exact = total * counts / max(int(counts.sum()), 1)
+    quota: IntArray = np.floor(exact).astype(np.int64)
+    remainder = np.round(exact - quota, 9)
+    order = np.lexsort((rng.permutation(len(counts)), -remainder))
+    quota[order[: total - int(quota.sum())]] += 1
+    return quota
+
+
+def choose_subset(
+    labels: IntArray, subset: Subset, *, class_names: Sequence[str], seed: int
+) -> IntArray:
+    """Positions (n,) of the subset, ascending, within `labels` (N,) in 0..K-1.
+
+    For one seed a smaller stratified subset lies within every larger one.
+
+    Raises:
+        ValueError: a class holds fewer images than `per_class`, or (except for `how: first`)
+            would be left without an image.
+    """
+    num_classes = len(class_names)
+    counts = np.bincount(labels, minlength=num_classes)
+    rng = np.random.default_rng([seed, _SUBSET_STREAM])
+    if subset.per_class is not None:
+        total = subset.per_class * num_classes
+    else:
+        assert subset.fraction is not None
+        total = max(1, round(subset.fraction * len(labels)))
+    if total > len(labels):
+        raise ValueError(
+            f"subset asks for {total} images ({subset.per_class} x {num_classes} classes), "
+            f"but the training set has {len(labels)}. Use a smaller per_class."
+        )
+
+    if subset.how == "first":
+        return np.arange(total, dtype=np.int64)
+    if subset.how == "random":
+        chosen: IntArray = np.sort(rng.permutation(len(labels))[:total])
+    else:
+        order = rng.permutation(len(labels))
+        if subset.per_class is not None:
+            short = int(counts.argmin())
+            if counts[short] < subset.per_class:
+                raise ValueError(
+                    f"Class {class_names[short]!r} has {counts[short]} training images, but "
+                    f"subset.per_class asks for {subset.per_class}. Use per_class: "
+                    f"{counts[short]} or less, or add images of this class."
+                )
+            quota = np.full(num_classes, subset.per_class, dtype=np.int64)
+        else:
+            quota = allocate(total, counts, rng)
+        chosen = _take_per_class(labels, order, quota)
+
+    missing = np.flatnonzero(np.bincount(labels[chosen], minlength=num_classes) == 0)
+    if len(missing):
+        raise ValueError(
+            f"The subset of {total} images leaves {len(missing)} of {num_classes} classes without "
+            f"a training image, among them {class_names[int(missing[0])]!r}. "
+            "Use subset: {per_class: N} with how: stratified, or a larger fraction."
+        )
+    return chosen
+
+
+def choose_validation(
+    labels: IntArray,
+    taken: IntArray | None,
+    *,
+    val_fraction: float,
+    val_images: int | None,
+    seed: int,
+) -> IntArray:
+    """Validation positions (n,), ascending: stratified over the images that are not `taken`.
+
+    Args:
+        labels: (N,) labels of the official training set.
+        taken: positions of the few-shot subset, which must stay out of validation; None when
+            training uses everything that validation leaves.
+        val_fraction: share of all N images.
+        val_images: exact number of images; overrides `val_fraction`.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: fewer images are free than asked for.
+    """
+    total = round(val_fraction * len(labels)) if val_images is None else val_images
+    rng = np.random.default_rng([seed, _VALIDATION_STREAM])
+    order = rng.permutation(len(labels))
+    if taken is not None:
+        order = order[~np.isin(order, taken)]
+    # Without a subset, training needs at least one image of what is left.
+    free = len(order) if taken is not None else len(order) - 1
+    if total > free:
+        outside = "outside the training subset " if taken is not None else ""
+        raise ValueError(
+            f"Validation asks for {total} images, but only {max(free, 0)} of the {len(labels)} "
+            f"training images are free {outside}for it. Use a smaller val_images (or "
+            "val_fraction), or a smaller subset."
+        )
+    counts = np.bincount(labels[order], minlength=int(labels.max(initial=0)) + 1)
+    return _take_per_class(labels, order, allocate(total, counts, rng))
+
+
+def index_sha256(indices: IntArray) -> str:
+    """SHA-256 of the positions as little-endian int64, in order."""
+    return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
+def _take_per_class(labels: IntArray, order: IntArray, quota: IntArray) -> IntArray:
+    """The first quota[k] positions of class k in `order`, for every k; ascending."""
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    sorted_labels = labels[by_class]
+    starts = np.searchsorted(sorted_labels, np.arange(len(quota)))
+    rank = np.arange(len(by_class)) - starts[sorted_labels]
+    chosen: IntArray = np.sort(by_class[rank < quota[sorted_labels]])
+    return chosen
