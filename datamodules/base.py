@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augment, augment_batch, check_augment
 from datamodules.loading import ArrayDataset, EpochShuffle, as_is
-from datamodules.splits import Subset, choose_subset, choose_validation, index_sha256
+from datamodules.splits import (
+    IntArray,
+    Subset,
+    check_labels,
+    class_counts,
+    choose_train_and_validation,
+    index_sha256,
+)
 
 __all__ = ["ImageDataModule", "Part", "Split"]
 
-IntArray = NDArray[np.int64]
 Split = Literal["train", "val", "test"]
 Part = Literal["train", "test"]  # the two official parts; "val" is always cut out of "train"
 Batch = dict[str, Tensor]
@@ -82,18 +88,20 @@ class ImageDataModule(LightningDataModule):
         augment: Augment = "none",
     ) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}; it must be at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"data.num_workers is {num_workers}; it must be 0 or more.")
+        for key, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("val_images", val_images, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"data.{key} is {value}; it must be at least {least}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(
                 f"data.val_fraction is {val_fraction}; it must lie in [0, 1). For an exact number "
                 "of images use val_images."
             )
-        if val_images is not None and val_images < 0:
-            raise ValueError(f"data.val_images is {val_images}; it must be 0 or more.")
         check_augment(augment)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -153,34 +161,27 @@ class ImageDataModule(LightningDataModule):
         """Choose the images of every split. Reads labels only, so it is quick; idempotent.
 
         Raises:
-            ValueError: a label out of range, an empty part, or an impossible subset.
+            ValueError: an empty part, or an impossible subset or validation size.
+            RuntimeError: a label out of range.
         """
         if self._indices:
             return
-        for part in ("train", "test"):
-            self._part_labels[part] = self._checked_labels(part, self.read_labels(part))
-        labels = self._part_labels["train"]
-        in_use = np.flatnonzero(labels >= 0)
-        seed = self.resolved_seed()
-        taken = None
-        if self.subset is not None:
-            taken = choose_subset(
-                labels[in_use], self.subset, class_names=self.class_names, seed=seed
+        for part, name in self.official_parts.items():
+            self._part_labels[part] = check_labels(
+                self.read_labels(part),
+                num_classes=self.num_classes,
+                source=f"The {name} set of {self.dataset_name}",
             )
-        val = choose_validation(
-            labels[in_use],
-            taken,
+        train, val = choose_train_and_validation(
+            self._part_labels["train"],
+            self.subset,
+            class_names=self.class_names,
             val_fraction=self.val_fraction,
             val_images=self.val_images,
-            seed=seed,
+            seed=self.resolved_seed(),
         )
-        if taken is None:
-            taken = np.setdiff1d(np.arange(len(in_use)), val)
-        self._indices = {
-            "train": in_use[taken],
-            "val": in_use[val],
-            "test": np.flatnonzero(self._part_labels["test"] >= 0),
-        }
+        test = np.flatnonzero(self._part_labels["test"] >= 0)
+        self._indices = {"train": train, "val": val, "test": test}
 
     def setup(self, stage: str | None = None) -> None:
         """Choose the splits and decode those that `stage` needs; None: all. Idempotent."""
@@ -240,19 +241,12 @@ class ImageDataModule(LightningDataModule):
         self.setup_splits()
         if self._data_sha256 is None:
             self._data_sha256 = self.fingerprint()
-        subset = self.subset
         return {
             "dataset": self.dataset_name,
             "num_classes": self.num_classes,
             "official_split": {s: self.official_parts[_part(s)] for s in _SPLITS},
             "sizes": {s: len(self.indices(s)) for s in _SPLITS},
-            "subset": None
-            if subset is None
-            else {
-                "per_class": subset.per_class,
-                "fraction": subset.fraction,
-                "how": subset.how,
-            },
+            "subset": None if self.subset is None else asdict(self.subset),
             "val_fraction": self.val_fraction,
             "val_images": self.val_images,
             "seed": self.resolved_seed(),
@@ -280,12 +274,8 @@ class ImageDataModule(LightningDataModule):
         self.setup_splits()
         splits = {}
         for split in _SPLITS:
-            counts = np.bincount(self.labels(split), minlength=self.num_classes)
             splits[split] = {
-                "images": int(counts.sum()),
-                "classes": int((counts > 0).sum()),
-                "images_per_class_min": int(counts.min()),
-                "images_per_class_max": int(counts.max()),
+                **class_counts(self.labels(split), num_classes=self.num_classes),
                 "official_split": self.official_parts[_part(split)],
             }
         return {
@@ -298,35 +288,16 @@ class ImageDataModule(LightningDataModule):
 
     # Internals -----------------------------------------------------------------------------------
 
-    def _checked_labels(self, part: Part, labels: IntArray) -> IntArray:
-        labels = np.asarray(labels, dtype=np.int64)
-        bad = np.flatnonzero((labels < -1) | (labels >= self.num_classes))
-        if len(bad):
-            raise ValueError(
-                f"{self.dataset_name}, {self.official_parts[part]} set: image {bad[0]} has label "
-                f"{labels[bad[0]]}, but labels must lie in 0..{self.num_classes - 1}. The files "
-                "may belong to another data set or be damaged: check them, or extract them again."
-            )
-        if not (labels >= 0).any():
-            raise ValueError(
-                f"{self.dataset_name}: the {self.official_parts[part]} set is empty. Check that "
-                "the data folder is complete; if not, delete it and run `kora data prepare` again."
-            )
-        return labels
-
     def _loader(self, split: Split) -> DataLoader[Any]:
         if split not in self._datasets:
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
-        dataset = self._datasets[split]
         training = split == "train"
-        sampler = None
-        if training:
-            sampler = EpochShuffle(len(self.indices(split)), seed=self.resolved_seed())
+        size, seed = len(self.indices(split)), self.resolved_seed()
         return DataLoader(
-            dataset,
+            self._datasets[split],
             batch_size=self.batch_size if training else self.eval_batch_size,
-            sampler=sampler,
+            sampler=EpochShuffle(size, seed=seed) if training else None,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),

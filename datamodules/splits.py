@@ -16,7 +16,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Subset", "allocate", "choose_subset", "choose_validation", "index_sha256"]
+__all__ = [
+    "IntArray",
+    "Subset",
+    "allocate",
+    "check_labels",
+    "class_counts",
+    "choose_subset",
+    "choose_train_and_validation",
+    "choose_validation",
+    "index_sha256",
+]
 
 IntArray = NDArray[np.int64]
 How = Literal["stratified", "random", "first"]
@@ -95,12 +105,11 @@ def choose_subset(
     else:
         assert subset.fraction is not None
         total = max(1, round(subset.fraction * len(labels)))
-    if total > len(labels):
+    if subset.how != "stratified" and total > len(labels):
         raise ValueError(
             f"subset asks for {total} images ({subset.per_class} x {num_classes} classes), "
             f"but the training set has {len(labels)}. Use a smaller per_class."
         )
-
     if subset.how == "first":
         return np.arange(total, dtype=np.int64)
     if subset.how == "random":
@@ -156,17 +165,83 @@ def choose_validation(
     order = rng.permutation(len(labels))
     if taken is not None:
         order = order[~np.isin(order, taken)]
-    # Without a subset, training needs at least one image of what is left.
-    free = len(order) if taken is not None else len(order) - 1
-    if total > free:
-        outside = "outside the training subset " if taken is not None else ""
-        raise ValueError(
-            f"Validation asks for {total} images, but only {max(free, 0)} of the {len(labels)} "
-            f"training images are free {outside}for it. Use a smaller val_images (or "
-            "val_fraction), or a smaller subset."
+    counts = np.bincount(labels[order])
+    # Without a subset, every class keeps at least one image to train on.
+    free = counts if taken is not None else np.maximum(counts - 1, 0)
+    if total > free.sum():
+        rule = (
+            "outside the training subset"
+            if taken is not None
+            else "when every class keeps one to train on"
         )
-    counts = np.bincount(labels[order], minlength=int(labels.max(initial=0)) + 1)
-    return _take_per_class(labels, order, allocate(total, counts, rng))
+        raise ValueError(
+            f"Validation asks for {total} images, but {free.sum()} of the {len(labels)} training "
+            f"images are free for it {rule}. Use a smaller val_images (or val_fraction)"
+            f"{', or a smaller subset' if taken is not None else ''}."
+        )
+    return _take_per_class(labels, order, allocate(total, free, rng))
+
+
+def choose_train_and_validation(
+    labels: IntArray,
+    subset: Subset | None,
+    *,
+    class_names: Sequence[str],
+    val_fraction: float,
+    val_images: int | None,
+    seed: int,
+) -> tuple[IntArray, IntArray]:
+    """Positions that train and that validate, ascending, among those with a label >= 0.
+
+    The subset is drawn first, so its images do not depend on how many validate.
+
+    Raises:
+        ValueError: as `choose_subset` and `choose_validation`.
+    """
+    in_use = np.flatnonzero(labels >= 0)
+    labels = labels[in_use]
+    taken = None
+    if subset is not None:
+        taken = choose_subset(labels, subset, class_names=class_names, seed=seed)
+    val = choose_validation(
+        labels, taken, val_fraction=val_fraction, val_images=val_images, seed=seed
+    )
+    train = np.setdiff1d(np.arange(len(labels)), val) if taken is None else taken
+    return in_use[train], in_use[val]
+
+
+def check_labels(labels: IntArray, *, num_classes: int, source: str) -> IntArray:
+    """The labels as int64, after a check; -1 marks an image of a class not in use.
+
+    Raises:
+        RuntimeError: a label lies outside -1..num_classes - 1.
+        ValueError: no image is in use.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
+    if len(bad):
+        raise RuntimeError(
+            f"{source}: image {bad[0]} has label {labels[bad[0]]}, but labels must lie in "
+            f"0..{num_classes - 1}. The files are damaged or belong to another data set: delete "
+            "the data folder and run `kora data prepare` again."
+        )
+    if not (labels >= 0).any():
+        raise ValueError(
+            f"{source} is empty: no image of the {num_classes} classes was found. Check that the "
+            "data folder is complete; if not, delete it and run `kora data prepare` again."
+        )
+    return labels
+
+
+def class_counts(labels: IntArray, *, num_classes: int) -> dict[str, int]:
+    """Images, classes that occur, and images a class (min and max over all classes)."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return {
+        "images": int(counts.sum()),
+        "classes": int((counts > 0).sum()),
+        "images_per_class_min": int(counts.min()),
+        "images_per_class_max": int(counts.max()),
+    }
 
 
 def index_sha256(indices: IntArray) -> str:
