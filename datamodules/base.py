@@ -26,8 +26,8 @@ from datamodules.splits import (
     IntArray,
     Subset,
     check_labels,
-    class_counts,
     choose_train_and_validation,
+    class_counts,
     index_sha256,
 )
 
@@ -70,10 +70,11 @@ class ImageDataModule(LightningDataModule):
     num_classes: int
     class_names: list[str]
     image_size: tuple[int, int]
-    #: Name of the data set in the protocol.
     dataset_name: ClassVar[str]
     #: What the data set calls its two parts.
     official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
+    #: Collate function for `make_dataset`; None: torch's default.
+    collate: ClassVar[Any] = staticmethod(as_is)
 
     def __init__(
         self,
@@ -116,8 +117,6 @@ class ImageDataModule(LightningDataModule):
         self._datasets: dict[Split, Dataset[Any]] = {}
         self._data_sha256: str | None = None
 
-    # What a data set defines ---------------------------------------------------------------------
-
     def read_labels(self, part: Part) -> IntArray:
         """Labels (N,) of an official part in its order; -1 for images of classes not in use.
 
@@ -147,11 +146,6 @@ class ImageDataModule(LightningDataModule):
                 "index": torch.from_numpy(self.indices(split)),
             }
         )
-
-    #: Collate function of `make_dataset`; None for torch's default.
-    collate: ClassVar[Any] = staticmethod(as_is)
-
-    # Splits --------------------------------------------------------------------------------------
 
     def resolved_seed(self) -> int:
         """The seed in use: the option, else Lightning's global seed, else 0."""
@@ -207,8 +201,6 @@ class ImageDataModule(LightningDataModule):
             return dataset.columns["image"][torch.from_numpy(rows)]
         return self.read(_part(split), self.indices(split)[rows])["image"]
 
-    # Loaders -------------------------------------------------------------------------------------
-
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
 
@@ -233,8 +225,6 @@ class ImageDataModule(LightningDataModule):
                 f"{', '.join(maps)}, which would no longer match the image. Use augment: none."
             )
         return {**batch, "image": augment_batch(batch["image"], augment=self.augment)}
-
-    # Records -------------------------------------------------------------------------------------
 
     def protocol(self) -> dict[str, Any]:
         """How this data was split, in plain types; the same on every machine."""
@@ -285,8 +275,6 @@ class ImageDataModule(LightningDataModule):
             "image_size": list(self.image_size),
             "splits": splits,
         }
-
-    # Internals -----------------------------------------------------------------------------------
 
     def _loader(self, split: Split) -> DataLoader[Any]:
         if split not in self._datasets:

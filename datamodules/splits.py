@@ -21,10 +21,10 @@ __all__ = [
     "Subset",
     "allocate",
     "check_labels",
-    "class_counts",
     "choose_subset",
     "choose_train_and_validation",
     "choose_validation",
+    "class_counts",
     "index_sha256",
 ]
 
@@ -78,9 +78,7 @@ def allocate(total: int, counts: IntArray, rng: np.random.Generator) -> IntArray
     with ties broken by `rng` so that they do not always favour the first class.
     """
     assert 0 <= total <= counts.sum(), "more draws than images"
-    exact = total * counts / max(int(counts.sum()), 1)
-    quota: IntArray = np.floor(exact).astype(np.int64)
-    remainder = np.round(exact - quota, 9)
+    quota, remainder = np.divmod(total * counts.astype(np.int64), max(int(counts.sum()), 1))
     order = np.lexsort((rng.permutation(len(counts)), -remainder))
     quota[order[: total - int(quota.sum())]] += 1
     return quota
