@@ -1,0 +1,30 @@
+"""Adapter strategies. Every module of this folder is imported, so a new file is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from kora.adapters.base import LowRankDelta, Strategy, describe
+from kora.adapters.baselines import FullFineTune, LinearProbe
+from kora.adapters.composers import Composer, Sequential
+from kora.adapters.kora import KoRA
+from kora.adapters.lora import LoRA
+from kora.adapters.readouts import ClsReadout, Readout
+
+__all__ = [
+    "ClsReadout",
+    "Composer",
+    "FullFineTune",
+    "KoRA",
+    "LinearProbe",
+    "LoRA",
+    "LowRankDelta",
+    "Readout",
+    "Sequential",
+    "Strategy",
+    "describe",
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,142 @@
+"""The contract of a strategy: what it adds to a frozen backbone, and what of it trains.
+
+A new strategy is one file in this folder with one subclass of `Strategy`; nothing else is edited.
+Constructor arguments are stored under their own names (`describe` reads them back), and the
+tensors that train are the strategy's own parameters.
+
+Shapes: B images, N tokens, I input width, O output width, R rank, D backbone width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.backbones import Backbone, Features
+from kora.sites import Site
+
+__all__ = ["LowRankDelta", "Strategy", "describe", "require_positive"]
+
+
+class Strategy(nn.Module, ABC):
+    """One way to adapt a frozen backbone.
+
+    Life of an object: the constructor only keeps its arguments; `attach` is called once with the
+    backbone and creates the parameters; `forward` is called for every batch.
+    """
+
+    #: Whether a gradient must pass through the backbone. Where it need not, the backbone runs
+    #: without autograd and keeps nothing for backward.
+    needs_backbone_grad: bool = True
+
+    @abstractmethod
+    def attach(self, backbone: Backbone) -> None:
+        """Create the parameters for this backbone and hook them in.
+
+        Raises:
+            ValueError: If a setting does not fit the backbone.
+        """
+
+    def forward(self, backbone: Backbone, images: Tensor) -> Features:
+        """Adapted features of (B, 3, H, W) images."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.needs_backbone_grad):
+            features: Features = backbone(images)
+        return features
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The one truth for what trains: freezing, optimiser, counts, files and reports use it."""
+        yield from self.named_parameters()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file of this adapter must hold: the trainables and the fixed random buffers."""
+        return dict(self.trainable()) | dict(self.named_buffers())
+
+    def site_of(self, name: str) -> tuple[str, str]:
+        """Row and column of a trainable in the parameter table: (block, site)."""
+        for part in name.split("."):
+            if part[:1] == "b" and part[1:3].isdigit() and part[3:4] == "_":
+                return str(int(part[1:3])), part[4:]
+        return "–", name.split(".")[0]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in _arguments(self).items() if _is_plain(v))
+
+
+class LowRankDelta(nn.Module):
+    """Trainable low-rank correction, alpha * B(A x), for one site.
+
+    Starts at exactly zero (B is zero), so step 0 equals the frozen backbone. `alpha` multiplies
+    directly, as in the KoRA paper; peft's `lora_alpha` is alpha * rank.
+    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+    """
+
+    def __init__(self, site: Site, rank: int, *, alpha: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        limit = min(site.d_in, site.d_out)
+        if rank > limit:
+            raise ValueError(
+                f"rank={rank} at site '{site.name}' ({site.d_in} to {site.d_out}) is larger than "
+                f"the layer itself; expected 1 to {limit}."
+            )
+        self.alpha = alpha
+        self.dropout = dropout
+        self.down_RI = nn.Parameter(torch.empty(rank, site.d_in))
+        self.up_OR = nn.Parameter(torch.zeros(site.d_out, rank))
+        nn.init.kaiming_uniform_(self.down_RI, a=math.sqrt(5))  # as in Hu et al.'s code
+
+    def low(self, x: Tensor) -> Tensor:
+        """A x: (..., I) to (..., R)."""
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        return F.linear(x, self.down_RI)
+
+    def up(self, low: Tensor) -> Tensor:
+        """B low: (..., R) to (..., O), without alpha."""
+        return F.linear(low, self.up_OR)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
+        return self.up(self.alpha * self.low(x))
+
+
+def describe(obj: Any) -> dict[str, Any]:
+    """Class path and constructor arguments of a strategy, composer or readout, as plain types."""
+    kind = type(obj)
+    module = kind.__module__
+    if module.startswith("kora.adapters."):
+        module = "kora.adapters"
+    arguments = {k: _plain(v) for k, v in _arguments(obj).items()}
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
+
+
+def require_positive(strategy: str, **settings: int) -> None:
+    """Refuse sizes below one: they would leave nothing to train."""
+    for key, value in settings.items():
+        if value < 1:
+            raise ValueError(
+                f"{strategy}: {key}={value}, expected 1 or more. For no adapter at all, use "
+                "LinearProbe."
+            )
+
+
+def _arguments(obj: Any) -> dict[str, Any]:
+    parameters = inspect.signature(type(obj)).parameters.values()
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {name: getattr(obj, name) for name in named}
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, nn.Module)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return describe(value)
+    return list(value) if isinstance(value, tuple | list) else value

@@ -1,0 +1,50 @@
+"""The two ends of the scale: nothing of the backbone trains, or all of it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from kora.adapters.base import Strategy
+from kora.backbones import Backbone
+
+__all__ = ["FullFineTune", "LinearProbe"]
+
+
+class LinearProbe(Strategy):
+    """No adapter: only the head trains, on the frozen features."""
+
+    needs_backbone_grad = False
+
+    def attach(self, backbone: Backbone) -> None:
+        """Nothing to create."""
+
+
+class FullFineTune(Strategy):
+    """Every weight of the backbone trains, and its dropout and drop-path run in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._backbone: tuple[Backbone, ...] = ()  # a tuple is not registered as a submodule
+
+    def attach(self, backbone: Backbone) -> None:
+        """Thaw the backbone."""
+        _ = backbone.sha256  # the hash is that of the weights before training
+        backbone.frozen = False
+        self._backbone = (backbone,)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The backbone's parameters, by timm's names."""
+        yield from self._backbone[0].model.named_parameters()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole backbone."""
+        return dict(self._backbone[0].model.state_dict(keep_vars=True))
+
+    def site_of(self, name: str) -> tuple[str, str]:
+        """Block number and layer of a timm name."""
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            return parts[1], parts[3] if len(parts) > 4 else parts[2]
+        return "–", parts[0]

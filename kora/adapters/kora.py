@@ -1,0 +1,141 @@
+"""KoRA: adapters as the nodes of a directed graph that ends in the representation.
+
+Shapes: B images, N tokens, I input width, O output width, R rank, C d_comp, D width, L nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters.base import LowRankDelta, Strategy, require_positive
+from kora.adapters.composers import Composer, Sequential
+from kora.adapters.readouts import ClsReadout, Readout
+from kora.backbones import Backbone, Features
+from kora.sites import ALL_SITES, Site, find_sites, wrap
+
+__all__ = ["KoRA", "Node"]
+
+Pool = Literal["mean", "cls", "tokens"]
+
+
+class Node(nn.Module):
+    """One adapter of the graph: o = B A x and its projection p = P o (KoRA paper, equation 2).
+
+    Everything here is linear, so tokens are pooled first, exactly:
+    mean_n(P B A x_n) = P B A mean_n(x_n). What a node keeps for the composition is the smallest
+    tensor there is: the pooled input (side network) or the pooled A x (injected).
+    """
+
+    def __init__(self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool) -> None:
+        super().__init__()
+        self.delta = LowRankDelta(site, rank, alpha=alpha)
+        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
+        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
+        self.inject = inject
+        self.pool: Pool = "mean"
+        self._kept: list[Tensor] = []
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        if not self.inject:
+            self._kept = [_pooled(x, self.pool)]
+            return None
+        low = self.delta.low(x)
+        self._kept = [_pooled(low, self.pool)]
+        return self.delta.up(self.delta.alpha * low)
+
+    def vector(self) -> Tensor:
+        """p, (B, C) or (B, N, C), of the batch that has just passed; forgets it."""
+        kept = self._kept.pop()
+        low = kept if self.inject else self.delta.low(kept)
+        return F.linear(self.delta.up(low), self.project_CO)
+
+
+class KoRA(Strategy):
+    """Low-rank adapters whose outputs are composed from early to late layers.
+
+    Nodes: o_i = B_i A_i x_i, p_i = P_i o_i. Composer: p_1 ... p_L to c_L. Readout:
+    h_final = h_CLS + alpha * Proj_final(c_L).
+    Source: "KoRA: A Framework for Compositional Fine-Tuning" (2025), section 2.
+
+    Args:
+        rank: R of A (R, d_in) and B (d_out, R).
+        d_comp: C, the width of the composition space.
+        alpha: Multiplies the readout, and o_i where it is injected.
+        inject: Also add alpha * o_i at the site itself, as equation (1) does. False is the
+            published notebook's form: a side network; no gradient passes through the backbone,
+            which then runs without autograd.
+        pool: What of the tokens a node sends: their `mean` (the notebook), the `cls` token, or
+            all `tokens` (a composition for each token).
+        sites: See LoRA.
+        blocks: Numbers of the adapted blocks; None means all.
+        composer: How the vectors of the nodes become one; the paper's chain by default.
+        readout: Where it goes; the paper's Proj_final on CLS by default.
+
+    Raises:
+        ValueError: For a rank or d_comp below 1, an unknown or dead site, or a pool of `cls` on a
+            backbone without CLS.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        d_comp: int = 8,
+        *,
+        alpha: float = 1.0,
+        inject: bool = True,
+        pool: Pool = "mean",
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        composer: Composer | None = None,
+        readout: Readout | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive("KoRA", rank=rank, d_comp=d_comp)
+        self.rank = rank
+        self.d_comp = d_comp
+        self.alpha = alpha
+        self.inject = inject
+        self.pool = pool
+        self.sites = sites
+        self.blocks = blocks
+        self.composer = Sequential() if composer is None else composer
+        self.readout = ClsReadout() if readout is None else readout
+        self.needs_backbone_grad = inject
+        self.nodes = nn.ModuleDict()
+
+    def attach(self, backbone: Backbone) -> None:
+        """Place the nodes, then size the composer and the readout."""
+        if self.pool in ("cls", "tokens") and not backbone.has_cls:
+            raise ValueError(
+                f"KoRA: pool='{self.pool}' reads the CLS token, and {backbone.name} has none. "
+                "Use pool='mean'."
+            )
+        for site in find_sites(backbone, self.sites, blocks=self.blocks):
+            node = Node(
+                site, rank=self.rank, d_comp=self.d_comp, alpha=self.alpha, inject=self.inject
+            )
+            node.pool = self.pool
+            self.nodes[site.key] = node
+            wrap(backbone, site, node.observe)
+        self.composer.build(len(self.nodes), self.d_comp)
+        self.readout.build(self.d_comp, backbone.pooled_width)
+
+    def forward(self, backbone: Backbone, images: Tensor) -> Features:
+        """Features of (B, 3, H, W) images with the composition read out."""
+        features = super().forward(backbone, images)
+        vectors = [node.vector() for node in self.nodes.values() if isinstance(node, Node)]
+        adapted: Features = self.readout(features, self.composer(vectors), self.alpha)
+        return adapted
+
+
+def _pooled(x: Tensor, pool: Pool) -> Tensor:
+    if pool == "mean":
+        return x.mean(dim=1)
+    return x[:, 0] if pool == "cls" else x

@@ -1,0 +1,65 @@
+"""LoRA: an independent low-rank correction at every site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from kora.adapters.base import LowRankDelta, Strategy, require_positive
+from kora.backbones import Backbone
+from kora.sites import ALL_SITES, find_sites, wrap
+
+__all__ = ["LoRA"]
+
+
+class LoRA(Strategy):
+    """h = W0 x + alpha * B A x at every site of every block (KoRA paper, equation 1).
+
+    Source: Hu et al. 2021, arXiv:2106.09685.
+
+    Args:
+        rank: Inner width R of A (R, d_in) and B (d_out, R).
+        alpha: Multiplies B A x directly; peft's `lora_alpha` is alpha * rank.
+        dropout: Probability with which inputs of A are dropped in training.
+        sites: Any of `qkv`, `q`, `k`, `v`, `proj`, `fc1`, `fc2` (see kora/sites.py). `q`, `k` and
+            `v` are row slices of the fused layer: it stays one matrix product.
+        blocks: Numbers of the adapted blocks; None means all.
+        allow_dead_sites: Accept sites that forward never calls (the published protocol adapts
+            timm's unused classifier).
+
+    Raises:
+        ValueError: For a rank below 1 or above the layer's, an unknown or dead site, or a dropout
+            outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 1.0,
+        *,
+        dropout: float = 0.0,
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        allow_dead_sites: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive("LoRA", rank=rank)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"LoRA: dropout={dropout}, expected a probability in [0, 1).")
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.sites = sites
+        self.blocks = blocks
+        self.allow_dead_sites = allow_dead_sites
+        self.deltas = nn.ModuleDict()
+
+    def attach(self, backbone: Backbone) -> None:
+        """Wrap the sites."""
+        for site in find_sites(
+            backbone, self.sites, blocks=self.blocks, allow_dead_sites=self.allow_dead_sites
+        ):
+            delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
+            self.deltas[site.key] = delta
+            wrap(backbone, site, delta)

@@ -1,0 +1,334 @@
+"""Frozen vision transformers that own their input. The only file that knows how timm builds models.
+
+Shapes: B images, H and W pixels, N patch tokens, D width, P prefix tokens (CLS, registers).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
+
+__all__ = ["Backbone", "Features", "Level"]
+
+
+class Level(NamedTuple):
+    """Tokens of one intermediate block, after the final norm of the backbone."""
+
+    patches: Tensor  # (B, N, D)
+    prefix: Tensor  # (B, P, D); P is 0 for models without CLS and registers
+
+
+class Features(NamedTuple):
+    """What a backbone gives for a batch of images."""
+
+    pooled: Tensor  # (B, D): what timm's own head would read (CLS, mean or attention pool)
+    patches: Tensor  # (B, N, D), after the final norm
+    prefix: Tensor  # (B, P, D)
+    levels: tuple[Level, ...] = ()
+
+
+class Backbone(nn.Module):
+    """A timm vision transformer, frozen and in eval mode, that resizes and normalises its input.
+
+    Images are uint8 in [0, 255] or floating point in [0, 1], (B, 3, H, W), of any size. They are
+    resized as a whole (antialiased, no crop) and normalised on their device with the mean,
+    standard deviation and interpolation that timm's configuration names for these weights.
+
+    Args:
+        name: A timm model name, with its tag where you want one
+            (`vit_base_patch16_224.augreg_in21k`), or `vit_nano`, which ships with this package.
+        weights: `pretrained` (timm's hub, or the packaged file of `vit_nano`), `random`, or the
+            path of a local `.safetensors` file; `~` and environment variables are expanded.
+        image_size: Side in pixels at which the backbone runs; None takes that of the weights.
+        keep_classifier: Keep timm's own classifier. It is never used here; it only counts, as in
+            the published notebook (configs/paper/as_published).
+        gradient_checkpointing: Recompute the blocks in backward; less memory, more time.
+
+    Raises:
+        ValueError: For an unknown model, one that is not of the ViT family, weights of another
+            architecture, or images of the wrong type, range or number of channels.
+        FileNotFoundError: If the weights file is not there.
+        RuntimeError: If pretrained weights cannot be fetched, or the file is damaged.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str = "pretrained",
+        image_size: int | None = None,
+        keep_classifier: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.keep_classifier = keep_classifier
+        self.frozen = True
+        self._create_kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
+        if image_size is not None:
+            self._create_kwargs["img_size"] = image_size
+        self.model = _create(name, self._create_kwargs)
+        cfg = self.model.pretrained_cfg
+        if weights != "random":
+            _load(self.model, name, weights, self._create_kwargs)
+        self.image_size: int = image_size or cfg["input_size"][-1]
+        self.interpolation: str = {"bilinear": "bilinear"}.get(cfg["interpolation"], "bicubic")
+        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        self.model.requires_grad_(False)
+        if gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self.train(False)
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """D, the width of the tokens."""
+        return int(self.model.embed_dim)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of `Features.pooled` (equal to `width` in all ViT families but a few)."""
+        return int(getattr(self.model, "num_features", self.model.embed_dim))
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.model.blocks)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: CLS and register tokens before the patch tokens."""
+        return int(self.model.num_prefix_tokens)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is a CLS token (SigLIP and some others have none)."""
+        return getattr(self.model, "cls_token", None) is not None
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weights as loaded: names, shapes and float32 bytes of the state dict.
+
+        Read it before anything in the backbone trains. Adapted sites do not change it.
+        """
+        digest = hashlib.sha256()
+        state = {k.replace(".base.", "."): v for k, v in self.model.state_dict().items()}
+        for key in sorted(state):
+            array = state[key].detach().float().cpu().contiguous().numpy()
+            digest.update(f"{key}{tuple(array.shape)}".encode())
+            digest.update(memoryview(array).cast("B") if array.size else b"")
+        return digest.hexdigest()
+
+    def meta_twin(self) -> nn.Module:
+        """The same architecture without storage, for questions that need no numbers."""
+        with torch.device("meta"):
+            twin = timm.create_model(self.name, **self._create_kwargs)
+        return twin.eval()  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
+
+    # -- computation ---------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode while frozen: dropout and drop-path of frozen blocks never run."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
+        _check_images(images)
+        x = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        size = (self.image_size, self.image_size)
+        if x.shape[-2:] != size:
+            x = F.interpolate(
+                x, size, mode=self.interpolation, antialias=True, align_corners=False
+            ).clamp_(0, 1)  # bicubic overshoots
+        x = (x - self.mean) / self.std
+        return x.to(self.model.patch_embed.proj.weight.dtype)
+
+    def forward(self, images: Tensor, levels: Sequence[int] = ()) -> Features:
+        """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well."""
+        x = self.preprocess(images)
+        prefix = self.num_prefix_tokens
+        taken: list[Level] = []
+        if levels:
+            tokens, raw = self.model.forward_intermediates(
+                x, indices=list(levels), norm=True, return_prefix_tokens=True, output_fmt="NLC"
+            )
+            for item in raw:
+                patches, first = item if isinstance(item, tuple) else (item, item[:, :0])
+                taken.append(Level(patches, first))
+        else:
+            tokens = self.model.forward_features(x)
+        pooled = self.model.forward_head(tokens, pre_logits=True)
+        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], tuple(taken))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"Images have shape {tuple(images.shape)}; expected (batch, 3, height, width) in RGB. "
+            "Convert greyscale or RGBA images to RGB in the data module."
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(
+            f"Images have dtype {images.dtype}; expected uint8 in [0, 255] or floating point in "
+            "[0, 1]."
+        )
+    # On a GPU this look would stall the stream, so it is made where it is free.
+    if images.is_floating_point() and images.device.type == "cpu":
+        low, high = images.min().item(), images.max().item()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
+                "backbone normalises them itself: pass raw images, not normalised ones."
+            )
+
+
+def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"timm cannot build '{name}' with {kwargs}: {error}. Check model.backbone.image_size "
+            "(a multiple of the patch size) and that the model is a vision transformer."
+        ) from error
+    blocks = getattr(model, "blocks", None)
+    if blocks is None or not hasattr(model, "num_prefix_tokens") or not hasattr(blocks[0], "attn"):
+        raise ValueError(
+            f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
+            "no plain sequence of attention blocks. Use a vit, deit, deit3, dinov2, dinov3, clip, "
+            "siglip, eva02 or beit model."
+        )
+    return model
+
+
+def _load(model: nn.Module, name: str, weights: str, kwargs: dict[str, Any]) -> None:
+    packaged = model.pretrained_cfg.get("file") if weights == "pretrained" else None
+    if packaged or weights != "pretrained":
+        _load_file(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
+        return
+    cfg = model.pretrained_cfg
+    if not (cfg.get("hf_hub_id") or cfg.get("url")):
+        raise ValueError(
+            f"timm has no pretrained weights for '{name}'. Give model.backbone.weights the path of "
+            "a .safetensors file, or 'random'."
+        )
+    remedy = (
+        f"Fetch them once on a machine with internet, or save them there with "
+        f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
+        "'weights.safetensors') and set model.backbone.weights to that file. "
+        "configs/quickstart.yaml runs without any download."
+    )
+    if not _cached(cfg) and not _reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+        raise RuntimeError(
+            f"No network: the pretrained weights of '{name}' are not in the local cache and the "
+            f"hub cannot be reached. {remedy}"
+        )
+    try:
+        loaded = timm.create_model(name, pretrained=True, **kwargs)
+    except OSError as error:
+        raise RuntimeError(f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}")
+    model.load_state_dict(loaded.state_dict())
+
+
+def _cached(cfg: dict[str, Any]) -> bool:
+    """Whether the hub's weights lie in the local cache already (or cannot be asked for)."""
+    if not cfg.get("hf_hub_id"):
+        return True  # a plain URL: timm's downloader decides
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(cfg["hf_hub_id"], n), str) for n in names)
+
+
+def _reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
+    """One quick look: the hub client itself retries for most of a minute before it gives up."""
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(endpoint)
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def _load_file(model: nn.Module, name: str, path: Path) -> None:
+    """Load a local file with exactly matching keys.
+
+    timm loads leniently once the classifier is dropped (missing keys keep random values), so the
+    keys are compared here. timm's own filter still resamples position embeddings.
+    """
+    if "$" in str(path):
+        raise ValueError(
+            f"model.backbone.weights names an environment variable that is not set: {path}. "
+            "Set it, or write the path out."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Weights file {path} does not exist. Set model.backbone.weights to a .safetensors "
+            "file, 'pretrained' or 'random'."
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"Weights file {path} is not a .safetensors file. Pickled checkpoints can execute code "
+            "and are not read; convert it with safetensors.torch.save_file."
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise RuntimeError(f"Weights file {path} is damaged or truncated: {error}. Get it again.")
+    for key in ("mean", "std"):
+        state.pop(key, None)
+    have = model.state_dict()
+    classifier = model.pretrained_cfg.get("classifier") or "head"
+    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    for key in [k for k in state if k.rsplit(".", 1)[0] in prefixes and k not in have]:
+        del state[key]
+    wrong = [
+        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(have[key].shape)}"
+        for key in state
+        if key in have and "pos_embed" not in key and state[key].shape != have[key].shape
+    ]
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None and not wrong:
+        state = filter_fn(state, model)
+    missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
+    wrong += [f"'{key}' is missing" for key in missing] + [f"'{key}' is unknown" for key in extra]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"Weights file {path} does not belong to '{name}': {'; '.join(wrong[:3])}{more}. "
+            "Set model.backbone.name to the architecture that the file was saved from."
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,205 @@
+"""Where adapters may sit: find sites in a backbone, prove that they are live, wrap them.
+
+A site is a linear layer of block i, or the rows of one of q, k, v in a fused qkv:
+
+| name | what |
+| --- | --- |
+| `qkv` | the fused attention input, all rows |
+| `q`, `k`, `v` | its first, second, third part of the rows (or timm's separate `q_proj`, ...) |
+| `proj` | the attention output |
+| `fc1`, `fc2` (or `fc1_g`, `fc1_x` of a SwiGLU) | the MLP |
+| `head` | the classifier that timm ships; never called here, so only with `allow_dead_sites` |
+
+Shapes: B batch, N tokens, I input width, O output width.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kora.backbones import Backbone
+
+__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "wrap"]
+
+ALL_SITES = ("qkv", "proj", "fc1", "fc2")
+_PARTS = {"q": 0, "k": 1, "v": 2}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place for an adapter."""
+
+    block: int | None  # None for the classifier
+    name: str  # as the user wrote it: qkv, q, proj, ...
+    path: str  # of the linear layer below timm's model
+    d_in: int
+    d_out: int
+    rows: tuple[int, int] | None = None  # of a fused qkv; None for the whole layer
+
+    @property
+    def key(self) -> str:
+        """Short unique name without dots, in forward order: `b03_qkv`."""
+        return self.name if self.block is None else f"b{self.block:02d}_{self.name}"
+
+
+# Given the input (B, N, I): what to add to the rows of the output, or None if it only looks.
+SiteFunction = Callable[[Tensor], "Tensor | None"]
+
+
+class SiteLinear(nn.Module):
+    """A frozen linear layer with adapters around it.
+
+    It has no `weight` of its own, so code that would bypass `forward` fails loudly. The adapters'
+    functions are not registered here: their parameters live in the strategy, and the state dict of
+    the backbone holds frozen tensors only.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.functions: list[tuple[tuple[int, int] | None, SiteFunction]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, I) to (B, N, O)."""
+        y: Tensor = self.base(x)
+        for rows, function in self.functions:
+            delta = function(x)
+            if delta is None:
+                continue
+            if rows is None:
+                y = y + delta
+            else:
+                # In place is safe: no backward of a linear layer reads its output.
+                y[..., rows[0] : rows[1]] += delta
+        return y
+
+
+def find_sites(
+    backbone: Backbone,
+    names: Sequence[str],
+    *,
+    blocks: Sequence[int] | None = None,
+    allow_dead_sites: bool = False,
+) -> list[Site]:
+    """The sites that `names` mean in `backbone`, in the order in which forward reaches them.
+
+    Whether a layer is really called is seen by running the architecture once without storage and
+    watching it: timm's BEiT and EVA02 read `qkv.weight` directly, so an adapter there would do
+    nothing.
+
+    Raises:
+        ValueError: For an unknown name or block, no name at all, two names that cover the same
+            rows, or a site that forward never calls.
+    """
+    if not names:
+        raise ValueError("sites is empty, so nothing would train. Use sites=['qkv'] or more.")
+    depth = backbone.depth
+    chosen = list(range(depth)) if blocks is None else list(blocks)
+    outside = [i for i in chosen if not 0 <= i < depth]
+    if outside or not chosen:
+        raise ValueError(
+            f"blocks={list(chosen)} of {backbone.name}: expected numbers from 0 to {depth - 1}, "
+            "at least one."
+        )
+    called = _called_linears(backbone)
+    sites = [_resolve(backbone, i, name) for i in sorted(set(chosen)) for name in names]
+    sites = [site for site in sites if site.block is not None] + [
+        next(site for site in sites if site.name == name) for name in names if name == "head"
+    ]
+    _refuse_overlap(sites)
+    dead = [site for site in sites if site.path not in called]
+    if dead and not allow_dead_sites:
+        live = _live_names(backbone, called)
+        raise ValueError(
+            f"Site '{dead[0].name}' of {backbone.name} is never called in forward (its weight is "
+            "read directly, or not at all), so an adapter there would have no effect. Use "
+            f"sites={live}, or a backbone of timm's VisionTransformer."
+        )
+    order = {path: position for position, path in enumerate(called)}
+    return sorted(sites, key=lambda s: (order.get(s.path, len(order)), s.rows or (0, 0)))
+
+
+def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:
+    """Let `function` see the input of a site and, where it returns a tensor, add to its output."""
+    parent_path, _, last = site.path.rpartition(".")
+    parent = backbone.model.get_submodule(parent_path)
+    layer = getattr(parent, last)
+    if not isinstance(layer, SiteLinear):
+        layer = SiteLinear(layer)
+        setattr(parent, last, layer)
+    layer.functions.append((site.rows, function))
+
+
+def _resolve(backbone: Backbone, block: int, name: str) -> Site:
+    if name == "head":
+        head = getattr(backbone.model, "head", None)
+        if not isinstance(head, nn.Linear):
+            raise ValueError(
+                "Site 'head' is timm's own classifier, which is not there. It exists only with "
+                "model.backbone.keep_classifier: true (the published protocol)."
+            )
+        return Site(None, name, "head", head.in_features, head.out_features)
+    linears = _linears(backbone, block)
+    for path, layer in linears.items():
+        if path.rsplit(".", 1)[-1] in (name, f"{name}_proj"):
+            return Site(block, name, path, layer.in_features, layer.out_features)
+    fused = next((p for p in linears if p.endswith("attn.qkv")), None)
+    if name in _PARTS and fused is not None:
+        layer = linears[fused]
+        part = layer.out_features // 3
+        start = _PARTS[name] * part
+        return Site(block, name, fused, layer.in_features, part, (start, start + part))
+    known = sorted({p.rsplit(".", 1)[-1] for p in linears})
+    known += [part for part in _PARTS if fused is not None]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise ValueError(f"{backbone.name} has no site '{name}'. Known sites: {known}.{hint}")
+
+
+def _linears(backbone: Backbone, block: int) -> dict[str, nn.Linear]:
+    found: dict[str, nn.Linear] = {}
+    for path, module in backbone.model.blocks[block].named_modules():
+        if isinstance(module, SiteLinear):
+            found[f"blocks.{block}.{path}"] = module.base
+        elif isinstance(module, nn.Linear) and not path.endswith(".base"):
+            found[f"blocks.{block}.{path}"] = module
+    return found
+
+
+def _live_names(backbone: Backbone, called: Sequence[str]) -> list[str]:
+    linears = _linears(backbone, 0)
+    return [p.rsplit(".", 1)[-1] for p in linears if p in called]
+
+
+def _refuse_overlap(sites: Sequence[Site]) -> None:
+    taken: dict[str, list[Site]] = {}
+    for site in sites:
+        for other in taken.get(site.path, []):
+            if site.rows is None or other.rows is None or site.rows == other.rows:
+                raise ValueError(
+                    f"Sites '{other.name}' and '{site.name}' of block {site.block} cover the same "
+                    "rows of one layer. Name each row once: 'qkv', or any of 'q', 'k', 'v'."
+                )
+        taken.setdefault(site.path, []).append(site)
+
+
+def _called_linears(backbone: Backbone) -> list[str]:
+    """Paths of the linear layers that a forward pass calls, in the order of the calls."""
+    twin = backbone.meta_twin()
+    called: list[str] = []
+
+    def watch(path: str) -> Callable[..., None]:
+        return lambda *_: called.append(path) if path not in called else None
+
+    for path, module in twin.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(watch(path))
+    image = torch.empty(1, 3, backbone.image_size, backbone.image_size, device="meta")
+    with torch.no_grad():
+        twin.forward_head(twin.forward_features(image), pre_logits=True)
+    return called
