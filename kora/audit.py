@@ -1,0 +1,284 @@
+"""Is an evaluation meaningful? What the labels of its splits can and cannot support.
+
+Runs before training, on labels alone: sizes, classes covered, images a class, chance level, and
+what a model scores that always names the most frequent training class.
+
+Shapes: n images of a split, K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Audit", "Majority", "SplitCoverage", "audit"]
+
+IntArray = NDArray[np.int64]
+
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
+_REQUIRED = ("train", "test")  # validation may be left out: then nothing is selected
+
+
+@dataclass(frozen=True)
+class SplitCoverage:
+    """What one split holds; minimum and maximum are over all K classes, so 0 for an absent one."""
+
+    images: int
+    classes: int
+    images_per_class_min: int
+    images_per_class_max: int
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Test scores, in [0, 1], of always predicting the most frequent class of training.
+
+    Ties go to the lowest label. Macro F1 is the mean over the classes that occur among truths or
+    predictions, as in torchmetrics.
+    """
+
+    label: int
+    name: str
+    accuracy: float
+    macro_f1: float
+    weighted_f1: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
+
+    num_classes: int
+    splits: Mapping[str, SplitCoverage]
+    chance: float
+    majority: Majority | None  # None when training or test is empty
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    fatal: tuple[str, ...] = ()
+
+    def check(self, allow_degenerate: bool) -> None:
+        """Stop an evaluation that cannot support its metrics.
+
+        Raises:
+            ValueError: there are problems and they are not allowed, or cannot be.
+        """
+        if self.fatal:
+            raise ValueError(
+                f"The splits cannot be evaluated:\n{_listed(self.fatal)}\n"
+                "Check that the data folder is complete, that num_classes fits it, and the "
+                "settings of the subset and of validation. allow_degenerate does not apply here."
+            )
+        if self.problems and not allow_degenerate:
+            raise ValueError(
+                f"These splits cannot support the metrics:\n{_listed(self.problems)}\n"
+                "Use a stratified subset (data.subset: {per_class: N}), more validation images, or "
+                "a test set read with its own labels. To run it knowingly all the same, set "
+                "allow_degenerate: true."
+            )
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores without learning, by metric name without stage, for the run record."""
+        scores = {"chance": {"accuracy": self.chance}}
+        scores["chance"]["top5_accuracy"] = min(5, self.num_classes) / self.num_classes
+        if self.majority is not None:
+            scores["majority"] = {
+                "accuracy": self.majority.accuracy,
+                "macro_f1": self.majority.macro_f1,
+                "weighted_f1": self.majority.weighted_f1,
+            }
+        return scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings in plain types, ready for JSON."""
+        return {
+            "num_classes": self.num_classes,
+            "splits": {name: asdict(coverage) for name, coverage in self.splits.items()},
+            "chance": self.chance,
+            "majority": None if self.majority is None else asdict(self.majority),
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+        }
+
+    def render(self) -> Table:
+        """A table of the splits; baselines, problems and warnings stand below it."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        lines = [f"chance {self.chance:.2%}"]
+        if self.majority is not None:
+            m = self.majority
+            lines[0] += (
+                f" · always {escape(m.name)}: accuracy {m.accuracy:.2%}, "
+                f"macro F1 {m.macro_f1:.2%}, weighted F1 {m.weighted_f1:.2%}"
+            )
+        lines += [f"[red]problem:[/red] {escape(text)}" for text in self.problems]
+        lines += [f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings]
+        table = Table(title="Audit of the splits", title_justify="left")
+        table.add_column("split")
+        for heading in ("images", "classes", "images a class"):
+            table.add_column(heading, justify="right")
+        for name, split in self.splits.items():
+            low, high = split.images_per_class_min, split.images_per_class_max
+            table.add_row(
+                _TITLES[name],
+                f"{split.images:,}",
+                f"{split.classes} of {self.num_classes}",
+                f"{low:,}" if low == high else f"{low:,} to {high:,}",
+            )
+        page = Table.grid()  # the sentences get the full width, not that of the table
+        page.add_row(table)
+        for line in lines:
+            page.add_row(line)
+        return page
+
+
+def audit(
+    splits: Mapping[str, IntArray],
+    *,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+) -> Audit:
+    """Examine the labels (n,) of the splits `train`, `val` (may be absent) and `test`.
+
+    Raises:
+        ValueError: the arguments themselves are wrong: fewer than two classes, a number of class
+            names other than K, an unknown split, or labels that are no vector of integers.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"num_classes is {num_classes}; a classification needs at least 2 classes."
+        )
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"There are {len(class_names)} class names for {num_classes} classes; give one each."
+        )
+    unknown = sorted(set(splits) - set(_TITLES))
+    if unknown:
+        raise ValueError(f"Unknown split {unknown[0]!r}; the splits are {', '.join(_TITLES)}.")
+    arrays: dict[str, IntArray] = {}
+    for split in _TITLES:
+        labels = np.asarray(splits.get(split, ()))
+        if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
+            raise ValueError(
+                f"Labels of the {_TITLES[split]} split have shape {labels.shape} and type "
+                f"{labels.dtype}; expected one integer an image, shape (n,)."
+            )
+        arrays[split] = labels.astype(np.int64)
+    fatal = [
+        f"The {_TITLES[split]} split is empty." for split in _REQUIRED if not len(arrays[split])
+    ]
+    return _audit_classes(arrays, num_classes, class_names, fatal)
+
+
+def _audit_classes(
+    labels: dict[str, IntArray], num_classes: int, names: Sequence[str] | None, fatal: list[str]
+) -> Audit:
+    """All that is particular to classification; the checks of any split come in as `fatal`."""
+    counts: dict[str, IntArray] = {}
+    for split, values in labels.items():
+        inside = (values >= 0) & (values < num_classes)
+        if not inside.all():
+            at = int(np.flatnonzero(~inside)[0])
+            fatal.append(
+                f"The {_TITLES[split]} split has label {values[at]} at position {at} (and "
+                f"{int((~inside).sum())} such in all); labels must lie in 0..{num_classes - 1}."
+            )
+        counts[split] = np.bincount(values[inside], minlength=num_classes).astype(np.int64)
+    present = {split: count > 0 for split, count in counts.items()}
+    covered = {split: int(mask.sum()) for split, mask in present.items()}
+    problems: list[str] = []
+    warnings: list[str] = []
+
+    if 0 < covered["train"] < num_classes:
+        problems.append(
+            f"Training covers only {covered['train']} of {num_classes} classes; without a training "
+            f"image: {_some(~present['train'], names)}."
+        )
+    if covered["test"] == 1:
+        problems.append(
+            f"The test split holds one class only ({_some(present['test'], names)}): weighted F1 = "
+            "2a/(1+a) there, so it follows from accuracy a and carries no information beyond it."
+        )
+    elif 1 < covered["test"] < num_classes:
+        warnings.append(
+            f"The test split covers {covered['test']} of {num_classes} classes (not "
+            f"{_some(~present['test'], names)}): its metrics speak only of these."
+        )
+    unseen = present["test"] & ~present["train"]
+    if covered["train"] and unseen.any():
+        share = counts["test"][unseen].sum() / counts["test"].sum()
+        problems.append(
+            f"{int(unseen.sum())} classes of the test split have no training image "
+            f"({_some(unseen, names)}): {share:.1%} of its images cannot be learned."
+        )
+    images = len(labels["val"])
+    if not images:
+        warnings.append(
+            "There is no validation split: no model selection happens, and the last checkpoint "
+            "is the one tested."
+        )
+    elif covered["val"] < num_classes:
+        few = images < num_classes
+        (warnings if few else problems).append(
+            f"Validation ({images} images) lacks {num_classes - covered['val']} of {num_classes} "
+            f"classes ({_some(~present['val'], names)}): the checkpoint is chosen without them."
+        )
+    return Audit(
+        num_classes=num_classes,
+        splits={split: _coverage(count) for split, count in counts.items()},
+        chance=1 / num_classes,
+        majority=_majority(counts["train"], counts["test"], names),
+        problems=(*fatal, *problems),
+        warnings=tuple(warnings),
+        fatal=tuple(fatal),
+    )
+
+
+def _coverage(counts: IntArray) -> SplitCoverage:
+    return SplitCoverage(
+        images=int(counts.sum()),
+        classes=int((counts > 0).sum()),
+        images_per_class_min=int(counts.min()),
+        images_per_class_max=int(counts.max()),
+    )
+
+
+def _majority(
+    train: IntArray, test: IntArray, names: Sequence[str] | None = None
+) -> Majority | None:
+    """From counts a class (K,). With share p of the class in the test split, its F1 is 2p/(1+p)."""
+    if not train.any() or not test.any():
+        return None
+    label = int(train.argmax())
+    share = float(test[label] / test.sum())
+    f1 = 2 * share / (1 + share)
+    occurring = int((test > 0).sum()) + int(test[label] == 0)
+    return Majority(
+        label=label,
+        name=_name(label, names),
+        accuracy=share,
+        macro_f1=f1 / occurring,
+        weighted_f1=share * f1,
+    )
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    return f"class {label}" if names is None else f"'{names[label]}'"
+
+
+def _some(mask: NDArray[np.bool_], names: Sequence[str] | None) -> str:
+    """The first three classes of a mask (K,), and how many more there are."""
+    chosen = np.flatnonzero(mask)
+    text = ", ".join(_name(int(label), names) for label in chosen[:3])
+    return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "\n".join(f"  - {sentence}" for sentence in sentences)
