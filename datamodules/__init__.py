@@ -1,6 +1,9 @@
 """Data modules: uint8 images at native size, honest splits, a record of both."""
 
 from datamodules.base import ImageDataModule
+from datamodules.cifar import CIFAR
+from datamodules.image_folder import ImageFolder
 from datamodules.splits import Subset
+from datamodules.tiny_imagenet import TinyImageNet
 
-__all__ = ["ImageDataModule", "Subset"]
+__all__ = ["CIFAR", "ImageDataModule", "ImageFolder", "Subset", "TinyImageNet"]

@@ -1,20 +1,27 @@
-"""From positions to batches: data sets that fetch whole batches, and a seeded shuffle.
+"""From files to batches: decoded images, data sets that fetch whole batches, a seeded shuffle.
 
-Shapes: B images a batch, n images of a split
+Shapes: B images a batch, n images of a split, H height, W width
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 
-__all__ = ["ArrayDataset", "EpochShuffle", "as_is"]
+__all__ = ["ArrayDataset", "EpochShuffle", "Resize", "as_is", "decode_image", "decode_images"]
+
+Resize = Literal["crop", "stretch"]
 
 
 class ArrayDataset(Dataset[dict[str, Tensor]]):
@@ -43,6 +50,68 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collate function for data sets whose `__getitems__` already returns a batch."""
     return batch
+
+
+def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) -> NDArray[np.uint8]:
+    """RGB image (H, W, 3) of a file, upright, with `size` = (H, W).
+
+    Args:
+        path: any format that Pillow reads; greyscale and palette images become RGB.
+        size: height and width in pixels.
+        resize: `crop` scales the image to cover `size` and cuts the centre, `stretch` ignores its
+            proportions (both antialiased); None: the file must have this size.
+
+    Raises:
+        RuntimeError: the file cannot be read, holds more than 8 bits a channel, or has the wrong
+            size.
+    """
+    height, width = size
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
+            image = (opened if resize is None else ImageOps.exif_transpose(opened)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RuntimeError(
+            f"Cannot read the image {path} ({error}). Replace or remove this file."
+        ) from error
+    if resize == "crop":
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+    elif resize == "stretch":
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    elif image.size != (width, height):
+        raise RuntimeError(
+            f"The image {path} is {image.height} x {image.width} pixels, expected {height} x "
+            f"{width}. Replace or remove this file."
+        )
+    return np.asarray(image)
+
+
+def decode_images(
+    paths: Sequence[Path], *, size: tuple[int, int], resize: Resize | None, what: str
+) -> Tensor:
+    """uint8 images (n, 3, H, W) of these files, decoded in threads.
+
+    A progress bar, named after `what`, appears when it takes longer than two seconds.
+
+    Raises:
+        RuntimeError: as `decode_image`.
+    """
+    images = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
+    target = images.numpy()
+
+    def decode(row: int) -> None:
+        pixels = decode_image(paths[row], size=size, resize=resize)
+        target[row] = pixels.transpose(2, 0, 1)
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        done = pool.map(decode, range(len(paths)))
+        for _ in tqdm(done, total=len(paths), desc=f"Decoding {what}", delay=2, disable=None):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images
 
 
 class EpochShuffle(Sampler[int]):

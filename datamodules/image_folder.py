@@ -1,0 +1,227 @@
+"""Your own images in class folders.
+
+Shapes: N images of a part, H height, W width
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import ImageDataModule, Part, Split
+from datamodules.download import expand_path, obtain_folder
+from datamodules.loading import Resize, decode_image, decode_images
+from datamodules.splits import IntArray
+
+__all__ = ["ImageFolder"]
+
+
+class ImageFolder(ImageDataModule):
+    """Images in `root/<train_dir>/<class>/` and `root/<test_dir>/<class>/`, at any depth there.
+
+    Classes are the folders of the training part, in sorted order. Images are resized in the loader
+    processes, as they are needed; phone photographs are turned upright.
+
+    Args:
+        root: folder that holds the two parts.
+        image_size: pixels (height, width) of a batch's images, or one number for a square.
+        archive: a local archive to extract to `root` when that folder does not exist or is empty.
+        train_dir: folder of the training part, in `root`.
+        test_dir: folder of the test part, in `root`.
+        resize: `crop` keeps the proportions and cuts the centre, `stretch` keeps the whole image.
+        num_workers: loader processes, which read and resize.
+        **options: the options of every data module, see `ImageDataModule`.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    dataset_name: ClassVar[str] = "ImageFolder"
+    collate: ClassVar[Any] = None
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        image_size: int | tuple[int, int],
+        archive: str | None = None,
+        train_dir: str = "train",
+        test_dir: str = "test",
+        resize: Resize = "crop",
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_workers=num_workers, **options)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
+            )
+        if resize not in get_args(Resize):
+            raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
+        if train_dir == test_dir:
+            raise ValueError(
+                f"data.train_dir and data.test_dir are both {train_dir!r}: the test would use the "
+                "training images. Put the test images into a folder of their own."
+            )
+        self.image_size = (size[0], size[1])
+        self.resize: Resize = resize
+        self.root = expand_path(root, key="data.root")
+        self.archive = None if archive is None else expand_path(archive, key="data.archive")
+        self.part_dirs: dict[Part, str] = {"train": train_dir, "test": test_dir}
+        self._paths: dict[Part, list[Path]] = {}
+        self._classes: list[str] | None = None
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of class folders; extracts the archive if that has not happened yet."""
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """Names of the class folders of the training part."""
+        if self._classes is None:
+            self.prepare_data()
+            self._classes = self._class_folders("train")
+        return self._classes
+
+    def prepare_data(self) -> None:
+        """Extract the archive, unless `root` is there."""
+        obtain_folder(self.root, archive=self.archive)
+
+    def read_labels(self, part: Part) -> IntArray:
+        classes = self._class_folders(part)
+        if classes != self.class_names:
+            only_train = sorted(set(self.class_names) - set(classes))
+            only_test = sorted(set(classes) - set(self.class_names))
+            raise ValueError(
+                f"The classes of {self._folder('train')} and {self._folder('test')} differ: "
+                f"{_named(only_train)} only in the first, {_named(only_test)} only in the second. "
+                "Both need the same class folders."
+            )
+        number = {name: label for label, name in enumerate(classes)}
+        depth = len(self._folder(part).parts)
+        labels = [number[path.parts[depth]] for path in self._part_paths(part)]
+        empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+        if len(empty):
+            raise ValueError(
+                f"Class folder {self._folder(part) / classes[int(empty[0])]} holds no images. Put "
+                "images there, or remove the class from both parts."
+            )
+        return np.array(labels, dtype=np.int64)
+
+    def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
+        paths = self._part_paths(part)
+        chosen = [paths[position] for position in positions]
+        what = f"{self._folder(part)}"
+        return {"image": decode_images(chosen, size=self.image_size, resize=self.resize, what=what)}
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        paths = self._part_paths("test" if split == "test" else "train")
+        return _FileDataset(
+            [paths[position] for position in self.indices(split)],
+            labels=self.labels(split),
+            indices=self.indices(split),
+            size=self.image_size,
+            resize=self.resize,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the paths (below `root`) and sizes of all images."""
+        digest = hashlib.sha256()
+        for part in ("train", "test"):
+            for path in self._part_paths(part):
+                digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def protocol_extras(self) -> dict[str, Any]:
+        return {
+            "official_split": {
+                "train": self.part_dirs["train"],
+                "val": self.part_dirs["train"],
+                "test": self.part_dirs["test"],
+            },
+            "classes": list(self.class_names),
+            "image_size": list(self.image_size),
+            "resize": self.resize,
+        }
+
+    def _folder(self, part: Part) -> Path:
+        return self.root / self.part_dirs[part]
+
+    def _class_folders(self, part: Part) -> list[str]:
+        folder = self._folder(part)
+        if not folder.is_dir():
+            found = _named(sorted(path.name for path in self.root.glob("*") if path.is_dir()))
+            raise FileNotFoundError(
+                f"There is no folder {folder} (folders in {self.root}: {found}). ImageFolder needs "
+                f"a training and a test folder: set data.{part}_dir to the one to use."
+            )
+        names = sorted(
+            path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
+        )
+        if len(names) < 2:
+            raise ValueError(
+                f"Folder {folder} holds {len(names)} class folders; a task needs at least 2. "
+                f"Expected {folder}/<class>/<image>."
+            )
+        return names
+
+    def _part_paths(self, part: Part) -> list[Path]:
+        """Paths (N,) of all images of a part, sorted by class, then by path."""
+        if part not in self._paths:
+            suffixes = Image.registered_extensions()
+            self._paths[part] = [
+                Path(folder, name)
+                for class_name in self._class_folders(part)
+                for folder, folders, names in _sorted_walk(self._folder(part) / class_name)
+                for name in names
+                if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes
+            ]
+        return self._paths[part]
+
+
+class _FileDataset(Dataset[dict[str, Any]]):
+    """Images read and resized one by one, in the loader's processes."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        *,
+        labels: IntArray,
+        indices: IntArray,
+        size: tuple[int, int],
+        resize: Resize,
+    ) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.indices = indices
+        self.size = size
+        self.resize: Resize = resize
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        pixels = decode_image(self.paths[row], size=self.size, resize=self.resize)
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return {"image": image, "label": int(self.labels[row]), "index": int(self.indices[row])}
+
+
+def _sorted_walk(folder: Path) -> Any:
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield here, folders, sorted(names)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(repr(name) for name in names[:5]) or "none") + more
