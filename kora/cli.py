@@ -1,0 +1,131 @@
+"""The command `kora`. Looks at the first word and imports only what that command needs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from kora import __version__
+
+__all__ = ["main"]
+
+_USAGE = """\
+usage: kora COMMAND [options]
+
+Train and compare adapters on frozen vision transformers.
+
+  fit       train, choose the best checkpoint by validation, test it once, record the run
+  validate  measure a checkpoint on the validation part
+  test      measure a checkpoint on the test set
+  predict   write a checkpoint's predictions for the test set as CSV
+
+  params    what trains, where and how much            kora params --config FILE [--json]
+  data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
+  compare   a table over finished runs with intervals  kora compare RUNS...
+  list      strategies, data modules and configs
+
+  kora fit --config configs/quickstart.yaml            needs no download and no GPU
+  kora fit --config A.yaml --config B.yaml --model.adapter.rank 4
+                                                       later files and options win
+  kora COMMAND --help                                  the options of a command
+  kora --version
+"""
+
+Command = Callable[[Sequence[str]], None]
+
+
+def _lightning(command: str) -> Command:
+    def run(args: Sequence[str]) -> None:
+        from kora.lightning_cli import run_lightning
+
+        run_lightning([command, *args])
+
+    return run
+
+
+def _params(args: Sequence[str]) -> None:
+    from kora.inspect_cli import params
+
+    params(args)
+
+
+def _data(args: Sequence[str]) -> None:
+    from kora.inspect_cli import data
+
+    data(args)
+
+
+def _compare(args: Sequence[str]) -> None:
+    from kora.compare import main as compare
+
+    compare(args)
+
+
+def _list(args: Sequence[str]) -> None:
+    from kora.listing import main as listing
+
+    listing(args)
+
+
+_COMMANDS: dict[str, Command] = {
+    **{name: _lightning(name) for name in ("fit", "validate", "test", "predict")},
+    "params": _params,
+    "data": _data,
+    "compare": _compare,
+    "list": _list,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Exits with 0 when all went well, 2 for a mistake in what was asked (options, config, settings)
+    and 1 for a failure while doing it. A mistake is told in one line; KORA_DEBUG=1 shows the
+    traceback as well.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return
+    if args[0] in ("-V", "--version"):
+        print(f"kora {__version__}")
+        return
+    command = _COMMANDS.get(args[0])
+    if command is None:
+        close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
+    try:
+        command(args[1:])
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or os.environ.get("KORA_DEBUG"):
+            traceback.print_exc()
+            sys.exit(code or 1)
+        _fail(str(error), code=code)
+
+
+def _fail(message: str, *, code: int) -> None:
+    print(f"kora: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 or 1 for errors that this project worded for its users; None for a bug's traceback.
+
+    Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
+    of the world. Whose an error is, is told by where it was raised.
+    """
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    raised_in = "" if step is None else step.tb_frame.f_globals.get("__name__", "")
+    ours = raised_in.split(".")[0] in ("kora", "datamodules")
+    if ours and isinstance(error, ValueError):
+        return 2
+    if (ours and isinstance(error, RuntimeError)) or isinstance(error, OSError):
+        return 1
+    return None

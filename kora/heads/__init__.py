@@ -1,0 +1,5 @@
+"""Heads: from features to predictions."""
+
+from kora.heads.classification import LinearHead
+
+__all__ = ["LinearHead"]

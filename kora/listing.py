@@ -1,0 +1,72 @@
+"""`kora list`: strategies, data modules and configs, read from their source without importing it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["config_claim", "find_configs", "find_subclasses", "main"]
+
+
+def find_subclasses(folder: Path, base: str) -> dict[str, str]:
+    """Names of the classes below `base` in the files of a folder, with their first line of doc."""
+    parents: dict[str, set[str]] = {}
+    docs: dict[str, str] = {}
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names = (b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases)
+                parents[node.name] = set(names)
+                docs[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
+
+    def descends(name: str) -> bool:
+        return base in parents.get(name, ()) or any(map(descends, parents.get(name, ())))
+
+    return {name: docs[name] for name in parents if descends(name) and not name.startswith("_")}
+
+
+def find_configs(root: Path = Path("configs")) -> list[Path]:
+    """All config files below a folder."""
+    return sorted(root.rglob("*.yaml"))
+
+
+def config_claim(path: Path) -> str:
+    """The first comment line of a config: what it runs."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ")
+    return ""
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the lists."""
+    parser = argparse.ArgumentParser(prog="kora list", description=__doc__)
+    parser.parse_args(args)
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+
+    def show(title: str, rows: dict[str, str]) -> None:
+        table = Table("name", "what it is", title=title, title_justify="left", box=None)
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table, "")
+
+    adapters = Path(__file__).parent / "adapters"
+    show("Strategies (model.adapter)", find_subclasses(adapters, "Strategy"))
+    show("Composers (model.adapter.composer)", find_subclasses(adapters, "Composer"))
+    show("Readouts (model.adapter.readout)", find_subclasses(adapters, "Readout"))
+    spec = find_spec("datamodules")
+    assert spec is not None
+    assert spec.origin is not None
+    found = find_subclasses(Path(spec.origin).parent, "ImageDataModule")
+    show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
+    configs = {str(path): config_claim(path) for path in find_configs()}
+    if configs:
+        show("Configs (--config)", configs)
+    else:
+        console.print("Configs: no folder configs/ here; run this in a clone of the repository.")

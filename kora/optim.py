@@ -1,0 +1,60 @@
+"""What the optimiser gets, and how its learning rate moves. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+__all__ = ["Schedule", "parameter_groups", "schedule_factor"]
+
+Schedule = Literal["cosine", "constant"]
+
+
+def parameter_groups(
+    trainables: Mapping[str, nn.Parameter], *, head_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups for any torch or timm optimiser, from the names and tensors that train.
+
+    Tensors with fewer than two dimensions (biases, norms, gates, scales) are not decayed; the
+    head (`head.*`) has its own learning rate where one is given.
+    """
+    groups: list[dict[str, Any]] = []
+    for head in (False, True):
+        for decay in (True, False):
+            members = [
+                parameter
+                for name, parameter in trainables.items()
+                if name.startswith("head.") == head and (parameter.ndim > 1) == decay
+            ]
+            if not members:
+                continue
+            group: dict[str, Any] = {"params": members}
+            if not decay:
+                group["weight_decay"] = 0.0
+            if head and head_lr is not None:
+                group["lr"] = head_lr
+            groups.append(group)
+    return groups
+
+
+def schedule_factor(
+    schedule: Schedule, *, total_steps: int, warmup_fraction: float
+) -> Callable[[int], float]:
+    """Factor on the learning rate at each optimiser step: linear warm-up, then cosine to zero.
+
+    The first step already moves (factor 1 / warm-up steps), so that a run of one step trains.
+    """
+    warmup = max(1, round(warmup_fraction * total_steps)) if warmup_fraction > 0 else 0
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if schedule == "constant":
+            return 1.0
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

@@ -1,0 +1,193 @@
+"""What every task shares: building, what trains, the optimiser, small and verified checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from kora.adapters import LinearProbe, Strategy
+from kora.backbones import Backbone, Features
+from kora.checkpoints import check_keys, load_adapter
+from kora.optim import Schedule, parameter_groups, schedule_factor
+
+__all__ = ["AdapterTask"]
+
+
+def _adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4)
+
+
+class AdapterTask(LightningModule):
+    """A frozen backbone, a strategy and a head.
+
+    Parameters exist only after `build`, which Lightning calls through `configure_model` once the
+    data module has told the number of outputs.
+
+    Args:
+        backbone: The frozen vision transformer.
+        adapter: The strategy; None is a linear probe.
+        optimizer: Any torch or timm optimiser; it is given the trainable tensors only.
+        head_lr: Learning rate of the head; None is that of the optimiser.
+        schedule: `cosine` to zero, or `constant`, after the warm-up.
+        warmup_fraction: Share of all steps in which the learning rate rises linearly.
+        adapter_from: Folder of an adapter to start from (its head is not taken).
+        adapter_trainable: False freezes the adapter: only the head trains.
+        compile: Compile the module with torch.compile.
+
+    Raises:
+        ValueError: For a warm-up outside [0, 1), or where nothing is left to train.
+    """
+
+    #: Quantity that chooses the best checkpoint, and whether `max` or `min` is best.
+    monitor: tuple[str, str]
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Strategy | None = None,
+        *,
+        optimizer: OptimizerCallable = _adamw,
+        head_lr: float | None = None,
+        schedule: Schedule = "cosine",
+        warmup_fraction: float = 0.1,
+        adapter_from: str | None = None,
+        adapter_trainable: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction={warmup_fraction}, expected a share in [0, 1).")
+        self.backbone = backbone
+        self.adapter = LinearProbe() if adapter is None else adapter
+        self.head: nn.Module | None = None
+        self.optimizer = optimizer
+        self.head_lr = head_lr
+        self.schedule: Schedule = schedule
+        self.warmup_fraction = warmup_fraction
+        self.adapter_from = adapter_from
+        self.adapter_trainable = adapter_trainable
+        self.compile_module = compile
+        self.source: dict[str, Any] | None = None
+        self.strict_loading = True
+
+    @abstractmethod
+    def build_head(self) -> nn.Module:
+        """The head for this backbone and data."""
+
+    # -- building ------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Lightning's hook: build once, compile where asked."""
+        if self.head is None:
+            self.build()
+            if self.compile_module:
+                self.compile()
+
+    def build(self) -> None:
+        """Attach the adapter, make the head, load a source adapter, and freeze all the rest."""
+        assert self.head is None, "built twice"
+        self.adapter.attach(self.backbone)
+        self.head = self.build_head()
+        if self.adapter_from is not None:
+            self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
+        if not self.adapter_trainable:
+            self.adapter.needs_backbone_grad = False
+        self.requires_grad_(False)
+        for parameter in self.trainables().values():
+            parameter.requires_grad_(True)
+        self.train(self.training)
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """Everything that trains, by name: `adapter.*` and `head.*`."""
+        assert self.head is not None, "build() comes first"
+        adapter = self.adapter.trainable() if self.adapter_trainable else ()
+        named = {f"adapter.{name}": parameter for name, parameter in adapter}
+        named |= {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return named
+
+    def train(self, mode: bool = True) -> AdapterTask:
+        """A frozen adapter stays in eval mode, as the backbone does by itself."""
+        super().train(mode)
+        if not self.adapter_trainable:
+            self.adapter.train(False)
+        return self
+
+    def features(self, images: Tensor) -> Features:
+        """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W)."""
+        features: Features = self.adapter(self.backbone, images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the head says of (B, 3, H, W) images."""
+        assert self.head is not None, "build() comes first"
+        output: Tensor = self.head(self.features(images))
+        return output
+
+    # -- optimiser -----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over what trains, with warm-up and schedule by step."""
+        optimizer = self.optimizer(parameter_groups(self.trainables(), head_lr=self.head_lr))
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = schedule_factor(
+            self.schedule, total_steps=total, warmup_fraction=self.warmup_fraction
+        )
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the adapter and the head, never the frozen backbone."""
+        assert self.head is not None, "build() comes first"
+        kept = {f"adapter.{name}": tensor for name, tensor in self.adapter.tensors().items()}
+        kept |= {f"head.{k}": v for k, v in self.head.state_dict(keep_vars=True).items()}
+        return kept
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Adapter and head only. (Lightning calls this on the root module without arguments.)"""
+        return {name: tensor.detach() for name, tensor in self.kept_tensors().items()}
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> None:
+        """Load exactly these tensors.
+
+        Raises:
+            ValueError: If a key is missing, unknown or of another shape.
+        """
+        mine = self.kept_tensors()
+        check_keys(mine, state_dict, "The checkpoint")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(state_dict[name])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the frozen weights, which the file does not hold."""
+        checkpoint["kora"] = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other frozen weights."""
+        record = checkpoint.get("kora")
+        if record is None:
+            raise ValueError(
+                "The checkpoint was not written by kora: it does not name its backbone. Give "
+                "--ckpt_path a file below a run's checkpoints folder."
+            )
+        if record["sha256"] != self.backbone.sha256:
+            raise ValueError(
+                f"The checkpoint belongs to the backbone '{record['backbone']}' with weights "
+                f"{record['sha256'][:12]}; this run has '{self.backbone.name}' with "
+                f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml beside the "
+                "checkpoint."
+            )

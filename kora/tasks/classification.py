@@ -1,0 +1,147 @@
+"""Image classification. Shapes: B images, K classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from kora.adapters import Strategy
+from kora.backbones import Backbone
+from kora.heads import LinearHead
+from kora.tasks.base import AdapterTask
+
+__all__ = ["ClassificationTask"]
+
+Batch = dict[str, Tensor]
+
+
+class ClassificationTask(AdapterTask):
+    """Cross-entropy on the head's logits; accuracy, top-5, weighted and macro F1, loss.
+
+    Batches are dicts with `image` (B, 3, H, W) and `label` (B,); `index` (B,) names the images in
+    predictions. Options besides these are those of `AdapterTask`.
+
+    Args:
+        backbone: The frozen vision transformer.
+        adapter: The strategy; None is a linear probe.
+        num_classes: K; None asks the data module.
+        label_smoothing: In [0, 1), for the training loss only.
+
+    Raises:
+        ValueError: If neither an argument nor the data module tells the number of classes, or a
+            label lies outside of it.
+    """
+
+    monitor = ("val/accuracy", "max")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Strategy | None = None,
+        *,
+        num_classes: int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, adapter, **kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}, expected a share in [0, 1).")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.val_metrics: MetricCollection
+        self.test_metrics: MetricCollection
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+        self.test_confusion: Metric
+
+    def build_head(self) -> nn.Module:
+        """A linear layer, once the number of classes is known; the metrics with it."""
+        if self.num_classes is None:
+            datamodule = getattr(self._trainer, "datamodule", None)
+            self.num_classes = getattr(datamodule, "num_classes", None)
+        if self.num_classes is None:
+            raise ValueError(
+                "The number of classes is not known: the data module has no num_classes. Set "
+                "model.init_args.num_classes."
+            )
+        metrics = _metrics(self.num_classes)
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
+        return LinearHead(self.backbone, self.num_classes)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of a batch, with label smoothing."""
+        self._check_labels(batch)
+        loss = F.cross_entropy(
+            self(batch["image"]), batch["label"], label_smoothing=self.label_smoothing
+        )
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the metrics of the validation part."""
+        self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the metrics and the confusion matrix of the test set."""
+        logits = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
+        self.test_confusion.update(logits, batch["label"])
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Most probable class and its probability; float32 on the CPU."""
+        probabilities = self(batch["image"]).float().softmax(dim=-1)
+        confidence, prediction = probabilities.max(dim=-1)
+        result = {"prediction": prediction, "confidence": confidence}
+        result |= {key: batch[key] for key in ("index", "label") if key in batch}
+        return {key: value.cpu() for key, value in result.items()}
+
+    def on_test_start(self) -> None:
+        """Start the confusion matrix anew; Lightning resets only metrics that are logged."""
+        self.test_confusion.reset()
+
+    def _evaluate(
+        self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, name: str
+    ) -> Tensor:
+        self._check_labels(batch)
+        logits: Tensor = self(batch["image"]).float()
+        losses = F.cross_entropy(logits, batch["label"], reduction="none")
+        mean_loss.update(losses)
+        metrics.update(logits, batch["label"])
+        self.log(name, mean_loss, on_step=False, on_epoch=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=name.startswith("val"))
+        return logits
+
+    def _check_labels(self, batch: Batch) -> None:
+        labels = batch["label"]
+        if labels.device.type != "cpu":  # a look would stall the stream; the audit has seen them
+            return
+        assert self.num_classes is not None
+        wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten()
+        if len(wrong):
+            place = int(wrong[0])
+            sample = f" (sample {int(batch['index'][place])})" if "index" in batch else ""
+            raise ValueError(
+                f"Label {int(labels[place])}{sample} is out of range; expected 0 to "
+                f"{self.num_classes - 1}. Correct the data, or model.init_args.num_classes."
+            )
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "weighted_f1": MulticlassF1Score(num_classes, average="weighted"),
+        "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+    }
+    if num_classes > 5:  # with five classes or fewer it is always 1
+        metrics["top5_accuracy"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics)
