@@ -1,0 +1,300 @@
+"""The record of one run: what ran, on which protocol, and what came out.
+
+A run is a folder, `runs/<experiment>/<strategy>/seed<k>/version_<n>/`, and `results.json` in it is
+this record. It is written last and in one piece, so a folder without it is an unfinished run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import kora
+from kora.provenance import collect_versions, git_commit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "RESULTS_NAME",
+    "SCHEMA",
+    "Run",
+    "RunResult",
+    "collect_versions",
+    "find_runs",
+    "format_metric",
+    "git_commit",
+    "is_rate",
+    "read_results",
+    "summary_table",
+    "write_atomically",
+    "write_results",
+]
+
+RESULTS_NAME = "results.json"
+SCHEMA = 1
+
+_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "delta1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run, in plain types.
+
+    Args:
+        experiment: name that all strategies and seeds of one comparison share.
+        strategy: name of the adapter strategy.
+        stage: `fit` (trained, then tested once) or `test` (tested only).
+        seed: seed of the run; None when none was set.
+        metrics: values by `stage/name`, such as `test/accuracy`; rates lie in [0, 1].
+        baselines: scores without learning (`chance`, `majority`) by metric name without stage.
+        protocol: how the data was split, as the data module states it.
+        audit: findings of `kora.audit`.
+        parameters: `trainable`, `total`, `percent`, and `head` (trainable ones of the head).
+        seconds: wall-clock seconds by phase (`fit`, `test`, ...).
+        peak_memory_mib: peak memory of the device (of the process on a CPU); None if unknown.
+        backbone: `name`, `weights` and `sha256` of the weights.
+        source: the adapter that a transfer started from; None without one.
+        versions: of Python and the packages that matter.
+        commit: of the source tree of `kora`; None for an installed package.
+        created: ISO 8601, UTC.
+        finished: whether the run came to its planned end.
+        schema: version of this record.
+    """
+
+    experiment: str
+    strategy: str
+    stage: str
+    seed: int | None
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    protocol: dict[str, Any]
+    audit: dict[str, Any]
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+    peak_memory_mib: float | None
+    backbone: dict[str, Any]
+    source: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=collect_versions)
+    commit: str | None = field(default_factory=git_commit)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    finished: bool = True
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for strict JSON; a value that is not finite becomes None.
+
+        Raises:
+            TypeError: a value is of a type that JSON does not have; names its key.
+        """
+        names = ["schema", *(f.name for f in fields(self) if f.name != "schema")]
+        return {name: _plain(getattr(self, name), name) for name in names}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> RunResult:
+        """The inverse of `to_dict`; a metric of None is NaN, and unknown keys are left out.
+
+        Raises:
+            ValueError: another schema version, a missing key, or a value of the wrong type.
+        """
+        if record.get("schema") != SCHEMA:
+            raise ValueError(
+                f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
+                f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
+            )
+        known = [f.name for f in fields(cls)]
+        missing = [name for name in known if name not in record]
+        if missing:
+            raise ValueError(f"key {missing[0]!r} is missing.")
+        values = {name: record[name] for name in known}
+        for name in ("metrics", "baselines", "protocol", "parameters", "seconds", "backbone"):
+            if not isinstance(values[name], dict):
+                raise ValueError(f"{name!r} is {values[name]!r}; expected a table of values.")
+        for name, value in values["metrics"].items():
+            if value is not None and not isinstance(value, int | float):
+                raise ValueError(f"metric {name!r} is {value!r}; expected a number.")
+        values["metrics"] = {
+            name: math.nan if value is None else float(value)
+            for name, value in values["metrics"].items()
+        }
+        return cls(**values)
+
+
+class Run(NamedTuple):
+    """A run's folder and its record."""
+
+    folder: Path
+    result: RunResult
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it; returns `path`.
+
+    Whatever happens, `path` holds either its old content or all of the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_results(run_dir: str | Path, result: RunResult) -> Path:
+    """Write `results.json` into the run's folder, atomically; returns its path."""
+    text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    return write_atomically(
+        Path(run_dir) / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8")
+    )
+
+
+def read_results(run_dir_or_file: str | Path) -> RunResult:
+    """The record of a run, from its folder or from the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: the folder is no run or an unfinished one, or the schema is of another version.
+        RuntimeError: the file is damaged.
+    """
+    path = Path(run_dir_or_file)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder. `kora fit` prints where its run lies.")
+    if path.is_dir():
+        folder, path = path, path / RESULTS_NAME
+        if not path.is_file():
+            raise ValueError(_why_no_results(folder))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # covers undecodable bytes and bad JSON
+        raise RuntimeError(f"{path}: damaged, not readable as JSON ({error}). {_AGAIN}") from error
+    if not isinstance(record, dict):
+        raise RuntimeError(f"{path}: holds {type(record).__name__}, not a run's record. {_AGAIN}")
+    try:
+        return RunResult.from_dict(record)
+    except ValueError as error:
+        if record.get("schema") == SCHEMA:
+            raise RuntimeError(f"{path}: {error} {_AGAIN}") from error
+        raise ValueError(f"{path}: {error}") from error
+
+
+_AGAIN = "Run it again, or leave this run out."
+
+
+def _why_no_results(folder: Path) -> str:
+    if any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
+        return (
+            f"{folder}: a run without {RESULTS_NAME}: it is still running, or was stopped before "
+            "its end. Let it finish (a stopped run resumes with --ckpt_path), or leave it out."
+        )
+    return (
+        f"{folder}: no run lies here (no {RESULTS_NAME}). Give a run's folder, such as "
+        "runs/<experiment>/<strategy>/seed0/version_0, or one above runs."
+    )
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders of all finished runs at or under `paths`, each once, sorted by version number.
+
+    A path may be a run, a folder above runs, or a results file.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no finished run at or under a path.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such folder. Give a run, or a folder above runs.")
+        if path.is_file():
+            found.add(path.parent)
+            continue
+        hits = 0
+        for folder, subfolders, files in os.walk(path):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if RESULTS_NAME in files:
+                found.add(Path(folder))
+                hits += 1
+                subfolders.clear()  # a run holds no runs
+        if not hits:
+            raise ValueError(_why_no_results(path))
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Sort key that puts version_10 after version_9."""
+    pairs = re.findall(r"([^0-9]*)([0-9]*)", str(path))
+    return [(text, int(number or -1)) for text, number in pairs]
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share in [0, 1], which reads best in per cent."""
+    return bool(_RATE_WORDS & set(re.split(r"[/_]", metric.lower())))
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """A value for readers: 71.04 % for a rate, four digits else, – for none."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}".replace("%", " %") if is_rate(metric) else f"{value:.4g}"
+
+
+def summary_table(result: RunResult) -> Table:
+    """Every test metric of a run beside what chance and the majority class score."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    parameters, seconds = result.parameters, result.seconds
+    notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
+    if "trainable" in parameters:
+        share = f" ({parameters['percent']:.2f} %)" if "percent" in parameters else ""
+        notes.append(f"{parameters['trainable']:,} trainable{share}")
+    notes += [f"{phase} {value:.1f} s" for phase, value in seconds.items()]
+    if result.peak_memory_mib is not None:
+        notes.append(f"peak {result.peak_memory_mib:,.0f} MiB")
+    table = Table(
+        title=escape(f"{result.experiment} · {result.strategy}"),
+        caption=escape(" · ".join(notes)),
+        title_justify="left",
+        caption_justify="left",
+        min_width=60,
+    )
+    table.add_column("metric")
+    for heading in ("result", "chance", "majority"):
+        table.add_column(heading, justify="right")
+    for metric, value in result.metrics.items():
+        stage, _, name = metric.rpartition("/")
+        if stage != "test":
+            continue
+        baselines = (
+            format_metric(metric, result.baselines.get(kind, {}).get(name))
+            for kind in ("chance", "majority")
+        )
+        table.add_row(escape(metric), f"[bold]{format_metric(metric, value)}[/bold]", *baselines)
+    return table
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Copy into JSON's types. NumPy and torch scalars become numbers, paths become strings."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{key}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return _plain(value.item(), key)
+    raise TypeError(f"{key} is of type {type(value).__name__}, which JSON does not have.")

@@ -1,0 +1,242 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import kora
+from kora.results import (
+    RESULTS_NAME,
+    RunResult,
+    collect_versions,
+    find_runs,
+    format_metric,
+    git_commit,
+    read_results,
+    summary_table,
+    write_atomically,
+    write_results,
+)
+
+
+def result(**changes: Any) -> RunResult:
+    values: dict[str, Any] = {
+        "experiment": "quickstart",
+        "strategy": "LoRA",
+        "stage": "fit",
+        "seed": 0,
+        "metrics": {"test/accuracy": 0.7104, "test/weighted_f1": 0.7, "test/loss": 1.23456},
+        "baselines": {
+            "chance": {"accuracy": 0.1},
+            "majority": {"accuracy": 0.125, "weighted_f1": 0.0278},
+        },
+        "protocol": {"dataset": "Synthetic", "sizes": {"train": 50, "test": 100}},
+        "audit": {"problems": []},
+        "parameters": {"trainable": 1_256_548, "total": 87_055_204, "percent": 1.443, "head": 10},
+        "seconds": {"fit": 12.34, "test": 2.0},
+        "peak_memory_mib": 1024.5,
+        "backbone": {"name": "vit_nano", "weights": "pretrained", "sha256": "ab"},
+    }
+    return RunResult(**{**values, **changes})
+
+
+def run_folder(root: Path, version: int, **changes: Any) -> Path:
+    made = result(**changes)
+    folder = root / made.experiment / made.strategy / f"seed{made.seed}" / f"version_{version}"
+    write_results(folder, made)
+    return folder
+
+
+def test_what_is_written_is_read_back_from_folder_and_file(tmp_path: Path) -> None:
+    written = result(source={"experiment": "cifar100", "folder": "runs/x"})
+    path = write_results(tmp_path / "run", written)
+    assert path == tmp_path / "run" / RESULTS_NAME
+    assert read_results(tmp_path / "run") == read_results(path) == written
+    assert [p.name for p in path.parent.iterdir()] == [RESULTS_NAME]  # no temporary file is left
+    assert json.loads(path.read_text())["schema"] == 1
+
+
+def test_scalars_of_arrays_become_numbers_and_nan_survives_strict_json(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    metrics = {"a": np.float32(0.5), "b": torch.tensor(2.0), "c": math.nan, "d": np.int64(3)}
+    path = write_results(tmp_path, result(metrics=metrics, protocol={"root": tmp_path, "s": (1,)}))
+    text = path.read_text()
+    assert "NaN" not in text
+    read = read_results(path)
+    assert (read.metrics["a"], read.metrics["b"], read.metrics["d"]) == (0.5, 2.0, 3.0)
+    assert math.isnan(read.metrics["c"])
+    assert read.protocol == {"root": str(tmp_path), "s": [1]}
+
+
+def test_a_type_without_json_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"protocol\.sizes\[1\] is of type ndarray"):
+        write_results(tmp_path, result(protocol={"sizes": [0, np.zeros(2)]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def half(path: Path) -> None:
+        path.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, half)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_each_unreadable_run_has_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        read_results(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no run lies here"):
+        read_results(tmp_path)
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(ValueError, match="stopped before its end"):
+        read_results(tmp_path)
+    path = tmp_path / RESULTS_NAME
+    for content, kind, words in (
+        ('{"schema": 1, "exp', RuntimeError, "damaged"),
+        ("[1]", RuntimeError, "holds list"),
+        ('{"schema": 1}', RuntimeError, "key 'experiment' is missing"),
+        ('{"schema": 7}', ValueError, "schema version is 7.*reads version 1"),
+        ("{}", ValueError, "schema version is None"),
+    ):
+        path.write_text(content)
+        with pytest.raises(kind, match=words) as error:
+            read_results(tmp_path)
+        assert str(path) in str(error.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RuntimeError, match="damaged"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("metrics", {"test/accuracy": "high"}, "metric 'test/accuracy' is 'high'"),
+        ("protocol", None, "'protocol' is None"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(
+    tmp_path: Path, key: str, value: object, words: str
+) -> None:
+    path = tmp_path / RESULTS_NAME
+    path.write_text(json.dumps({**result().to_dict(), key: value}))
+    with pytest.raises(RuntimeError, match=words):
+        read_results(path)
+
+
+def test_find_runs_sorts_versions_by_number_and_accepts_runs_files_and_roots(
+    tmp_path: Path,
+) -> None:
+    runs = [run_folder(tmp_path, version) for version in (9, 10)]
+    other = run_folder(tmp_path, 0, strategy="KoRA")
+    write_results(runs[0] / "adapter", result())  # inside a run: not a run of its own
+    (tmp_path / ".cache").mkdir()
+    write_results(tmp_path / ".cache", result())
+    assert find_runs([tmp_path]) == [other, *runs]
+    assert find_runs([runs[0], runs[0] / RESULTS_NAME, tmp_path / "quickstart" / "LoRA"]) == runs
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        find_runs([tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no run lies here"):
+        find_runs([tmp_path, tmp_path / "empty"])
+
+
+def test_versions_name_python_kora_and_the_packages() -> None:
+    versions = collect_versions()
+    assert versions["kora"] == kora.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "lightning", "timm", "torchmetrics"} <= set(versions)
+
+
+def commit_seen_by(root: Path) -> str:
+    """git_commit() of the copy of KoRA in `root`, in a process of its own."""
+    command = "from kora.provenance import git_commit; print(git_commit())"
+    environment = {**os.environ, "GIT_DIR": "/nowhere"}  # as inside a git hook
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_commit_is_that_of_the_source_tree_marked_when_dirty_else_none(tmp_path: Path) -> None:
+    package = tmp_path / "kora"
+    package.mkdir()
+    source = Path(kora.__file__).parent
+    for name in ("__init__.py", "provenance.py"):
+        (package / name).write_text((source / name).read_text())
+    assert commit_seen_by(tmp_path) == "None"  # no repository
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("kora/\n__pycache__/\n")
+    git("add", ".gitignore")
+    git("commit", "-q", "-m", "someone else's repository")
+    assert commit_seen_by(tmp_path) == "None"  # it does not track kora, as with a .venv inside
+    git("add", "-f", "kora/__init__.py", "kora/provenance.py")
+    git("commit", "-q", "-m", "source")
+    assert commit_seen_by(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("no code")
+    assert commit_seen_by(tmp_path) == git("rev-parse", "HEAD")
+    with (package / "__init__.py").open("a") as file:
+        file.write("changed = 1\n")
+    assert commit_seen_by(tmp_path) == git("rev-parse", "HEAD") + "+dirty"
+
+
+def test_commit_is_quick_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    start = time.perf_counter()
+    assert git_commit() is None
+    assert time.perf_counter() - start < 1
+
+
+def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
+    assert format_metric("test/accuracy", 0.7104) == "71.04 %"
+    assert format_metric("test/top5_accuracy", 1.0) == "100.00 %"
+    assert format_metric("test/rmse_m", 0.44912) == "0.4491"
+    assert format_metric("test/loss", None) == "–"
+
+
+def test_summary_shows_test_metrics_beside_the_baselines() -> None:
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    metrics = {**result().metrics, "val/accuracy": 0.9999}
+    console.print(summary_table(result(metrics=metrics)))
+    text = console.export_text()
+    row = next(line for line in text.splitlines() if "test/accuracy" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "test/accuracy",
+        "71.04 %",
+        "10.00 %",
+        "12.50 %",
+    ]
+    assert "99.99" not in text  # validation is not a test result
+    assert "1,256,548 trainable (1.44 %)" in text
+
+
+def test_import_is_light() -> None:
+    heavy = {"torch", "lightning", "timm", "matplotlib", "scipy", "rich"}
+    command = "import sys, kora.results, kora.audit; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "kora.audit" in loaded, done.stderr
+    assert not heavy & loaded
