@@ -58,8 +58,9 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
             )
         os.rename(_folder_of(temporary, archive, inside), target)
     except _DAMAGED as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
         raise RuntimeError(
-            f"Archive {archive} is damaged or truncated ({error}). Delete it and get it again."
+            f"Archive {archive} is damaged or truncated ({reason}). Delete it and get it again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["Augment", "augment_batch", "check_augment"]
 
@@ -32,7 +33,12 @@ def augment_batch(images: Tensor, *, augment: Augment) -> Tensor:
         return images
     height, width = images.shape[-2:]
     with torch.no_grad():
-        moved: Tensor = _pipeline(augment, height, width)(images.float())
+        moved = images.float()
+        if augment == "flip_crop":
+            # Padded here: what two numbers mean to RandomCrop's padding depends on the version.
+            rows, columns = height // 8, width // 8
+            moved = functional.pad(moved, (columns, columns, rows, rows), mode="reflect")
+        moved = _pipeline(augment, height, width)(moved)
     return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -43,14 +49,5 @@ def _pipeline(augment: Augment, height: int, width: int) -> Any:
 
     steps: list[Any] = [K.RandomHorizontalFlip(p=0.5)]
     if augment == "flip_crop":
-        padding = (height // 8, width // 8)
-        steps.append(
-            K.RandomCrop(
-                (height, width),
-                padding=padding,
-                padding_mode="reflect",
-                cropping_mode="slice",
-                resample="nearest",
-            )
-        )
+        steps.append(K.RandomCrop((height, width), cropping_mode="slice", resample="nearest"))
     return torch.nn.Sequential(*steps)

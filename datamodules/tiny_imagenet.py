@@ -61,7 +61,7 @@ class TinyImageNet(ImageDataModule):
         root: str = "data",
         *,
         archive: str | None = None,
-        classes: str | list[int] | list[str] | None = None,
+        classes: int | str | list[int] | list[str] | None = None,
         val_layout: ValLayout = "annotations",
         **options: Any,
     ) -> None:
@@ -166,9 +166,17 @@ class TinyImageNet(ImageDataModule):
         return [wnid_of[name] for name in names]
 
 
-def _parse_classes(classes: str | list[int] | list[str] | None) -> tuple[int | str, ...]:
+def _parse_classes(
+    classes: int | str | list[int] | list[str] | None,
+) -> tuple[int | str, ...]:
     if classes is None:
         return tuple(range(_NUM_CLASSES))
+    if isinstance(classes, int):
+        # YAML 1.1 reads 10:20 as a number to base 60; only `int` in the signature lets us say so.
+        raise ValueError(
+            f"data.classes is the number {classes}. YAML reads a range such as 10:20 as one number "
+            'unless it stands in quotes: write "10:20", or a list of places.'
+        )
     if isinstance(classes, str):
         ends = re.fullmatch(r"(\d+):(\d+)", classes)
         if not ends or not int(ends[1]) < int(ends[2]) <= _NUM_CLASSES:
