@@ -112,7 +112,7 @@ def _render_chunk(
                 along = along + stripe[row] * place[nearer]
             odd = (np.floor(along) % 2 == 1) & (scenes.label_n[row] % 2 == 1)
             second.ravel()[at] = odd
-    point: Vec = tuple(o + t * d for o, d in zip(origin, way, strict=True))  # type: ignore[assignment]
+    point: Vec = tuple(o + t * d for o, d in zip(origin, way, strict=True))
     if np.isfinite(look.tile_n[0]).any():
         second |= _tiles(look, surface, point)
     linear = _shade(scenes, look, way, point, normal, surface, second)

@@ -195,7 +195,7 @@ def _half_sizes(draws: Draws, kind: NDArray[np.int64], size: NDArray[np.float64]
 def _furniture(draws: Draws, main: Solids, low: Vec, high: Vec, wall: float) -> Solids:
     """A cabinet or a cushion at the left (-1) or right (1) wall, behind the labelled solid.
 
-    Half of the images lack it, and so do those where it would touch the labelled solid.
+    Four images in ten lack it, and so do those where it would touch or hide the labelled solid.
     """
     cushion = draws.uniform() < 0.4
     wide, tall, deep = draws.uniform(0.15, 0.4), draws.uniform(), draws.uniform(0.15, 0.35)
@@ -206,8 +206,8 @@ def _furniture(draws: Draws, main: Solids, low: Vec, high: Vec, wall: float) -> 
     z = high[2] - deep - draws.uniform(0.02, 0.6)
     gap_x, gap_z = x - main.centre[0], z - main.centre[2]
     clear = gap_x * gap_x + gap_z * gap_z > (main.bound_n + floor_radius) ** 2
-    inside = (z - deep > 1.0) & (abs(x) < high[0] - low[0])
-    there = clear & inside & (z > main.centre[2]) & (draws.uniform() < 0.6)
+    behind = (z - deep > 1.0) & (z > main.centre[2])
+    there = clear & behind & (draws.uniform() < 0.6)
     one, zero = np.ones_like(x), np.zeros_like(x)
     bound = np.where(there, np.sqrt(floor_radius * floor_radius + high_half * high_half), 0)
     upright = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
