@@ -23,7 +23,7 @@ from datamodules.archives import extract_archive
 
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16  # what a broken connection can lose
 _TIMEOUT_SECONDS = (10, 60)  # connect, and between two pieces
 _ATTEMPTS = 4
 _SOURCE_FILE = ".source.json"
