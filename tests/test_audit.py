@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_to_dict_is_plain_and_baselines_are_keyed_by_metric() -> None:
 
 
 def test_the_table_shows_splits_baselines_and_problems() -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     names = ["[red]", "b", "c", "d"]  # brackets are text, not markup
     result = audit(
         {"train": np.zeros(5, dtype=int), "test": TEST}, num_classes=4, class_names=names

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -218,7 +219,7 @@ def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
 
 
 def test_summary_shows_test_metrics_beside_the_baselines() -> None:
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     metrics = {**result().metrics, "val/accuracy": 0.9999}
     console.print(summary_table(result(metrics=metrics)))
     text = console.export_text()

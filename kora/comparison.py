@@ -1,0 +1,182 @@
+"""What a comparison of runs found, and its forms for readers: terminal, Markdown, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kora.results import format_metric, is_rate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Comparison", "Difference", "Group", "to_csv"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of (group - baseline) over the n seeds that both have; no interval for n = 1."""
+
+    n: int
+    mean: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row: the values of one strategy, a value a seed, both in the order of the seeds."""
+
+    name: str
+    seeds: tuple[int | None, ...]
+    values: tuple[float, ...]
+    mean: float
+    std: float | None  # n - 1 in the denominator; None for one seed
+    half_width: float | None  # of the 95 % t-interval; None for one seed
+    trainable: int | None
+    percent: float | None
+    fit_seconds: float | None  # mean over the seeds
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs on one protocol and backbone, best first."""
+
+    title: str
+    metric: str
+    by: str
+    groups: tuple[Group, ...]
+    chance: float | None
+    majority: float | None
+    baseline: str | None  # the group that differences refer to
+    protocol: Mapping[str, Any]
+    backbone: str
+    notes: tuple[str, ...]
+
+    def headline(self) -> str:
+        """The protocol in one line, as far as it is stated."""
+        sizes = self.protocol.get("sizes") or {}
+        parts = [str(self.protocol.get("dataset", "")), self.backbone]
+        parts += [f"{images:,} {split}" for split, images in sizes.items()]
+        subset = self.protocol.get("subset") or {}
+        if subset.get("per_class"):
+            parts.append(f"{subset['per_class']} a class")
+        return " · ".join(part for part in parts if part)
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows as text, for any kind of table."""
+        heads = [self.by, "seeds", "mean", "95 % interval", "std"]
+        heads += [f"minus {self.baseline}"] if self.baseline else []
+        heads += ["trainable", "fit"]
+        rows = []
+        for group in self.groups:
+            row = [
+                group.name,
+                f"{len(group.seeds)}",
+                format_metric(self.metric, group.mean),
+                self._spread(group.half_width),
+                self._number(group.std),
+            ]
+            if self.baseline:
+                d = group.difference
+                row.append("–" if d is None else self._signed(d, len(group.seeds)))
+            row.append("–" if group.trainable is None else f"{group.trainable:,}")
+            row.append("–" if group.fit_seconds is None else f"{group.fit_seconds:,.0f} s")
+            rows.append(row)
+        for name, value in (("majority class", self.majority), ("chance", self.chance)):
+            if value is not None:
+                row = [name, "", format_metric(self.metric, value)]
+                rows.append(row + [""] * (len(heads) - len(row)))
+        return heads, rows
+
+    def render(self) -> Table:
+        """The table for a terminal, its notes below it."""
+        from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
+        from rich.table import Table
+
+        heads, rows = self.cells()
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for place, head in enumerate(heads):
+            table.add_column(escape(head), justify="left" if place == 0 else "right")
+        for place, row in enumerate(rows):
+            style = None if place < len(self.groups) else "dim"
+            table.add_row(*map(escape, row), style=style)
+        page = Table.grid()
+        page.add_row(f"[bold]{escape(self.title)}: {escape(self.metric)}[/bold]")
+        page.add_row(f"{escape(self.headline())}\n")
+        page.add_row(table)
+        page.add_row("")
+        for note in self.notes:
+            page.add_row(escape(note))
+        return page
+
+    def to_markdown(self) -> str:
+        """A section with heading, table and notes."""
+        heads, rows = self.cells()
+        lines = [f"## {self.title}: {self.metric}", "", self.headline(), ""]
+        for row in (heads, [":--", *["--:"] * (len(heads) - 1)], *rows):
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One record a row for CSV: plain numbers, rates in [0, 1], empty where there is none."""
+        common = {"title": self.title, "metric": self.metric}
+        for group in self.groups:
+            low, high = _bounds(group.mean, group.half_width)
+            d = group.difference
+            d_low, d_high = _bounds(d.mean, d.half_width) if d else (None, None)
+            yield common | {
+                self.by: group.name,
+                "n": len(group.seeds),
+                "seeds": " ".join(map(str, group.seeds)),
+                "values": " ".join(map(repr, group.values)),
+                "mean": group.mean,
+                "std": group.std,
+                "ci95_low": low,
+                "ci95_high": high,
+                "baseline": self.baseline if d else None,
+                "difference_n": d.n if d else None,
+                "difference": d.mean if d else None,
+                "difference_ci95_low": d_low,
+                "difference_ci95_high": d_high,
+                "trainable": group.trainable,
+                "percent": group.percent,
+                "fit_seconds": group.fit_seconds,
+            }
+        for name, value in (("majority class", self.majority), ("chance", self.chance)):
+            if value is not None:
+                yield common | {self.by: name, "mean": value}
+
+    def _number(self, value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value * 100:.2f}" if is_rate(self.metric) else f"{value:.3g}"
+
+    def _spread(self, half_width: float | None) -> str:
+        return "–" if half_width is None else f"± {self._number(half_width)}"
+
+    def _signed(self, d: Difference, n: int) -> str:
+        sign = "+" if d.mean >= 0 else "−"
+        on = "" if d.n == n else f" (n={d.n})"
+        return f"{sign}{self._number(abs(d.mean))} {self._spread(d.half_width)}{on}"
+
+
+def to_csv(comparisons: Iterable[Comparison]) -> str:
+    """All comparisons as one CSV, one line a row of theirs."""
+    records = [record for comparison in comparisons for record in comparison.records()]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if half_width is None else (mean - half_width, mean + half_width)

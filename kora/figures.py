@@ -1,0 +1,296 @@
+"""Pictures of a run and of a comparison, as PNG files.
+
+Drawn without pyplot: no window, no global state, the same on every machine. Colours are those of
+Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning hangs on
+colour alone.
+
+Shapes: n images, H and W pixels, K classes
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from kora.comparison import Comparison
+from kora.results import format_metric, is_rate, write_atomically
+
+__all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
+
+BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+_DPI = 130
+_NAMED_CLASSES = 40  # above, class names on the axes would overlap
+_COUNTED_CLASSES = 15  # above, counts in the cells would
+
+
+def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str = "") -> Path:
+    """Loss and accuracy over the optimiser's steps, from the `metrics.csv` of CSVLogger.
+
+    Accuracy is left out where the file has none. A test value is a diamond at the last step.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no metric of training or validation.
+    """
+    curves = _read_curves(Path(metrics_csv))
+    panels = {"loss": "loss", "accuracy": "accuracy"}
+    drawn = {
+        name: {stage: curves[f"{stage}/{name}"] for stage in _STAGES if f"{stage}/{name}" in curves}
+        for name in panels
+    }
+    drawn = {name: stages for name, stages in drawn.items() if stages}
+    if not any(stage != "test" for stages in drawn.values() for stage in stages):
+        raise ValueError(
+            f"{metrics_csv}: no loss or accuracy of training or validation in it; it has: "
+            f"{', '.join(curves) or 'no values'}. Give the metrics.csv of a `kora fit` run."
+        )
+    figure, axes = _figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
+    last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
+    for axis, (name, stages) in zip(axes, drawn.items(), strict=True):
+        for stage, (steps, values) in stages.items():
+            label, colour, marker = _STAGES[stage]
+            if stage == "test":
+                label = f"{label} {format_metric(name, values[-1])}"
+                axis.plot(last_step, values[-1], marker, color=colour, label=label, clip_on=False)
+                continue
+            alone = len(steps) <= 40  # a dot for each value, while they can be told apart
+            axis.plot(
+                steps, values, color=colour, label=label, marker=marker if alone else None, ms=3.5
+            )
+        axis.set(xlabel="optimiser step", ylabel=name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set_xlim(-0.02 * last_step, 1.02 * last_step + 0.1)
+        if is_rate(name):
+            axis.set_ylim(
+                0, min(1.02, 1.1 * max(max(values) for _, values in stages.values())) or 1
+            )
+            axis.yaxis.set_major_formatter(_PERCENT)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    return _save(figure, out_png)
+
+
+def sample_grid(
+    images: NDArray[np.uint8],
+    truths: Sequence[int] | NDArray[np.int64],
+    predictions: Sequence[int] | NDArray[np.int64],
+    class_names: Sequence[str],
+    out_png: str | Path,
+    *,
+    confidences: Sequence[float] | NDArray[np.floating[Any]] | None = None,
+    title: str = "",
+) -> Path:
+    """Test images (n, 3, H, W) with what they show and what the model says.
+
+    A tick and a green frame mark a right answer; a cross and a red frame a wrong one, whose truth
+    stands below it.
+
+    Raises:
+        ValueError: the images are not uint8 (n, 3, H, W), n is 0, or the lengths differ.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}; expected uint8 (n, 3, H, W) with n >= 1."
+        )
+    lengths = {"truths": len(truths), "predictions": len(predictions)}
+    lengths |= {} if confidences is None else {"confidences": len(confidences)}
+    for name, length in lengths.items():
+        if length != len(images):
+            raise ValueError(f"There are {length} {name} for {len(images)} images; give one each.")
+    columns = max(min(len(images), 4), math.ceil(math.sqrt(len(images))))
+    rows = math.ceil(len(images) / columns)
+    height = 1.75 * images.shape[2] / images.shape[3] + 0.42  # inches: the picture and two lines
+    size = (max(1.75 * columns, 3.5), height * rows + 0.3)
+    figure, axes = _figure(columns, rows=rows, size=size, title=title)
+    for place, axis in enumerate(axes):
+        axis.set(xticks=[], yticks=[])
+        if place >= len(images):
+            axis.axis("off")
+            continue
+        truth, prediction = int(truths[place]), int(predictions[place])
+        right = truth == prediction
+        pixels = images[place].transpose(1, 2, 0)
+        axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
+        axis.spines[:].set(color=GREEN if right else RED, linewidth=3)
+        sure = "" if confidences is None else f" {float(confidences[place]):.0%}"
+        said = f"{'✓' if right else '✗'}{sure} {_short(class_names[prediction], 22)}"
+        axis.set_title(
+            said if right else f"{said}\n    true: {_short(class_names[truth], 20)}",
+            fontsize=7.5,
+            loc="left",
+            color=GREEN if right else RED,
+        )
+    return _save(figure, out_png)
+
+
+def confusion_matrix(
+    counts: NDArray[np.integer[Any]],
+    class_names: Sequence[str],
+    out_png: str | Path,
+    *,
+    title: str = "",
+) -> Path:
+    """Counts (K, K), rows true and columns predicted, coloured by share of the row.
+
+    Counts stand in the cells for few classes; for many, names are left off the axes, and the
+    largest confusions are listed instead. A class without test images is a grey row.
+
+    Raises:
+        ValueError: the counts are not (K, K) for K class names.
+    """
+    counts = np.asarray(counts)
+    classes = len(class_names)
+    if counts.shape != (classes, classes):
+        raise ValueError(
+            f"counts have shape {counts.shape}; expected {(classes, classes)} for "
+            f"{classes} class names."
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    named, counted = classes <= _NAMED_CLASSES, classes <= _COUNTED_CLASSES
+    side = 1.8 + (0.4 * max(classes, 4) if counted else 5.0)
+    widths = [1.0] if named else [1.0, 0.45]
+    size = (sum(widths) * side + 1, side)
+    figure, axes = _figure(len(widths), size=size, title=title, widths=widths)
+    axis = axes[0]
+    axis.set_facecolor("#BBBBBB")
+    # The square root shows the rare confusions of many classes, which a linear scale leaves white.
+    scale = PowerNorm(1.0 if counted else 0.5, vmin=0, vmax=1)
+    image = axis.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+    bar = figure.colorbar(image, cax=axis.inset_axes((1.02, 0, 0.03, 1)), format=_PERCENT)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1] if counted else [0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    if named:
+        names = [_short(name, 18) for name in class_names]
+        font = 8 if counted else 6
+        axis.set_xticks(range(classes), names, rotation=90, fontsize=font)
+        axis.set_yticks(range(classes), names, fontsize=font)
+    else:
+        axis.set(xlabel="predicted class (number)", ylabel="true class (number)")
+        axes[1].axis("off")
+        listed = "\n".join(_confusions(counts, class_names, most=14))
+        heading = "Most often confused\n(true → predicted)\n\n"
+        axes[1].text(0, 1, heading + listed, va="top", fontsize=7.5)
+    if counted:
+        for row, column in np.argwhere(counts > 0):
+            dark = shares[row, column] > 0.55
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
+    return _save(figure, out_png)
+
+
+def comparison(result: Comparison, out_png: str | Path) -> Path:
+    """A dot a seed, the mean and its 95 % interval for each group; chance and majority as lines."""
+    groups = result.groups[::-1]  # the best on top
+    size = (7.2, 1.9 + 0.5 * len(groups))
+    figure, (axis,) = _figure(1, size=size, title=result.title)
+    for row, group in enumerate(groups):
+        offsets = np.linspace(-0.16, 0.16, len(group.values)) if len(group.values) > 1 else [0.0]
+        axis.plot(group.values, row + np.asarray(offsets), "o", color=BLUE, alpha=0.55, ms=4)
+        axis.errorbar(
+            group.mean, row, xerr=group.half_width, fmt="D", color="black", ms=5, capsize=4, lw=1.6
+        )
+    axis.plot([], [], "o", color=BLUE, alpha=0.55, ms=4, label="one seed")
+    axis.errorbar([], [], xerr=[], fmt="D", color="black", ms=5, label="mean, 95 % interval")
+    for name, value, style, colour in (
+        ("majority class", result.majority, "--", ORANGE),
+        ("chance", result.chance, ":", GREY),
+    ):
+        if value is not None:
+            label = f"{name} {format_metric(result.metric, value)}"
+            axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
+    axis.set_yticks(range(len(groups)), [group.name for group in groups])
+    axis.set_ylim(-0.6, len(groups) - 0.4)
+    axis.set_xlabel(result.metric)
+    axis.set_title(result.headline(), fontsize=8, color=GREY)
+    if is_rate(result.metric):
+        axis.xaxis.set_major_formatter(_PERCENT)
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return _save(figure, out_png)
+
+
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+_STAGES = {
+    "train": ("training", BLUE, "."),
+    "val": ("validation", ORANGE, "o"),
+    "test": ("test", GREEN, "D"),
+}
+Curve = tuple[list[int], list[float]]  # steps and values
+
+
+def _read_curves(path: Path) -> dict[str, Curve]:
+    """Each column's values with their steps; rows are sparse, and those without a step are left."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. It lies in the folder of a run.")
+    curves: dict[str, Curve] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for column, text in row.items():
+                if column in ("epoch", "step") or not text or not row.get("step"):
+                    continue
+                steps, values = curves.setdefault(column, ([], []))
+                steps.append(int(row["step"]))
+                values.append(float(text))
+    return curves
+
+
+def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> list[str]:
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [
+        f"{_short(names[t], 18)} → {_short(names[p], 18)}: {wrong[t, p]} of {counts[t].sum()}"
+        for t, p in pairs
+        if wrong[t, p]
+    ]
+
+
+def _short(name: str, length: int) -> str:
+    """Shortened to its first synonym ("goldfish, Carassius auratus"), then cut."""
+    if len(name) > length:
+        name = name.partition(",")[0]
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _figure(
+    columns: int,
+    *,
+    size: tuple[float, float],
+    title: str,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    if title:
+        # matplotlib would read $...$ as mathematics
+        wrapped = textwrap.fill(title.replace("$", r"\$"), int(size[0] * 13))
+        figure.suptitle(wrapped, fontsize=10)
+    return figure, list(axes.flat)
+
+
+def _save(figure: Figure, out_png: str | Path) -> Path:
+    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))

@@ -1,0 +1,246 @@
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kora.compare import compare, compare_command, load_runs
+from kora.results import Run, RunResult, write_results
+
+PROTOCOL = {
+    "dataset": "Tiny",
+    "sizes": {"train": 50, "val": 20, "test": 100},
+    "subset": {"per_class": 5},
+    "data_sha256": "d0",
+}
+
+
+def run(strategy: str, seed: int, accuracy: float, *, version: int = 0, **changes: Any) -> Run:
+    values: dict[str, Any] = {
+        "experiment": "fewshot",
+        "strategy": strategy,
+        "stage": "fit",
+        "seed": seed,
+        "metrics": {"test/accuracy": accuracy, "test/loss": 1 - accuracy},
+        "baselines": {"chance": {"accuracy": 0.1}, "majority": {"accuracy": 0.12}},
+        "protocol": PROTOCOL | {"seed": seed, "sha256": {"train": f"index{seed}"}},
+        "audit": {},
+        "parameters": {"trainable": 1000, "percent": 1.5},
+        "seconds": {"fit": 10.0 + seed},
+        "peak_memory_mib": None,
+        "backbone": {"name": "vit_nano", "weights": "/a/w.safetensors", "sha256": "b0"},
+        "versions": {},
+        "commit": None,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    made = RunResult(**{**values, **changes})
+    folder = Path("runs", made.experiment, strategy, f"seed{seed}", f"version_{version}")
+    return Run(folder, made)
+
+
+def write(root: Path, *runs: Run) -> None:
+    for folder, made in runs:
+        write_results(root / folder, made)
+
+
+def screen() -> Console:
+    return Console(width=100, record=True, file=io.StringIO())
+
+
+def test_mean_std_and_interval_are_those_of_student() -> None:
+    (group,) = compare([run("LoRA", k, v) for k, v in enumerate((0.1, 0.2, 0.3))]).groups
+    assert group.mean == pytest.approx(0.2)
+    assert group.std == pytest.approx(0.1)
+    # t(0.975, 2 degrees of freedom) = 4.303 in any printed table; over sqrt(3)
+    assert group.half_width == pytest.approx(0.1 * 4.302653 / 3**0.5, abs=1e-7)
+    assert group.fit_seconds == 11.0
+
+
+def test_one_seed_has_no_interval_and_that_is_said() -> None:
+    result = compare([run("LoRA", 0, 0.5)])
+    assert result.groups[0].std is result.groups[0].half_width is None
+    assert "One seed only: LoRA" in result.notes[-1]
+    _, rows = result.cells()
+    assert rows[0][1:5] == ["1", "50.00 %", "–", "–"]
+
+
+def test_differences_are_paired_on_common_seeds_only() -> None:
+    probe = [run("LinearProbe", k, v) for k, v in ((0, 0.3), (1, 0.4), (2, 0.5))]
+    lora = [run("LoRA", k, v) for k, v in ((1, 0.5), (2, 0.64), (3, 0.1))]
+    lone = [run("KoRA", 9, 0.9)]
+    groups = {group.name: group for group in compare(probe + lora + lone).groups}
+    difference = groups["LoRA"].difference
+    assert difference is not None
+    assert difference.n == 2
+    assert difference.mean == pytest.approx(0.12)
+    # s of (0.10, 0.14) is 0.0282843; t(0.975, 1) = 12.7062
+    assert difference.half_width == pytest.approx(12.7062 * 0.0282843 / 2**0.5, rel=1e-5)
+    assert groups["KoRA"].difference is None
+    assert groups["LinearProbe"].difference is None
+
+
+def test_the_best_group_comes_first_by_accuracy_and_by_loss() -> None:
+    runs = [run("A", 0, 0.2), run("B", 0, 0.6)]
+    for metric in ("test/accuracy", "test/loss"):
+        assert [group.name for group in compare(runs, metric=metric).groups] == ["B", "A"]
+
+
+def test_chance_and_majority_are_rows_where_the_metric_has_them() -> None:
+    result = compare([run("LoRA", 0, 0.5)])
+    _, rows = result.cells()
+    assert [row[:3] for row in rows[1:]] == [
+        ["majority class", "", "12.00 %"],
+        ["chance", "", "10.00 %"],
+    ]
+    assert compare([run("LoRA", 0, 0.5)], metric="test/loss").chance is None
+
+
+def test_of_several_versions_the_newest_counts_and_that_is_said() -> None:
+    old = run("LoRA", 0, 0.1, version=10, parameters={"trainable": 7})
+    new = run("LoRA", 0, 0.7, version=2, created="2026-01-02T00:00:00+00:00")
+    result = compare([new, old])
+    assert result.groups[0].values == (0.7,)
+    assert "2 versions" in result.notes[0]
+    assert "version_2 is the newest" in result.notes[0]
+    tie = [run("LoRA", 0, v / 100, version=v) for v in (9, 10)]  # the same second
+    assert compare(tie).groups[0].values == (0.1,)
+
+
+def test_seeds_and_the_place_of_the_weights_may_differ() -> None:
+    elsewhere = {"name": "vit_nano", "weights": "/b/w.safetensors", "sha256": "b0"}
+    runs = [run("LoRA", 0, 0.5), run("LoRA", 1, 0.5, backbone=elsewhere)]
+    assert compare(runs).groups[0].seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"protocol": {**PROTOCOL, "sizes": {"train": 500, "val": 20, "test": 100}}},
+            r"protocol\.sizes\.train: 500 in \S*LoRA/seed1\S*; 50 in \S*LoRA/seed0\S* and 1 more",
+        ),
+        ({"protocol": {**PROTOCOL, "data_sha256": "d1"}}, r"protocol\.data_sha256: 'd1'"),
+        ({"protocol": {**PROTOCOL, "subset": None}}, r"protocol\.subset: None in"),
+        ({"backbone": {"name": "vit_nano", "sha256": "b1"}}, r"backbone\.sha256: 'b1' in"),
+        ({"stage": "test"}, "stage: 'test' in"),
+        ({"parameters": {"trainable": 2000}}, r"parameters\.trainable: (1000|2000) in"),
+    ],
+)
+def test_a_mixture_is_refused_and_names_run_and_key(changes: dict[str, Any], words: str) -> None:
+    runs = [run("LoRA", 0, 0.5), run("LinearProbe", 0, 0.4), run("LoRA", 1, 0.5, **changes)]
+    with pytest.raises(ValueError, match=words):
+        compare(runs)
+
+
+def test_by_experiment_compares_settings_of_one_strategy_but_not_several_in_a_group() -> None:
+    runs = [run("KoRA", 0, 0.5), run("KoRA", 0, 0.6, experiment="inject")]
+    assert [g.name for g in compare(runs, by="experiment").groups] == ["inject", "fewshot"]
+    with pytest.raises(ValueError, match=r"strategy: 'KoRA' in .* 'LoRA' in"):
+        compare([*runs, run("LoRA", 1, 0.1)], by="experiment")
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "words"),
+    [
+        ([], {}, "no run"),
+        ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour'; use strategy or experiment"),
+        ([run("LoRA", 0, 0.5)], {"metric": "test/acc"}, "'test/acc'; they have: test/accuracy"),
+    ],
+)
+def test_wrong_arguments_are_named(runs: list[Run], options: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compare(runs, **options)
+
+
+def test_a_run_without_the_metric_is_left_out_and_named() -> None:
+    result = compare([run("LoRA", 0, 0.5), run("KoRA", 0, 0.5, metrics={"test/loss": 1.0})])
+    assert [group.name for group in result.groups] == ["LoRA"]
+    assert any("KoRA/seed0" in note and "no test/accuracy" in note for note in result.notes)
+
+
+def test_markdown_and_csv_carry_the_numbers(tmp_path: Path) -> None:
+    runs = [run("LinearProbe", k, 0.3 + k / 100) for k in range(3)]
+    write(tmp_path, *runs, *(run("LoRA", k, 0.4) for k in range(3)))
+    written = compare_command([tmp_path], out=tmp_path / "out", console=screen())
+    assert [path.name for path in written] == ["compare.md", "compare.csv", "comparison.png"]
+    markdown = written[0].read_text()
+    assert "| LoRA | 3 | 40.00 % | ± 0.00 | 0.00 | +9.00 ± 2.48 | 1,000 | 11 s |" in markdown
+    assert "Tiny · vit_nano · 50 train · 20 val · 100 test · 5 a class" in markdown
+    assert "(comparison.png)" in markdown
+    rows = list(csv.DictReader(io.StringIO(written[1].read_text())))
+    assert [row["strategy"] for row in rows] == ["LoRA", "LinearProbe", "majority class", "chance"]
+    assert float(rows[1]["mean"]) == pytest.approx(0.31)
+    assert float(rows[1]["ci95_high"]) - 0.31 == pytest.approx(0.01 * 4.302653 / 3**0.5)
+    assert float(rows[0]["difference"]) == pytest.approx(0.09)
+    assert rows[0]["seeds"] == "0 1 2"
+    assert rows[3]["trainable"] == ""
+
+
+def test_without_out_a_table_is_printed_and_no_file_is_written(tmp_path: Path) -> None:
+    write(tmp_path, run("LoRA", 0, 0.5))
+    before = sorted(tmp_path.rglob("*"))
+    console = screen()
+    assert compare_command([tmp_path], console=console) == []
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "50.00 %" in console.export_text()
+
+
+def test_each_experiment_and_stage_has_its_own_table_and_picture(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        run("LoRA", 0, 0.5),
+        run("LoRA", 0, 0.7, experiment="fewshot/source", protocol={"dataset": "CIFAR"}),
+        run("LoRA", 0, 0.6, stage="test", version=1),
+    )
+    console = screen()
+    written = compare_command([tmp_path], out=tmp_path / "out", console=console)
+    text = console.export_text()
+    for title in ("fewshot: test/accuracy", "fewshot/source: test", "fewshot (test only): test"):
+        assert title in text
+    assert {path.name for path in written if path.suffix == ".png"} == {
+        "comparison_fewshot.png",
+        "comparison_fewshot_source.png",
+        "comparison_fewshot_test_only.png",
+    }
+
+
+def test_bad_runs_get_a_word_each_and_the_rest_is_compared(tmp_path: Path) -> None:
+    write(tmp_path, run("LoRA", 0, 0.5), run("LoRA", 1, 0.9, finished=False))
+    seeds = tmp_path / "runs" / "fewshot" / "LoRA"
+    (seeds / "seed2" / "version_0").mkdir(parents=True)
+    for version, content in ((1, '{"schema": 1, '), (2, '{"schema": 99}')):
+        (seeds / "seed2" / f"version_{version}").mkdir()
+        (seeds / "seed2" / f"version_{version}" / "results.json").write_text(content)
+    runs, notes = load_runs([tmp_path, tmp_path / "nowhere"])
+    assert [r.result.seed for r in runs] == [0]
+    text = "\n".join(notes)
+    for words in (
+        "seed1/version_0: was stopped",
+        "seed2/version_0: has no results.json (unfinished)",
+        "damaged",
+        "schema version is 99",
+        "nowhere: no such folder",
+    ):
+        assert words in text
+    console = screen()
+    compare_command([tmp_path, tmp_path / "nowhere"], console=console)
+    assert "50.00 %" in console.export_text(clear=False)
+    assert "no such folder" in console.export_text()
+
+
+def test_nothing_to_compare_names_every_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no run to compare(.|\n)*nowhere: no such folder"):
+        compare_command([tmp_path / "nowhere"], console=screen())
+
+
+def test_a_mixed_experiment_does_not_hide_the_others(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "data_sha256": "d1"}
+    mixed = [run("LoRA", 0, 0.1, experiment="x"), run("A", 0, 0.2, experiment="x", protocol=other)]
+    write(tmp_path, run("LoRA", 0, 0.5), *mixed)
+    console = screen()
+    compare_command([tmp_path], console=console)
+    text = console.export_text()
+    assert "50.00 %" in text
+    assert "protocol.data_sha256: 'd" in text

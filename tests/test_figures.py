@@ -1,0 +1,161 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kora import figures
+from kora.comparison import Comparison, Group
+
+RNG = np.random.default_rng(0)
+
+
+def colours(path: Path) -> dict[str, int]:
+    """Pixels of each named colour of the module in a picture."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    names = ("BLUE", "GREEN", "RED", "ORANGE")
+    found = {}
+    for name in names:
+        value = getattr(figures, name).lstrip("#")
+        rgb = [int(value[k : k + 2], 16) for k in (0, 2, 4)]
+        found[name] = int((pixels == rgb).all(axis=1).sum())
+    return found
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+CSV = """epoch,step,lr-AdamW,test/accuracy,train/loss,val/accuracy,val/loss
+0,0,0.1,,2.5,,
+0,1,,,2.0,,
+0,1,,,,0.4,2.1
+1,3,,,1.5,,
+1,3,,,,0.6,1.8
+2,4,,0.55,,,
+"""
+
+
+def test_learning_curves_show_training_validation_and_test(tmp_path: Path) -> None:
+    source = tmp_path / "metrics.csv"
+    source.write_text(CSV)
+    path = figures.learning_curves(source, tmp_path / "pictures" / "curves.png", title="a $ b $ c")
+    found = colours(path)
+    assert min(found["BLUE"], found["ORANGE"], found["GREEN"]) > 20
+    assert [p.name for p in path.parent.iterdir()] == ["curves.png"]  # no temporary file
+    two_panels = size(path)
+    source.write_text("epoch,step,train/loss\n0,0,2.5\n0,1,2.0\n")
+    one_panel = size(figures.learning_curves(source, path))
+    assert one_panel[0] == pytest.approx(two_panels[0] / 2, abs=2)
+
+
+def test_learning_curves_read_what_lightning_writes(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path)
+    for step in range(4):
+        logger.log_metrics({"train/loss": 3.0 - step, "epoch": 0}, step=step)
+    logger.log_metrics({"val/accuracy": 0.5, "val/loss": 1.0, "epoch": 0}, step=3)
+    logger.save()
+    path = figures.learning_curves(Path(logger.log_dir) / "metrics.csv", tmp_path / "curves.png")
+    assert colours(path)["BLUE"] > 20
+
+
+def test_learning_curves_say_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
+        figures.learning_curves(tmp_path / "nothing.csv", tmp_path / "x.png")
+    (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,0,0.1\n")
+    with pytest.raises(ValueError, match=r"no loss or accuracy.*it has: lr"):
+        figures.learning_curves(tmp_path / "metrics.csv", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(("side", "n"), [(32, 16), (224, 1)])
+def test_sample_grid_frames_right_answers_green_and_wrong_ones_red(
+    tmp_path: Path, side: int, n: int
+) -> None:
+    images = RNG.integers(0, 256, (n, 3, side, side), dtype=np.uint8)
+    names = ["a very long class name, and its Latin name as well", "$b$"]
+    truths = np.zeros(n, dtype=np.int64)
+    path = tmp_path / "grid.png"
+    right = colours(figures.sample_grid(images, truths, truths, names, path))
+    wrong = colours(
+        figures.sample_grid(images, truths, truths + 1, names, path, confidences=np.ones(n))
+    )
+    assert right["GREEN"] > 500 > right["RED"]
+    assert wrong["RED"] > 500 > wrong["GREEN"]
+    assert max(size(path)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": np.zeros((2, 3, 8, 8))}, "float64"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, r"\(2, 8, 8, 3\)"),
+        ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "n >= 1"),
+        ({"truths": [0]}, "1 truths for 2 images"),
+        ({"confidences": [0.5]}, "1 confidences for 2 images"),
+    ],
+)
+def test_sample_grid_names_wrong_input(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    inputs: dict[str, Any] = {
+        "images": np.zeros((2, 3, 8, 8), np.uint8),
+        "truths": [0, 0],
+        "predictions": [0, 0],
+        "class_names": ["a"],
+        "out_png": tmp_path / "grid.png",
+    }
+    with pytest.raises(ValueError, match=words):
+        figures.sample_grid(**{**inputs, **change})
+
+
+@pytest.mark.parametrize("classes", [2, 30, 200])
+def test_confusion_matrix_stays_of_readable_size(tmp_path: Path, classes: int) -> None:
+    counts = RNG.integers(0, 3, (classes, classes))
+    counts[1] = 0  # a class without test images must not divide by zero
+    names = [f"class {k}, of many" for k in range(classes)]
+    path = figures.confusion_matrix(counts, names, tmp_path / "confusion.png", title="t")
+    width, height = size(path)
+    assert 300 < height < 1200
+    assert 300 < width < 1600
+
+
+def test_confusion_matrix_wants_a_name_for_each_class(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(3, 3\); expected \(2, 2\)"):
+        figures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "x.png")
+
+
+def comparison(**changes: Any) -> Comparison:
+    lora = Group("LoRA", (0, 1), (0.4, 0.5), 0.45, 0.07, 0.2, 10, 1.0, 1.0)
+    probe = Group("LinearProbe", (0,), (0.3,), 0.3, None, None, 10, 1.0, 1.0)
+    values: dict[str, Any] = {
+        "title": "quickstart",
+        "metric": "test/accuracy",
+        "by": "strategy",
+        "groups": (lora, probe),
+        "chance": 0.1,
+        "majority": 0.12,
+        "baseline": None,
+        "protocol": {},
+        "backbone": "vit_nano",
+        "notes": (),
+    }
+    return Comparison(**{**values, **changes})
+
+
+def test_comparison_draws_the_majority_line_only_where_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.png"
+    assert colours(figures.comparison(comparison(), path))["ORANGE"] > 50
+    without = comparison(majority=None, chance=None, metric="test/loss")
+    assert colours(figures.comparison(without, path))["ORANGE"] == 0
+
+
+def test_comparison_grows_with_its_groups(tmp_path: Path) -> None:
+    few = size(figures.comparison(comparison(), tmp_path / "few.png"))
+    many = size(figures.comparison(comparison(groups=comparison().groups * 5), tmp_path / "m.png"))
+    assert many[1] > few[1]
+    assert many[0] == few[0]
