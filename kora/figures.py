@@ -226,6 +226,7 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     axis.set_title(result.headline(), fontsize=8, color=GREY)
     if is_rate(result.metric):
         axis.xaxis.set_major_formatter(_PERCENT)
+        axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
