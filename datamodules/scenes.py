@@ -20,7 +20,7 @@ from datamodules.scenes_layout import CLASS_NAMES, Scenes, SceneSplit, sample_sc
 from datamodules.scenes_solids import Float, Vec, dot, intersect, unit
 from datamodules.scenes_styles import FLOOR, SURFACES, Look, Style, appearance, finish
 
-__all__ = ["CLASS_NAMES", "MIN_SIZE", "Style", "check_style", "render"]
+__all__ = ["CLASS_NAMES", "MIN_SIZE", "Style", "check_scene_options", "render"]
 
 #: Smallest image side at which a person can still name the classes.
 MIN_SIZE = 32
@@ -28,13 +28,29 @@ _CHUNK = 16  # images at a time: the arrays of a chunk stay in the processor's c
 _OBJECT = 6  # surface of the labelled solid
 
 
-def check_style(style: str) -> None:
-    """Raises ValueError for an unknown style."""
+def check_scene_options(
+    *,
+    style: str,
+    size: int,
+    seed: int,
+    names: tuple[str, str, str] = ("style", "size", "seed"),
+) -> None:
+    """Raises ValueError for an unknown style, a small size or a negative seed.
+
+    `names` are what the caller calls the three.
+    """
     known = get_args(Style)
     if style not in known:
-        near = get_close_matches(style, known, n=1)
+        near = get_close_matches(str(style), known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"style is {style!r}; use one of {', '.join(known)}.{hint}")
+        raise ValueError(f"{names[0]} is {style!r}; use one of {', '.join(known)}.{hint}")
+    if size < MIN_SIZE:
+        raise ValueError(
+            f"{names[1]} is {size} pixels; it must be at least {MIN_SIZE}, or the solids cannot be "
+            "told apart."
+        )
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{names[2]} is {seed}; it must lie in [0, 2^63).")
 
 
 def render(
@@ -55,16 +71,9 @@ def render(
     Raises:
         ValueError: an unknown style or split, a negative index or seed, or `size` too small.
     """
-    check_style(style)
+    check_scene_options(style=style, size=size, seed=seed)
     if split not in get_args(SceneSplit):
         raise ValueError(f"split is {split!r}; use one of {', '.join(get_args(SceneSplit))}.")
-    if size < MIN_SIZE:
-        raise ValueError(
-            f"size is {size} pixels; it must be at least {MIN_SIZE}, or the solids cannot be "
-            "told apart."
-        )
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more.")
     index_n = np.asarray(indices, dtype=np.int64)
     if index_n.ndim != 1 or (index_n < 0).any():
         raise ValueError(
