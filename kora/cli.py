@@ -101,11 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         command(args[1:])
     except Exception as error:
-        code = _exit_code(error)
-        if code is None or os.environ.get("KORA_DEBUG"):
+        told = _told(error)
+        code = 1 if told is None or not isinstance(told, ValueError) else 2
+        if told is None or os.environ.get("KORA_DEBUG"):
             traceback.print_exc()
-            sys.exit(code or 1)
-        _fail(str(error), code=code)
+            sys.exit(code)
+        _fail(str(told), code=code)
 
 
 def _fail(message: str, *, code: int) -> None:
@@ -113,19 +114,25 @@ def _fail(message: str, *, code: int) -> None:
     sys.exit(code)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """2 or 1 for errors that this project worded for its users; None for a bug's traceback.
+def _told(error: Exception) -> Exception | None:
+    """The error that this project worded for its users; None for a bug, which shows its traceback.
 
     Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
-    of the world. Whose an error is, is told by where it was raised.
+    of the world. Whose an error is, is told by where it was raised. The parser wraps errors of
+    constructors in its own, so the whole chain is looked at.
     """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, ValueError | RuntimeError | OSError) and _raised_by_us(link):
+            return link
+    return error if isinstance(error, OSError) else None
+
+
+def _raised_by_us(error: BaseException) -> bool:
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
-    raised_in = "" if step is None else step.tb_frame.f_globals.get("__name__", "")
-    ours = raised_in.split(".")[0] in ("kora", "datamodules")
-    if ours and isinstance(error, ValueError):
-        return 2
-    if (ours and isinstance(error, RuntimeError)) or isinstance(error, OSError):
-        return 1
-    return None
+    where = "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))
+    return where.split(".")[0] in ("kora", "datamodules")

@@ -36,6 +36,14 @@ class Strategy(nn.Module, ABC):
     #: without autograd and keeps nothing for backward.
     needs_backbone_grad: bool = True
 
+    #: Whether there is anything to carry over from a source stage.
+    carries_over: bool = True
+
+    @property
+    def label(self) -> str:
+        """Name in folders and tables; differs where a setting makes it another method."""
+        return type(self).__name__
+
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
         """Create the parameters for this backbone and hook them in.

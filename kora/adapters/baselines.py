@@ -16,6 +16,7 @@ class LinearProbe(Strategy):
     """No adapter: only the head trains, on the frozen features."""
 
     needs_backbone_grad = False
+    carries_over = False
 
     def attach(self, backbone: Backbone) -> None:
         """Nothing to create."""

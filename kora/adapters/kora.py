@@ -110,6 +110,11 @@ class KoRA(Strategy):
         self.needs_backbone_grad = inject
         self.nodes = nn.ModuleDict()
 
+    @property
+    def label(self) -> str:
+        """`KoRA`, or `KoRA-side` where nothing is injected."""
+        return "KoRA" if self.inject else "KoRA-side"
+
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
         if self.pool in ("cls", "tokens") and not backbone.has_cls:

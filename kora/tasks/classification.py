@@ -118,7 +118,8 @@ class ClassificationTask(AdapterTask):
         mean_loss.update(losses)
         metrics.update(logits, batch["label"])
         self.log(name, mean_loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=name.startswith("val"))
+        for key, metric in metrics.items(keep_base=False):
+            self.log(key, metric, on_step=False, on_epoch=True, prog_bar=key == self.monitor[0])
         return logits
 
     def _check_labels(self, batch: Batch) -> None:

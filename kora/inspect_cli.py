@@ -1,0 +1,92 @@
+"""`kora params` and `kora data`: look at a config without running it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kora.lightning_cli import parse
+from kora.params import parameter_report
+from kora.record import audit_of
+
+__all__ = ["data", "params"]
+
+
+def params(args: Sequence[str]) -> None:
+    """Count what a config would train. No weights and no data are needed."""
+    parser = argparse.ArgumentParser(
+        prog="kora params",
+        description="What trains, where and how much. Further options are those of kora fit.",
+    )
+    parser.add_argument("--json", action="store_true", help="print trainable, total, percent, head")
+    own, rest = _split(parser, args)
+    datamodule, task = _instantiate(["fit", *rest])
+    if task.num_classes is None:
+        task.num_classes = datamodule.num_classes
+    task.adapter_from = None
+    task.build()
+    report = parameter_report(task)
+    if own.json:
+        print(json.dumps(report.to_dict()))
+    else:
+        Console().print(report.render())
+
+
+def data(args: Sequence[str]) -> None:
+    """Describe or prepare the data of a config."""
+    parser = argparse.ArgumentParser(
+        prog="kora data",
+        description="describe: sizes, classes, images a class and the audit of the splits. "
+        "prepare: download and extract. Further options are those of kora fit.",
+    )
+    parser.add_argument("action", choices=("describe", "prepare"))
+    parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
+    own, rest = _split(parser, args)
+    datamodule, _ = _instantiate(["fit", *rest])
+    datamodule.prepare_data()
+    console = Console()
+    if own.action == "prepare":
+        console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
+        return
+    datamodule.setup_splits()
+    summary, found = datamodule.summary(), audit_of(datamodule)
+    assert found is not None
+    if own.json:
+        record = {**summary, "audit": found.to_dict(), "protocol": datamodule.protocol()}
+        print(json.dumps(record))
+        return
+    height, width = summary["image_size"]
+    console.print(
+        f"{summary['dataset']}: {summary['num_classes']} classes, {height}x{width} pixels",
+        highlight=False,
+    )
+    names = summary["class_names"]
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    console.print(f"classes: {shown}", highlight=False)
+    console.print(found.render())
+    protocol = Table("key", "value", title="Protocol", title_justify="left", show_header=False)
+    for key, value in datamodule.protocol().items():
+        protocol.add_row(key, str(value))
+    console.print(protocol)
+
+
+def _split(
+    parser: argparse.ArgumentParser, args: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE")
+    own, rest = parser.parse_known_args(args)
+    configs = [part for file in own.config for part in ("--config", file)]
+    return own, [*configs, *rest]
+
+
+def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
+    """Data module and model of a config, without a trainer and without fetching weights."""
+    cli = parse(args)
+    cli.options.model.init_args.backbone.init_args.weights = "random"
+    made = cli.parser.instantiate_classes(cli.config)[cli.command]
+    return made.data, made.model

@@ -1,0 +1,315 @@
+"""`kora fit | validate | test | predict` on LightningCLI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+import datamodules  # noqa: F401  (so that short class names are known)
+from kora.loggers import Wandb, claim_run_folder, make_loggers
+from kora.parser_errors import explain
+from kora.record import RunRecord
+from kora.tasks import AdapterTask
+from kora.transfer import find_source_run, source_overrides, train_source
+
+__all__ = ["KoraCLI", "KoraParser", "parse", "run_lightning"]
+
+
+class KoraParser(LightningArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviated options would hide typing errors.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line that matters; the whole listing with KORA_DEBUG=1."""
+        if os.environ.get("KORA_DEBUG"):
+            super().error(message, ex)
+        print(f"kora: error: {explain(message, self._keys())}", file=sys.stderr)
+        sys.exit(2)
+
+    def _keys(self) -> list[str]:
+        """Options of this parser and of its subcommand."""
+        keys = [a.dest for a in self._actions if a.dest.rpartition(".")[2] not in ("help", "config")]
+        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None) or {}
+        for parser in choices.values():
+            keys += parser._keys()
+        return keys
+
+
+class _ProgressBar(RichProgressBar):
+    """Lightning's bar with its estimate, less the version number."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        metrics = dict(super().get_metrics(*args))
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class KoraCLI(LightningCLI):
+    """LightningCLI with a run folder, the record of the run, and source stages.
+
+    Args:
+        args: The command and its options.
+    """
+
+    command: ClassVar[str] = "fit"
+
+    def __init__(self, args: Sequence[str]) -> None:
+        type(self).command = args[0]
+        self.run_folder: Path | None = None
+        self.record: RunRecord | None = None
+        super().__init__(
+            AdapterTask,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 5},
+            parser_class=KoraParser,
+            args=list(args),
+        )
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that was asked for: building each parser takes most of a second."""
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of a run that are neither model, data nor trainer."""
+        parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--source",
+            type=str | None,
+            default=None,
+            help="Config of a source stage: its adapter is the start of this run, and is trained "
+            "first if it is not there yet.",
+        )
+        parser.add_argument(
+            "--allow_degenerate",
+            type=bool,
+            default=False,
+            help="Run although the splits cannot support the metrics (published protocols).",
+        )
+        parser.add_class_arguments(Wandb, "wandb")
+
+    @property
+    def options(self) -> Any:
+        """The parsed options of the command."""
+        return self.config[self.command]
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work, before anything is built."""
+        if self.command != "fit" and not self.options.get("ckpt_path"):
+            raise ValueError(
+                f"kora {self.command} needs --ckpt_path: without it the head is untrained. Use "
+                "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints/best.ckpt with the "
+                "config.yaml beside it."
+            )
+        ckpt_path = self.options.get("ckpt_path")
+        if ckpt_path and ckpt_path not in ("last", "best", "hpc") and not Path(ckpt_path).is_file():
+            raise FileNotFoundError(
+                f"Checkpoint {ckpt_path} does not exist. A run keeps its checkpoints in "
+                "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
+            )
+        source = self.options.get("source")
+        if source is not None and not Path(source).is_file():
+            raise FileNotFoundError(
+                f"source: {source} does not exist. Name the config of the source stage, relative "
+                "to where you are."
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """The resolved config in plain types, as it would be written to config.yaml."""
+        return _plain(self._parser(self.command), self.options)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the run folder, its loggers and the record."""
+        task = self.model
+        assert isinstance(task, AdapterTask)
+        config = self.resolved()
+        if self.command == "fit" and self.options.source and task.adapter_from is None:
+            self._provide_source(task, config)
+        trainer_config = self._get(self.config_init, "trainer")
+        own: list[Callback] = []
+        if trainer_config.get("enable_progress_bar") is not False:
+            own.append(_ProgressBar())
+        if not trainer_config.get("fast_dev_run"):
+            experiment, strategy = self.options.experiment, task.adapter.label
+            seed = int(self.options.seed_everything)
+            parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
+            self.run_folder = claim_run_folder(parent)
+            self.record = RunRecord(
+                self.run_folder,
+                experiment=experiment,
+                seed=seed,
+                command=self.command,
+                config=config,
+                allow_degenerate=self.options.allow_degenerate,
+            )
+            own.append(self.record)
+            if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
+                own.append(self._checkpoint(task))
+            given = trainer_config.get("logger")
+            more = given if isinstance(given, list) else [given]
+            settings = self._get(self.config_init, "wandb")
+            kwargs["logger"] = [
+                *make_loggers(
+                    self.run_folder,
+                    settings if isinstance(settings, Wandb) else Wandb(**vars(settings)),
+                    experiment=experiment,
+                    strategy=strategy,
+                    seed=seed,
+                    stage=self.command,
+                ),
+                *(logger for logger in more if not isinstance(logger, bool | None)),
+            ]
+        merged = {**trainer_config, **kwargs}
+        return self._instantiate_trainer(merged, own)
+
+    def _checkpoint(self, task: AdapterTask) -> ModelCheckpoint:
+        assert self.run_folder is not None
+        validates = getattr(self.datamodule, "val_fraction", 1) or getattr(
+            self.datamodule, "val_images", None
+        )
+        monitor, mode = task.monitor if validates else (None, "min")
+        return ModelCheckpoint(
+            dirpath=self.run_folder / "checkpoints",
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_last=True,
+            enable_version_counter=False,
+        )
+
+    def _provide_source(self, task: AdapterTask, config: dict[str, Any]) -> None:
+        """Set `adapter_from`, training the source stage first where it is missing."""
+        if not task.adapter.carries_over:
+            _say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
+            return
+        source, overrides = str(self.options.source), source_overrides(config)
+        wanted = _source_config(self._parser(self.command), source, overrides)
+        parent = (
+            Path(config["runs_dir"])
+            / wanted["experiment"]
+            / task.adapter.label
+            / f"seed{config['seed_everything']}"
+        )
+        found = find_source_run(parent, wanted)
+        if found is None:
+            _say(f"Source stage: {source} with {task.adapter.label}, trained first.")
+            train_source(source, overrides)
+            found = find_source_run(parent, wanted)
+            assert found is not None, "the source stage ended without a run that fits its config"
+        else:
+            _say(f"Source stage: {found} fits and is used again.")
+        task.adapter_from = str(found / "adapter")
+
+    # -- after a command -----------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint once, write the record and print the summary."""
+        if self.record is None or self.trainer.interrupted:
+            return
+        best = self.trainer.checkpoint_callback
+        path = getattr(best, "best_model_path", "")
+        self.trainer.test(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=path or None,
+            verbose=False,
+            weights_only=True,
+        )
+        self._finish()
+
+    def after_test(self) -> None:
+        """Write the record of the test."""
+        self._finish()
+
+    def after_validate(self) -> None:
+        """Write the record of the validation."""
+        self._finish()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write predictions.csv into the run folder."""
+        batches = self.trainer.predict(**kwargs, return_predictions=True)
+        if self.record is not None:
+            self.record.write_predictions(self.trainer, self.datamodule, batches or [])
+
+    def _finish(self) -> None:
+        if self.record is not None:
+            self.record.finish(self.trainer, self.model, self.datamodule)
+
+
+def parse(args: Sequence[str]) -> KoraCLI:
+    """A KoraCLI whose config is parsed, and nothing else done."""
+
+    class ParseOnly(KoraCLI):
+        def before_instantiate_classes(self) -> None:
+            pass
+
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    return _quietly(ParseOnly, args)
+
+
+def run_lightning(args: Sequence[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict` with its options."""
+    _quietly(KoraCLI, args)
+
+
+def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
+    """Build a CLI without messages that tell a user nothing."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for text in (
+            "LightningCLI's args parameter",
+            ".*does not have many workers",
+            ".*LeafSpec",
+            ".*Checkpoint directory .* exists",
+            ".*Experiment logs directory",
+            ".*number of training batches",
+            ".*module.s. in eval mode",
+        ):
+            warnings.filterwarnings("ignore", text)
+        return kind(args)
+
+
+def _source_config(
+    parser: LightningArgumentParser, source: str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """The source config as it will resolve with these overrides."""
+    options = parser.parse_args(["--config", source, "--config", yaml.safe_dump(overrides)])
+    return _plain(parser, options)
+
+
+def _plain(parser: LightningArgumentParser, options: Any) -> dict[str, Any]:
+    text = parser.dump(options, skip_none=False, skip_validation=True)
+    config: dict[str, Any] = yaml.safe_load(text)
+    config.pop("config", None)
+    return config
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(f"kora: {text}", flush=True)

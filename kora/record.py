@@ -1,0 +1,290 @@
+"""The record of a run: audit before it, parameters at its start, results and pictures after it."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from kora.audit import Audit, audit
+from kora.checkpoints import save_adapter
+from kora.params import ParameterReport, parameter_report
+from kora.results import RunResult, summary_table, write_atomically, write_results
+from kora.tasks import AdapterTask, ClassificationTask
+
+__all__ = ["RunRecord", "audit_of"]
+
+_PICTURED = 16
+
+
+class RunRecord(Callback):
+    """Writes everything of a run into its folder, on the first rank.
+
+    Args:
+        folder: `runs/<experiment>/<strategy>/seed<k>/version_<n>`.
+        experiment: Name that all strategies and seeds of one comparison share.
+        seed: Seed of the run.
+        command: `fit`, `validate`, `test` or `predict`.
+        config: The resolved config in plain types.
+        allow_degenerate: Go on although the audit found the splits unfit for the metrics.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        experiment: str,
+        seed: int,
+        command: str,
+        config: Mapping[str, Any],
+        allow_degenerate: bool,
+    ) -> None:
+        self.folder = folder
+        self.experiment = experiment
+        self.seed = seed
+        self.command = command
+        self.config = dict(config)
+        self.allow_degenerate = allow_degenerate
+        self.audit: Audit | None = None
+        self.parameters: ParameterReport | None = None
+        self.metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+
+    # -- before --------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Audit the splits; stop here where they cannot support the metrics."""
+        if self.audit is not None:
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self.audit = audit_of(datamodule)
+        if trainer.is_global_zero:
+            self._write_config()
+            if self.audit is not None:
+                Console().print(self.audit.render())
+        if self.audit is not None:
+            self.audit.check(self.allow_degenerate)
+            if trainer.is_global_zero:
+                datamodule.save_splits(self.folder)
+
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        write_atomically(self.folder / "config.yaml", lambda p: p.write_text(text, "utf-8"))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report what will train, and give W&B the whole config."""
+        self._report(trainer, pl_module, show=True)
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, *, show: bool) -> None:
+        assert isinstance(pl_module, AdapterTask)
+        if self.parameters is not None:
+            return
+        self.parameters = parameter_report(pl_module)
+        if trainer.is_global_zero:
+            if show:
+                Console().print(self.parameters.render())
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    shared = {"parameters": self.parameters.to_dict()}
+                    logger.experiment.config.update(
+                        {**self.config, **shared}, allow_val_change=True
+                    )
+
+    # -- clocks --------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of training (which includes validation)."""
+        self._start("fit")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it, and keep the validation metrics of the last epoch."""
+        self._stop("fit")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the metrics of a validation that stands alone."""
+        if self.command == "validate":
+            self._report(trainer, pl_module, show=False)
+            self._keep(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the test."""
+        self._report(trainer, pl_module, show=False)
+        self._start("test")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it, and keep the test metrics."""
+        self._stop("test")
+        self._keep(trainer)
+
+    def _start(self, phase: str) -> None:
+        self._started[phase] = time.perf_counter()
+
+    def _stop(self, phase: str) -> None:
+        self.seconds[phase] = time.perf_counter() - self._started[phase]
+
+    def _keep(self, trainer: Trainer) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("val/", "test/")):
+                self.metrics[name] = float(value)
+
+    # -- after ---------------------------------------------------------------------------------
+
+    def finish(self, trainer: Trainer, task: LightningModule, datamodule: Any) -> None:
+        """Write adapter, results and pictures, print the summary, end W&B."""
+        assert isinstance(task, AdapterTask)
+        assert self.parameters is not None
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if self.command == "fit" and best is not None:
+            self.metrics[f"best_{task.monitor[0]}"] = float(best)
+        backbone_sha256 = task.backbone.sha256
+        if not trainer.is_global_zero:
+            return
+        protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
+        result = RunResult(
+            experiment=self.experiment,
+            strategy=task.adapter.label,
+            stage=self.command,
+            seed=self.seed,
+            metrics=self.metrics,
+            baselines={} if self.audit is None else self.audit.baselines(),
+            protocol={**protocol, "allow_degenerate": self.allow_degenerate},
+            audit={} if self.audit is None else self.audit.to_dict(),
+            parameters=self.parameters.to_dict(),
+            seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
+            peak_memory_mib=_peak_memory_mib(task),
+            backbone={
+                "name": task.backbone.name,
+                "weights": task.backbone.weights,
+                "sha256": backbone_sha256,
+                "image_size": task.backbone.image_size,
+            },
+            source=None
+            if task.source is None
+            else {key: task.source.get(key) for key in ("folder", "experiment", "adapter")},
+        )
+        if self.command == "fit":
+            save_adapter(
+                self.folder / "adapter",
+                task.kept_tensors(),
+                adapter=task.adapter,
+                backbone=task.backbone,
+                extra={
+                    "experiment": self.experiment,
+                    "seed": self.seed,
+                    "class_names": list(getattr(datamodule, "class_names", [])),
+                    "metrics": {k: v for k, v in self.metrics.items() if v == v},
+                },
+            )
+        pictures = self._pictures(task, datamodule)
+        write_results(self.folder, result)  # last: a folder with results.json is a finished run
+        console = Console()
+        console.print(summary_table(result))
+        console.print(f"Run folder: {self.folder}", soft_wrap=True, highlight=False)
+        if pictures:
+            names = ", ".join(path.name for path in pictures)
+            console.print(f"Pictures:   {names}", soft_wrap=True, highlight=False)
+        self._end_wandb(trainer, pictures, console)
+
+    def _end_wandb(self, trainer: Trainer, pictures: Sequence[Path], console: Console) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                run = logger.experiment
+                for path in pictures:
+                    logger.log_image(f"pictures/{path.stem}", [str(path)])
+                folder, offline = Path(run.dir).parent, run.settings._offline
+                logger.experiment.finish()
+                if offline:
+                    console.print(
+                        f"W&B:        offline; to upload: wandb sync {folder}",
+                        soft_wrap=True,
+                        highlight=False,
+                    )
+
+    def _pictures(self, task: AdapterTask, datamodule: Any) -> list[Path]:
+        from kora import figures
+
+        made: list[Path] = []
+        metrics = self.folder / "metrics.csv"
+        if self.command == "fit" and metrics.is_file():
+            made.append(self.folder / "learning_curves.png")
+            figures.learning_curves(metrics, made[-1])
+        if not isinstance(task, ClassificationTask) or not hasattr(datamodule, "images"):
+            return made
+        names = datamodule.class_names
+        if "test" in self.seconds:
+            made.append(self.folder / "confusion_matrix.png")
+            figures.confusion_matrix(task.test_confusion.compute().cpu().numpy(), names, made[-1])
+            labels = datamodule.labels("test")
+            # Evenly spread, so that they are the same images in every run of this data.
+            shown = torch.linspace(0, len(labels) - 1, min(_PICTURED, len(labels))).long().numpy()
+            images = datamodule.images("test", shown)
+            task.eval()
+            with torch.inference_mode():
+                predicted = task.predict_step({"image": images.to(task.device)}, 0)
+            made.append(self.folder / "test_samples.png")
+            figures.sample_grid(
+                images.numpy(),
+                labels[shown],
+                predicted["prediction"].numpy(),
+                names,
+                made[-1],
+                confidences=predicted["confidence"].numpy(),
+            )
+        return made
+
+    @rank_zero_only
+    def write_predictions(
+        self, trainer: Trainer, datamodule: Any, batches: Sequence[Mapping[str, torch.Tensor]]
+    ) -> None:
+        """One row an image into predictions.csv."""
+        names = list(getattr(datamodule, "class_names", []))
+        path = self.folder / "predictions.csv"
+
+        def write(target: Path) -> None:
+            with target.open("w", newline="", encoding="utf-8") as file:
+                out = csv.writer(file)
+                out.writerow(["index", "label", "prediction", "class_name", "confidence"])
+                for batch in batches:
+                    columns = [batch[k].tolist() for k in ("prediction", "confidence")]
+                    rows = len(columns[0])
+                    index = batch["index"].tolist() if "index" in batch else [""] * rows
+                    label = batch["label"].tolist() if "label" in batch else [""] * rows
+                    for i, truth, guess, sure in zip(index, label, *columns, strict=True):
+                        name = names[guess] if names else ""
+                        out.writerow([i, truth, guess, name, f"{sure:.6f}"])
+
+        write_atomically(path, write)
+        Console().print(f"Predictions: {path}", soft_wrap=True, highlight=False)
+        self._end_wandb(trainer, [], Console())
+
+
+def audit_of(datamodule: LightningDataModule | None) -> Audit | None:
+    """The audit of a data module that tells its labels; None for one that does not."""
+    if datamodule is None or not hasattr(datamodule, "labels"):
+        return None
+    return audit(
+        {split: datamodule.labels(split) for split in ("train", "val", "test")},
+        num_classes=datamodule.num_classes,
+        class_names=datamodule.class_names,
+    )
+
+
+def _peak_memory_mib(task: AdapterTask) -> float:
+    """Of the GPU where one is used, else of the whole process."""
+    if task.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(task.device) / 2**20
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)

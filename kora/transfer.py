@@ -1,0 +1,87 @@
+"""Two-stage jobs: find the adapter of the source stage, or train it first.
+
+A source run fits when its resolved config equals the one that this job would run: same data, same
+strategy and backbone, same seed, same training. Where it runs (devices, loggers) does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kora.checkpoints import ADAPTER_CONFIG
+from kora.results import RESULTS_NAME
+
+__all__ = ["find_source_run", "source_overrides", "train_source"]
+
+#: What of the trainer is a matter of the machine and not of the result.
+_MACHINE = {
+    "accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "plugins",
+    "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
+    "log_every_n_steps", "profiler", "benchmark", "enable_autolog_hparams", "model_registry",
+}  # fmt: skip
+
+
+def source_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source stage takes from the transfer config: all but its data and schedule."""
+    trainer = config["trainer"]
+    machine = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
+    arguments = config["model"]["init_args"]
+    return {
+        "seed_everything": config["seed_everything"],
+        "runs_dir": config["runs_dir"],
+        "wandb": config["wandb"],
+        "trainer": {key: trainer[key] for key in machine},
+        "model": {"init_args": {key: arguments[key] for key in ("backbone", "adapter")}},
+    }
+
+
+def find_source_run(parent: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """The newest finished run below `parent` whose config equals `wanted`; None if there is none."""
+    versions = [p for p in parent.glob("version_*") if p.name[8:].isdigit()]
+    for folder in sorted(versions, key=lambda p: int(p.name[8:]), reverse=True):
+        complete = all(
+            (folder / name).is_file()
+            for name in ("config.yaml", RESULTS_NAME, f"adapter/{ADAPTER_CONFIG}")
+        )
+        if complete:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            if _essence(config) == _essence(wanted):
+                return folder
+    return None
+
+
+def train_source(source: str, overrides: Mapping[str, Any]) -> None:
+    """Run the source config in a process of its own, so that nothing of it stays behind here.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    runs = Path(overrides["runs_dir"])
+    runs.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".yaml", prefix=".source_", dir=runs)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yaml.safe_dump(dict(overrides), file)
+        command = [sys.executable, "-m", "kora", "fit", "--config", source, "--config", name]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"The source stage failed (exit code {done.returncode}); its message stands above. To "
+            f"run it by itself: kora fit --config {source}"
+        )
+
+
+def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
+    keys = ("seed_everything", "model", "data", "experiment", "source")
+    return {"trainer": trainer, **{key: config.get(key) for key in keys}}
