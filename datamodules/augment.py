@@ -33,7 +33,7 @@ def augment_batch(images: Tensor, *, augment: Augment) -> Tensor:
         return images
     height, width = images.shape[-2:]
     with torch.no_grad():
-        moved = images.float()
+        moved: Tensor = images.float()
         if augment == "flip_crop":
             # Padded here: what two numbers mean to RandomCrop's padding depends on the version.
             rows, columns = height // 8, width // 8

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -193,7 +194,7 @@ class ImageDataModule(LightningDataModule):
         """Labels (n,) of a split, in the order of `indices`."""
         return self._part_labels[_part(split)][self.indices(split)]
 
-    def images(self, split: Split, positions: list[int] | IntArray) -> Tensor:
+    def images(self, split: Split, positions: Sequence[int] | IntArray) -> Tensor:
         """uint8 images (n, 3, H, W) at these places of a split (0 is its first image)."""
         rows = np.asarray(positions, dtype=np.int64)
         dataset = self._datasets.get(split)

@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-__all__ = ["ArrayDataset", "EpochShuffle", "Resize", "as_is", "decode_image", "decode_images"]
+__all__ = [
+    "ArrayDataset",
+    "EpochShuffle",
+    "Resize",
+    "UnreadableImageError",
+    "as_is",
+    "decode_image",
+    "decode_images",
+]
 
 Resize = Literal["crop", "stretch"]
 
@@ -52,6 +60,16 @@ def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
+class UnreadableImageError(RuntimeError):
+    """An image file that cannot be used; the message names it.
+
+    A loader process hands an error on as the text of a traceback: only our message is kept of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) -> NDArray[np.uint8]:
     """RGB image (H, W, 3) of a file, upright, with `size` = (H, W).
 
@@ -62,8 +80,8 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
             proportions (both antialiased); None: the file must have this size.
 
     Raises:
-        RuntimeError: the file cannot be read, holds more than 8 bits a channel, or has the wrong
-            size.
+        UnreadableImageError: the file cannot be read, holds more than 8 bits a channel, or has
+            the wrong size.
     """
     height, width = size
     try:
@@ -72,7 +90,7 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
                 raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
             image = (opened if resize is None else ImageOps.exif_transpose(opened)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RuntimeError(
+        raise UnreadableImageError(
             f"Cannot read the image {path} ({error}). Replace or remove this file."
         ) from error
     if resize == "crop":
@@ -80,7 +98,7 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
     elif resize == "stretch":
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     elif image.size != (width, height):
-        raise RuntimeError(
+        raise UnreadableImageError(
             f"The image {path} is {image.height} x {image.width} pixels, expected {height} x "
             f"{width}. Replace or remove this file."
         )
@@ -95,7 +113,7 @@ def decode_images(
     A progress bar, named after `what`, appears when it takes longer than two seconds.
 
     Raises:
-        RuntimeError: as `decode_image`.
+        UnreadableImageError: as `decode_image`.
     """
     images = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
     target = images.numpy()

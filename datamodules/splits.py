@@ -156,9 +156,14 @@ def choose_validation(
         seed: seed of the choice.
 
     Raises:
-        ValueError: fewer images are free than asked for.
+        ValueError: fewer images are free than asked for, or the fraction comes to none.
     """
     total = round(val_fraction * len(labels)) if val_images is None else val_images
+    if total == 0 and val_images is None and val_fraction > 0:
+        raise ValueError(
+            f"data.val_fraction {val_fraction} of {len(labels)} training images is less than one "
+            "image. Use a larger val_fraction or val_images, or val_fraction: 0 for no validation."
+        )
     rng = np.random.default_rng([seed, _VALIDATION_STREAM])
     order = rng.permutation(len(labels))
     if taken is not None:

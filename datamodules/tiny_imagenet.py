@@ -69,6 +69,7 @@ class TinyImageNet(ImageDataModule):
         if val_layout not in get_args(ValLayout):
             raise ValueError(f"data.val_layout is {val_layout!r}; use annotations or folders.")
         self.val_layout = val_layout
+        self.classes_option = classes
         self.classes = _parse_classes(classes)
         self.num_classes = len(self.classes)
         self.root = expand_path(root, key="data.root")
@@ -115,7 +116,7 @@ class TinyImageNet(ImageDataModule):
         return digest.hexdigest()
 
     def protocol_extras(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), "val_layout": self.val_layout}
+        return {"classes": self.classes_option, "val_layout": self.val_layout}
 
     def _part_paths(self, part: Part) -> list[Path]:
         """Paths (N,) of all images of a part, sorted."""

@@ -256,7 +256,8 @@ def test_every_data_module_is_configured_from_yaml(class_path: str, init_args: s
     parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
     common = "batch_size: 8, subset: {per_class: 5}, augment: flip"
     text = f"data: {{class_path: {class_path}, init_args: {{{common}, {init_args[1:-1]}}}}}"
-    data = parser.instantiate_classes(parser.parse_string(text)).data
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    data = instantiate(parser.parse_string(text)).data
     assert f"datamodules.{type(data).__name__}" == class_path
     assert data.subset == Subset(per_class=5)
     assert data.batch_size == 8

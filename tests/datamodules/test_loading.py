@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, EpochShuffle, as_is, decode_image, decode_images
@@ -21,8 +22,11 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: obj
 
 
 def test_an_array_is_fetched_a_batch_at_a_time() -> None:
-    data = ArrayDataset({"image": torch.arange(10), "label": torch.arange(10) * 2})
-    data.__getitem__ = None  # type: ignore[method-assign,assignment]  # a loop would fail
+    class NoLoop(ArrayDataset):
+        def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+            raise AssertionError("fetched image by image")
+
+    data = NoLoop({"image": torch.arange(10), "label": torch.arange(10) * 2})
     batches = list(DataLoader(data, batch_size=4, collate_fn=as_is))
     assert [len(batch["image"]) for batch in batches] == [4, 4, 2]
     assert torch.equal(batches[1]["label"], torch.tensor([8, 10, 12, 14]))
@@ -87,6 +91,17 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> N
     good[3].write_bytes(content)
     with pytest.raises(RuntimeError, match=r"Cannot read the image .*3\.jpg .*Replace or remove"):
         decode_images(good, size=(32, 32), resize=None, what="test")
+
+
+def test_the_error_of_a_loader_process_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    try:
+        decode_image(tmp_path / "bad.jpg", size=(8, 8), resize=None)
+    except RuntimeError:
+        handed_on = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(RuntimeError, match=r"^Cannot read the image .*bad\.jpg") as caught:
+        handed_on.reraise()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_threads_keep_the_order(tmp_path: Path) -> None:

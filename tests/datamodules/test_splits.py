@@ -160,6 +160,12 @@ def test_more_validation_images_than_there_are_is_an_error() -> None:
         split(BALANCED, Subset(per_class=5), val_images=81)
 
 
+def test_a_fraction_that_comes_to_no_image_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"val_fraction 0.002 of 100 .* less than one image"):
+        split(BALANCED, val_fraction=0.002)
+    assert len(split(BALANCED, val_fraction=0)[1]) == 0
+
+
 def test_data_without_classes_gets_a_random_split() -> None:
     val = choose_validation(
         np.zeros(50, dtype=np.int64), None, val_fraction=0.2, val_images=None, seed=0

@@ -46,7 +46,7 @@ def test_validation_labels_come_from_the_annotations_of_the_flat_folder(tmp_path
 def test_a_greyscale_jpeg_becomes_rgb(tmp_path: Path) -> None:
     data = make(tmp_path, val_fraction=0)
     data.setup("fit")
-    images = data.images("train", range(40)).float()  # type: ignore[arg-type]
+    images = data.images("train", range(40)).float()
     grey = (images[:, 0] - images[:, 1]).abs().mean((1, 2)) < 1
     assert images.shape == (40, 3, 64, 64)
     assert grey.nonzero().flatten().tolist() == [0, 10, 20, 30]
@@ -62,7 +62,7 @@ def test_classes_are_renumbered_in_the_order_given(tmp_path: Path, kind: str) ->
     assert data.num_classes == 2
     assert data.class_names == ["thing 2", "thing 0"]
     for image, label in zip(
-        data.images("test", range(6)).numpy(),  # type: ignore[arg-type]
+        data.images("test", range(6)).numpy(),
         data.labels("test"),
         strict=True,
     ):
