@@ -4,6 +4,7 @@ from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR
 from datamodules.image_folder import ImageFolder
 from datamodules.splits import Subset
+from datamodules.synthetic import Synthetic
 from datamodules.tiny_imagenet import TinyImageNet
 
-__all__ = ["CIFAR", "ImageDataModule", "ImageFolder", "Subset", "TinyImageNet"]
+__all__ = ["CIFAR", "ImageDataModule", "ImageFolder", "Subset", "Synthetic", "TinyImageNet"]

@@ -59,9 +59,19 @@ def _data(args: Sequence[str]) -> None:
 
 
 def _compare(args: Sequence[str]) -> None:
-    from kora.compare import main as compare
+    import argparse
 
-    compare(args)
+    parser = argparse.ArgumentParser(
+        prog="kora compare", description="Mean and 95 % interval over the seeds of finished runs."
+    )
+    parser.add_argument("runs", nargs="+", help="runs, or folders above runs")
+    parser.add_argument("--metric", default="test/accuracy")
+    parser.add_argument("--by", choices=("strategy", "experiment"), default="strategy")
+    parser.add_argument("--out", help="folder for compare.md, compare.csv and comparison.png")
+    own = parser.parse_args(args)
+    from kora.compare import compare_command
+
+    compare_command(own.runs, own.metric, own.out, by=own.by)
 
 
 def _list(args: Sequence[str]) -> None:

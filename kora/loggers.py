@@ -87,4 +87,5 @@ def make_loggers(
         offline=offline,
         settings=quiet,
     )
+    wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
     return [csv, wandb_logger]
