@@ -41,7 +41,7 @@ def test_without_a_name_the_single_top_folder_or_everything(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
-@pytest.mark.parametrize("name", ["data/../../evil", "/tmp/evil", "..\\evil", "C:\\evil"])
+@pytest.mark.parametrize("name", ["data/../../evil", "/tmp/evil", "..\\evil", "C:\\evil", "C:evil"])
 def test_a_member_that_leaves_the_folder_is_refused(tmp_path: Path, suffix: str, name: str) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
