@@ -71,7 +71,7 @@ SURFACES: dict[str, Any] = {
 
 
 def test_bytes_are_the_same_on_every_machine() -> None:
-    """Digests made by this file's `digest`, NumPy 2; a change makes shipped weights' cards untrue."""
+    """Made by `digest` above, NumPy 2.x, x86-64; weights trained on other bytes need a new card."""
     assert {style: digest(style=style)[:16] for style in STYLES} == {
         "studio": "6d30d3e6c936bb7c",
         "paint": "d46d84f6dd9b14d7",
@@ -202,6 +202,20 @@ def test_every_background_pixel_lies_on_a_wall_and_none_inside_the_solid() -> No
     for i in range(48):
         local = in_cube(scenes, i, (points[0][i], points[1][i], points[2][i]))
         assert SURFACES[KINDS[i % 12 // 2]](*local).min() > -7e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_ray_passes_through_the_solid_unseen(kind: str) -> None:
+    indices = np.arange(3, dtype=np.int64) * 12 + 2 * KINDS.index(kind)
+    scenes = sample_scenes(indices, seed=10)
+    depth = render(indices, style="studio", seed=10)["depth_m"].numpy()
+    deepest = np.full(depth.shape, np.inf)
+    for share in np.linspace(0.02, 0.999, 250):  # steps of about a centimetre before the hit
+        points = points_of(scenes, depth * share)
+        for i in range(len(indices)):
+            local = in_cube(scenes, i, (points[0][i], points[1][i], points[2][i]))
+            deepest[i] = np.minimum(deepest[i], SURFACES[kind](*local))
+    assert deepest.min() > -0.02
 
 
 def test_solids_stand_on_the_floor_within_the_room() -> None:
