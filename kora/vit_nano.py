@@ -1,6 +1,6 @@
 """`vit_nano`: the embedded vision transformer, registered with timm, so that everything runs anywhere.
 
-1.6 M parameters: 64 pixels, patches of 8, width 128, 8 blocks, 4 heads. The weights in
+1.2 M parameters: 64 pixels, patches of 8, width 128, 6 blocks, 4 heads. The weights in
 `kora/assets/vit_nano.safetensors` (float16) are written by this repository
 (`make pretrain-nano`); `kora/assets/VIT_NANO.md` says what they are and how well they do.
 """
@@ -38,8 +38,8 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def vit_nano(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT with 8 blocks of width 128 for 64-pixel images."""
-    args = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
+    """ViT with 6 blocks of width 128 for 64-pixel images."""
+    args = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
     model: VisionTransformer = build_model_with_cfg(
         VisionTransformer, "vit_nano", pretrained, pretrained_strict=True, **{**args, **kwargs}
     )

@@ -1,0 +1,67 @@
+# Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+SEED   ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/kora: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "KoRA needs Python 3.11 or newer; found $$($(PYTHON) -V). Use: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(BIN)/kora
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(BIN)/kora  ## make .venv and install kora into it
+
+demo: $(BIN)/kora  ## the quickstart: four strategies, a comparison, pictures (5 minutes, no download)
+	@for strategy in linear_probe lora kora kora_side; do \
+	  $(BIN)/kora fit --config configs/quickstart.yaml --config configs/adapters/$$strategy.yaml \
+	    --seed_everything $(SEED) || exit $$?; \
+	done
+	@$(BIN)/kora compare runs/quickstart --out runs/quickstart/comparison
+	@echo "Pictures of each run lie in its folder: runs/quickstart/STRATEGY/seed$(SEED)/version_N/*.png"
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev  ## the suite without its slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ci: lint types test  ## what a change must pass
+
+pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (half an hour on two cores)
+	$(BIN)/kora fit --config configs/pretrain/vit_nano.yaml
+	$(BIN)/python -m kora.release_nano runs/pretrain_vit_nano
+
+results: $(BIN)/kora  ## the table of docs/RESULTS.md (an hour on two cores; needs KORA_SHARED_DATA)
+	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
+	@for seed in 0 1 2; do for epochs in 1epoch 20epochs; do \
+	  for strategy in linear_probe lora kora kora_side; do \
+	    $(BIN)/kora fit --config configs/real/last100_$$epochs.yaml \
+	      --config configs/adapters/$$strategy.yaml --seed_everything $$seed || exit $$?; \
+	  done; done; done
+	@$(BIN)/kora compare runs/real_last100_1epoch runs/real_last100_20epochs --out runs/real_comparison
+
+clean:  ## remove .venv and caches; never runs/ or data/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
