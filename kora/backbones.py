@@ -68,6 +68,7 @@ class Backbone(nn.Module):
         RuntimeError: If pretrained weights cannot be fetched, or the file is damaged.
     """
 
+    model: Any  # a timm model; its attributes are not typed
     mean: Tensor
     std: Tensor
 
@@ -142,11 +143,11 @@ class Backbone(nn.Module):
             digest.update(memoryview(array).cast("B") if array.size else b"")
         return digest.hexdigest()
 
-    def meta_twin(self) -> nn.Module:
+    def meta_twin(self) -> Any:
         """The same architecture without storage, for questions that need no numbers."""
         with torch.device("meta"):
             twin = timm.create_model(self.name, **self._create_kwargs)
-        return twin.eval()  # type: ignore[no-any-return]
+        return twin.eval()
 
     def extra_repr(self) -> str:
         return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
@@ -168,7 +169,7 @@ class Backbone(nn.Module):
                 x, size, mode=self.interpolation, antialias=True, align_corners=False
             ).clamp_(0, 1)  # bicubic overshoots
         x = (x - self.mean) / self.std
-        return x.to(self.model.patch_embed.proj.weight.dtype)
+        return x.to(next(self.model.parameters()).dtype)
 
     def forward(self, images: Tensor, levels: Sequence[int] = ()) -> Features:
         """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well."""
@@ -209,13 +210,13 @@ def _check_images(images: Tensor) -> None:
             )
 
 
-def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+        model: Any = timm.create_model(name, pretrained=False, **kwargs)
     except (TypeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"timm cannot build '{name}' with {kwargs}: {error}. Check model.backbone.image_size "
@@ -231,7 +232,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _load(model: nn.Module, name: str, weights: str, kwargs: dict[str, Any]) -> None:
+def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
     packaged = model.pretrained_cfg.get("file") if weights == "pretrained" else None
     if packaged or weights != "pretrained":
         _load_file(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
@@ -256,7 +257,9 @@ def _load(model: nn.Module, name: str, weights: str, kwargs: dict[str, Any]) -> 
     try:
         loaded = timm.create_model(name, pretrained=True, **kwargs)
     except OSError as error:
-        raise RuntimeError(f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}")
+        raise RuntimeError(
+            f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}"
+        ) from error
     model.load_state_dict(loaded.state_dict())
 
 
@@ -283,7 +286,7 @@ def _reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
     return True
 
 
-def _load_file(model: nn.Module, name: str, path: Path) -> None:
+def _load_file(model: Any, name: str, path: Path) -> None:
     """Load a local file with exactly matching keys.
 
     timm loads leniently once the classifier is dropped (missing keys keep random values), so the
@@ -307,7 +310,9 @@ def _load_file(model: nn.Module, name: str, path: Path) -> None:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise RuntimeError(f"Weights file {path} is damaged or truncated: {error}. Get it again.")
+        raise RuntimeError(
+            f"Weights file {path} is damaged or truncated: {error}. Get it again."
+        ) from error
     for key in ("mean", "std"):
         state.pop(key, None)
     have = model.state_dict()

@@ -22,7 +22,14 @@ from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
 from kora.results import write_atomically
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "check_keys", "load_adapter", "read_adapter_config", "save_adapter"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "check_keys",
+    "load_adapter",
+    "read_adapter_config",
+    "save_adapter",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -81,7 +88,9 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
     try:
         stored = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise RuntimeError(f"Adapter weights {path} cannot be read: {error}. Train it again.")
+        raise RuntimeError(
+            f"Adapter weights {path} cannot be read: {error}. Train it again."
+        ) from error
     mine_tensors = {f"adapter.{name}": tensor for name, tensor in adapter.tensors().items()}
     check_keys(
         mine_tensors, {k: v for k, v in stored.items() if not k.startswith("head.")}, f"{path}"
@@ -108,7 +117,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise RuntimeError(f"{path} is damaged: {error}. Train the adapter again.")
+        raise RuntimeError(f"{path} is damaged: {error}. Train the adapter again.") from error
     return record
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from kora import __version__
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(str(told), code=code)
 
 
-def _fail(message: str, *, code: int) -> None:
+def _fail(message: str, *, code: int) -> NoReturn:
     print(f"kora: error: {message}", file=sys.stderr)
     sys.exit(code)
 

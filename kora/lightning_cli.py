@@ -42,9 +42,11 @@ class KoraParser(LightningArgumentParser):
 
     def _keys(self) -> list[str]:
         """Options of this parser and of its subcommand."""
-        keys = [a.dest for a in self._actions if a.dest.rpartition(".")[2] not in ("help", "config")]
-        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None) or {}
-        for parser in choices.values():
+        keys = [
+            a.dest for a in self._actions if a.dest.rpartition(".")[2] not in ("help", "config")
+        ]
+        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None)
+        for parser in dict(choices or {}).values():
             keys += parser._keys()
         return keys
 
@@ -85,7 +87,7 @@ class KoraCLI(LightningCLI):
         )
 
     @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(cls) -> dict[str, set[str]]:
         """Only the one that was asked for: building each parser takes most of a second."""
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 

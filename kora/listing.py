@@ -18,7 +18,9 @@ def find_subclasses(folder: Path, base: str) -> dict[str, str]:
     for file in sorted(folder.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
-                names = (b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases)
+                names = (
+                    b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases
+                )
                 parents[node.name] = set(names)
                 docs[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -246,9 +246,7 @@ class RunRecord(Callback):
         return made
 
     @rank_zero_only
-    def write_predictions(
-        self, trainer: Trainer, datamodule: Any, batches: Sequence[Mapping[str, torch.Tensor]]
-    ) -> None:
+    def write_predictions(self, trainer: Trainer, datamodule: Any, batches: Sequence[Any]) -> None:
         """One row an image into predictions.csv."""
         names = list(getattr(datamodule, "class_names", []))
         path = self.folder / "predictions.csv"
@@ -271,7 +269,7 @@ class RunRecord(Callback):
         self._end_wandb(trainer, [], Console())
 
 
-def audit_of(datamodule: LightningDataModule | None) -> Audit | None:
+def audit_of(datamodule: Any) -> Audit | None:
     """The audit of a data module that tells its labels; None for one that does not."""
     if datamodule is None or not hasattr(datamodule, "labels"):
         return None

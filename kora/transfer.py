@@ -32,19 +32,19 @@ _MACHINE = {
 def source_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the source stage takes from the transfer config: all but its data and schedule."""
     trainer = config["trainer"]
-    machine = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
+    taken = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
     arguments = config["model"]["init_args"]
     return {
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],
         "wandb": config["wandb"],
-        "trainer": {key: trainer[key] for key in machine},
+        "trainer": {key: trainer[key] for key in taken},
         "model": {"init_args": {key: arguments[key] for key in ("backbone", "adapter")}},
     }
 
 
 def find_source_run(parent: Path, wanted: Mapping[str, Any]) -> Path | None:
-    """The newest finished run below `parent` whose config equals `wanted`; None if there is none."""
+    """The newest finished run below `parent` whose config equals `wanted`, if there is one."""
     versions = [p for p in parent.glob("version_*") if p.name[8:].isdigit()]
     for folder in sorted(versions, key=lambda p: int(p.name[8:]), reverse=True):
         complete = all(

@@ -1,4 +1,4 @@
-"""`vit_nano`: the embedded vision transformer, registered with timm, so that everything runs anywhere.
+"""`vit_nano`: the embedded vision transformer, registered with timm; with it all runs anywhere.
 
 1.2 M parameters: 64 pixels, patches of 8, width 128, 6 blocks, 4 heads. The weights in
 `kora/assets/vit_nano.safetensors` (float16) are written by this repository

@@ -154,11 +154,11 @@ class AdapterTask(LightningModule):
         kept |= {f"head.{k}": v for k, v in self.head.state_dict(keep_vars=True).items()}
         return kept
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Adapter and head only. (Lightning calls this on the root module without arguments.)"""
         return {name: tensor.detach() for name, tensor in self.kept_tensors().items()}
 
-    def load_state_dict(  # type: ignore[override]
+    def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> None:
         """Load exactly these tensors.
