@@ -45,7 +45,7 @@ def augment_batch(images: Tensor, *, augment: Augment) -> Tensor:
 @lru_cache(maxsize=16)
 def _pipeline(augment: Augment, height: int, width: int) -> Any:
     """kornia's batched pipeline; imported here because it takes a second and few runs need it."""
-    import kornia.augmentation as K  # noqa: N812
+    import kornia.augmentation as K
 
     steps: list[Any] = [K.RandomHorizontalFlip(p=0.5)]
     if augment == "flip_crop":

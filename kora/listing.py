@@ -1,4 +1,4 @@
-"""`kora list`: strategies, data modules and configs, read from their source without importing it."""
+"""`kora list`: strategies, data modules and configs, read from source without importing it."""
 
 from __future__ import annotations
 

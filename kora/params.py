@@ -49,8 +49,8 @@ class ParameterReport:
         table = Table(
             title=f"{self.strategy} on {self.backbone}",
             title_justify="left",
-            caption=f"{self.trainable:,} of {self.total:,} parameters train ({self.percent:.3f} %), "
-            f"{self.head:,} of them in the head",
+            caption=f"{self.trainable:,} of {self.total:,} parameters train "
+            f"({self.percent:.3f} %), {self.head:,} of them in the head",
             caption_justify="left",
         )
         blockless = [site for site in sites if ("–", site) in self.cells]
