@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import os
-import socket
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
+from kora.weights import hub_file_is_cached, is_reachable, load_file_exactly
 
 __all__ = ["Backbone", "Features", "Level"]
 
@@ -172,21 +169,32 @@ class Backbone(nn.Module):
         return x.to(next(self.model.parameters()).dtype)
 
     def forward(self, images: Tensor, levels: Sequence[int] = ()) -> Features:
-        """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well."""
+        """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well.
+
+        Raises:
+            ValueError: For images of the wrong type, range or shape, or a level outside the depth.
+        """
         x = self.preprocess(images)
         prefix = self.num_prefix_tokens
-        taken: list[Level] = []
+        taken: dict[int, Level] = {}
         if levels:
+            wanted = sorted(set(levels))
+            if wanted[0] < 0 or wanted[-1] >= self.depth:
+                raise ValueError(
+                    f"levels={list(levels)} of {self.name}: expected numbers from 0 to "
+                    f"{self.depth - 1}."
+                )
             tokens, raw = self.model.forward_intermediates(
-                x, indices=list(levels), norm=True, return_prefix_tokens=True, output_fmt="NLC"
+                x, indices=wanted, norm=True, return_prefix_tokens=True, output_fmt="NLC"
             )
-            for item in raw:
+            for number, item in zip(wanted, raw, strict=True):
                 patches, first = item if isinstance(item, tuple) else (item, item[:, :0])
-                taken.append(Level(patches, first))
+                taken[number] = Level(patches, first)
         else:
             tokens = self.model.forward_features(x)
         pooled = self.model.forward_head(tokens, pre_logits=True)
-        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], tuple(taken))
+        chosen = tuple(taken[number] for number in levels)  # in the order of the question
+        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen)
 
 
 def _check_images(images: Tensor) -> None:
@@ -203,7 +211,7 @@ def _check_images(images: Tensor) -> None:
     # On a GPU this look would stall the stream, so it is made where it is free.
     if images.is_floating_point() and images.device.type == "cpu":
         low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
+        if not (low >= 0 and high <= 1):  # also true of NaN
             raise ValueError(
                 f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
                 "backbone normalises them itself: pass raw images, not normalised ones."
@@ -217,17 +225,37 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
     try:
         model: Any = timm.create_model(name, pretrained=False, **kwargs)
+    except RuntimeError as error:
+        tags = timm.list_models(f"{name.split('.')[0]}.*", include_tags=True)
+        raise ValueError(
+            f"timm {timm.__version__} cannot build '{name}': {error} Weights of this "
+            f"architecture: {', '.join(tags) or 'none'}."
+        ) from error
     except (TypeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"timm cannot build '{name}' with {kwargs}: {error}. Check model.backbone.image_size "
             "(a multiple of the patch size) and that the model is a vision transformer."
         ) from error
     blocks = getattr(model, "blocks", None)
-    if blocks is None or not hasattr(model, "num_prefix_tokens") or not hasattr(blocks[0], "attn"):
+    intermediates = getattr(model, "forward_intermediates", None)
+    if (
+        blocks is None
+        or not hasattr(model, "num_prefix_tokens")
+        or not hasattr(blocks[0], "attn")
+        or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
+        or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
+    ):
         raise ValueError(
             f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
             "no plain sequence of attention blocks. Use a vit, deit, deit3, dinov2, dinov3, clip, "
             "siglip, eva02 or beit model."
+        )
+    patch = getattr(model.patch_embed, "patch_size", (1, 1))[0]
+    if kwargs.get("img_size", patch) % patch:
+        raise ValueError(
+            f"model.backbone.image_size={kwargs['img_size']} is not a multiple of {patch}, the "
+            f"patch size of '{name}': timm would cut off the rest. Use "
+            f"{max(1, round(kwargs['img_size'] / patch)) * patch}."
         )
     return model
 
@@ -235,7 +263,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
 def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
     packaged = model.pretrained_cfg.get("file") if weights == "pretrained" else None
     if packaged or weights != "pretrained":
-        _load_file(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
+        load_file_exactly(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
         return
     cfg = model.pretrained_cfg
     if not (cfg.get("hf_hub_id") or cfg.get("url")):
@@ -249,7 +277,8 @@ def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
         "'weights.safetensors') and set model.backbone.weights to that file. "
         "configs/quickstart.yaml runs without any download."
     )
-    if not _cached(cfg) and not _reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not hub_file_is_cached(cfg) and not is_reachable(endpoint):
         raise RuntimeError(
             f"No network: the pretrained weights of '{name}' are not in the local cache and the "
             f"hub cannot be reached. {remedy}"
@@ -261,79 +290,3 @@ def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
             f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}"
         ) from error
     model.load_state_dict(loaded.state_dict())
-
-
-def _cached(cfg: dict[str, Any]) -> bool:
-    """Whether the hub's weights lie in the local cache already (or cannot be asked for)."""
-    if not cfg.get("hf_hub_id"):
-        return True  # a plain URL: timm's downloader decides
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(cfg["hf_hub_id"], n), str) for n in names)
-
-
-def _reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
-    """One quick look: the hub client itself retries for most of a minute before it gives up."""
-    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(endpoint)
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        socket.create_connection((url.hostname or "", port), timeout=timeout_s).close()
-    except OSError:
-        return False
-    return True
-
-
-def _load_file(model: Any, name: str, path: Path) -> None:
-    """Load a local file with exactly matching keys.
-
-    timm loads leniently once the classifier is dropped (missing keys keep random values), so the
-    keys are compared here. timm's own filter still resamples position embeddings.
-    """
-    if "$" in str(path):
-        raise ValueError(
-            f"model.backbone.weights names an environment variable that is not set: {path}. "
-            "Set it, or write the path out."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Weights file {path} does not exist. Set model.backbone.weights to a .safetensors "
-            "file, 'pretrained' or 'random'."
-        )
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"Weights file {path} is not a .safetensors file. Pickled checkpoints can execute code "
-            "and are not read; convert it with safetensors.torch.save_file."
-        )
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise RuntimeError(
-            f"Weights file {path} is damaged or truncated: {error}. Get it again."
-        ) from error
-    for key in ("mean", "std"):
-        state.pop(key, None)
-    have = model.state_dict()
-    classifier = model.pretrained_cfg.get("classifier") or "head"
-    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    for key in [k for k in state if k.rsplit(".", 1)[0] in prefixes and k not in have]:
-        del state[key]
-    wrong = [
-        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(have[key].shape)}"
-        for key in state
-        if key in have and "pos_embed" not in key and state[key].shape != have[key].shape
-    ]
-    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if filter_fn is not None and not wrong:
-        state = filter_fn(state, model)
-    missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
-    wrong += [f"'{key}' is missing" for key in missing] + [f"'{key}' is unknown" for key in extra]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"Weights file {path} does not belong to '{name}': {'; '.join(wrong[:3])}{more}. "
-            "Set model.backbone.name to the architecture that the file was saved from."
-        )
-    model.load_state_dict(state)

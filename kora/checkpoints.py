@@ -106,7 +106,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        RuntimeError: If it cannot be parsed.
+        RuntimeError: If it cannot be read.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -116,8 +116,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RuntimeError(f"{path} is damaged: {error}. Train the adapter again.") from error
+        record["adapter"]["class_path"], record["adapter"]["init_args"]
+        record["backbone"]["name"], record["backbone"]["sha256"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
     return record
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -118,7 +119,8 @@ def describe(obj: Any) -> dict[str, Any]:
     """Class path and constructor arguments of a strategy, composer or readout, as plain types."""
     kind = type(obj)
     module = kind.__module__
-    if module.startswith("kora.adapters."):
+    package = sys.modules["kora.adapters"]
+    if getattr(package, kind.__qualname__, None) is kind:  # the short path, where there is one
         module = "kora.adapters"
     arguments = {k: _plain(v) for k, v in _arguments(obj).items()}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}

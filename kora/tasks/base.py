@@ -113,10 +113,11 @@ class AdapterTask(LightningModule):
         return named
 
     def train(self, mode: bool = True) -> AdapterTask:
-        """A frozen adapter stays in eval mode, as the backbone does by itself."""
+        """A frozen adapter stays in eval mode, and a backbone that it had thawed with it."""
         super().train(mode)
         if not self.adapter_trainable:
             self.adapter.train(False)
+            self.backbone.train(False)
         return self
 
     def features(self, images: Tensor) -> Features:

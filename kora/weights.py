@@ -1,0 +1,97 @@
+"""Weights of a backbone: a local file, loaded exactly, or the hub, if it can be reached."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+__all__ = ["hub_file_is_cached", "is_reachable", "load_file_exactly"]
+
+
+def load_file_exactly(model: Any, name: str, path: Path) -> None:
+    """Load a local file with exactly matching keys.
+
+    timm loads leniently once the classifier is dropped (missing keys keep random values), so the
+    keys are compared here. timm's own filter still resamples position embeddings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: For a file of another kind or architecture.
+        RuntimeError: If the file is damaged.
+    """
+    if "$" in str(path):
+        raise ValueError(
+            f"model.backbone.weights names an environment variable that is not set: {path}. "
+            "Set it, or write the path out."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Weights file {path} does not exist. Set model.backbone.weights to a .safetensors "
+            "file, 'pretrained' or 'random'."
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"Weights file {path} is not a .safetensors file. Pickled checkpoints can execute code "
+            "and are not read; convert it with safetensors.torch.save_file."
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise RuntimeError(
+            f"Weights file {path} is damaged or truncated: {error}. Get it again."
+        ) from error
+    for key in ("mean", "std"):
+        state.pop(key, None)
+    have = model.state_dict()
+    classifier = model.pretrained_cfg.get("classifier") or "head"
+    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    for key in [k for k in state if k.rsplit(".", 1)[0] in prefixes and k not in have]:
+        del state[key]
+    wrong = [
+        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(have[key].shape)}"
+        for key in state
+        if key in have and "pos_embed" not in key and state[key].shape != have[key].shape
+    ]
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None and not wrong:
+        state = filter_fn(state, model)
+    missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
+    wrong += [f"'{key}' is missing" for key in missing] + [f"'{key}' is unknown" for key in extra]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"Weights file {path} does not belong to '{name}': {'; '.join(wrong[:3])}{more}. "
+            "Set model.backbone.name to the architecture that the file was saved from."
+        )
+    model.load_state_dict(state)
+
+
+def hub_file_is_cached(cfg: dict[str, Any]) -> bool:
+    """Whether the hub's weights lie in the local cache already (or cannot be asked for)."""
+    if not cfg.get("hf_hub_id"):
+        return True  # a plain URL: timm's downloader decides
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"]
+    names += [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else []
+    return any(isinstance(try_to_load_from_cache(cfg["hf_hub_id"], n), str) for n in names)
+
+
+def is_reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
+    """One quick look: the hub client itself retries for most of a minute before it gives up."""
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(endpoint)
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=timeout_s).close()
+    except OSError:
+        return False
+    return True
