@@ -94,6 +94,13 @@ class Backbone(nn.Module):
         self.interpolation: str = {"bilinear": "bilinear"}.get(cfg["interpolation"], "bicubic")
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        patch = max(self.model.patch_embed.patch_size)
+        if self.image_size % patch:
+            near = max(1, round(self.image_size / patch)) * patch
+            raise ValueError(
+                f"model.backbone.image_size is {self.image_size}, which patches of {patch} pixels "
+                f"do not tile: pixels at the border would be dropped. Use {near}."
+            )
         self.model.requires_grad_(False)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)

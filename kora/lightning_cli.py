@@ -249,7 +249,7 @@ class KoraCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write predictions.csv into the run folder."""
-        batches = self.trainer.predict(**kwargs, return_predictions=True)
+        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         if self.record is not None:
             self.record.write_predictions(self.trainer, self.datamodule, batches or [])
 

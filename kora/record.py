@@ -218,7 +218,7 @@ class RunRecord(Callback):
 
         made: list[Path] = []
         metrics = self.folder / "metrics.csv"
-        if self.command == "fit" and metrics.is_file():
+        if self.command == "fit" and _has_curves(metrics):
             made.append(self.folder / "learning_curves.png")
             figures.learning_curves(metrics, made[-1])
         if not isinstance(task, ClassificationTask) or not hasattr(datamodule, "images"):
@@ -278,6 +278,14 @@ def audit_of(datamodule: Any) -> Audit | None:
         num_classes=datamodule.num_classes,
         class_names=datamodule.class_names,
     )
+
+
+def _has_curves(metrics_csv: Path) -> bool:
+    """Whether training or validation was logged at all; a run of a few steps may log neither."""
+    if not metrics_csv.is_file():
+        return False
+    with metrics_csv.open(encoding="utf-8") as file:
+        return any(name.startswith(("train/", "val/")) for name in file.readline().split(","))
 
 
 def _peak_memory_mib(task: AdapterTask) -> float:

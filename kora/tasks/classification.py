@@ -73,11 +73,12 @@ class ClassificationTask(AdapterTask):
                 "The number of classes is not known: the data module has no num_classes. Set "
                 "model.init_args.num_classes."
             )
+        head = LinearHead(self.backbone, self.num_classes)
         metrics = _metrics(self.num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
-        return LinearHead(self.backbone, self.num_classes)
+        return head
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch, with label smoothing."""

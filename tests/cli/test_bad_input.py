@@ -1,0 +1,152 @@
+"""Bad input gives one line that names the key or file and the remedy; nothing is left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import kora, tiny_config, write_config
+from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
+
+Capture = pytest.CaptureFixture[str]
+
+USAGE = [
+    (["--model.adapter", "Lora"], ["adapter", "Did you mean 'LoRA'?"]),
+    (["--model.adapter.rnk", "3"], ["'rnk'", "Did you mean 'rank'?"]),
+    (["--model.adapter.rank", "0"], ["rank=0", "LinearProbe"]),
+    (["--model.adapter.rank", "1000"], ["rank=1000", "1 to 128"]),
+    (["--model.adapter.dropout", "1"], ["dropout=1", "[0, 1)"]),
+    (["--model.adapter.sites", "[qvk]"], ["'qvk'", "Did you mean 'qkv'?"]),
+    (["--model.adapter.sites", "[]"], ["sites is empty"]),
+    (["--model.adapter.sites", "[head]"], ["'head'", "keep_classifier"]),
+    (["--model.adapter.blocks", "[6]"], ["blocks=[6]", "0 to 5"]),
+    (["--model.adapter", "KoRA", "--model.adapter.d_comp", "0"], ["d_comp=0"]),
+    (["--model.adapter", "KoRA", "--model.adapter.pool", "max"], ["pool", "max"]),
+    (["--model.backbone.name", "vit_nanno"], ["'vit_nanno'", "Did you mean vit_nano"]),
+    (["--model.backbone.name", "swin_tiny_patch4_window7_224"], ["VisionTransformer family"]),
+    (["--model.backbone.image_size", "30"], ["image_size"]),
+    (["--model.num_classes", "1"], ["num_classes=1", "two classes"]),
+    (["--model.warmup_fraction", "2"], ["warmup_fraction=2"]),
+    (["--model.head_lr", "high"], ["head_lr", "high"]),
+    (["--data", "Synthetix"], ["data", "Did you mean 'Synthetic'?"]),
+    (["--data.style", "oil"], ["oil"]),
+    (["--data.batch_size", "0"], ["data.batch_size"]),
+    (["--data.val_fraction", "1.5", "--data.val_images", "null"], ["val_fraction"]),
+    (["--data.subset.per_class", "500"], ["class", "500"]),
+    (["--trainer.max_epoch", "1"], ["max_epoch", "Did you mean 'trainer.max_epochs'?"]),
+    (["--trainr.max_epochs", "1"], ["trainr", "Did you mean 'trainer.max_epochs'?"]),
+    (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    (["--model.adapter_from", "nowhere"], ["nowhere", "no adapter folder"]),
+    (["--source", "nowhere.yaml"], ["source", "nowhere.yaml"]),
+    (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
+]
+
+
+@pytest.mark.parametrize(("args", "fragments"), USAGE, ids=lambda value: " ".join(value))
+def test_a_mistake_is_told_in_one_line(
+    here: Path, capfd: Capture, args: list[str], fragments: list[str]
+) -> None:
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
+    lines = [line for line in outcome.err.splitlines() if line.startswith("kora: error:")]
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert all(fragment in lines[0] for fragment in fragments), lines[0]
+    # Files that are not there are failures of the world, everything else is a usage error.
+    assert outcome.code == (1 if {"nowhere", "nowhere.ckpt", "nowhere.yaml"} & set(args[1:])
+                            and args[0] != "--config" else 2)  # fmt: skip
+    assert not list(here.rglob("results.json"))
+
+
+def test_a_key_in_a_file_is_named_too(here: Path, capfd: Capture) -> None:
+    (here / "more.yaml").write_text("trainer: {max_epochz: 3}\n")
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml", "--config", "more.yaml")
+    assert outcome.code == 2
+    assert "Did you mean 'trainer.max_epochs'?" in outcome.err.splitlines()[0]
+
+
+def test_broken_yaml_says_where(here: Path, capfd: Capture) -> None:
+    (here / "broken.yaml").write_text("trainer: [\n")
+    outcome = kora(capfd, "fit", "--config", "broken.yaml")
+    assert outcome.code == 2
+    assert "line 2" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_evaluating_an_untrained_head_is_refused(here: Path, capfd: Capture, command: str) -> None:
+    outcome = kora(capfd, command, "--config", "tiny.yaml")
+    assert outcome.code == 2
+    assert "--ckpt_path" in outcome.err
+
+
+def tiny_imagenet(here: Path, archive: Path, **options: object) -> Path:
+    config = tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.TinyImageNet",
+        "init_args": {
+            "root": "data", "archive": str(archive), "classes": "0:4", "val_images": 4,
+            "batch_size": 12, **options,
+        },
+    }  # fmt: skip
+    return write_config(here / "images.yaml", config)
+
+
+def test_a_truncated_archive_is_named_and_leaves_no_folder(here: Path, capfd: Capture) -> None:
+    archive = write_tiny_imagenet_zip(here / "t.zip")
+    archive.write_bytes(archive.read_bytes()[:-2000])
+    outcome = kora(capfd, "fit", "--config", tiny_imagenet(here, archive))
+    assert outcome.code == 1
+    assert "t.zip" in outcome.err
+    assert not (here / "data/tiny-imagenet-200").exists()
+
+
+def test_a_member_that_leaves_the_folder_is_refused(here: Path, capfd: Capture) -> None:
+    archive = write_zip(here / "t.zip", {"../evil.txt": b"x", "tiny-imagenet-200/wnids.txt": b"n1"})
+    outcome = kora(capfd, "fit", "--config", tiny_imagenet(here, archive))
+    assert outcome.code == 1
+    assert "../evil.txt" in outcome.err
+    assert not (here / "evil.txt").exists()
+    assert not (here / "data/tiny-imagenet-200").exists()
+
+
+def test_an_unreadable_image_is_named(here: Path, capfd: Capture) -> None:
+    root = write_class_folders(here / "photos", sizes=((32, 32),))
+    victim = sorted((root / "test").rglob("*.*"))[0]
+    victim.write_bytes(b"no image")
+    config = tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {"root": "photos", "image_size": 32, "num_workers": 0, "val_images": 3},
+    }
+    write_config(here / "photos.yaml", config)
+    outcome = kora(capfd, "fit", "--config", "photos.yaml")
+    assert outcome.code == 1
+    assert victim.name in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_an_unset_variable_in_a_path_is_named(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KORA_NOWHERE", raising=False)
+    outcome = kora(
+        capfd, "fit", "--config", "tiny.yaml", "--model.backbone.weights", "$KORA_NOWHERE/w.st"
+    )
+    assert outcome.code == 2
+    assert "KORA_NOWHERE" in outcome.err
+
+
+def test_no_network_is_said_at_once_and_leaves_nothing(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.CIFAR",
+        "init_args": {"variant": 10, "root": "data"},
+    }
+    write_config(here / "cifar.yaml", config)
+    outcome = kora(capfd, "data", "prepare", "--config", "cifar.yaml")
+    if outcome.code == 0:
+        pytest.skip("this machine reaches the data set's server")
+    assert outcome.code == 1
+    assert "cifar-10-python.tar.gz" in outcome.err
+    assert "c58f30108f718f92721af3b95e74349a" in outcome.err
+    assert not (here / "data/cifar-10-batches-py").exists()

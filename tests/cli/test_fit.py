@@ -1,0 +1,184 @@
+"""kora fit, test, validate, predict: what a run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.cli.support import kora, results, tiny_config, write_config
+
+Capture = pytest.CaptureFixture[str]
+RUN = Path("runs/tiny/LoRA/seed0/version_0")
+
+
+@pytest.fixture
+def run(here: Path, capfd: Capture) -> Path:
+    """A finished run of tiny.yaml."""
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml")
+    assert outcome.code == 0, outcome.err
+    return here / RUN
+
+
+def test_a_run_is_one_folder_with_everything(run: Path) -> None:
+    expected = {
+        "config.yaml", "metrics.csv", "splits.json", "results.json", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json", "learning_curves.png", "confusion_matrix.png",
+        "test_samples.png",
+    }  # fmt: skip
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert found == expected
+
+
+def test_the_record_names_everything_that_the_result_depends_on(run: Path) -> None:
+    record = results(run)
+    assert record["strategy"] == "LoRA"
+    assert record["seed"] == 0
+    assert record["finished"] is True
+    assert 0 <= record["metrics"]["test/accuracy"] <= 1
+    assert record["baselines"]["chance"]["accuracy"] == pytest.approx(1 / 12)
+    assert record["protocol"]["sizes"] == {"train": 36, "val": 12, "test": 24}
+    assert record["parameters"]["trainable"] < record["parameters"]["total"]
+    assert record["seconds"].keys() == {"fit", "test"}
+    assert record["peak_memory_mib"] > 0
+    assert record["backbone"]["name"] == "vit_nano"
+    assert len(record["backbone"]["sha256"]) == 64
+    assert {"torch", "lightning", "timm"} <= record["versions"].keys()
+
+
+def test_checkpoint_and_adapter_leave_the_frozen_backbone_out(run: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    keys = set(checkpoint["state_dict"])
+    assert keys == set(load_file(run / "adapter/adapter_model.safetensors"))
+    assert all(key.startswith(("adapter.", "head.")) for key in keys)
+    assert (run / "checkpoints/best.ckpt").stat().st_size < 1.5e6  # the backbone alone has 4.8 MB
+    assert checkpoint["kora"]["sha256"] == results(run)["backbone"]["sha256"]
+
+
+def test_the_second_run_gets_a_folder_of_its_own_and_the_same_numbers(
+    run: Path, capfd: Capture
+) -> None:
+    before = (run / "results.json").read_bytes()
+    assert kora(capfd, "fit", "--config", "tiny.yaml").code == 0
+    assert (run / "results.json").read_bytes() == before
+    again = results(run.with_name("version_1"))
+    assert again["metrics"] == results(run)["metrics"]
+
+
+def test_the_saved_config_runs_again_as_it_is(run: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", run / "config.yaml").code == 0
+    again = run.with_name("version_1")
+    assert results(again)["metrics"] == results(run)["metrics"]
+    first, second = (yaml.safe_load((r / "config.yaml").read_text()) for r in (run, again))
+    assert first == second
+
+
+def test_the_summary_stands_beside_chance_and_majority(here: Path, capfd: Capture) -> None:
+    out = kora(capfd, "fit", "--config", "tiny.yaml").out
+    assert "chance" in out
+    assert "majority" in out
+    assert "test/accuracy" in out
+    assert "parameters train" in out
+    assert out.index("Audit of the splits") < out.index("parameters train")
+
+
+def test_kora_test_repeats_the_test_of_the_best_checkpoint(run: Path, capfd: Capture) -> None:
+    outcome = kora(
+        capfd, "test", "--config", "tiny.yaml", "--ckpt_path", run / "checkpoints/best.ckpt"
+    )
+    assert outcome.code == 0, outcome.err
+    record = results(run.with_name("version_1"))
+    assert record["stage"] == "test"
+    wanted = {k: v for k, v in results(run)["metrics"].items() if k.startswith("test/")}
+    assert record["metrics"] == wanted
+
+
+def test_validate_records_the_validation_metrics(run: Path, capfd: Capture) -> None:
+    best = run / "checkpoints/best.ckpt"
+    assert kora(capfd, "validate", "--config", "tiny.yaml", "--ckpt_path", best).code == 0
+    record = results(run.with_name("version_1"))
+    assert record["metrics"]["val/accuracy"] == results(run)["metrics"]["best_val/accuracy"]
+
+
+def test_predict_writes_one_row_an_image_that_agrees_with_the_accuracy(
+    run: Path, capfd: Capture
+) -> None:
+    best = run / "checkpoints/best.ckpt"
+    assert kora(capfd, "predict", "--config", "tiny.yaml", "--ckpt_path", best).code == 0
+    with (run.with_name("version_1") / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(24))
+    right = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert right == pytest.approx(results(run)["metrics"]["test/accuracy"], abs=1e-6)
+
+
+def test_best_checkpoint_is_chosen_by_validation_and_tested(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["trainer"]["max_epochs"] = 3
+    write_config(here / "three.yaml", config)
+    assert kora(capfd, "fit", "--config", "three.yaml").code == 0
+    run = here / RUN
+    with (run / "metrics.csv").open() as file:
+        seen = [float(row["val/accuracy"]) for row in csv.DictReader(file) if row["val/accuracy"]]
+    assert len(seen) == 3
+    assert results(run)["metrics"]["best_val/accuracy"] == pytest.approx(max(seen))
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == seen.index(max(seen))
+    stored = load_file(run / "adapter/adapter_model.safetensors")
+    assert all(torch.equal(stored[k], v) for k, v in best["state_dict"].items())
+
+
+def test_without_validation_the_last_state_is_tested(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["data"]["init_args"] |= {"val_images": 0}
+    write_config(here / "no_val.yaml", config)
+    outcome = kora(capfd, "fit", "--config", "no_val.yaml")
+    assert outcome.code == 0, outcome.err
+    assert "no model selection" in outcome.out
+    assert "test/accuracy" in results(here / RUN)["metrics"]
+
+
+def test_fast_dev_run_leaves_nothing_behind(here: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true").code == 0
+    assert not (here / "runs").exists()
+
+
+def test_a_degenerate_split_stops_the_run_before_training(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["data"]["init_args"] |= {"subset": {"per_class": 1, "how": "first"}}
+    config["data"]["init_args"]["subset"] = {"fraction": 0.1, "how": "first"}
+    write_config(here / "degenerate.yaml", config)
+    outcome = kora(capfd, "fit", "--config", "degenerate.yaml")
+    assert outcome.code == 2
+    assert "Training covers only" in outcome.err
+    assert "allow_degenerate" in outcome.err
+    assert not list(here.rglob("results.json"))
+    allowed = kora(capfd, "fit", "--config", "degenerate.yaml", "--allow_degenerate", "true")
+    assert allowed.code == 0, allowed.err
+
+
+def test_a_new_strategy_is_one_file_and_no_edit_elsewhere(here: Path, capfd: Capture) -> None:
+    outcome = kora(
+        capfd, "fit", "--config", "tiny.yaml", "--model.adapter", "tests.cli.toy.ScalePooled"
+    )
+    assert outcome.code == 0, outcome.err
+    record = results(here / "runs/tiny/ScalePooled/seed0/version_0")
+    assert record["parameters"]["trainable"] - record["parameters"]["head"] == 128
+    stored = load_file(
+        here / "runs/tiny/ScalePooled/seed0/version_0/adapter/adapter_model.safetensors"
+    )
+    assert not torch.equal(stored["adapter.scale_D"], torch.ones(128))
+
+
+@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", "timm.optim.Lion", "timm.optim.LaProp"])
+def test_any_torch_or_timm_optimiser_trains(here: Path, capfd: Capture, optimizer: str) -> None:
+    args = ("--model.optimizer", optimizer, "--model.optimizer.lr", "0.01")
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
+    assert outcome.code == 0, outcome.err
+    saved = yaml.safe_load((here / RUN / "config.yaml").read_text())
+    assert optimizer.rpartition(".")[2] in saved["model"]["init_args"]["optimizer"]["class_path"]

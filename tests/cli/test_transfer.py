@@ -1,0 +1,105 @@
+"""Two-stage transfer: the source stage is trained first, once, and its adapter carried over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.support import kora, results, tiny_config, write_config
+
+Capture = pytest.CaptureFixture[str]
+SOURCE = "runs/source/LoRA/seed0"
+
+
+@pytest.fixture
+def transfer(here: Path) -> Path:
+    """source.yaml (style paint) and target.yaml (style night)."""
+    source = tiny_config(experiment="source")
+    source["data"]["init_args"]["style"] = "paint"
+    write_config(here / "source.yaml", source)
+    target = tiny_config(experiment="target", source="source.yaml")
+    target["data"]["init_args"]["style"] = "night"
+    return write_config(here / "target.yaml", target)
+
+
+def adapter(run: Path) -> dict[str, Any]:
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def test_the_source_stage_runs_first_and_is_used_again(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    first = kora(capfd, "fit", "--config", transfer)
+    assert first.code == 0, first.err
+    assert "trained first" in first.out
+    record = results(here / "runs/target/LoRA/seed0/version_0")
+    assert record["source"]["folder"] == f"{SOURCE}/version_0/adapter"
+    assert record["source"]["experiment"] == "source"
+
+    second = kora(capfd, "fit", "--config", transfer)
+    assert "used again" in second.out
+    assert [p.name for p in sorted((here / SOURCE).iterdir())] == ["version_0"]
+    again = results(here / "runs/target/LoRA/seed0/version_1")
+    assert again["metrics"] == record["metrics"]
+
+    changed = kora(capfd, "fit", "--config", transfer, "--model.adapter.rank", "1")
+    assert changed.code == 0, changed.err
+    assert "trained first" in changed.out, "an adapter of another rank does not fit"
+
+
+def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    args = ("--model.adapter_trainable", "false")
+    assert kora(capfd, "fit", "--config", transfer, *args).code == 0
+    source, target = (
+        adapter(here / SOURCE / "version_0"),
+        adapter(here / "runs/target/LoRA/seed0/version_0"),
+    )
+    for key, tensor in source.items():
+        assert torch.equal(tensor, target[key]) == key.startswith("adapter."), key
+    parameters = results(here / "runs/target/LoRA/seed0/version_0")["parameters"]
+    assert parameters["trainable"] == parameters["head"]
+
+
+def test_a_trainable_adapter_moves_on_from_the_source(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    assert kora(capfd, "fit", "--config", transfer).code == 0
+    source = adapter(here / SOURCE / "version_0")
+    target = adapter(here / "runs/target/LoRA/seed0/version_0")
+    moved = [
+        k for k in source if k.startswith("adapter.") and not torch.equal(source[k], target[k])
+    ]
+    assert len(moved) == len([k for k in source if k.startswith("adapter.")])
+
+
+def test_a_linear_probe_needs_no_source_stage(transfer: Path, capfd: Capture) -> None:
+    outcome = kora(capfd, "fit", "--config", transfer, "--model.adapter", "LinearProbe")
+    assert outcome.code == 0, outcome.err
+    assert "no source stage" in outcome.out
+    assert not (transfer.parent / "runs/source").exists()
+
+
+def test_a_failing_source_stage_stops_the_job_with_its_name(here: Path, capfd: Capture) -> None:
+    source = tiny_config(experiment="source")
+    source["data"]["init_args"]["subset"] = {"fraction": 0.1, "how": "first"}
+    write_config(here / "source.yaml", source)
+    write_config(here / "target.yaml", tiny_config(source="source.yaml"))
+    outcome = kora(capfd, "fit", "--config", "target.yaml")
+    assert outcome.code == 1
+    assert "source stage failed" in outcome.err
+    assert "kora fit --config source.yaml" in outcome.err
+    assert not list(here.rglob("results.json"))
+    assert not list(here.rglob(".source_*"))
+
+
+def test_an_adapter_of_another_backbone_is_refused(transfer: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", "source.yaml").code == 0
+    outcome = kora(
+        capfd, "fit", "--config", "tiny.yaml", "--seed_everything", "1",
+        "--model.adapter_from", f"{SOURCE}/version_0/adapter",
+    )  # fmt: skip
+    assert outcome.code == 2  # seed 1 makes other random weights
+    assert "was trained on" in outcome.err
