@@ -148,6 +148,11 @@ class ImageDataModule(LightningDataModule):
             }
         )
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split, by the options alone."""
+        return self.val_fraction > 0 if self.val_images is None else self.val_images > 0
+
     def resolved_seed(self) -> int:
         """The seed in use: the option, else Lightning's global seed, else 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed

@@ -94,13 +94,6 @@ class Backbone(nn.Module):
         self.interpolation: str = {"bilinear": "bilinear"}.get(cfg["interpolation"], "bicubic")
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
-        patch = max(self.model.patch_embed.patch_size)
-        if self.image_size % patch:
-            near = max(1, round(self.image_size / patch)) * patch
-            raise ValueError(
-                f"model.backbone.image_size is {self.image_size}, which patches of {patch} pixels "
-                f"do not tile: pixels at the border would be dropped. Use {near}."
-            )
         self.model.requires_grad_(False)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -257,7 +250,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             "no plain sequence of attention blocks. Use a vit, deit, deit3, dinov2, dinov3, clip, "
             "siglip, eva02 or beit model."
         )
-    patch = getattr(model.patch_embed, "patch_size", (1, 1))[0]
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
     if kwargs.get("img_size", patch) % patch:
         raise ValueError(
             f"model.backbone.image_size={kwargs['img_size']} is not a multiple of {patch}, the "

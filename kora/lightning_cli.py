@@ -186,9 +186,7 @@ class KoraCLI(LightningCLI):
 
     def _checkpoint(self, task: AdapterTask) -> ModelCheckpoint:
         assert self.run_folder is not None
-        validates = getattr(self.datamodule, "val_fraction", 1) or getattr(
-            self.datamodule, "val_images", None
-        )
+        validates = getattr(self.datamodule, "validates", True)
         monitor, mode = task.monitor if validates else (None, "min")
         return ModelCheckpoint(
             dirpath=self.run_folder / "checkpoints",
