@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.cli.support import kora, results, tiny_config, write_config
+from tests.data_factory import write_cifar_archive, write_class_folders, write_tiny_imagenet_zip
 
 Capture = pytest.CaptureFixture[str]
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
@@ -182,3 +183,71 @@ def test_any_torch_or_timm_optimiser_trains(here: Path, capfd: Capture, optimize
     assert outcome.code == 0, outcome.err
     saved = yaml.safe_load((here / RUN / "config.yaml").read_text())
     assert optimizer.rpartition(".")[2] in saved["model"]["init_args"]["optimizer"]["class_path"]
+
+
+def test_resuming_a_small_checkpoint_ends_where_an_uninterrupted_run_does(
+    here: Path, capfd: Capture
+) -> None:
+    steady = ("--model.schedule", "constant", "--model.warmup_fraction", "0")
+    two = ("fit", "--config", "tiny.yaml", *steady, "--trainer.max_epochs", "2")
+    assert kora(capfd, *two).code == 0
+    assert kora(capfd, "fit", "--config", "tiny.yaml", *steady).code == 0
+    half = (here / RUN).with_name("version_1") / "checkpoints/last.ckpt"
+    resumed = kora(capfd, *two, "--ckpt_path", half)
+    assert resumed.code == 0, resumed.err
+    whole, again = (
+        torch.load((here / RUN).with_name(name) / "checkpoints/last.ckpt", weights_only=True)
+        for name in ("version_0", "version_2")
+    )
+    assert whole["global_step"] == again["global_step"] == 4
+    assert all(torch.equal(whole["state_dict"][k], v) for k, v in again["state_dict"].items())
+
+
+@pytest.mark.parametrize("adapter", ["LinearProbe", "FullFineTune", "KoRA"])
+def test_every_strategy_runs_through_the_command_line(
+    here: Path, capfd: Capture, adapter: str
+) -> None:
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml", "--model.adapter", adapter)
+    assert outcome.code == 0, outcome.err
+    assert results(here / f"runs/tiny/{adapter}/seed0/version_0")["strategy"] == adapter
+
+
+def test_mixed_image_sizes_train_in_bfloat16(here: Path, capfd: Capture) -> None:
+    write_class_folders(here / "photos")
+    config = tiny_config()
+    config["trainer"]["precision"] = "bf16-mixed"
+    config["data"] = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {
+            "root": "photos", "image_size": [40, 56], "num_workers": 2, "val_images": 6,
+            "augment": "flip_crop",
+        },
+    }  # fmt: skip
+    write_config(here / "photos.yaml", config)
+    outcome = kora(capfd, "fit", "--config", "photos.yaml")
+    assert outcome.code == 0, outcome.err
+    assert results(here / RUN)["protocol"]["dataset"] == "ImageFolder"
+
+
+def test_official_archives_run_end_to_end(here: Path, capfd: Capture) -> None:
+    cifar, config = write_cifar_archive(here / "c.tar.gz", variant=100), tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.CIFAR",
+        "init_args": {"variant": 100, "archive": str(cifar), "val_images": 100},
+    }
+    config["experiment"] = "source"
+    write_config(here / "cifar.yaml", config)
+    archive, config = write_tiny_imagenet_zip(here / "t.zip", classes=6), tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.TinyImageNet",
+        "init_args": {
+            "archive": str(archive), "classes": "0:6", "subset": {"per_class": 5}, "val_images": 6,
+        },
+    }  # fmt: skip
+    write_config(here / "tiny_imagenet.yaml", {**config, "source": "cifar.yaml"})
+    outcome = kora(capfd, "fit", "--config", "tiny_imagenet.yaml")
+    assert outcome.code == 0, outcome.err
+    record = results(here / RUN)
+    assert record["protocol"]["sizes"] == {"train": 30, "val": 6, "test": 18}
+    assert record["protocol"]["official_split"]["test"] == "val"
+    assert record["source"]["experiment"] == "source"
