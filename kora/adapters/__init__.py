@@ -1,4 +1,7 @@
-"""Adapter strategies. Every module of this folder is imported, so a new file is found by itself."""
+"""Adapter strategies.
+
+Every module of this folder is imported and its `__all__` exported, so a new file is found by itself.
+"""
 
 from __future__ import annotations
 
@@ -27,4 +30,5 @@ __all__ = [
 ]
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    _found = importlib.import_module(f"{__name__}.{_module.name}")
+    globals().update({_name: getattr(_found, _name) for _name in getattr(_found, "__all__", ())})
