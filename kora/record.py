@@ -61,6 +61,7 @@ class RunRecord(Callback):
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.peak_memory_mib = 0.0
         self._started: dict[str, float] = {}
 
     # -- before --------------------------------------------------------------------------------
@@ -110,8 +111,8 @@ class RunRecord(Callback):
         self._start("fit")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it, and keep the validation metrics of the last epoch."""
-        self._stop("fit")
+        """Stop it."""
+        self._stop("fit", pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation that stands alone."""
@@ -126,14 +127,16 @@ class RunRecord(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it, and keep the test metrics."""
-        self._stop("test")
+        self._stop("test", pl_module)
         self._keep(trainer)
 
     def _start(self, phase: str) -> None:
         self._started[phase] = time.perf_counter()
 
-    def _stop(self, phase: str) -> None:
+    def _stop(self, phase: str, module: LightningModule) -> None:
         self.seconds[phase] = time.perf_counter() - self._started[phase]
+        # Now, as Lightning moves the module to the CPU when the loop has ended.
+        self.peak_memory_mib = max(self.peak_memory_mib, _peak_memory_mib(module.device))
 
     def _keep(self, trainer: Trainer) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -164,7 +167,7 @@ class RunRecord(Callback):
             audit={} if self.audit is None else self.audit.to_dict(),
             parameters=self.parameters.to_dict(),
             seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
-            peak_memory_mib=_peak_memory_mib(task),
+            peak_memory_mib=self.peak_memory_mib or None,
             backbone={
                 "name": task.backbone.name,
                 "weights": task.backbone.weights,
@@ -288,9 +291,9 @@ def _has_curves(metrics_csv: Path) -> bool:
         return any(name.startswith(("train/", "val/")) for name in file.readline().split(","))
 
 
-def _peak_memory_mib(task: AdapterTask) -> float:
+def _peak_memory_mib(device: torch.device) -> float:
     """Of the GPU where one is used, else of the whole process."""
-    if task.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(task.device) / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**20 if sys.platform == "darwin" else 2**10)

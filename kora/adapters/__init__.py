@@ -1,6 +1,6 @@
 """Adapter strategies.
 
-Every module of this folder is imported and its `__all__` exported, so a new file is found by itself.
+Every module of this folder is imported and its `__all__` exported: a new file is found by itself.
 """
 
 from __future__ import annotations
