@@ -1,0 +1,1 @@
+"""Tests of the strategies; they mirror the paths of the code."""

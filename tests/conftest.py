@@ -1,0 +1,39 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any import of the libraries that read them.
+os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = "KORA_SHARED_DATA"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    # Small tensors gain nothing from more; on a busy machine waiting threads cost a hundredfold.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real images and weights: $KORA_SHARED_DATA, else ../shared/data if it is there."""
+    named = os.environ.get(SHARED_DATA)
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; set {SHARED_DATA} to the folder with the real data")
+    return folder
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Three uint8 images (3, 3, 48, 40) of seeded noise: not square, not the backbone's size."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, 48, 40), dtype=torch.uint8, generator=generator)

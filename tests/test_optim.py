@@ -1,0 +1,87 @@
+"""Claims about parameter groups and the schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kora.adapters import KoRA
+from kora.optim import parameter_groups, schedule_factor
+from tests.factory import built
+
+NAMED = {
+    "adapter.down": nn.Parameter(torch.zeros(2, 3)),
+    "adapter.gate": nn.Parameter(torch.zeros(())),
+    "adapter.norm": nn.Parameter(torch.zeros(3)),
+    "head.weight": nn.Parameter(torch.zeros(5, 3)),
+    "head.bias": nn.Parameter(torch.zeros(5)),
+    "adapter.head.up": nn.Parameter(torch.zeros(3, 2)),
+}
+
+
+def groups_of(name: str, head_lr: float | None) -> list[dict[str, object]]:
+    optimizer = torch.optim.AdamW(
+        parameter_groups(NAMED, head_lr=head_lr), lr=0.1, weight_decay=0.2
+    )
+    return [g for g in optimizer.param_groups if any(p is NAMED[name] for p in g["params"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "decay"),
+    [
+        ("adapter.down", 0.1, 0.2),
+        ("adapter.gate", 0.1, 0.0),
+        ("adapter.norm", 0.1, 0.0),
+        ("head.weight", 0.7, 0.2),
+        ("head.bias", 0.7, 0.0),
+        ("adapter.head.up", 0.1, 0.2),
+    ],
+)
+def test_each_tensor_is_in_one_group_with_its_own_rate_and_decay(
+    name: str, lr: float, decay: float
+) -> None:
+    (group,) = groups_of(name, 0.7)
+    assert (group["lr"], group["weight_decay"]) == (lr, decay)
+
+
+def test_without_head_lr_all_share_the_rate_of_the_optimiser() -> None:
+    assert {group["lr"] for name in NAMED for group in groups_of(name, None)} == {0.1}
+
+
+def test_no_group_is_empty_and_all_groups_together_are_what_trains() -> None:
+    task = built(KoRA(2, 2))
+    groups = parameter_groups(task.trainables(), head_lr=0.1)
+    members = [p for group in groups for p in group["params"]]
+    assert all(group["params"] for group in groups)
+    assert len(members) == len({id(p) for p in members})
+    assert {id(p) for p in members} == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+def test_every_step_moves_and_none_exceeds_the_rate(
+    schedule: str, total: int, warmup: float
+) -> None:
+    factor = schedule_factor(schedule, total_steps=total, warmup_fraction=warmup)
+    values = [factor(step) for step in range(total)]
+    assert all(0 < value <= 1 for value in values)
+    assert max(values) == 1
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_near_zero() -> None:
+    factor = schedule_factor("cosine", total_steps=100, warmup_fraction=0.1)
+    assert [factor(step) for step in range(10)] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert factor(10) == 1
+    assert factor(55) == pytest.approx(0.5)
+    assert factor(99) < 1e-3
+    assert factor(100) == pytest.approx(0)
+    assert factor(150) == pytest.approx(0)  # a step too many does not rise again
+    falling = [factor(step) for step in range(10, 101)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_constant_stays_after_the_warm_up() -> None:
+    factor = schedule_factor("constant", total_steps=10, warmup_fraction=0.2)
+    assert [factor(step) for step in (0, 1, 2, 9, 50)] == [0.5, 1, 1, 1, 1]
