@@ -1,0 +1,186 @@
+"""The command `kora` itself: help, version, list, compare, and words that it does not know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import kora as package
+from kora.backbones import Backbone
+from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
+
+Capture = pytest.CaptureFixture[str]
+COMMANDS = ("fit", "validate", "test", "predict", "params", "data", "compare", "list")
+
+
+@pytest.mark.parametrize("args", [(), ("-h",), ("--help",), ("help",)])
+def test_help_names_every_command(capfd: Capture, args: tuple[str, ...]) -> None:
+    outcome = kora(capfd, *args)
+    assert outcome.code == 0
+    words = outcome.out.split()
+    assert set(COMMANDS) <= set(words)
+
+
+@pytest.mark.parametrize("args", [("-V",), ("--version",)])
+def test_version_is_that_of_the_package(capfd: Capture, args: tuple[str, ...]) -> None:
+    outcome = kora(capfd, *args)
+    assert outcome.code == 0
+    assert outcome.out == f"kora {package.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_of_its_own(capfd: Capture, command: str) -> None:
+    outcome = kora(capfd, command, "--help")
+    assert outcome.code == 0
+    assert "usage:" in outcome.out.lower()
+    options = {"fit": "--trainer.max_epochs", "compare": "--metric", "params": "--json"}
+    assert options.get(command, "--help") in outcome.out
+
+
+@pytest.mark.parametrize(("word", "meant"), [("fitt", "fit"), ("prams", "params"), ("lst", "list")])
+def test_an_unknown_command_is_told_with_the_nearest(capfd: Capture, word: str, meant: str) -> None:
+    outcome = kora(capfd, word, "--config", "x.yaml")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert f"'{word}'" in line
+    assert f"Did you mean '{meant}'?" in line
+
+
+def test_an_unknown_command_far_from_all_gets_no_guess(capfd: Capture) -> None:
+    outcome = kora(capfd, "xyzzy")
+    assert outcome.code == 2
+    assert "Did you mean" not in outcome.err
+    assert "kora --help" in outcome.err
+
+
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("list",)])
+def test_the_quick_commands_import_no_torch_and_take_under_two_seconds(args: tuple[str]) -> None:
+    code = (
+        "import sys\nfrom kora.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "    heavy = {'torch', 'lightning', 'timm', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert seconds < 2
+
+
+def test_python_m_kora_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"kora {package.__version__}\n"
+
+
+def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) -> None:
+    environment = {**os.environ, "COLUMNS": "60"}
+    out = subprocess.run(
+        [sys.executable, "-m", "kora", "list"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    words = set(out.split())
+    assert {"LoRA", "KoRA", "Sequential", "ClsReadout", "datamodules.TinyImageNet"} <= words
+    for path in (REPOSITORY / "configs").rglob("*.yaml"):
+        assert str(path.relative_to(REPOSITORY)) in words, "a name that cannot be copied"
+
+
+def test_list_outside_a_clone_says_where_the_configs_are(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "list"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "no folder configs/ here" in done.stdout
+
+
+def test_list_takes_no_options(capfd: Capture) -> None:
+    assert kora(capfd, "list", "--all").code == 2
+
+
+@pytest.fixture
+def three_runs(here: Path, capfd: Capture) -> Path:
+    """LoRA with seeds 0 and 1 and a linear probe with seed 0, on one experiment and backbone."""
+    weights = {key: tensor.clone() for key, tensor in Backbone("vit_nano", weights="random")
+               .model.state_dict().items()}  # fmt: skip
+    save_file(weights, here / "w.safetensors")
+    for seed, strategy in (("0", "LoRA"), ("1", "LoRA"), ("0", "LinearProbe")):
+        outcome = kora(
+            capfd, "fit", "--config", "tiny.yaml", "--seed_everything", seed,
+            "--model.adapter", strategy, "--model.backbone.weights", "w.safetensors",
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+    return here
+
+
+@pytest.mark.slow
+def test_runs_on_other_frozen_weights_are_not_compared(here: Path, capfd: Capture) -> None:
+    for seed in ("0", "1"):  # random weights: another backbone with every seed
+        assert kora(capfd, "fit", "--config", "tiny.yaml", "--seed_everything", seed).code == 0
+    outcome = kora(capfd, "compare", "runs")
+    assert outcome.code == 2
+    assert "backbone.sha256" in outcome.err
+
+
+@pytest.mark.slow
+def test_compare_makes_a_table_and_a_picture_of_real_runs(three_runs: Path, capfd: Capture) -> None:
+    outcome = kora(capfd, "compare", "runs/tiny", "--out", "comparison")
+    assert outcome.code == 0, outcome.err
+    assert "LoRA" in outcome.out
+    assert "LinearProbe" in outcome.out
+    written = {path.name for path in (three_runs / "comparison").iterdir()}
+    assert written == {"compare.md", "compare.csv", "comparison.png"}
+    table = (three_runs / "comparison/compare.md").read_text(encoding="utf-8")
+    assert "comparison.png" in table
+    loss = kora(capfd, "compare", "runs", "--metric", "test/loss")
+    assert loss.code == 0, loss.err
+    assert "test/loss" in loss.out
+
+
+def test_compare_of_nothing_is_a_mistake_told_in_words(here: Path, capfd: Capture) -> None:
+    outcome = kora(capfd, "compare", "runs")
+    assert outcome.code == 2
+    assert "runs" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_compare_without_runs_shows_its_usage(capfd: Capture) -> None:
+    outcome = kora(capfd, "compare")
+    assert outcome.code == 2
+    assert "usage: kora compare" in outcome.err
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_one(here: Path, capfd: Capture) -> None:
+    (here / "broken_strategy.py").write_text(
+        "from kora.adapters import Strategy\n\n\n"
+        "class Broken(Strategy):\n    def attach(self, backbone):\n        1 / 0\n"
+    )
+    write_config(here / "broken.yaml", tiny_config())
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "fit", "--config", "broken.yaml",
+         "--model.adapter", "broken_strategy.Broken"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "attach" in done.stderr
+
+
+def test_kora_debug_shows_the_traceback_of_a_mistake_too(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KORA_DEBUG", "1")
+    outcome = kora(capfd, "test", "--config", "tiny.yaml")
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+    assert "--ckpt_path" in outcome.err

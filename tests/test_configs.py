@@ -1,0 +1,152 @@
+"""Every config parses, says in its first line what it runs, and names commands that are true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kora.lightning_cli import parse
+from kora.listing import config_claim
+from tests.cli.support import REPOSITORY, kora
+from tests.commands import assert_accepted, kora_commands
+
+Capture = pytest.CaptureFixture[str]
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+NAMES = [str(path.relative_to(REPOSITORY)) for path in CONFIGS]
+#: Words that stand for any name in a comment.
+PLACEHOLDERS = ("NAME", "FILE", "STRATEGY")
+
+
+def load(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+    return config
+
+
+def comments(name: str) -> list[str]:
+    lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
+    return [line.strip()[1:].strip() for line in lines if line.strip().startswith("#")]
+
+
+def labelled(name: str, label: str) -> list[str]:
+    """What stands behind `label:` in the comments of a config."""
+    head = f"{label}:"
+    return [c.removeprefix(head).strip() for c in comments(name) if c.startswith(head)]
+
+
+def is_complete(name: str) -> bool:
+    return "class_path" in load(name).get("model", {})
+
+
+COMPLETE = [name for name in NAMES if is_complete(name)]
+FRAGMENTS = [name for name in NAMES if not is_complete(name)]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # parsing sets it; monkeypatch puts it back
+
+
+def test_configs_and_fragments_are_there() -> None:
+    assert {"configs/quickstart.yaml", "configs/tinyimagenet_transfer.yaml"} <= set(COMPLETE)
+    assert {"configs/adapters/kora.yaml", "configs/trainer/a100.yaml"} <= set(FRAGMENTS)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_config_parses_by_itself(name: str) -> None:
+    options = parse(["fit", "--config", name]).options
+    assert options.experiment == load(name)["experiment"]
+    assert options.model.class_path == load(name)["model"]["class_path"]
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) -> None:
+    base = parse(["fit", "--config", "configs/quickstart.yaml"]).resolved()
+    both = parse(["fit", "--config", "configs/quickstart.yaml", "--config", name]).resolved()
+    # The quickstart has the strategy of this one.
+    assert (both != base) == (name != "configs/adapters/lora.yaml")
+
+
+def test_every_experiment_has_a_name_of_its_own() -> None:
+    names = [load(name)["experiment"] for name in COMPLETE]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_line_is_a_claim(name: str) -> None:
+    first = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert len(config_claim(REPOSITORY / name)) > 20
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_config_names_the_command_that_runs_it(name: str) -> None:
+    (run,) = labelled(name, "Run")
+    assert f"--config {name}" in run
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_a_fragment_names_the_command_that_uses_it(name: str) -> None:
+    (use,) = labelled(name, "Use")
+    assert f"--config {name}" in use
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_of_a_comment_are_accepted(name: str, capfd: Capture) -> None:
+    lines = [line for label in ("Run", "Use", "Compare") for line in labelled(name, label)]
+    commands = kora_commands("\n".join(lines))
+    assert len(commands) == len(lines)
+    for command in commands:
+        assert_accepted(command, capfd)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_the_command_to_compare_reads_the_runs_of_this_experiment(name: str) -> None:
+    for command in labelled(name, "Compare"):
+        assert f"runs/{load(name)['experiment']}" in command.split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_a_config_names_exists(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for found in re.findall(r"(?<![\w./-])(?:configs|docs|tests|kora|datamodules)/[\w./-]+", text):
+        path = Path(found.rstrip("."))
+        if path.stem in PLACEHOLDERS:
+            path = path.parent
+        if path != Path("docs/RESULTS.md"):  # held by tests/test_readme.py
+            assert path.exists(), found
+    source = load(name).get("source")
+    assert source is None or source in COMPLETE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_config_names_a_path_of_one_machine(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.:~/$}])/(?=\w)|~/|[A-Z]:\\", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "total", "percent"),
+    [
+        # KoRA paper (2025), table 1 (1.45, 1.80, 2.18 %), to the digit as its notebook counts.
+        ("table1_lora", 1_270_692, 87_838_348, 1.447),
+        ("table1_kora_dcomp4", 1_590_224, 88_157_880, 1.804),
+        ("table1_kora_dcomp8", 1_926_940, 88_494_596, 2.177),
+    ],
+)
+def test_the_published_counts_come_out(
+    name: str, trainable: int, total: int, percent: float, capfd: Capture
+) -> None:
+    file = f"configs/paper/as_published/{name}.yaml"
+    outcome = kora(capfd, "params", "--config", file, "--json")
+    counted = json.loads(outcome.out)
+    assert counted["trainable"] == trainable
+    assert counted["total"] == total
+    assert counted["percent"] == percent
+    assert f"{trainable:,}" in config_claim(Path(file))
