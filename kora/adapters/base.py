@@ -13,7 +13,7 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from kora.backbones import Backbone, Features
 from kora.sites import Site
 
-__all__ = ["LowRankDelta", "Strategy", "describe", "require_positive"]
+__all__ = [
+    "LowRankDelta",
+    "Strategy",
+    "describe",
+    "require_choice",
+    "require_effect",
+    "require_positive",
+]
 
 
 class Strategy(nn.Module, ABC):
@@ -134,6 +141,20 @@ def require_positive(strategy: str, **settings: int) -> None:
                 f"{strategy}: {key}={value}, expected 1 or more. For no adapter at all, use "
                 "LinearProbe."
             )
+
+
+def require_effect(strategy: str, alpha: float) -> None:
+    """Refuse an alpha of zero: it would train tensors that never change the output."""
+    if alpha == 0:
+        raise ValueError(
+            f"{strategy}: alpha=0 multiplies the adapter away. For no adapter, use LinearProbe."
+        )
+
+
+def require_choice(owner: str, key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that means nothing here; Python does not check Literals by itself."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {key}='{value}', expected one of {', '.join(choices)}.")
 
 
 def _arguments(obj: Any) -> dict[str, Any]:

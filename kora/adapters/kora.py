@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta, Strategy, require_positive
+from kora.adapters.base import (
+    LowRankDelta,
+    Strategy,
+    require_choice,
+    require_effect,
+    require_positive,
+)
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbones import Backbone, Features
@@ -39,22 +45,33 @@ class Node(nn.Module):
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
         self.inject = inject
         self.pool: Pool = "mean"
-        self._kept: list[Tensor] = []
+        self._kept: Tensor | None = None
+        self._listening = False
+
+    def listen(self) -> None:
+        """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
+        self._listening = True
 
     def observe(self, x: Tensor) -> Tensor | None:
         """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
         if not self.inject:
-            self._kept = [_pooled(x, self.pool)]
+            self._keep(x)
             return None
         low = self.delta.low(x)
-        self._kept = [_pooled(low, self.pool)]
+        self._keep(low)
         return self.delta.up(self.delta.alpha * low)
 
     def vector(self) -> Tensor:
         """p, (B, C) or (B, N, C), of the batch that has just passed; forgets it."""
-        kept = self._kept.pop()
+        kept, self._kept = self._kept, None
+        assert kept is not None, "the site was not reached"
         low = kept if self.inject else self.delta.low(kept)
         return F.linear(self.delta.up(low), self.project_CO)
+
+    def _keep(self, x: Tensor) -> None:
+        pooled = _pooled(x, self.pool)
+        if self._listening:
+            self._kept, self._listening = pooled, False
 
 
 class KoRA(Strategy):
@@ -79,8 +96,8 @@ class KoRA(Strategy):
         readout: Where it goes; the paper's Proj_final on CLS by default.
 
     Raises:
-        ValueError: For a rank or d_comp below 1, an unknown or dead site, or a pool of `cls` on a
-            backbone without CLS.
+        ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
+            site, or a pool of `cls` or `tokens` on a backbone without CLS.
     """
 
     def __init__(
@@ -98,6 +115,8 @@ class KoRA(Strategy):
     ) -> None:
         super().__init__()
         require_positive("KoRA", rank=rank, d_comp=d_comp)
+        require_effect("KoRA", alpha)
+        require_choice("KoRA", "pool", pool, get_args(Pool))
         self.rank = rank
         self.d_comp = d_comp
         self.alpha = alpha
@@ -134,8 +153,11 @@ class KoRA(Strategy):
 
     def forward(self, backbone: Backbone, images: Tensor) -> Features:
         """Features of (B, 3, H, W) images with the composition read out."""
+        nodes = [node for node in self.nodes.values() if isinstance(node, Node)]
+        for node in nodes:
+            node.listen()
         features = super().forward(backbone, images)
-        vectors = [node.vector() for node in self.nodes.values() if isinstance(node, Node)]
+        vectors = [node.vector() for node in nodes]
         adapted: Features = self.readout(features, self.composer(vectors), self.alpha)
         return adapted
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from kora.adapters.base import LowRankDelta, Strategy, require_positive
+from kora.adapters.base import LowRankDelta, Strategy, require_effect, require_positive
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES, find_sites, wrap
 
@@ -29,8 +29,8 @@ class LoRA(Strategy):
             timm's unused classifier).
 
     Raises:
-        ValueError: For a rank below 1 or above the layer's, an unknown or dead site, or a dropout
-            outside [0, 1).
+        ValueError: For a rank below 1 or above the layer's, an alpha of 0, an unknown or dead site,
+            or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class LoRA(Strategy):
     ) -> None:
         super().__init__()
         require_positive("LoRA", rank=rank)
+        require_effect("LoRA", alpha)
         if not 0 <= dropout < 1:
             raise ValueError(f"LoRA: dropout={dropout}, expected a probability in [0, 1).")
         self.rank = rank

@@ -6,14 +6,17 @@ Shapes: B images, N tokens, C d_comp, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kora.adapters.base import require_choice
 from kora.backbones import Features
 
 __all__ = ["ClsReadout", "Readout"]
+
+Init = Literal["zero", "default"]
 
 
 class Readout(nn.Module, ABC):
@@ -43,13 +46,13 @@ class ClsReadout(Readout):
             nowhere. Only with `init: default`.
 
     Raises:
-        ValueError: For `trainable: false` with `init: zero`, which would have no effect at all.
+        ValueError: For an unknown `init`, or `trainable: false` with `init: zero`, which would have
+            no effect at all.
     """
 
-    def __init__(
-        self, init: Literal["zero", "default"] = "zero", *, trainable: bool = True
-    ) -> None:
+    def __init__(self, init: Init = "zero", *, trainable: bool = True) -> None:
         super().__init__()
+        require_choice("ClsReadout", "init", init, get_args(Init))
         if not trainable and init == "zero":
             raise ValueError(
                 "ClsReadout: trainable: false with init: zero can never leave zero, so the adapter "

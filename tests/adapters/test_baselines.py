@@ -1,0 +1,98 @@
+"""Claims about the two ends of the scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters import FullFineTune, LinearProbe
+from tests.factory import built, family, labels_for, nano
+
+
+def test_a_linear_probe_is_a_linear_layer_on_frozen_features(images: Tensor) -> None:
+    task = built(LinearProbe())
+    assert list(task.trainables()) == ["head.linear.weight", "head.linear.bias"]
+    expected = task.head.linear(nano()(images).pooled)  # type: ignore[union-attr]
+    assert torch.equal(task(images), expected)
+
+
+def test_no_gradient_and_no_memory_is_spent_on_the_backbone_of_a_linear_probe(
+    images: Tensor,
+) -> None:
+    task = built(LinearProbe())
+    assert not task.features(images).pooled.requires_grad
+    assert task(images).requires_grad
+
+
+def test_no_adapter_is_a_linear_probe() -> None:
+    assert isinstance(built(None).adapter, LinearProbe)
+
+
+def test_full_fine_tuning_trains_every_weight_of_the_backbone(images: Tensor) -> None:
+    task = built(FullFineTune())
+    names = {f"adapter.{name}" for name, _ in task.backbone.model.named_parameters()}
+    assert names <= task.trainables().keys()
+    F.cross_entropy(task(images), labels_for(images)).backward()
+    assert [n for n, p in task.trainables().items() if p.grad is None] == []
+
+
+def test_full_fine_tuning_equals_plain_timm(images: Tensor) -> None:
+    """One step of SGD on the model in its wrapping and on the bare model, with the same numbers."""
+    task, plain = built(FullFineTune()), nano()
+    head = nn.Linear(128, 7)
+    head.load_state_dict(task.head.linear.state_dict())  # type: ignore[union-attr]
+    plain.model.requires_grad_(True)
+    for forward, parameters in (
+        (task, list(task.trainables().values())),
+        (lambda x: head(plain(x).pooled), [*plain.model.parameters(), *head.parameters()]),
+    ):
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        F.cross_entropy(forward(images), labels_for(images)).backward()
+        optimizer.step()
+    for mine, theirs in zip(
+        task.backbone.model.parameters(), plain.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_thawed_backbone_follows_train_and_eval() -> None:
+    task = built(FullFineTune())
+    assert task.train().backbone.model.training
+    assert not task.eval().backbone.model.training
+
+
+def test_a_frozen_full_fine_tune_trains_the_head_only_and_stays_in_eval_mode() -> None:
+    task = built(FullFineTune(), adapter_trainable=False).train()
+    assert list(task.trainables()) == ["head.linear.weight", "head.linear.bias"]
+    assert not task.backbone.model.training
+
+
+def test_the_hash_names_the_weights_before_training(images: Tensor) -> None:
+    task = built(FullFineTune())
+    with torch.no_grad():
+        task.backbone.model.cls_token += 1
+    assert task.backbone.sha256 == nano().sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("blocks.3.attn.qkv.weight", ("3", "qkv")),
+        ("blocks.11.mlp.fc2.bias", ("11", "fc2")),
+        ("blocks.0.norm1.weight", ("0", "norm1")),
+        ("cls_token", ("–", "cls_token")),
+        ("patch_embed.proj.weight", ("–", "patch_embed")),
+        ("norm.bias", ("–", "norm")),
+    ],
+)
+def test_each_weight_has_its_cell_in_the_table(name: str, cell: tuple[str, str]) -> None:
+    assert FullFineTune().site_of(name) == cell
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224"])
+def test_other_families_are_fine_tuned_too(name: str, images: Tensor) -> None:
+    task = built(FullFineTune(), backbone=family(name))
+    F.cross_entropy(task(images), labels_for(images)).backward()
+    assert [n for n, p in task.trainables().items() if p.grad is None] == []

@@ -1,0 +1,254 @@
+"""Claims about KoRA as nodes, composer and readout; the reference is written for each token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters import ClsReadout, KoRA, Sequential
+from kora.backbones import Backbone
+from kora.sites import ALL_SITES
+from tests.factory import built, family, kick, labels_for, nano
+
+LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
+
+class SkipSum(Sequential):
+    """A composer that is not the default."""
+
+    def forward(self, nodes: Any) -> Tensor:
+        return super().forward(nodes) + sum(nodes)
+
+
+def random_kora(backbone: Backbone, **options: Any) -> KoRA:
+    """KoRA with no zero left in it."""
+    torch.manual_seed(6)
+    strategy = KoRA(**{"rank": 3, "d_comp": 5, **options})
+    strategy.attach(backbone)
+    with torch.no_grad():
+        for parameter in strategy.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.4)
+    return strategy
+
+
+def reference(strategy: KoRA, frozen: Backbone, images: Tensor) -> Tensor:
+    """Equations (2) to (4) token by token from the inputs of every linear layer of `frozen`."""
+    inputs: dict[str, Tensor] = {}
+    for i, block in enumerate(frozen.model.blocks):
+        for name, path in LAYERS.items():
+            layer = block.get_submodule(path)
+
+            def keep(_: nn.Module, args: tuple[Tensor], key: str = f"b{i:02d}_{name}") -> None:
+                inputs[key] = args[0]
+
+            layer.register_forward_pre_hook(keep)
+    pooled = frozen(images).pooled
+    vectors = []
+    for key, node in strategy.nodes.items():
+        tokens_BNC = torch.stack(
+            [
+                x_BI @ node.delta.down_RI.T @ node.delta.up_OR.T @ node.project_CO.T
+                for x_BI in inputs[key].unbind(1)
+            ],
+            dim=1,
+        )
+        vectors.append(tokens_BNC.mean(1) if strategy.pool == "mean" else tokens_BNC[:, 0])
+    phi, psi = strategy.composer.phi, strategy.composer.psi
+    c = F.gelu(vectors[0] @ phi[0].weight.T + phi[0].bias)
+    for i in range(1, len(vectors)):
+        forwarded = F.gelu(c @ psi[i - 1].weight.T + psi[i - 1].bias)
+        c = F.gelu((vectors[i] + forwarded) @ phi[i].weight.T + phi[i].bias)
+    readout = strategy.readout
+    return pooled + strategy.alpha * (c @ readout.weight_DC.T + readout.bias_D)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_the_side_network_equals_the_paper_written_for_each_token(
+    pool: Any, images: Tensor
+) -> None:
+    backbone = nano()
+    strategy = random_kora(backbone, alpha=0.7, inject=False, pool=pool)
+    found, expected = strategy(backbone, images).pooled, reference(strategy, nano(), images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, nano()(images).pooled, atol=1e-3)
+
+
+def test_pooling_first_equals_pooling_last(images: Tensor) -> None:
+    """mean_n(P B A x_n) = P B A mean_n(x_n), for one node of each form."""
+    backbone = nano()
+    seen: list[Tensor] = []
+    backbone.model.blocks[1].mlp.fc1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for inject in (False, True):
+        strategy = random_kora(nano(), inject=inject)
+        node = strategy.nodes["b01_fc1"]
+        backbone(images)
+        x = seen.pop()
+        node.listen()
+        node.observe(x)
+        tokens = (x @ node.delta.down_RI.T) @ node.delta.up_OR.T @ node.project_CO.T
+        torch.testing.assert_close(node.vector(), tokens.mean(1), rtol=1e-5, atol=1e-5)
+
+
+def test_injected_it_is_lora_at_the_sites_and_the_composition_on_top(images: Tensor) -> None:
+    backbone, merged = nano(), nano()
+    strategy = random_kora(backbone, alpha=0.3, inject=True)
+    for i, block in enumerate(merged.model.blocks):
+        for name, path in LAYERS.items():
+            delta = strategy.nodes[f"b{i:02d}_{name}"].delta
+            block.get_submodule(path).weight.data += 0.3 * delta.up_OR @ delta.down_RI
+    found = strategy(backbone, images)
+    torch.testing.assert_close(found.patches, merged(images).patches, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.pooled, reference(strategy, merged, images), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_token_wise_composition_of_cls_equals_the_pool_of_cls(images: Tensor) -> None:
+    """Each token has its own chain, and the readout takes that of CLS."""
+    one, other = nano(), nano()
+    tokens = random_kora(one, inject=False, pool="tokens")
+    cls = random_kora(other, inject=False, pool="cls")
+    torch.testing.assert_close(
+        tokens(one, images).pooled, cls(other, images).pooled, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_side_network_leaves_every_block_as_it_was_to_the_bit(images: Tensor) -> None:
+    backbone = nano()
+    strategy = random_kora(backbone, inject=False)
+    adapted, frozen = strategy(backbone, images), nano()(images)
+    assert torch.equal(adapted.patches, frozen.patches)
+    assert torch.equal(adapted.prefix, frozen.prefix)
+    assert not torch.allclose(adapted.pooled, frozen.pooled, atol=1e-3)
+
+
+def test_injection_changes_block_outputs_once_b_is_not_zero(images: Tensor) -> None:
+    backbone = nano()
+    strategy = KoRA(inject=True)
+    strategy.attach(backbone)
+    frozen = nano()(images)
+    assert torch.equal(strategy(backbone, images).patches, frozen.patches)
+    with torch.no_grad():
+        strategy.nodes["b00_qkv"].delta.up_OR.fill_(0.1)
+    assert not torch.allclose(strategy(backbone, images).patches, frozen.patches, atol=1e-4)
+
+
+def test_no_gradient_passes_through_the_backbone_of_a_side_network(images: Tensor) -> None:
+    for inject in (False, True):
+        task = kick(built(KoRA(inject=inject)))
+        passed: list[bool] = []
+        task.backbone.model.blocks[5].register_forward_hook(
+            lambda *args, passed=passed: passed.append(args[2].requires_grad)
+        )
+        F.cross_entropy(task(images), labels_for(images)).backward()
+        assert passed == [inject]
+        assert all(p.grad is None for p in task.backbone.parameters())
+        assert all(p.grad is not None for p in task.trainables().values())
+
+
+@pytest.mark.parametrize("inject", [False, True])
+def test_it_starts_as_the_identity_and_not_with_the_documented_exception(
+    inject: bool, images: Tensor
+) -> None:
+    frozen = nano()(images).pooled
+    for init, equal in (("zero", True), ("default", False)):
+        backbone = nano()
+        strategy = KoRA(inject=inject, readout=ClsReadout(init))  # type: ignore[arg-type]
+        strategy.attach(backbone)
+        assert torch.equal(strategy(backbone, images).pooled, frozen) == equal
+
+
+@pytest.mark.parametrize("inject", [False, True])
+def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> None:
+    """Readout and B both start at zero; two steps must be enough to move B as well."""
+    task = built(KoRA(inject=inject))
+    start = {name: p.detach().clone() for name, p in task.trainables().items()}
+    optimizer = torch.optim.SGD(task.trainables().values(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(task(images), labels_for(images)).backward()
+        optimizer.step()
+    now = dict(task.trainables())
+    assert not torch.equal(now["adapter.readout.weight_DC"], start["adapter.readout.weight_DC"])
+    last = "adapter.nodes.b05_fc1.delta.up_OR" if inject else "adapter.nodes.b05_fc2.delta.up_OR"
+    assert now[last].abs().max() > 0
+
+
+def test_the_nodes_of_a_vit_of_twelve_blocks_are_48_in_forward_order() -> None:
+    strategy = KoRA(sites=["fc2", "qkv", "fc1", "proj"])
+    strategy.attach(family("vit_tiny_patch16_224"))
+    assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]
+    assert len(strategy.composer.phi) == 48
+    assert len(strategy.composer.psi) == 47
+
+
+def test_row_slices_are_nodes_too(images: Tensor) -> None:
+    backbone = nano()
+    strategy = random_kora(backbone, sites=["q", "v"], blocks=[1, 2])
+    assert list(strategy.nodes) == ["b01_q", "b01_v", "b02_q", "b02_v"]
+    assert strategy.nodes["b01_v"].project_CO.shape == (5, 128)
+    assert not torch.equal(strategy(backbone, images).patches, nano()(images).patches)
+
+
+def test_nothing_of_a_batch_is_kept_when_it_has_passed(images: Tensor) -> None:
+    for inject in (False, True):
+        backbone = nano()
+        strategy = random_kora(backbone, inject=inject)
+        strategy(backbone, images)
+        assert all(node._kept is None for node in strategy.nodes.values())
+
+
+def test_the_label_says_where_it_is_a_side_network() -> None:
+    assert (KoRA().label, KoRA(inject=False).label) == ("KoRA", "KoRA-side")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 2},
+        {"d_comp": 3},
+        {"alpha": 2.0},
+        {"inject": False},
+        {"pool": "cls"},
+        {"sites": ["qkv"]},
+        {"blocks": [0, 5]},
+        {"composer": SkipSum()},
+        {"readout": ClsReadout("default")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
+    def output(**options: Any) -> Tensor:
+        return kick(built(KoRA(**options)), scale=0.3)(images)
+
+    base = output()
+    assert torch.equal(base, output())
+    assert not torch.allclose(base, output(**change), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "tokens"])
+def test_pools_that_read_cls_are_refused_without_one(pool: Any) -> None:
+    with pytest.raises(ValueError, match=rf"pool='{pool}' reads the CLS.*siglip.*pool='mean'"):
+        KoRA(pool=pool).attach(family("vit_base_patch16_siglip_224"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "KoRA: rank=0, expected 1 or more"),
+        ({"d_comp": 0}, "KoRA: d_comp=0, expected 1 or more"),
+        ({"alpha": 0.0}, "KoRA: alpha=0 multiplies the adapter away"),
+        ({"pool": "max"}, "KoRA: pool='max', expected one of"),
+        ({"sites": ["attention"]}, "no site 'attention'"),
+        ({"blocks": []}, "at least one"),
+        ({"rank": 200}, "rank=200 at site"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KoRA(**options).attach(nano())
