@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -46,12 +46,7 @@ def schedule_factor(
     """Factor on the learning rate at each optimiser step: linear warm-up, then cosine to zero.
 
     The first step already moves (factor 1 / warm-up steps), so that a run of one step trains.
-
-    Raises:
-        ValueError: For an unknown schedule.
     """
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule='{schedule}', expected one of {', '.join(get_args(Schedule))}.")
     warmup = max(1, round(warmup_fraction * total_steps)) if warmup_fraction > 0 else 0
 
     def factor(step: int) -> float:

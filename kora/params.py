@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from kora.tasks import AdapterTask
 
@@ -40,19 +40,14 @@ class ParameterReport:
             "head": self.head,
         }
 
-    def render(self) -> Table:
+    def render(self) -> Group:
         """A table of trainables by block (rows) and site (columns)."""
+        from rich.console import Group
         from rich.table import Table
 
         sites = list(dict.fromkeys(site for _, site in self.cells))
         blocks = list(dict.fromkeys(block for block, _ in self.cells))
-        table = Table(
-            title=f"{self.strategy} on {self.backbone}",
-            title_justify="left",
-            caption=f"{self.trainable:,} of {self.total:,} parameters train "
-            f"({self.percent:.3f} %), {self.head:,} of them in the head",
-            caption_justify="left",
-        )
+        table = Table()
         blockless = [site for site in sites if ("–", site) in self.cells]
         placed = [site for site in sites if site not in blockless]
         if any(block != "–" for block in blocks):
@@ -72,7 +67,12 @@ class ParameterReport:
             table.add_column("parameters", justify="right")
             for site in blockless:
                 table.add_row(site, f"{self.cells['–', site]:,}")
-        return table
+        return Group(  # rich would break a title or caption at the width of the table
+            f"{self.strategy} on {self.backbone}",
+            table,
+            f"{self.trainable:,} of {self.total:,} parameters train ({self.percent:.3f} %), "
+            f"{self.head:,} of them in the head",
+        )
 
 
 def parameter_report(task: AdapterTask) -> ParameterReport:

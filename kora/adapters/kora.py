@@ -165,4 +165,4 @@ class KoRA(Strategy):
 def _pooled(x: Tensor, pool: Pool) -> Tensor:
     if pool == "mean":
         return x.mean(dim=1)
-    return x[:, 0] if pool == "cls" else x
+    return x[:, 0].clone() if pool == "cls" else x  # a view would keep all tokens for backward

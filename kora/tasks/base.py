@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
@@ -42,7 +42,7 @@ class AdapterTask(LightningModule):
         compile: Compile the module with torch.compile.
 
     Raises:
-        ValueError: For a warm-up outside [0, 1), or where nothing is left to train.
+        ValueError: For a warm-up outside [0, 1) or an unknown schedule.
     """
 
     #: Quantity that chooses the best checkpoint, and whether `max` or `min` is best.
@@ -64,6 +64,10 @@ class AdapterTask(LightningModule):
         super().__init__()
         if not 0 <= warmup_fraction < 1:
             raise ValueError(f"warmup_fraction={warmup_fraction}, expected a share in [0, 1).")
+        if schedule not in get_args(Schedule):
+            raise ValueError(
+                f"schedule='{schedule}', expected one of {', '.join(get_args(Schedule))}."
+            )
         self.backbone = backbone
         self.adapter = LinearProbe() if adapter is None else adapter
         self.head: nn.Module | None = None

@@ -203,8 +203,9 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_is_equal(make: Callable[[], Strategy], images: Tensor) -> None:
-    plain, compiled = kick(built(make())), kick(built(make()))
+@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side"])
+def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
+    plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
     names = list(compiled.state_dict())
     compiled.compile()
     loss, expected = gradients(plain, images)

@@ -1,0 +1,133 @@
+"""Claims about the shape of the code: who may import whom, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FILES = sorted([*REPOSITORY.glob("kora/**/*.py"), *REPOSITORY.glob("datamodules/**/*.py")])
+
+#: From the bottom up; a layer may import those before it, never one behind it.
+LAYERS = (
+    "kora.weights",
+    "kora.vit_nano",
+    "kora.backbones",
+    "kora.sites",
+    "kora.adapters",
+    "kora.heads",
+    "kora.tasks",
+    "kora.lightning_cli",
+    "kora.cli",
+)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names of all modules that a file imports, also inside of functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+IMPORTS = {module_of(path): imports_of(path) for path in FILES}
+
+
+def who_imports(package: str) -> set[str]:
+    return {m for m, names in IMPORTS.items() if any(below(name, package) for name in names)}
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(FILES) > 40
+    assert set(LAYERS) <= IMPORTS.keys()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_dependencies_run_one_way(layer: str) -> None:
+    behind = LAYERS[LAYERS.index(layer) + 1 :]
+    mine = {module: names for module, names in IMPORTS.items() if below(module, layer)}
+    wrong = [
+        (module, name)
+        for module, names in mine.items()
+        for name in names
+        for other in behind
+        if below(name, other)
+    ]
+    assert wrong == []
+
+
+def test_heads_and_adapters_do_not_know_each_other() -> None:
+    assert not any(below(m, "kora.adapters") for m in who_imports("kora.heads"))
+    assert not any(below(m, "kora.heads") for m in who_imports("kora.adapters"))
+
+
+@pytest.mark.parametrize("library", ["lightning", "timm", "jsonargparse", "torchmetrics"])
+def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> None:
+    parts = ("kora.adapters", "kora.sites", "kora.heads", "kora.checkpoints", "kora.optim")
+    assert [m for m in who_imports(library) if any(below(m, part) for part in parts)] == []
+
+
+def test_only_two_files_know_timm() -> None:
+    assert who_imports("timm") == {"kora.backbones", "kora.vit_nano"}
+
+
+def test_data_modules_never_import_kora() -> None:
+    assert [m for m in who_imports("kora") if below(m, "datamodules")] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_fits_in_the_head(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 330
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_says_what_it_is_and_what_it_gives(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "no docstring"
+    if path.name in ("__main__.py", "__init__.py"):
+        return
+    named = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    assert "__all__" in named
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]], ids=lambda a: a[0])
+def test_the_quick_commands_do_not_import_torch_and_answer_soon(arguments: list[str]) -> None:
+    code = (
+        "import sys; from kora.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'timm', 'lightning', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: a busy machine says nothing of the command
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.monotonic() - started)
+    assert done.stdout.strip()
+    assert done.stderr.strip() == "[]"
+    assert min(seconds) < 2

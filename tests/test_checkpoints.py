@@ -1,0 +1,160 @@
+"""Claims about the adapter folder: it loads exactly, or says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kora.adapters import FullFineTune, KoRA, LoRA, Strategy
+from kora.checkpoints import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    load_adapter,
+    read_adapter_config,
+    save_adapter,
+)
+from tests.factory import built, kick, nano
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a LoRA of rank 2 that has been moved away from its start."""
+    task = kick(built(LoRA(2)))
+    return save_adapter(
+        tmp_path / "adapter",
+        task.kept_tensors(),
+        adapter=task.adapter,
+        backbone=task.backbone,
+        extra={"data": {"name": "Numbers", "classes": 7}},
+    )
+
+
+def load(folder: Path | str, adapter: Strategy | None = None, **options: Any) -> dict[str, Any]:
+    task = built(LoRA(2) if adapter is None else adapter, **options)
+    before = {name: tensor.detach().clone() for name, tensor in task.kept_tensors().items()}
+    try:
+        return load_adapter(folder, task.adapter, task.backbone)
+    except Exception:
+        now = task.kept_tensors()
+        assert all(torch.equal(now[name], before[name]) for name in before), "half loaded"
+        raise
+
+
+def test_the_record_names_strategy_backbone_hash_and_data(folder: Path) -> None:
+    record = json.loads((folder / ADAPTER_CONFIG).read_text())
+    assert record["adapter"]["class_path"] == "kora.adapters.LoRA"
+    assert record["adapter"]["init_args"]["rank"] == 2
+    assert record["backbone"] == {"name": "vit_nano", "image_size": 64, "sha256": nano().sha256}
+    assert record["data"] == {"name": "Numbers", "classes": 7}
+    assert load(folder) == {"folder": str(folder), **record}
+
+
+def test_the_file_holds_adapter_and_head_and_none_of_the_backbone(folder: Path) -> None:
+    names = load_file(folder / ADAPTER_WEIGHTS).keys()
+    assert {name.split(".")[0] for name in names} == {"adapter", "head"}
+    assert len(names) == 6 * 4 * 2 + 2
+
+
+def test_nothing_but_the_two_files_is_left(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+
+
+def test_environment_variables_in_the_folder_are_expanded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNS", str(folder.parent))
+    assert load("$RUNS/adapter")["folder"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoRA(4), LoRA(2, 0.5), LoRA(2, sites=["qkv"]), KoRA(2), FullFineTune()]
+)
+def test_another_strategy_or_argument_is_refused(adapter: Strategy, folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"is kora\.adapters\.LoRA with .*this run has kora.*equal"
+    ):
+        load(folder, adapter)
+
+
+def test_weights_of_another_backbone_are_refused(folder: Path) -> None:
+    other = nano()
+    with torch.no_grad():
+        other.model.norm.bias += 1
+    with pytest.raises(ValueError, match=r"trained on 'vit_nano' with weights.*model\.backbone"):
+        load(folder, backbone=other)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(folder / ADAPTER_WEIGHTS)
+    change(state)
+    save_file(state, folder / ADAPTER_WEIGHTS)
+
+
+KEY = "adapter.deltas.b03_fc1.up_OR"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop(KEY), rf"'{KEY}' is missing"),
+        (lambda s: s.update(surplus=torch.zeros(2)), r"'surplus' is unknown here"),
+        (
+            lambda s: s.update({f"{KEY}s": s.pop(KEY)}),
+            rf"'{KEY}' is missing; '{KEY}s' is unknown here",
+        ),
+        (
+            lambda s: s.update({KEY: torch.zeros(2, 512)}),
+            rf"'{KEY}' has shape \(2, 512\), expected",
+        ),
+        (lambda s: [s.pop(k) for k in list(s) if "fc2" in k], r"and 8 more"),
+    ],
+    ids=["missing", "extra", "renamed", "shape", "many"],
+)
+def test_weights_that_differ_in_a_key_or_shape_are_refused(
+    change: Callable[[dict[str, Tensor]], object], message: str, folder: Path
+) -> None:
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=message) as told:
+        load(folder)
+    assert str(folder / ADAPTER_WEIGHTS) in str(told.value)
+
+
+def test_a_head_of_other_classes_does_not_hinder(folder: Path) -> None:
+    assert load(folder, num_classes=3)["folder"] == str(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 300, -1])
+def test_truncated_weights_are_named(keep: int, folder: Path) -> None:
+    path = folder / ADAPTER_WEIGHTS
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read.*Train it again"):
+        load(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"adapter": {}, "backbone": {"sha256": ""}}'],
+)
+def test_a_damaged_record_is_named(content: bytes, folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_CONFIG} is damaged.*again"):
+        load(folder)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match=r"is no adapter folder.*version_<n>/adapter"):
+            read_adapter_config(path)
