@@ -67,7 +67,7 @@ def test_python_m_kora_is_the_same_command() -> None:
 
 
 def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) -> None:
-    environment = {**os.environ, "COLUMNS": "60"}
+    environment = {**os.environ, "COLUMNS": "80"}
     out = subprocess.run(
         [sys.executable, "-m", "kora", "list"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,

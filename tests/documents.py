@@ -1,0 +1,64 @@
+"""What stands in our Markdown files: code blocks and links, and a shell to run the blocks in."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Block", "blocks", "relative_links", "run_bash"]
+
+_BLOCK = re.compile(r"(?:<!-- ([^\n]+?) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|src=\"([^\"]+)\"")
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    mark: str  # the HTML comment directly before the fence, "" without one
+    language: str
+    text: str
+
+
+def blocks(markdown: str) -> list[Block]:
+    """All fenced blocks, in order."""
+    return [Block(mark or "", lang, text) for mark, lang, text in _BLOCK.findall(markdown)]
+
+
+def relative_links(markdown: str) -> list[str]:
+    """Targets of links and pictures that are files of ours, without their anchors."""
+    prose = _BLOCK.sub("", markdown)
+    targets = (one or two for one, two in _LINK.findall(prose))
+    return [
+        target.partition("#")[0]
+        for target in targets
+        if not re.match(r"[a-z]+:", target) and not target.startswith("#")
+    ]
+
+
+def run_bash(script: str, folder: Path, *, timeout_s: float = 600) -> str:
+    """Run a script in a folder that holds a copy of the code; what it printed.
+
+    `kora` is the code of that folder, `python` is this interpreter. Fails with the first command
+    that does.
+    """
+    tools = folder / ".tools"
+    tools.mkdir(exist_ok=True)
+    for name, command in (("kora", f"{sys.executable} -m kora"), ("python", sys.executable)):
+        (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+        (tools / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "WANDB_MODE": "disabled",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
