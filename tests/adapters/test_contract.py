@@ -150,7 +150,10 @@ def test_a_frozen_adapter_trains_the_head_only(
     make: Callable[[], Strategy], images: Tensor
 ) -> None:
     task = kick(built(make(), adapter_trainable=False)).train()
+    recording: list[bool] = []
+    task.backbone.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     loss_of(task, images).backward()
+    assert recording == [False]  # nothing of the backbone is kept for a backward pass
     assert list(task.trainables()) == ["head.linear.weight", "head.linear.bias"]
     assert {n for n, p in task.named_parameters() if p.requires_grad} == set(task.trainables())
     assert not task.features(images).pooled.requires_grad

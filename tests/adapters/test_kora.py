@@ -141,12 +141,14 @@ def test_injection_changes_block_outputs_once_b_is_not_zero(images: Tensor) -> N
 def test_no_gradient_passes_through_the_backbone_of_a_side_network(images: Tensor) -> None:
     for inject in (False, True):
         task = kick(built(KoRA(inject=inject)))
-        passed: list[bool] = []
+        passed: list[tuple[bool, bool]] = []
         task.backbone.model.blocks[5].register_forward_hook(
-            lambda *args, passed=passed: passed.append(args[2].requires_grad)
+            lambda *args, passed=passed: passed.append(
+                (args[2].requires_grad, torch.is_grad_enabled())
+            )
         )
         F.cross_entropy(task(images), labels_for(images)).backward()
-        assert passed == [inject]
+        assert passed == [(inject, inject)]
         assert all(p.grad is None for p in task.backbone.parameters())
         assert all(p.grad is not None for p in task.trainables().values())
 
