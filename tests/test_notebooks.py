@@ -1,0 +1,83 @@
+"""Every notebook runs from start to end, and is committed without what a run left in it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from tests.cli.support import REPOSITORY
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts the kernel with this Python, whatever kernels the machine has."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="this", language="python")
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+
+
+def run(path: Path, folder: Path) -> str:
+    """Run a notebook in a folder; all that its cells printed."""
+    notebook = read(path)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_manager_class=ThisInterpreter,
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    client.execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return "".join(out.get("text", "") for out in outputs)
+
+
+def files(folder: Path) -> set[Path]:
+    """What git would call new in a folder of the repository."""
+    return {path for path in folder.iterdir() if path.name != "__pycache__"}
+
+
+def test_there_is_a_quickstart() -> None:
+    assert REPOSITORY / "notebooks/01_quickstart.ipynb" in NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_valid_and_committed_without_outputs_and_machine_paths(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not re.search(r"(?<![\w.])/(?:home|Users|root|tmp|mnt|work)\b", path.read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_in_its_folder_and_leaves_nothing_there(path: Path) -> None:
+    before = files(path.parent) | files(REPOSITORY)
+    printed = run(path, path.parent)
+    assert files(path.parent) | files(REPOSITORY) == before
+    assert "test/accuracy" in printed
+    assert "moved by training: True" in printed
+
+
+@pytest.mark.slow
+def test_the_quickstart_finds_the_configs_from_the_repository_too(tmp_path: Path) -> None:
+    notebook = read(REPOSITORY / "notebooks/01_quickstart.ipynb")
+    # Its first cells, up to the first command, which looks for nothing but the configs.
+    commands = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("kora(")]
+    notebook.cells = notebook.cells[: commands[0] + 1]
+    short = tmp_path / "short.ipynb"
+    nbformat.write(notebook, short)  # type: ignore[no-untyped-call]
+    assert "configs/quickstart.yaml" in run(short, REPOSITORY)
