@@ -146,6 +146,6 @@ def _metrics(num_classes: int) -> MetricCollection:
     }
     if num_classes > 5:  # with five classes or fewer it is always 1
         metrics["top5_accuracy"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    # torchmetrics would let metrics share a state that is equal after the first batch: top-5 then
-    # becomes top-1 where that batch was all right, or all wrong.
+    # By default torchmetrics merges metrics whose states are equal after the first batch: top-5
+    # would share F1's top-1 counts if that batch is all right, or all wrong even within five.
     return MetricCollection(metrics, compute_groups=False)
