@@ -241,3 +241,14 @@ def test_import_is_light() -> None:
     loaded = set(done.stdout.split())
     assert "kora.audit" in loaded, done.stderr
     assert not heavy & loaded
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    def private(path: Path) -> None:
+        path.write_text("x")
+        path.chmod(0o600)
+
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    written = write_atomically(tmp_path / "written", private)
+    assert written.stat().st_mode == plain.stat().st_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -139,10 +140,15 @@ class AdapterTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over what trains, with warm-up and schedule by step."""
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError(
+                "The run has no end (trainer.max_epochs: -1), so warm-up and schedule have no "
+                "length. Set trainer.max_epochs or trainer.max_steps."
+            )
         optimizer = self.optimizer(parameter_groups(self.trainables(), head_lr=self.head_lr))
-        total = int(self.trainer.estimated_stepping_batches)
         factor = schedule_factor(
-            self.schedule, total_steps=total, warmup_fraction=self.warmup_fraction
+            self.schedule, total_steps=int(total), warmup_fraction=self.warmup_fraction
         )
         scheduler = LambdaLR(optimizer, factor)
         return {

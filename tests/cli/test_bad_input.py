@@ -34,6 +34,7 @@ USAGE = [
     (["--data.batch_size", "0"], ["data.batch_size"]),
     (["--data.val_fraction", "1.5", "--data.val_images", "null"], ["val_fraction"]),
     (["--data.subset.per_class", "500"], ["class", "500"]),
+    (["--trainer.max_epochs", "-1"], ["no end", "trainer.max_epochs"]),
     (["--trainer.max_epoch", "1"], ["max_epoch", "Did you mean 'trainer.max_epochs'?"]),
     (["--trainr.max_epochs", "1"], ["trainr", "Did you mean 'trainer.max_epochs'?"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
