@@ -43,7 +43,9 @@ class KoraParser(LightningArgumentParser):
     def _keys(self) -> list[str]:
         """Options of this parser and of its subcommand."""
         keys = [
-            a.dest for a in self._actions if a.dest.rpartition(".")[2] not in ("help", "config")
+            a.dest
+            for a in self._actions
+            if a.dest.rpartition(".")[2] not in ("help", "config", "defaults")
         ]
         choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None)
         for parser in dict(choices or {}).values():

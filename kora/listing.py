@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,11 +37,14 @@ def find_configs(root: Path = Path("configs")) -> list[Path]:
 
 
 def config_claim(path: Path) -> str:
-    """The first comment line of a config: what it runs."""
+    """The first comment of a config, up to an empty line or a heading such as `Run:`."""
+    words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and line.strip("# "):
-            return line.strip("# ")
-    return ""
+        text = line.strip("# ")
+        if not line.startswith("#") or (any(words) and (not text or re.match(r"\w+: ", text))):
+            break
+        words.append(text)
+    return " ".join(filter(None, words))
 
 
 def main(args: Sequence[str]) -> None:
@@ -48,14 +52,15 @@ def main(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="kora list", description=__doc__)
     parser.parse_args(args)
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
 
     def show(title: str, rows: dict[str, str]) -> None:
-        table = Table("name", "what it is", title=title, title_justify="left", box=None)
-        for name, text in rows.items():
-            table.add_row(name, text)
+        name = Column("name", no_wrap=True)  # a name that is cut off cannot be copied
+        table = Table(name, "what it is", title=title, title_justify="left", box=None)
+        for key, text in rows.items():
+            table.add_row(key, text)
         console.print(table, "")
 
     adapters = Path(__file__).parent / "adapters"

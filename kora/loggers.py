@@ -7,9 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from kora.weights import is_reachable
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
 
@@ -47,22 +50,43 @@ def claim_run_folder(parent: Path) -> Path:
 
 
 def wandb_offline(mode: str) -> bool:
-    """Whether W&B must stay offline: asked for, or no credentials are there."""
-    if mode in ("online", "offline"):
-        return mode == "offline"
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] != "online"
-    return not _has_credentials()
+    """Whether W&B must stay offline: asked for, or no credentials are there.
+
+    Raises:
+        ValueError: online was asked for without credentials: W&B would ask, and wait.
+    """
+    asked = mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
+    if not asked:
+        return not _has_credentials()
+    if asked != "online":
+        return True
+    if not _has_credentials():
+        raise ValueError(
+            "W&B is to be online (wandb.mode or WANDB_MODE), but there is no login. Run "
+            "`wandb login` once, set WANDB_API_KEY, or use --wandb.mode offline."
+        )
+    return False
+
+
+def _base_url() -> str:
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
 
 
 def _has_credentials() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    hosts = {urlsplit(_base_url()).netloc}
+    if not os.environ.get("WANDB_BASE_URL"):
+        hosts.add("api.wandb.ai")  # older versions of wandb log in there
+    named = os.environ.get("NETRC")
+    path = Path(named or "~/.netrc").expanduser()
     try:
-        return netrc.netrc().authenticators(host) is not None
+        found = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(found.authenticators(host) is not None for host in hosts)
 
 
 def make_loggers(
@@ -75,6 +99,9 @@ def make_loggers(
     import wandb
 
     offline = wandb_offline(settings.mode)
+    asked = settings.mode == "online" or os.environ.get("WANDB_MODE") == "online"
+    if not offline and not asked and not is_reachable(_base_url()):
+        offline = True  # W&B would wait a minute and a half, and then stop the run
     quiet: Any = wandb.Settings(silent=True) if offline else None
     wandb_logger = WandbLogger(
         name=f"{strategy}-seed{seed}",

@@ -19,6 +19,7 @@ _UNKNOWN = (
     r"Key '([^']+)' is not expected",
     r"[Uu]nrecognized arguments: (?:--)?(\S+)",
     r"Expected a dot import path string: (\S+)",
+    r"module '[\w.]+' has no attribute '(\w+)'",
 )
 
 
@@ -38,25 +39,36 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN)), None)
     if unknown is not None:
         name = re.split(r"[=\s]", unknown.group(1))[0].strip("'\"")
-        candidates = _subclass_names(text) if "dot import path" in text else list(known_keys)
+        of_class = "dot import path" in text or "has no attribute" in text
+        candidates = _subclass_names(text) if of_class else list(known_keys)
+        if of_class:
+            name = name.rpartition(".")[2]
         near = _nearest(name, candidates)
         if near is not None:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
             parts.append(f"Known: {', '.join(sorted(candidates))}.")
+    if "abstract" in reason:
+        parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
 
 
 def _deepest(text: str) -> str:
-    """The most indented line that says something of its own."""
+    """The most indented lines that say something of their own: one for each type that would do."""
     lines = [line for line in text.splitlines() if line.strip()]
     if lines[0].startswith("Problems parsing config"):
         return " ".join(line.strip() for line in lines)
     kept = [line for line in lines if not _NOISE.match(line.strip())]
     if not kept:
         return " ".join(line.strip() for line in lines[:2])
-    deepest = max(kept, key=lambda line: len(line) - len(line.lstrip()))
-    return deepest.strip().removeprefix("- ").replace("Expected a <class", "expected a <class")
+    depth = max(len(line) - len(line.lstrip()) for line in kept)
+    innermost = [line for line in kept if len(line) - len(line.lstrip()) == depth]
+    deepest = [line.strip().removeprefix("- ") for line in innermost]
+    deepest = [line for line in deepest if not line.startswith("Expected a path")] or deepest
+    plain = [re.sub(r"an? <class '([\w.]+)'>", r"\1", line) for line in deepest]
+    plain = [re.sub(r"a typing\.Literal\[(.*)\]", r"one of \1", line) for line in plain]
+    wanted = [line.removeprefix("Expected ") for line in dict.fromkeys(plain)]
+    return ("expected " if plain != wanted else "") + " or ".join(wanted)
 
 
 def _nearest(name: str, candidates: list[str]) -> str | None:
@@ -74,13 +86,15 @@ def _nearest(name: str, candidates: list[str]) -> str | None:
 def _subclass_names(text: str) -> list[str]:
     """Short names that the parser would take for the innermost class that the message names."""
     listed = re.findall(r"Subtypes: \[([^\]]*)\]", text)
-    bases = [path for path in re.findall(r"'([\w.]+)'", listed[-1]) if path != "NoneType"]
+    named = re.findall(r"'([\w.]+)'", listed[-1]) if listed else []
+    bases = [path for path in named if path != "NoneType"]
+    bases = bases or ["torch.optim.Optimizer"]  # the one class that is typed as a callable
     module, _, name = bases[-1].rpartition(".")
     queue = [getattr(import_module(module), name)]
     found: set[str] = set()
     while queue:
         for kind in queue.pop().__subclasses__():
             queue.append(kind)
-            if kind.__module__.split(".")[0] in ("kora", "datamodules"):
+            if kind.__module__.split(".")[0] in ("kora", "datamodules", "torch"):
                 found.add(kind.__name__)
     return sorted(name for name in found if not name.startswith("_"))

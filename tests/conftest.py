@@ -37,3 +37,9 @@ def images() -> torch.Tensor:
     """Three uint8 images (3, 3, 48, 40) of seeded noise: not square, not the backbone's size."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, 3, 48, 40), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning's seed_everything leaves it in the environment, and data modules read it.
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)

@@ -68,9 +68,9 @@ def test_nothing_is_imported_to_be_listed(tmp_path: Path) -> None:
     assert find_subclasses(tmp_path, "Base") == {"Child": ""}
 
 
-def test_a_config_is_listed_with_its_first_line_that_says_something(tmp_path: Path) -> None:
+def test_a_config_is_listed_with_its_whole_claim_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep/a.yaml").write_text("#\n# What it runs.\n# More.\nkey: 1\n")
+    (tmp_path / "deep/a.yaml").write_text("#\n# What it\n# runs.\n#\n# Run: it\nkey: 1\n")
     (tmp_path / "b.yaml").write_text("key: '# no comment'\n")
     assert find_configs(tmp_path) == [tmp_path / "b.yaml", tmp_path / "deep/a.yaml"]
     assert config_claim(tmp_path / "deep/a.yaml") == "What it runs."
