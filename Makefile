@@ -51,7 +51,7 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 
 ci: lint types test  ## what a change must pass
 
-pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (half an hour on two cores)
+pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (three quarters of an hour on two cores)
 	$(BIN)/kora fit --config configs/pretrain/vit_nano.yaml
 	$(BIN)/python -m kora.release_nano runs/pretrain_vit_nano
 

@@ -26,6 +26,7 @@ __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "check_keys",
+    "check_same_adapter",
     "load_adapter",
     "read_adapter_config",
     "save_adapter",
@@ -72,12 +73,7 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
     """
     folder = Path(os.path.expandvars(folder)).expanduser()
     record = read_adapter_config(folder)
-    mine, theirs = describe(adapter), record["adapter"]
-    if mine != theirs:
-        raise ValueError(
-            f"Adapter {folder} is {theirs['class_path']} with {theirs['init_args']}; this run has "
-            f"{mine['class_path']} with {mine['init_args']}. Make model.adapter equal to it."
-        )
+    check_same_adapter(adapter, record["adapter"], f"Adapter {folder}")
     if record["backbone"]["sha256"] != backbone.sha256:
         raise ValueError(
             f"Adapter {folder} was trained on '{record['backbone']['name']}' with weights "
@@ -121,6 +117,28 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
     return record
+
+
+def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str) -> None:
+    """Refuse another strategy, or the same one with other arguments.
+
+    Raises:
+        ValueError: With what differs.
+    """
+    mine = describe(adapter)
+    if mine["class_path"] != theirs["class_path"]:
+        raise ValueError(
+            f"{source} is of {theirs['class_path']}; this run has {mine['class_path']}. Make "
+            "model.adapter equal to it."
+        )
+    ours, other = mine["init_args"], theirs["init_args"]
+    wrong = [
+        f"{key}={other.get(key)!r} there, {ours.get(key)!r} here"
+        for key in dict.fromkeys([*ours, *other])
+        if ours.get(key) != other.get(key)
+    ]
+    if wrong:
+        raise ValueError(f"{source} has {'; '.join(wrong)}. Make model.adapter equal to it.")
 
 
 def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:

@@ -132,18 +132,22 @@ def _told(error: Exception) -> Exception | None:
     of the world. Whose an error is, is told by where it was raised. The parser wraps errors of
     constructors in its own, so the whole chain is looked at.
     """
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, ValueError | RuntimeError | OSError) and _raised_by_us(link):
-            return link
+    link: BaseException | None = error
+    while link is not None:
+        raised_in = _package(link)
+        if raised_in in ("kora", "datamodules"):
+            if isinstance(link, ValueError | RuntimeError | OSError):
+                return link
+        elif type(link).__name__ == "MisconfigurationException":
+            return ValueError(str(link))  # Lightning's word for what the trainer cannot do
+        link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     return error if isinstance(error, OSError) else None
 
 
-def _raised_by_us(error: BaseException) -> bool:
+def _package(error: BaseException) -> str:
+    """The top-level package whose code raised it."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
     where = "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))
-    return where.split(".")[0] in ("kora", "datamodules")
+    return where.split(".")[0]

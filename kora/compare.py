@@ -10,6 +10,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             runs.append(run)
         else:
             notes.append(f"{folder}: was stopped before its planned end; left out.")
+    runs = _named_apart(runs)
     if not runs:
         raise ValueError("There is no run to compare.\n" + "\n".join(f"  - {n}" for n in notes))
     return runs, notes
@@ -204,6 +206,33 @@ def _write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[s
         for name, text in texts.items()
     ]
     return files + pictures
+
+
+def _named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one strategy with other arguments get other names: `LoRA (sites=[q, v])`."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        arguments = run.result.settings.get("adapter", {}).get("init_args", {})
+        seen = kinds.setdefault((run.result.experiment, run.result.strategy), [])
+        if arguments not in seen:
+            seen.append(arguments)
+    named = []
+    for folder, result in runs:
+        mine = result.settings.get("adapter", {}).get("init_args", {})
+        others = kinds[result.experiment, result.strategy]
+        differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
+        if differing:
+            text = ", ".join(f"{key}={_brief(mine[key])}" for key in differing)
+            result = replace(result, strategy=f"{result.strategy} ({text})")
+        named.append(Run(folder, result))
+    return named
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):  # a composer or a readout
+        inner = ", ".join(f"{k}={_brief(v)}" for k, v in value.get("init_args", {}).items())
+        return str(value.get("class_path", "")).rpartition(".")[2] + (f"({inner})" if inner else "")
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
 
 
 def _newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.loggers import Wandb, claim_run_folder, make_loggers
@@ -75,18 +77,30 @@ class KoraCLI(LightningCLI):
         type(self).command = args[0]
         self.run_folder: Path | None = None
         self.record: RunRecord | None = None
-        super().__init__(
-            AdapterTask,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 5},
-            parser_class=KoraParser,
-            args=list(args),
-        )
+        try:
+            super().__init__(
+                AdapterTask,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 5},
+                parser_class=KoraParser,
+                args=list(args),
+            )
+        except Exception:
+            self._discard_unused_folder()
+            raise
+
+    def _discard_unused_folder(self) -> None:
+        """Leave no run folder of a command that was refused before it did anything."""
+        folder = self.run_folder
+        if folder is None or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "wandb")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -112,6 +126,16 @@ class KoraCLI(LightningCLI):
         )
         parser.add_class_arguments(Wandb, "wandb")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a run without a seed could not be run again."""
+        super().parse_arguments(parser, args)
+        seed = self.config[self.command].seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ValueError(
+                f"seed_everything={seed}: every run has a seed, so that it can be run again. Give "
+                "a number from 0 to 4294967295."
+            )
+
     @property
     def options(self) -> Any:
         """The parsed options of the command."""
@@ -126,12 +150,17 @@ class KoraCLI(LightningCLI):
                 "config.yaml beside it."
             )
         ckpt_path = self.options.get("ckpt_path")
-        if ckpt_path and ckpt_path not in ("last", "best", "hpc") and not Path(ckpt_path).is_file():
+        if ckpt_path and not (Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"):
             raise FileNotFoundError(
-                f"Checkpoint {ckpt_path} does not exist. A run keeps its checkpoints in "
-                "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
+                f"Checkpoint {ckpt_path} does not exist, or is no .ckpt file. A run keeps its "
+                "checkpoints in runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
             )
         source = self.options.get("source")
+        if source is not None and self.options.model.init_args.get("adapter_from") is not None:
+            raise ValueError(
+                "source and model.adapter_from are both set, and each names the adapter to start "
+                "from. Leave one of them out (--source null)."
+            )
         if source is not None and not Path(source).is_file():
             raise FileNotFoundError(
                 f"source: {source} does not exist. Name the config of the source stage, relative "
@@ -147,9 +176,18 @@ class KoraCLI(LightningCLI):
         task = self.model
         assert isinstance(task, AdapterTask)
         config = self.resolved()
-        if self.command == "fit" and self.options.source and task.adapter_from is None:
-            self._provide_source(task, config)
         trainer_config = self._get(self.config_init, "trainer")
+        if self.command == "fit" and self.options.source:
+            if trainer_config.get("fast_dev_run"):
+                _say("fast_dev_run: the source stage is left out.")
+            else:
+                self._provide_source(task, config)
+        frozen = not task.adapter_trainable and task.adapter.carries_over
+        if self.command == "fit" and frozen and not (task.adapter_from or self.options.source):
+            raise ValueError(
+                f"adapter_trainable: false freezes a {task.adapter.label} that has learned nothing "
+                "yet. Set source (or model.adapter_from) as well, or use LinearProbe."
+            )
         own: list[Callback] = []
         if trainer_config.get("enable_progress_bar") is not False:
             own.append(_ProgressBar())
@@ -183,8 +221,10 @@ class KoraCLI(LightningCLI):
                 ),
                 *(logger for logger in more if not isinstance(logger, bool | None)),
             ]
-        merged = {**trainer_config, **kwargs}
-        return self._instantiate_trainer(merged, own)
+        try:
+            return self._instantiate_trainer({**trainer_config, **kwargs}, own)
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(f"trainer: {error}") from error
 
     def _checkpoint(self, task: AdapterTask) -> ModelCheckpoint:
         assert self.run_folder is not None
@@ -212,11 +252,11 @@ class KoraCLI(LightningCLI):
             / task.adapter.label
             / f"seed{config['seed_everything']}"
         )
-        found = find_source_run(parent, wanted)
+        found = find_source_run(parent, wanted, task.backbone.sha256)
         if found is None:
             _say(f"Source stage: {source} with {task.adapter.label}, trained first.")
             train_source(source, overrides)
-            found = find_source_run(parent, wanted)
+            found = find_source_run(parent, wanted, task.backbone.sha256)
             assert found is not None, "the source stage ended without a run that fits its config"
         else:
             _say(f"Source stage: {found} fits and is used again.")
@@ -292,6 +332,8 @@ def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
             ".*Experiment logs directory",
             ".*number of training batches",
             ".*module.s. in eval mode",
+            ".*callbacks used to create the checkpoint",
+            ".*tensorboardX",
         ):
             warnings.filterwarnings("ignore", text)
         return kind(args)

@@ -52,6 +52,8 @@ def main(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="kora list", description=__doc__)
     parser.parse_args(args)
     from rich.console import Console
+    from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Column, Table
 
     console = Console()
@@ -74,6 +76,9 @@ def main(args: Sequence[str]) -> None:
     show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
     configs = {str(path): config_claim(path) for path in find_configs()}
     if configs:
-        show("Configs (--config)", configs)
+        console.print("[italic]Configs (--config)[/italic]")
+        for path, claim in configs.items():
+            console.print(f" {path}", soft_wrap=True, highlight=False, markup=False)
+            console.print(Padding(escape(claim), (0, 0, 0, 4)), style="dim")
     else:
         console.print("Configs: no folder configs/ here; run this in a clone of the repository.")

@@ -31,7 +31,8 @@ def refuse_mixture(runs: Sequence[Run], by: str) -> None:
                     {
                         "strategy": run.result.strategy,
                         "parameters.trainable": run.result.parameters.get("trainable"),
-                    },
+                    }
+                    | _flat(run.result.settings, "settings", drop=set()),
                 )
                 for run in members
             ]

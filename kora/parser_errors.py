@@ -48,6 +48,10 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
             parts.append(f"Known: {', '.join(sorted(candidates))}.")
+    if "arguments are required" in reason:
+        parts.append("Give a config that sets them: --config configs/quickstart.yaml")
+    if "collections.abc.Sequence" in reason:
+        parts.append("Write a list: [NAME, NAME]")
     if "abstract" in reason:
         parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)

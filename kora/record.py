@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from kora.adapters import describe
 from kora.audit import Audit, audit
 from kora.checkpoints import save_adapter
 from kora.params import ParameterReport, parameter_report
@@ -177,6 +178,7 @@ class RunRecord(Callback):
             source=None
             if task.source is None
             else {key: task.source.get(key) for key in ("folder", "experiment", "adapter")},
+            settings={"adapter": describe(task.adapter), "training": _training(self.config)},
         )
         if self.command == "fit":
             save_adapter(
@@ -281,6 +283,19 @@ def audit_of(datamodule: Any) -> Audit | None:
         num_classes=datamodule.num_classes,
         class_names=datamodule.class_names,
     )
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config shapes training, beside strategy, backbone and data."""
+    ways = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+    elsewhere = ("backbone", "adapter", "adapter_from")
+    arguments = config["model"]["init_args"]
+    return {
+        **{key: value for key, value in arguments.items() if key not in elsewhere},
+        **{key: config["trainer"][key] for key in ways},
+        "batch_size": config["data"]["init_args"].get("batch_size"),
+        "source": config["source"],
+    }
 
 
 def _has_curves(metrics_csv: Path) -> bool:

@@ -62,6 +62,7 @@ class RunResult:
         peak_memory_mib: peak memory of the device (of the process on a CPU); None if unknown.
         backbone: `name`, `weights` and `sha256` of the weights.
         source: the adapter that a transfer started from; None without one.
+        settings: `adapter` (class path and arguments) and `training` (optimiser, schedule, length).
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
@@ -82,6 +83,7 @@ class RunResult:
     peak_memory_mib: float | None
     backbone: dict[str, Any]
     source: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=collect_versions)
     commit: str | None = field(default_factory=git_commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -109,6 +111,7 @@ class RunResult:
                 f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
                 f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
             )
+        record = {"settings": {}, **record}  # not in the first records
         known = [f.name for f in fields(cls)]
         missing = [name for name in known if name not in record]
         if missing:
@@ -278,9 +281,10 @@ def summary_table(result: RunResult) -> Table:
     table.add_column("metric")
     for heading in ("result", "chance", "majority"):
         table.add_column(heading, justify="right")
+    wanted = "val" if result.stage == "validate" else "test"
     for metric, value in result.metrics.items():
         stage, _, name = metric.rpartition("/")
-        if stage != "test":
+        if stage != wanted:
             continue
         baselines = (
             format_metric(metric, result.baselines.get(kind, {}).get(name))

@@ -96,6 +96,8 @@ def find_sites(
         ValueError: For an unknown name or block, no name at all, two names that cover the same
             rows, or a site that forward never calls.
     """
+    if isinstance(names, str):
+        raise ValueError(f"sites='{names}' is one word; expected a list: sites=['{names}'].")
     if not names:
         raise ValueError("sites is empty, so nothing would train. Use sites=['qkv'] or more.")
     depth = backbone.depth

@@ -16,14 +16,14 @@ from typing import Any
 
 import yaml
 
-from kora.checkpoints import ADAPTER_CONFIG
+from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
 from kora.results import RESULTS_NAME
 
 __all__ = ["find_source_run", "source_overrides", "train_source"]
 
 #: What of the trainer is a matter of the machine and not of the result.
 _MACHINE = {
-    "accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "plugins",
+    "accelerator", "devices", "num_nodes", "strategy", "logger", "plugins",
     "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
     "log_every_n_steps", "profiler", "benchmark", "enable_autolog_hparams", "model_registry",
 }  # fmt: skip
@@ -34,16 +34,17 @@ def source_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = config["trainer"]
     taken = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
     arguments = config["model"]["init_args"]
+    keys = ("backbone", "adapter", "optimizer")
     return {
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],
         "wandb": config["wandb"],
         "trainer": {key: trainer[key] for key in taken},
-        "model": {"init_args": {key: arguments[key] for key in ("backbone", "adapter")}},
+        "model": {"init_args": {key: arguments[key] for key in keys}},
     }
 
 
-def find_source_run(parent: Path, wanted: Mapping[str, Any]) -> Path | None:
+def find_source_run(parent: Path, wanted: Mapping[str, Any], sha256: str) -> Path | None:
     """The newest finished run below `parent` whose config equals `wanted`, if there is one."""
     versions = [p for p in parent.glob("version_*") if p.name[8:].isdigit()]
     for folder in sorted(versions, key=lambda p: int(p.name[8:]), reverse=True):
@@ -53,7 +54,8 @@ def find_source_run(parent: Path, wanted: Mapping[str, Any]) -> Path | None:
         )
         if complete:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            if _essence(config) == _essence(wanted):
+            backbone = read_adapter_config(folder / "adapter")["backbone"]
+            if _essence(config) == _essence(wanted) and backbone["sha256"] == sha256:
                 return folder
     return None
 

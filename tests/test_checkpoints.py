@@ -77,9 +77,7 @@ def test_environment_variables_in_the_folder_are_expanded(
     "adapter", [LoRA(4), LoRA(2, 0.5), LoRA(2, sites=["qkv"]), KoRA(2), FullFineTune()]
 )
 def test_another_strategy_or_argument_is_refused(adapter: Strategy, folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"is kora\.adapters\.LoRA with .*this run has kora.*equal"
-    ):
+    with pytest.raises(ValueError, match=r"Adapter .*(this run has kora| there, ).*equal to it"):
         load(folder, adapter)
 
 

@@ -244,3 +244,27 @@ def test_a_mixed_experiment_does_not_hide_the_others(tmp_path: Path) -> None:
     text = console.export_text()
     assert "50.00 %" in text
     assert "protocol.data_sha256: 'd" in text
+
+
+def settings(rank: int, *, epochs: int = 1) -> dict[str, Any]:
+    adapter = {"class_path": "kora.adapters.LoRA", "init_args": {"rank": rank, "alpha": 1.0}}
+    return {"adapter": adapter, "training": {"max_epochs": epochs}}
+
+
+def test_one_strategy_with_other_arguments_is_another_row(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        run("LoRA", 0, 0.5, settings=settings(8)),
+        run("LoRA", 0, 0.4, version=1, settings=settings(2)),
+    )
+    runs, _ = load_runs([tmp_path])
+    assert [(g.name, g.mean) for g in compare(runs).groups] == [
+        ("LoRA (rank=8)", 0.5),
+        ("LoRA (rank=2)", 0.4),
+    ]
+
+
+def test_runs_that_trained_differently_are_not_averaged(tmp_path: Path) -> None:
+    runs = [run("LoRA", k, 0.5, settings=settings(8, epochs=k + 1)) for k in range(2)]
+    with pytest.raises(ValueError, match=r"settings\.training\.max_epochs: 1 in .*; 2 in "):
+        compare(runs)

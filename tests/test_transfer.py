@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from kora.checkpoints import ADAPTER_CONFIG
 from kora.transfer import find_source_run, source_overrides, train_source
 
+SHA256 = "ab" * 32
 CONFIG: dict[str, Any] = {
     "seed_everything": 3,
     "experiment": "target",
@@ -50,32 +52,36 @@ def write_run(parent: Path, name: str, config: dict[str, Any]) -> Path:
     (folder / "adapter").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "results.json").write_text("{}", encoding="utf-8")
-    (folder / "adapter" / ADAPTER_CONFIG).write_text("{}", encoding="utf-8")
+    record = {
+        "adapter": {"class_path": "kora.adapters.LoRA", "init_args": {}},
+        "backbone": {"name": "vit_nano", "sha256": SHA256},
+    }
+    (folder / "adapter" / ADAPTER_CONFIG).write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 
 def test_a_run_of_the_same_config_is_found(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "version_0", CONFIG)
-    assert find_source_run(tmp_path, CONFIG) == folder
+    assert find_source_run(tmp_path, CONFIG, SHA256) == folder
 
 
 def test_the_newest_is_taken_by_number_and_not_by_letter(tmp_path: Path) -> None:
     for number in (2, 10, 9):
         write_run(tmp_path, f"version_{number}", CONFIG)
-    assert find_source_run(tmp_path, CONFIG) == tmp_path / "version_10"
+    assert find_source_run(tmp_path, CONFIG, SHA256) == tmp_path / "version_10"
 
 
 def test_a_newer_run_of_another_config_does_not_hide_an_older_that_fits(tmp_path: Path) -> None:
     write_run(tmp_path, "version_0", CONFIG)
     write_run(tmp_path, "version_1", changed("trainer.max_epochs", 1))
-    assert find_source_run(tmp_path, CONFIG) == tmp_path / "version_0"
+    assert find_source_run(tmp_path, CONFIG, SHA256) == tmp_path / "version_0"
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "results.json", f"adapter/{ADAPTER_CONFIG}"])
 def test_an_unfinished_run_does_not_fit(tmp_path: Path, missing: str) -> None:
     folder = write_run(tmp_path, "version_0", CONFIG)
     (folder / missing).unlink()
-    assert find_source_run(tmp_path, CONFIG) is None
+    assert find_source_run(tmp_path, CONFIG, SHA256) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def test_whatever_changes_the_result_makes_another_run(
     tmp_path: Path, path: str, value: Any
 ) -> None:
     write_run(tmp_path, "version_0", CONFIG)
-    assert find_source_run(tmp_path, changed(path, value)) is None
+    assert find_source_run(tmp_path, changed(path, value), SHA256) is None
 
 
 @pytest.mark.parametrize(
@@ -112,14 +118,19 @@ def test_whatever_changes_the_result_makes_another_run(
 )
 def test_where_and_how_loudly_it_ran_does_not_matter(tmp_path: Path, path: str, value: Any) -> None:
     folder = write_run(tmp_path, "version_0", CONFIG)
-    assert find_source_run(tmp_path, changed(path, value)) == folder
+    assert find_source_run(tmp_path, changed(path, value), SHA256) == folder
+
+
+def test_an_adapter_of_other_frozen_weights_does_not_fit(tmp_path: Path) -> None:
+    write_run(tmp_path, "version_0", CONFIG)
+    assert find_source_run(tmp_path, CONFIG, "cd" * 32) is None
 
 
 def test_other_names_than_version_n_are_left_alone(tmp_path: Path) -> None:
     write_run(tmp_path, "version_old", CONFIG)
     write_run(tmp_path, "best", CONFIG)
-    assert find_source_run(tmp_path, CONFIG) is None
-    assert find_source_run(tmp_path / "nowhere", CONFIG) is None
+    assert find_source_run(tmp_path, CONFIG, SHA256) is None
+    assert find_source_run(tmp_path / "nowhere", CONFIG, SHA256) is None
 
 
 def test_the_source_stage_takes_what_must_agree_and_keeps_its_own_training() -> None:
@@ -128,7 +139,9 @@ def test_the_source_stage_takes_what_must_agree_and_keeps_its_own_training() -> 
     assert taken["runs_dir"] == "elsewhere"
     assert taken["wandb"] == CONFIG["wandb"]
     arguments = CONFIG["model"]["init_args"]
-    assert taken["model"]["init_args"] == {k: arguments[k] for k in ("backbone", "adapter")}
+    assert taken["model"]["init_args"] == {
+        k: arguments[k] for k in ("backbone", "adapter", "optimizer")
+    }
     assert taken["trainer"].items() <= CONFIG["trainer"].items()
     assert taken["trainer"]["precision"] == "bf16-mixed"
     assert "max_epochs" not in taken["trainer"]

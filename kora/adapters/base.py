@@ -145,6 +145,8 @@ def require_positive(strategy: str, **settings: int) -> None:
 
 def require_effect(strategy: str, alpha: float) -> None:
     """Refuse an alpha of zero: it would train tensors that never change the output."""
+    if not math.isfinite(alpha):
+        raise ValueError(f"{strategy}: alpha={alpha}, expected a finite number other than 0.")
     if alpha == 0:
         raise ValueError(
             f"{strategy}: alpha=0 multiplies the adapter away. For no adapter, use LinearProbe."

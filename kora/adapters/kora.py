@@ -97,7 +97,7 @@ class KoRA(Strategy):
 
     Raises:
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
-            site, or a pool of `cls` or `tokens` on a backbone without CLS.
+            site, or a pool of `cls` on a backbone without CLS.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class KoRA(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
-        if self.pool in ("cls", "tokens") and not backbone.has_cls:
+        if self.pool == "cls" and not backbone.has_cls:
             raise ValueError(
                 f"KoRA: pool='{self.pool}' reads the CLS token, and {backbone.name} has none. "
                 "Use pool='mean'."

@@ -35,8 +35,7 @@ class ClsReadout(Readout):
     """h_final = h_CLS + alpha * Proj_final(c_L) (KoRA paper, equation 4).
 
     It adds to the vector that the head reads: the CLS token, or the pooled token of backbones
-    without one. Of a token-wise composition it reads the first token's vector if that is CLS,
-    which the strategy has put first, and nothing else.
+    without one. Of a token-wise composition it adds the mean over the tokens.
 
     Args:
         init: `zero` makes the adapter the identity at the start; `default` is the random start of
@@ -75,8 +74,8 @@ class ClsReadout(Readout):
             self.register_buffer("bias_D", projection.bias.detach())
 
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
-        """Pooled plus alpha * Proj_final(c); (B, N, C) is read at its first token."""
+        """Pooled plus alpha * Proj_final(c); of (B, N, C) the mean over tokens."""
         if composed.ndim == 3:
-            composed = composed[:, 0]
+            composed = composed.mean(dim=1)  # before Proj_final, which is affine: the same, cheaper
         delta = F.linear(composed, self.weight_DC, self.bias_D)
         return features._replace(pooled=features.pooled + alpha * delta)

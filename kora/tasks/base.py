@@ -13,9 +13,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from kora.adapters import LinearProbe, Strategy
+from kora.adapters import LinearProbe, Strategy, describe
 from kora.backbones import Backbone, Features
-from kora.checkpoints import check_keys, load_adapter
+from kora.checkpoints import check_keys, check_same_adapter, load_adapter
 from kora.optim import Schedule, parameter_groups, schedule_factor
 
 __all__ = ["AdapterTask"]
@@ -69,6 +69,8 @@ class AdapterTask(LightningModule):
             raise ValueError(
                 f"schedule='{schedule}', expected one of {', '.join(get_args(Schedule))}."
             )
+        if head_lr is not None and head_lr <= 0:
+            raise ValueError(f"head_lr={head_lr}, expected a number above 0, or null.")
         self.backbone = backbone
         self.adapter = LinearProbe() if adapter is None else adapter
         self.head: nn.Module | None = None
@@ -146,7 +148,11 @@ class AdapterTask(LightningModule):
                 "The run has no end (trainer.max_epochs: -1), so warm-up and schedule have no "
                 "length. Set trainer.max_epochs or trainer.max_steps."
             )
-        optimizer = self.optimizer(parameter_groups(self.trainables(), head_lr=self.head_lr))
+        groups = parameter_groups(self.trainables(), head_lr=self.head_lr)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}. Correct its init_args.") from error
         factor = schedule_factor(
             self.schedule, total_steps=int(total), warmup_fraction=self.warmup_fraction
         )
@@ -185,7 +191,11 @@ class AdapterTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the frozen weights, which the file does not hold."""
-        checkpoint["kora"] = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
+        checkpoint["kora"] = {
+            "backbone": self.backbone.name,
+            "sha256": self.backbone.sha256,
+            "adapter": describe(self.adapter),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other frozen weights."""
@@ -195,6 +205,7 @@ class AdapterTask(LightningModule):
                 "The checkpoint was not written by kora: it does not name its backbone. Give "
                 "--ckpt_path a file below a run's checkpoints folder."
             )
+        check_same_adapter(self.adapter, record["adapter"], "The checkpoint")
         if record["sha256"] != self.backbone.sha256:
             raise ValueError(
                 f"The checkpoint belongs to the backbone '{record['backbone']}' with weights "

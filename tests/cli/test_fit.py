@@ -118,6 +118,17 @@ def test_predict_writes_one_row_an_image_that_agrees_with_the_accuracy(
     assert right == pytest.approx(results(run)["metrics"]["test/accuracy"], abs=1e-6)
 
 
+def test_a_checkpoint_of_other_arguments_is_refused_and_leaves_no_folder(
+    run: Path, capfd: Capture
+) -> None:
+    best = run / "checkpoints/best.ckpt"
+    other = ("--model.adapter.alpha", "4")
+    outcome = kora(capfd, "test", "--config", "tiny.yaml", *other, "--ckpt_path", best)
+    assert outcome.code == 2
+    assert "alpha=1.0 there, 4.0 here" in outcome.err
+    assert [folder.name for folder in run.parent.iterdir()] == ["version_0"]
+
+
 def test_best_checkpoint_is_chosen_by_validation_and_tested(here: Path, capfd: Capture) -> None:
     config = tiny_config()
     config["trainer"]["max_epochs"] = 3
