@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import yaml
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.loggers import Wandb, claim_run_folder, make_loggers
-from kora.parser_errors import explain
+from kora.parser import KoraParser
 from kora.record import RunRecord
 from kora.tasks import AdapterTask
 from kora.transfer import find_source_run, source_overrides, train_source
 
-__all__ = ["KoraCLI", "KoraParser", "parse", "run_lightning"]
-
-
-class KoraParser(LightningArgumentParser):
-    """Says what is wrong in one line, and exits with 2."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Abbreviated options would hide typing errors.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the line that matters; the whole listing with KORA_DEBUG=1."""
-        if os.environ.get("KORA_DEBUG"):
-            super().error(message, ex)
-        print(f"kora: error: {explain(message, self._keys())}", file=sys.stderr)
-        sys.exit(2)
-
-    def _keys(self) -> list[str]:
-        """Options of this parser and of its subcommand."""
-        keys = [
-            a.dest
-            for a in self._actions
-            if a.dest.rpartition(".")[2] not in ("help", "config", "defaults")
-        ]
-        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None)
-        for parser in dict(choices or {}).values():
-            keys += parser._keys()
-        return keys
+__all__ = ["KoraCLI", "parse", "run_lightning"]
 
 
 class _ProgressBar(RichProgressBar):

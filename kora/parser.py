@@ -1,0 +1,40 @@
+"""The parser of LightningCLI, with errors in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from kora.parser_errors import explain
+
+__all__ = ["KoraParser"]
+
+
+class KoraParser(LightningArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviated options would hide typing errors.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line that matters; the whole listing with KORA_DEBUG=1."""
+        if os.environ.get("KORA_DEBUG"):
+            super().error(message, ex)
+        print(f"kora: error: {explain(message, self._keys())}", file=sys.stderr)
+        sys.exit(2)
+
+    def _keys(self) -> list[str]:
+        """Options of this parser and of its subcommand."""
+        keys = [
+            a.dest
+            for a in self._actions
+            if a.dest.rpartition(".")[2] not in ("help", "config", "defaults")
+        ]
+        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None)
+        for parser in dict(choices or {}).values():
+            keys += parser._keys()
+        return keys
