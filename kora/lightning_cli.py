@@ -12,27 +12,19 @@ from typing import Any, ClassVar
 import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.loggers import Wandb, claim_run_folder, make_loggers
 from kora.parser import KoraParser
+from kora.progress import ProgressBar
 from kora.record import RunRecord
 from kora.tasks import AdapterTask
 from kora.transfer import find_source_run, source_overrides, train_source
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
-
-
-class _ProgressBar(RichProgressBar):
-    """Lightning's bar with its estimate, less the version number."""
-
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        metrics = dict(super().get_metrics(*args))
-        metrics.pop("v_num", None)
-        return metrics
 
 
 class KoraCLI(LightningCLI):
@@ -161,7 +153,7 @@ class KoraCLI(LightningCLI):
             )
         own: list[Callback] = []
         if trainer_config.get("enable_progress_bar") is not False:
-            own.append(_ProgressBar())
+            own.append(ProgressBar())
         if not trainer_config.get("fast_dev_run"):
             experiment, strategy = self.options.experiment, task.adapter.label
             seed = int(self.options.seed_everything)
@@ -195,7 +187,9 @@ class KoraCLI(LightningCLI):
         try:
             return self._instantiate_trainer({**trainer_config, **kwargs}, own)
         except (ValueError, MisconfigurationException) as error:
-            raise ValueError(f"trainer: {error}") from error
+            raise ValueError(
+                f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
+            ) from error
 
     def _checkpoint(self, task: AdapterTask) -> ModelCheckpoint:
         assert self.run_folder is not None

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from rich.console import Console
 
 from kora.adapters import describe
@@ -62,6 +64,7 @@ class RunRecord(Callback):
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
         self.peak_memory_mib = 0.0
         self._started: dict[str, float] = {}
 
@@ -130,6 +133,8 @@ class RunRecord(Callback):
         """Stop it, and keep the test metrics."""
         self._stop("test", pl_module)
         self._keep(trainer)
+        if isinstance(pl_module, ClassificationTask):  # on every rank: it gathers from all of them
+            self.confusion = pl_module.test_confusion.compute().cpu().numpy()
 
     def _start(self, phase: str) -> None:
         self._started[phase] = time.perf_counter()
@@ -229,9 +234,9 @@ class RunRecord(Callback):
         if not isinstance(task, ClassificationTask) or not hasattr(datamodule, "images"):
             return made
         names = datamodule.class_names
-        if "test" in self.seconds:
+        if self.confusion is not None:
             made.append(self.folder / "confusion_matrix.png")
-            figures.confusion_matrix(task.test_confusion.compute().cpu().numpy(), names, made[-1])
+            figures.confusion_matrix(self.confusion, names, made[-1])
             labels = datamodule.labels("test")
             # Evenly spread, so that they are the same images in every run of this data.
             shown = torch.linspace(0, len(labels) - 1, min(_PICTURED, len(labels))).long().numpy()

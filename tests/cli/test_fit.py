@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -262,3 +264,19 @@ def test_official_archives_run_end_to_end(here: Path, capfd: Capture) -> None:
     assert record["protocol"]["sizes"] == {"train": 30, "val": 6, "test": 18}
     assert record["protocol"]["official_split"]["test"] == "val"
     assert record["source"]["experiment"] == "source"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(here: Path) -> None:
+    command = [
+        sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml",
+        "--trainer.devices", "2", "--trainer.strategy", "ddp",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert [folder.name for folder in (here / RUN).parent.iterdir()] == ["version_0"]
+    record = results(here / RUN)
+    assert record["protocol"]["sizes"]["test"] == 24
+    assert (here / RUN / "confusion_matrix.png").is_file()
