@@ -77,6 +77,11 @@ def obtain_folder(
             f"{instead}."
         )
     if not _is_filled(folder):
+        if archive is None and url is None:  # said before anything is made on the disk
+            raise FileNotFoundError(
+                f"data.root: there is no data in {folder}. Put the data there, or set data.archive "
+                "to an archive that holds it."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if not _is_filled(folder):  # another process may have made it while this one waited
@@ -161,11 +166,8 @@ def _make_folder(
     folder: Path, *, archive: Path | None, inside: str | None, url: str | None, md5: str | None
 ) -> None:
     if archive is None:
-        if url is None or md5 is None:
-            raise FileNotFoundError(
-                f"There is no data folder {folder}. Put the data there, or set data.archive to an "
-                "archive that holds it."
-            )
+        assert url is not None
+        assert md5 is not None
         archive = folder.parent / url.rsplit("/", 1)[-1]
         if not archive.exists():
             download(url, archive, md5=md5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -14,12 +14,16 @@ Schedule = Literal["cosine", "constant"]
 
 
 def parameter_groups(
-    trainables: Mapping[str, nn.Parameter], *, head_lr: float | None = None
+    trainables: Mapping[str, nn.Parameter],
+    *,
+    head_lr: float | None = None,
+    undecayed: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Groups for any torch or timm optimiser, from the names and tensors that train.
 
     Tensors with fewer than two dimensions (biases, norms, gates, scales) are not decayed; the
-    head (`head.*`) has its own learning rate where one is given.
+    head (`head.*`) has its own learning rate where one is given. Nor are those named in
+    `undecayed` (timm's word on its own models: position embeddings, CLS and register tokens).
     """
     groups: list[dict[str, Any]] = []
     for head in (False, True):
@@ -27,7 +31,8 @@ def parameter_groups(
             members = [
                 parameter
                 for name, parameter in trainables.items()
-                if name.startswith("head.") == head and (parameter.ndim > 1) == decay
+                if name.startswith("head.") == head
+                and (parameter.ndim > 1 and name not in undecayed) == decay
             ]
             if not members:
                 continue

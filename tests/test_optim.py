@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kora.adapters import KoRA
+from kora.adapters import FullFineTune, KoRA
 from kora.optim import parameter_groups, schedule_factor
 from tests.factory import built
 
@@ -85,3 +85,14 @@ def test_warm_up_is_linear_and_the_cosine_ends_near_zero() -> None:
 def test_constant_stays_after_the_warm_up() -> None:
     factor = schedule_factor("constant", total_steps=10, warmup_fraction=0.2)
     assert [factor(step) for step in (0, 1, 2, 9, 50)] == [0.5, 1, 1, 1, 1]
+
+
+def test_what_timm_does_not_decay_is_not_decayed() -> None:
+    task = built(FullFineTune())
+    undecayed = {f"adapter.{name}" for name in task.backbone.model.no_weight_decay()}
+    assert {"adapter.pos_embed", "adapter.cls_token"} <= undecayed
+    groups = parameter_groups(task.trainables(), undecayed=undecayed)
+    spared = {id(p) for g in groups if g.get("weight_decay") == 0.0 for p in g["params"]}
+    assert id(task.backbone.model.pos_embed) in spared
+    assert id(task.backbone.model.cls_token) in spared
+    assert id(task.backbone.model.blocks[0].attn.qkv.weight) not in spared

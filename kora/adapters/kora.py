@@ -136,6 +136,7 @@ class KoRA(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
+        assert not self.nodes, "attached twice"
         if self.pool == "cls" and not backbone.has_cls:
             raise ValueError(
                 f"KoRA: pool='{self.pool}' reads the CLS token, and {backbone.name} has none. "

@@ -58,6 +58,7 @@ class LoRA(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Wrap the sites."""
+        assert not self.deltas, "attached twice"
         for site in find_sites(
             backbone, self.sites, blocks=self.blocks, allow_dead_sites=self.allow_dead_sites
         ):

@@ -148,7 +148,8 @@ class AdapterTask(LightningModule):
                 "The run has no end (trainer.max_epochs: -1), so warm-up and schedule have no "
                 "length. Set trainer.max_epochs or trainer.max_steps."
             )
-        groups = parameter_groups(self.trainables(), head_lr=self.head_lr)
+        undecayed = {f"adapter.{name}" for name in self.backbone.model.no_weight_decay()}
+        groups = parameter_groups(self.trainables(), head_lr=self.head_lr, undecayed=undecayed)
         try:
             optimizer = self.optimizer(groups)
         except ValueError as error:

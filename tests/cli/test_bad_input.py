@@ -160,3 +160,17 @@ def test_no_network_is_said_at_once_and_leaves_nothing(here: Path, capfd: Captur
     assert "cifar-10-python.tar.gz" in outcome.err
     assert "c58f30108f718f92721af3b95e74349a" in outcome.err
     assert not (here / "data/cifar-10-batches-py").exists()
+
+
+def test_a_folder_that_is_not_there_is_named_and_not_made(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {"root": "no/photos", "image_size": 32},
+    }
+    write_config(here / "photos.yaml", config)
+    outcome = kora(capfd, "data", "describe", "--config", "photos.yaml")
+    assert outcome.code == 1
+    assert "data.root" in outcome.err
+    assert "no/photos" in outcome.err
+    assert not (here / "no").exists()

@@ -211,7 +211,7 @@ def test_a_folder_made_from_another_archive_is_not_taken_for_the_official_one(
 def test_a_missing_archive_and_nothing_to_extract_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.archive: there is no file .*gone\.zip"):
         obtain_folder(tmp_path / "data", archive=tmp_path / "gone.zip")
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no data folder {tmp_path / 'data'}")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no data in {tmp_path / 'data'}")):
         obtain_folder(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

@@ -116,7 +116,7 @@ def test_an_empty_part_and_a_missing_root_are_named(tmp_path: Path) -> None:
     (root / "train").mkdir()
     with pytest.raises(ValueError, match=r"train holds 0 class folders"):
         make(tmp_path).setup("fit")
-    with pytest.raises(FileNotFoundError, match=r"no data folder .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"no data in .*gone"):
         ImageFolder(str(tmp_path / "gone"), image_size=8).prepare_data()
 
 
