@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         if weights != "random":
             _load(self.model, name, weights, self._create_kwargs)
         self.image_size: int = image_size or cfg["input_size"][-1]
-        self.interpolation: str = {"bilinear": "bilinear"}.get(cfg["interpolation"], "bicubic")
+        self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
         self.model.requires_grad_(False)

@@ -172,11 +172,10 @@ class KoraCLI(LightningCLI):
                 own.append(self._checkpoint(task))
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
-            settings = self._get(self.config_init, "wandb")
             kwargs["logger"] = [
                 *make_loggers(
                     self.run_folder,
-                    settings if isinstance(settings, Wandb) else Wandb(**vars(settings)),
+                    self._get(self.config_init, "wandb"),
                     experiment=experiment,
                     strategy=strategy,
                     seed=seed,

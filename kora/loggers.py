@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.results import run_versions
 from kora.weights import is_reachable
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
@@ -35,7 +36,7 @@ class Wandb:
 def claim_run_folder(parent: Path) -> Path:
     """Make the next free `version_<n>` folder; two processes never get the same one."""
     parent.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.name[8:]) for p in parent.glob("version_*") if p.name[8:].isdigit()]
+    taken = run_versions(parent)
     number = max(taken, default=-1) + 1
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # the other ranks follow the first
         return parent / f"version_{max(taken, default=0)}"
@@ -55,7 +56,7 @@ def wandb_offline(mode: str) -> bool:
     Raises:
         ValueError: online was asked for without credentials: W&B would ask, and wait.
     """
-    asked = mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
+    asked = _asked(mode)
     if not asked:
         return not _has_credentials()
     if asked != "online":
@@ -66,6 +67,11 @@ def wandb_offline(mode: str) -> bool:
             "`wandb login` once, set WANDB_API_KEY, or use --wandb.mode offline."
         )
     return False
+
+
+def _asked(mode: str) -> str | None:
+    """What the user said, in the config or else in W&B's own variable; None if nothing."""
+    return mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
 
 
 def _base_url() -> str:
@@ -99,8 +105,7 @@ def make_loggers(
     import wandb
 
     offline = wandb_offline(settings.mode)
-    asked = settings.mode == "online" or os.environ.get("WANDB_MODE") == "online"
-    if not offline and not asked and not is_reachable(_base_url()):
+    if not offline and not _asked(settings.mode) and not is_reachable(_base_url()):
         offline = True  # W&B would wait a minute and a half, and then stop the run
     quiet: Any = wandb.Settings(silent=True) if offline else None
     wandb_logger = WandbLogger(

@@ -158,7 +158,6 @@ class RunRecord(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if self.command == "fit" and best is not None:
             self.metrics[f"best_{task.monitor[0]}"] = float(best)
-        backbone_sha256 = task.backbone.sha256
         if not trainer.is_global_zero:
             return
         protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
@@ -177,7 +176,7 @@ class RunRecord(Callback):
             backbone={
                 "name": task.backbone.name,
                 "weights": task.backbone.weights,
-                "sha256": backbone_sha256,
+                "sha256": task.backbone.sha256,
                 "image_size": task.backbone.image_size,
             },
             source=None

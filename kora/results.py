@@ -33,6 +33,7 @@ __all__ = [
     "git_commit",
     "is_rate",
     "read_results",
+    "run_versions",
     "summary_table",
     "write_atomically",
     "write_results",
@@ -210,6 +211,12 @@ def _why_no_results(folder: Path) -> str:
         f"{folder}: no run lies here (no {RESULTS_NAME}). Give a run's folder, such as "
         "runs/<experiment>/<strategy>/seed0/version_0, or one above runs."
     )
+
+
+def run_versions(parent: Path) -> dict[int, Path]:
+    """The folders `version_<n>` directly below `parent`, by n, ascending."""
+    numbers = (p.name.removeprefix("version_") for p in parent.glob("version_*"))
+    return {n: parent / f"version_{n}" for n in sorted(int(n) for n in numbers if n.isdecimal())}
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

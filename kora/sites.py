@@ -109,10 +109,9 @@ def find_sites(
             "at least one."
         )
     called = _called_linears(backbone)
-    sites = [_resolve(backbone, i, name) for i in sorted(set(chosen)) for name in names]
-    sites = [site for site in sites if site.block is not None] + [
-        next(site for site in sites if site.name == name) for name in names if name == "head"
-    ]
+    in_blocks = [name for name in names if name != "head"]
+    sites = [_resolve(backbone, i, name) for i in sorted(set(chosen)) for name in in_blocks]
+    sites += [_classifier(backbone) for name in names if name == "head"]
     _refuse_overlap(sites)
     dead = [site for site in sites if site.path not in called]
     if dead and not allow_dead_sites:
@@ -137,15 +136,17 @@ def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:
     layer.functions.append((site.rows, function))
 
 
+def _classifier(backbone: Backbone) -> Site:
+    head = getattr(backbone.model, "head", None)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            "Site 'head' is timm's own classifier, which is not there. It exists only with "
+            "model.backbone.keep_classifier: true (the published protocol)."
+        )
+    return Site(None, "head", "head", head.in_features, head.out_features)
+
+
 def _resolve(backbone: Backbone, block: int, name: str) -> Site:
-    if name == "head":
-        head = getattr(backbone.model, "head", None)
-        if not isinstance(head, nn.Linear):
-            raise ValueError(
-                "Site 'head' is timm's own classifier, which is not there. It exists only with "
-                "model.backbone.keep_classifier: true (the published protocol)."
-            )
-        return Site(None, name, "head", head.in_features, head.out_features)
     linears = _linears(backbone, block)
     for path, layer in linears.items():
         if path.rsplit(".", 1)[-1] in (name, f"{name}_proj"):

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
-from kora.results import RESULTS_NAME
+from kora.results import RESULTS_NAME, run_versions
 
 __all__ = ["find_source_run", "source_overrides", "train_source"]
 
@@ -46,8 +46,7 @@ def source_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_source_run(parent: Path, wanted: Mapping[str, Any], sha256: str) -> Path | None:
     """The newest finished run below `parent` whose config equals `wanted`, if there is one."""
-    versions = [p for p in parent.glob("version_*") if p.name[8:].isdigit()]
-    for folder in sorted(versions, key=lambda p: int(p.name[8:]), reverse=True):
+    for folder in reversed(run_versions(parent).values()):
         complete = all(
             (folder / name).is_file()
             for name in ("config.yaml", RESULTS_NAME, f"adapter/{ADAPTER_CONFIG}")

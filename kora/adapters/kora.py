@@ -38,13 +38,15 @@ class Node(nn.Module):
     tensor there is: the pooled input (side network) or the pooled A x (injected).
     """
 
-    def __init__(self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool) -> None:
+    def __init__(
+        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool
+    ) -> None:
         super().__init__()
         self.delta = LowRankDelta(site, rank, alpha=alpha)
         self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
         self.inject = inject
-        self.pool: Pool = "mean"
+        self.pool: Pool = pool
         self._kept: Tensor | None = None
         self._listening = False
 
@@ -144,9 +146,13 @@ class KoRA(Strategy):
             )
         for site in find_sites(backbone, self.sites, blocks=self.blocks):
             node = Node(
-                site, rank=self.rank, d_comp=self.d_comp, alpha=self.alpha, inject=self.inject
+                site,
+                rank=self.rank,
+                d_comp=self.d_comp,
+                alpha=self.alpha,
+                inject=self.inject,
+                pool=self.pool,
             )
-            node.pool = self.pool
             self.nodes[site.key] = node
             wrap(backbone, site, node.observe)
         self.composer.build(len(self.nodes), self.d_comp)

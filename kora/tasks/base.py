@@ -82,7 +82,6 @@ class AdapterTask(LightningModule):
         self.adapter_trainable = adapter_trainable
         self.compile_module = compile
         self.source: dict[str, Any] | None = None
-        self.strict_loading = True
 
     @abstractmethod
     def build_head(self) -> nn.Module:
