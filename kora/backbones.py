@@ -53,7 +53,8 @@ class Backbone(nn.Module):
             (`vit_base_patch16_224.augreg_in21k`), or `vit_nano`, which ships with this package.
         weights: `pretrained` (timm's hub, or the packaged file of `vit_nano`), `random`, or the
             path of a local `.safetensors` file; `~` and environment variables are expanded.
-        image_size: Side in pixels at which the backbone runs; None takes that of the weights.
+        image_size: Side in pixels at which the backbone runs, or [height, width]; None takes that
+            of the weights. Position embeddings are resampled by timm.
         keep_classifier: Keep timm's own classifier. It is never used here; it only counts, as in
             the published notebook (configs/paper/as_published).
         gradient_checkpointing: Recompute the blocks in backward; less memory, more time.
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
         name: str,
         *,
         weights: str = "pretrained",
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         keep_classifier: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -90,7 +91,9 @@ class Backbone(nn.Module):
         cfg = self.model.pretrained_cfg
         if weights != "random":
             _load(self.model, name, weights, self._create_kwargs)
-        self.image_size: int = image_size or cfg["input_size"][-1]
+        self.image_size: int | tuple[int, int] = image_size or cfg["input_size"][-1]
+        #: Blocks (0-based) whose tokens every pass returns as `Features.levels`: what the head reads.
+        self.levels: tuple[int, ...] = ()
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
@@ -115,6 +118,18 @@ class Backbone(nn.Module):
     def depth(self) -> int:
         """Number of transformer blocks."""
         return len(self.model.blocks)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels at which the backbone runs."""
+        one = self.image_size
+        return (one, one) if isinstance(one, int) else (one[0], one[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch tokens, which come row by row."""
+        rows, columns = self.model.patch_embed.grid_size
+        return int(rows), int(columns)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -160,20 +175,22 @@ class Backbone(nn.Module):
         """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
         _check_images(images)
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-        size = (self.image_size, self.image_size)
-        if x.shape[-2:] != size:
+        if x.shape[-2:] != self.size:
             x = F.interpolate(
-                x, size, mode=self.interpolation, antialias=True, align_corners=False
+                x, self.size, mode=self.interpolation, antialias=True, align_corners=False
             ).clamp_(0, 1)  # bicubic overshoots
         x = (x - self.mean) / self.std
         return x.to(next(self.model.parameters()).dtype)
 
-    def forward(self, images: Tensor, levels: Sequence[int] = ()) -> Features:
+    def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:
         """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well.
+
+        None returns those of the attribute `levels`.
 
         Raises:
             ValueError: For images of the wrong type, range or shape, or a level outside the depth.
         """
+        levels = self.levels if levels is None else levels
         x = self.preprocess(images)
         prefix = self.num_prefix_tokens
         taken: dict[int, Level] = {}
@@ -251,11 +268,14 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             "siglip, eva02 or beit model."
         )
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
-    if kwargs.get("img_size", patch) % patch:
+    size = kwargs.get("img_size", patch)
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if any(side % patch for side in sides):
+        fitting = [max(1, round(side / patch)) * patch for side in sides]
         raise ValueError(
-            f"model.backbone.image_size={kwargs['img_size']} is not a multiple of {patch}, the "
-            f"patch size of '{name}': timm would cut off the rest. Use "
-            f"{max(1, round(kwargs['img_size'] / patch)) * patch}."
+            f"model.backbone.image_size={size if len(sides) == 1 else list(sides)} is not a "
+            f"multiple of {patch}, the patch size of '{name}': timm would cut off the rest. Use "
+            f"{fitting[0] if len(sides) == 1 else fitting}."
         )
     return model
 

@@ -202,7 +202,7 @@ def _called_linears(backbone: Backbone) -> list[str]:
     for path, module in twin.named_modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(watch(path))
-    image = torch.empty(1, 3, backbone.image_size, backbone.image_size, device="meta")
+    image = torch.empty(1, 3, *backbone.size, device="meta")
     with torch.no_grad():
         twin.forward_head(twin.forward_features(image), pre_logits=True)
     return called

@@ -162,3 +162,34 @@ def test_keep_classifier_only_counts(images: Tensor) -> None:
     assert extra == 192 * 1000 + 1000
     kept.model.load_state_dict(without.model.state_dict(), strict=False)
     assert torch.equal(kept(images).pooled, without(images).pooled)
+
+
+def test_a_rectangular_size_keeps_rows_and_columns_apart(images: Tensor) -> None:
+    backbone = nano(image_size=(32, 56))
+    assert backbone.size == (32, 56)
+    assert backbone.grid == (4, 7)
+    assert backbone(images).patches.shape[1] == 28
+    # A change in the lower right corner of the image is felt most by the last token.
+    changed = images.clone()
+    changed[..., -images.shape[2] // 8 :, -images.shape[3] // 8 :] = 255
+    moved = (backbone.preprocess(changed) != backbone.preprocess(images)).any(dim=1)
+    assert moved.shape[1:] == (32, 56)
+    assert not moved[:, :24].any()
+
+
+@pytest.mark.parametrize(("size", "better"), [((32, 57), r"\[32, 56\]"), ((3, 64), r"\[8, 64\]")])
+def test_a_rectangle_that_the_patches_do_not_fill_is_refused(
+    size: tuple[int, int], better: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"is not a multiple of 8.*Use {better}"):
+        nano(image_size=size)
+
+
+def test_the_levels_of_the_head_come_with_every_pass(images: Tensor) -> None:
+    backbone = nano()
+    backbone.levels = (4, 1)
+    with_head = backbone(images)
+    asked = backbone(images, levels=[4, 1])
+    for mine, theirs in zip(with_head.levels, asked.levels, strict=True):
+        assert torch.equal(mine.patches, theirs.patches)
+    assert backbone(images, levels=[]).levels == ()
