@@ -201,11 +201,15 @@ class ImageDataModule(LightningDataModule):
 
     def images(self, split: Split, positions: Sequence[int] | IntArray) -> Tensor:
         """uint8 images (n, 3, H, W) at these places of a split (0 is its first image)."""
+        return self.samples(split, positions)["image"]
+
+    def samples(self, split: Split, positions: Sequence[int] | IntArray) -> Batch:
+        """Images and maps at these places of a split (0 is its first image), not augmented."""
         rows = np.asarray(positions, dtype=np.int64)
         dataset = self._datasets.get(split)
         if isinstance(dataset, ArrayDataset):
-            return dataset.columns["image"][torch.from_numpy(rows)]
-        return self.read(_part(split), self.indices(split)[rows])["image"]
+            return dataset.__getitems__(rows)
+        return self.read(_part(split), self.indices(split)[rows])
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")

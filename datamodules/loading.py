@@ -50,7 +50,7 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {name: column[row] for name, column in self.columns.items()}
 
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         picked = torch.as_tensor(rows, dtype=torch.int64)
         return {name: column.index_select(0, picked) for name, column in self.columns.items()}
 
