@@ -52,6 +52,11 @@ class Strategy(nn.Module, ABC):
         """Name in folders and tables; differs where a setting makes it another method."""
         return type(self).__name__
 
+    @property
+    def without_effect(self) -> str:
+        """What to do about trainables that do not influence the loss; completes a warning."""
+        return "Leave them out (sites, blocks), or use a head that reads what they change."
+
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
         """Create the parameters for this backbone and hook them in.

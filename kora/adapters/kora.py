@@ -95,11 +95,13 @@ class KoRA(Strategy):
         sites: See LoRA.
         blocks: Numbers of the adapted blocks; None means all.
         composer: How the vectors of the nodes become one; the paper's chain by default.
-        readout: Where it goes; the paper's Proj_final on CLS by default.
+        readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
+            tokens (depth) sees nothing of that: use TokenReadout with `pool: tokens` there.
 
     Raises:
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
-            site, or a pool of `cls` on a backbone without CLS.
+            site, a pool of `cls` on a backbone without CLS, or a TokenReadout without
+            `pool: tokens`.
     """
 
     def __init__(
@@ -128,13 +130,29 @@ class KoRA(Strategy):
         self.blocks = blocks
         self.composer = Sequential() if composer is None else composer
         self.readout = ClsReadout() if readout is None else readout
+        if self.readout.per_token and pool != "tokens":
+            raise ValueError(
+                f"KoRA: {type(self.readout).__name__} adds to every token what was composed for it, "
+                f"and pool='{pool}' composes one vector an image. Use pool='tokens'."
+            )
         self.needs_backbone_grad = inject
         self.nodes = nn.ModuleDict()
 
     @property
     def label(self) -> str:
-        """`KoRA`, or `KoRA-side` where nothing is injected."""
-        return "KoRA" if self.inject else "KoRA-side"
+        """`KoRA`, or `KoRA-side` where nothing is injected; `-tokens` behind it for dense ones."""
+        return ("KoRA" if self.inject else "KoRA-side") + "-tokens" * self.readout.per_token
+
+    @property
+    def without_effect(self) -> str:
+        """What to do where a part of it does not reach the head."""
+        if self.readout.per_token:
+            return super().without_effect
+        return (
+            f"{type(self.readout).__name__} changes the pooled vector alone, and this head reads "
+            "patch tokens: use readout TokenReadout with pool tokens "
+            "(--config configs/adapters/kora_tokens.yaml)."
+        )
 
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
@@ -156,6 +174,12 @@ class KoRA(Strategy):
             self.nodes[site.key] = node
             wrap(backbone, site, node.observe)
         self.composer.build(len(self.nodes), self.d_comp)
+        if self.readout.per_token and backbone.pooled_width != backbone.width:
+            raise ValueError(
+                f"KoRA: {type(self.readout).__name__} adds to tokens and to the pooled vector, and "
+                f"those of {backbone.name} have {backbone.width} and {backbone.pooled_width} "
+                "channels. Use ClsReadout, or another backbone."
+            )
         self.readout.build(self.d_comp, backbone.pooled_width)
 
     def forward(self, backbone: Backbone, images: Tensor) -> Features:

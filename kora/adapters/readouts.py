@@ -1,6 +1,6 @@
 """Readouts: where the composed vector enters the representation that the head reads.
 
-Shapes: B images, N tokens, C d_comp, D width.
+Shapes: B images, T tokens (prefix tokens, then patches), P prefix tokens, C d_comp, D width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.base import require_choice
-from kora.backbones import Features
+from kora.backbones import Features, Level
 
-__all__ = ["ClsReadout", "Readout"]
+__all__ = ["ClsReadout", "Readout", "TokenReadout"]
 
 Init = Literal["zero", "default"]
 
@@ -22,13 +22,16 @@ Init = Literal["zero", "default"]
 class Readout(nn.Module, ABC):
     """Adds the composed vector to the features."""
 
+    #: Whether it needs a vector for every token, and so reaches a head that reads patch tokens.
+    per_token: bool = False
+
     @abstractmethod
     def build(self, d_comp: int, width: int) -> None:
         """Create the parameters for C and D."""
 
     @abstractmethod
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
-        """Features with alpha times the read-out of (B, C), or (B, N, C), added."""
+        """Features with alpha times the read-out of (B, C), or (B, T, C), added."""
 
 
 class ClsReadout(Readout):
@@ -57,15 +60,12 @@ class ClsReadout(Readout):
                 "ClsReadout: trainable: false with init: zero can never leave zero, so the adapter "
                 "would have no effect. Use init: default (the published protocol), or let it train."
             )
-        self.init = init
+        self.init: Init = init
         self.trainable = trainable
 
     def build(self, d_comp: int, width: int) -> None:
         """Proj_final: C * D + D numbers."""
-        projection = nn.Linear(d_comp, width)
-        if self.init == "zero":
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        projection = _proj_final(d_comp, width, self.init)
         if self.trainable:
             self.weight_DC = nn.Parameter(projection.weight.detach())
             self.bias_D = nn.Parameter(projection.bias.detach())
@@ -74,8 +74,61 @@ class ClsReadout(Readout):
             self.register_buffer("bias_D", projection.bias.detach())
 
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
-        """Pooled plus alpha * Proj_final(c); of (B, N, C) the mean over tokens."""
+        """Pooled plus alpha * Proj_final(c); of (B, T, C) the mean over tokens."""
         if composed.ndim == 3:
             composed = composed.mean(dim=1)  # before Proj_final, which is affine: the same, cheaper
         delta = F.linear(composed, self.weight_DC, self.bias_D)
         return features._replace(pooled=features.pooled + alpha * delta)
+
+
+class TokenReadout(Readout):
+    """x_n + alpha * Proj_final(c_n) for every token n: the paper's equation (4), made dense.
+
+    c_n is composed for each token by itself (`pool: tokens`), so a node sees its own place, and
+    what it says reaches heads that read patch tokens: it is added to the patch and prefix tokens of
+    the last block and of every level that the head reads, one Proj_final for all. To the pooled
+    vector it adds the mean over the tokens, so a classifier can read it too.
+
+    Args:
+        init: As for ClsReadout.
+
+    Raises:
+        ValueError: For an unknown `init`.
+    """
+
+    per_token = True
+
+    def __init__(self, init: Init = "zero") -> None:
+        super().__init__()
+        require_choice("TokenReadout", "init", init, get_args(Init))
+        self.init: Init = init
+
+    def build(self, d_comp: int, width: int) -> None:
+        """Proj_final: C * D + D numbers, shared by all tokens and levels."""
+        projection = _proj_final(d_comp, width, self.init)
+        self.weight_DC = nn.Parameter(projection.weight.detach())
+        self.bias_D = nn.Parameter(projection.bias.detach())
+
+    def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
+        """Features with alpha * Proj_final(c) of (B, T, C) added, token by token."""
+        assert composed.ndim == 3, "KoRA refuses other pools"
+        delta_BTD = alpha * F.linear(composed, self.weight_DC, self.bias_D)
+        prefix_tokens = features.prefix.shape[1]
+        prefix_BPD, patches_BND = delta_BTD[:, :prefix_tokens], delta_BTD[:, prefix_tokens:]
+        return Features(
+            pooled=features.pooled + delta_BTD.mean(dim=1),
+            patches=features.patches + patches_BND,
+            prefix=features.prefix + prefix_BPD,
+            levels=tuple(
+                Level(level.patches + patches_BND, level.prefix + prefix_BPD)
+                for level in features.levels
+            ),
+        )
+
+
+def _proj_final(d_comp: int, width: int, init: Init) -> nn.Linear:
+    projection = nn.Linear(d_comp, width)
+    if init == "zero":
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    return projection

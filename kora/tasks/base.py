@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -82,6 +83,7 @@ class AdapterTask(LightningModule):
         self.adapter_trainable = adapter_trainable
         self.compile_module = compile
         self.source: dict[str, Any] | None = None
+        self._looked_for_idle = False
 
     @abstractmethod
     def build_head(self) -> nn.Module:
@@ -136,6 +138,21 @@ class AdapterTask(LightningModule):
         assert self.head is not None, "build() comes first"
         output: Tensor = self.head(self.features(images))
         return output
+
+    def on_after_backward(self) -> None:
+        """After the first step: say what of the trainables does not influence the loss at all."""
+        if self._looked_for_idle:
+            return
+        self._looked_for_idle = True
+        mine = self.trainables()
+        idle = [name for name, parameter in mine.items() if parameter.grad is None]
+        if idle:
+            numbers = sum(mine[name].numel() for name in idle)
+            more = f" and {len(idle) - 2} more tensors" if len(idle) > 2 else ""
+            rank_zero_warn(
+                f"{self.adapter.label}: {numbers:,} trainable numbers do not influence the loss and "
+                f"stay as they are ({', '.join(idle[:2])}{more}). {self.adapter.without_effect}"
+            )
 
     # -- optimiser -----------------------------------------------------------------------------
 
