@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Audit", "Majority", "SplitCoverage", "audit"]
+__all__ = ["Audit", "Majority", "SplitCoverage", "audit", "listed"]
 
 IntArray = NDArray[np.int64]
 
@@ -71,13 +71,13 @@ class Audit:
         """
         if self.fatal:
             raise ValueError(
-                f"The splits cannot be evaluated:\n{_listed(self.fatal)}\n"
+                f"The splits cannot be evaluated:\n{listed(self.fatal)}\n"
                 "Check that the data folder is complete, that num_classes fits it, and the "
                 "settings of the subset and of validation. allow_degenerate does not apply here."
             )
         if self.problems and not allow_degenerate:
             raise ValueError(
-                f"These splits cannot support the metrics:\n{_listed(self.problems)}\n"
+                f"These splits cannot support the metrics:\n{listed(self.problems)}\n"
                 "Use a stratified subset (data.subset: {per_class: N}), more validation images, or "
                 "a test set read with its own labels. To run it knowingly all the same, set "
                 "allow_degenerate: true."
@@ -280,5 +280,6 @@ def _some(mask: NDArray[np.bool_], names: Sequence[str] | None) -> str:
     return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"
 
 
-def _listed(sentences: Iterable[str]) -> str:
+def listed(sentences: Iterable[str]) -> str:
+    """Sentences as a list, one a line."""
     return "\n".join(f"  - {sentence}" for sentence in sentences)

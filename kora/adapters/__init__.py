@@ -13,7 +13,7 @@ from kora.adapters.baselines import FullFineTune, LinearProbe
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.kora import KoRA
 from kora.adapters.lora import LoRA
-from kora.adapters.readouts import ClsReadout, Readout
+from kora.adapters.readouts import ClsReadout, Readout, TokenReadout
 
 __all__ = [
     "ClsReadout",
@@ -26,6 +26,7 @@ __all__ = [
     "Readout",
     "Sequential",
     "Strategy",
+    "TokenReadout",
     "describe",
 ]
 
