@@ -1,5 +1,7 @@
 """Heads: from features to predictions."""
 
 from kora.heads.classification import LinearHead
+from kora.heads.depth import DepthHead, LinearDepth
+from kora.heads.dpt import DPTDepth
 
-__all__ = ["LinearHead"]
+__all__ = ["DPTDepth", "DepthHead", "LinearDepth", "LinearHead"]

@@ -1,0 +1,1 @@
+"""Tests of the heads; they mirror the paths of the code."""

@@ -1,0 +1,329 @@
+"""Claims about the linear depth head and about what all depth heads share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kora.backbones import Backbone, Features, Level
+from kora.heads import DepthHead, DPTDepth, LinearDepth
+from kora.heads.depth import depth_of_bins, four_blocks
+from tests.factory import family, nano
+
+HEADS = [LinearDepth, DPTDepth]
+SMALL: dict[type[DepthHead], dict[str, Any]] = {LinearDepth: {}, DPTDepth: {"features": 8}}
+
+
+def made(kind: type[DepthHead], backbone: Backbone, *, seed: int = 4, **options: Any) -> DepthHead:
+    """A built head of seeded random numbers."""
+    torch.manual_seed(seed)
+    head = kind(**{**SMALL[kind], **options})
+    head.build(backbone)
+    return head
+
+
+def features_for(
+    head: DepthHead, backbone: Backbone, *, images: int = 2, scale: float = 1.0
+) -> Features:
+    """Seeded noise of the shapes that this backbone gives to this head."""
+    generator = torch.Generator().manual_seed(5)
+    rows, columns = backbone.grid
+    tokens = [
+        scale * torch.randn(images, count, backbone.width, generator=generator)
+        for _ in head.blocks(backbone.depth)
+        for count in (rows * columns, backbone.num_prefix_tokens)
+    ]
+    levels = tuple(Level(*pair) for pair in zip(tokens[::2], tokens[1::2], strict=True))
+    return Features(levels[-1].patches.mean(1), levels[-1].patches, levels[-1].prefix, levels)
+
+
+def literal(head: LinearDepth, features: Features, grid: tuple[int, int]) -> Tensor:
+    """DINOv2's order of work: concatenate, upsample, project, normalise each bin, average."""
+    maps = []
+    for level in features.levels:
+        parts = [level.patches]
+        if head.cls:
+            parts.append(level.prefix[:, :1].expand_as(level.patches))
+        maps += [part.transpose(1, 2).unflatten(2, grid).double() for part in parts]
+    wide = F.interpolate(torch.cat(maps, 1), scale_factor=head.upsample, mode="bilinear")
+    weight, bias = head.project.weight.double(), head.project.bias.double()
+    weights = F.conv2d(wide, weight[:, :, None, None], bias).relu() + 0.1
+    share = weights / weights.sum(dim=1, keepdim=True)
+    bins = torch.linspace(head.min_depth_m, head.max_depth_m, head.bins, dtype=torch.float64)
+    return torch.einsum("bkhw,k->bhw", share, bins)
+
+
+@pytest.mark.parametrize("upsample", [1, 3, 4])
+@pytest.mark.parametrize("cls", [True, False])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_projecting_first_equals_the_literal_order(levels: Any, cls: bool, upsample: int) -> None:
+    backbone = nano(image_size=(40, 56))
+    options = {"levels": levels, "cls": cls, "upsample": upsample, "bins": 32}
+    head = made(LinearDepth, backbone, **options)
+    assert isinstance(head, LinearDepth)
+    features = features_for(head, backbone, scale=3.0)
+    depth = head(features)
+    expected = literal(head, features, (5, 7))
+    assert depth.shape == expected.shape == (2, 5 * upsample, 7 * upsample)
+    assert expected.std() > 0.1  # metres: there is something to agree on
+    torch.testing.assert_close(depth.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_those_of_the_literal_order() -> None:
+    backbone = nano(image_size=(24, 16))
+    head = made(LinearDepth, backbone, levels=4, bins=16)
+    assert isinstance(head, LinearDepth)
+    features = features_for(head, backbone)
+    pull = torch.randn(2, 12, 8)
+    parameters = list(head.parameters())
+    mine = torch.autograd.grad((head(features) * pull).sum(), parameters)
+    theirs = torch.autograd.grad((literal(head, features, (3, 2)) * pull).sum(), parameters)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_depth_of_bins_is_the_formula_on_numbers_worked_by_hand() -> None:
+    logits = torch.tensor([0.9, -5.0, 0.4]).view(1, 3, 1, 1)
+    # Weights 1.0, 0.1, 0.5 on 1 m, 3 m, 5 m.
+    depth = depth_of_bins(logits, min_depth_m=1.0, max_depth_m=5.0)
+    assert depth.item() == pytest.approx((1.0 * 1 + 0.1 * 3 + 0.5 * 5) / 1.6)
+    nothing = torch.full((1, 3, 1, 1), -1.0)
+    assert depth_of_bins(nothing, min_depth_m=1.0, max_depth_m=5.0).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (4, (0, 1, 2, 3)),
+        (6, (0, 2, 3, 5)),
+        (12, (2, 5, 8, 11)),  # DINOv2's lin.4 of ViT-S and ViT-B
+        (24, (5, 11, 17, 23)),  # DPT's hooks of ViT-L
+        (40, (9, 19, 29, 39)),  # DINOv2's ViT-g
+    ],
+)
+def test_four_blocks_are_equally_spaced(depth: int, blocks: tuple[int, ...]) -> None:
+    assert four_blocks(depth) == blocks
+    assert LinearDepth(levels=4).blocks(depth) == DPTDepth().blocks(depth) == blocks
+    assert LinearDepth().blocks(depth) == (depth - 1,)
+
+
+@pytest.mark.parametrize("make", [DPTDepth, lambda: LinearDepth(levels=4)])
+def test_four_levels_of_three_blocks_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"has 3. Use LinearDepth with levels: 1"):
+        make().blocks(3)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_reads_a_real_backbone(kind: type[DepthHead], images: Tensor) -> None:
+    backbone = nano(image_size=(32, 48))
+    head = made(kind, backbone)
+    backbone.levels = head.blocks(backbone.depth)
+    depth = head(backbone(images))
+    assert depth.shape[0] == len(images)
+    assert depth.shape[1] / depth.shape[2] == pytest.approx(4 / 6)
+    assert depth.std() > 0
+
+
+def test_registers_are_not_taken_for_cls() -> None:
+    backbone = family("vit_small_patch14_reg4_dinov2")
+    head = made(LinearDepth, backbone)
+    features = features_for(head, backbone)
+    depth = head(features)
+    level = features.levels[0]
+    others = Level(level.patches, torch.cat([level.prefix[:, :1], level.prefix[:, 1:] + 1], dim=1))
+    assert torch.equal(head(features._replace(levels=(others,))), depth)
+    moved = Level(level.patches, level.prefix.flip(1))
+    assert not torch.equal(head(features._replace(levels=(moved,))), depth)
+
+
+def test_permuted_patches_permute_the_depth() -> None:
+    backbone = nano(image_size=(40, 56))
+    head = made(LinearDepth, backbone, levels=4, upsample=1)
+    features = features_for(head, backbone)
+    order = torch.randperm(35, generator=torch.Generator().manual_seed(0))
+    permuted = tuple(Level(level.patches[:, order], level.prefix) for level in features.levels)
+    depth = head(features._replace(levels=permuted))
+    torch.testing.assert_close(depth.flatten(1), head(features).flatten(1)[:, order])
+
+
+def test_patches_lie_row_by_row() -> None:
+    backbone = nano(image_size=(40, 56))
+    head = made(LinearDepth, backbone)
+    features = features_for(head, backbone)
+    before = head(features)
+    patches = features.levels[0].patches.clone()
+    patches[:, 2 * 7 + 4] += 5.0  # row 2, column 4
+    level = Level(patches, features.levels[0].prefix)
+    rows, columns = torch.nonzero((head(features._replace(levels=(level,))) - before)[0]).T
+    # Bilinear upsampling by 4 reaches half a patch beyond the patch itself.
+    assert (rows.min(), rows.max()) == (2 * 4 - 2, 2 * 4 + 5)
+    assert (columns.min(), columns.max()) == (4 * 4 - 2, 4 * 4 + 5)
+
+
+@pytest.mark.parametrize(
+    ("base", "changed"),
+    [
+        ({}, {"levels": 4}),
+        ({}, {"cls": False}),
+        ({}, {"bins": 64}),
+        ({}, {"min_depth_m": 0.5}),
+        ({}, {"max_depth_m": 80.0}),
+        ({}, {"upsample": 2}),
+    ],
+    ids=lambda options: "-".join(options) or "default",
+)
+def test_every_argument_changes_something(base: dict[str, Any], changed: dict[str, Any]) -> None:
+    backbone = nano()
+    outputs = []
+    for options in (base, {**base, **changed}):
+        head = made(LinearDepth, backbone, **options)
+        for name, value in options.items():
+            assert getattr(head, name) == value  # kept under its name
+            assert f"{name}={value!r}" in repr(head)
+        outputs.append(head(features_for(head, backbone)))
+    one, other = outputs
+    assert one.shape != other.shape or (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+@pytest.mark.parametrize("cls", [True, False])
+def test_parameters_are_those_of_one_convolution(levels: Any, cls: bool) -> None:
+    head = made(LinearDepth, nano(), levels=levels, cls=cls, bins=100)
+    count = sum(p.numel() for p in head.parameters())
+    assert count == (levels * 128 * (2 if cls else 1) + 1) * 100
+
+
+@pytest.mark.parametrize("options", [{}, {"min_depth_m": 0.7, "max_depth_m": 3.3}])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("kind", HEADS)
+def test_depth_stays_in_its_range(
+    kind: type[DepthHead], scale: float, options: dict[str, float]
+) -> None:
+    backbone = nano()
+    head = made(kind, backbone, **options)
+    depth = head(features_for(head, backbone, scale=scale))
+    assert depth.dtype == torch.float32
+    assert depth.min() >= head.min_depth_m  # false of NaN
+    assert depth.max() <= head.max_depth_m
+
+
+@pytest.mark.parametrize("bin_", [0, -1])
+def test_both_ends_of_the_range_can_be_said(bin_: int) -> None:
+    logits = torch.full((1, 256, 1, 1), -1.0)
+    logits[:, bin_] = 1e6
+    depth = depth_of_bins(logits, min_depth_m=1e-3, max_depth_m=10.0)
+    assert depth.item() == pytest.approx((1e-3, 10.0)[bin_], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_an_overflow_of_half_precision_gives_no_nan(kind: type[DepthHead]) -> None:
+    backbone = nano()
+    head = made(kind, backbone, **({} if kind is LinearDepth else {"readout": "ignore"}))
+    features = features_for(head, backbone)
+    with torch.no_grad():
+        last = list(head.parameters())[-1]  # a bias
+        last.copy_(torch.where(torch.arange(len(last)) % 2 == 0, torch.inf, -torch.inf))
+    depth = head(features)
+    assert depth.min() >= head.min_depth_m
+    assert depth.max() <= head.max_depth_m
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_gradient_reaches_every_parameter(kind: type[DepthHead]) -> None:
+    backbone = nano(image_size=(40, 56))
+    options = {"levels": 4} if kind is LinearDepth else {}
+    head = made(kind, backbone, **options)
+    head(features_for(head, backbone)).square().mean().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_autocast_gives_float32_metres_close_to_full_precision(kind: type[DepthHead]) -> None:
+    backbone = nano()
+    head = made(kind, backbone)
+    features = features_for(head, backbone)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        depth = head(features)
+        depth.mean().backward()
+    assert depth.dtype == torch.float32
+    torch.testing.assert_close(depth, head(features), rtol=0, atol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_bfloat16_weights_do_not_round_the_bins(kind: type[DepthHead]) -> None:
+    backbone = nano()
+    head = made(kind, backbone)
+    features = features_for(head, backbone)
+    full = head(features)
+    levels = tuple(Level(*(t.bfloat16() for t in level)) for level in features.levels)
+    depth = head.bfloat16()(features._replace(levels=levels))
+    assert depth.dtype == torch.float32
+    torch.testing.assert_close(depth, full, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_cls_of_a_backbone_without_one_is_refused(kind: type[DepthHead]) -> None:
+    backbone = family("vit_base_patch16_siglip_224")
+    setting = {LinearDepth: "cls: false", DPTDepth: "readout: ignore"}[kind]
+    with pytest.raises(ValueError, match=f"siglip_224' has none.*init_args.{setting}"):
+        made(kind, backbone)
+    without = made(
+        kind, backbone, **({"cls": False} if kind is LinearDepth else {"readout": "ignore"})
+    )
+    assert torch.isfinite(without(features_for(without, backbone))).all()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 10.0), (-1.0, 10.0), (5.0, 5.0), (10.0, 1.0), (1.0, float("inf")), (float("nan"), 1.0)],
+)
+def test_an_impossible_range_is_refused(kind: type[DepthHead], low: float, high: float) -> None:
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__}: min_depth_m=.*expected 0 < min_depth_m"
+    ):
+        kind(min_depth_m=low, max_depth_m=high)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": 2}, r"levels=2, expected 1 .* or 4"),
+        ({"bins": 1}, "bins=1, expected 2 or more"),
+        ({"upsample": 0}, "upsample=0, expected 1 or more"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"LinearDepth: {message}"):
+        LinearDepth(**options)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_build_comes_first_and_once(kind: type[DepthHead]) -> None:
+    backbone = nano()
+    head = kind(**SMALL[kind])
+    with pytest.raises(AssertionError, match=r"build\(\) comes first"):
+        head(features_for(head, backbone))
+    head.build(backbone)
+    with pytest.raises(AssertionError, match="called once"):
+        head.build(backbone)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_features_of_other_levels_or_another_grid_are_refused(kind: type[DepthHead]) -> None:
+    backbone = nano()
+    head = made(kind, backbone)
+    features = features_for(head, backbone)
+    with pytest.raises(AssertionError, match=r"not asked for blocks\(\)"):
+        head(features._replace(levels=()))
+    cut = tuple(Level(level.patches[:, 1:], level.prefix) for level in features.levels)
+    with pytest.raises(AssertionError, match="another grid"):
+        head(features._replace(levels=cut))
