@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         if weights != "random":
             _load(self.model, name, weights, self._create_kwargs)
         self.image_size: int | tuple[int, int] = image_size or cfg["input_size"][-1]
-        #: Blocks (0-based) whose tokens every pass returns as `Features.levels`: what the head reads.
+        #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
         self.levels: tuple[int, ...] = ()
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)

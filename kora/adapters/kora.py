@@ -132,8 +132,8 @@ class KoRA(Strategy):
         self.readout = ClsReadout() if readout is None else readout
         if self.readout.per_token and pool != "tokens":
             raise ValueError(
-                f"KoRA: {type(self.readout).__name__} adds to every token what was composed for it, "
-                f"and pool='{pool}' composes one vector an image. Use pool='tokens'."
+                f"KoRA: {type(self.readout).__name__} adds to every token what was composed for "
+                f"it, and pool='{pool}' composes one vector an image. Use pool='tokens'."
             )
         self.needs_backbone_grad = inject
         self.nodes = nn.ModuleDict()

@@ -150,8 +150,8 @@ class AdapterTask(LightningModule):
             numbers = sum(mine[name].numel() for name in idle)
             more = f" and {len(idle) - 2} more tensors" if len(idle) > 2 else ""
             rank_zero_warn(
-                f"{self.adapter.label}: {numbers:,} trainable numbers do not influence the loss and "
-                f"stay as they are ({', '.join(idle[:2])}{more}). {self.adapter.without_effect}"
+                f"{self.adapter.label}: {numbers:,} trainable numbers do not influence the loss "
+                f"and stay as they are ({', '.join(idle[:2])}{more}). {self.adapter.without_effect}"
             )
 
     # -- optimiser -----------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kora.adapters import ClsReadout
-from kora.backbones import Features
+from kora.adapters import ClsReadout, TokenReadout
+from kora.backbones import Features, Level
 
 
 def features() -> Features:
@@ -72,3 +72,43 @@ def test_a_readout_that_could_never_leave_zero_is_refused() -> None:
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ClsReadout: init='zeros', expected one of"):
         ClsReadout("zeros")  # type: ignore[arg-type]
+
+
+def with_levels() -> Features:
+    torch.manual_seed(0)
+    level = Level(torch.randn(2, 4, 6), torch.randn(2, 1, 6))
+    return features()._replace(levels=(level, Level(2 * level.patches, 3 * level.prefix)))
+
+
+def test_the_token_readout_adds_to_each_token_what_was_composed_for_it() -> None:
+    readout = TokenReadout("default")
+    readout.build(3, 6)
+    before, composed = with_levels(), torch.randn(2, 5, 3)  # one prefix token, four patches
+    after = readout(before, composed, 0.5)
+    delta = torch.stack(
+        [0.5 * (composed[:, n] @ readout.weight_DC.T + readout.bias_D) for n in range(5)], dim=1
+    )
+    torch.testing.assert_close(after.prefix, before.prefix + delta[:, :1])
+    torch.testing.assert_close(after.patches, before.patches + delta[:, 1:])
+    for mine, theirs in zip(after.levels, before.levels, strict=True):
+        torch.testing.assert_close(mine.prefix, theirs.prefix + delta[:, :1])
+        torch.testing.assert_close(mine.patches, theirs.patches + delta[:, 1:])
+    torch.testing.assert_close(after.pooled, before.pooled + delta.mean(dim=1))
+
+
+def test_the_token_readout_starts_as_the_identity_unless_asked_otherwise() -> None:
+    for init, identity in (("zero", True), ("default", False)):
+        readout = TokenReadout(init)  # type: ignore[arg-type]
+        readout.build(3, 6)
+        before = with_levels()
+        after = readout(before, torch.randn(2, 5, 3), 1.0)
+        assert torch.equal(after.patches, before.patches) == identity
+        assert torch.equal(after.levels[1].prefix, before.levels[1].prefix) == identity
+
+
+def test_the_token_readout_trains_one_projection_for_all_tokens_and_levels() -> None:
+    readout = TokenReadout()
+    readout.build(3, 6)
+    assert sum(p.numel() for p in readout.parameters()) == 3 * 6 + 6
+    with pytest.raises(ValueError, match=r"TokenReadout: init='zeros', expected one of"):
+        TokenReadout("zeros")  # type: ignore[arg-type]
