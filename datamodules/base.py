@@ -172,16 +172,20 @@ class ImageDataModule(LightningDataModule):
                 num_classes=self.num_classes,
                 source=f"The {name} set of {self.dataset_name}",
             )
-        train, val = choose_train_and_validation(
-            self._part_labels["train"],
+        train, val = self.choose_train_and_val(self._part_labels["train"])
+        test = np.flatnonzero(self._part_labels["test"] >= 0)
+        self._indices = {"train": train, "val": val, "test": test}
+
+    def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
+        """Positions (n,) that train and that validate; override where images belong together."""
+        return choose_train_and_validation(
+            labels,
             self.subset,
             class_names=self.class_names,
             val_fraction=self.val_fraction,
             val_images=self.val_images,
             seed=self.resolved_seed(),
         )
-        test = np.flatnonzero(self._part_labels["test"] >= 0)
-        self._indices = {"train": train, "val": val, "test": test}
 
     def setup(self, stage: str | None = None) -> None:
         """Choose the splits and decode those that `stage` needs; None: all. Idempotent."""
