@@ -66,7 +66,9 @@ def _compare(args: Sequence[str]) -> None:
         prog="kora compare", description="Mean and 95 % interval over the seeds of finished runs."
     )
     parser.add_argument("runs", nargs="+", help="runs, or folders above runs")
-    parser.add_argument("--metric", default="test/accuracy")
+    parser.add_argument(
+        "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
+    )
     parser.add_argument("--by", choices=("strategy", "experiment"), default="strategy")
     parser.add_argument("--out", help="folder for compare.md, compare.csv and comparison.png")
     own = parser.parse_args(args)

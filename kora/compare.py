@@ -10,21 +10,14 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kora.comparison import Comparison, Difference, Group, to_csv
 from kora.mixture import refuse_mixture
-from kora.results import (
-    RESULTS_NAME,
-    Run,
-    find_runs,
-    is_rate,
-    read_results,
-    write_atomically,
-)
+from kora.results import Run, is_rate, write_atomically
+from kora.selection import load_runs, newest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,18 +25,21 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Difference", "Group", "compare", "compare_command", "load_runs"]
 
 _GROUPINGS = ("strategy", "experiment")
+_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m")  # of classification, of depth
 
 
 def compare(
     runs: Sequence[Run],
     *,
-    metric: str = "test/accuracy",
+    metric: str | None = None,
     by: str = "strategy",
-    baseline: str = "LinearProbe",
+    reference: str = "LinearProbe",
 ) -> Comparison:
     """Compare runs on one metric, a group for each value of `by`.
 
-    Of several versions of one group and seed the newest counts; a note says so.
+    Without a metric it is the one that stands for their task: test/accuracy, or test/rmse_m.
+    Differences refer to the group `reference`. Of several versions of one group and seed the
+    newest counts; a note says so.
 
     Raises:
         ValueError: no run, an unknown grouping or metric, or runs that must not be mixed: of
@@ -53,11 +49,18 @@ def compare(
         raise ValueError(f"by is {by!r}; use {' or '.join(_GROUPINGS)}.")
     if not runs:
         raise ValueError("There is no run to compare.")
-    runs, notes = _newest(runs, by)
+    runs, notes = newest(runs, by)
     refuse_mixture(runs, by)
+    known = sorted({name for run in runs for name in run.result.metrics})
+    if metric is None:
+        metric = next((name for name in _DEFAULT_METRICS if name in known), None)
+        if metric is None:
+            raise ValueError(
+                f"No run has {' or '.join(_DEFAULT_METRICS)}; they have: {', '.join(known)}. "
+                "Name the metric to compare with --metric."
+            )
     measured = [run for run in runs if metric in run.result.metrics]
     if not measured:
-        known = sorted({name for run in runs for name in run.result.metrics})
         raise ValueError(f"No run has the metric {metric!r}; they have: {', '.join(known)}.")
     notes += [
         f"{run.folder}: has no {metric}; left out."
@@ -67,13 +70,13 @@ def compare(
     grouped: dict[str, list[Run]] = {}
     for run in measured:
         grouped.setdefault(getattr(run.result, by), []).append(run)
-    reference = {run.result.seed: run.result.metrics[metric] for run in grouped.get(baseline, [])}
+    paired_with = {r.result.seed: r.result.metrics[metric] for r in grouped.get(reference, [])}
     groups = [
-        _group(name, members, metric, {} if name == baseline else reference)
+        _group(name, members, metric, {} if name == reference else paired_with)
         for name, members in grouped.items()
     ]
     groups.sort(key=lambda group: group.mean, reverse=is_rate(metric))
-    compared = len(groups) > 1 and baseline in grouped
+    compared = len(groups) > 1 and reference in grouped
     if any(group.half_width is not None for group in groups):
         unit = ", in percentage points" if is_rate(metric) else ""
         paired = f"; differences are paired on common seeds{unit}" if compared else unit
@@ -84,7 +87,6 @@ def compare(
             f"One seed only: {', '.join(single)}. There is no interval (–), and a difference may "
             "be chance; run more seeds."
         )
-    short = metric.rpartition("/")[2]
     first = measured[0].result
     names = sorted({run.result.experiment for run in measured})
     return Comparison(
@@ -92,52 +94,17 @@ def compare(
         metric=metric,
         by=by,
         groups=tuple(groups),
-        chance=_mean(run.result.baselines.get("chance", {}).get(short) for run in measured),
-        majority=_mean(run.result.baselines.get("majority", {}).get(short) for run in measured),
-        baseline=baseline if compared else None,
+        baselines=_baselines(measured, metric),
+        reference=reference if compared else None,
         protocol=first.protocol,
         backbone=str(first.backbone.get("name", "")),
         notes=tuple(notes),
     )
 
 
-def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """All readable, finished runs under `paths`, and a sentence on each that is left out.
-
-    Raises:
-        ValueError: nothing is left; names every reason.
-    """
-    folders: dict[Path, None] = {}
-    notes: list[str] = []
-    for path in map(Path, paths):
-        try:
-            folders.update(dict.fromkeys(find_runs([path])))
-        except (OSError, ValueError) as error:
-            notes.append(str(error))
-            continue
-        for folder in sorted(path.rglob("version_*")):
-            if folder.is_dir() and not (folder / RESULTS_NAME).exists():
-                notes.append(f"{folder}: has no {RESULTS_NAME} (unfinished); left out.")
-    runs: list[Run] = []
-    for folder in folders:
-        try:
-            run = Run(folder, read_results(folder))
-        except (OSError, RuntimeError, ValueError) as error:
-            notes.append(str(error))
-            continue
-        if run.result.finished:
-            runs.append(run)
-        else:
-            notes.append(f"{folder}: was stopped before its planned end; left out.")
-    runs = _named_apart(runs)
-    if not runs:
-        raise ValueError("There is no run to compare.\n" + "\n".join(f"  - {n}" for n in notes))
-    return runs, notes
-
-
 def compare_command(
     paths: Iterable[str | Path],
-    metric: str = "test/accuracy",
+    metric: str | None = None,
     out: str | Path | None = None,
     *,
     by: str = "strategy",
@@ -147,7 +114,7 @@ def compare_command(
 
     Args:
         paths: runs, or folders above runs.
-        metric: the metric to compare.
+        metric: the metric to compare; None: in each table that of its task.
         out: folder for `compare.md`, `compare.csv` and a picture a table; None writes nothing.
         by: what makes a group, `strategy` or `experiment`.
         console: where to print; None: standard output.
@@ -208,57 +175,6 @@ def _write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[s
     return files + pictures
 
 
-def _named_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one strategy with other arguments get other names: `LoRA (sites=[q, v])`."""
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        arguments = run.result.settings.get("adapter", {}).get("init_args", {})
-        seen = kinds.setdefault((run.result.experiment, run.result.strategy), [])
-        if arguments not in seen:
-            seen.append(arguments)
-    named = []
-    for folder, result in runs:
-        mine = result.settings.get("adapter", {}).get("init_args", {})
-        others = kinds[result.experiment, result.strategy]
-        differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
-        if differing:
-            text = ", ".join(f"{key}={_brief(mine[key])}" for key in differing)
-            result = replace(result, strategy=f"{result.strategy} ({text})")
-        named.append(Run(folder, result))
-    return named
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):  # a composer or a readout
-        inner = ", ".join(f"{k}={_brief(v)}" for k, v in value.get("init_args", {}).items())
-        return str(value.get("class_path", "")).rpartition(".")[2] + (f"({inner})" if inner else "")
-    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def _newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:
-    """The newest run of every group, stage and seed, and a note where there were several."""
-    cells: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        r = run.result
-        cells.setdefault((getattr(r, by), r.strategy, r.stage, r.seed), []).append(run)
-    chosen, notes = [], []
-    for (name, _, _, seed), same in cells.items():
-        same.sort(key=lambda run: (run.result.created, _version(run.folder)))
-        chosen.append(same[-1])
-        if len(same) > 1:
-            notes.append(
-                f"{name}, seed {seed}: {len(same)} versions; {same[-1].folder} is the newest and "
-                "the only one used."
-            )
-    chosen.sort(key=lambda run: -1 if run.result.seed is None else run.result.seed)
-    return chosen, notes
-
-
-def _version(folder: Path) -> int:
-    number = folder.name.rpartition("_")[2]
-    return int(number) if number.isdecimal() else -1
-
-
 def _group(
     name: str, runs: Sequence[Run], metric: str, reference: Mapping[int | None, float]
 ) -> Group:
@@ -280,6 +196,22 @@ def _group(
         if paired
         else None,
     )
+
+
+def _baselines(runs: Sequence[Run], metric: str) -> dict[str, float]:
+    """The mean of each kind of baseline over the runs that have it for this metric.
+
+    Baselines are measured where the run was: a test says nothing beside a value of validation.
+    """
+    stage, _, name = metric.rpartition("/")
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if stage != ("val" if run.result.stage == "validate" else "test"):
+            continue
+        for kind, scores in run.result.baselines.items():
+            if scores.get(name) is not None:
+                values.setdefault(kind, []).append(scores[name])
+    return {kind: statistics.fmean(same) for kind, same in values.items()}
 
 
 def _half_width(sample: Sequence[float]) -> float | None:

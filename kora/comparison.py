@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kora.results import format_metric, is_rate
+from kora.results import baseline_name, format_metric, is_rate
+from kora.summary import evaluation_sentence
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,27 +50,42 @@ class Comparison:
     metric: str
     by: str
     groups: tuple[Group, ...]
-    chance: float | None
-    majority: float | None
-    baseline: str | None  # the group that differences refer to
+    baselines: Mapping[str, float]  # scores without learning, by kind
+    reference: str | None  # the group that differences refer to
     protocol: Mapping[str, Any]
     backbone: str
     notes: tuple[str, ...]
 
     def headline(self) -> str:
-        """The protocol in one line, as far as it is stated."""
+        """Data, backbone and evaluation protocol in one line, as far as they are stated."""
         sizes = self.protocol.get("sizes") or {}
         parts = [str(self.protocol.get("dataset", "")), self.backbone]
         parts += [f"{images:,} {split}" for split, images in sizes.items()]
         subset = self.protocol.get("subset") or {}
         if subset.get("per_class"):
             parts.append(f"{subset['per_class']} a class")
+        if subset.get("fraction"):
+            parts.append(f"{100 * subset['fraction']:g} % of the training set")
+        parts.append(evaluation_sentence(self.protocol) or "")
         return " · ".join(part for part in parts if part)
+
+    def heading(self) -> str:
+        """Title and metric, and that the lower is the better where it is so."""
+        return f"{self.title}: {self.metric}" + (
+            "" if is_rate(self.metric) else " (lower is better)"
+        )
+
+    def baseline_rows(self) -> list[tuple[str, str, float]]:
+        """Kind, name and value of each baseline, the best first as with the groups."""
+        ordered = sorted(self.baselines.items(), key=lambda item: item[1])
+        if is_rate(self.metric):
+            ordered.reverse()
+        return [(kind, baseline_name(kind), value) for kind, value in ordered]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows as text, for any kind of table."""
         heads = [self.by, "seeds", "mean", "95 % interval", "std"]
-        heads += [f"minus {self.baseline}"] if self.baseline else []
+        heads += [f"minus {self.reference}"] if self.reference else []
         heads += ["trainable", "fit"]
         rows = []
         for group in self.groups:
@@ -80,16 +96,15 @@ class Comparison:
                 self._spread(group.half_width),
                 self._number(group.std),
             ]
-            if self.baseline:
+            if self.reference:
                 d = group.difference
                 row.append("–" if d is None else self._signed(d, len(group.seeds)))
             row.append("–" if group.trainable is None else f"{group.trainable:,}")
             row.append("–" if group.fit_seconds is None else f"{group.fit_seconds:,.0f} s")
             rows.append(row)
-        for name, value in (("majority class", self.majority), ("chance", self.chance)):
-            if value is not None:
-                row = [name, "", format_metric(self.metric, value)]
-                rows.append(row + [""] * (len(heads) - len(row)))
+        for _, name, value in self.baseline_rows():
+            row = [name, "", format_metric(self.metric, value)]
+            rows.append(row + [""] * (len(heads) - len(row)))
         return heads, rows
 
     def render(self) -> Table:
@@ -106,7 +121,7 @@ class Comparison:
             style = None if place < len(self.groups) else "dim"
             table.add_row(*map(escape, row), style=style)
         page = Table.grid()
-        page.add_row(f"[bold]{escape(self.title)}: {escape(self.metric)}[/bold]")
+        page.add_row(f"[bold]{escape(self.heading())}[/bold]")
         page.add_row(f"{escape(self.headline())}\n")
         page.add_row(table)
         page.add_row("")
@@ -117,7 +132,7 @@ class Comparison:
     def to_markdown(self) -> str:
         """A section with heading, table and notes."""
         heads, rows = self.cells()
-        lines = [f"## {self.title}: {self.metric}", "", self.headline(), ""]
+        lines = [f"## {self.heading()}", "", self.headline(), ""]
         for row in (heads, [":--", *["--:"] * (len(heads) - 1)], *rows):
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         if self.notes:
@@ -140,7 +155,7 @@ class Comparison:
                 "std": group.std,
                 "ci95_low": low,
                 "ci95_high": high,
-                "baseline": self.baseline if d else None,
+                "baseline": self.reference if d else None,
                 "difference_n": d.n if d else None,
                 "difference": d.mean if d else None,
                 "difference_ci95_low": d_low,
@@ -149,9 +164,8 @@ class Comparison:
                 "percent": group.percent,
                 "fit_seconds": group.fit_seconds,
             }
-        for name, value in (("majority class", self.majority), ("chance", self.chance)):
-            if value is not None:
-                yield common | {self.by: name, "mean": value}
+        for _, name, value in self.baseline_rows():
+            yield common | {self.by: name, "mean": value}
 
     def _number(self, value: float | None) -> str:
         if value is None:

@@ -1,9 +1,5 @@
 """Pictures of a run and of a comparison, as PNG files.
 
-Drawn without pyplot: no window, no global state, the same on every machine. Colours are those of
-Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning hangs on
-colour alone.
-
 Shapes: n images, H and W pixels, K classes
 """
 
@@ -11,65 +7,60 @@ from __future__ import annotations
 
 import csv
 import math
-import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from kora.canvas import BLUE, GREEN, GREY, ORANGE, RED, new_figure, save
 from kora.comparison import Comparison
-from kora.results import format_metric, is_rate, write_atomically
+from kora.results import format_metric, is_rate
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
 
-BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
-_DPI = 130
 _NAMED_CLASSES = 40  # above, class names on the axes would overlap
 _COUNTED_CLASSES = 15  # above, counts in the cells would
 
 
 def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str = "") -> Path:
-    """Loss and accuracy over the optimiser's steps, from the `metrics.csv` of CSVLogger.
+    """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
 
-    Accuracy is left out where the file has none. A test value is a diamond at the last step.
+    What the file does not have is left out. A test value is a diamond at the last step.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no metric of training or validation.
     """
     curves = _read_curves(Path(metrics_csv))
-    panels = {"loss": "loss", "accuracy": "accuracy"}
     drawn = {
         name: {stage: curves[f"{stage}/{name}"] for stage in _STAGES if f"{stage}/{name}" in curves}
-        for name in panels
+        for name in _PANELS
     }
     drawn = {name: stages for name, stages in drawn.items() if stages}
     if not any(stage != "test" for stages in drawn.values() for stage in stages):
         raise ValueError(
-            f"{metrics_csv}: no loss or accuracy of training or validation in it; it has: "
+            f"{metrics_csv}: no loss, accuracy or rmse_m of training or validation in it; it has: "
             f"{', '.join(curves) or 'no values'}. Give the metrics.csv of a `kora fit` run."
         )
-    figure, axes = _figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
+    figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
     last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
     for axis, (name, stages) in zip(axes, drawn.items(), strict=True):
         for stage, (steps, values) in stages.items():
             label, colour, marker = _STAGES[stage]
             if stage == "test":
-                label = f"{label} {format_metric(name, values[-1])}"
+                unit = " m" if name == "rmse_m" else ""
+                label = f"{label} {format_metric(name, values[-1])}{unit}"
                 axis.plot(last_step, values[-1], marker, color=colour, label=label, clip_on=False)
                 continue
             alone = len(steps) <= 40  # a dot for each value, while they can be told apart
             axis.plot(
                 steps, values, color=colour, label=label, marker=marker if alone else None, ms=3.5
             )
-        axis.set(xlabel="optimiser step", ylabel=name)
+        axis.set(xlabel="optimiser step", ylabel=_PANELS[name])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.set_xlim(-0.02 * last_step, 1.02 * last_step + 0.1)
         if is_rate(name):
@@ -79,7 +70,7 @@ def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str 
             axis.yaxis.set_major_formatter(_PERCENT)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
-    return _save(figure, out_png)
+    return save(figure, out_png)
 
 
 def sample_grid(
@@ -114,7 +105,7 @@ def sample_grid(
     rows = math.ceil(len(images) / columns)
     height = 1.75 * images.shape[2] / images.shape[3] + 0.42  # inches: the picture and two lines
     size = (max(1.75 * columns, 3.5), height * rows + 0.3)
-    figure, axes = _figure(columns, rows=rows, size=size, title=title)
+    figure, axes = new_figure(columns, rows=rows, size=size, title=title)
     for place, axis in enumerate(axes):
         axis.set(xticks=[], yticks=[])
         if place >= len(images):
@@ -133,7 +124,7 @@ def sample_grid(
             loc="left",
             color=GREEN if right else RED,
         )
-    return _save(figure, out_png)
+    return save(figure, out_png)
 
 
 def confusion_matrix(
@@ -164,7 +155,7 @@ def confusion_matrix(
     side = 1.8 + (0.4 * max(classes, 4) if counted else 5.0)
     widths = [1.0] if named else [1.0, 0.45]
     size = (sum(widths) * side + 1, side)
-    figure, axes = _figure(len(widths), size=size, title=title, widths=widths)
+    figure, axes = new_figure(len(widths), size=size, title=title, widths=widths)
     axis = axes[0]
     axis.set_facecolor("#BBBBBB")
     # The square root shows the rare confusions of many classes, which a linear scale leaves white.
@@ -197,14 +188,14 @@ def confusion_matrix(
                 fontsize=7,
                 color="white" if dark else "black",
             )
-    return _save(figure, out_png)
+    return save(figure, out_png)
 
 
 def comparison(result: Comparison, out_png: str | Path) -> Path:
-    """A dot a seed, the mean and its 95 % interval for each group; chance and majority as lines."""
+    """A dot a seed, the mean and its 95 % interval for each group; baselines as lines."""
     groups = result.groups[::-1]  # the best on top
     size = (7.2, 1.9 + 0.5 * len(groups))
-    figure, (axis,) = _figure(1, size=size, title=result.title)
+    figure, (axis,) = new_figure(1, size=size, title=result.title)
     for row, group in enumerate(groups):
         offsets = np.linspace(-0.16, 0.16, len(group.values)) if len(group.values) > 1 else [0.0]
         axis.plot(group.values, row + np.asarray(offsets), "o", color=BLUE, alpha=0.55, ms=4)
@@ -213,16 +204,13 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
         )
     axis.plot([], [], "o", color=BLUE, alpha=0.55, ms=4, label="one seed")
     axis.errorbar([], [], xerr=[], fmt="D", color="black", ms=5, label="mean, 95 % interval")
-    for name, value, style, colour in (
-        ("majority class", result.majority, "--", ORANGE),
-        ("chance", result.chance, ":", GREY),
-    ):
-        if value is not None:
-            label = f"{name} {format_metric(result.metric, value)}"
-            axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
+    for kind, name, value in result.baseline_rows():
+        style, colour = ("--", ORANGE) if kind in ("majority", "mean_map") else (":", GREY)
+        label = f"{name} {format_metric(result.metric, value)}"
+        axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
     axis.set_yticks(range(len(groups)), [group.name for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
-    axis.set_xlabel(result.metric)
+    axis.set_xlabel(result.metric + ("" if is_rate(result.metric) else " (lower is better)"))
     axis.set_title(result.headline(), fontsize=8, color=GREY)
     if is_rate(result.metric):
         axis.xaxis.set_major_formatter(_PERCENT)
@@ -230,10 +218,11 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    return _save(figure, out_png)
+    return save(figure, out_png)
 
 
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+_PANELS = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}
 _STAGES = {
     "train": ("training", BLUE, "."),
     "val": ("validation", ORANGE, "o"),
@@ -274,24 +263,3 @@ def _short(name: str, length: int) -> str:
     if len(name) > length:
         name = name.partition(",")[0]
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _figure(
-    columns: int,
-    *,
-    size: tuple[float, float],
-    title: str,
-    rows: int = 1,
-    widths: Sequence[float] | None = None,
-) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
-    if title:
-        # matplotlib would read $...$ as mathematics
-        wrapped = textwrap.fill(title.replace("$", r"\$"), int(size[0] * 13))
-        figure.suptitle(wrapped, fontsize=10)
-    return figure, list(axes.flat)
-
-
-def _save(figure: Figure, out_png: str | Path) -> Path:
-    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))

@@ -14,19 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import kora
 from kora.provenance import collect_versions, git_commit
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "RESULTS_NAME",
     "SCHEMA",
     "Run",
     "RunResult",
+    "baseline_name",
     "collect_versions",
     "find_runs",
     "format_metric",
@@ -34,7 +32,6 @@ __all__ = [
     "is_rate",
     "read_results",
     "run_versions",
-    "summary_table",
     "write_atomically",
     "write_results",
 ]
@@ -42,7 +39,15 @@ __all__ = [
 RESULTS_NAME = "results.json"
 SCHEMA = 1
 
-_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "delta1"}
+_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
+    f"delta{power}" for power in (1, 2, 3)
+}
+_BASELINE_NAMES = {
+    "chance": "chance",
+    "majority": "majority class",
+    "mean_depth": "mean depth",
+    "mean_map": "mean depth map",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,10 @@ class RunResult:
         stage: `fit` (trained, then tested once) or `test` (tested only).
         seed: seed of the run; None when none was set.
         metrics: values by `stage/name`, such as `test/accuracy`; rates lie in [0, 1].
-        baselines: scores without learning (`chance`, `majority`) by metric name without stage.
-        protocol: how the data was split, as the data module states it.
+        baselines: scores without learning by kind (`chance` and `majority`, or `mean_depth` and
+            `mean_map`) and metric name without stage.
+        protocol: how the data was split, as the data module states it; where predictions can be
+            measured in several ways, `evaluation` says in which.
         audit: findings of `kora.audit`.
         parameters: `trainable`, `total`, `percent`, and `head` (trainable ones of the head).
         seconds: wall-clock seconds by phase (`fit`, `test`, ...).
@@ -265,40 +272,9 @@ def format_metric(metric: str, value: float | None) -> str:
     return f"{value:.2%}".replace("%", " %") if is_rate(metric) else f"{value:.4g}"
 
 
-def summary_table(result: RunResult) -> Table:
-    """Every test metric of a run beside what chance and the majority class score."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    parameters, seconds = result.parameters, result.seconds
-    notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
-    if "trainable" in parameters:
-        share = f" ({parameters['percent']:.2f} %)" if "percent" in parameters else ""
-        notes.append(f"{parameters['trainable']:,} trainable{share}")
-    notes += [f"{phase} {value:.1f} s" for phase, value in seconds.items()]
-    if result.peak_memory_mib is not None:
-        notes.append(f"peak {result.peak_memory_mib:,.0f} MiB")
-    table = Table(
-        title=escape(f"{result.experiment} · {result.strategy}"),
-        caption=escape(" · ".join(notes)),
-        title_justify="left",
-        caption_justify="left",
-        min_width=60,
-    )
-    table.add_column("metric")
-    for heading in ("result", "chance", "majority"):
-        table.add_column(heading, justify="right")
-    wanted = "val" if result.stage == "validate" else "test"
-    for metric, value in result.metrics.items():
-        stage, _, name = metric.rpartition("/")
-        if stage != wanted:
-            continue
-        baselines = (
-            format_metric(metric, result.baselines.get(kind, {}).get(name))
-            for kind in ("chance", "majority")
-        )
-        table.add_row(escape(metric), f"[bold]{format_metric(metric, value)}[/bold]", *baselines)
-    return table
+def baseline_name(kind: str) -> str:
+    """What readers call a kind of baseline, such as `mean_map`; `_` is a space in unknown ones."""
+    return _BASELINE_NAMES.get(kind, kind.replace("_", " "))
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -94,7 +94,7 @@ def test_chance_and_majority_are_rows_where_the_metric_has_them() -> None:
         ["majority class", "", "12.00 %"],
         ["chance", "", "10.00 %"],
     ]
-    assert compare([run("LoRA", 0, 0.5)], metric="test/loss").chance is None
+    assert not compare([run("LoRA", 0, 0.5)], metric="test/loss").baselines
 
 
 def test_of_several_versions_the_newest_counts_and_that_is_said() -> None:

@@ -52,6 +52,18 @@ def test_learning_curves_show_training_validation_and_test(tmp_path: Path) -> No
     assert one_panel[0] == pytest.approx(two_panels[0] / 2, abs=2)
 
 
+def test_learning_curves_show_depth_error_where_there_is_no_accuracy(tmp_path: Path) -> None:
+    source = tmp_path / "metrics.csv"
+    source.write_text(CSV)
+    with_accuracy = size(figures.learning_curves(source, tmp_path / "curves.png"))
+    source.write_text(CSV.replace("accuracy", "rmse_m").replace("0.55", "1.5"))
+    path = figures.learning_curves(source, tmp_path / "curves.png")
+    assert size(path) == with_accuracy
+    assert min(colours(path)[name] for name in ("BLUE", "ORANGE", "GREEN")) > 20
+    source.write_text("epoch,step,val/rmse_m\n0,1,0.9\n1,3,0.7\n")
+    assert colours(figures.learning_curves(source, path))["ORANGE"] > 20
+
+
 def test_learning_curves_read_what_lightning_writes(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     from lightning.pytorch.loggers import CSVLogger
@@ -69,7 +81,7 @@ def test_learning_curves_say_what_is_wrong_with_the_file(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
         figures.learning_curves(tmp_path / "nothing.csv", tmp_path / "x.png")
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,0,0.1\n")
-    with pytest.raises(ValueError, match=r"no loss or accuracy.*it has: lr"):
+    with pytest.raises(ValueError, match=r"no loss, accuracy or rmse_m.*it has: lr"):
         figures.learning_curves(tmp_path / "metrics.csv", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
@@ -137,9 +149,8 @@ def comparison(**changes: Any) -> Comparison:
         "metric": "test/accuracy",
         "by": "strategy",
         "groups": (lora, probe),
-        "chance": 0.1,
-        "majority": 0.12,
-        "baseline": None,
+        "baselines": {"chance": 0.1, "majority": 0.12},
+        "reference": None,
         "protocol": {},
         "backbone": "vit_nano",
         "notes": (),
@@ -147,11 +158,13 @@ def comparison(**changes: Any) -> Comparison:
     return Comparison(**{**values, **changes})
 
 
-def test_comparison_draws_the_majority_line_only_where_there_is_one(tmp_path: Path) -> None:
+def test_comparison_draws_a_line_for_each_baseline_that_there_is(tmp_path: Path) -> None:
     path = tmp_path / "comparison.png"
     assert colours(figures.comparison(comparison(), path))["ORANGE"] > 50
-    without = comparison(majority=None, chance=None, metric="test/loss")
+    without = comparison(baselines={}, metric="test/loss")
     assert colours(figures.comparison(without, path))["ORANGE"] == 0
+    depth = comparison(baselines={"mean_depth": 1.2, "mean_map": 1.0}, metric="test/rmse_m")
+    assert colours(figures.comparison(depth, path))["ORANGE"] > 50
 
 
 def test_comparison_grows_with_its_groups(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -10,21 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import kora
 from kora.results import (
     RESULTS_NAME,
     RunResult,
+    baseline_name,
     collect_versions,
     find_runs,
     format_metric,
     git_commit,
+    is_rate,
     read_results,
-    summary_table,
     write_atomically,
     write_results,
 )
+
+ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
 
 
 def result(**changes: Any) -> RunResult:
@@ -216,22 +217,14 @@ def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
     assert format_metric("test/top5_accuracy", 1.0) == "100.00 %"
     assert format_metric("test/rmse_m", 0.44912) == "0.4491"
     assert format_metric("test/loss", None) == "–"
+    assert all(is_rate(f"test/{name}") for name in ("delta1", "delta2", "delta3"))
+    assert not any(is_rate(f"test/{name}") for name in ERRORS)
+    assert format_metric("val/delta3", 0.98765) == "98.77 %"
 
 
-def test_summary_shows_test_metrics_beside_the_baselines() -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
-    metrics = {**result().metrics, "val/accuracy": 0.9999}
-    console.print(summary_table(result(metrics=metrics)))
-    text = console.export_text()
-    row = next(line for line in text.splitlines() if "test/accuracy" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "test/accuracy",
-        "71.04 %",
-        "10.00 %",
-        "12.50 %",
-    ]
-    assert "99.99" not in text  # validation is not a test result
-    assert "1,256,548 trainable (1.44 %)" in text
+def test_a_baseline_has_a_name_for_readers() -> None:
+    names = [baseline_name(kind) for kind in ("majority", "mean_map", "some_other")]
+    assert names == ["majority class", "mean depth map", "some other"]
 
 
 def test_import_is_light() -> None:

@@ -1,0 +1,46 @@
+"""What all pictures share: figures without pyplot, colours, and files written in one piece.
+
+Drawn without pyplot: no window, no global state, the same on every machine. Colours are those of
+Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning hangs on
+colour alone.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kora.results import write_atomically
+
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "new_figure", "save"]
+
+BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+_DPI = 130
+
+
+def new_figure(
+    columns: int,
+    *,
+    size: tuple[float, float],
+    title: str,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `size` inches, width by height, and its axes row by row."""
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    if title:
+        # matplotlib would read $...$ as mathematics
+        wrapped = textwrap.fill(title.replace("$", r"\$"), int(size[0] * 13))
+        figure.suptitle(wrapped, fontsize=10)
+    return figure, list(axes.flat)
+
+
+def save(figure: Figure, out_png: str | Path) -> Path:
+    """Write a figure as PNG, atomically; returns its path."""
+    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))

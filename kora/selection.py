@@ -1,0 +1,97 @@
+"""Which runs a comparison takes: the finished ones, told apart by their arguments, the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kora.results import RESULTS_NAME, Run, find_runs, read_results
+
+__all__ = ["load_runs", "newest"]
+
+
+def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
+    """All readable, finished runs under `paths`, and a sentence on each that is left out.
+
+    Raises:
+        ValueError: nothing is left; names every reason.
+    """
+    folders: dict[Path, None] = {}
+    notes: list[str] = []
+    for path in map(Path, paths):
+        try:
+            folders.update(dict.fromkeys(find_runs([path])))
+        except (OSError, ValueError) as error:
+            notes.append(str(error))
+            continue
+        for folder in sorted(path.rglob("version_*")):
+            if folder.is_dir() and not (folder / RESULTS_NAME).exists():
+                notes.append(f"{folder}: has no {RESULTS_NAME} (unfinished); left out.")
+    runs: list[Run] = []
+    for folder in folders:
+        try:
+            run = Run(folder, read_results(folder))
+        except (OSError, RuntimeError, ValueError) as error:
+            notes.append(str(error))
+            continue
+        if run.result.finished:
+            runs.append(run)
+        else:
+            notes.append(f"{folder}: was stopped before its planned end; left out.")
+    runs = _named_apart(runs)
+    if not runs:
+        raise ValueError("There is no run to compare.\n" + "\n".join(f"  - {n}" for n in notes))
+    return runs, notes
+
+
+def _named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one strategy with other arguments get other names: `LoRA (sites=[q, v])`."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        arguments = run.result.settings.get("adapter", {}).get("init_args", {})
+        seen = kinds.setdefault((run.result.experiment, run.result.strategy), [])
+        if arguments not in seen:
+            seen.append(arguments)
+    named = []
+    for folder, result in runs:
+        mine = result.settings.get("adapter", {}).get("init_args", {})
+        others = kinds[result.experiment, result.strategy]
+        differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
+        if differing:
+            text = ", ".join(f"{key}={_brief(mine[key])}" for key in differing)
+            result = replace(result, strategy=f"{result.strategy} ({text})")
+        named.append(Run(folder, result))
+    return named
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):  # a composer or a readout
+        inner = ", ".join(f"{k}={_brief(v)}" for k, v in value.get("init_args", {}).items())
+        return str(value.get("class_path", "")).rpartition(".")[2] + (f"({inner})" if inner else "")
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:
+    """The newest run of every group, stage and seed, and a note where there were several."""
+    cells: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        r = run.result
+        cells.setdefault((getattr(r, by), r.strategy, r.stage, r.seed), []).append(run)
+    chosen, notes = [], []
+    for (name, _, _, seed), same in cells.items():
+        same.sort(key=lambda run: (run.result.created, _version(run.folder)))
+        chosen.append(same[-1])
+        if len(same) > 1:
+            notes.append(
+                f"{name}, seed {seed}: {len(same)} versions; {same[-1].folder} is the newest and "
+                "the only one used."
+            )
+    chosen.sort(key=lambda run: -1 if run.result.seed is None else run.result.seed)
+    return chosen, notes
+
+
+def _version(folder: Path) -> int:
+    number = folder.name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else -1
