@@ -24,7 +24,8 @@ from kora.adapters import describe
 from kora.audit import Audit, audit
 from kora.checkpoints import save_adapter
 from kora.params import ParameterReport, parameter_report
-from kora.results import RunResult, summary_table, write_atomically, write_results
+from kora.results import RunResult, write_atomically, write_results
+from kora.summary import summary_table
 from kora.tasks import AdapterTask, ClassificationTask
 
 __all__ = ["RunRecord", "audit_of"]
