@@ -1,20 +1,27 @@
-"""Augmentation of a whole batch on its device, each image on its own draw.
+"""Augmentation of a whole batch on its device, each image on its own draw, its maps with it.
 
-Shapes: B images, H height, W width
+Shapes: B images, C channels, H height, W width
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-__all__ = ["Augment", "augment_batch", "check_augment"]
+__all__ = ["Augment", "augment_batch", "check_augment", "recolour"]
 
-Augment = Literal["none", "flip", "flip_crop"]
+Augment = Literal["none", "flip", "flip_crop", "flip_crop_color"]
+
+_SHIFT = 8  # the window moves by up to this part of the size
+_FACTORS = 0.2  # brightness, contrast and saturation are scaled by 1 +- this
+_HUE_TURNS = 0.03
+
+#: RGB to luma and two axes of chroma (NTSC's YIQ); grey has no chroma.
+_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 def check_augment(name: str) -> None:
@@ -23,31 +30,101 @@ def check_augment(name: str) -> None:
         raise ValueError(f"augment is {name!r}; use one of {', '.join(get_args(Augment))}.")
 
 
-def augment_batch(images: Tensor, *, augment: Augment) -> Tensor:
-    """Augmented copy of uint8 images (B, 3, H, W); shape, dtype and device stay.
+def augment_batch(batch: Mapping[str, Tensor], *, augment: Augment) -> dict[str, Tensor]:
+    """Augmented copy of a batch: `image` uint8 (B, 3, H, W), and maps (B, H, W) or (B, C, H, W).
 
     `flip` mirrors each image with probability 1/2; `flip_crop` also shifts it by up to an eighth of
-    its size, with reflected borders. Both only move pixels, so no value is interpolated.
+    its size; `flip_crop_color` also changes its brightness, contrast, saturation and hue mildly.
+    The maps of an image move with it. Pixels are only moved and never interpolated: the focal
+    length stays, and with it what a depth in metres looks like.
+
+    Where the window leaves the frame, an image is reflected and a map is 0. That is a depth not
+    measured and a mask without object: the reflection would claim geometry that nobody saw.
+    What has one axis (`label`, `index`) is passed on. Draws come from torch's generator of the CPU,
+    so they are the same on every device.
+
+    Raises:
+        ValueError: an entry is no map of the size of the images.
     """
+    images = batch["image"]
     if augment == "none" or len(images) == 0:
-        return images
-    height, width = images.shape[-2:]
-    with torch.no_grad():
-        moved: Tensor = images.float()
-        if augment == "flip_crop":
-            # Padded here: what two numbers mean to RandomCrop's padding depends on the version.
-            rows, columns = height // 8, width // 8
-            moved = functional.pad(moved, (columns, columns, rows, rows), mode="reflect")
-        moved = _pipeline(augment, height, width)(moved)
-    return moved.round_().clamp_(0, 255).to(torch.uint8)
+        return dict(batch)
+    maps = {name: value for name, value in batch.items() if name != "image" and value.ndim > 1}
+    for name, value in maps.items():
+        if value.ndim < 3 or value.shape[-2:] != images.shape[-2:] or len(value) != len(images):
+            raise ValueError(
+                f"data.augment is {augment!r}, but {name} has the shape {tuple(value.shape)} and "
+                f"the images {tuple(images.shape)}: a map that moves with them must have their "
+                "height and width. Read it at their size, or use augment: none."
+            )
+    source_BP, inside_BP = _draw_moves(images.shape, crops=augment != "flip")
+    source_BP = source_BP.to(images.device)
+    moved = {name: _take(value, source_BP) for name, value in {"image": images, **maps}.items()}
+    if inside_BP is not None:
+        outside = ~inside_BP.to(images.device).view(len(images), 1, *images.shape[-2:])
+        for name in maps:
+            flat = moved[name].view(len(images), -1, *images.shape[-2:])
+            flat.masked_fill_(outside, 0)
+    if augment == "flip_crop_color":
+        moved["image"] = recolour(moved["image"], *_draw_colours(len(images)))
+    return {**batch, **moved}
 
 
-@lru_cache(maxsize=16)
-def _pipeline(augment: Augment, height: int, width: int) -> Any:
-    """kornia's batched pipeline; imported here because it takes a second and few runs need it."""
-    import kornia.augmentation as K
+def recolour(
+    images: Tensor, brightness_B: Tensor, contrast_B: Tensor, saturation_B: Tensor, turns_B: Tensor
+) -> Tensor:
+    """uint8 images (B, 3, H, W) with colours changed, each by its own factors; 1 changes nothing.
 
-    steps: list[Any] = [K.RandomHorizontalFlip(p=0.5)]
-    if augment == "flip_crop":
-        steps.append(K.RandomCrop((height, width), cropping_mode="slice", resample="nearest"))
-    return torch.nn.Sequential(*steps)
+    Brightness scales all values, contrast the distance from the image's mean grey, saturation the
+    distance from each pixel's grey, and `turns_B` rotates the hue by that part of a full turn at
+    equal luma. All four are one affine map of RGB an image, clamped once at the end.
+    """
+    device, size = images.device, len(images)
+    yiq = torch.tensor(_YIQ)
+    angle_B, zero_B = 2 * math.pi * turns_B, torch.zeros(size)
+    cos_B, sin_B = saturation_B * angle_B.cos(), saturation_B * angle_B.sin()
+    rows = ((zero_B + 1, zero_B, zero_B), (zero_B, cos_B, -sin_B), (zero_B, sin_B, cos_B))
+    chroma_B33 = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    colours_B33 = torch.linalg.inv(yiq) @ chroma_B33 @ yiq
+    matrix_B33 = ((brightness_B * contrast_B).view(-1, 1, 1) * colours_B33).to(device)
+    values_B3P = images.flatten(2).float()
+    grey_B = values_B3P.mean(dim=2) @ yiq[0].to(device)
+    offset_B = grey_B * (brightness_B * (1 - contrast_B)).to(device)
+    changed = torch.baddbmm(offset_B.view(-1, 1, 1), matrix_B33, values_B3P)
+    return changed.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
+
+
+def _draw_moves(shape: torch.Size, *, crops: bool) -> tuple[Tensor, Tensor | None]:
+    """Where each pixel comes from, (B, H * W) into its image, and whether the frame holds it."""
+    size, (height, width) = shape[0], shape[-2:]
+    mirrored_B1 = torch.rand(size, 1) < 0.5
+    rows_BH, columns_BW = (torch.arange(n).expand(size, n) for n in (height, width))
+    inside_BP = None
+    if crops:
+        rows_BH, inside_BH = _shift(rows_BH)
+        columns_BW, inside_BW = _shift(columns_BW)
+        inside_BP = (inside_BH[:, :, None] & inside_BW[:, None]).flatten(1)
+    columns_BW = torch.where(mirrored_B1, width - 1 - columns_BW, columns_BW)
+    return (rows_BH[:, :, None] * width + columns_BW[:, None]).flatten(1), inside_BP
+
+
+def _shift(places_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Places shifted by a draw for each image, reflected at the border; which ones lay inside."""
+    last, most = places_BN.shape[1] - 1, places_BN.shape[1] // _SHIFT
+    shifted_BN = places_BN + torch.randint(-most, most + 1, (len(places_BN), 1))
+    inside_BN = (shifted_BN >= 0) & (shifted_BN <= last)
+    return last - (last - shifted_BN.abs()).abs(), inside_BN
+
+
+def _take(value: Tensor, source_BP: Tensor) -> Tensor:
+    """The pixels of images or maps (B, ..., H, W) at these places of each; a copy."""
+    flat_BCP = value.reshape(len(value), -1, source_BP.shape[1])
+    source_BCP = source_BP[:, None].expand(-1, flat_BCP.shape[1], -1)
+    return flat_BCP.gather(2, source_BCP).view(value.shape)
+
+
+def _draw_colours(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Brightness, contrast and saturation factors and hue turns, (B,) each."""
+    spread_4B = 2 * torch.rand(4, size) - 1
+    brightness_B, contrast_B, saturation_B = 1 + _FACTORS * spread_4B[:3]
+    return brightness_B, contrast_B, saturation_B, _HUE_TURNS * spread_4B[3]

@@ -62,7 +62,8 @@ class ImageDataModule(LightningDataModule):
         subset: train on this part only; validation images then come from outside it.
         seed: seed of the splits and of the order; None: the seed that Lightning set for the whole
             run (`seed_everything`), else 0.
-        augment: none, flip or flip_crop; per image, on the device, in training only.
+        augment: none, flip, flip_crop or flip_crop_color; per image, its maps with it, on the
+            device, in training only.
 
     Raises:
         ValueError: an option is out of range.
@@ -229,16 +230,10 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch, on the device; leave every other batch alone."""
+        """Augment a training batch and its maps, on the device; leave every other batch alone."""
         if self.augment == "none" or self.trainer is None or not self.trainer.training:
             return batch
-        maps = [name for name, value in batch.items() if name != "image" and value.ndim > 1]
-        if maps:
-            raise ValueError(
-                f"data.augment is {self.augment!r}, but batches of {self.dataset_name} also hold "
-                f"{', '.join(maps)}, which would no longer match the image. Use augment: none."
-            )
-        return {**batch, "image": augment_batch(batch["image"], augment=self.augment)}
+        return augment_batch(batch, augment=self.augment)
 
     def protocol(self) -> dict[str, Any]:
         """How this data was split, in plain types; the same on every machine."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import colorsys
+from typing import get_args
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
-from datamodules.augment import augment_batch, check_augment
+from datamodules.augment import Augment, augment_batch, check_augment, recolour
+
+HEIGHT, WIDTH = 32, 24
+MOVING = ("flip", "flip_crop", "flip_crop_color")
 
 
 @pytest.fixture
@@ -16,13 +23,33 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (64, 3, 32, 24), dtype=torch.uint8, generator=generator)
 
 
+def augmented(images: torch.Tensor, augment: Augment) -> torch.Tensor:
+    return augment_batch({"image": images}, augment=augment)["image"]
+
+
+def coordinates(size: int) -> dict[str, torch.Tensor]:
+    """A batch in which every entry says of each pixel which image, row and column it is."""
+    image, row, column = torch.meshgrid(
+        torch.arange(size), torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij"
+    )
+    number = (image * HEIGHT + row) * WIDTH + column + 1
+    return {
+        "image": torch.stack((image, row, column), dim=1).to(torch.uint8),
+        "depth_m": number / 7,  # float32 that no rounding to a coarser type survives
+        "mask": (row + 1).to(torch.uint8),
+        "normal": torch.stack((row + 1, column + 1), dim=1).to(torch.float64),
+        "label": torch.arange(size),
+        "index": torch.arange(size) + 1000,
+    }
+
+
 def test_none_returns_the_images_themselves(images: torch.Tensor) -> None:
-    assert augment_batch(images, augment="none") is images
+    assert augmented(images, "none") is images
 
 
 def test_flip_mirrors_about_half_and_changes_no_value(images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    moved = augment_batch(images, augment="flip")
+    moved = augmented(images, "flip")
     same = (moved == images).flatten(1).all(1)
     mirrored = (moved == images.flip(-1)).flatten(1).all(1)
     assert moved.dtype == torch.uint8
@@ -32,7 +59,7 @@ def test_flip_mirrors_about_half_and_changes_no_value(images: torch.Tensor) -> N
 
 def test_flip_crop_moves_each_image_on_its_own_and_changes_no_value(images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    moved = augment_batch(images, augment="flip_crop")
+    moved = augmented(images, "flip_crop")
     assert moved.shape == images.shape
     assert moved.dtype == torch.uint8
     offsets = set()
@@ -47,6 +74,125 @@ def test_flip_crop_moves_each_image_on_its_own_and_changes_no_value(images: torc
         assert found, "an image is not a shifted copy of its original"
         offsets.add(found[0])
     assert len(offsets) > 20
+
+
+@pytest.mark.parametrize("augment", ["flip", "flip_crop"])
+def test_maps_move_with_their_image_to_the_bit(augment: Augment) -> None:
+    torch.manual_seed(0)
+    batch = coordinates(48)
+    moved = augment_batch(batch, augment=augment)
+    image, row, column = moved["image"].long().unbind(1)
+    inside = moved["depth_m"] > 0
+    for name in ("depth_m", "mask", "normal"):
+        value, original = moved[name], batch[name]
+        assert value.dtype == original.dtype
+        assert value.shape == original.shape
+        channels_last = original.movedim(1, -1) if original.ndim == 4 else original
+        expected = channels_last[image, row, column]
+        got = value.movedim(1, -1) if value.ndim == 4 else value
+        assert torch.equal(got[inside], expected[inside]), name
+        assert not got[~inside].any(), name
+    assert torch.equal(moved["label"], batch["label"])
+    assert torch.equal(moved["index"], batch["index"])
+    assert inside.all() == (augment == "flip")
+
+
+def test_beyond_the_frame_a_map_is_0_exactly_where_the_image_is_reflected() -> None:
+    torch.manual_seed(1)
+    moved = augment_batch(coordinates(32), augment="flip_crop")
+    for image, depth in zip(moved["image"].long(), moved["depth_m"], strict=True):
+        # A row or column seen twice is a reflection; the copy that holds no depth is outside.
+        rows, columns = image[1][:, 0], image[2][0]
+        for places, holds in ((rows, depth.any(1)), (columns, depth.any(0))):
+            assert len(set(places[holds].tolist())) == holds.sum()
+            outside = set(places[~holds].tolist())
+            assert outside <= set(places[holds].tolist())
+            run = holds.nonzero().flatten()
+            assert run[-1] - run[0] + 1 == len(run), "what is measured is one window"
+
+
+def test_colour_changes_the_image_alone_and_each_by_its_own_draw() -> None:
+    grey = {"image": torch.full((16, 3, HEIGHT, WIDTH), 120, dtype=torch.uint8)}
+    torch.manual_seed(0)
+    moved = augment_batch({**coordinates(16), **grey}, augment="flip_crop_color")
+    torch.manual_seed(0)
+    plain = augment_batch({**coordinates(16), **grey}, augment="flip_crop")
+    for name in ("depth_m", "mask", "normal"):
+        assert torch.equal(moved[name], plain[name])
+    levels = moved["image"].flatten(1).float()
+    assert (levels.amax(1) - levels.amin(1) <= 1).all(), "grey stays grey"
+    assert len(set(levels[:, 0].tolist())) > 8
+    assert 90 <= levels.min() < levels.max() <= 150
+
+
+@pytest.mark.parametrize("augment", MOVING)
+def test_a_seed_determines_everything(images: torch.Tensor, augment: Augment) -> None:
+    made = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        made.append(augmented(images, augment))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("augment", MOVING)
+def test_the_batch_itself_is_left_alone(augment: Augment) -> None:
+    torch.manual_seed(0)
+    batch = coordinates(8)
+    augment_batch(batch, augment=augment)
+    for name, value in coordinates(8).items():
+        assert torch.equal(batch[name], value)
+
+
+@pytest.mark.parametrize("augment", get_args(Augment))
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 1, 1), (2, 3, 5, 7)])
+def test_no_image_and_tiny_images_keep_their_shape(
+    augment: Augment, shape: tuple[int, ...]
+) -> None:
+    images = torch.zeros(shape, dtype=torch.uint8)
+    batch = {"image": images, "depth_m": torch.ones(shape[0], *shape[2:])}
+    moved = augment_batch(batch, augment=augment)
+    assert moved["image"].shape == shape
+    assert torch.equal(moved["depth_m"], batch["depth_m"])  # below 8 pixels nothing is shifted
+
+
+FACTORS = (0.8, 1.0, 1.15)
+ORACLES = {
+    "brightness": tv.adjust_brightness,
+    "contrast": tv.adjust_contrast,
+    "saturation": tv.adjust_saturation,
+}
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_each_factor_does_what_torchvision_does(images: torch.Tensor, kind: str) -> None:
+    some = (images[:3] // 2) + 50  # nothing is clamped on the way
+    factors = {name: torch.ones(3) for name in ORACLES} | {kind: torch.tensor(FACTORS)}
+    changed = recolour(some, *factors.values(), torch.zeros(3))
+    for image, after, factor in zip(some, changed, FACTORS, strict=True):
+        expected = ORACLES[kind](image.float() / 255, factor) * 255
+        assert (after.float() - expected).abs().max() <= 0.75  # half a level, and rounding of luma
+
+
+def test_hue_turns_by_the_angle_and_keeps_the_luma() -> None:
+    red = torch.tensor([150, 90, 90], dtype=torch.uint8).view(1, 3, 1, 1)
+    one = torch.ones(1)
+    changed = recolour(red, one, one, one, torch.full((1,), 0.03)).flatten().tolist()
+    assert changed != [150, 90, 90]
+    luma = [sum(w * v for w, v in zip((0.299, 0.587, 0.114), c, strict=True))
+            for c in ([150, 90, 90], changed)]  # fmt: skip
+    assert luma[0] == pytest.approx(luma[1], abs=1)
+    hue, _, _ = colorsys.rgb_to_hsv(*changed)
+    assert min(hue, 1 - hue) == pytest.approx(0.03, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, HEIGHT, WIDTH + 1), (4, WIDTH, HEIGHT), (3, HEIGHT, WIDTH), (4, 2)]
+)
+def test_a_map_of_another_size_is_named_with_both_shapes(shape: tuple[int, ...]) -> None:
+    batch = {**coordinates(4), "depth_m": torch.ones(shape)}
+    with pytest.raises(ValueError, match=r"depth_m has the shape \(\d.*images \(4, 3, 32, 24\)"):
+        augment_batch(batch, augment="flip")
 
 
 def test_an_unknown_augmentation_is_named_with_the_choices() -> None:

@@ -129,11 +129,37 @@ def test_only_training_batches_are_augmented() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_augmentation_that_would_part_image_and_map_is_refused() -> None:
-    data = Numbers(augment="flip")
-    data.extra = True
-    with pytest.raises(ValueError, match=r"'flip'.*depth_m.*Use augment: none"):
-        trainer().fit(Recorder(), data)
+@pytest.mark.parametrize("augment", ["flip", "flip_crop", "flip_crop_color"])
+def test_maps_are_augmented_with_their_image(augment: Any) -> None:
+    class Ramp(Numbers):
+        image_size = (8, 8)
+
+        def read(self, part: str, positions: IntArray) -> dict[str, torch.Tensor]:
+            ramp = torch.arange(8, dtype=torch.uint8).expand(len(positions), 8, 8)
+            return {"image": ramp[:, None].expand(-1, 3, 8, 8) * 20, "depth_m": ramp / 4 + 0.25}
+
+    torch.manual_seed(0)
+    data, model = Ramp(augment=augment, batch_size=64), Recorder()
+    trainer().fit(model, data)
+    (batch,) = model.seen["train"]
+    measured = batch["depth_m"] > 0
+    assert measured.all() == (augment == "flip")
+    levels = torch.round(batch["image"][:, 0] / 20)
+    if augment != "flip_crop_color":  # which changes the levels
+        assert torch.equal(levels[measured], (batch["depth_m"][measured] - 0.25) * 4)
+    falls = batch["depth_m"][:, 3, 2] > batch["depth_m"][:, 3, 5]
+    assert 0 < falls.sum() < len(falls)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_map_of_another_size_cannot_be_augmented() -> None:
+    class Wrong(Numbers):
+        def read(self, part: str, positions: IntArray) -> dict[str, torch.Tensor]:
+            columns = super().read(part, positions)
+            return {**columns, "depth_m": torch.zeros(len(positions), 8, 8)}
+
+    with pytest.raises(ValueError, match=r"'flip'.*depth_m.*8, 8.*use augment: none"):
+        trainer().fit(Recorder(), Wrong(augment="flip"))
 
 
 def test_further_targets_reach_the_batch() -> None:
