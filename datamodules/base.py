@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augment, augment_batch, check_augment
+from datamodules.depth_statistics import DepthStatistics, split_statistics
 from datamodules.loading import ArrayDataset, EpochShuffle, as_is
 from datamodules.splits import (
     IntArray,
@@ -215,6 +216,14 @@ class ImageDataModule(LightningDataModule):
         if isinstance(dataset, ArrayDataset):
             return dataset.__getitems__(rows)
         return self.read(_part(split), self.indices(split)[rows])
+
+    def depth_statistics(self, split: Split, *, most_images: int = 1000) -> DepthStatistics:
+        """Statistics of the depth of a split, from at most so many evenly spread images.
+
+        Raises:
+            ValueError: the data has no `depth_m`, or the split no image.
+        """
+        return split_statistics(self, split, most_images=most_images)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
