@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -128,16 +129,20 @@ def test_the_head_reads_a_real_backbone(kind: type[DepthHead], images: Tensor) -
     assert depth.std() > 0
 
 
-def test_registers_are_not_taken_for_cls() -> None:
+@pytest.mark.parametrize("kind", HEADS)
+def test_registers_are_not_taken_for_cls(kind: type[DepthHead]) -> None:
     backbone = family("vit_small_patch14_reg4_dinov2")
-    head = made(LinearDepth, backbone)
+    head = made(kind, backbone)
     features = features_for(head, backbone)
+
+    def depth_with(prefix_at: Callable[[Tensor], Tensor]) -> Tensor:
+        levels = tuple(Level(patches, prefix_at(prefix)) for patches, prefix in features.levels)
+        return head(features._replace(levels=levels))
+
     depth = head(features)
-    level = features.levels[0]
-    others = Level(level.patches, torch.cat([level.prefix[:, :1], level.prefix[:, 1:] + 1], dim=1))
-    assert torch.equal(head(features._replace(levels=(others,))), depth)
-    moved = Level(level.patches, level.prefix.flip(1))
-    assert not torch.equal(head(features._replace(levels=(moved,))), depth)
+    registers_moved = depth_with(lambda prefix: torch.cat([prefix[:, :1], prefix[:, 1:] + 1], 1))
+    assert torch.equal(registers_moved, depth)
+    assert not torch.equal(depth_with(lambda prefix: prefix.flip(1)), depth)
 
 
 def test_permuted_patches_permute_the_depth() -> None:
@@ -211,12 +216,15 @@ def test_depth_stays_in_its_range(
     assert depth.max() <= head.max_depth_m
 
 
-@pytest.mark.parametrize("bin_", [0, -1])
-def test_both_ends_of_the_range_can_be_said(bin_: int) -> None:
-    logits = torch.full((1, 256, 1, 1), -1.0)
-    logits[:, bin_] = 1e6
-    depth = depth_of_bins(logits, min_depth_m=1e-3, max_depth_m=10.0)
-    assert depth.item() == pytest.approx((1e-3, 10.0)[bin_], abs=1e-3)
+def test_both_ends_of_the_range_can_be_said_and_rounding_does_not_pass_them() -> None:
+    for far in torch.linspace(1, 80, 50).tolist():
+        logits = torch.zeros(2, 256, 1, 1)
+        logits[0, 0] = logits[1, -1] = 1.1e9
+        depth = depth_of_bins(logits, min_depth_m=far / 7, max_depth_m=far).double()
+        assert depth[0].item() == pytest.approx(far / 7)
+        assert depth[1].item() == pytest.approx(far)
+        assert depth.min() >= torch.tensor(far / 7)
+        assert depth.max() <= torch.tensor(far)
 
 
 @pytest.mark.parametrize("kind", HEADS)
