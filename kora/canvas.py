@@ -14,12 +14,14 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from kora.results import write_atomically
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "new_figure", "save"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PERCENT", "RED", "new_figure", "save"]
 
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 _DPI = 130
 
 
@@ -30,10 +32,14 @@ def new_figure(
     title: str,
     rows: int = 1,
     widths: Sequence[float] | None = None,
+    heights: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches, width by height, and its axes row by row."""
+    """A figure of `size` inches, width by height, and its axes row by row.
+
+    `widths` and `heights` are those of the columns and rows, relative to each other.
+    """
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths, height_ratios=heights)
     if title:
         # matplotlib would read $...$ as mathematics
         wrapped = textwrap.fill(title.replace("$", r"\$"), int(size[0] * 13))

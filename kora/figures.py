@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kora.canvas import BLUE, GREEN, GREY, ORANGE, RED, new_figure, save
+from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, new_figure, save
 from kora.comparison import Comparison
 from kora.results import format_metric, is_rate
 
@@ -67,7 +67,7 @@ def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str 
             axis.set_ylim(
                 0, min(1.02, 1.1 * max(max(values) for _, values in stages.values())) or 1
             )
-            axis.yaxis.set_major_formatter(_PERCENT)
+            axis.yaxis.set_major_formatter(PERCENT)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
     return save(figure, out_png)
@@ -161,7 +161,7 @@ def confusion_matrix(
     # The square root shows the rare confusions of many classes, which a linear scale leaves white.
     scale = PowerNorm(1.0 if counted else 0.5, vmin=0, vmax=1)
     image = axis.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
-    bar = figure.colorbar(image, cax=axis.inset_axes((1.02, 0, 0.03, 1)), format=_PERCENT)
+    bar = figure.colorbar(image, cax=axis.inset_axes((1.02, 0, 0.03, 1)), format=PERCENT)
     bar.set_ticks([0, 0.25, 0.5, 0.75, 1] if counted else [0, 0.05, 0.2, 0.5, 1])
     bar.set_label("share of the true class")
     axis.set(xlabel="predicted", ylabel="true")
@@ -213,7 +213,7 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     axis.set_xlabel(result.metric + ("" if is_rate(result.metric) else " (lower is better)"))
     axis.set_title(result.headline(), fontsize=8, color=GREY)
     if is_rate(result.metric):
-        axis.xaxis.set_major_formatter(_PERCENT)
+        axis.xaxis.set_major_formatter(PERCENT)
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -221,7 +221,6 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     return save(figure, out_png)
 
 
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 _PANELS = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}
 _STAGES = {
     "train": ("training", BLUE, "."),
