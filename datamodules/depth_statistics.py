@@ -27,7 +27,7 @@ _BINS = 20
 _BLOCK_PIXELS = 5_000_000  # of depth in memory at a time; 16 frames of 480x640
 #: Bits of a float32 that the fine histogram leaves out: its bins are 2**-11 of the depth wide.
 _DROPPED_BITS = 12
-_BAR = 24  # characters of the longest bar
+_BARS = 36  # characters of the longest bars of all splits together: fits a terminal of 80
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -122,7 +122,7 @@ def histogram_table(stats_by_split: Mapping[str, DepthStatistics]) -> Table:
     for row in range(min(taken, default=0), max(taken, default=-1) + 1):
         low = row * _BIN_M
         label = f"{low:.1f} – {low + _BIN_M:.1f}" if row < _BINS else f"{low:.1f} and more"
-        table.add_row(label, *(_bar(column[row], longest) for column in columns))
+        table.add_row(label, *(_bar(column[row], longest, len(columns)) for column in columns))
     return table
 
 
@@ -186,9 +186,10 @@ def _shares(counts: list[int]) -> list[float]:
     return [count / total for count in counts]
 
 
-def _bar(share: float, longest: float) -> str:
-    eighths = round(8 * _BAR * share / longest) if longest else 0
-    if share:
-        eighths = max(eighths, 1)  # what is there is seen
+def _bar(share: float, longest: float, splits: int) -> str:
+    if share == 0:
+        return ""
+    eighths = max(1, round(8 * (_BARS // splits) * share / longest))  # what is there is seen
     bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
-    return f"{bar} {share:.1%}" if share else ""
+    percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
+    return f"{percent:>6} {bar}"

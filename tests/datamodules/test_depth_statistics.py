@@ -182,7 +182,7 @@ def test_nothing_to_look_at_is_named(split: str, most: int, message: str) -> Non
 
 
 def printed(stats: dict[str, DepthStatistics]) -> list[str]:
-    console = Console(width=100)
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(histogram_table(stats))
     return capture.get().splitlines()
@@ -195,12 +195,21 @@ def test_the_histogram_shows_each_split_in_bars_and_shares() -> None:
     assert "training" in lines[1]
     assert "test" in lines[1]
     rows = [line for line in lines if "–" in line or "and more" in line]
-    assert rows[0].split() == ["1.0", "–", "1.5", "█" * 24, "100.0%", "█" * 12, "50.0%"]
+    assert rows[0].split() == ["1.0", "–", "1.5", "100.0%", "█" * 18, "50.0%", "█" * 9]
     assert rows[-1].split()[:3] == ["10.0", "and", "more"]
     assert "33.3%" in rows[-1]
     assert len(rows) == 19  # from the first depth that occurs to the last
-    assert "2.0 –  2.5" not in rows[2]
-    assert rows[2].split()[-1] == "16.7%"
+    assert rows[2].split() == ["2.0", "–", "2.5", "16.7%", "███"]
+    assert rows[1].split() == ["1.5", "–", "2.0"]
+
+
+def test_three_splits_fit_a_narrow_terminal_and_what_is_rare_is_seen() -> None:
+    depth = torch.full((1, 64, 64), 1.2)
+    depth[0, 0, 0] = 3.3
+    lines = printed({name: of(depth) for name in ("training", "validation", "test")})
+    assert not any("…" in line for line in lines)
+    rare = next(line for line in lines if "3.0 – 3.5" in line)
+    assert rare.split()[3:] == ["<0.1%", "▏"] * 3
 
 
 def test_a_histogram_of_nothing_has_no_rows() -> None:
