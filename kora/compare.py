@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kora.comparison import Comparison, Difference, Group, to_csv
+from kora.formats import is_rate
 from kora.mixture import refuse_mixture
-from kora.results import Run, is_rate, write_atomically
+from kora.results import Run, write_atomically
 from kora.selection import load_runs, newest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kora.results import baseline_name, format_metric, is_rate
+from kora.formats import baseline_name, format_metric, format_number, is_rate
 from kora.summary import evaluation_sentence
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Comparison:
     def _number(self, value: float | None) -> str:
         if value is None:
             return "–"
-        return f"{value * 100:.2f}" if is_rate(self.metric) else f"{value:.3g}"
+        return f"{value * 100:.2f}" if is_rate(self.metric) else format_number(value, digits=3)
 
     def _spread(self, half_width: float | None) -> str:
         return "–" if half_width is None else f"± {self._number(half_width)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, new_figure, save
 from kora.comparison import Comparison
-from kora.results import format_metric, is_rate
+from kora.formats import format_metric, is_rate
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
 
@@ -194,7 +195,8 @@ def confusion_matrix(
 def comparison(result: Comparison, out_png: str | Path) -> Path:
     """A dot a seed, the mean and its 95 % interval for each group; baselines as lines."""
     groups = result.groups[::-1]  # the best on top
-    size = (7.2, 1.9 + 0.5 * len(groups))
+    headline = textwrap.wrap(result.headline(), 85)  # the evaluation of depth makes it long
+    size = (7.2, 1.75 + 0.15 * len(headline) + 0.5 * len(groups))
     figure, (axis,) = new_figure(1, size=size, title=result.title)
     for row, group in enumerate(groups):
         offsets = np.linspace(-0.16, 0.16, len(group.values)) if len(group.values) > 1 else [0.0]
@@ -211,7 +213,7 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     axis.set_yticks(range(len(groups)), [group.name for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
     axis.set_xlabel(result.metric + ("" if is_rate(result.metric) else " (lower is better)"))
-    axis.set_title(result.headline(), fontsize=8, color=GREY)
+    axis.set_title("\n".join(headline), fontsize=8, color=GREY)
     if is_rate(result.metric):
         axis.xaxis.set_major_formatter(PERCENT)
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))

@@ -24,12 +24,9 @@ __all__ = [
     "SCHEMA",
     "Run",
     "RunResult",
-    "baseline_name",
     "collect_versions",
     "find_runs",
-    "format_metric",
     "git_commit",
-    "is_rate",
     "read_results",
     "run_versions",
     "write_atomically",
@@ -38,16 +35,6 @@ __all__ = [
 
 RESULTS_NAME = "results.json"
 SCHEMA = 1
-
-_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
-    f"delta{power}" for power in (1, 2, 3)
-}
-_BASELINE_NAMES = {
-    "chance": "chance",
-    "majority": "majority class",
-    "mean_depth": "mean depth",
-    "mean_map": "mean depth map",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,23 +245,6 @@ def _natural(path: Path) -> list[tuple[str, int]]:
     """Sort key that puts version_10 after version_9."""
     pairs = re.findall(r"([^0-9]*)([0-9]*)", str(path))
     return [(text, int(number or -1)) for text, number in pairs]
-
-
-def is_rate(metric: str) -> bool:
-    """Whether a metric is a share in [0, 1], which reads best in per cent."""
-    return bool(_RATE_WORDS & set(re.split(r"[/_]", metric.lower())))
-
-
-def format_metric(metric: str, value: float | None) -> str:
-    """A value for readers: 71.04 % for a rate, four digits else, – for none."""
-    if value is None:
-        return "–"
-    return f"{value:.2%}".replace("%", " %") if is_rate(metric) else f"{value:.4g}"
-
-
-def baseline_name(kind: str) -> str:
-    """What readers call a kind of baseline, such as `mean_map`; `_` is a space in unknown ones."""
-    return _BASELINE_NAMES.get(kind, kind.replace("_", " "))
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kora.results import RunResult, baseline_name, format_metric
+from kora.formats import baseline_name, format_metric
+from kora.results import RunResult
 
 if TYPE_CHECKING:
     from rich.table import Table

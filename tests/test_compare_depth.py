@@ -78,7 +78,7 @@ def test_baselines_stand_below_the_groups_the_better_first() -> None:
     _, rows = result.cells()
     assert [row[:3] for row in rows[2:]] == [
         ["mean depth map", "", "1"],
-        ["mean depth", "", "1.25"],
+        ["mean depth", "", "1.250"],
     ]
     _, rows = compare(RUNS, metric="test/delta1").cells()
     assert [row[:3] for row in rows[2:]] == [

@@ -14,18 +14,13 @@ import kora
 from kora.results import (
     RESULTS_NAME,
     RunResult,
-    baseline_name,
     collect_versions,
     find_runs,
-    format_metric,
     git_commit,
-    is_rate,
     read_results,
     write_atomically,
     write_results,
 )
-
-ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
 
 
 def result(**changes: Any) -> RunResult:
@@ -212,24 +207,9 @@ def test_commit_is_quick_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert time.perf_counter() - start < 1
 
 
-def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
-    assert format_metric("test/accuracy", 0.7104) == "71.04 %"
-    assert format_metric("test/top5_accuracy", 1.0) == "100.00 %"
-    assert format_metric("test/rmse_m", 0.44912) == "0.4491"
-    assert format_metric("test/loss", None) == "–"
-    assert all(is_rate(f"test/{name}") for name in ("delta1", "delta2", "delta3"))
-    assert not any(is_rate(f"test/{name}") for name in ERRORS)
-    assert format_metric("val/delta3", 0.98765) == "98.77 %"
-
-
-def test_a_baseline_has_a_name_for_readers() -> None:
-    names = [baseline_name(kind) for kind in ("majority", "mean_map", "some_other")]
-    assert names == ["majority class", "mean depth map", "some other"]
-
-
 def test_import_is_light() -> None:
     heavy = {"torch", "lightning", "timm", "matplotlib", "scipy", "rich"}
-    command = "import sys, kora.results, kora.audit; print(*sys.modules)"
+    command = "import sys, kora.results, kora.summary, kora.audit; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert "kora.audit" in loaded, done.stderr

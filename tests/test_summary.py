@@ -79,7 +79,7 @@ def test_test_metrics_stand_beside_the_baselines() -> None:
 def test_a_depth_run_stands_beside_its_own_baselines() -> None:
     assert rows(shown(depth_result())) == [
         ["metric", "result", "mean depth", "mean depth map"],
-        ["test/rmse_m", "0.4491", "1.25", "1"],
+        ["test/rmse_m", "0.4491", "1.250", "1"],
         ["test/delta1", "83.00 %", "50.00 %", "62.50 %"],
         ["test/skipped_images", "2", "–", "–"],
     ]

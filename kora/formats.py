@@ -1,0 +1,41 @@
+"""Metrics and baselines as readers see them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["baseline_name", "format_metric", "format_number", "is_rate"]
+
+_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
+    f"delta{power}" for power in (1, 2, 3)
+}
+_BASELINE_NAMES = {
+    "chance": "chance",
+    "majority": "majority class",
+    "mean_depth": "mean depth",
+    "mean_map": "mean depth map",
+}
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share in [0, 1], which reads best in per cent."""
+    return bool(_RATE_WORDS & set(re.split(r"[/_]", metric.lower())))
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """A value for readers: 71.04 % for a rate, four digits else, – for none."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}".replace("%", " %") if is_rate(metric) else format_number(value, digits=4)
+
+
+def format_number(value: float, *, digits: int) -> str:
+    """So many digits that tell, zeros at the end too, which align a column; whole ones plain."""
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def baseline_name(kind: str) -> str:
+    """What readers call a kind of baseline, such as `mean_map`; `_` is a space in unknown ones."""
+    return _BASELINE_NAMES.get(kind, kind.replace("_", " "))
