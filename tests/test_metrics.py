@@ -197,6 +197,7 @@ def test_nothing_but_skipped_images_is_nan_with_a_warning(protocol: DepthProtoco
     assert (metrics.images, metrics.skipped) == (0, 2)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_no_image_at_all_is_nan_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="of 0 images none"):
         assert math.isnan(RMSE(FULL).compute())
@@ -272,16 +273,11 @@ def test_no_graph_is_kept() -> None:
     assert not any(row.requires_grad for row in metrics.rows)
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        (torch.tensor([1.0, 2.0]), r"\(2,\) and type torch.float32, expected \(2,\) integers"),
-        (torch.tensor([1]), r"shape \(1,\)"),
-    ],
-)
-def test_wrong_index_is_refused(index: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        filled(FULL, PREDICTION, TRUTH, index)
+def test_updating_never_waits_for_the_device() -> None:
+    # Tensors without data refuse .item(), branches on values, and selection by a mask.
+    depth = torch.empty(2, 6, 8, device="meta")
+    metrics = filled(FULL, depth[:, ::2, ::2], depth, torch.empty(2, device="meta").long())
+    assert metrics.rows[0].shape == (2, 9)
 
 
 def test_wrong_shape_protocol_or_power_is_refused() -> None:
@@ -293,3 +289,9 @@ def test_wrong_shape_protocol_or_power_is_refused() -> None:
         DepthMetrics("eigen")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="power is 4, expected 1, 2 or 3"):
         Delta(FULL, power=4)
+    with pytest.raises(
+        ValueError, match=r"\(2,\) and type torch.float32, expected \(2,\) integers"
+    ):
+        filled(FULL, PREDICTION, TRUTH, torch.ones(2))
+    with pytest.raises(ValueError, match=r"Index has shape \(1,\)"):
+        filled(FULL, PREDICTION, TRUTH, torch.tensor([1]))
