@@ -25,6 +25,7 @@ Train and compare adapters on frozen vision transformers.
 
   params    what trains, where and how much            kora params --config FILE [--json]
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
+  grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
   list      strategies, data modules and configs
 
@@ -59,6 +60,12 @@ def _data(args: Sequence[str]) -> None:
     data(args)
 
 
+def _grid(args: Sequence[str]) -> None:
+    from kora.grid import grid
+
+    grid(args)
+
+
 def _compare(args: Sequence[str]) -> None:
     import argparse
 
@@ -87,6 +94,7 @@ _COMMANDS: dict[str, Command] = {
     **{name: _lightning(name) for name in ("fit", "validate", "test", "predict")},
     "params": _params,
     "data": _data,
+    "grid": _grid,
     "compare": _compare,
     "list": _list,
 }

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
-from kora.results import RESULTS_NAME, run_versions
+from kora.results import RESULTS_NAME, read_results, run_versions
 
-__all__ = ["find_source_run", "source_overrides", "train_source"]
+__all__ = ["find_finished_run", "find_source_run", "source_overrides", "train_source"]
 
 #: What of the trainer is a matter of the machine and not of the result.
 _MACHINE = {
@@ -55,6 +55,25 @@ def find_source_run(parent: Path, wanted: Mapping[str, Any], sha256: str) -> Pat
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             backbone = read_adapter_config(folder / "adapter")["backbone"]
             if _essence(config) == _essence(wanted) and backbone["sha256"] == sha256:
+                return folder
+    return None
+
+
+def find_finished_run(experiment: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """The newest finished `fit` in an experiment's folder whose config equals `wanted`.
+
+    Runs that cannot be read count as not finished. Files that a config only names (weights, data,
+    the source config) are not compared.
+    """
+    for parent in sorted(experiment.glob(f"*/seed{wanted['seed_everything']}")):
+        for folder in reversed(run_versions(parent).values()):
+            try:
+                result = read_results(folder)
+                config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            except (OSError, RuntimeError, ValueError, yaml.YAMLError):
+                continue
+            trained = result.finished and result.stage == "fit" and isinstance(config, dict)
+            if trained and _essence(config) == _essence(wanted):
                 return folder
     return None
 

@@ -1,0 +1,149 @@
+"""The file of a grid: which options and seeds are combined, on top of which configs.
+
+A grid is a YAML file:
+
+    base: configs/x.yaml             # or a list; later files win
+    vary:                            # every combination of these
+      config: [configs/adapters/lora.yaml, configs/adapters/kora.yaml]
+      model.head_lr: [0.01, 0.001]
+    seeds: [0, 1, 2]
+    set: {experiment: x_head_lr}     # for all runs
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+__all__ = ["Grid", "Job", "read_grid"]
+
+_KEYS = ("base", "vary", "seeds", "set")
+_FRAGMENTS = "config"  # the key of `vary` whose values are files
+
+
+class Job(NamedTuple):
+    """One run: a name for readers, and the arguments of `kora fit`."""
+
+    name: str
+    args: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(("kora", "fit", *self.args))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid as its file describes it."""
+
+    base: tuple[str, ...]
+    vary: Mapping[str, tuple[Any, ...]]
+    seeds: tuple[int, ...]
+    options: Mapping[str, Any]
+
+    def jobs(self) -> list[Job]:
+        """Every combination with every seed, seeds innermost. Files come before options."""
+        jobs = []
+        for values in itertools.product(*self.vary.values()):
+            chosen = dict(zip(self.vary, values, strict=True))
+            fragment = chosen.pop(_FRAGMENTS, None)
+            files = [*self.base, *([] if fragment is None else [fragment])]
+            words = [] if fragment is None else [Path(fragment).stem]
+            words += [f"{key.rpartition('.')[2]}={_text(value)}" for key, value in chosen.items()]
+            options = {**self.options, **chosen}
+            for seed in self.seeds:
+                args = [part for file in files for part in ("--config", file)]
+                args += [f"--{key}={_text(value)}" for key, value in options.items()]
+                name = ", ".join([*words, f"seed {seed}"])
+                jobs.append(Job(name, (*args, f"--seed_everything={seed}")))
+        return jobs
+
+
+def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """A grid file, with `key=value` overrides of its `set`.
+
+    Raises:
+        ValueError: the file is missing, is no grid, or has a key or value that cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as a grid ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a table with the keys {', '.join(_KEYS)}.")
+    for key in content:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{path}: unknown key '{key}'; a grid has {', '.join(_KEYS)}.{hint}")
+    base = content.get("base")
+    files = _files(path, "base", [base] if isinstance(base, str) else base)
+    vary = {
+        key: _files(path, f"vary.{key}", values)
+        if key == _FRAGMENTS
+        else _values(path, f"vary.{key}", values)
+        for key, values in _table(path, content, "vary").items()
+    }
+    seeds = _values(path, "seeds", content.get("seeds", [0]))
+    wrong = [s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or s < 0]
+    if wrong:
+        raise ValueError(f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 up.")
+    options = _table(path, content, "set")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set {text}: expected key=value, such as trainer.max_epochs=1.")
+        options[key] = value
+    _refuse(path, options, ("seed_everything", "seeds"), "list the seeds under 'seeds'")
+    _refuse(path, vary, ("seed_everything", "seeds"), "list the seeds under 'seeds'")
+    _refuse(path, options, (_FRAGMENTS,), "list files that all runs take under 'base'")
+    _refuse(path, options, tuple(vary), "it is under 'vary' too, and each would undo the other")
+    return Grid(files, vary, seeds, options)
+
+
+def _table(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{path}: {key} is {value!r}; expected a table of dotted option names.")
+    return dict(value)
+
+
+def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{path}: {key} is {values!r}; expected a list with at least one value.")
+    texts = [_text(value) for value in values]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}: {key} has {twice} twice. Leave one out.")
+    return tuple(values)
+
+
+def _files(path: Path, key: str, values: Any) -> tuple[str, ...]:
+    if values is None:
+        raise ValueError(f"{path}: {key} is missing. Name the config that all runs start from.")
+    for file in _values(path, key, values):
+        if not isinstance(file, str) or not Path(file).is_file():
+            raise ValueError(
+                f"{path}: {key} names {file!r}, which is no file. Name a config, relative to where "
+                "you are."
+            )
+    return tuple(values)
+
+
+def _refuse(path: Path, table: Mapping[str, Any], keys: Sequence[str], why: str) -> None:
+    for key in keys:
+        if key in table:
+            raise ValueError(f"{path}: '{key}' cannot be set here: {why}.")
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
