@@ -3,8 +3,17 @@
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR
 from datamodules.image_folder import ImageFolder
+from datamodules.nyu_depth import NYUDepthV2
 from datamodules.splits import Subset
 from datamodules.synthetic import Synthetic
 from datamodules.tiny_imagenet import TinyImageNet
 
-__all__ = ["CIFAR", "ImageDataModule", "ImageFolder", "Subset", "Synthetic", "TinyImageNet"]
+__all__ = [
+    "CIFAR",
+    "ImageDataModule",
+    "ImageFolder",
+    "NYUDepthV2",
+    "Subset",
+    "Synthetic",
+    "TinyImageNet",
+]

@@ -1,0 +1,166 @@
+"""Which frames of NYU Depth V2 train, validate and test: the official split, and whole scenes.
+
+Shapes: N images of the official training set, n chosen images
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from datamodules.base import Part
+from datamodules.splits import IntArray, Subset, choose_subset
+
+__all__ = ["choose_by_scene", "read_official_split"]
+
+_KEYS: dict[Part, str] = {"train": "trainNdxs", "test": "testNdxs"}
+_SCENE_STREAM = 2  # the streams of datamodules.splits are 0 and 1
+
+
+def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, IntArray]:
+    """Frames of the two official parts, counted from 0, ascending, from `splits.mat`.
+
+    Args:
+        path: the file, in MATLAB's old format, with `trainNdxs` and `testNdxs` counted from 1.
+        frames: how many frames there are.
+        source: the file of those frames, for messages.
+
+    Raises:
+        RuntimeError: the file cannot be read.
+        ValueError: a list is missing, or it is no split of these frames.
+    """
+    try:
+        held: dict[str, Any] = scipy.io.loadmat(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the parser raises whatever damaged bytes lead to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RuntimeError(
+            f"Cannot read the split {path} ({reason}). Expected a file of MATLAB's old format, up "
+            "to version 7. Get splits.mat again, or leave data.splits out."
+        ) from error
+    parts = {part: _positions(held, key, path=path, frames=frames) for part, key in _KEYS.items()}
+    for part, chosen in parts.items():
+        outside = chosen[(chosen < 0) | (chosen >= frames)]
+        if len(outside):
+            raise ValueError(
+                f"{path}: {_KEYS[part]!r} holds {outside[0] + 1}, but {source} has {frames} frames"
+                f", expected numbers in 1..{frames}. The two files do not belong together: use "
+                "the official splits.mat with the official labelled file."
+            )
+    both = np.intersect1d(parts["train"], parts["test"])
+    if len(both):
+        raise ValueError(
+            f"{path}: {len(both)} frames are in both 'trainNdxs' and 'testNdxs', among them "
+            f"{both[0] + 1}; expected none, or the test would use training images. Use the "
+            "official splits.mat."
+        )
+    return parts
+
+
+def choose_by_scene(
+    scenes: Sequence[str],
+    subset: Subset | None,
+    *,
+    class_names: Sequence[str],
+    val_fraction: float,
+    val_images: int | None,
+    seed: int,
+) -> tuple[IntArray, IntArray]:
+    """Positions that train and that validate, ascending, with no scene in both.
+
+    Frames of one scene are neighbours in a video, nearly the same picture. The subset is drawn
+    first, as for every data set. Scenes that it does not touch then validate in a seeded order; to
+    come to the exact number, the last one is the smallest that suffices, and only as many of its
+    frames, evenly spaced, are used. The others of that scene stay out of training too.
+
+    Args:
+        scenes: scene of each image (N,).
+        subset: train on this part only.
+        class_names: as in `choose_subset`.
+        val_fraction: share of all N images that validates.
+        val_images: exact number of images; overrides `val_fraction`.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: as `choose_subset`; or too few images lie in scenes that are free to validate,
+            or the fraction comes to no image.
+    """
+    names, scene_N = np.unique(np.asarray(scenes), return_inverse=True)
+    counts = np.bincount(scene_N)
+    total = round(val_fraction * len(scenes)) if val_images is None else val_images
+    if total == 0 and val_images is None and val_fraction > 0:
+        raise ValueError(
+            f"data.val_fraction {val_fraction} of {len(scenes)} training images is less than one "
+            "image. Use a larger val_fraction or val_images, or val_fraction: 0 for no validation."
+        )
+    order = np.random.default_rng([seed, _SCENE_STREAM]).permutation(len(names))
+    if subset is None:
+        free = order[:-1]  # one scene is left to train on
+        rule = "when one scene is kept to train on"
+    else:
+        labels = np.zeros(len(scenes), dtype=np.int64)
+        taken = choose_subset(labels, subset, class_names=class_names, seed=seed)
+        free = order[~np.isin(order, scene_N[taken])]
+        rule = "in scenes that the training subset does not touch"
+    available = int(counts[free].sum())
+    if total > available:
+        raise ValueError(
+            f"Validation asks for {total} images, but only {available} of the {len(scenes)} "
+            f"training images are free for it {rule} (frames of one scene are nearly the same "
+            f"picture). Use val_images: {available} or less"
+            f"{', or a smaller subset' if subset is not None else ''}."
+        )
+    chosen, val = _scenes_for(total, free, counts, scene_N)
+    train = np.flatnonzero(~np.isin(scene_N, chosen)) if subset is None else taken
+    return train, val
+
+
+def _scenes_for(
+    total: int, free: IntArray, counts: IntArray, scene_N: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Scenes from the front of `free` with at least `total` images, and `total` of those images."""
+    reach = np.cumsum(counts[free])
+    whole = int(np.searchsorted(reach, total, side="right"))  # scenes that fit entirely
+    chosen = free[:whole]
+    val = np.flatnonzero(np.isin(scene_N, chosen))
+    missing = total - len(val)
+    if missing == 0:
+        return chosen, val
+    rest = free[whole:]
+    rest = rest[counts[rest] >= missing]
+    last = rest[counts[rest].argmin()]
+    frames = np.flatnonzero(scene_N == last)
+    some = frames[np.linspace(0, len(frames) - 1, missing).round().astype(np.int64)]
+    return np.append(chosen, last), np.sort(np.concatenate([val, some]))
+
+
+def _positions(held: dict[str, Any], key: str, *, path: Path, frames: int) -> IntArray:
+    """The list `key`, counted from 0, ascending, without a range check."""
+    names = [name for name in held if not name.startswith("__")]
+    if key not in held:
+        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}? Rename it." if close else ""
+        raise ValueError(
+            f"{path} has no list {key!r}; it holds {', '.join(map(repr, names)) or 'nothing'}. "
+            f"Expected 'trainNdxs' and 'testNdxs', frames counted from 1.{hint}"
+        )
+    values = np.asarray(held[key]).ravel()
+    if values.dtype.kind not in "iuf" or not len(values) or (values != np.rint(values)).any():
+        raise ValueError(
+            f"{path}: {key!r} is {values.dtype} of {len(values)} values, expected whole numbers in "
+            f"1..{frames}. Use the official splits.mat."
+        )
+    chosen = np.sort(values.astype(np.int64) - 1)
+    double = chosen[1:][np.diff(chosen) == 0]
+    if len(double):
+        raise ValueError(
+            f"{path}: {key!r} holds frame {double[0] + 1} more than once, expected each once. Use "
+            "the official splits.mat."
+        )
+    return chosen
