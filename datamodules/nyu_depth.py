@@ -170,6 +170,8 @@ class NYUDepthV2(ImageDataModule):
     def protocol_extras(self) -> dict[str, Any]:
         layout = self.layout
         total, used = len(self.read_labels("train")), len(self.indices("train"))
+        asked = None if self.subset is None else self.subset.fraction
+        share = used / total if asked is None else asked
         labelled = isinstance(layout, LabelledLayout)
         cached = labelled and isinstance(layout.reader_of("train")[0], CachedFrames)
         return {
@@ -177,7 +179,7 @@ class NYUDepthV2(ImageDataModule):
             "depth": self.depth if labelled else "depth",
             "depth_rounding": f"steps of {1000 * STEP_M:g} mm (cache)" if cached else "none",
             "training_frames": total,
-            "training_share": f"{100 * used / total:.3g} % of {total:,} "
+            "training_share": f"{100 * share:.3g} % of {total:,} "
             f"{'labelled frames' if labelled else 'frames'} = {used:,} images",
             "scenes": self._scene_counts(),
         }

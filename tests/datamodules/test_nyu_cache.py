@@ -1,0 +1,206 @@
+"""Claims about the mapped cache of the labelled file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from datamodules import NYUDepthV2
+from datamodules.loading import as_is
+from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport
+from tests.depth_factory import depth_frame, write_frame_folders, write_labelled, write_splits
+
+MAT = "nyu_depth_v2_labeled.mat"
+FOLDER = "nyu_depth_v2_labeled.depths.cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_labelled(tmp_path / MAT, frames=12)
+    write_splits(tmp_path / "splits.mat")
+    return tmp_path
+
+
+def make(root: Path, **options: Any) -> NYUDepthV2:
+    return NYUDepthV2(str(root), **{"num_workers": 0, "val_images": 2, **options})
+
+
+def everything(data: NYUDepthV2) -> dict[str, torch.Tensor]:
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    return batch
+
+
+def is_cached(data: NYUDepthV2) -> bool:
+    return isinstance(data.layout.reader_of("test")[0], CachedFrames)
+
+
+def test_it_holds_the_same_images_and_depth_within_a_tenth_of_a_millimetre(root: Path) -> None:
+    exact = everything(make(root))
+    data = make(root)
+    assert not is_cached(data)
+    report = data.prepare_cache()
+    assert is_cached(data)  # the module that made it uses it too
+    cached = everything(make(root))
+    assert torch.equal(cached["image"], exact["image"])
+    assert cached["depth_m"].dtype == torch.float32
+    error = (cached["depth_m"] - exact["depth_m"]).abs().max().item()
+    assert 0 < error <= STEP_M / 2 + 1e-6
+    assert isinstance(report, CacheReport)
+    assert error <= report.largest_rounding_mm / 1000 + 1e-6
+    assert [cached["index"].tolist(), cached["label"].tolist()] == [[0, 1, 2, 3], [0] * 4]
+
+
+def test_missing_stays_missing_and_nothing_else_becomes_it(tmp_path: Path) -> None:
+    depths = np.full((12, 32, 24), 1.5, dtype=np.float32)
+    depths[:, 0, 0], depths[:, 0, 1], depths[:, 0, 2] = 0, 1e-5, 13.1
+    write_labelled(tmp_path / MAT, change={"depths": depths})
+    write_splits(tmp_path / "splits.mat")
+    make(tmp_path).prepare_cache()
+    depth = everything(make(tmp_path))["depth_m"]
+    assert depth[0, 0, 0] == 0
+    assert depth[0, 1, 0] == pytest.approx(STEP_M)
+    assert depth[0, 2, 0] == pytest.approx(13.1)
+
+
+def test_the_gain_is_told_and_kept(root: Path) -> None:
+    report = make(root).prepare_cache()
+    assert report is not None
+    size = sum((root / FOLDER / name).stat().st_size for name in ("images.npy", "depth.npy"))
+    assert report.cache_mib == pytest.approx(size / 2**20)
+    assert report.source_mib == pytest.approx((root / MAT).stat().st_size / 2**20)
+    assert 0 < report.largest_rounding_mm <= 0.101
+    assert report.cache_frames_per_second > 0
+    assert report.source_frames_per_second > 0
+    for word in ("frames/s", "MiB", "mm", FOLDER):
+        assert word in report.render()
+    before = (root / FOLDER).stat().st_mtime_ns
+    assert make(root).prepare_cache() == report  # ready: nothing is made again
+    assert (root / FOLDER).stat().st_mtime_ns == before
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+
+
+def test_the_protocol_says_that_depth_is_rounded_and_nothing_else_changes(root: Path) -> None:
+    exact = make(root).protocol()
+    make(root).prepare_cache()
+    cached = make(root).protocol()
+    assert exact.pop("depth_rounding") == "none"
+    assert cached.pop("depth_rounding") == "steps of 0.2 mm (cache)"
+    assert cached == exact
+
+
+def test_each_kind_of_depth_has_its_own_cache(root: Path) -> None:
+    make(root).prepare_cache()
+    raw = make(root, depth="raw")
+    assert not is_cached(raw)
+    raw.prepare_cache()
+    assert (everything(make(root, depth="raw"))["depth_m"][..., :2] == 0).all()
+    assert (everything(make(root))["depth_m"] > 0).all()
+
+
+def change_time(root: Path) -> None:
+    os.utime(root / MAT, ns=(1, 1))
+
+
+def other_file(root: Path) -> None:
+    write_labelled(root / MAT, frames=13)
+
+
+def cut_short(root: Path) -> None:
+    path = root / FOLDER / "images.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def no_record(root: Path) -> None:
+    (root / FOLDER / "cache.json").unlink()
+
+
+def bad_record(root: Path) -> None:
+    (root / FOLDER / "cache.json").write_text("[]")
+
+
+def other_array(root: Path) -> None:
+    np.save(root / FOLDER / "depth.npy", np.zeros((12, 24, 32), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "spoil", [change_time, other_file, cut_short, no_record, bad_record, other_array]
+)
+def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
+    root: Path, spoil: Any
+) -> None:
+    make(root).prepare_cache()
+    spoil(root)
+    data = make(root)
+    with pytest.warns(UserWarning, match=rf"{FOLDER} is not used.*kora data prepare"):
+        batch = everything(data)
+    assert np.array_equal(batch["depth_m"][0].numpy(), depth_frame(8)[1])
+    make(root).prepare_cache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert is_cached(make(root))
+
+
+def test_a_pickled_array_is_never_loaded(root: Path) -> None:
+    make(root).prepare_cache()
+    np.save(root / FOLDER / "depth.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.warns(UserWarning, match="is not used"):
+        assert not is_cached(make(root))
+
+
+def test_a_bad_frame_stops_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    depths = np.full((12, 32, 24), 1.5, dtype=np.float32)
+    depths[10, 0, 0] = -1
+    write_labelled(tmp_path / MAT, change={"depths": depths})
+    write_splits(tmp_path / "splits.mat")
+    with pytest.raises(RuntimeError, match="frame 10: 'depths' is -1"):
+        make(tmp_path).prepare_cache()
+    depths[10, 0, 0] = 15
+    write_labelled(tmp_path / MAT, change={"depths": depths})
+    with pytest.raises(ValueError, match=r"frame 10: 'depths' reaches 15 m.* at most 13\.1 m"):
+        make(tmp_path).prepare_cache()
+    visible = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert visible == {MAT, "splits.mat"}
+    assert not is_cached(make(tmp_path))
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(root: Path) -> None:
+    (root / f".{FOLDER}.new").mkdir()
+    (root / f".{FOLDER}.new" / "images.npy").write_bytes(b"half")
+    make(root).prepare_cache()
+    assert is_cached(make(root))
+    assert not (root / f".{FOLDER}.new").exists()
+
+
+def test_it_may_lie_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("fast") / "disk"
+    make(root, cache=str(elsewhere)).prepare_cache()
+    assert (elsewhere / FOLDER / "cache.json").is_file()
+    assert is_cached(make(root, cache=str(elsewhere)))
+    assert not is_cached(make(root))
+
+
+def test_workers_and_pickling_carry_no_pixels(root: Path) -> None:
+    data = make(root)
+    data.prepare_cache()
+    alone = everything(data)
+    dataset = data._datasets["test"]
+    assert len(pickle.dumps(dataset)) < 3000
+    for options in ({}, {"num_workers": 4, "multiprocessing_context": "fork"}):
+        batches = list(DataLoader(dataset, batch_size=1, collate_fn=as_is, **options))
+        for name, column in alone.items():
+            assert torch.equal(torch.cat([batch[name] for batch in batches]), column)
+
+
+def test_the_per_frame_layout_needs_none(tmp_path: Path) -> None:
+    write_frame_folders(tmp_path)
+    assert make(tmp_path).prepare_cache() is None
