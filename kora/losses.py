@@ -108,7 +108,7 @@ class ScaleShiftInvariantLoss(DepthLoss):
                 coarse, counts = residual_BHW[..., ::step, ::step], valid_BHW[..., ::step, ::step]
                 loss_B = loss_B + self.gradient_weight * _mean_gradient(coarse, counts)
         measured_B = valid_BHW.flatten(1).any(dim=1)
-        return (loss_B * measured_B).sum() / measured_B.sum().clamp(min=1)
+        return loss_B.sum() / measured_B.sum().clamp(min=1)
 
 
 def masked_depths(

@@ -88,7 +88,7 @@ class _DepthMetric(Metric):
             )
         protocol = self.protocol
         window = (..., *protocol.window(*target_BHW.shape[-2:]))
-        depth_BHW = protocol.prepare(prediction_Bhw.detach(), target_BHW)
+        depth_BHW = protocol.prepare(prediction_Bhw, target_BHW)
         target_BN = target_BHW[window].float().flatten(1)
         valid_BN = protocol.in_range(target_BN)
         moments = Moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
