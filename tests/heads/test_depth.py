@@ -217,13 +217,15 @@ def test_depth_stays_in_its_range(
 
 
 def test_both_ends_of_the_range_can_be_said_and_rounding_does_not_pass_them() -> None:
+    generator = torch.Generator().manual_seed(0)
     for far in torch.linspace(1, 80, 50).tolist():
-        logits = torch.zeros(2, 256, 1, 1)
-        logits[0, 0] = logits[1, -1] = 1.1e9
-        depth = depth_of_bins(logits, min_depth_m=far / 7, max_depth_m=far).double()
-        assert depth[0].item() == pytest.approx(far / 7)
-        assert depth[1].item() == pytest.approx(far)
-        assert depth.min() >= torch.tensor(far / 7)
+        near = far / 7
+        logits = torch.zeros(2, 256, 20, 1)
+        logits[0, 0] = logits[1, -1] = 1e9 * torch.rand(20, 1, generator=generator)
+        depth = depth_of_bins(logits, min_depth_m=near, max_depth_m=far)
+        torch.testing.assert_close(depth[0], torch.full((20, 1), near), rtol=1e-4, atol=0)
+        torch.testing.assert_close(depth[1], torch.full((20, 1), far), rtol=1e-4, atol=0)
+        assert depth.min() >= torch.tensor(near)
         assert depth.max() <= torch.tensor(far)
 
 
