@@ -40,7 +40,8 @@ def grid(args: Sequence[str]) -> None:
     own = parser.parse_args(args)
     path = Path(own.config)
     environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
-    jobs = read_grid(path, own.overrides).jobs()
+    planned = read_grid(path, own.overrides)
+    jobs = planned.jobs()
     configs = [_resolved(path, job) for job in jobs]
     _refuse_equal(path, jobs, configs)
     found = [_finished(config) for config in configs]
@@ -68,7 +69,7 @@ def grid(args: Sequence[str]) -> None:
         else:
             seconds.append(time.monotonic() - started)
     _say(f"{len(seconds)} runs done, {done} were finished before, {len(failed)} failed.")
-    _compare([folder for folder in found if folder is not None])
+    _compare([folder for folder in found if folder is not None], tuple(planned.vary))
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(jobs)} runs failed; their messages stand above. The same "
@@ -130,13 +131,22 @@ def _run(job: Job, environment: dict[str, str]) -> int:
             process.terminate()
 
 
-def _compare(folders: list[Path]) -> None:
+def _compare(folders: list[Path], varied: Sequence[str]) -> None:
+    """Print the comparison, which tells runs apart by experiment, strategy and its arguments."""
     from kora.compare import compare_command
 
-    if folders:
+    told_apart = ("config", "experiment", "model.adapter")
+    others = [k for k in varied if k not in told_apart and not k.startswith("model.adapter.")]
+    if others:
+        _say(
+            f"no comparison: it goes by strategy, and {', '.join(others)} varies within one. To "
+            "compare, put each value into a file with an experiment name of its own, and vary "
+            "config; then: kora compare runs --by experiment"
+        )
+    elif folders:
         try:
             compare_command(folders)
-        except ValueError as error:  # what is varied may forbid it; the runs are there all the same
+        except ValueError as error:  # the runs are there all the same
             _say(f"no comparison: {error}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["config_claim", "find_configs", "find_subclasses", "main"]
+__all__ = ["config_claim", "find_configs", "find_subclasses", "is_grid", "main"]
 
 
 def find_subclasses(folder: Path, base: str) -> dict[str, str]:
@@ -34,6 +34,11 @@ def find_subclasses(folder: Path, base: str) -> dict[str, str]:
 def find_configs(root: Path = Path("configs")) -> list[Path]:
     """All config files below a folder."""
     return sorted(root.rglob("*.yaml"))
+
+
+def is_grid(path: Path) -> bool:
+    """Whether a file below `configs/` is for `kora grid`, which is told by its folder."""
+    return path.parent.name == "grids"
 
 
 def config_claim(path: Path) -> str:
@@ -74,11 +79,17 @@ def main(args: Sequence[str]) -> None:
     assert spec.origin is not None
     found = find_subclasses(Path(spec.origin).parent, "ImageDataModule")
     show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
-    configs = {str(path): config_claim(path) for path in find_configs()}
-    if configs:
-        console.print("[italic]Configs (--config)[/italic]")
-        for path, claim in configs.items():
+    files = find_configs()
+    grids = [path for path in files if is_grid(path)]
+    configs = [path for path in files if path not in grids]
+    for title, found_files in (
+        ("Configs (kora fit --config)", configs),
+        ("Grids (kora grid --config)", grids),
+    ):
+        if found_files:
+            console.print(f"[italic]{title}[/italic]")
+        for path in found_files:
             console.print(f" {path}", soft_wrap=True, highlight=False, markup=False)
-            console.print(Padding(escape(claim), (0, 0, 0, 4)), style="dim")
-    else:
+            console.print(Padding(escape(config_claim(path)), (0, 0, 0, 4)), style="dim")
+    if not files:
         console.print("Configs: no folder configs/ here; run this in a clone of the repository.")

@@ -37,6 +37,8 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
             parse([name, *args])
         elif name in ("params", "data"):
             parse(["fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare"))])
+        elif name == "grid":
+            main([name, *args, "--dry_run"])
         else:
             # These load nothing before they know that they like their options.
             main([name, *args])

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.grid_file import read_grid
 from kora.lightning_cli import parse
-from kora.listing import config_claim
+from kora.listing import config_claim, is_grid
 from tests.cli.support import REPOSITORY, kora
 from tests.commands import assert_accepted, kora_commands
 
@@ -43,8 +44,9 @@ def is_complete(name: str) -> bool:
     return "class_path" in load(name).get("model", {})
 
 
-COMPLETE = [name for name in NAMES if is_complete(name)]
-FRAGMENTS = [name for name in NAMES if not is_complete(name)]
+GRIDS = [name for name in NAMES if is_grid(Path(name))]
+COMPLETE = [name for name in NAMES if is_complete(name) and name not in GRIDS]
+FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in GRIDS]
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,17 @@ def test_the_first_line_is_a_claim(name: str) -> None:
     first = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(config_claim(REPOSITORY / name)) > 20
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_names_the_command_that_runs_it_and_keeps_its_runs_apart(name: str) -> None:
+    (run,) = labelled(name, "Run")
+    assert run.split()[:4] == ["kora", "grid", "--config", name]
+    (compare,) = labelled(name, "Compare")
+    grid = read_grid(Path(name))
+    experiment = grid.options.get("experiment", load(grid.base[0])["experiment"])
+    assert f"runs/{experiment}" in compare.split()
+    assert len(grid.seeds) >= 3, "one seed says nothing"
 
 
 @pytest.mark.parametrize("name", COMPLETE)

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 import datamodules
 import kora.adapters
 from kora.adapters import Composer, Readout, Strategy
-from kora.listing import config_claim, find_configs, find_subclasses
+from kora.listing import config_claim, find_configs, find_subclasses, is_grid
 from tests.cli.support import REPOSITORY
 
 
@@ -75,3 +75,8 @@ def test_a_config_is_listed_with_its_whole_claim_and_nothing_else(tmp_path: Path
     assert find_configs(tmp_path) == [tmp_path / "b.yaml", tmp_path / "deep/a.yaml"]
     assert config_claim(tmp_path / "deep/a.yaml") == "What it runs."
     assert config_claim(tmp_path / "b.yaml") == ""
+
+
+def test_a_grid_is_told_by_its_folder() -> None:
+    assert is_grid(Path("configs/grids/depth_dcomp.yaml"))
+    assert not is_grid(Path("configs/adapters/lora.yaml"))

@@ -15,7 +15,7 @@ from kora.backbones import Backbone
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("fit", "validate", "test", "predict", "params", "data", "compare", "list")
+COMMANDS = ("fit", "validate", "test", "predict", "params", "data", "grid", "compare", "list")
 
 
 @pytest.mark.parametrize("args", [(), ("-h",), ("--help",), ("help",)])
@@ -38,7 +38,10 @@ def test_every_command_has_help_of_its_own(capfd: Capture, command: str) -> None
     outcome = kora(capfd, command, "--help")
     assert outcome.code == 0
     assert "usage:" in outcome.out.lower()
-    options = {"fit": "--trainer.max_epochs", "compare": "--metric", "params": "--json"}
+    options = {
+        "fit": "--trainer.max_epochs", "compare": "--metric", "params": "--json",
+        "grid": "--dry_run",
+    }  # fmt: skip
     assert options.get(command, "--help") in outcome.out
 
 
