@@ -221,7 +221,7 @@ def test_both_ends_of_the_range_can_be_said_and_rounding_does_not_pass_them() ->
     for far in torch.linspace(1, 80, 50).tolist():
         near = far / 7
         logits = torch.zeros(2, 256, 20, 1)
-        logits[0, 0] = logits[1, -1] = 1e9 * torch.rand(20, 1, generator=generator)
+        logits[0, 0] = logits[1, -1] = 1e9 * (1 + torch.rand(20, 1, generator=generator))
         depth = depth_of_bins(logits, min_depth_m=near, max_depth_m=far)
         torch.testing.assert_close(depth[0], torch.full((20, 1), near), rtol=1e-4, atol=0)
         torch.testing.assert_close(depth[1], torch.full((20, 1), far), rtol=1e-4, atol=0)
