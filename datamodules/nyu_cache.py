@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.loading import UnreadableImageError
 from datamodules.nyu_labelled import LabelledFile
 from datamodules.splits import IntArray
 
@@ -78,8 +79,17 @@ class CachedFrames:
         self._arrays: tuple[NDArray[np.uint8], NDArray[np.uint16]] | None = None
 
     def read(self, frames: IntArray) -> dict[str, Tensor]:
-        """These frames, counted from 0: `image` uint8 (B, 3, H, W), `depth_m` float32 (B, H, W)."""
-        images, depths = self._open()
+        """These frames, counted from 0: `image` uint8 (B, 3, H, W), `depth_m` float32 (B, H, W).
+
+        Raises:
+            UnreadableImageError: the cache is not what it was when it was opened.
+        """
+        try:
+            images, depths = self._open()
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(
+                f"The cache {self.folder} was changed while it was in use ({error}). Run again."
+            ) from error
         image = torch.empty((len(frames), 3, *self.size), dtype=torch.uint8)
         depth = torch.empty((len(frames), *self.size), dtype=torch.float32)
         image_BCHW, depth_BHW = image.numpy(), depth.numpy()

@@ -26,14 +26,14 @@ def open_hdf5(path: Path) -> Any:
     """The HDF5 file, open for reading; never locked, so a read-only disk will do.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableImageError: it is not HDF5, or it is truncated.
+        UnreadableImageError: it is gone, not HDF5, or truncated.
     """
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNK_CACHE_BYTES)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is missing. It was there when the data was listed: put it back, or run again."
+        raise UnreadableImageError(
+            f"{path} is missing, but it was there when the data was listed. Put it back, or run "
+            "again."
         ) from None
     except OSError as error:
         raise UnreadableImageError(

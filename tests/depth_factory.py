@@ -33,6 +33,7 @@ def depth_frame(
     top, left = rng.uniform(0.1, 0.5, 2)
     box = (rows > top) & (rows < top + 0.4) & (columns > left) & (columns < left + 0.4)
     depth[box] = rng.uniform(0.7, 1.5)
+    depth = np.clip(depth, 0.7, 9.8)
     shade = 230 - 22 * depth
     tint = rng.uniform(0.7, 1.0, (3, 1, 1))
     noise = rng.integers(-3, 4, (3, *size))

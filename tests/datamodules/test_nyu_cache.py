@@ -150,6 +150,18 @@ def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
         assert is_cached(make(root))
 
 
+def test_a_cache_that_vanishes_is_told_by_the_worker_in_one_sentence(root: Path) -> None:
+    make(root).prepare_cache()
+    data = make(root)
+    data.setup("test")
+    copy = pickle.loads(pickle.dumps(data._datasets["test"]))  # as a spawned worker gets it
+    (root / FOLDER / "depth.npy").unlink()
+    batches = iter(DataLoader(copy, num_workers=1, collate_fn=as_is))
+    with pytest.raises(RuntimeError, match=rf"^The cache .*{FOLDER} was changed.*Run again\.$"):
+        next(batches)
+    batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
 def test_a_pickled_array_is_never_loaded(root: Path) -> None:
     make(root).prepare_cache()
     np.save(root / FOLDER / "depth.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader
 
-from datamodules import ImageDataModule, NYUDepthV2, Subset
+from datamodules import ImageDataModule, NYUDepthV2, Subset, nyu_labelled
 from datamodules.loading import as_is
 from datamodules.nyu_dataset import FrameDataset
 from tests.depth_factory import (
@@ -245,9 +245,9 @@ def test_no_open_file_is_pickled_or_left_open_by_read(tmp_path: Path) -> None:
 
 
 def _child_opens_its_own(reader: Any, queue: Any) -> None:
-    inherited = reader._arrays[0].file
+    inherited = reader._arrays
     reader.read(np.array([0]))
-    queue.put(reader._arrays[0].file is not inherited)
+    queue.put(reader._arrays is not inherited)
 
 
 def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
@@ -284,3 +284,19 @@ def test_it_is_configured_from_yaml() -> None:
     assert data.subset == Subset(fraction=0.01)
     assert data.num_classes == 1
     assert NYUDepthV2().num_workers == 2
+
+
+@pytest.mark.parametrize("place", [100, -100])
+def test_a_large_file_is_fingerprinted_by_samples_that_hold_both_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(nyu_labelled, "_SAMPLE_BLOCKS", 4)
+    monkeypatch.setattr(nyu_labelled, "_SAMPLE_BYTES", 256)
+    path = write_labelled(tmp_path / MAT)
+    file = nyu_labelled.LabelledFile(path, depth="depths")
+    before = file.fingerprint()
+    assert file.fingerprint() == before
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert file.fingerprint() != before

@@ -203,11 +203,11 @@ def test_a_damaged_frame_in_a_whole_file_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
     write_frame_folders(tmp_path)
-    data = NYUDepthV2(str(tmp_path), num_workers=0, val_images=2)
+    data = NYUDepthV2(str(tmp_path), num_workers=1, val_images=2)
     data.setup("test")
-    (tmp_path / "val" / "official" / "00002.h5").unlink()
-    with pytest.raises(FileNotFoundError, match=r"00002\.h5 is missing"):
-        list(data.test_dataloader())
+    path = tmp_path / "val" / "official" / "00002.h5"
+    path.unlink()
+    assert told(data).startswith(f"{path} is missing")
 
 
 @pytest.mark.parametrize("kind", ["external", "soft", "virtual", "storage", "group"])
