@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kora.audit_depth import DepthAudit
 from kora.lightning_cli import parse
 from kora.params import parameter_report
-from kora.record import audit_of
+from kora.reports import Report, report_for
 
 __all__ = ["data", "params"]
 
@@ -26,7 +27,7 @@ def params(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print trainable, total, percent, head")
     own, rest = _split(parser, args)
     datamodule, task = _instantiate(["fit", *rest])
-    if task.num_classes is None:
+    if getattr(task, "num_classes", 0) is None:
         task.num_classes = datamodule.num_classes
     task.adapter_from = None
     task.build()
@@ -47,32 +48,40 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("action", choices=("describe", "prepare"))
     parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
     own, rest = _split(parser, args)
-    datamodule, _ = _instantiate(["fit", *rest])
+    datamodule, task = _instantiate(["fit", *rest])
     datamodule.prepare_data()
     console = Console()
     if own.action == "prepare":
+        gained = getattr(datamodule, "prepare_cache", lambda: None)()
+        if gained:
+            console.print(gained, highlight=False, soft_wrap=True)
         console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
         return
     datamodule.setup_splits()
-    summary, found = datamodule.summary(), audit_of(datamodule)
+    report = report_for(task, datamodule)
+    summary, found = datamodule.summary(), report.audit()
     assert found is not None
+    stated = {**datamodule.protocol(), **_evaluation(report)}
     if own.json:
-        record = {**summary, "audit": found.to_dict(), "protocol": datamodule.protocol()}
-        print(json.dumps(record))
+        print(json.dumps({**summary, "audit": found.to_dict(), "protocol": stated}))
         return
     height, width = summary["image_size"]
-    console.print(
-        f"{summary['dataset']}: {summary['num_classes']} classes, {height}x{width} pixels",
-        highlight=False,
-    )
-    names = summary["class_names"]
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    console.print(f"classes: {shown}", highlight=False)
-    console.print(found.render())
+    classes = f"{summary['num_classes']} classes, " if summary["num_classes"] > 1 else ""
+    console.print(f"{summary['dataset']}: {classes}{height}x{width} pixels", highlight=False)
+    if classes:
+        names = summary["class_names"]
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        console.print(f"classes: {shown}", highlight=False)
+    console.print(found.render(histogram=True) if isinstance(found, DepthAudit) else found.render())
     protocol = Table("key", "value", title="Protocol", title_justify="left", show_header=False)
-    for key, value in datamodule.protocol().items():
+    for key, value in stated.items():
         protocol.add_row(key, str(value))
     console.print(protocol)
+
+
+def _evaluation(report: Report) -> dict[str, Any]:
+    evaluation = report.evaluation("test")
+    return {"evaluation": evaluation} if evaluation else {}
 
 
 def _split(

@@ -252,10 +252,10 @@ class KoraCLI(LightningCLI):
         self._finish()
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and write predictions.csv into the run folder."""
+        """Predict, and write a file of the predictions into the run folder."""
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         if self.record is not None:
-            self.record.write_predictions(self.trainer, self.datamodule, batches or [])
+            self.record.write_predictions(self.trainer, batches or [])
 
     def _finish(self) -> None:
         if self.record is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import resource
 import sys
 import time
@@ -10,27 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from numpy.typing import NDArray
 from rich.console import Console
 
 from kora.adapters import describe
-from kora.audit import Audit, audit
+from kora.audit import Audit
+from kora.audit_depth import DepthAudit
 from kora.checkpoints import save_adapter
 from kora.params import ParameterReport, parameter_report
+from kora.reports import Report, report_for
 from kora.results import RunResult, write_atomically, write_results
 from kora.summary import summary_table
-from kora.tasks import AdapterTask, ClassificationTask
+from kora.tasks import AdapterTask
 
-__all__ = ["RunRecord", "audit_of"]
-
-_PICTURED = 16
+__all__ = ["RunRecord"]
 
 
 class RunRecord(Callback):
@@ -61,11 +58,11 @@ class RunRecord(Callback):
         self.command = command
         self.config = dict(config)
         self.allow_degenerate = allow_degenerate
-        self.audit: Audit | None = None
+        self.report: Report | None = None
+        self.audit: Audit | DepthAudit | None = None
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        self.confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
         self.peak_memory_mib = 0.0
         self._started: dict[str, float] = {}
 
@@ -73,10 +70,12 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Audit the splits; stop here where they cannot support the metrics."""
-        if self.audit is not None:
+        if self.report is not None:
             return
+        assert isinstance(pl_module, AdapterTask)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self.audit = audit_of(datamodule)
+        self.report = report_for(pl_module, datamodule)
+        self.audit = self.report.audit()
         if trainer.is_global_zero:
             self._write_config()
             if self.audit is not None:
@@ -120,10 +119,17 @@ class RunRecord(Callback):
         self._stop("fit", pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of a validation that stands alone."""
+        """Keep the metrics of a validation that stands alone; draw that of an epoch."""
+        assert self.report is not None
         if self.command == "validate":
             self._report(trainer, pl_module, show=False)
             self._keep(trainer)
+            self.report.gather("val")
+        elif trainer.is_global_zero and not trainer.sanity_checking:
+            picture = self.report.epoch_picture(self.folder, trainer.current_epoch)
+            for logger in trainer.loggers:
+                if picture is not None and isinstance(logger, WandbLogger):
+                    logger.log_image(f"pictures/{picture.parent.name}", [str(picture)])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the test."""
@@ -134,8 +140,8 @@ class RunRecord(Callback):
         """Stop it, and keep the test metrics."""
         self._stop("test", pl_module)
         self._keep(trainer)
-        if isinstance(pl_module, ClassificationTask):  # on every rank: it gathers from all of them
-            self.confusion = pl_module.test_confusion.compute().cpu().numpy()
+        assert self.report is not None
+        self.report.gather("test")  # on every rank: it collects from all of them
 
     def _start(self, phase: str) -> None:
         self._started[phase] = time.perf_counter()
@@ -156,19 +162,24 @@ class RunRecord(Callback):
         """Write adapter, results and pictures, print the summary, end W&B."""
         assert isinstance(task, AdapterTask)
         assert self.parameters is not None
+        assert self.report is not None
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if self.command == "fit" and best is not None:
             self.metrics[f"best_{task.monitor[0]}"] = float(best)
         if not trainer.is_global_zero:
             return
         protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
+        evaluation = self.report.evaluation("val" if self.command == "validate" else "test")
+        if evaluation:
+            protocol["evaluation"] = evaluation
+        without_learning = {} if self.audit is None else self.audit.baselines()
         result = RunResult(
             experiment=self.experiment,
             strategy=task.adapter.label,
             stage=self.command,
             seed=self.seed,
             metrics=self.metrics,
-            baselines={} if self.audit is None else self.audit.baselines(),
+            baselines=without_learning | self.report.baselines(),
             protocol={**protocol, "allow_degenerate": self.allow_degenerate},
             audit={} if self.audit is None else self.audit.to_dict(),
             parameters=self.parameters.to_dict(),
@@ -198,7 +209,7 @@ class RunRecord(Callback):
                     "metrics": {k: v for k, v in self.metrics.items() if v == v},
                 },
             )
-        pictures = self._pictures(task, datamodule)
+        pictures = self._pictures()
         write_results(self.folder, result)  # last: a folder with results.json is a finished run
         console = Console()
         console.print(summary_table(result))
@@ -223,71 +234,26 @@ class RunRecord(Callback):
                         highlight=False,
                     )
 
-    def _pictures(self, task: AdapterTask, datamodule: Any) -> list[Path]:
-        from kora import figures
-
+    def _pictures(self) -> list[Path]:
+        assert self.report is not None
         made: list[Path] = []
         metrics = self.folder / "metrics.csv"
         if self.command == "fit" and _has_curves(metrics):
-            made.append(self.folder / "learning_curves.png")
-            figures.learning_curves(metrics, made[-1])
-        if not isinstance(task, ClassificationTask) or not hasattr(datamodule, "images"):
-            return made
-        names = datamodule.class_names
-        if self.confusion is not None:
-            made.append(self.folder / "confusion_matrix.png")
-            figures.confusion_matrix(self.confusion, names, made[-1])
-            labels = datamodule.labels("test")
-            # Evenly spread, so that they are the same images in every run of this data.
-            shown = torch.linspace(0, len(labels) - 1, min(_PICTURED, len(labels))).long().numpy()
-            images = datamodule.images("test", shown)
-            task.eval()
-            with torch.inference_mode():
-                predicted = task.predict_step({"image": images.to(task.device)}, 0)
-            made.append(self.folder / "test_samples.png")
-            figures.sample_grid(
-                images.numpy(),
-                labels[shown],
-                predicted["prediction"].numpy(),
-                names,
-                made[-1],
-                confidences=predicted["confidence"].numpy(),
-            )
+            from kora import figures
+
+            made.append(figures.learning_curves(metrics, self.folder / "learning_curves.png"))
+        if self.command in ("fit", "test"):
+            made += self.report.pictures(self.folder)
         return made
 
     @rank_zero_only
-    def write_predictions(self, trainer: Trainer, datamodule: Any, batches: Sequence[Any]) -> None:
-        """One row an image into predictions.csv."""
-        names = list(getattr(datamodule, "class_names", []))
-        path = self.folder / "predictions.csv"
-
-        def write(target: Path) -> None:
-            with target.open("w", newline="", encoding="utf-8") as file:
-                out = csv.writer(file)
-                out.writerow(["index", "label", "prediction", "class_name", "confidence"])
-                for batch in batches:
-                    columns = [batch[k].tolist() for k in ("prediction", "confidence")]
-                    rows = len(columns[0])
-                    index = batch["index"].tolist() if "index" in batch else [""] * rows
-                    label = batch["label"].tolist() if "label" in batch else [""] * rows
-                    for i, truth, guess, sure in zip(index, label, *columns, strict=True):
-                        name = names[guess] if names else ""
-                        out.writerow([i, truth, guess, name, f"{sure:.6f}"])
-
-        write_atomically(path, write)
-        Console().print(f"Predictions: {path}", soft_wrap=True, highlight=False)
+    def write_predictions(self, trainer: Trainer, batches: Sequence[Any]) -> None:
+        """A file of the predictions in the run folder."""
+        assert self.report is not None
+        path = self.report.write_predictions(self.folder, batches)
+        if path is not None:
+            Console().print(f"Predictions: {path}", soft_wrap=True, highlight=False)
         self._end_wandb(trainer, [], Console())
-
-
-def audit_of(datamodule: Any) -> Audit | None:
-    """The audit of a data module that tells its labels; None for one that does not."""
-    if datamodule is None or not hasattr(datamodule, "labels"):
-        return None
-    return audit(
-        {split: datamodule.labels(split) for split in ("train", "val", "test")},
-        num_classes=datamodule.num_classes,
-        class_names=datamodule.class_names,
-    )
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:

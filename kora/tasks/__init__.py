@@ -2,5 +2,6 @@
 
 from kora.tasks.base import AdapterTask
 from kora.tasks.classification import ClassificationTask
+from kora.tasks.depth import DepthTask
 
-__all__ = ["AdapterTask", "ClassificationTask"]
+__all__ = ["AdapterTask", "ClassificationTask", "DepthTask"]

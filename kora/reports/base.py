@@ -1,0 +1,74 @@
+"""What the record of a run asks of a task, with the answers of one that has nothing to add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kora.audit import Audit
+from kora.audit_depth import DepthAudit
+from kora.tasks import AdapterTask
+
+__all__ = ["Report", "evaluating", "spread"]
+
+
+class Report:
+    """Audit, baselines, evaluation protocol, pictures and predictions of one kind of task.
+
+    Args:
+        task: The task of the run; `audit` may come before it is built.
+        datamodule: Its data, or None.
+    """
+
+    def __init__(self, task: AdapterTask, datamodule: Any) -> None:
+        self.task: Any = task
+        self.datamodule = datamodule
+
+    def audit(self) -> Audit | DepthAudit | None:
+        """Whether these splits can support the metrics; None where nothing is known of them."""
+        return None
+
+    def gather(self, stage: str) -> None:
+        """Collect what the end of `val` or `test` left; called on every process."""
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores beside the model's that only the evaluation itself could tell, by kind."""
+        return {}
+
+    def evaluation(self, stage: str) -> dict[str, Any]:
+        """How the evaluation of `val` or `test` counts; empty where the metrics' names say it."""
+        return {}
+
+    def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
+        """A picture of the validation after an epoch; none overwrites another."""
+        return None
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Pictures of the test, drawn into the run's folder."""
+        return []
+
+    def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path | None:
+        """A file of what `predict` gave."""
+        return None
+
+
+@contextmanager
+def evaluating(task: AdapterTask) -> Iterator[None]:
+    """The task in eval mode without autograd; its mode is put back."""
+    training = task.training
+    task.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        task.train(training)
+
+
+def spread(size: int, most: int) -> Any:
+    """At most `most` places of `size`, evenly spread: the same images in every run of this data."""
+    return np.linspace(0, size - 1, min(most, size)).astype(np.int64)

@@ -1,0 +1,84 @@
+"""Report of a classification: audit of the labels, confusion matrix, sample images, CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kora.audit import Audit, audit
+from kora.reports.base import Report, evaluating, spread
+from kora.results import write_atomically
+
+__all__ = ["ClassificationReport"]
+
+_PICTURED = 16
+
+
+class ClassificationReport(Report):
+    """What a ClassificationTask leaves behind."""
+
+    confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
+
+    def audit(self) -> Audit | None:
+        """From the labels of the splits; None for data that does not tell them."""
+        data = self.datamodule
+        if data is None or not hasattr(data, "labels"):
+            return None
+        return audit(
+            {split: data.labels(split) for split in ("train", "val", "test")},
+            num_classes=data.num_classes,
+            class_names=data.class_names,
+        )
+
+    def gather(self, stage: str) -> None:
+        """The confusion matrix of the test, over all processes."""
+        if stage == "test":
+            self.confusion = self.task.test_confusion.compute().cpu().numpy()
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Confusion matrix, and test images with what they show and what the model says."""
+        data = self.datamodule
+        if self.confusion is None or not hasattr(data, "images"):
+            return []
+        from kora import figures
+
+        confusion, samples = folder / "confusion_matrix.png", folder / "test_samples.png"
+        figures.confusion_matrix(self.confusion, data.class_names, confusion)
+        labels = data.labels("test")
+        shown = spread(len(labels), _PICTURED)
+        images = data.images("test", shown)
+        with evaluating(self.task):
+            predicted = self.task.predict_step({"image": images.to(self.task.device)}, 0)
+        figures.sample_grid(
+            images.numpy(),
+            labels[shown],
+            predicted["prediction"].numpy(),
+            data.class_names,
+            samples,
+            confidences=predicted["confidence"].numpy(),
+        )
+        return [confusion, samples]
+
+    def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
+        """One row an image into predictions.csv."""
+        names = list(getattr(self.datamodule, "class_names", []))
+
+        def write(target: Path) -> None:
+            with target.open("w", newline="", encoding="utf-8") as file:
+                out = csv.writer(file)
+                out.writerow(["index", "label", "prediction", "class_name", "confidence"])
+                for batch in batches:
+                    columns = [batch[k].tolist() for k in ("prediction", "confidence")]
+                    rows = len(columns[0])
+                    index = batch["index"].tolist() if "index" in batch else [""] * rows
+                    label = batch["label"].tolist() if "label" in batch else [""] * rows
+                    for i, truth, guess, sure in zip(index, label, *columns, strict=True):
+                        name = names[guess] if names else ""
+                        out.writerow([i, truth, guess, name, f"{sure:.6f}"])
+
+        return write_atomically(folder / "predictions.csv", write)

@@ -1,0 +1,103 @@
+"""Report of a depth run: audit of the depth, pictures of fixed images, predictions in HDF5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kora.audit_depth import DepthAudit, audit_depth
+from kora.reports.base import Report, evaluating, spread
+from kora.results import write_atomically
+
+__all__ = ["DepthReport"]
+
+_PICTURED = 4
+_LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
+
+
+class DepthReport(Report):
+    """What a DepthTask leaves behind."""
+
+    _baselines: dict[str, dict[str, float]] | None = None
+
+    def audit(self) -> DepthAudit | None:
+        """From statistics of the depth maps; None for data that does not tell them."""
+        data = self.datamodule
+        if data is None or not hasattr(data, "depth_statistics"):
+            return None
+        data.setup_splits()
+        splits = {
+            split: data.depth_statistics(split, most_images=most)
+            for split, most in _LOOKED_AT.items()
+            if len(data.indices(split))
+        }
+        return audit_depth(splits, protocol=self.task.protocol, image_size=tuple(data.image_size))
+
+    def gather(self, stage: str) -> None:
+        """What the constants scored, over all processes."""
+        self._baselines = self.task.baselines()
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores of the mean training depth, everywhere and at each pixel."""
+        return self._baselines or {}
+
+    def evaluation(self, stage: str) -> dict[str, Any]:
+        """The DepthProtocol, with the name of the official part that was evaluated."""
+        parts = getattr(self.datamodule, "official_parts", {})
+        split = "val" if stage == "val" else str(parts.get("test", "test"))
+        found: dict[str, Any] = self.task.evaluation(split)
+        return found
+
+    def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
+        """Fixed validation images after this epoch."""
+        return self._draw("val", folder / "val_depth" / f"epoch_{epoch:03d}.png", f"epoch {epoch}")
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Fixed test images with truth, prediction and error."""
+        drawn = self._draw("test", folder / "test_depth.png", "")
+        return [] if drawn is None else [drawn]
+
+    def _draw(self, split: str, path: Path, title: str) -> Path | None:
+        data = self.datamodule
+        if not hasattr(data, "samples") or not len(data.indices(split)):
+            return None
+        from kora import figures_depth
+
+        batch = data.samples(split, spread(len(data.indices(split)), _PICTURED))
+        with evaluating(self.task):
+            predicted = self.task.predict_step({"image": batch["image"].to(self.task.device)}, 0)
+        return figures_depth.depth_grid(
+            batch["image"].numpy(),
+            batch["depth_m"].numpy(),
+            predicted["depth_m"].numpy(),
+            path,
+            title=title,
+        )
+
+    def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
+        """`index` (n,) and `depth_m` (n, H, W), float32 metres, into predictions.h5."""
+        import h5py
+
+        def write(target: Path) -> None:
+            with h5py.File(target, "w") as file:
+                for name in ("index", "depth_m"):
+                    columns = [batch[name].numpy() for batch in batches if name in batch]
+                    if not columns:
+                        continue
+                    size = sum(len(column) for column in columns)
+                    data = file.create_dataset(
+                        name,
+                        shape=(size, *columns[0].shape[1:]),
+                        dtype=columns[0].dtype,
+                        chunks=(1, *columns[0].shape[1:]) if columns[0].ndim > 1 else None,
+                        compression="gzip" if columns[0].ndim > 1 else None,
+                    )
+                    at = 0
+                    for column in columns:
+                        data[at : at + len(column)] = column
+                        at += len(column)
+                if "depth_m" in file:
+                    file["depth_m"].attrs["unit"] = "m"
+
+        return write_atomically(folder / "predictions.h5", write)

@@ -1,0 +1,208 @@
+"""Monocular depth in metres. Shapes: B images, H and W pixels of the truth, h and w of the head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters import Strategy
+from kora.backbones import Backbone
+from kora.heads import DepthHead, LinearDepth
+from kora.losses import DepthLoss, SILogLoss
+from kora.metrics import DepthMetrics
+from kora.protocol import DepthProtocol
+from kora.tasks.base import AdapterTask
+
+__all__ = ["DepthTask"]
+
+Batch = dict[str, Tensor]
+Preset = Literal["eigen", "full"]
+
+
+class DepthTask(AdapterTask):
+    """A dense head trained on measured pixels, evaluated on a stated protocol.
+
+    Batches are dicts with `image` (B, 3, H, W) and `depth_m` (B, H, W), float32 metres, 0 where
+    nothing was measured; `index` (B,) names the images. Beside the model, the test scores what two
+    constants say: the mean training depth everywhere (`mean_depth`) and at each pixel (`mean_map`).
+    Options besides these are those of `AdapterTask`.
+
+    Args:
+        backbone: The frozen vision transformer.
+        adapter: The strategy; None trains the head alone.
+        head: LinearDepth, as DINOv2 evaluates, or DPTDepth.
+        loss: SILogLoss, or ScaleShiftInvariantLoss for depth up to scale and shift.
+        protocol: How the evaluation counts: `eigen`, `full`, or each field of a DepthProtocol.
+
+    Raises:
+        ValueError: For batches without depth, or a protocol of another split than the data's.
+    """
+
+    monitor = ("val/rmse_m", "min")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Strategy | None = None,
+        *,
+        head: DepthHead | None = None,
+        loss: DepthLoss | None = None,
+        protocol: Preset | DepthProtocol = "eigen",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, adapter, **kwargs)
+        if isinstance(protocol, str):
+            if protocol not in get_args(Preset):
+                raise ValueError(
+                    f"protocol='{protocol}', expected one of {', '.join(get_args(Preset))}, or the "
+                    "fields of kora.protocol.DepthProtocol."
+                )
+            protocol = DepthProtocol.preset(protocol)
+        self.protocol = protocol
+        self.loss = SILogLoss() if loss is None else loss
+        # In a list, so that it is not a module of this one before `build` gives it its place.
+        self._head_to_build: list[DepthHead] = [LinearDepth() if head is None else head]
+        self.val_metrics = DepthMetrics(protocol)
+        self.test_metrics = DepthMetrics(protocol)
+        self.constant_metrics = nn.ModuleDict(
+            {kind: DepthMetrics(protocol) for kind in ("mean_depth", "mean_map")}
+        )
+        self._mean_depth_m = 0.0
+        self._mean_map: Tensor | None = None  # (H, W), metres
+
+    def build_head(self) -> nn.Module:
+        """The head, sized for the backbone, which from now on returns the levels that it reads."""
+        head = self._head_to_build.pop()
+        head.build(self.backbone)
+        self.backbone.levels = head.blocks(self.backbone.depth)
+        return head
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss over measured pixels in range, at the resolution of the truth."""
+        truth_BHW = self._truth(batch)
+        predicted_Bhw: Tensor = self(batch["image"])
+        predicted_BHW = _resized(predicted_Bhw, truth_BHW.shape[-2:])
+        loss: Tensor = self.loss(predicted_BHW, truth_BHW, self.protocol.in_range(truth_BHW))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the metrics of the validation part."""
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the metrics of the test set."""
+        self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Depth in metres at the size of the images, float32 on the CPU, inside the range."""
+        images = batch["image"]
+        depth = _resized(self._flipped_mean(images), images.shape[-2:])
+        limits = (self.protocol.min_depth_m, self.protocol.max_depth_m)
+        result = {"depth_m": depth.clamp(*limits)}
+        result |= {key: batch[key] for key in ("index",) if key in batch}
+        return {key: value.cpu() for key, value in result.items()}
+
+    def _evaluate(self, batch: Batch, metrics: DepthMetrics) -> None:
+        truth, index = self._truth(batch), batch.get("index")
+        metrics.update(self._flipped_mean(batch["image"]), truth, index)
+        if self._mean_map is None:
+            return
+        flat = torch.full_like(self._mean_map, self._mean_depth_m)
+        for kind, constant in (("mean_depth", flat), ("mean_map", self._mean_map)):
+            self._constant(kind).update(constant.expand(len(truth), -1, -1), truth, index)
+
+    def _flipped_mean(self, images: Tensor) -> Tensor:
+        """Prediction (B, h, w), averaged with that of the mirrored image where `flip_tta` asks."""
+        predicted: Tensor = self(images).float()
+        if self.protocol.flip_tta:
+            predicted = (predicted + self(images.flip(-1)).float().flip(-1)) / 2
+        return predicted
+
+    def _truth(self, batch: Batch) -> Tensor:
+        if "depth_m" not in batch:
+            raise ValueError(
+                f"Batches hold {', '.join(batch)} and no depth_m. DepthTask needs data with depth: "
+                "datamodules.NYUDepthV2, or datamodules.Synthetic with data.maps: [depth_m]."
+            )
+        return batch["depth_m"]
+
+    def _constant(self, kind: str) -> DepthMetrics:
+        metrics = self.constant_metrics[kind]
+        assert isinstance(metrics, DepthMetrics)
+        return metrics
+
+    # -- epochs --------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Score the constants too where the validation stands alone."""
+        if self.trainer.state.fn == "validate":
+            self._prepare_constants()
+
+    def on_test_start(self) -> None:
+        """Score the constants beside the model."""
+        self._prepare_constants()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation part."""
+        self._log(self.val_metrics, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test set."""
+        self._log(self.test_metrics, "test")
+
+    def _log(self, metrics: DepthMetrics, stage: str) -> None:
+        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        for name, value in values.items():
+            # The same on every process; told to Lightning, which would warn otherwise.
+            self.log(name, value.float(), sync_dist=True, prog_bar=name == self.monitor[0])
+        self.log(f"{stage}/skipped_images", float(metrics.skipped), sync_dist=True)
+        metrics.reset()
+
+    def _prepare_constants(self) -> None:
+        for kind in self.constant_metrics:
+            self._constant(kind).reset()
+        statistics = getattr(self.trainer.datamodule, "depth_statistics", None)  # type: ignore[attr-defined]
+        if statistics is not None:
+            found = statistics("train")
+            self._mean_depth_m = float(found.mean_m)
+            self._mean_map = torch.as_tensor(found.mean_map).to(self.device)
+
+    # -- the record ----------------------------------------------------------------------------
+
+    def evaluation(self, split: str) -> dict[str, Any]:
+        """The protocol, with the name of the evaluated split.
+
+        Raises:
+            ValueError: If the protocol is held to another one.
+        """
+        if self.protocol.split not in (None, split):
+            raise ValueError(
+                f"model.protocol.split is '{self.protocol.split}', and this data evaluates on "
+                f"'{split}'. Use the data that the protocol means, or leave the split out."
+            )
+        return replace(self.protocol, split=split).to_dict()
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """What the two constants score; call it on every process."""
+        if self._mean_map is None:
+            return {}
+        return {
+            kind: {name: float(value) for name, value in self._constant(kind).compute().items()}
+            for kind in self.constant_metrics
+        }
+
+
+def _resized(depth: Tensor, size: torch.Size) -> Tensor:
+    """(B, h, w) to (B, *size), float32, bilinear."""
+    if depth.shape[-2:] == size:
+        return depth.float()
+    return F.interpolate(
+        depth.float()[:, None], size=tuple(size), mode="bilinear", align_corners=False
+    )[:, 0]
