@@ -1,4 +1,4 @@
-"""Claims about the DPT head alone; what it shares with the linear one is in test_depth.py."""
+"""Claims about the DPT head alone; what it shares with the linear one is in test_depth_contract.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kora.backbones import Features, Level
 from kora.heads import DPTDepth
 from tests.factory import nano
-from tests.heads.test_depth import features_for, made
+from tests.heads.support import features_for, made
 
 GRIDS = [(8, 8), (5, 7), (1, 3), (6, 4)]
 
