@@ -1,4 +1,4 @@
-"""Claims about the DPT head alone; what it shares with the linear one is in test_depth_contract.py."""
+"""Claims about the DPT head; what all depth heads promise is in test_depth_contract.py."""
 
 from __future__ import annotations
 
