@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,14 @@ def other_array(root: Path) -> None:
     np.save(root / FOLDER / "depth.npy", np.zeros((12, 24, 32), dtype=np.float32))
 
 
+def other_depth(root: Path) -> None:
+    shutil.rmtree(root / FOLDER)
+    make(root, depth="raw").prepare_cache()
+    (root / FOLDER.replace("depths", "raw")).rename(root / FOLDER)
+
+
 @pytest.mark.parametrize(
-    "spoil", [change_time, other_file, cut_short, no_record, bad_record, other_array]
+    "spoil", [change_time, other_file, cut_short, no_record, bad_record, other_array, other_depth]
 )
 def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
     root: Path, spoil: Any

@@ -96,6 +96,13 @@ def test_a_folder_of_something_else_is_not_filled(site: Path, tmp_path: Path) ->
     assert names(root) == {"cat.jpg"}
 
 
+def test_a_named_file_that_is_not_there_is_not_downloaded(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "typo").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*typo/nyu\.mat"):
+        NYUDepthV2(str(tmp_path / "typo" / "nyu.mat")).prepare_data()
+    assert names(tmp_path / "typo") == set()
+
+
 def test_a_failure_says_what_to_put_where(site: Path, tmp_path: Path) -> None:
     (site / "splits.mat").unlink()
     data = NYUDepthV2(str(tmp_path / "nyu"))
