@@ -53,8 +53,8 @@ def data(args: Sequence[str]) -> None:
     console = Console()
     if own.action == "prepare":
         gained = getattr(datamodule, "prepare_cache", lambda: None)()
-        if gained:
-            console.print(gained, highlight=False, soft_wrap=True)
+        if gained is not None:
+            console.print(gained.render(), highlight=False, soft_wrap=True)
         console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
         return
     datamodule.setup_splits()
