@@ -43,9 +43,10 @@ _SPLITS_MD5 = "08e3c3aea27130ac7c01ffd739a4535f"
 
 
 class NYUDepthV2(ImageDataModule):
-    """Batches hold `image` uint8 (B, 3, H, W) and `depth_m` float32 (B, H, W), 0 if not measured.
+    """NYU Depth V2: indoor frames of 480 x 640 with depth in metres, in either of two layouts.
 
-    What lies at `root` decides the layout. (a) `nyu_depth_v2_labeled.mat` with the official split
+    Batches hold `image` uint8 (B, 3, H, W) and `depth_m` float32 (B, H, W), 0 if not measured. What
+    lies at `root` decides the layout. (a) `nyu_depth_v2_labeled.mat` with the official split
     of `splits.mat`: 795 training and 654 test images. (b) `{train,val}/<scene>/<n>.h5`, one file a
     frame, whose `val` is the official test part. Validation images come from scenes that no
     training image comes from: frames of one scene are nearly the same picture.

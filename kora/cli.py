@@ -21,13 +21,13 @@ Train and compare adapters on frozen vision transformers.
   fit       train, choose the best checkpoint by validation, test it once, record the run
   validate  measure a checkpoint on the validation part
   test      measure a checkpoint on the test set
-  predict   write a checkpoint's predictions for the test set as CSV
+  predict   write a checkpoint's predictions for the test set
 
   params    what trains, where and how much            kora params --config FILE [--json]
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
-  list      strategies, data modules and configs
+  list      strategies, heads, losses, data modules and configs
 
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
   kora fit --config A.yaml --config B.yaml --model.adapter.rank 4

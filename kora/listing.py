@@ -1,4 +1,4 @@
-"""`kora list`: strategies, data modules and configs, read from source without importing it."""
+"""`kora list`: what a config may name, and the configs, read from source without importing it."""
 
 from __future__ import annotations
 
@@ -70,10 +70,13 @@ def main(args: Sequence[str]) -> None:
             table.add_row(key, text)
         console.print(table, "")
 
-    adapters = Path(__file__).parent / "adapters"
+    package = Path(__file__).parent
+    adapters = package / "adapters"
     show("Strategies (model.adapter)", find_subclasses(adapters, "Strategy"))
     show("Composers (model.adapter.composer)", find_subclasses(adapters, "Composer"))
     show("Readouts (model.adapter.readout)", find_subclasses(adapters, "Readout"))
+    show("Depth heads (model.head)", find_subclasses(package / "heads", "DepthHead"))
+    show("Depth losses (model.loss)", find_subclasses(package, "DepthLoss"))
     spec = find_spec("datamodules")
     assert spec is not None
     assert spec.origin is not None

@@ -38,10 +38,11 @@ class DepthLoss(nn.Module, ABC):
 
 
 class SILogLoss(DepthLoss):
-    """weight * sqrt(var(g) + (1 - variance_focus) * mean(g)^2), g = ln d - ln truth.
+    """Root of the scale-invariant error of the logarithm.
 
-    Mean and variance run over the valid pixels of the whole batch. Predictions below 1 mm count as
-    1 mm. Sources: Eigen et al. 2014, arXiv:1406.2283; in this form BTS, arXiv:1907.10326.
+    weight * sqrt(var(g) + (1 - variance_focus) * mean(g)^2), g = ln d - ln truth, where mean and
+    variance run over the valid pixels of the whole batch. Predictions below 1 mm count as 1 mm.
+    Sources: Eigen et al. 2014, arXiv:1406.2283; in this form BTS, arXiv:1907.10326.
 
     Args:
         variance_focus: 1 is blind to the scale, 0 is the RMSE of the logarithm.

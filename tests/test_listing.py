@@ -10,8 +10,12 @@ from lightning import LightningDataModule
 
 import datamodules
 import kora.adapters
+import kora.heads
+import kora.losses
 from kora.adapters import Composer, Readout, Strategy
+from kora.heads import DepthHead
 from kora.listing import config_claim, find_configs, find_subclasses, is_grid
+from kora.losses import DepthLoss
 from tests.cli.support import REPOSITORY
 
 
@@ -30,6 +34,13 @@ def test_every_exported_part_of_an_adapter_is_listed(base: type) -> None:
     assert found.keys() == exported(kora.adapters, base)
 
 
+def test_every_depth_head_and_loss_is_listed() -> None:
+    heads = find_subclasses(REPOSITORY / "kora/heads", "DepthHead")
+    assert heads.keys() == exported(kora.heads, DepthHead)
+    losses = find_subclasses(REPOSITORY / "kora", "DepthLoss")
+    assert losses.keys() == exported(kora.losses, DepthLoss)
+
+
 def test_the_strategies_of_the_paper_are_listed() -> None:
     found = find_subclasses(REPOSITORY / "kora/adapters", "Strategy")
     assert {"LinearProbe", "FullFineTune", "LoRA", "KoRA"} <= found.keys()
@@ -46,6 +57,8 @@ def test_every_exported_data_module_is_listed() -> None:
         ("kora/adapters", "Strategy"),
         ("kora/adapters", "Composer"),
         ("kora/adapters", "Readout"),
+        ("kora/heads", "DepthHead"),
+        ("kora", "DepthLoss"),
         ("datamodules", "ImageDataModule"),
     ],
 )
