@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from kora.adapters import ClsReadout, FullFineTune, KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import ClsReadout, FullFineTune, KoRA, LinearProbe, LoRA, Strategy, TokenReadout
 from kora.backbones import Backbone
 from kora.params import ParameterReport, parameter_report
 from tests.factory import built
@@ -134,6 +134,10 @@ def real_vit_b() -> Backbone:
     return Backbone("vit_base_patch16_224", weights="random")
 
 
+def dense(*, inject: bool) -> KoRA:
+    return KoRA(8, 8, inject=inject, pool="tokens", readout=TokenReadout())
+
+
 def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
     """GFLOP, and MiB that are kept for backward beyond parameters (each storage once)."""
     task = built(adapter, backbone=copy.deepcopy(backbone), num_classes=100).train()
@@ -165,8 +169,19 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         # peft's LoRA: 271.4 GFLOP and 447 MiB (torch's counter, the same hooks).
         (LoRA, 266, 276, 480),
         (lambda: KoRA(8, 8, inject=True), 266, 276, 490),
+        # Beside the inputs that A needs (197 MiB), nothing as wide as the backbone is kept.
+        (lambda: dense(inject=True), 266, 276, 490),
+        (lambda: dense(inject=False), 134, 138, 210),
     ],
-    ids=["LinearProbe", "KoRA-side", "KoRA-side-cls", "LoRA", "KoRA"],
+    ids=[
+        "LinearProbe",
+        "KoRA-side",
+        "KoRA-side-cls",
+        "LoRA",
+        "KoRA",
+        "KoRA-tokens",
+        "KoRA-side-tokens",
+    ],
 )
 def test_a_training_step_costs_no_more_than(
     make: Callable[[], Strategy],

@@ -68,6 +68,8 @@ class Node(nn.Module):
         kept, self._kept = self._kept, None
         assert kept is not None, "the site was not reached"
         low = kept if self.inject else self.delta.low(kept)
+        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
+            return F.linear(low, self.project_CO @ self.delta.up_OR)
         return F.linear(self.delta.up(low), self.project_CO)
 
     def _keep(self, x: Tensor) -> None:
