@@ -12,6 +12,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from kora.adapters import LinearProbe, Strategy, describe
@@ -140,7 +141,11 @@ class AdapterTask(LightningModule):
         return output
 
     def on_after_backward(self) -> None:
-        """After the first step: say what of the trainables does not influence the loss at all."""
+        """After the first step: say what of the trainables does not influence the loss at all.
+
+        Raises:
+            ValueError: Where data-parallel training does not allow that.
+        """
         if self._looked_for_idle:
             return
         self._looked_for_idle = True
@@ -149,10 +154,17 @@ class AdapterTask(LightningModule):
         if idle:
             numbers = sum(mine[name].numel() for name in idle)
             more = f" and {len(idle) - 2} more tensors" if len(idle) > 2 else ""
-            rank_zero_warn(
+            text = (
                 f"{self.adapter.label}: {numbers:,} trainable numbers do not influence the loss "
                 f"and stay as they are ({', '.join(idle[:2])}{more}). {self.adapter.without_effect}"
             )
+            module = self.trainer.strategy.model
+            if isinstance(module, DistributedDataParallel) and not module.find_unused_parameters:
+                raise ValueError(  # it would wait for their gradients, and stop at the next step
+                    f"{text} Data-parallel training as it is set up here does not allow that; to "
+                    "train it all the same, use trainer.strategy: ddp_find_unused_parameters_true."
+                )
+            rank_zero_warn(text)
 
     # -- optimiser -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,29 @@ def test_what_has_no_influence_is_said_after_the_first_step_and_tokens_suggested
     )
     assert f"KoRA{'' if inject else '-side'}: {idle:,} trainable numbers" in said[0]
     assert "TokenReadout with pool tokens" in said[0]
+
+
+@pytest.fixture
+def no_process_group_left() -> Iterator[None]:
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("no_process_group_left")
+def test_data_parallel_training_of_what_has_no_influence_is_told_its_two_ways_out(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"max_steps": 2, "devices": 1}
+    with pytest.raises(ValueError, match="ddp_find_unused_parameters_true") as caught:
+        trainer(tmp_path, strategy="ddp", **options).fit(
+            unbuilt(kora("cls", inject=True)), datamodule=scenes()
+        )
+    assert "TokenReadout with pool tokens" in str(caught.value)
+    with pytest.warns(UserWarning, match="do not influence the loss"):
+        trainer(tmp_path, strategy="ddp_find_unused_parameters_true", **options).fit(
+            unbuilt(kora("cls", inject=True)), datamodule=scenes()
+        )
 
 
 @pytest.mark.parametrize("adapter", [None, LoRA(2), kora("tokens", inject=True)])
