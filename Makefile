@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results clean
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,13 @@ results: $(BIN)/kora  ## the table of docs/RESULTS.md (an hour on two cores; nee
 	      --config configs/adapters/$$strategy.yaml --seed_everything $$seed || exit $$?; \
 	  done; done; done
 	@$(BIN)/kora compare runs/real_last100_1epoch runs/real_last100_20epochs --out runs/real_comparison
+
+results-depth: $(BIN)/kora  ## the depth tables of docs/RESULTS.md (within two hours on two cores)
+	@$(BIN)/kora grid --config configs/grids/quickstart_depth.yaml
+	@$(BIN)/kora grid --config configs/grids/depth_dcomp.yaml
+
+bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
+	@$(BIN)/python benchmarks/nyu_loading.py
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
