@@ -145,14 +145,17 @@ class Backbone(nn.Module):
     def sha256(self) -> str:
         """SHA-256 of the weights as loaded: names, shapes and float32 bytes of the state dict.
 
-        Read it before anything in the backbone trains. Adapted sites do not change it.
+        Read it before anything in the backbone trains. Adapted sites do not change it. Without
+        storage (on the meta device) it is that of names and shapes.
         """
         digest = hashlib.sha256()
         state = {k.replace(".base.", "."): v for k, v in self.model.state_dict().items()}
         for key in sorted(state):
-            array = state[key].detach().float().cpu().contiguous().numpy()
-            digest.update(f"{key}{tuple(array.shape)}".encode())
-            digest.update(memoryview(array).cast("B") if array.size else b"")
+            tensor = state[key].detach()
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            if tensor.numel() and not tensor.is_meta:
+                array = tensor.float().cpu().contiguous().numpy()
+                digest.update(memoryview(array).cast("B"))
         return digest.hexdigest()
 
     def meta_twin(self) -> Any:

@@ -24,6 +24,7 @@ Train and compare adapters on frozen vision transformers.
   predict   write a checkpoint's predictions for the test set
 
   params    what trains, where and how much            kora params --config FILE [--json]
+              at one budget: their ranks and widths    kora params --config FILE --match FILES...
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kora.audit_depth import DepthAudit
 from kora.lightning_cli import parse
+from kora.match_cli import matched
 from kora.params import parameter_report
 from kora.reports import Report, report_for
 
@@ -23,10 +24,29 @@ def params(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="kora params",
         description="What trains, where and how much. Further options are those of kora fit.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print trainable, total, percent, head")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument(
+        "--match", nargs="*", metavar="FILE",
+        help="which rank or width brings other strategies to the same number of trainable "
+        "parameters, the head not counted. The strategy of the experiment sets the number; the "
+        "others are each a FILE (or, if none is named here, each --config after the first): a "
+        "fragment that is laid over the experiment, or an experiment, whose adapter alone is taken",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=int, metavar="N", help="match this number of parameters instead"
+    )
     own, rest = _split(parser, args)
-    datamodule, task = _instantiate(["fit", *rest])
+    if own.match is not None:
+        matched(own.config, own.match, rest, target=own.target, as_json=own.json)
+        return
+    if own.target is not None:
+        raise ValueError(
+            "--target is the number of parameters to match, and nothing is matched. Add --match."
+        )
+    configs = [part for file in own.config for part in ("--config", file)]
+    datamodule, task = _instantiate(["fit", *configs, *rest])
     if getattr(task, "num_classes", 0) is None:
         task.num_classes = datamodule.num_classes
     task.adapter_from = None
@@ -48,7 +68,8 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("action", choices=("describe", "prepare"))
     parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
     own, rest = _split(parser, args)
-    datamodule, task = _instantiate(["fit", *rest])
+    configs = [part for file in own.config for part in ("--config", file)]
+    datamodule, task = _instantiate(["fit", *configs, *rest])
     datamodule.prepare_data()
     console = Console()
     if own.action == "prepare":
@@ -88,9 +109,7 @@ def _split(
     parser: argparse.ArgumentParser, args: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE")
-    own, rest = parser.parse_known_args(args)
-    configs = [part for file in own.config for part in ("--config", file)]
-    return own, [*configs, *rest]
+    return parser.parse_known_args(args)
 
 
 def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:

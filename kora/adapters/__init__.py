@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from kora.adapters.base import LowRankDelta, Strategy, describe
+from kora.adapters.base import LowRankDelta, Strategy, describe, resized
 from kora.adapters.baselines import FullFineTune, LinearProbe
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.kora import KoRA
@@ -28,6 +28,7 @@ __all__ = [
     "Strategy",
     "TokenReadout",
     "describe",
+    "resized",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

@@ -9,6 +9,7 @@ Shapes: B images, N tokens, I input width, O output width, R rank, D backbone wi
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import sys
@@ -30,6 +31,7 @@ __all__ = [
     "require_choice",
     "require_effect",
     "require_positive",
+    "resized",
 ]
 
 
@@ -46,6 +48,10 @@ class Strategy(nn.Module, ABC):
 
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
+
+    #: The constructor argument, a whole number, that makes it larger or smaller: a rank, a width.
+    #: `kora params --match` looks for its value. None where there is no such argument.
+    size_argument: str | None = None
 
     @property
     def label(self) -> str:
@@ -136,6 +142,13 @@ def describe(obj: Any) -> dict[str, Any]:
         module = "kora.adapters"
     arguments = {k: _plain(v) for k, v in _arguments(obj).items()}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
+
+
+def resized(strategy: Strategy, size: int) -> Strategy:
+    """A strategy like one that is not attached yet, with another value of its `size_argument`."""
+    assert strategy.size_argument is not None, "it has no size"
+    arguments = {**copy.deepcopy(_arguments(strategy)), strategy.size_argument: size}
+    return type(strategy)(**arguments)
 
 
 def require_positive(strategy: str, **settings: int) -> None:

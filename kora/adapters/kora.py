@@ -106,6 +106,8 @@ class KoRA(Strategy):
             `pool: tokens`.
     """
 
+    size_argument = "rank"
+
     def __init__(
         self,
         rank: int = 8,

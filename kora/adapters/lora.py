@@ -33,6 +33,8 @@ class LoRA(Strategy):
             or a dropout outside [0, 1).
     """
 
+    size_argument = "rank"
+
     def __init__(
         self,
         rank: int = 8,

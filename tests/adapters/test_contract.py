@@ -1,78 +1,55 @@
-"""Claims that every strategy holds, from the built task to the adapter folder and back."""
+"""Claims that every strategy holds, from the built task to the adapter folder and back.
+
+On every family of backbones: test_contract_families.py; of arguments: test_contract_arguments.py.
+"""
 
 from __future__ import annotations
 
 import copy
-import importlib
+import inspect
 import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from kora.adapters import (
-    ClsReadout,
-    FullFineTune,
-    KoRA,
-    LinearProbe,
-    LoRA,
-    Sequential,
-    Strategy,
-    describe,
-)
+import kora.adapters
+from kora.adapters import LoRA, Strategy, describe
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.tasks import ClassificationTask
-from tests.factory import built, kick, labels_for, nano
-
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "LinearProbe": LinearProbe,
-    "FullFineTune": FullFineTune,
-    "LoRA": lambda: LoRA(2, 0.5, sites=["q", "v", "proj"]),
-    "KoRA": lambda: KoRA(2, 4, alpha=0.5, composer=Sequential(), readout=ClsReadout("default")),
-    "KoRA-side": lambda: KoRA(2, 4, inject=False),
-    "KoRA-tokens": lambda: KoRA(2, 4, pool="tokens", sites=("fc1", "v")),
-    "KoRA-published": lambda: KoRA(
-        2, 4, inject=False, readout=ClsReadout("default", trainable=False)
-    ),
-}
+from tests.adapters.strategies import STRATEGIES, Entry
+from tests.adapters.support import gradients, loss_of, rebuild
+from tests.factory import built, kick
+from tests.families import tiny
 
 
 @pytest.fixture(params=STRATEGIES)
-def make(request: pytest.FixtureRequest) -> Callable[[], Strategy]:
+def make(request: pytest.FixtureRequest) -> Entry:
     return STRATEGIES[request.param]
 
 
-def loss_of(task: nn.Module, images: Tensor) -> Tensor:
-    return F.cross_entropy(task(images).float(), labels_for(images))
+def on_tiny(
+    strategy: Strategy, *, checkpointing: bool = False, **options: Any
+) -> ClassificationTask:
+    backbone = tiny("tiny_vit")
+    backbone.model.set_grad_checkpointing(checkpointing)
+    return built(strategy, backbone=backbone, **options)
 
 
-def gradients(task: ClassificationTask, images: Tensor) -> tuple[float, dict[str, Tensor]]:
-    task.zero_grad()
-    loss = loss_of(task, images)
-    loss.backward()
-    return loss.item(), {
-        n: p.grad.clone() for n, p in task.trainables().items() if p.grad is not None
-    }
-
-
-def test_only_what_is_declared_changes_by_training(
-    make: Callable[[], Strategy], images: Tensor
-) -> None:
-    task = kick(built(make())).train()
+def test_only_what_is_declared_changes_by_training(make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make())).train()
     declared = {id(p) for p in task.trainables().values()}
     everything = dict(task.named_parameters()) | dict(task.named_buffers())
     before = {name: tensor.detach().clone() for name, tensor in everything.items()}
     assert {id(p) for p in task.parameters() if p.requires_grad} == declared
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.01)
-    for _ in range(2):
+    for _ in range(20):
         optimizer.zero_grad()
         loss_of(task, images).backward()
         optimizer.step()
@@ -81,30 +58,26 @@ def test_only_what_is_declared_changes_by_training(
 
 
 def test_it_starts_at_the_frozen_features_or_says_that_it_does_not(
-    make: Callable[[], Strategy], images: Tensor
+    make: Entry, images: Tensor
 ) -> None:
-    task = built(make())
-    readout = getattr(task.adapter, "readout", None)
-    starts_elsewhere = readout is not None and readout.init == "default"
-    equal = torch.equal(task.features(images).pooled, nano()(images).pooled)
-    assert equal != starts_elsewhere
+    task = on_tiny(make())
+    equal = torch.equal(task.features(images).pooled, tiny("tiny_vit")(images).pooled)
+    assert equal != make.starts_elsewhere
 
 
-def test_describe_round_trips_through_its_class_path(make: Callable[[], Strategy]) -> None:
+def test_every_strategy_of_the_package_has_an_entry() -> None:
+    kinds = {kind for kind in vars(kora.adapters).values() if inspect.isclass(kind)}
+    concrete = {k for k in kinds if issubclass(k, Strategy) and not inspect.isabstract(k)}
+    assert concrete - {entry.kind for entry in STRATEGIES.values()} == set()
+
+
+def test_describe_round_trips_through_its_class_path(make: Entry) -> None:
     record = json.loads(json.dumps(describe(make())))
     again = rebuild(record)
     assert describe(again) == record == describe(make())
-    assert [tuple(t.shape) for t in built(again).kept_tensors().values()] == [
-        tuple(t.shape) for t in built(make()).kept_tensors().values()
+    assert [tuple(t.shape) for t in on_tiny(again).kept_tensors().values()] == [
+        tuple(t.shape) for t in on_tiny(make()).kept_tensors().values()
     ]
-
-
-def rebuild(record: Any) -> Any:
-    if not isinstance(record, dict) or "class_path" not in record:
-        return record
-    module, _, name = record["class_path"].rpartition(".")
-    arguments = {key: rebuild(value) for key, value in record["init_args"].items()}
-    return getattr(importlib.import_module(module), name)(**arguments)
 
 
 class Toy(LoRA):
@@ -119,10 +92,8 @@ def test_describe_gives_the_long_path_where_there_is_no_short_one() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_copies_and_pickles_give_equal_logits(
-    trained: bool, make: Callable[[], Strategy], images: Tensor
-) -> None:
-    task = kick(built(make()))
+def test_copies_and_pickles_give_equal_logits(trained: bool, make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make()))
     if trained:
         loss_of(task, images).backward()
     expected = task(images)
@@ -134,10 +105,8 @@ def test_copies_and_pickles_give_equal_logits(
         assert other.backbone.sha256 == task.backbone.sha256
 
 
-def test_the_adapter_folder_gives_equal_logits(
-    make: Callable[[], Strategy], images: Tensor, tmp_path: Path
-) -> None:
-    task, other = kick(built(make())), built(make(), seed=8)
+def test_the_adapter_folder_gives_equal_logits(make: Entry, images: Tensor, tmp_path: Path) -> None:
+    task, other = kick(on_tiny(make())), on_tiny(make(), seed=8)
     save_adapter(tmp_path, task.kept_tensors(), adapter=task.adapter, backbone=task.backbone)
     load_adapter(tmp_path, other.adapter, other.backbone)
     assert torch.equal(other.features(images).pooled, task.features(images).pooled)
@@ -146,10 +115,8 @@ def test_the_adapter_folder_gives_equal_logits(
     assert torch.equal(other(images), task(images))
 
 
-def test_a_frozen_adapter_trains_the_head_only(
-    make: Callable[[], Strategy], images: Tensor
-) -> None:
-    task = kick(built(make(), adapter_trainable=False)).train()
+def test_a_frozen_adapter_trains_the_head_only(make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make(), adapter_trainable=False)).train()
     recording: list[bool] = []
     task.backbone.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     loss_of(task, images).backward()
@@ -160,8 +127,8 @@ def test_a_frozen_adapter_trains_the_head_only(
     assert not any(module.training for module in task.adapter.modules())
 
 
-def test_bfloat16_autocast_is_near_float32(make: Callable[[], Strategy], images: Tensor) -> None:
-    task = kick(built(make()))
+def test_bfloat16_autocast_is_near_float32(make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make()))
     exact = loss_of(task, images)
     with torch.autocast("cpu", torch.bfloat16):
         near = loss_of(task, images)
@@ -171,10 +138,10 @@ def test_bfloat16_autocast_is_near_float32(make: Callable[[], Strategy], images:
 
 
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(
-    make: Callable[[], Strategy], images: Tensor
+    make: Entry, images: Tensor
 ) -> None:
-    plain = kick(built(make()))
-    saving = kick(built(make(), backbone=nano(gradient_checkpointing=True)))
+    plain = kick(on_tiny(make()))
+    saving = kick(on_tiny(make(), checkpointing=True))
     loss, expected = gradients(plain, images)
     again, found = gradients(saving, images)
     assert again == pytest.approx(loss, rel=1e-6)
@@ -185,20 +152,16 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(
     assert torch.equal(saving(images), saving(images))
 
 
-def test_validation_in_inference_mode_and_training_after_it(
-    make: Callable[[], Strategy], images: Tensor
-) -> None:
-    task = kick(built(make()))
+def test_validation_in_inference_mode_and_training_after_it(make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make()))
     with torch.inference_mode():
         looked = task(images)
     assert torch.equal(looked, task(images))
     loss_of(task, images).backward()
 
 
-def test_batches_of_one_and_of_other_sizes_follow_each_other(
-    make: Callable[[], Strategy], images: Tensor
-) -> None:
-    task = kick(built(make()))
+def test_batches_of_one_and_of_other_sizes_follow_each_other(make: Entry, images: Tensor) -> None:
+    task = kick(on_tiny(make()))
     whole = task(images)
     single = torch.cat([task(image[None]) for image in images])
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
@@ -206,14 +169,15 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side"])
-def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
-    plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
+def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
+    plain, compiled = (kick(on_tiny(make())) for _ in range(2))
     names = list(compiled.state_dict())
     compiled.compile()
     loss, expected = gradients(plain, images)
     again, found = gradients(compiled, images)
     assert again == pytest.approx(loss, rel=1e-4)
     assert list(compiled.state_dict()) == names
+    assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,171 @@
+"""The strategies that the shared contract is held against: one entry for each method.
+
+A new strategy adds an entry; tests/adapters/test_contract.py fails by name while it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kora.adapters import (
+    ClsReadout,
+    Composer,
+    FullFineTune,
+    KoRA,
+    LinearProbe,
+    LoRA,
+    Sequential,
+    Strategy,
+    TokenReadout,
+)
+from kora.backbones import Backbone
+from tests.families import DEAD_QKV, tiny
+
+__all__ = ["STRATEGIES", "Change", "Entry"]
+
+Options = Callable[[], dict[str, Any]]
+
+
+def _tiny_vit() -> Backbone:
+    return tiny("tiny_vit")
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another value of an argument whose effect shows only beside other settings.
+
+    Args:
+        value: The other value.
+        given: Other arguments that hold on both sides of the comparison.
+        backbone: Makes the backbone.
+        refused: What is refused without the change, as a pattern of the error; None where both
+            sides are accepted.
+    """
+
+    value: Any
+    given: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Callable[[], Backbone] = _tiny_vit
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy with its arguments; calling it makes a fresh one, with changes where given.
+
+    Args:
+        kind: The class.
+        options: Its arguments, made anew for every strategy, as modules may be among them.
+        changes: For each argument of the constructor another value, or a `Change`. Once for each
+            class is enough.
+        starts_elsewhere: Whether it differs from the frozen backbone before the first step.
+        refused: Families that it cannot adapt, with a pattern of the error that says so.
+        needs: Arguments that it needs on some families, and without which it is refused there.
+    """
+
+    kind: type[Strategy]
+    options: Options = dict
+    changes: Options = dict
+    starts_elsewhere: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, **changed: Any) -> Strategy:
+        return self.kind(**{**self.options(), **changed})
+
+
+class LastNode(Composer):
+    """The vector of the last node, alone."""
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """Nothing to create."""
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C) to the last one."""
+        return nodes[-1]
+
+
+def _with_head() -> Backbone:
+    torch.manual_seed(0)
+    return Backbone("tiny_vit", weights="random", image_size=32, keep_classifier=True)
+
+
+#: Where `qkv` is never called, or is not one layer.
+LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
+SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
+
+STRATEGIES: dict[str, Entry] = {
+    "LinearProbe": Entry(LinearProbe),
+    "FullFineTune": Entry(FullFineTune),
+    "LoRA": Entry(
+        LoRA,
+        lambda: {"rank": 2, "alpha": 0.5, "sites": ["q", "v", "proj"]},
+        changes=lambda: {
+            "rank": 3,
+            "alpha": 0.7,
+            "dropout": 0.5,
+            "sites": ["q", "k", "proj"],
+            "blocks": [1],
+            "allow_dead_sites": Change(
+                True, given={"sites": ["head"]}, backbone=_with_head, refused="never called"
+            ),
+        },
+        needs=LIVE,
+    ),
+    "KoRA": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "alpha": 0.5,
+            "sites": ["q", "proj"],
+            "composer": Sequential(),
+            "readout": ClsReadout("default"),
+        },
+        changes=lambda: {
+            "rank": 3,
+            "d_comp": 5,
+            "alpha": 0.7,
+            "inject": False,
+            "pool": "cls",
+            "sites": ["v", "proj"],
+            "blocks": [1],
+            "composer": LastNode(),
+            "readout": ClsReadout("zero"),
+        },
+        starts_elsewhere=True,
+        needs=LIVE,
+    ),
+    "KoRA-side": Entry(
+        KoRA, lambda: {"rank": 2, "d_comp": 4, "inject": False}, needs={**LIVE, **SPLIT}
+    ),
+    "KoRA-tokens": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "pool": "tokens",
+            "sites": ("proj", "v"),
+            "readout": TokenReadout(),
+        },
+        needs=LIVE,
+    ),
+    "KoRA-tokens-to-CLS": Entry(
+        KoRA, lambda: {"rank": 2, "d_comp": 4, "pool": "tokens", "sites": ("proj", "v")}, needs=LIVE
+    ),
+    "KoRA-published": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "readout": ClsReadout("default", trainable=False),
+        },
+        starts_elsewhere=True,
+        needs={**LIVE, **SPLIT},
+    ),
+}

@@ -1,0 +1,47 @@
+"""What the tests of strategies share."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters import Strategy
+from kora.backbones import Backbone
+from kora.tasks import ClassificationTask
+from tests.adapters.strategies import Entry
+from tests.factory import labels_for
+from tests.families import tiny
+
+__all__ = ["fitting", "gradients", "loss_of", "rebuild"]
+
+
+def loss_of(task: nn.Module, images: Tensor) -> Tensor:
+    """Cross-entropy on (B, 3, H, W) images."""
+    return F.cross_entropy(task(images).float(), labels_for(images))
+
+
+def gradients(task: ClassificationTask, images: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss, and gradients of what trains where there are any."""
+    task.zero_grad()
+    loss = loss_of(task, images)
+    loss.backward()
+    return loss.item(), {
+        n: p.grad.clone() for n, p in task.trainables().items() if p.grad is not None
+    }
+
+
+def fitting(entry: Entry, family: str) -> tuple[Strategy, Backbone]:
+    """A strategy and a tiny backbone, with the settings that it needs there."""
+    return entry(**entry.needs.get(family, {})), tiny(family)
+
+
+def rebuild(record: Any) -> Any:
+    """The object that a class path and its arguments name, as in a config."""
+    if not isinstance(record, dict) or "class_path" not in record:
+        return record
+    module, _, name = record["class_path"].rpartition(".")
+    arguments = {key: rebuild(value) for key, value in record.get("init_args", {}).items()}
+    return getattr(importlib.import_module(module), name)(**arguments)

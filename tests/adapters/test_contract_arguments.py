@@ -1,0 +1,130 @@
+"""Claims about the arguments of every strategy: each has an effect, and the size is one of them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from kora.adapters import LoRA, Strategy, resized
+from kora.backbones import Backbone
+from kora.matching import count_trainable
+from tests.adapters.strategies import STRATEGIES, Change, Entry
+from tests.adapters.support import gradients
+from tests.factory import built, kick
+from tests.families import tiny
+
+
+def arguments_of(kind: type[Strategy]) -> list[str]:
+    parameters = inspect.signature(kind).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+KINDS = {entry.kind: entry for entry in reversed(STRATEGIES.values())}
+ARGUMENTS = [(kind, name) for kind in KINDS for name in arguments_of(kind)]
+
+
+class Evidence(NamedTuple):
+    """What a strategy trains and does; equal for two that do not differ."""
+
+    shapes: dict[str, tuple[int, ...]]
+    start: list[Tensor]
+    logits: Tensor  # in training, away from the start
+    gradients: dict[str, Tensor]
+
+
+def evidence(strategy: Strategy, backbone: Backbone, images: Tensor) -> Evidence:
+    task = built(strategy, backbone=backbone)
+    kept = {name: tensor.detach().clone() for name, tensor in task.kept_tensors().items()}
+    kick(task).train()
+    torch.manual_seed(0)
+    logits = task(images).detach()
+    torch.manual_seed(0)
+    _, found = gradients(task, images)
+    shapes = {name: tuple(parameter.shape) for name, parameter in task.trainables().items()}
+    return Evidence(shapes, list(kept.values()), logits, found)
+
+
+def differ(one: Evidence, other: Evidence) -> bool:
+    if one.shapes != other.shapes or one.gradients.keys() != other.gradients.keys():
+        return True
+    mine = [*one.start, one.logits, *one.gradients.values()]
+    theirs = [*other.start, other.logits, *other.gradients.values()]
+    pairs = zip(mine, theirs, strict=True)
+    return any(a.shape != b.shape or not torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def change_of(entry: Entry, argument: str) -> Change:
+    changes = entry.changes()
+    if argument not in changes:
+        pytest.fail(
+            f"{entry.kind.__name__}: no other value of '{argument}' is known. Add one to `changes` "
+            "of its entry in tests/adapters/strategies.py."
+        )
+    value = changes[argument]
+    return value if isinstance(value, Change) else Change(value)
+
+
+@pytest.mark.parametrize(("kind", "argument"), ARGUMENTS)
+def test_every_argument_changes_something(
+    kind: type[Strategy], argument: str, images: Tensor
+) -> None:
+    entry = next((e for e in STRATEGIES.values() if e.kind is kind and e.changes()), KINDS[kind])
+    change = change_of(entry, argument)
+
+    def found(**changed: Any) -> Evidence:
+        fresh = change_of(entry, argument)  # modules among its values are attached once
+        return evidence(entry(**{**fresh.given, **changed}), fresh.backbone(), images)
+
+    changed = found(**{argument: change.value})
+    if change.refused is None:
+        assert not differ(found(), found()), "the comparison itself is not stable"
+        assert differ(found(), changed)
+    else:
+        with pytest.raises(ValueError, match=change.refused):
+            found()
+
+
+class Careless(LoRA):
+    """LoRA with an argument that it forgets."""
+
+    def __init__(self, rank: int = 2, *, gain: float = 1.0) -> None:
+        super().__init__(rank, sites=["proj"])
+        self.gain = gain
+
+
+def test_an_argument_without_effect_would_be_found(images: Tensor) -> None:
+    plain, forgotten, other = (
+        evidence(strategy, tiny("tiny_vit"), images)
+        for strategy in (Careless(), Careless(gain=3.0), Careless(3))
+    )
+    assert not differ(plain, forgotten)
+    assert differ(plain, other)
+
+
+@pytest.mark.parametrize("entry", [e for e in STRATEGIES.values() if e.changes()])
+def test_every_other_value_is_for_an_argument_that_exists(entry: Entry) -> None:
+    assert set(entry.changes()) == set(arguments_of(entry.kind))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_size_is_an_argument_by_which_it_grows(name: str) -> None:
+    strategy, backbone = STRATEGIES[name](), tiny("tiny_vit")
+    if strategy.size_argument is None:
+        return
+    size = getattr(strategy, strategy.size_argument)
+    assert strategy.size_argument in arguments_of(type(strategy))
+    counts = [count_trainable(resized(strategy, n), backbone) for n in (size, size + 1, size + 2)]
+    assert counts == sorted(set(counts))
+    assert counts[0] == count_trainable(strategy, backbone)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_it_can_be_counted_without_storage(name: str) -> None:
+    strategy = STRATEGIES[name]()
+    backbone = tiny("tiny_vit")
+    trained = built(STRATEGIES[name](), backbone=tiny("tiny_vit")).adapter.trainable()
+    assert count_trainable(strategy, backbone.to("meta")) == sum(p.numel() for _, p in trained)
