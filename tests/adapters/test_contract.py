@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kora.adapters import (
+    BitFit,
     ClsReadout,
     FullFineTune,
     KoRA,
@@ -35,6 +36,7 @@ from tests.factory import built, kick, labels_for, nano
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
     "FullFineTune": FullFineTune,
+    "BitFit": BitFit,
     "LoRA": lambda: LoRA(2, 0.5, sites=["q", "v", "proj"]),
     "KoRA": lambda: KoRA(2, 4, alpha=0.5, composer=Sequential(), readout=ClsReadout("default")),
     "KoRA-side": lambda: KoRA(2, 4, inject=False),
