@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kora.adapters import (
+    VPT,
     BitFit,
     ClsReadout,
     FullFineTune,
@@ -37,6 +38,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
     "FullFineTune": FullFineTune,
     "BitFit": BitFit,
+    "VPT": lambda: VPT(3),
+    "VPT-shallow": lambda: VPT(3, deep=False),
     "LoRA": lambda: LoRA(2, 0.5, sites=["q", "v", "proj"]),
     "KoRA": lambda: KoRA(2, 4, alpha=0.5, composer=Sequential(), readout=ClsReadout("default")),
     "KoRA-side": lambda: KoRA(2, 4, inject=False),
@@ -88,6 +91,7 @@ def test_it_starts_at_the_frozen_features_or_says_that_it_does_not(
     task = built(make())
     readout = getattr(task.adapter, "readout", None)
     starts_elsewhere = readout is not None and readout.init == "default"
+    starts_elsewhere |= isinstance(task.adapter, VPT)  # the first softmax sees the prompts
     equal = torch.equal(task.features(images).pooled, nano()(images).pooled)
     assert equal != starts_elsewhere
 
@@ -208,7 +212,7 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side"])
+@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side", "VPT"])
 def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
     plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
     names = list(compiled.state_dict())
