@@ -79,6 +79,17 @@ class Strategy(nn.Module, ABC):
         """What a file of this adapter must hold: the trainables and the fixed random buffers."""
         return dict(self.trainable()) | dict(self.named_buffers())
 
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The backbone's weights with the adapter folded in, for timm's model without KoRA.
+
+        Raises:
+            ValueError: If this strategy computes what no weights of the backbone can.
+        """
+        raise ValueError(
+            f"{self.label} cannot be folded into the weights of {backbone.name}: it computes what "
+            "they cannot. Keep the adapter folder, or use LoRA, DoRA, SSF or BitFit."
+        )
+
     def site_of(self, name: str) -> tuple[str, str]:
         """Row and column of a trainable in the parameter table: (block, site)."""
         for part in name.split("."):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kora.adapters import (
+    SSF,
     VPT,
     BitFit,
     ClsReadout,
@@ -38,6 +39,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
     "FullFineTune": FullFineTune,
     "BitFit": BitFit,
+    "SSF": SSF,
     "VPT": lambda: VPT(3),
     "VPT-shallow": lambda: VPT(3, deep=False),
     "LoRA": lambda: LoRA(2, 0.5, sites=["q", "v", "proj"]),
@@ -212,7 +214,7 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side", "VPT"])
+@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side", "VPT", "SSF"])
 def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
     plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
     names = list(compiled.state_dict())
