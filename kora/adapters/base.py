@@ -137,6 +137,10 @@ class LowRankDelta(nn.Module):
         """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
         return self.up(self.alpha * self.low(x))
 
+    def folded(self, weight_OI: Tensor) -> Tensor:
+        """The weight (O, I) with the correction: W + alpha B A."""
+        return weight_OI + self.alpha * self.up_OR @ self.down_RI
+
 
 def describe(obj: Any) -> dict[str, Any]:
     """Class path and constructor arguments of a strategy, composer or readout, as plain types."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
 from kora.adapters.baselines import place_of
 from kora.backbones import Backbone
+from kora.rewrites import plain_state
 from kora.sites import require_blocks
 
 __all__ = ["BitFit"]
@@ -61,6 +62,10 @@ class BitFit(Strategy):
         """The biases, by timm's names."""
         for name in self._names:
             yield name, self._backbone[0].model.get_parameter(name)
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The backbone's weights, which have the trained biases."""
+        return plain_state(backbone)
 
     def site_of(self, name: str) -> tuple[str, str]:
         """Block number and layer of a timm name."""

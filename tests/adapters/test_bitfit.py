@@ -89,6 +89,12 @@ def test_the_hash_stays_that_of_the_frozen_weights() -> None:
     assert task.backbone.sha256 == nano().sha256
 
 
+def test_its_weights_need_no_merging(images: Tensor) -> None:
+    task, plain = kick(built(BitFit())), nano()
+    plain.model.load_state_dict(task.adapter.merged(task.backbone))
+    assert torch.equal(plain(images).pooled, task.features(images).pooled)
+
+
 @pytest.mark.parametrize("change", [{"blocks": [0, 5]}, {"outer": False}], ids=str)
 def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
     def output(**options: Any) -> Tensor:

@@ -23,6 +23,7 @@ from kora.adapters import (
     VPT,
     BitFit,
     ClsReadout,
+    DoRA,
     FullFineTune,
     KoRA,
     LinearProbe,
@@ -43,6 +44,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "VPT": lambda: VPT(3),
     "VPT-shallow": lambda: VPT(3, deep=False),
     "LoRA": lambda: LoRA(2, 0.5, sites=["q", "v", "proj"]),
+    "DoRA": lambda: DoRA(2, 0.5, sites=["q", "v", "proj", "fc1"]),
     "KoRA": lambda: KoRA(2, 4, alpha=0.5, composer=Sequential(), readout=ClsReadout("default")),
     "KoRA-side": lambda: KoRA(2, 4, inject=False),
     "KoRA-tokens": lambda: KoRA(2, 4, pool="tokens", sites=("fc1", "v")),
@@ -214,7 +216,7 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side", "VPT", "SSF"])
+@pytest.mark.parametrize("name", ["LoRA", "KoRA", "KoRA-side", "VPT", "SSF", "DoRA"])
 def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
     plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
     names = list(compiled.state_dict())

@@ -120,6 +120,13 @@ def test_every_prompt_gets_a_gradient(images: Tensor) -> None:
     assert all(parameter.grad.abs().min() > 0 for parameter in task.adapter.parameters())
 
 
+def test_prompts_cannot_be_folded_into_weights() -> None:
+    backbone, strategy = nano(), VPT()
+    strategy.attach(backbone)
+    with pytest.raises(ValueError, match=r"VPT cannot be folded into the weights of vit_nano"):
+        strategy.merged(backbone)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"prompts": 3}, {"deep": False}, {"dropout": 0.5}, {"blocks": [0, 5]}],
