@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
@@ -74,6 +75,8 @@ class SiteLinear(nn.Module):
                 continue
             if rows is None:
                 y = y + delta
+            elif self.rewrites:  # autograd forbids writing into what a function of ours returns
+                y = y + F.pad(delta, (rows[0], y.shape[-1] - rows[1]))
             else:
                 # In place is safe: no backward of a linear layer reads its output.
                 y[..., rows[0] : rows[1]] += delta

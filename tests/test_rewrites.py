@@ -142,19 +142,23 @@ def test_a_layer_computed_by_two_strategies_is_refused() -> None:
         SSF(["fc1"], norms=False, outer=False).attach(backbone)
 
 
-def test_a_correction_may_share_a_layer_with_a_rewrite(images: Tensor) -> None:
+@pytest.mark.parametrize(("site", "first"), [("qkv", 0), ("q", 0), ("v", 256)])
+def test_a_correction_may_share_a_layer_with_a_rewrite(
+    site: str, first: int, images: Tensor
+) -> None:
     """LoRA adds to what SSF computes."""
     backbone, reference = nano(), nano()
-    scale, low = SSF(["fc1"], blocks=[2], norms=False, outer=False), LoRA(2, sites=["fc1"])
+    scale, low = SSF(["qkv"], blocks=[2], norms=False, outer=False), LoRA(2, sites=[site])
     scale.attach(backbone)
     low.attach(backbone)
-    delta = low.deltas["b02_fc1"]
+    delta = low.deltas[f"b02_{site}"]
     with torch.no_grad():
         delta.up_OR.normal_(std=0.1)
         for parameter in scale.parameters():
             parameter.normal_()
     reference.model.load_state_dict(scale.merged(backbone))
-    reference.model.blocks[2].mlp.fc1.weight.data += (delta.up_OR @ delta.down_RI).detach()
+    weight = reference.model.blocks[2].attn.qkv.weight.data
+    weight[first : first + len(delta.up_OR)] += (delta.up_OR @ delta.down_RI).detach()
     torch.testing.assert_close(
         backbone(images).pooled, reference(images).pooled, rtol=1e-4, atol=1e-4
     )

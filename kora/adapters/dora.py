@@ -113,14 +113,14 @@ class DirectedLinear:
         # The bias is not scaled.
         shift_O = None if layer.bias is None else layer.bias * (1 - scale_O)
         y = rescaled(layer, x, scale_O, shift_O)
-        for delta, factor_O in zip(self.deltas, factors, strict=True):
-            low = delta.alpha * delta.low(x)
-            part = F.linear(low, factor_O[:, None] * delta.up_OR)
-            if delta.rows == (0, len(scale_O)):
-                y = y + part
-            else:
-                y[..., slice(*delta.rows)] += part
-        return y
+        # All corrections as one product; B of a part is zero in the rows of the others.
+        low = torch.cat([delta.alpha * delta.low(x) for delta in self.deltas], dim=-1)
+        ups = [f[:, None] * delta.up_OR for delta, f in zip(self.deltas, factors, strict=True)]
+        bounds = [(d.rows[0], layer.out_features - d.rows[1]) for d in self.deltas]
+        up_OR = torch.cat(
+            [F.pad(up, (0, 0, *bound)) for up, bound in zip(ups, bounds, strict=True)], 1
+        )
+        return y + F.linear(low, up_OR)
 
 
 def _whole(deltas: Sequence[Direction], factors: Sequence[Tensor], rows: int) -> Tensor:
