@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
 
-__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "wrap"]
+__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap"]
 
 ALL_SITES = ("qkv", "proj", "fc1", "fc2")
 _PARTS = {"q": 0, "k": 1, "v": 2}
@@ -63,16 +64,19 @@ class SiteLinear(nn.Module):
         super().__init__()
         self.base = base
         self.functions: list[tuple[tuple[int, int] | None, SiteFunction]] = []
+        self.rewrites: list[Callable[[nn.Module, Tensor], Tensor]] = []  # see kora/rewrites.py
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, I) to (B, N, O)."""
-        y: Tensor = self.base(x)
+        y: Tensor = self.rewrites[0](self.base, x) if self.rewrites else self.base(x)
         for rows, function in self.functions:
             delta = function(x)
             if delta is None:
                 continue
             if rows is None:
                 y = y + delta
+            elif self.rewrites:  # autograd forbids writing into what a function of ours returns
+                y = y + F.pad(delta, (rows[0], y.shape[-1] - rows[1]))
             else:
                 # In place is safe: no backward of a linear layer reads its output.
                 y[..., rows[0] : rows[1]] += delta
@@ -100,17 +104,10 @@ def find_sites(
         raise ValueError(f"sites='{names}' is one word; expected a list: sites=['{names}'].")
     if not names:
         raise ValueError("sites is empty, so nothing would train. Use sites=['qkv'] or more.")
-    depth = backbone.depth
-    chosen = list(range(depth)) if blocks is None else list(blocks)
-    outside = [i for i in chosen if not 0 <= i < depth]
-    if outside or not chosen:
-        raise ValueError(
-            f"blocks={list(chosen)} of {backbone.name}: expected numbers from 0 to {depth - 1}, "
-            "at least one."
-        )
+    chosen = require_blocks(backbone, blocks)
     called = _called_linears(backbone)
     in_blocks = [name for name in names if name != "head"]
-    sites = [_resolve(backbone, i, name) for i in sorted(set(chosen)) for name in in_blocks]
+    sites = [_resolve(backbone, i, name) for i in chosen for name in in_blocks]
     sites += [_classifier(backbone) for name in names if name == "head"]
     _refuse_overlap(sites)
     dead = [site for site in sites if site.path not in called]
@@ -123,6 +120,23 @@ def find_sites(
         )
     order = {path: position for position, path in enumerate(called)}
     return sorted(sites, key=lambda s: (order.get(s.path, len(order)), s.rows or (0, 0)))
+
+
+def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int]:
+    """Numbers of the chosen blocks, in order and each once; None means all.
+
+    Raises:
+        ValueError: For a number outside the depth, or none at all.
+    """
+    depth = backbone.depth
+    chosen = list(range(depth)) if blocks is None else list(blocks)
+    outside = [i for i in chosen if not 0 <= i < depth]
+    if outside or not chosen:
+        raise ValueError(
+            f"blocks={chosen} of {backbone.name}: expected numbers from 0 to {depth - 1}, at "
+            "least one."
+        )
+    return sorted(set(chosen))
 
 
 def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:

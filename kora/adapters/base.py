@@ -85,6 +85,17 @@ class Strategy(nn.Module, ABC):
         """What a file of this adapter must hold: the trainables and the fixed random buffers."""
         return dict(self.trainable()) | dict(self.named_buffers())
 
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The backbone's weights with the adapter folded in, for timm's model without KoRA.
+
+        Raises:
+            ValueError: If this strategy computes what no weights of the backbone can.
+        """
+        raise ValueError(
+            f"{self.label} cannot be folded into the weights of {backbone.name}: it computes what "
+            "they cannot. Keep the adapter folder, or use LoRA, DoRA, SSF or BitFit."
+        )
+
     def site_of(self, name: str) -> tuple[str, str]:
         """Row and column of a trainable in the parameter table: (block, site)."""
         for part in name.split("."):
@@ -131,6 +142,10 @@ class LowRankDelta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
         return self.up(self.alpha * self.low(x))
+
+    def folded(self, weight_OI: Tensor) -> Tensor:
+        """The weight (O, I) with the correction: W + alpha B A."""
+        return weight_OI + self.alpha * self.up_OR @ self.down_RI
 
 
 def describe(obj: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kora.adapters.base import Strategy
 from kora.backbones import Backbone
 
-__all__ = ["FullFineTune", "LinearProbe"]
+__all__ = ["FullFineTune", "LinearProbe", "place_of"]
 
 
 class LinearProbe(Strategy):
@@ -45,7 +45,12 @@ class FullFineTune(Strategy):
 
     def site_of(self, name: str) -> tuple[str, str]:
         """Block number and layer of a timm name."""
-        parts = name.split(".")
-        if parts[0] == "blocks":
-            return parts[1], parts[3] if len(parts) > 4 else parts[2]
-        return "–", parts[0]
+        return place_of(name)
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """Block number and layer of a tensor of timm: `blocks.3.attn.qkv.bias` to (3, qkv)."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return parts[1], parts[3] if len(parts) > 4 else parts[2]
+    return "–", parts[0]

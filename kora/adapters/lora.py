@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kora.adapters.base import LowRankDelta, Strategy, require_effect, require_positive
 from kora.backbones import Backbone
+from kora.rewrites import plain_state
 from kora.sites import ALL_SITES, find_sites, wrap
 
 __all__ = ["LoRA"]
@@ -46,10 +48,11 @@ class LoRA(Strategy):
         allow_dead_sites: bool = False,
     ) -> None:
         super().__init__()
-        require_positive("LoRA", rank=rank)
-        require_effect("LoRA", alpha)
+        name = type(self).__name__  # or that of DoRA
+        require_positive(name, rank=rank)
+        require_effect(name, alpha)
         if not 0 <= dropout < 1:
-            raise ValueError(f"LoRA: dropout={dropout}, expected a probability in [0, 1).")
+            raise ValueError(f"{name}: dropout={dropout}, expected a probability in [0, 1).")
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -67,3 +70,18 @@ class LoRA(Strategy):
             delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
             self.deltas[site.key] = delta
             wrap(backbone, site, delta)
+
+    @torch.no_grad()
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Weights of timm's model with each site's correction in its rows."""
+        state = plain_state(backbone)
+        for site in find_sites(
+            backbone, self.sites, blocks=self.blocks, allow_dead_sites=self.allow_dead_sites
+        ):
+            delta, key = self.deltas[site.key], f"{site.path}.weight"
+            assert isinstance(delta, LowRankDelta)
+            first, end = site.rows or (0, site.d_out)
+            frozen_OI = state[key]
+            rows = (frozen_OI[:first], delta.folded(frozen_OI[first:end]), frozen_OI[end:])
+            state[key] = torch.cat(rows)
+        return state

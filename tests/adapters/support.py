@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from tests.adapters.strategies import Entry
 from tests.factory import labels_for
 from tests.families import tiny
 
-__all__ = ["fitting", "gradients", "loss_of", "rebuild"]
+__all__ = ["fitting", "gradients", "kept_numbers", "loss_of", "rebuild"]
 
 
 def loss_of(task: nn.Module, images: Tensor) -> Tensor:
@@ -45,3 +47,20 @@ def rebuild(record: Any) -> Any:
     module, _, name = record["class_path"].rpartition(".")
     arguments = {key: rebuild(value) for key, value in record.get("init_args", {}).items()}
     return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def kept_numbers(forward: Callable[[], Tensor], *, besides: list[Tensor]) -> int:
+    """How many numbers autograd keeps for backward, `besides` and each storage counted once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    kept: dict[int, int] = {}
+
+    def look(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+        output = forward()  # alive to the end, so that no address is used twice
+    assert output.requires_grad
+    return sum(kept.values())

@@ -37,6 +37,16 @@ def test_output_equals_the_backbone_before_the_first_step(images: Tensor) -> Non
     assert torch.equal(found.patches, expected.patches)
 
 
+@pytest.mark.parametrize("sites", [["q", "v", "fc1"], ["qkv", "proj"]])
+def test_folded_into_the_weights_it_gives_the_same_output(sites: list[str], images: Tensor) -> None:
+    backbone, plain = nano(), nano()
+    strategy = adapted(backbone, rank=3, alpha=0.6, sites=sites, blocks=[1, 4])
+    plain.model.load_state_dict(strategy.merged(backbone))
+    torch.testing.assert_close(
+        strategy(backbone, images).patches, plain(images).patches, rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("sites", [["qkv", "proj", "fc1", "fc2"], ["fc1"], ["proj", "fc2"]])
 def test_it_equals_the_backbone_with_merged_weights(sites: list[str], images: Tensor) -> None:
     backbone, merged = nano(), nano()

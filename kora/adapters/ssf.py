@@ -1,0 +1,144 @@
+"""SSF: a scale and a shift for each channel, behind every operation of the backbone.
+
+Shapes: B images, N tokens, O channels of a layer's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kora.adapters.base import Strategy
+from kora.backbones import Backbone
+from kora.rewrites import frozen_layer, plain_state, rescaled, rewrite
+from kora.sites import ALL_SITES, find_sites, require_blocks
+
+__all__ = ["SSF"]
+
+
+class SSF(Strategy):
+    """y = scale * f(x) + shift for each layer f: linear, norm, patch embedding.
+
+    Starts as exactly the frozen backbone: scale 1, shift 0 (the published code draws both with
+    standard deviation 0.02 around that: `init_std`). It can be folded into the weights afterwards
+    (`merged`), and costs nothing then.
+    Source: Lian et al. 2022, arXiv:2210.08823, section 3; 0.21 M parameters on ViT-B.
+
+    Args:
+        sites: Linear layers, see LoRA; whole layers only.
+        norms: Also the norms of the blocks.
+        outer: Also what is outside of the blocks: patch embedding, first and final norm.
+        blocks: Numbers of the adapted blocks; None means all.
+        init_std: Standard deviation of scale and shift at the start, around 1 and 0.
+
+    Raises:
+        ValueError: For an unknown or dead site, q, k or v alone, a block that is not there, or a
+            negative init_std.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[str] = ALL_SITES,
+        *,
+        norms: bool = True,
+        outer: bool = True,
+        blocks: Sequence[int] | None = None,
+        init_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= init_std < float("inf"):
+            raise ValueError(f"SSF: init_std={init_std}, expected a number of 0 or more.")
+        self.sites = sites
+        self.norms = norms
+        self.outer = outer
+        self.blocks = blocks
+        self.init_std = init_std
+        self.inner_affines = nn.ModuleDict()
+        self.outer_affines = nn.ModuleDict()
+
+    @property
+    def without_effect(self) -> str:
+        """What to do about affines behind what the head reads."""
+        return "Leave them out (outer: false), or use a head that reads what they change."
+
+    def attach(self, backbone: Backbone) -> None:
+        """Rewrite the layers; 2 O numbers for each."""
+        assert not self.inner_affines, "attached twice"
+        sites = find_sites(backbone, self.sites, blocks=self.blocks)
+        for site in sites:
+            if site.rows is not None:
+                raise ValueError(
+                    f"SSF: site '{site.name}' is only a part of the fused qkv, and a scale and "
+                    "shift belongs to a whole layer. Use 'qkv'."
+                )
+        inner = {site.path: site.key for site in sites}
+        if self.norms:
+            for i in require_blocks(backbone, self.blocks):
+                for name, module in backbone.model.blocks[i].named_modules():
+                    if _is_norm(module):
+                        inner[f"blocks.{i}.{name}"] = f"b{i:02d}_{name.replace('.', '_')}"
+        for path, key in inner.items():
+            self.inner_affines[key] = self._rewrite(backbone, path)
+        for path in _outer_paths(backbone) if self.outer else ():
+            self.outer_affines[path.replace(".", "_")] = self._rewrite(backbone, path)
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Weights of timm's model with scale * W and scale * b + shift.
+
+        Raises:
+            ValueError: If a layer that is shifted has no bias to take it.
+        """
+        state = plain_state(backbone)
+        affines = [*self.inner_affines.values(), *self.outer_affines.values()]
+        for affine in affines:
+            assert isinstance(affine, Affine)
+            scale_O, shift_O = affine.scale_O.detach(), affine.shift_O.detach()
+            weight, bias = f"{affine.path}.weight", f"{affine.path}.bias"
+            dims = (-1,) + (1,) * (state[weight].ndim - 1)
+            state[weight] = state[weight] * scale_O.view(dims)
+            if bias in state:
+                state[bias] = state[bias] * scale_O + shift_O
+            elif shift_O.any():
+                raise ValueError(
+                    f"SSF: layer '{affine.path}' of {backbone.name} has no bias to take its shift, "
+                    "so the adapter cannot be folded in. Leave it out (sites, norms), or keep the "
+                    "adapter folder."
+                )
+        return state
+
+    def site_of(self, name: str) -> tuple[str, str]:
+        """Block and layer, also of what is outside of the blocks."""
+        kind, key, _ = name.split(".")
+        return ("–", key) if kind == "outer_affines" else super().site_of(name)
+
+    def _rewrite(self, backbone: Backbone, path: str) -> Affine:
+        affine = Affine(path, len(frozen_layer(backbone, path).weight), std=self.init_std)
+        rewrite(backbone, path, affine)
+        return affine
+
+
+class Affine(nn.Module):
+    """Scale (O,) and shift (O,) for the channels of the layer at `path`."""
+
+    def __init__(self, path: str, channels: int, *, std: float) -> None:
+        super().__init__()
+        self.path = path
+        self.scale_O = nn.Parameter(1 + std * torch.randn(channels))
+        self.shift_O = nn.Parameter(std * torch.randn(channels))
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """scale * layer(x) + shift."""
+        return rescaled(layer, x, self.scale_O, self.shift_O)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.ndim == 1 and "norm" in type(module).__name__.lower()
+
+
+def _outer_paths(backbone: Backbone) -> list[str]:
+    norms = ("patch_embed.norm", "norm_pre", "norm", "fc_norm")
+    modules = dict(backbone.model.named_modules())
+    return ["patch_embed.proj", *(p for p in norms if p in modules and _is_norm(modules[p]))]
