@@ -10,12 +10,14 @@ import pkgutil
 
 from kora.adapters.base import LowRankDelta, Strategy, describe
 from kora.adapters.baselines import FullFineTune, LinearProbe
+from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.kora import KoRA
 from kora.adapters.lora import LoRA
 from kora.adapters.readouts import ClsReadout, Readout, TokenReadout
 
 __all__ = [
+    "Bottleneck",
     "ClsReadout",
     "Composer",
     "FullFineTune",

@@ -53,6 +53,11 @@ class Strategy(nn.Module, ABC):
         return type(self).__name__
 
     @property
+    def starts_as_backbone(self) -> bool:
+        """Whether the adapted features equal the frozen ones before the first step."""
+        return True
+
+    @property
     def without_effect(self) -> str:
         """What to do about trainables that do not influence the loss; completes a warning."""
         return "Leave them out (sites, blocks), or use a head that reads what they change."
