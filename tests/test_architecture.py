@@ -20,6 +20,7 @@ LAYERS = (
     "kora.backbones",
     "kora.sites",
     "kora.places",
+    "kora.adapter_folder",
     "kora.adapters",
     "kora.heads",
     "kora.tasks",

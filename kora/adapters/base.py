@@ -13,7 +13,7 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,9 @@ class Strategy(nn.Module, ABC):
     #: Whether a gradient must pass through the backbone. Where it need not, the backbone runs
     #: without autograd and keeps nothing for backward.
     needs_backbone_grad: bool = True
+
+    #: Arguments that only say where files lie; what is in them is compared by `verify` instead.
+    locations: frozenset[str] = frozenset()
 
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
@@ -83,6 +86,17 @@ class Strategy(nn.Module, ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What a file of this adapter must hold: the trainables and the fixed random buffers."""
         return dict(self.trainable()) | dict(self.named_buffers())
+
+    def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
+        """Look at the tensors of a file (names as in `tensors`) before they are loaded.
+
+        Raises:
+            ValueError: If they do not belong to what this strategy was built from.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """A regulariser, a scalar that tasks add to the training loss; None for none."""
+        return None
 
     def site_of(self, name: str) -> tuple[str, str]:
         """Row and column of a trainable in the parameter table: (block, site)."""

@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kora.adapters import (
+    AdapterFusion,
     Bottleneck,
     ClsReadout,
     FullFineTune,
     KoRA,
     LinearProbe,
     LoRA,
+    LowRankFusion,
     Sequential,
     Strategy,
     describe,
@@ -32,6 +34,7 @@ from kora.adapters import (
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.tasks import ClassificationTask
 from tests.factory import built, kick, labels_for, nano
+from tests.fusion_factory import bottleneck_sources, lora_sources
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
@@ -47,6 +50,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "Bottleneck-zero": lambda: Bottleneck(3, init="lora"),
     "Bottleneck-parallel": lambda: Bottleneck(3, "parallel", scale="layer"),
     "Adapter+": lambda: Bottleneck(3, "post", activation="gelu", scale="channel"),
+    "AdapterFusion": lambda: AdapterFusion(bottleneck_sources()),
+    "LowRankFusion-LoRA": lambda: LowRankFusion(lora_sources(), 3),
 }
 
 
@@ -210,7 +215,8 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(
-    "name", ["LoRA", "KoRA", "KoRA-side", "Bottleneck", "Bottleneck-parallel", "Adapter+"]
+    "name",
+    ["LoRA", "KoRA", "KoRA-side", "Bottleneck", "Bottleneck-parallel", "Adapter+", "AdapterFusion"],
 )
 def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
     plain, compiled = kick(built(STRATEGIES[name]())), kick(built(STRATEGIES[name]()))
