@@ -7,17 +7,24 @@ strategy with its arguments, the backbone with the SHA-256 of its frozen weights
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kora import __version__
+from kora.adapter_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FORMAT,
+    ADAPTER_WEIGHTS,
+    check_keys,
+    expand,
+    read_adapter_config,
+    read_adapter_tensors,
+)
 from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
 from kora.results import write_atomically
@@ -32,9 +39,6 @@ __all__ = [
     "save_adapter",
 ]
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
 
 def save_adapter(
     folder: Path,
@@ -48,7 +52,7 @@ def save_adapter(
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomically(folder / ADAPTER_WEIGHTS, lambda path: save_file(plain, path))
     record = {
-        "format": 1,
+        "format": ADAPTER_FORMAT,
         "kora_version": __version__,
         "adapter": describe(adapter),
         "backbone": {
@@ -71,7 +75,7 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
         ValueError: If strategy, backbone, weights of the backbone, or any key or shape differ.
         RuntimeError: If a file is damaged.
     """
-    folder = Path(os.path.expandvars(folder)).expanduser()
+    folder = expand(folder)
     record = read_adapter_config(folder)
     check_same_adapter(adapter, record["adapter"], f"Adapter {folder}")
     if record["backbone"]["sha256"] != backbone.sha256:
@@ -80,43 +84,15 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
             f"{record['backbone']['sha256'][:12]}; this run has '{backbone.name}' with "
             f"{backbone.sha256[:12]}. Set model.backbone to the one it was trained on."
         )
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        stored = load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise RuntimeError(
-            f"Adapter weights {path} cannot be read: {error}. Train it again."
-        ) from error
+    stored = read_adapter_tensors(folder)
     mine_tensors = {f"adapter.{name}": tensor for name, tensor in adapter.tensors().items()}
-    check_keys(
-        mine_tensors, {k: v for k, v in stored.items() if not k.startswith("head.")}, f"{path}"
-    )
+    stored = {k: v for k, v in stored.items() if not k.startswith("head.")}
+    check_keys(mine_tensors, stored, f"{folder / ADAPTER_WEIGHTS}")
+    adapter.verify({k.removeprefix("adapter."): v for k, v in stored.items()}, str(folder))
     with torch.no_grad():
         for name, tensor in mine_tensors.items():
             tensor.copy_(stored[name])
     return {"folder": str(folder), **record}
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The JSON of an adapter folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        RuntimeError: If it cannot be read.
-    """
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}. Every run writes one as "
-            "runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter."
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["adapter"]["class_path"], record["adapter"]["init_args"]
-        record["backbone"]["name"], record["backbone"]["sha256"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
-    return record
 
 
 def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str) -> None:
@@ -135,28 +111,7 @@ def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str
     wrong = [
         f"{key}={other.get(key)!r} there, {ours.get(key)!r} here"
         for key in dict.fromkeys([*ours, *other])
-        if ours.get(key) != other.get(key)
+        if key not in adapter.locations and ours.get(key) != other.get(key)
     ]
     if wrong:
         raise ValueError(f"{source} has {'; '.join(wrong)}. Make model.adapter equal to it.")
-
-
-def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:
-    """Refuse any difference in keys or shapes, and list it.
-
-    Raises:
-        ValueError: With the first few differences.
-    """
-    wrong = [f"'{key}' is missing" for key in sorted(mine.keys() - theirs.keys())]
-    wrong += [f"'{key}' is unknown here" for key in sorted(theirs.keys() - mine.keys())]
-    wrong += [
-        f"'{key}' has shape {tuple(theirs[key].shape)}, expected {tuple(mine[key].shape)}"
-        for key in sorted(mine.keys() & theirs.keys())
-        if theirs[key].shape != mine[key].shape
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
-        raise ValueError(
-            f"{source} does not fit this model: {'; '.join(wrong[:4])}{more}. Use the config.yaml "
-            "that was written beside it."
-        )

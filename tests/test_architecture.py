@@ -19,6 +19,8 @@ LAYERS = (
     "kora.vit_nano",
     "kora.backbones",
     "kora.sites",
+    "kora.places",
+    "kora.adapter_folder",
     "kora.adapters",
     "kora.heads",
     "kora.tasks",
@@ -82,7 +84,14 @@ def test_heads_and_adapters_do_not_know_each_other() -> None:
 
 @pytest.mark.parametrize("library", ["lightning", "timm", "jsonargparse", "torchmetrics"])
 def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> None:
-    parts = ("kora.adapters", "kora.sites", "kora.heads", "kora.checkpoints", "kora.optim")
+    parts = (
+        "kora.adapters",
+        "kora.sites",
+        "kora.places",
+        "kora.heads",
+        "kora.checkpoints",
+        "kora.optim",
+    )
     assert [m for m in who_imports(library) if any(below(m, part) for part in parts)] == []
 
 

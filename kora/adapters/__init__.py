@@ -10,12 +10,16 @@ import pkgutil
 
 from kora.adapters.base import LowRankDelta, Strategy, describe, resized
 from kora.adapters.baselines import FullFineTune, LinearProbe
+from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.composers import Composer, Sequential
+from kora.adapters.fusion import AdapterFusion, LowRankFusion
 from kora.adapters.kora import KoRA
 from kora.adapters.lora import LoRA
 from kora.adapters.readouts import ClsReadout, Readout, TokenReadout
 
 __all__ = [
+    "AdapterFusion",
+    "Bottleneck",
     "ClsReadout",
     "Composer",
     "FullFineTune",
@@ -23,6 +27,7 @@ __all__ = [
     "LinearProbe",
     "LoRA",
     "LowRankDelta",
+    "LowRankFusion",
     "Readout",
     "Sequential",
     "Strategy",

@@ -14,7 +14,7 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,9 @@ class Strategy(nn.Module, ABC):
     #: without autograd and keeps nothing for backward.
     needs_backbone_grad: bool = True
 
+    #: Arguments that only say where files lie; what is in them is compared by `verify` instead.
+    locations: frozenset[str] = frozenset()
+
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
 
@@ -57,6 +60,11 @@ class Strategy(nn.Module, ABC):
     def label(self) -> str:
         """Name in folders and tables; differs where a setting makes it another method."""
         return type(self).__name__
+
+    @property
+    def starts_as_backbone(self) -> bool:
+        """Whether the adapted features equal the frozen ones before the first step."""
+        return True
 
     @property
     def without_effect(self) -> str:
@@ -95,6 +103,17 @@ class Strategy(nn.Module, ABC):
             f"{self.label} cannot be folded into the weights of {backbone.name}: it computes what "
             "they cannot. Keep the adapter folder, or use LoRA, DoRA, SSF or BitFit."
         )
+
+    def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
+        """Look at the tensors of a file (names as in `tensors`) before they are loaded.
+
+        Raises:
+            ValueError: If they do not belong to what this strategy was built from.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """A regulariser, a scalar that tasks add to the training loss; None for none."""
+        return None
 
     def site_of(self, name: str) -> tuple[str, str]:
         """Row and column of a trainable in the parameter table: (block, site)."""

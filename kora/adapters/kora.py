@@ -148,6 +148,11 @@ class KoRA(Strategy):
         return ("KoRA" if self.inject else "KoRA-side") + "-tokens" * self.readout.per_token
 
     @property
+    def starts_as_backbone(self) -> bool:
+        """Not with a readout of random start, as the published notebook has it."""
+        return getattr(self.readout, "init", "zero") == "zero"
+
+    @property
     def without_effect(self) -> str:
         """What to do where a part of it does not reach the head."""
         if self.readout.per_token:

@@ -46,6 +46,8 @@ class VPT(Strategy):
             the grid (rotary or relative positions: DINOv3, EVA02, BEiT).
     """
 
+    size_argument = "prompts"
+
     def __init__(
         self,
         prompts: int = 10,
@@ -73,6 +75,11 @@ class VPT(Strategy):
     def label(self) -> str:
         """`VPT`, or `VPT-shallow`."""
         return "VPT" if self.deep else "VPT-shallow"
+
+    @property
+    def starts_as_backbone(self) -> bool:
+        """Never: the first softmax already sees the prompts."""
+        return False
 
     def attach(self, backbone: Backbone) -> None:
         """Hook the prompts in; (L, K, D) numbers, or (K, D) for shallow ones."""

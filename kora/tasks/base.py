@@ -140,6 +140,14 @@ class AdapterTask(LightningModule):
         output: Tensor = self.head(self.features(images))
         return output
 
+    def with_penalty(self, loss: Tensor) -> Tensor:
+        """What to minimise: the loss, and the strategy's regulariser, logged as `train/penalty`."""
+        penalty = self.adapter.penalty() if self.adapter_trainable else None
+        if penalty is None:
+            return loss
+        self.log("train/penalty", penalty, on_step=True, on_epoch=False)
+        return loss + penalty
+
     def on_after_backward(self) -> None:
         """After the first step: say what of the trainables does not influence the loss at all.
 
@@ -214,6 +222,10 @@ class AdapterTask(LightningModule):
         """
         mine = self.kept_tensors()
         check_keys(mine, state_dict, "The checkpoint")
+        of_adapter = {k: v for k, v in state_dict.items() if k.startswith("adapter.")}
+        self.adapter.verify(
+            {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, "The checkpoint"
+        )
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(state_dict[name])

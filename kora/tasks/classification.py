@@ -87,7 +87,7 @@ class ClassificationTask(AdapterTask):
             self(batch["image"]), batch["label"], label_smoothing=self.label_smoothing
         )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return self.with_penalty(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the metrics of the validation part."""

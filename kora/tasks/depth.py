@@ -90,7 +90,7 @@ class DepthTask(AdapterTask):
         predicted_BHW = _resized(predicted_Bhw, truth_BHW.shape[-2:])
         loss: Tensor = self.loss(predicted_BHW, truth_BHW, self.protocol.in_range(truth_BHW))
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return self.with_penalty(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the metrics of the validation part."""

@@ -13,8 +13,13 @@ import torch
 from torch import Tensor
 
 from kora.adapters import (
+    SSF,
+    VPT,
+    BitFit,
+    Bottleneck,
     ClsReadout,
     Composer,
+    DoRA,
     FullFineTune,
     KoRA,
     LinearProbe,
@@ -167,5 +172,64 @@ STRATEGIES: dict[str, Entry] = {
         },
         starts_elsewhere=True,
         needs={**LIVE, **SPLIT},
+    ),
+    "BitFit": Entry(BitFit, changes=lambda: {"blocks": [1], "outer": False}),
+    "SSF": Entry(
+        SSF,
+        lambda: {"sites": ["qkv", "proj"]},
+        changes=lambda: {
+            "sites": ["proj", "fc2"],
+            "norms": False,
+            "outer": False,
+            "blocks": [1],
+            "init_std": 0.02,
+        },
+        needs=LIVE,
+    ),
+    "DoRA": Entry(
+        DoRA,
+        lambda: {"rank": 2, "alpha": 0.5, "sites": ["q", "v", "proj"]},
+        changes=lambda: {
+            "rank": 3,
+            "alpha": 0.7,
+            "dropout": 0.5,
+            "sites": ["q", "k", "proj"],
+            "blocks": [1],
+        },
+        needs=LIVE,
+    ),
+    "VPT": Entry(
+        VPT,
+        lambda: {"prompts": 3},
+        changes=lambda: {"prompts": 4, "deep": False, "dropout": 0.5, "blocks": [1]},
+        starts_elsewhere=True,
+    ),
+    "VPT-shallow": Entry(VPT, lambda: {"prompts": 3, "deep": False}, starts_elsewhere=True),
+    "Bottleneck": Entry(
+        Bottleneck,
+        lambda: {"rank": 3, "position": "houlsby", "alpha": 0.5},
+        changes=lambda: {
+            "rank": 4,
+            "position": "post",
+            "activation": "gelu",
+            "scale": "channel",
+            "alpha": 0.7,
+            "dropout": 0.5,
+            "drop_path": 0.5,
+            "init": "lora",
+            "blocks": [1],
+        },
+        starts_elsewhere=True,
+    ),
+    "Bottleneck-zero": Entry(Bottleneck, lambda: {"rank": 3, "init": "lora"}),
+    "Bottleneck-parallel": Entry(
+        Bottleneck,
+        lambda: {"rank": 3, "position": "parallel", "scale": "layer"},
+        starts_elsewhere=True,
+    ),
+    "Adapter+": Entry(
+        Bottleneck,
+        lambda: {"rank": 3, "position": "post", "activation": "gelu", "scale": "channel"},
+        starts_elsewhere=True,
     ),
 }

@@ -1,0 +1,100 @@
+"""Reading an adapter folder: its JSON and its tensors, whole and of a known format.
+
+What writes it, and what loads it into a strategy, is kora/checkpoints.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_FORMAT",
+    "ADAPTER_WEIGHTS",
+    "check_keys",
+    "expand",
+    "read_adapter_config",
+    "read_adapter_tensors",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FORMAT = 1
+
+
+def expand(folder: str | Path) -> Path:
+    """The folder with `~` and environment variables written out."""
+    return Path(os.path.expandvars(folder)).expanduser()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The JSON of an adapter folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is of another format.
+        RuntimeError: If it cannot be read.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}. Every run writes one as "
+            "runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter."
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = record["format"]
+        record["adapter"]["class_path"], record["adapter"]["init_args"]
+        record["backbone"]["name"], record["backbone"]["sha256"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
+    if found != ADAPTER_FORMAT:
+        raise ValueError(
+            f"{path} is of format {found}, written by kora {record.get('kora_version')}; this "
+            f"version reads format {ADAPTER_FORMAT}. Train the adapter again, or use that version."
+        )
+    return record
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder by name: `adapter.*` and `head.*`, on the CPU.
+
+    Raises:
+        RuntimeError: If the file is missing or damaged.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise RuntimeError(
+            f"Adapter weights {path} cannot be read: {error}. Train it again."
+        ) from error
+
+
+def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:
+    """Refuse any difference in keys or shapes, and list it.
+
+    Raises:
+        ValueError: With the first few differences.
+    """
+    wrong = [f"'{key}' is missing" for key in sorted(mine.keys() - theirs.keys())]
+    wrong += [f"'{key}' is unknown here" for key in sorted(theirs.keys() - mine.keys())]
+    wrong += [
+        f"'{key}' has shape {tuple(theirs[key].shape)}, expected {tuple(mine[key].shape)}"
+        for key in sorted(mine.keys() & theirs.keys())
+        if theirs[key].shape != mine[key].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
+        raise ValueError(
+            f"{source} does not fit this model: {'; '.join(wrong[:4])}{more}. Use the config.yaml "
+            "that was written beside it."
+        )

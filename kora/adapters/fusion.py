@@ -1,0 +1,191 @@
+"""AdapterFusion: adapters of earlier runs, frozen, and attention over what they say.
+
+Shapes: B images, T tokens, N source adapters, I input width and D width of a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kora.adapters.base import Strategy, require_positive
+from kora.adapters.fusion_layer import FusionLayer, LowRankFusionLayer
+from kora.adapters.fusion_sources import FusionSource, read_sources
+from kora.backbones import Backbone
+
+__all__ = ["AdapterFusion", "LowRankFusion"]
+
+
+class FusedPlace(nn.Module):
+    """The frozen adapters of one place, and the layer that mixes them."""
+
+    def __init__(self, layer: FusionLayer | LowRankFusionLayer, adapters: Sequence[nn.Module]):
+        super().__init__()
+        self.layer = layer
+        self.adapters = nn.ModuleList(adapters)
+        self.watched = False
+        self.seen = 0  # tokens
+        self.share_N: Tensor | None = None  # mean over them
+
+    def train(self, mode: bool = True) -> FusedPlace:
+        """The adapters stay in eval mode: their dropout and drop-path never run again."""
+        super().train(mode)
+        self.adapters.train(False)
+        return self
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mixture (B, T, D) for the adapters' input x (B, T, I) and the frozen output y."""
+        mixture: Tensor
+        mixture, shares = self.layer(y, [adapter(x) for adapter in self.adapters])
+        if self.watched:
+            self._count(shares.detach())
+        return mixture
+
+    def _count(self, shares: Tensor) -> None:
+        flat = shares.float().flatten(0, -2)
+        mean_N = flat.mean(dim=0)
+        if self.share_N is None:
+            self.share_N = torch.zeros_like(mean_N)
+        self.seen += len(flat)
+        self.share_N = self.share_N + (mean_N - self.share_N) * (len(flat) / self.seen)
+
+
+class AdapterFusion(Strategy):
+    """y + sum_n s_n V z_n, s = softmax_n((Q y + b_q)^T (K z_n + b_k)): attention over adapters.
+
+    Stage 1 is earlier runs: N >= 2 Bottleneck adapters, as published, or N of LoRA, each trained
+    alone. Stage 2 freezes them and trains Q, K and V at each of their places. z_n is what adapter n
+    would add there, and y, the query, what it would be added to: the output of the branch for the
+    positions `houlsby`, `pfeiffer` and `parallel`, the tokens behind the block for `post`, and the
+    output of the frozen linear layer for LoRA.
+
+    It does not start as the frozen backbone: V is about the identity, so at first it adds about
+    the mean of its sources. A file of it holds the source adapters too. To load one, `sources`
+    has to name the same adapters in the same order, in whatever folders they lie by then.
+    Source: Pfeiffer et al. 2021, arXiv:2005.00247.
+
+    Args:
+        sources: Adapter folders, `runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter`, of
+            one strategy, with the same sites or position and the same blocks, on this backbone.
+            Ranks may differ.
+        regulariser: Weight of sum ||I - V||_F^2 in the loss.
+
+    Raises:
+        ValueError: For fewer than two sources, the same one twice, a negative regulariser, or
+            sources that do not belong to each other or to the backbone.
+        FileNotFoundError: If a source is no adapter folder.
+        RuntimeError: If a file of a source is damaged.
+    """
+
+    locations = frozenset({"sources"})
+
+    def __init__(self, sources: Sequence[str], *, regulariser: float = 0.01) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if isinstance(sources, str) or len(sources) < 2:
+            raise ValueError(
+                f"{name}: sources={sources!r}, expected a list of two adapter folders or more: "
+                "over a single adapter the softmax is always 1. Train adapters on two tasks first, "
+                "for example with --config configs/adapters/bottleneck.yaml."
+            )
+        if not 0 <= regulariser < float("inf"):
+            raise ValueError(f"{name}: regulariser={regulariser}, expected 0 or more.")
+        self.sources = sources
+        self.regulariser = regulariser
+        self.found: list[FusionSource] = []
+        self.places = nn.ModuleDict()
+
+    @property
+    def starts_as_backbone(self) -> bool:
+        """No: it starts near the mean of its sources."""
+        return False
+
+    def make_layer(self, width: int) -> FusionLayer | LowRankFusionLayer:
+        """The attention of one place of D channels."""
+        return FusionLayer(width)
+
+    def attach(self, backbone: Backbone) -> None:
+        """Read the sources, and put a fusion at each of their places."""
+        assert not self.places, "attached twice"
+        self.found, spots = read_sources(self.sources, backbone)
+        for spot in spots:
+            place = FusedPlace(self.make_layer(spot.width), spot.adapters)
+            self.places[spot.key] = place
+            spot.add(backbone, place.add)
+
+    def fused(self) -> dict[str, FusedPlace]:
+        """The places by key, in forward order."""
+        return {key: place for key, place in self.places.items() if isinstance(place, FusedPlace)}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Q, K and V; the source adapters never train."""
+        for key, place in self.fused().items():
+            yield from place.layer.named_parameters(f"places.{key}.layer")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The source adapters as well, so that a file shows what was fused."""
+        return dict(self.trainable()) | self._frozen()
+
+    def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
+        """Refuse a file that was trained on other source adapters than these.
+
+        Raises:
+            ValueError: With the first place that differs.
+        """
+        for name, mine in self._frozen().items():
+            if not torch.equal(stored[name].to(mine.device), mine):
+                place, _, rest = name.removeprefix("places.").partition(".adapters.")
+                number = int(rest.partition(".")[0])
+                raise ValueError(
+                    f"{origin} was trained on another source adapter than sources[{number}] = "
+                    f"{self.sources[number]} (they differ at {place}). Name the source adapters "
+                    "that it was trained on, in the same order."
+                )
+
+    def penalty(self) -> Tensor | None:
+        """regulariser * sum over places of ||I - V||_F^2."""
+        if not self.regulariser:
+            return None
+        terms = [place.layer.penalty() for place in self.fused().values()]
+        return self.regulariser * torch.stack(terms).sum()
+
+    def watch(self, on: bool) -> None:
+        """Begin, or stop, to gather what the places attend to; beginning forgets what was there."""
+        for place in self.fused().values():
+            place.watched = on
+            if on:
+                place.seen, place.share_N = 0, None
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {
+            f"places.{key}.adapters.{name}": parameter
+            for key, place in self.fused().items()
+            for name, parameter in place.adapters.named_parameters()
+        }
+
+
+class LowRankFusion(AdapterFusion):
+    """AdapterFusion with Q and K of R rows and V = diag(v) + U W of rank R, at a small budget.
+
+    Not a published method: AdapterFusion trains 3 D^2 + 2 D numbers at each place, this one
+    4 D R + 2 R + D, which can be matched to other adapters. V starts as the identity.
+
+    Args:
+        sources: See AdapterFusion.
+        rank: R.
+        regulariser: See AdapterFusion.
+
+    Raises:
+        ValueError: As AdapterFusion, or for a rank below 1 or above D.
+    """
+
+    def __init__(self, sources: Sequence[str], rank: int = 8, *, regulariser: float = 0.01) -> None:
+        super().__init__(sources, regulariser=regulariser)
+        require_positive("LowRankFusion", rank=rank)
+        self.rank = rank
+
+    def make_layer(self, width: int) -> LowRankFusionLayer:
+        """The attention of one place of D channels."""
+        return LowRankFusionLayer(width, self.rank)

@@ -1,0 +1,64 @@
+"""Source adapters for fusion, on `nano()`: trained nowhere, but away from their start."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kora.adapters import Bottleneck, LoRA, Strategy
+from kora.backbones import Backbone
+from kora.checkpoints import save_adapter
+from tests.factory import built, kick
+
+__all__ = ["bottleneck_sources", "lora_sources", "write_source"]
+
+
+def write_source(
+    folder: Path,
+    adapter: Strategy,
+    *,
+    seed: int = 0,
+    backbone: Backbone | None = None,
+    **extra: Any,
+) -> str:
+    """An adapter folder as a run would write it; its random weights depend on the seed."""
+    task = kick(built(adapter, backbone=backbone, seed=seed), seed=seed)
+    record = {"experiment": "source", "seed": seed, **extra}
+    save_adapter(
+        folder, task.kept_tensors(), adapter=task.adapter, backbone=task.backbone, extra=record
+    )
+    return str(folder)
+
+
+@cache
+def bottleneck_sources(position: str = "houlsby") -> tuple[str, ...]:
+    """Two Bottleneck adapters of other ranks, in blocks 0 and 2; kept while the tests run."""
+    return tuple(
+        write_source(
+            _folder(f"bottleneck_{position}_{rank}"),
+            Bottleneck(rank, position, scale="channel", drop_path=0.5, blocks=[0, 2]),  # type: ignore[arg-type]
+            seed=rank,
+            experiment=style,
+        )
+        for rank, style in ((3, "paint"), (4, "studio"))
+    )
+
+
+@cache
+def lora_sources() -> tuple[str, ...]:
+    """Three LoRA adapters on row slices and a whole layer of all blocks."""
+    return tuple(
+        write_source(_folder(f"lora_{seed}"), LoRA(2, 0.5, sites=["q", "v", "proj"]), seed=seed)
+        for seed in (3, 4, 5)
+    )
+
+
+@cache
+def _root() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="kora_sources_")
+
+
+def _folder(name: str) -> Path:
+    return Path(_root().name) / name
