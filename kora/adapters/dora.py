@@ -83,7 +83,8 @@ class Direction(LowRankDelta):
 
         ||w + a b A||^2 = ||w||^2 + 2 a b (A w) + a^2 b (A A^T) b^T for rows w of W and b of B.
         """
-        with torch.autocast(weight_OI.device.type, enabled=False):
+        kind = weight_OI.device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):  # meta: to count
             up_OR, down_RI = self.alpha * self.up_OR, self.down_RI
             square_O = torch.linalg.vector_norm(weight_OI, dim=1).square()
             cross_OR = weight_OI @ down_RI.T

@@ -101,7 +101,14 @@ def _with_head() -> Backbone:
 
 #: Where `qkv` is never called, or is not one layer.
 LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
+SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
 SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
+
+#: Whose attention knows the place of each token.
+PLACED = {
+    family: "knows the place of each"
+    for family in ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit")
+}
 
 STRATEGIES: dict[str, Entry] = {
     "LinearProbe": Entry(LinearProbe),
@@ -184,7 +191,7 @@ STRATEGIES: dict[str, Entry] = {
             "blocks": [1],
             "init_std": 0.02,
         },
-        needs=LIVE,
+        needs={**LIVE, **SPLIT_ALL},
     ),
     "DoRA": Entry(
         DoRA,
@@ -203,8 +210,11 @@ STRATEGIES: dict[str, Entry] = {
         lambda: {"prompts": 3},
         changes=lambda: {"prompts": 4, "deep": False, "dropout": 0.5, "blocks": [1]},
         starts_elsewhere=True,
+        refused=PLACED,
     ),
-    "VPT-shallow": Entry(VPT, lambda: {"prompts": 3, "deep": False}, starts_elsewhere=True),
+    "VPT-shallow": Entry(
+        VPT, lambda: {"prompts": 3, "deep": False}, starts_elsewhere=True, refused=PLACED
+    ),
     "Bottleneck": Entry(
         Bottleneck,
         lambda: {"rank": 3, "position": "houlsby", "alpha": 0.5},
