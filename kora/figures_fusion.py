@@ -17,7 +17,7 @@ from kora.canvas import PERCENT, new_figure, save
 __all__ = ["attention_map"]
 
 _WRITTEN_ROWS = 30  # above, numbers in the cells would be smaller than can be read
-_NAME = 28  # letters of a source's name
+_NAME = 28  # letters of a line of a source's name
 
 
 def attention_map(
@@ -54,7 +54,7 @@ def attention_map(
     )  # fmt: skip
     bar = figure.colorbar(image, ax=axis, format=PERCENT, shrink=0.8)
     bar.set_label(f"share of the attention (equal: {100 * equal:.3g} %)")
-    names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in sources]
+    names = ["\n".join(_short(part) for part in name.split("/")) for name in sources]
     axis.set_xticks(range(len(sources)), names, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(places)), places, fontsize=8 if written else 6)
     axis.set(xlabel="source adapter", ylabel="place (block, site)")
@@ -66,3 +66,7 @@ def attention_map(
                 color="white" if dark else "black",
             )  # fmt: skip
     return save(figure, out_png)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
