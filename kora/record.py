@@ -22,7 +22,7 @@ from kora.audit import Audit
 from kora.audit_depth import DepthAudit
 from kora.checkpoints import save_adapter
 from kora.params import ParameterReport, parameter_report
-from kora.reports import Report, report_for
+from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.results import RunResult, write_atomically, write_results
 from kora.summary import summary_table
 from kora.tasks import AdapterTask
@@ -59,6 +59,7 @@ class RunRecord(Callback):
         self.config = dict(config)
         self.allow_degenerate = allow_degenerate
         self.report: Report | None = None
+        self.fusion: FusionReport | None = None
         self.audit: Audit | DepthAudit | None = None
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
@@ -75,6 +76,7 @@ class RunRecord(Callback):
         assert isinstance(pl_module, AdapterTask)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self.report = report_for(pl_module, datamodule)
+        self.fusion = fusion_report_for(pl_module)
         self.audit = self.report.audit()
         if trainer.is_global_zero:
             self._write_config()
@@ -118,13 +120,18 @@ class RunRecord(Callback):
         """Stop it."""
         self._stop("fit", pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a fusion in a validation that stands alone."""
+        if self.fusion is not None and self.command == "validate":
+            self.fusion.begin()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation that stands alone; draw that of an epoch."""
         assert self.report is not None
         if self.command == "validate":
             self._report(trainer, pl_module, show=False)
             self._keep(trainer)
-            self.report.gather("val")
+            self._gather(trainer, "val")
         elif trainer.is_global_zero and not trainer.sanity_checking:
             picture = self.report.epoch_picture(self.folder, trainer.current_epoch)
             for logger in trainer.loggers:
@@ -134,14 +141,22 @@ class RunRecord(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the test."""
         self._report(trainer, pl_module, show=False)
+        if self.fusion is not None:
+            self.fusion.begin()
         self._start("test")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it, and keep the test metrics."""
         self._stop("test", pl_module)
         self._keep(trainer)
+        self._gather(trainer, "test")
+
+    def _gather(self, trainer: Trainer, stage: str) -> None:
+        """On every rank: it collects from all of them."""
         assert self.report is not None
-        self.report.gather("test")  # on every rank: it collects from all of them
+        self.report.gather(stage)
+        if self.fusion is not None:
+            self.fusion.gather(trainer)
 
     def _start(self, phase: str) -> None:
         self._started[phase] = time.perf_counter()
@@ -244,6 +259,8 @@ class RunRecord(Callback):
             made.append(figures.learning_curves(metrics, self.folder / "learning_curves.png"))
         if self.command in ("fit", "test"):
             made += self.report.pictures(self.folder)
+        if self.fusion is not None:
+            made += self.fusion.write(self.folder)
         return made
 
     @rank_zero_only

@@ -7,9 +7,17 @@ from typing import Any
 from kora.reports.base import Report
 from kora.reports.classification import ClassificationReport
 from kora.reports.depth import DepthReport
+from kora.reports.fusion import FusionReport, fusion_report_for
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 
-__all__ = ["ClassificationReport", "DepthReport", "Report", "report_for"]
+__all__ = [
+    "ClassificationReport",
+    "DepthReport",
+    "FusionReport",
+    "Report",
+    "fusion_report_for",
+    "report_for",
+]
 
 
 def report_for(task: AdapterTask, datamodule: Any) -> Report:

@@ -1,0 +1,79 @@
+"""What a fusion attends to, by place and source, over a whole evaluation: table and heat map.
+
+Shapes: P places, N source adapters.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Trainer
+from numpy.typing import NDArray
+
+from kora.adapters import AdapterFusion
+from kora.results import write_atomically
+from kora.tasks import AdapterTask
+
+__all__ = ["FUSION_TABLE", "FusionReport", "fusion_report_for"]
+
+FUSION_TABLE = "fusion_attention.csv"
+
+
+class FusionReport:
+    """Mean attention over all tokens of all images of a validation or test.
+
+    Args:
+        fusion: The strategy of the run; it is attached by the time `begin` is called.
+    """
+
+    def __init__(self, fusion: AdapterFusion) -> None:
+        self.fusion = fusion
+        self.shares: NDArray[np.float64] | None = None  # (P, N); a row sums to 1
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self.fusion.watch(True)
+
+    def gather(self, trainer: Trainer) -> None:
+        """Stop, and take the mean over all processes; call it on each of them."""
+        self.fusion.watch(False)
+        rows = []
+        for place in self.fusion.fused().values():
+            if place.share_N is None:  # no image on this process
+                number = len(place.adapters)
+                place.share_N = torch.zeros(number, device=next(place.parameters()).device)
+            weighted = torch.cat(
+                (place.share_N * place.seen, place.share_N.new_tensor([place.seen]))
+            )
+            total = trainer.strategy.reduce(weighted, reduce_op="sum")
+            assert isinstance(total, torch.Tensor)
+            rows.append((total[:-1] / total[-1].clamp(min=1)).double().cpu().numpy())
+        self.shares = np.stack(rows)
+
+    def write(self, folder: Path) -> list[Path]:
+        """`fusion_attention.csv`, one row a place, and its heat map; returns the picture."""
+        if self.shares is None:
+            return []
+        from kora.figures_fusion import attention_map
+
+        keys = list(self.fusion.fused())
+        sources = [source.name for source in self.fusion.found]
+        write_atomically(folder / FUSION_TABLE, lambda path: self._write_table(path, keys, sources))
+        picture = folder / "fusion_attention.png"
+        return [attention_map(self.shares, keys, sources, picture, title=self.fusion.label)]
+
+    def _write_table(self, path: Path, keys: list[str], sources: list[str]) -> None:
+        assert self.shares is not None
+        with path.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["block", "place", *sources])
+            for key, row in zip(keys, self.shares, strict=True):
+                out.writerow([*self.fusion.site_of(key), *(f"{share:.6f}" for share in row)])
+
+
+def fusion_report_for(task: AdapterTask) -> FusionReport | None:
+    """A report where the strategy is a fusion."""
+    return FusionReport(task.adapter) if isinstance(task.adapter, AdapterFusion) else None
