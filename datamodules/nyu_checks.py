@@ -62,6 +62,10 @@ def find_array(file: Any, key: str, *, path: Path, dtype: str, layout: str, ndim
         names = sorted(name for name in file if not name.startswith("#"))
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}? Rename it to {key!r}." if close else ""
+        if (
+            key == "rawDepths" and "depths" in names
+        ):  # renaming would pass filled-in depth off as raw
+            hint = " Use data.depth: depths, or the official file, which has both."
         raise UnreadableImageError(
             f"{path} has no array {key!r}; it holds {', '.join(map(repr, names[:12])) or 'nothing'}"
             f". Expected {key!r}, {dtype} {layout}.{hint}"

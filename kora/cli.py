@@ -146,6 +146,8 @@ def _told(error: Exception) -> Exception | None:
     link: BaseException | None = error
     while link is not None:
         raised_in = _package(link)
+        if type(link).__module__.split(".")[0] in ("kora", "datamodules"):
+            return _as_worded(link)  # raised anew by torch where a loader process met it
         if raised_in in ("kora", "datamodules"):
             if isinstance(link, ValueError | RuntimeError | OSError):
                 return link
@@ -153,6 +155,14 @@ def _told(error: Exception) -> Exception | None:
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     return error if isinstance(error, OSError) else None
+
+
+def _as_worded(error: BaseException) -> Exception:
+    """An error of our own kind, without the traceback that torch puts into its message."""
+    assert isinstance(error, Exception)
+    kind, text = type(error), str(error)
+    marker = f"{kind.__module__}.{kind.__qualname__}: "
+    return kind(text.rpartition(marker)[2].strip()) if text.startswith("Caught ") else error
 
 
 def _package(error: BaseException) -> str:

@@ -8,7 +8,7 @@ Sources: the Eigen crop and the order resize, clean, clamp are those of the line
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -74,7 +74,7 @@ class DepthProtocol:
         if self.split is not None and not (isinstance(self.split, str) and self.split.strip()):
             raise ValueError(
                 f"protocol.split is {self.split!r}, expected the name of a split, such as "
-                "'official', or null to take what the data module says."
+                "'test', or null to take what the data module says."
             )
 
     @classmethod
@@ -87,6 +87,33 @@ class DepthProtocol:
         if name not in ("eigen", "full"):
             raise ValueError(f"protocol is {name!r}, expected eigen, full, or single fields.")
         return cls(crop="eigen" if name == "eigen" else "none")
+
+    @classmethod
+    def read(cls, given: str | dict[str, Any]) -> DepthProtocol:
+        """A preset by name, or fields; `preset` among them says where the others come from.
+
+        Without `preset`, `crop` must be given: single fields laid over `protocol: full` would
+        otherwise bring the Eigen crop back without a word.
+
+        Raises:
+            ValueError: An unknown preset or field, no crop, or a value without meaning.
+        """
+        if isinstance(given, str):
+            return cls.preset(given)
+        own = dict(given)
+        base = own.pop("preset", None)
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in own if name not in known]
+        if unknown:
+            raise ValueError(
+                f"protocol.{unknown[0]} is no field, expected any of preset, {', '.join(known)}."
+            )
+        if base is None and "crop" not in own:
+            raise ValueError(
+                f"protocol gives {', '.join(own) or 'nothing'} and says neither preset nor crop. "
+                "Add protocol.preset (eigen or full), which the other fields are laid over."
+            )
+        return replace(cls() if base is None else cls.preset(base), **own)
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns that count in maps of this size.

@@ -27,6 +27,7 @@ class DepthReport(Report):
         if data is None or not hasattr(data, "depth_statistics"):
             return None
         data.setup_splits()
+        self.evaluation("test")  # refuses a protocol of another split before anything is trained
         splits = {
             split: data.depth_statistics(split, most_images=most)
             for split, most in _LOOKED_AT.items()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import Strategy
+from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
 from kora.heads import DepthHead, LinearDepth
 from kora.losses import DepthLoss, SILogLoss
@@ -20,7 +20,6 @@ from kora.tasks.base import AdapterTask
 __all__ = ["DepthTask"]
 
 Batch = dict[str, Tensor]
-Preset = Literal["eigen", "full"]
 
 
 class DepthTask(AdapterTask):
@@ -51,17 +50,12 @@ class DepthTask(AdapterTask):
         *,
         head: DepthHead | None = None,
         loss: DepthLoss | None = None,
-        protocol: Preset | DepthProtocol = "eigen",
+        protocol: str | dict[str, Any] | DepthProtocol = "eigen",
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, adapter, **kwargs)
-        if isinstance(protocol, str):
-            if protocol not in get_args(Preset):
-                raise ValueError(
-                    f"protocol='{protocol}', expected one of {', '.join(get_args(Preset))}, or the "
-                    "fields of kora.protocol.DepthProtocol."
-                )
-            protocol = DepthProtocol.preset(protocol)
+        if not isinstance(protocol, DepthProtocol):
+            protocol = DepthProtocol.read(protocol)
         self.protocol = protocol
         self.loss = SILogLoss() if loss is None else loss
         # In a list, so that it is not a module of this one before `build` gives it its place.
@@ -182,12 +176,29 @@ class DepthTask(AdapterTask):
         Raises:
             ValueError: If the protocol is held to another one.
         """
-        if self.protocol.split not in (None, split):
+        if split != "val" and self.protocol.split not in (None, split):
             raise ValueError(
                 f"model.protocol.split is '{self.protocol.split}', and this data evaluates on "
                 f"'{split}'. Use the data that the protocol means, or leave the split out."
             )
         return replace(self.protocol, split=split).to_dict()
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the head as well: its range and bins are settings that no tensor shows."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kora"]["head"] = describe(self.head)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another head, also where its tensors would fit."""
+        super().on_load_checkpoint(checkpoint)
+        theirs, ours = checkpoint["kora"].get("head"), describe(self.head)
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"The checkpoint has the head {theirs}; this run has {ours}. Make model.head equal "
+                "to it."
+            )
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """What the two constants score; call it on every process."""

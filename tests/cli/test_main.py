@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import save_file
 
 import kora as package
+from datamodules.loading import UnreadableImageError
 from kora.backbones import Backbone
+from kora.cli import _told
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
@@ -169,3 +171,11 @@ def test_kora_debug_shows_the_traceback_of_a_mistake_too(
     assert outcome.code == 2
     assert "Traceback" in outcome.err
     assert "--ckpt_path" in outcome.err
+
+
+def test_an_error_from_a_loader_process_is_told_as_it_was_worded() -> None:
+    words = "tiny.mat, frame 37: 'depths' is 0 everywhere. Remove this frame."
+    trace = f"Traceback ...\n  File ...\ndatamodules.loading.UnreadableImageError: {words}\n"
+    raised = UnreadableImageError(f"Caught UnreadableImageError in worker 0.\nOriginal {trace}")
+    assert str(_told(raised)) == words
+    assert str(_told(UnreadableImageError(words))) == words

@@ -276,5 +276,22 @@ def test_data_without_depth_is_told_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"protocol='garg', expected one of eigen, full"):
+    with pytest.raises(ValueError, match=r"protocol is 'garg', expected eigen, full"):
         unbuilt(protocol="garg")
+
+
+def test_a_field_laid_over_a_preset_keeps_its_crop_and_none_is_guessed() -> None:
+    over = unbuilt(protocol={"preset": "full", "flip_tta": True}).protocol
+    assert over == DepthProtocol(crop="none", flip_tta=True)
+    with pytest.raises(ValueError, match="flip_tta and says neither preset nor crop"):
+        unbuilt(protocol={"flip_tta": True})
+    with pytest.raises(ValueError, match=r"protocol\.flop is no field"):
+        unbuilt(protocol={"preset": "full", "flop": True})
+
+
+def test_a_checkpoint_of_another_depth_range_is_refused() -> None:
+    checkpoint: dict[str, Any] = {}
+    built(head=LinearDepth(max_depth_m=10.0)).on_save_checkpoint(checkpoint)
+    built(head=LinearDepth(max_depth_m=10.0)).on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"10\.0.*this run has.*20\.0"):
+        built(head=LinearDepth(max_depth_m=20.0)).on_load_checkpoint(checkpoint)
