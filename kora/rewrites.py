@@ -82,7 +82,7 @@ def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | Non
     as the product is with folded weights. Every other layer: its output.
     """
     if isinstance(layer, nn.Linear) and layer.out_features > layer.in_features:
-        folded: Tensor = _FoldedLinear.apply(
+        folded: Tensor = _FoldedLinear.apply(  # type: ignore[no-untyped-call]
             autocast_input(x), layer.weight, layer.bias, scale_O, shift_O
         )
         return folded

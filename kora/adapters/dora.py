@@ -75,7 +75,9 @@ class Direction(LowRankDelta):
     def __init__(self, site: Site, rank: int, *, weight_OI: Tensor, **options: Any) -> None:
         super().__init__(site, rank, **options)
         self.rows = (0, site.d_out) if site.rows is None else site.rows
-        self.magnitude_O = nn.Parameter(self.norm(weight_OI[slice(*self.rows)]))
+        # B is zero: the norm of W alone, which needs no storage of A and B.
+        square_O = torch.linalg.vector_norm(weight_OI[slice(*self.rows)].detach(), dim=1).square()
+        self.magnitude_O = nn.Parameter(square_O.clamp_min(1e-12).sqrt())
 
     @torch.no_grad()
     def norm(self, weight_OI: Tensor) -> Tensor:
@@ -83,10 +85,9 @@ class Direction(LowRankDelta):
 
         ||w + a b A||^2 = ||w||^2 + 2 a b (A w) + a^2 b (A A^T) b^T for rows w of W and b of B.
         """
-        kind = weight_OI.device.type
-        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):  # meta: to count
+        with torch.autocast(weight_OI.device.type, enabled=False):
             up_OR, down_RI = self.alpha * self.up_OR, self.down_RI
-            square_O = torch.linalg.vector_norm(weight_OI, dim=1).square()
+            square_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1).square()
             cross_OR = weight_OI @ down_RI.T
             square_O += (up_OR * (2 * cross_OR + up_OR @ (down_RI @ down_RI.T))).sum(1)
             return square_O.clamp_min(1e-12).sqrt()  # a row of zeros stays one

@@ -105,10 +105,9 @@ SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
 SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
 
 #: Whose attention knows the place of each token.
-PLACED = {
-    family: "knows the place of each"
-    for family in ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit")
-}
+PLACED = dict.fromkeys(
+    ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit"), "knows the place of each"
+)
 
 STRATEGIES: dict[str, Entry] = {
     "LinearProbe": Entry(LinearProbe),
