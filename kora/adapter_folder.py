@@ -51,15 +51,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = record["format"]
-        record["adapter"]["class_path"], record["adapter"]["init_args"]
-        record["backbone"]["name"], record["backbone"]["sha256"]
+        same_format = record["format"] == ADAPTER_FORMAT
+        if same_format:
+            record["adapter"]["class_path"], record["adapter"]["init_args"]
+            record["backbone"]["name"], record["backbone"]["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
-    if found != ADAPTER_FORMAT:
+    if not same_format:
         raise ValueError(
-            f"{path} is of format {found}, written by kora {record.get('kora_version')}; this "
-            f"version reads format {ADAPTER_FORMAT}. Train the adapter again, or use that version."
+            f"{path} is of format {record['format']}, written by kora "
+            f"{record.get('kora_version')}; this version reads format {ADAPTER_FORMAT}. Train the "
+            "adapter again, or use that version."
         )
     return record
 

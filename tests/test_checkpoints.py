@@ -144,11 +144,20 @@ def test_missing_weights_are_named(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"adapter": {}, "backbone": {"sha256": ""}}'],
+    [
+        *(b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe"),
+        b'{"format": 1, "adapter": {}, "backbone": {"sha256": ""}}',
+    ],
 )
 def test_a_damaged_record_is_named(content: bytes, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_bytes(content)
     with pytest.raises(RuntimeError, match=rf"{ADAPTER_CONFIG} is damaged.*again"):
+        load(folder)
+
+
+def test_a_record_of_another_format_is_refused(folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).write_text('{"format": 2, "kora_version": "9.0"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is of format 2, written by kora 9.0; this version"):
         load(folder)
 
 

@@ -53,6 +53,7 @@ def write_run(parent: Path, name: str, config: dict[str, Any]) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "results.json").write_text("{}", encoding="utf-8")
     record = {
+        "format": 1,
         "adapter": {"class_path": "kora.adapters.LoRA", "init_args": {}},
         "backbone": {"name": "vit_nano", "sha256": SHA256},
     }

@@ -56,7 +56,7 @@ def test_it_equals_the_fusion_layer_of_adapterhub() -> None:
 
 
 def test_it_has_1_771_008_parameters_at_width_768() -> None:
-    """FACTS of Pfeiffer et al.: 2 (768^2 + 768) + 768^2."""
+    """Pfeiffer et al. 2021: 2 (768^2 + 768) + 768^2."""
     assert sum(p.numel() for p in FusionLayer(768).parameters()) == 1_771_008
 
 
