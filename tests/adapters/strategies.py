@@ -108,8 +108,6 @@ SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
 PLACED = dict.fromkeys(
     ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit"), "knows the place of each"
 )
-    ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit"), "knows the place of each"
-)
 
 STRATEGIES: dict[str, Entry] = {
     "LinearProbe": Entry(LinearProbe),
