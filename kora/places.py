@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
-from kora.sites import Site
+from kora.sites import Site, require_blocks
 
 __all__ = ["Place", "Position", "TokenFunction", "add_at_place", "add_at_site", "find_places"]
 
@@ -70,13 +70,7 @@ def find_places(
         ValueError: For an unknown block, or a block that has no such place or never calls it.
     """
     assert position in get_args(Position)
-    depth = backbone.depth
-    chosen = sorted(set(range(depth) if blocks is None else blocks))
-    if not chosen or not all(0 <= i < depth for i in chosen):
-        raise ValueError(
-            f"blocks={chosen} of {backbone.name}: expected numbers from 0 to {depth - 1}, at "
-            "least one."
-        )
+    chosen = require_blocks(backbone, blocks)
     calls = _calls(backbone)
     return [_place(backbone, i, name, calls[i]) for i in chosen for name in _PLACES[position]]
 

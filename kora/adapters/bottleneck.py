@@ -183,7 +183,8 @@ def _start(down: nn.Linear, up: nn.Linear, init: Init) -> None:
     if init == "lora":
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))  # as in Hu et al.'s code
         nn.init.zeros_(up.weight)
-    for layer in (down, up) if init != "lora" else ():
+        return
+    for layer in (down, up):
         if init == "bert":
             nn.init.normal_(layer.weight, std=0.02)
         else:
