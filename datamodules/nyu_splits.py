@@ -14,7 +14,7 @@ import numpy as np
 import scipy.io
 
 from datamodules.base import Part
-from datamodules.splits import IntArray, Subset, choose_subset
+from datamodules.splits import IntArray, Subset, choose_subset, fewer
 
 __all__ = ["choose_by_scene", "read_official_split"]
 
@@ -113,8 +113,7 @@ def choose_by_scene(
         raise ValueError(
             f"Validation asks for {total} images, but only {available} of the {len(scenes)} "
             f"training images are free for it {rule} (frames of one scene are nearly the same "
-            f"picture). Use val_images: {available} or less"
-            f"{', or a smaller subset' if subset is not None else ''}."
+            f"picture). {fewer(available, few_shot=subset is not None)}"
         )
     chosen, val = _scenes_for(total, free, counts, scene_N)
     train = np.flatnonzero(~np.isin(scene_N, chosen)) if subset is None else taken

@@ -25,6 +25,7 @@ __all__ = [
     "choose_train_and_validation",
     "choose_validation",
     "class_counts",
+    "fewer",
     "index_sha256",
 ]
 
@@ -179,10 +180,15 @@ def choose_validation(
         )
         raise ValueError(
             f"Validation asks for {total} images, but {free.sum()} of the {len(labels)} training "
-            f"images are free for it {rule}. Use a smaller val_images (or val_fraction)"
-            f"{', or a smaller subset' if taken is not None else ''}."
+            f"images are free for it {rule}. {fewer(int(free.sum()), few_shot=taken is not None)}"
         )
     return _take_per_class(labels, order, allocate(total, free, rng))
+
+
+def fewer(free: int, *, few_shot: bool) -> str:
+    """What to do where only `free` images can validate."""
+    less = f"val_images: {free} or less" if free else "val_images: 0 for no validation"
+    return f"Use {less}{', or a smaller subset' if few_shot else ''}."
 
 
 def choose_train_and_validation(

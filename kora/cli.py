@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -104,9 +105,9 @@ _COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with 0 when all went well, 2 for a mistake in what was asked (options, config, settings)
-    and 1 for a failure while doing it. A mistake is told in one line; KORA_DEBUG=1 shows the
-    traceback as well.
+    Exits with 0 when all went well, 2 for a mistake in what was asked (options, config, settings),
+    1 for a failure while doing it and 130 after Ctrl-C. A mistake is told in one line; KORA_DEBUG=1
+    shows the traceback as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -122,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
     try:
         command(args[1:])
+    except KeyboardInterrupt:
+        _fail("interrupted.", code=128 + signal.SIGINT)
     except Exception as error:
         told = _told(error)
         code = 1 if told is None or not isinstance(told, ValueError) else 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kora.formats import baseline_name, format_metric, format_number, is_rate
-from kora.summary import evaluation_sentence
+from kora.summary import evaluation_sentence, split_sizes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,9 +58,8 @@ class Comparison:
 
     def headline(self) -> str:
         """Data, backbone and evaluation protocol in one line, as far as they are stated."""
-        sizes = self.protocol.get("sizes") or {}
         parts = [str(self.protocol.get("dataset", "")), self.backbone]
-        parts += [f"{images:,} {split}" for split, images in sizes.items()]
+        parts += split_sizes(self.protocol)
         subset = self.protocol.get("subset") or {}
         if subset.get("per_class"):
             parts.append(f"{subset['per_class']} a class")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
+import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,7 +172,7 @@ class KoraCLI(LightningCLI):
             )
             own.append(self.record)
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
-                own.append(self._checkpoint(task))
+                own += self._checkpoints(task)
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [
@@ -190,18 +193,23 @@ class KoraCLI(LightningCLI):
                 f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
             ) from error
 
-    def _checkpoint(self, task: AdapterTask) -> ModelCheckpoint:
+    def _checkpoints(self, task: AdapterTask) -> list[ModelCheckpoint]:
+        """`best.ckpt` by validation and `last.ckpt` of every epoch, whether or not it was better.
+
+        (`save_last` of one ModelCheckpoint writes only when the monitored metric has improved.)
+        """
         assert self.run_folder is not None
-        validates = getattr(self.datamodule, "validates", True)
-        monitor, mode = task.monitor if validates else (None, "min")
-        return ModelCheckpoint(
-            dirpath=self.run_folder / "checkpoints",
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-        )
+        common: dict[str, Any] = {
+            "dirpath": self.run_folder / "checkpoints",
+            "enable_version_counter": False,
+        }
+        if not getattr(self.datamodule, "validates", True):
+            return [ModelCheckpoint(filename="best", save_last=True, **common)]
+        monitor, mode = task.monitor
+        return [
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
+            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
+        ]
 
     def _provide_source(self, task: AdapterTask, config: dict[str, Any]) -> None:
         """Set `adapter_from`, training the source stage first where it is missing."""
@@ -225,6 +233,18 @@ class KoraCLI(LightningCLI):
         else:
             _say(f"Source stage: {found} fits and is used again.")
         task.adapter_from = str(found / "adapter")
+
+    # -- the command ---------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            _say(_after_interruption(self.run_folder))
+            sys.exit(128 + signal.SIGINT)
 
     # -- after a command -----------------------------------------------------------------------
 
@@ -301,6 +321,19 @@ def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
         ):
             warnings.filterwarnings("ignore", text)
         return kind(args)
+
+
+def _after_interruption(folder: Path | None) -> str:
+    if folder is None:
+        return "interrupted."
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return f"interrupted before the first epoch was finished. What was written is in {folder}"
+    config = folder / "config.yaml"
+    return (
+        f"interrupted. What was reached is in {folder}; to go on after the last finished epoch:\n"
+        f"{shlex.join(['kora', 'fit', '--config', str(config), '--ckpt_path', str(last)])}"
+    )
 
 
 def _source_config(

@@ -20,6 +20,13 @@ class KoraParser(LightningArgumentParser):
         # Abbreviated options would hide typing errors.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_args(self, args: Any = None, namespace: Any = None, **kw: Any) -> Any:  # type: ignore[override]
+        """Parse; a `null` for an option two classes deep arrives here as the text `None`."""
+        nested = not self.exit_on_error
+        if nested and args and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        return super().parse_args(args, namespace, **kw)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line that matters; the whole listing with KORA_DEBUG=1."""
         if os.environ.get("KORA_DEBUG"):

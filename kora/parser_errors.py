@@ -35,7 +35,7 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     given = re.search(r"Given value: (.+)", text)
     if given and given.group(1) not in reason and not given.group(1).startswith("NestedArg"):
         reason = f"{reason}, found '{given.group(1)}'"
-    parts = [f"{place}: {reason}" if place and place not in reason else reason]
+    parts = [f"{place}: {reason}" if place and not _names(reason, place) else reason]
     unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN)), None)
     if unknown is not None:
         name = re.split(r"[=\s]", unknown.group(1))[0].strip("'\"")
@@ -55,6 +55,10 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     if "abstract" in reason:
         parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
+
+
+def _names(reason: str, place: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(place)}(?!\w)", reason) is not None
 
 
 def _deepest(text: str) -> str:

@@ -65,6 +65,7 @@ class RunRecord(Callback):
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.peak_memory_mib = 0.0
+        self._seen = 0  # images evaluated by this process, then by all of them
         self._started: dict[str, float] = {}
 
     # -- before --------------------------------------------------------------------------------
@@ -125,6 +126,18 @@ class RunRecord(Callback):
         if self.fusion is not None and self.command == "validate":
             self.fusion.begin()
 
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count the images of a validation that stands alone."""
+        if self.command == "validate":
+            self._count(*args)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count the images of the test."""
+        self._count(*args)
+
+    def _count(self, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        self._seen += len(batch["image"])
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation that stands alone; draw that of an epoch."""
         assert self.report is not None
@@ -155,6 +168,8 @@ class RunRecord(Callback):
         """On every rank: it collects from all of them."""
         assert self.report is not None
         self.report.gather(stage)
+        seen = torch.tensor(self._seen, device=trainer.strategy.root_device)
+        self._seen = int(trainer.strategy.reduce(seen, reduce_op="sum"))
         if self.fusion is not None:
             self.fusion.gather(trainer)
 
@@ -184,7 +199,10 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
-        evaluation = self.report.evaluation("val" if self.command == "validate" else "test")
+        split = "val" if self.command == "validate" else "test"
+        if self._seen < protocol.get("sizes", {}).get(split, 0):  # trainer.limit_test_batches
+            protocol["evaluated_images"] = {split: self._seen}
+        evaluation = self.report.evaluation(split)
         if evaluation:
             protocol["evaluation"] = evaluation
         without_learning = {} if self.audit is None else self.audit.baselines()
@@ -276,11 +294,13 @@ class RunRecord(Callback):
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config shapes training, beside strategy, backbone and data."""
     ways = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+    shortened = ("limit_train_batches", "limit_val_batches", "overfit_batches", "max_time")
     elsewhere = ("backbone", "adapter", "adapter_from")
     arguments = config["model"]["init_args"]
     return {
         **{key: value for key, value in arguments.items() if key not in elsewhere},
         **{key: config["trainer"][key] for key in ways},
+        **{key: config["trainer"][key] for key in shortened if config["trainer"].get(key)},
         "batch_size": config["data"]["init_args"].get("batch_size"),
         "source": config["source"],
     }

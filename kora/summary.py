@@ -11,7 +11,7 @@ from kora.results import RunResult
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["evaluation_sentence", "summary_table"]
+__all__ = ["evaluation_sentence", "split_sizes", "summary_table"]
 
 
 def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
@@ -28,6 +28,17 @@ def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
         return DepthProtocol(**evaluation).sentence()
     except (TypeError, ValueError):
         return ", ".join(f"{key} {value}" for key, value in evaluation.items())
+
+
+def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
+    """`50 train`, `20 val`, `100 test`; `40 of 100 test` where only some were evaluated."""
+    evaluated = protocol.get("evaluated_images") or {}
+    return [
+        f"{evaluated[split]:,} of {images:,} {split}"
+        if split in evaluated
+        else f"{images:,} {split}"
+        for split, images in (protocol.get("sizes") or {}).items()
+    ]
 
 
 def summary_table(result: RunResult) -> Table:
@@ -66,4 +77,7 @@ def summary_table(result: RunResult) -> Table:
     sentence = evaluation_sentence(result.protocol)
     if sentence is not None:
         page.add_row(f"[dim italic]Evaluation: {escape(sentence)}[/]")
+    if result.protocol.get("evaluated_images"):
+        sizes = ", ".join(split_sizes(result.protocol))
+        page.add_row(f"[bold]Not all images were evaluated: {escape(sizes)}.[/]")
     return page

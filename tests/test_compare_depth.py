@@ -129,3 +129,9 @@ def test_a_run_without_a_stated_evaluation_is_not_mixed_with_one() -> None:
     silent = {key: value for key, value in NYU.items() if key != "evaluation"}
     with pytest.raises(ValueError, match=r"protocol\.evaluation\.crop: absent in"):
         compare([*RUNS, depth("LoRA", 0, 0.3, protocol=silent)])
+
+
+def test_an_evaluation_of_some_images_is_not_mixed_with_one_of_all() -> None:
+    some = {**NYU, "evaluated_images": {"test": 40}}
+    with pytest.raises(ValueError, match=r"protocol\.evaluated_images\S*: .*40 in \S*KoRA"):
+        compare([*RUNS, depth("LoRA", 0, 0.3), depth("KoRA", 1, 0.3, protocol=some)])

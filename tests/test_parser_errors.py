@@ -68,6 +68,7 @@ def test_a_wrong_name_is_named_with_the_nearest_right_one(
         (("--trainer.max_epochs", "many"), "trainer.max_epochs", "many", "int"),
         (("--model.adapter.rank", "2.5"), "rank", "2.5", "int"),
         (("--data.style", "oil"), "style", "oil", "'night'"),
+        (("--data", "NYUDepthV2", "--data.depth", "foo"), "depth", "foo", "'depths'"),
         (("--data.subset.how", "best"), "how", "best", "'stratified'"),
         (("--allow_degenerate", "perhaps"), "allow_degenerate", "perhaps", "bool"),
         (("--model.schedule", "step"), "schedule", "step", "'cosine'"),
@@ -129,3 +130,15 @@ def test_debug_shows_the_whole_of_what_the_parser_says(
         parse(["fit", "--config", "tiny.yaml", "--trainer.max_epoch", "1"])
     assert stop.value.code == 2
     assert "usage:" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["model.head_lr", "model.backbone.image_size", "model.adapter.blocks", "data.subset"]
+)
+def test_null_is_taken_at_every_depth(option: str) -> None:
+    found = parse(["fit", "--config", "tiny.yaml", f"--{option}", "null"]).resolved()
+    *path, name = option.split(".")
+    for key in path:
+        found = found[key]
+        found = found.get("init_args", found)
+    assert found[name] is None

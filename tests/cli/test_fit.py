@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,23 @@ def test_the_record_names_everything_that_the_result_depends_on(run: Path) -> No
     assert record["backbone"]["name"] == "vit_nano"
     assert len(record["backbone"]["sha256"]) == 64
     assert {"torch", "lightning", "timm"} <= record["versions"].keys()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_an_evaluation_of_some_images_says_so(run: Path, capfd: Capture, command: str) -> None:
+    split, limit = ("test", 18) if command == "fit" else ("val", 6)
+    args = ["--config", str(run / "config.yaml"), "--data.eval_batch_size", "6"]
+    args += [f"--trainer.limit_{split}_batches", str(limit // 6)]
+    if command == "validate":
+        args += ["--ckpt_path", str(run / "checkpoints/best.ckpt")]
+    outcome = kora(capfd, command, *args)
+    assert outcome.code == 0, outcome.err
+    assert f"{limit} of {2 * 12 if split == 'test' else 12} {split}" in outcome.out
+    other = run.with_name("version_1")
+    assert results(other)["protocol"]["evaluated_images"] == {split: limit}
+    assert "evaluated_images" not in results(run)["protocol"]
+    shown = kora(capfd, "compare", other, "--metric", f"{split}/accuracy")
+    assert f"{limit} of " in shown.out
 
 
 def test_checkpoint_and_adapter_leave_the_frozen_backbone_out(run: Path) -> None:
@@ -214,6 +234,46 @@ def test_resuming_a_small_checkpoint_ends_where_an_uninterrupted_run_does(
     )
     assert whole["global_step"] == again["global_step"] == 4
     assert all(torch.equal(whole["state_dict"][k], v) for k, v in again["state_dict"].items())
+
+
+@pytest.mark.parametrize("val_images", [12, 0])
+def test_the_last_checkpoint_is_of_the_last_epoch_also_where_nothing_got_better(
+    here: Path, capfd: Capture, val_images: int
+) -> None:
+    still = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0")
+    args = (*still, "--trainer.max_epochs", "3", "--data.val_images", str(val_images))
+    assert kora(capfd, "fit", "--config", "tiny.yaml", *args).code == 0
+    checkpoints = here / RUN / "checkpoints"
+    epoch = {
+        path.stem: torch.load(path, weights_only=True)["epoch"] for path in checkpoints.iterdir()
+    }
+    assert epoch == {"best": 0 if val_images else 2, "last": 2}
+
+
+def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(here: Path, capfd: Capture) -> None:
+    args = ("--trainer.max_epochs", "100000", "--model.schedule", "constant")
+    with (here / "out.txt").open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args],
+            stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+    last = here / RUN / "checkpoints/last.ckpt"
+    patience = time.monotonic() + 90
+    while not last.exists() and time.monotonic() < patience and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    text = (here / "out.txt").read_text()
+    assert "Traceback" not in text
+    told = next(line for line in text.splitlines() if line.startswith("kora: interrupted"))
+    assert str(RUN) in told
+    command = shlex.split(text[text.index("kora fit ") :].splitlines()[0])
+    assert command[-1] == str(last.relative_to(here))
+    reached = torch.load(last, weights_only=True)["epoch"] + 1
+    resumed = kora(capfd, *command[1:], "--trainer.max_epochs", str(reached + 1))
+    assert resumed.code == 0, resumed.err
+    again = (here / RUN).with_name("version_1") / "checkpoints/last.ckpt"
+    assert torch.load(again, weights_only=True)["epoch"] == reached
 
 
 @pytest.mark.parametrize("adapter", ["LinearProbe", "FullFineTune", "KoRA"])

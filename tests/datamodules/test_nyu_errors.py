@@ -70,6 +70,12 @@ ROTATED = np.zeros((12, 3, 24, 32), dtype=np.uint8)
 ZEROS = np.zeros((12, 32, 24), dtype=np.float32)
 
 
+def test_filled_in_depth_is_not_to_be_renamed_to_raw(tmp_path: Path) -> None:
+    message = told(labelled(tmp_path, {"rawDepths": None}, depth="raw"))
+    assert "has no array 'rawDepths'" in message
+    assert message.endswith("Use data.depth: depths, or the official file, which has both.")
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

@@ -63,7 +63,7 @@ def test_the_last_scene_is_used_in_part_and_evenly() -> None:
     ("options", "message"),
     [
         ({"val_images": 150}, r"asks for 150 images, but only 14[6-9] of the 150 .*one scene is"),
-        ({"scenes": ["a"] * 9, "val_images": 1}, "only 0 of the 9"),
+        ({"scenes": ["a"] * 9, "val_images": 1}, r"only 0 of the 9 .*Use val_images: 0 for no"),
         (
             {"subset": Subset(fraction=0.9)},
             r"asks for 15 images, but only \d of .* Use val_images: \d or less, or a smaller",

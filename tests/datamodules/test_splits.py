@@ -158,6 +158,8 @@ def test_more_validation_images_than_there_are_is_an_error() -> None:
         split(BALANCED, val_images=97)
     with pytest.raises(ValueError, match=r"asks for 81 images, but 80 .* or a smaller subset"):
         split(BALANCED, Subset(per_class=5), val_images=81)
+    with pytest.raises(ValueError, match=r"Use val_images: 0 for no validation, or a smaller sub"):
+        split(BALANCED, Subset(fraction=1), val_images=1)
 
 
 def test_a_fraction_that_comes_to_no_image_is_an_error() -> None:
