@@ -198,6 +198,8 @@ class LowRankFusion(AdapterFusion):
         ValueError: As AdapterFusion, or for a rank below 1 or above D.
     """
 
+    size_argument = "rank"
+
     def __init__(self, sources: Sequence[str], rank: int = 8, *, regulariser: float = 0.01) -> None:
         super().__init__(sources, regulariser=regulariser)
         require_positive("LowRankFusion", rank=rank)

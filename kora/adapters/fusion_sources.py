@@ -143,8 +143,8 @@ def _refuse_missing(sources: Sequence[str], kept: Sequence[_Stored]) -> None:
         what = "is no adapter folder" if len(missing) == 1 else "are no adapter folders"
         raise FileNotFoundError(
             f"sources: {', '.join(missing)} {what} (no {ADAPTER_CONFIG} there). Train the source "
-            "runs first, or name where their folders lie. An earlier fusion holds its sources: "
-            "give its checkpoint (--ckpt_path), or its own folder as model.adapter_from."
+            "runs first, or name where their folders lie. To load an earlier fusion, which holds "
+            "its sources, give its checkpoint (--ckpt_path) or its folder (model.adapter_from)."
         )
 
 

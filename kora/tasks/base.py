@@ -104,7 +104,7 @@ class AdapterTask(LightningModule):
     def build(self) -> None:
         """Attach the adapter, make the head, load a source adapter, and freeze all the rest."""
         assert self.head is None, "built twice"
-        self._recall_missing()
+        self.recall_missing()
         self.adapter.attach(self.backbone)
         self.head = self.build_head()
         if self.adapter_from is not None:
@@ -116,7 +116,7 @@ class AdapterTask(LightningModule):
             parameter.requires_grad_(True)
         self.train(self.training)
 
-    def _recall_missing(self) -> None:
+    def recall_missing(self) -> None:
         """What the adapter would read and is gone, the file that is loaded into it may hold."""
         missing, file = self.adapter.missing(), self.checkpoint or self.adapter_from
         if missing and file is not None:
