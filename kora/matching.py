@@ -110,10 +110,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
 def _note(row: Match) -> str:
     """What to do about a strategy that does not come near."""
     if row.argument is None:
-        return (
-            f"{row.strategy} ({row.config}): no rank or width makes it larger or smaller. Change "
-            "where it sits, if it has such an argument."
-        )
+        return f"{row.strategy} ({row.config}): no rank or width makes it larger or smaller."
     return (
         f"{row.strategy} ({row.config}): no {row.argument} comes within {TOLERANCE_PERCENT:g} %. "
         "Change its sites, blocks or other widths as well."
