@@ -112,11 +112,11 @@ class Strategy(nn.Module, ABC):
         """
 
     def missing(self) -> list[str]:
-        """Files of earlier runs that `attach` would read, and that are not there."""
+        """Folders of earlier runs that `attach` would read, and cannot."""
         return []
 
     def origins(self) -> dict[str, Any]:
-        """What a file of it says of them, in plain types, so that it can stand in for them."""
+        """What a file says of earlier runs, in plain types, so that it can stand in for them."""
         return {}
 
     def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -130,12 +130,13 @@ class AdapterFusion(Strategy):
             yield from place.layer.named_parameters(f"places.{key}.layer")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The source adapters as well, so that a file shows what was fused."""
+        """The source adapters as well, so that a file can stand in for them."""
         return dict(self.trainable()) | self._frozen()
 
     def missing(self) -> list[str]:
-        """Sources that are not there."""
-        return [source for source in self.sources if not is_there(source)]
+        """Sources that are not there, and that no recalled file holds."""
+        held = len(self._kept) == len(self.sources)
+        return [source for source in self.sources if not (held or is_there(source))]
 
     def origins(self) -> dict[str, Any]:
         """Strategy, arguments, backbone and run of each source."""

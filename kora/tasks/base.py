@@ -121,10 +121,11 @@ class AdapterTask(LightningModule):
         missing, file = self.adapter.missing(), self.checkpoint or self.adapter_from
         if missing and file is not None:
             recall_adapter(file, self.adapter)
-            rank_zero_warn(
-                f"{self.adapter.label}: {', '.join(missing)} is not there; what it held "
-                f"is taken from {file}."
-            )
+            if not self.adapter.missing():
+                gone = ", ".join(missing)
+                rank_zero_warn(
+                    f"{self.adapter.label}: what lay in {gone} is gone, and is taken from {file}."
+                )
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name: `adapter.*` and `head.*`."""

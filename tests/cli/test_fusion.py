@@ -133,7 +133,7 @@ def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: 
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
-    with pytest.warns(UserWarning, match=f"{source('studio')} is not there"):
+    with pytest.warns(UserWarning, match=f"{source('studio')} is gone"):
         outcome = kora(capfd, command, "--config", RUN / "config.yaml", *checkpoint)
     assert outcome.code == 0, outcome.err
     if command == "test":
