@@ -55,6 +55,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if same_format:
             record["adapter"]["class_path"], record["adapter"]["init_args"]
             record["backbone"]["name"], record["backbone"]["sha256"]
+            for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
+                source["adapter"]["class_path"], source["adapter"]["init_args"]
+                source["backbone"]["name"], source["backbone"]["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
     if not same_format:

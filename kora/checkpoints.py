@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "check_same_adapter",
     "load_adapter",
     "read_adapter_config",
+    "recall_adapter",
     "save_adapter",
 ]
 
@@ -54,7 +56,7 @@ def save_adapter(
     record = {
         "format": ADAPTER_FORMAT,
         "kora_version": __version__,
-        "adapter": describe(adapter),
+        "adapter": describe(adapter) | adapter.origins(),
         "backbone": {
             "name": backbone.name,
             "image_size": backbone.image_size,
@@ -93,6 +95,31 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
         for name, tensor in mine_tensors.items():
             tensor.copy_(stored[name])
     return {"folder": str(folder), **record}
+
+
+def recall_adapter(file: str | Path, adapter: Strategy) -> None:
+    """Give a strategy that is not attached yet what a folder or checkpoint of it holds of others.
+
+    Raises:
+        FileNotFoundError: If it is no adapter folder.
+        ValueError: If it is of another format.
+        RuntimeError: If it is damaged.
+    """
+    path = expand(file)
+    if path.suffix == ".ckpt":
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            record, tensors = content["kora"]["adapter"], content["state_dict"]
+        except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
+            raise RuntimeError(
+                f"Checkpoint {path} is damaged, or was not written by kora: {error!r}."
+            ) from error
+    else:
+        record, tensors = read_adapter_config(path)["adapter"], read_adapter_tensors(path)
+    of_adapter = {k: v for k, v in tensors.items() if k.startswith("adapter.")}
+    adapter.recall(
+        record, {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, str(path)
+    )
 
 
 def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -49,8 +50,13 @@ def params(args: Sequence[str]) -> None:
     datamodule, task = _instantiate(["fit", *configs, *rest])
     if getattr(task, "num_classes", 0) is None:
         task.num_classes = datamodule.num_classes
+    task.recall_missing()
     task.adapter_from = None
-    task.build()
+    task.backbone.to("meta")
+    with torch.device(
+        "meta"
+    ):  # no storage, so neither weights nor what belongs to them is compared
+        task.build()
     report = parameter_report(task)
     if own.json:
         print(json.dumps(report.to_dict()))

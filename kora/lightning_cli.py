@@ -142,6 +142,7 @@ class KoraCLI(LightningCLI):
         task = self.model
         assert isinstance(task, AdapterTask)
         config = self.resolved()
+        task.checkpoint = self.options.get("ckpt_path")
         trainer_config = self._get(self.config_init, "trainer")
         if self.command == "fit" and self.options.source:
             if trainer_config.get("fast_dev_run"):

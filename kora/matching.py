@@ -102,14 +102,19 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
             f"{row.difference_percent:+.2f} %",
             row.config,
         )
-    notes = [
-        f"{row.strategy} ({row.config}): no {row.argument} comes within {TOLERANCE_PERCENT:g} %. "
-        "Change its sites, blocks or other widths as well."
-        for row in matches
-        if row.argument is not None and abs(row.difference_percent) > TOLERANCE_PERCENT
-    ]
+    notes = [_note(row) for row in matches if abs(row.difference_percent) > TOLERANCE_PERCENT]
     title = f"Nearest to {target:,} trainable parameters without the head, on {backbone}"
     return Group(title, f"({origin})", "", table, *["", *notes] * bool(notes))
+
+
+def _note(row: Match) -> str:
+    """What to do about a strategy that does not come near."""
+    if row.argument is None:
+        return f"{row.strategy} ({row.config}): no rank or width makes it larger or smaller."
+    return (
+        f"{row.strategy} ({row.config}): no {row.argument} comes within {TOLERANCE_PERCENT:g} %. "
+        "Change its sites, blocks or other widths as well."
+    )
 
 
 def _match_one(config: str, strategy: Strategy, backbone: Backbone, target: int) -> Match:

@@ -1,4 +1,4 @@
-"""Source adapters for fusion, on `nano()`: trained nowhere, but away from their start."""
+"""Source adapters for fusion: trained nowhere, but away from their start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from kora.adapters import Bottleneck, LoRA, Strategy
 from kora.backbones import Backbone
 from kora.checkpoints import save_adapter
 from tests.factory import built, kick
+from tests.families import tiny
 
-__all__ = ["bottleneck_sources", "lora_sources", "write_source"]
+__all__ = ["bottleneck_sources", "lora_sources", "tiny_sources", "write_source"]
 
 
 def write_source(
@@ -34,7 +35,7 @@ def write_source(
 
 @cache
 def bottleneck_sources(position: str = "houlsby") -> tuple[str, ...]:
-    """Two Bottleneck adapters of other ranks, in blocks 0 and 2; kept while the tests run."""
+    """Two Bottleneck adapters of other ranks on `nano()`, in blocks 0 and 2; kept during a run."""
     return tuple(
         write_source(
             _folder(f"bottleneck_{position}_{rank}"),
@@ -48,10 +49,28 @@ def bottleneck_sources(position: str = "houlsby") -> tuple[str, ...]:
 
 @cache
 def lora_sources() -> tuple[str, ...]:
-    """Three LoRA adapters on row slices and a whole layer of all blocks."""
+    """Three LoRA adapters on `nano()`, on row slices and a whole layer of all blocks."""
     return tuple(
         write_source(_folder(f"lora_{seed}"), LoRA(2, 0.5, sites=["q", "v", "proj"]), seed=seed)
         for seed in (3, 4, 5)
+    )
+
+
+@cache
+def tiny_sources(family: str, kind: str) -> tuple[str, ...]:
+    """Two `bottleneck` or `lora` adapters of other ranks on a tiny model of a family."""
+    strategies = {
+        "bottleneck": lambda rank: Bottleneck(rank, scale="channel", drop_path=0.5),
+        "lora": lambda rank: LoRA(rank, 0.5, sites=["fc2"]),  # called in every family
+    }
+    return tuple(
+        write_source(
+            _folder(f"{family}_{kind}_{rank}"),
+            strategies[kind](rank),
+            seed=rank,
+            backbone=tiny(family),
+        )
+        for rank in (2, 3)
     )
 
 

@@ -111,6 +111,23 @@ class Strategy(nn.Module, ABC):
             ValueError: If they do not belong to what this strategy was built from.
         """
 
+    def missing(self) -> list[str]:
+        """Folders of earlier runs that `attach` would read, and cannot."""
+        return []
+
+    def origins(self) -> dict[str, Any]:
+        """What a file says of earlier runs, in plain types, so that it can stand in for them."""
+        return {}
+
+    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Before `attach`: take what is missing from a file of this strategy.
+
+        Args:
+            record: Of a file: class path, arguments and `origins`.
+            tensors: Names as in `tensors`.
+            origin: What to call the file in messages.
+        """
+
     def penalty(self) -> Tensor | None:
         """A regulariser, a scalar that tasks add to the training loss; None for none."""
         return None

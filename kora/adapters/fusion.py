@@ -6,13 +6,14 @@ Shapes: B images, T tokens, N source adapters, I input width and D width of a pl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy, require_positive
 from kora.adapters.fusion_layer import FusionLayer, LowRankFusionLayer
-from kora.adapters.fusion_sources import FusionSource, read_sources
+from kora.adapters.fusion_sources import FusionSource, is_there, read_sources, recalled
 from kora.backbones import Backbone
 
 __all__ = ["AdapterFusion", "LowRankFusion"]
@@ -62,8 +63,9 @@ class AdapterFusion(Strategy):
     output of the frozen linear layer for LoRA.
 
     It does not start as the frozen backbone: V is about the identity, so at first it adds about
-    the mean of its sources. A file of it holds the source adapters too. To load one, `sources`
-    has to name the same adapters in the same order, in whatever folders they lie by then.
+    the mean of its sources. A file of it holds the source adapters too, and stands in for those
+    whose folders are gone when it is loaded; the others have to be the same, in the same order, in
+    whatever folders they lie by then.
     Source: Pfeiffer et al. 2021, arXiv:2005.00247.
 
     Args:
@@ -75,7 +77,8 @@ class AdapterFusion(Strategy):
     Raises:
         ValueError: For fewer than two sources, the same one twice, a negative regulariser, or
             sources that do not belong to each other or to the backbone.
-        FileNotFoundError: If a source is no adapter folder.
+        FileNotFoundError: If a source is no adapter folder, and no file of a fusion is loaded that
+            holds it.
         RuntimeError: If a file of a source is damaged.
     """
 
@@ -95,6 +98,7 @@ class AdapterFusion(Strategy):
         self.sources = sources
         self.regulariser = regulariser
         self.found: list[FusionSource] = []
+        self._kept: Any = ()  # sources from a file of this fusion, until it is attached
         self.places = nn.ModuleDict()
 
     @property
@@ -109,7 +113,8 @@ class AdapterFusion(Strategy):
     def attach(self, backbone: Backbone) -> None:
         """Read the sources, and put a fusion at each of their places."""
         assert not self.places, "attached twice"
-        self.found, spots = read_sources(self.sources, backbone)
+        self.found, spots = read_sources(self.sources, backbone, self._kept)
+        self._kept = ()
         for spot in spots:
             place = FusedPlace(self.make_layer(spot.width), spot.adapters)
             self.places[spot.key] = place
@@ -125,8 +130,21 @@ class AdapterFusion(Strategy):
             yield from place.layer.named_parameters(f"places.{key}.layer")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The source adapters as well, so that a file shows what was fused."""
+        """The source adapters as well, so that a file can stand in for them."""
         return dict(self.trainable()) | self._frozen()
+
+    def missing(self) -> list[str]:
+        """Sources that are not there, and that no recalled file holds."""
+        held = len(self._kept) == len(self.sources)
+        return [source for source in self.sources if not (held or is_there(source))]
+
+    def origins(self) -> dict[str, Any]:
+        """Strategy, arguments, backbone and run of each source."""
+        return {"sources": [source.kept() for source in self.found]}
+
+    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Let the sources that a file holds stand in for folders that are not there."""
+        self._kept = recalled(record.get("sources", ()), tensors, origin)
 
     def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
         """Refuse a file that was trained on other source adapters than these.
@@ -180,6 +198,8 @@ class LowRankFusion(AdapterFusion):
     Raises:
         ValueError: As AdapterFusion, or for a rank below 1 or above D.
     """
+
+    size_argument = "rank"
 
     def __init__(self, sources: Sequence[str], rank: int = 8, *, regulariser: float = 0.01) -> None:
         super().__init__(sources, regulariser=regulariser)

@@ -5,15 +5,16 @@ Shapes: N source adapters, D width of a place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kora.adapter_folder import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
     expand,
@@ -27,7 +28,7 @@ from kora.backbones import Backbone
 from kora.places import Place, TokenFunction, add_at_place, add_at_site, find_places
 from kora.sites import Site, find_sites
 
-__all__ = ["FusionSource", "Spot", "read_sources"]
+__all__ = ["FusionSource", "Spot", "is_there", "read_sources", "recalled"]
 
 _KINDS: dict[str, type[Bottleneck] | type[LoRA]] = {
     "kora.adapters.Bottleneck": Bottleneck,
@@ -37,12 +38,30 @@ _KINDS: dict[str, type[Bottleneck] | type[LoRA]] = {
 _SHARED = {Bottleneck: ("position", "blocks"), LoRA: ("sites", "blocks")}
 
 
+#: What a fusion's file keeps of the record of a source.
+_KEPT = ("kora_version", "adapter", "backbone", "experiment", "seed")
+
+
 @dataclass(frozen=True)
 class FusionSource:
-    """One source adapter: where it lies, and what it is called in tables."""
+    """One source adapter: where it lies, what its JSON says, and what it is called in tables."""
 
     folder: Path
+    record: Mapping[str, Any]
     name: str  # experiment/strategy, with the seed where that is not unique
+
+    def kept(self) -> dict[str, Any]:
+        """What the file of a fusion says of it, in plain types."""
+        return {key: self.record[key] for key in _KEPT if key in self.record}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Record and tensors of a source; tensors by place and name: `b03_mlp.down.weight`."""
+
+    record: dict[str, Any]
+    tensors: dict[str, Tensor]
+    file: str  # for messages
 
 
 @dataclass
@@ -66,10 +85,33 @@ class Spot:
             add_at_place(backbone, self.where, function)
 
 
+def is_there(source: str) -> bool:
+    """Whether it is an adapter folder."""
+    return (expand(source) / ADAPTER_CONFIG).is_file()
+
+
+def recalled(
+    records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], origin: str
+) -> list[_Stored]:
+    """The sources as the file of a fusion holds them; names of tensors as in the fusion."""
+    found = [_Stored(record, {}, origin) for record in records]
+    for name, tensor in tensors.items():
+        place, of_source, rest = name.removeprefix("places.").partition(".adapters.")
+        number, _, rest = rest.partition(".")
+        if of_source and int(number) < len(found):
+            found[int(number)].tensors[f"{place}.{rest}"] = tensor
+    return found
+
+
 def read_sources(
-    sources: Sequence[str], backbone: Backbone
+    sources: Sequence[str], backbone: Backbone, kept: Sequence[_Stored] = ()
 ) -> tuple[list[FusionSource], list[Spot]]:
     """The sources, and their places in forward order with the loaded adapters.
+
+    Args:
+        sources: Adapter folders.
+        backbone: On the meta device its weights are not compared: it has none.
+        kept: What `recalled` gave, for folders that are not there any more.
 
     Raises:
         ValueError: If one is of a strategy that cannot be fused, of another backbone or format, or
@@ -77,17 +119,43 @@ def read_sources(
         FileNotFoundError: If one is no adapter folder.
         RuntimeError: If a file is damaged.
     """
+    _refuse_missing(sources, kept)
     folders = [expand(source) for source in sources]
-    records = [read_adapter_config(folder) for folder in folders]
+    stored = [
+        _read(folder) if is_there(source) else kept[number]
+        for number, (source, folder) in enumerate(zip(sources, folders, strict=True))
+    ]
+    records = [one.record for one in stored]
     _refuse_twins(folders)
     for folder, record in zip(folders, records, strict=True):
         _check(folder, record, folders[0], records[0], backbone)
     strategies = [_rebuild(folder, record) for folder, record in zip(folders, records, strict=True)]
     spots = _spots(strategies[0], backbone)
-    for folder, strategy in zip(folders, strategies, strict=True):
-        _load(folder, strategy, spots, backbone)
+    for one, strategy in zip(stored, strategies, strict=True):
+        _load(one, strategy, spots, backbone)
     names = _names(folders, records)
-    return [FusionSource(f, n) for f, n in zip(folders, names, strict=True)], spots
+    return [FusionSource(*one) for one in zip(folders, records, names, strict=True)], spots
+
+
+def _refuse_missing(sources: Sequence[str], kept: Sequence[_Stored]) -> None:
+    missing = [] if len(kept) == len(sources) else [s for s in sources if not is_there(s)]
+    if missing:
+        what = "is no adapter folder" if len(missing) == 1 else "are no adapter folders"
+        raise FileNotFoundError(
+            f"sources: {', '.join(missing)} {what} (no {ADAPTER_CONFIG} there). Train the source "
+            "runs first, or name where their folders lie. To load an earlier fusion, which holds "
+            "its sources, give its checkpoint (--ckpt_path) or its folder (model.adapter_from)."
+        )
+
+
+def _read(folder: Path) -> _Stored:
+    record = read_adapter_config(folder)
+    tensors = {
+        name.removeprefix("adapter.").partition(".")[2]: tensor  # behind `adapters.`, `deltas.`
+        for name, tensor in read_adapter_tensors(folder).items()
+        if name.startswith("adapter.")
+    }
+    return _Stored(record, tensors, str(folder / ADAPTER_WEIGHTS))
 
 
 def _check(
@@ -99,7 +167,7 @@ def _check(
             f"Source adapter {folder} is of {kind}, which cannot be fused; expected one of "
             f"{', '.join(_KINDS)}."
         )
-    if record["backbone"]["sha256"] != backbone.sha256:
+    if not _is_of(record["backbone"], backbone):
         raise ValueError(
             f"Source adapter {folder} was trained on '{record['backbone']['name']}' with weights "
             f"{record['backbone']['sha256'][:12]}; this run has '{backbone.name}' with "
@@ -117,6 +185,12 @@ def _check(
                 f"Source adapter {folder} has {key}={mine.get(key)!r}, and {first} has "
                 f"{theirs.get(key)!r}. Adapters can be fused only where both have one."
             )
+
+
+def _is_of(record: Mapping[str, Any], backbone: Backbone) -> bool:
+    if next(backbone.parameters()).is_meta:  # only counted: there are no weights to compare
+        return bool(record["name"].partition(".")[0] == backbone.name.partition(".")[0])
+    return bool(record["sha256"] == backbone.sha256)
 
 
 def _in_any_order(value: Any) -> Any:
@@ -154,29 +228,23 @@ def _spots(strategy: Bottleneck | LoRA, backbone: Backbone) -> list[Spot]:
 
 
 def _load(
-    folder: Path, strategy: Bottleneck | LoRA, spots: Sequence[Spot], backbone: Backbone
+    stored: _Stored, strategy: Bottleneck | LoRA, spots: Sequence[Spot], backbone: Backbone
 ) -> None:
     """Give every spot the adapter that this source has there."""
-    made: dict[str, nn.Module] = {}
+    mine: dict[str, nn.Parameter] = {}
     for spot in spots:
+        adapter: nn.Module
         if isinstance(strategy, Bottleneck):
-            made[f"adapters.{spot.key}"] = strategy.make(backbone.width)
+            adapter = strategy.make(backbone.width)
         else:
             assert isinstance(spot.where, Site)
-            delta = LowRankDelta(spot.where, strategy.rank, alpha=strategy.alpha)
-            made[f"deltas.{spot.key}"] = delta
-        spot.adapters.append(next(reversed(made.values())))
-    mine = {
-        f"adapter.{key}.{name}": parameter
-        for key, module in made.items()
-        for name, parameter in module.named_parameters()
-    }
-    stored = read_adapter_tensors(folder)
-    stored = {k: v for k, v in stored.items() if not k.startswith("head.")}
-    check_keys(mine, stored, f"Source adapter {folder / ADAPTER_WEIGHTS}")
+            adapter = LowRankDelta(spot.where, strategy.rank, alpha=strategy.alpha)
+        spot.adapters.append(adapter)
+        mine |= {f"{spot.key}.{name}": p for name, p in adapter.named_parameters()}
+    check_keys(mine, stored.tensors, f"Source adapter {stored.file}")
     with torch.no_grad():
         for name, tensor in mine.items():
-            tensor.copy_(stored[name])
+            tensor.copy_(stored.tensors[name])
 
 
 def _names(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kora.adapters import LinearProbe, Strategy, describe
 from kora.backbones import Backbone, Features
-from kora.checkpoints import check_keys, check_same_adapter, load_adapter
+from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.optim import Schedule, parameter_groups, schedule_factor
 
 __all__ = ["AdapterTask"]
@@ -84,6 +84,8 @@ class AdapterTask(LightningModule):
         self.adapter_trainable = adapter_trainable
         self.compile_module = compile
         self.source: dict[str, Any] | None = None
+        #: Checkpoint that will be loaded, for an adapter that is built from other files.
+        self.checkpoint: str | None = None
         self._looked_for_idle = False
 
     @abstractmethod
@@ -102,6 +104,7 @@ class AdapterTask(LightningModule):
     def build(self) -> None:
         """Attach the adapter, make the head, load a source adapter, and freeze all the rest."""
         assert self.head is None, "built twice"
+        self.recall_missing()
         self.adapter.attach(self.backbone)
         self.head = self.build_head()
         if self.adapter_from is not None:
@@ -112,6 +115,17 @@ class AdapterTask(LightningModule):
         for parameter in self.trainables().values():
             parameter.requires_grad_(True)
         self.train(self.training)
+
+    def recall_missing(self) -> None:
+        """What the adapter would read and is gone, the file that is loaded into it may hold."""
+        missing, file = self.adapter.missing(), self.checkpoint or self.adapter_from
+        if missing and file is not None:
+            recall_adapter(file, self.adapter)
+            if not self.adapter.missing():
+                gone = ", ".join(missing)
+                rank_zero_warn(
+                    f"{self.adapter.label}: what lay in {gone} is gone, and is taken from {file}."
+                )
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name: `adapter.*` and `head.*`."""
@@ -235,7 +249,7 @@ class AdapterTask(LightningModule):
         checkpoint["kora"] = {
             "backbone": self.backbone.name,
             "sha256": self.backbone.sha256,
-            "adapter": describe(self.adapter),
+            "adapter": describe(self.adapter) | self.adapter.origins(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from kora.adapters import (
     SSF,
     VPT,
+    AdapterFusion,
     BitFit,
     Bottleneck,
     ClsReadout,
@@ -24,12 +25,14 @@ from kora.adapters import (
     KoRA,
     LinearProbe,
     LoRA,
+    LowRankFusion,
     Sequential,
     Strategy,
     TokenReadout,
 )
 from kora.backbones import Backbone
 from tests.families import DEAD_QKV, tiny
+from tests.fusion_factory import tiny_sources
 
 __all__ = ["STRATEGIES", "Change", "Entry"]
 
@@ -62,6 +65,8 @@ class Change:
 class Entry:
     """A strategy with its arguments; calling it makes a fresh one, with changes where given.
 
+    It is one for `tiny_vit`, or for another family that is named.
+
     Args:
         kind: The class.
         options: Its arguments, made anew for every strategy, as modules may be among them.
@@ -70,6 +75,7 @@ class Entry:
         starts_elsewhere: Whether it differs from the frozen backbone before the first step.
         refused: Families that it cannot adapt, with a pattern of the error that says so.
         needs: Arguments that it needs on some families, and without which it is refused there.
+        files: Arguments that name files of a family, written when they are first asked for.
     """
 
     kind: type[Strategy]
@@ -78,9 +84,10 @@ class Entry:
     starts_elsewhere: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Callable[[str], dict[str, Any]] = lambda family: {}
 
-    def __call__(self, **changed: Any) -> Strategy:
-        return self.kind(**{**self.options(), **changed})
+    def __call__(self, family: str = "tiny_vit", **changed: Any) -> Strategy:
+        return self.kind(**{**self.options(), **self.files(family), **changed})
 
 
 class LastNode(Composer):
@@ -97,6 +104,14 @@ class LastNode(Composer):
 def _with_head() -> Backbone:
     torch.manual_seed(0)
     return Backbone("tiny_vit", weights="random", image_size=32, keep_classifier=True)
+
+
+def _bottlenecks(family: str) -> dict[str, Any]:
+    return {"sources": tiny_sources(family, "bottleneck")}
+
+
+def _loras(family: str) -> dict[str, Any]:
+    return {"sources": tiny_sources(family, "lora")}
 
 
 #: Where `qkv` is never called, or is not one layer.
@@ -240,5 +255,22 @@ STRATEGIES: dict[str, Entry] = {
         Bottleneck,
         lambda: {"rank": 3, "position": "post", "activation": "gelu", "scale": "channel"},
         starts_elsewhere=True,
+    ),
+    "AdapterFusion": Entry(
+        AdapterFusion,
+        changes=lambda: {"sources": _bottlenecks("tiny_vit")["sources"][::-1], "regulariser": 0.5},
+        starts_elsewhere=True,
+        files=_bottlenecks,
+    ),
+    "LowRankFusion": Entry(
+        LowRankFusion,
+        lambda: {"rank": 2},
+        changes=lambda: {
+            "sources": _loras("tiny_vit")["sources"][::-1],
+            "rank": 3,
+            "regulariser": 0.5,
+        },
+        starts_elsewhere=True,
+        files=_loras,
     ),
 }

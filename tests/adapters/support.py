@@ -26,9 +26,10 @@ def loss_of(task: nn.Module, images: Tensor) -> Tensor:
 
 
 def gradients(task: ClassificationTask, images: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """Loss, and gradients of what trains where there are any."""
+    """Loss with the penalty, and gradients of what trains where there are any."""
     task.zero_grad()
-    loss = loss_of(task, images)
+    loss, penalty = loss_of(task, images), task.adapter.penalty()
+    loss = loss if penalty is None else loss + penalty
     loss.backward()
     return loss.item(), {
         n: p.grad.clone() for n, p in task.trainables().items() if p.grad is not None
@@ -37,7 +38,7 @@ def gradients(task: ClassificationTask, images: Tensor) -> tuple[float, dict[str
 
 def fitting(entry: Entry, family: str) -> tuple[Strategy, Backbone]:
     """A strategy and a tiny backbone, with the settings that it needs there."""
-    return entry(**entry.needs.get(family, {})), tiny(family)
+    return entry(family, **entry.needs.get(family, {})), tiny(family)
 
 
 def rebuild(record: Any) -> Any:

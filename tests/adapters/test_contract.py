@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kora.adapters
-from kora.adapters import AdapterFusion, LoRA, Strategy, describe
+from kora.adapters import LoRA, Strategy, describe
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES, Entry
@@ -68,9 +68,7 @@ def test_it_starts_at_the_frozen_features_or_says_that_it_does_not(
 def test_every_strategy_of_the_package_has_an_entry() -> None:
     kinds = {kind for kind in vars(kora.adapters).values() if inspect.isclass(kind)}
     concrete = {k for k in kinds if issubclass(k, Strategy) and not inspect.isabstract(k)}
-    # Fusion needs adapters of earlier runs on its backbone: tests/adapters/test_fusion.py.
-    of_sources = {kind for kind in concrete if issubclass(kind, AdapterFusion)}
-    assert concrete - of_sources - {entry.kind for entry in STRATEGIES.values()} == set()
+    assert concrete - {entry.kind for entry in STRATEGIES.values()} == set()
 
 
 def test_describe_round_trips_through_its_class_path(make: Entry) -> None:

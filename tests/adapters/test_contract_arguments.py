@@ -105,7 +105,7 @@ def test_an_argument_without_effect_would_be_found(images: Tensor) -> None:
     assert differ(plain, other)
 
 
-@pytest.mark.parametrize("entry", [e for e in STRATEGIES.values() if e.changes()])
+@pytest.mark.parametrize("entry", [e for e in STRATEGIES.values() if e.changes is not dict])
 def test_every_other_value_is_for_an_argument_that_exists(entry: Entry) -> None:
     assert set(entry.changes()) == set(arguments_of(entry.kind))
 

@@ -18,6 +18,7 @@ from kora.adapters.fusion_layer import FusionLayer
 from kora.backbones import Backbone
 from kora.checkpoints import load_adapter, save_adapter
 from kora.params import parameter_report
+from kora.tasks import ClassificationTask
 from tests.blocks import tiny
 from tests.factory import built, kick, labels_for, nano
 from tests.fusion_factory import bottleneck_sources, lora_sources, write_source
@@ -143,16 +144,6 @@ def test_a_frozen_fusion_adds_no_penalty(images: Tensor) -> None:
     assert torch.equal(task.training_step(batch, 0), expected)
 
 
-def test_every_argument_changes_something(images: Tensor) -> None:
-    def output(strategy: AdapterFusion) -> Tensor:
-        return kick(built(strategy))(images)
-
-    one, other = bottleneck_sources(), tuple(reversed(bottleneck_sources()))
-    assert torch.equal(output(AdapterFusion(one)), output(AdapterFusion(one)))
-    assert not torch.equal(output(AdapterFusion(one)), output(AdapterFusion(other)))
-    assert not torch.equal(output(LowRankFusion(one, rank=2)), output(LowRankFusion(one, rank=3)))
-
-
 def test_low_rank_has_the_size_of_its_formula() -> None:
     task = built(LowRankFusion(bottleneck_sources(), rank=5))
     ours = sum(p.numel() for n, p in task.trainables().items() if n.startswith("adapter."))
@@ -219,6 +210,72 @@ def test_it_loads_with_its_sources_in_other_folders(
     task = built(AdapterFusion(moved), seed=9)
     load_adapter(saved, task.adapter, task.backbone)
     assert torch.equal(task.features(images).pooled, expected)
+
+
+def test_its_folder_rebuilds_it_when_its_sources_are_gone(
+    moved: list[str], tmp_path: Path, images: Tensor
+) -> None:
+    task = kick(built(AdapterFusion(moved)))
+    expected, names = task.features(images).pooled, [s.name for s in task.adapter.found]
+    for number in range(2):  # what was rebuilt is as whole as what was trained
+        folder = save_adapter(
+            tmp_path / str(number),
+            task.kept_tensors(),
+            adapter=task.adapter,
+            backbone=task.backbone,
+        )
+        for source in moved:
+            shutil.rmtree(source, ignore_errors=True)
+        with pytest.warns(UserWarning, match=r"moved_0, .*moved_1 .*taken from"):
+            task = built(AdapterFusion(moved), seed=9, adapter_from=str(folder))
+        assert torch.equal(task.features(images).pooled, expected)
+        assert [source.name for source in task.adapter.found] == names
+
+
+def test_a_source_that_is_still_there_is_compared_when_another_is_gone(
+    moved: list[str], saved: Path
+) -> None:
+    shutil.rmtree(moved[0])
+    with pytest.warns(UserWarning, match="moved_0 "):
+        built(AdapterFusion(moved), adapter_from=str(saved))
+    write_source(Path(moved[1]), Bottleneck(4, "houlsby", scale="channel", blocks=[0, 2]), seed=30)
+    with (
+        pytest.warns(UserWarning, match="moved_0 "),
+        pytest.raises(ValueError, match=r"another source adapter than sources\[1\]"),
+    ):
+        built(AdapterFusion(moved), adapter_from=str(saved))
+
+
+def test_a_file_does_not_stand_in_for_more_sources_than_it_was_trained_on(
+    moved: list[str], saved: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="gone is no adapter folder"):
+        built(AdapterFusion([*moved, str(tmp_path / "gone")]), adapter_from=str(saved))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("last.ckpt", lambda path: path.write_bytes(b"PK"), "last.ckpt is damaged, or was not"),
+        ("last.ckpt", lambda path: torch.save({}, path), "last.ckpt is damaged, or was not"),
+        (
+            "adapter_config.json",
+            lambda path: path.write_text('"args"'.join(path.read_text().rsplit('"init_args"', 1))),
+            "adapter_config.json is damaged",
+        ),
+    ],
+    ids=["truncated", "of others", "record"],
+)
+def test_a_damaged_file_cannot_stand_in(
+    file: str, damage: Any, message: str, moved: list[str], saved: Path
+) -> None:
+    shutil.rmtree(moved[0])
+    damage(saved / file)
+    task = ClassificationTask(nano(), AdapterFusion(moved), num_classes=7, adapter_from=str(saved))
+    if file.endswith(".ckpt"):
+        task.checkpoint = str(saved / file)
+    with pytest.raises(RuntimeError, match=message):
+        task.build()
 
 
 def test_other_sources_or_another_order_are_refused(moved: list[str], saved: Path) -> None:
@@ -294,7 +351,8 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_refused(moved: list[str]) -> None:
     shutil.rmtree(moved[1])
-    with pytest.raises(FileNotFoundError, match="moved_1 is no adapter folder"):
+    remedy = r"moved_1 is no adapter folder.*Train .* first.*--ckpt_path.*model.adapter_from"
+    with pytest.raises(FileNotFoundError, match=remedy):
         attach(moved)
 
 

@@ -125,3 +125,35 @@ def test_a_checkpoint_is_tested_with_its_sources_moved(fused: Path, capfd: Captu
     assert results(RUN.with_name("version_1"))["metrics"]["test/accuracy"] == pytest.approx(
         results(RUN)["metrics"]["test/accuracy"]
     )
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", fused).code == 0
+    for style in STYLES:
+        shutil.rmtree(f"runs/{style}")
+    checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
+    with pytest.warns(UserWarning, match=f"{source('studio')} is gone"):
+        outcome = kora(capfd, command, "--config", RUN / "config.yaml", *checkpoint)
+    assert outcome.code == 0, outcome.err
+    if command == "test":
+        again = RUN.with_name("version_1")
+        assert table(again) == table(RUN)
+        assert results(again)["metrics"]["test/accuracy"] == pytest.approx(
+            results(RUN)["metrics"]["test/accuracy"]
+        )
+
+
+def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", fused).code == 0
+    for style in STYLES:
+        shutil.rmtree(f"runs/{style}")
+    start = ("--model.adapter_from", RUN / "adapter")
+    with pytest.warns(UserWarning, match=f"is taken from {RUN / 'adapter'}"):
+        outcome = kora(capfd, "fit", "--config", fused, *start)
+    assert outcome.code == 0, outcome.err
+    assert (RUN.with_name("version_1") / TABLE).is_file()
+    shutil.rmtree(RUN / "adapter")
+    outcome = kora(capfd, "fit", "--config", fused)
+    assert outcome.code == 1
+    assert f"{source('paint')}, {source('studio')} are no adapter folders" in outcome.err

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from kora.adapters import LowRankFusion
 from tests.cli.support import Outcome, kora, tiny_config, write_config
+from tests.fusion_factory import bottleneck_sources, write_source
 
 Capture = pytest.CaptureFixture[str]
 #: Of LoRA on vit_nano, a unit of rank at qkv, proj, fc1 and fc2 of six blocks; at q and v.
@@ -113,6 +115,70 @@ def test_the_table_shows_sizes_counts_and_what_does_not_come_near(
     text = " ".join(out.split())
     assert "KoRA (kora_v.yaml): no rank comes within 5 %" in text
     assert "(lora_qv.yaml): no rank" not in text
+
+
+#: Of a low-rank fusion at both branches of two blocks: a unit of rank, and what it has without.
+FUSION_RANK, FUSION_REST = 4 * (4 * 128 + 2), 4 * 128
+
+
+@pytest.fixture
+def fusions(files: Path) -> Path:
+    """full.yaml and low.yaml, fusions of adapters of another vit_nano than the experiment has."""
+    sources = list(bottleneck_sources())
+    write_config(files / "full.yaml", adapter("AdapterFusion", sources=sources))
+    write_config(files / "low.yaml", adapter("LowRankFusion", sources=sources, rank=2))
+    return files
+
+
+def test_a_low_rank_fusion_is_matched_and_a_full_one_has_one_size(
+    fusions: Path, capfd: Capture
+) -> None:
+    args = ("params", "--config", "tiny.yaml", "--match", "low.yaml", "full.yaml")
+    _, low, full = rows(kora(capfd, *args, "--json"))
+    assert low == (
+        "low.yaml", "LowRankFusion", "rank", 2, 12, 12 * FUSION_RANK + FUSION_REST
+    )  # fmt: skip
+    assert full == ("full.yaml", "AdapterFusion", None, None, None, 4 * (3 * 128**2 + 2 * 128))
+    text = " ".join(kora(capfd, *args).out.split())
+    assert "AdapterFusion (full.yaml): no rank or width makes it larger or smaller" in text
+    assert "LowRankFusion (low.yaml)" not in text
+
+
+def test_the_number_of_a_fusion_is_that_of_kora_params(fusions: Path, capfd: Capture) -> None:
+    for name, parameters in (("low", 2 * FUSION_RANK + FUSION_REST), ("full", 197_632)):
+        args = ("params", "--config", "tiny.yaml", "--config", f"{name}.yaml", "--json")
+        outcome = kora(capfd, *args)
+        assert outcome.code == 0, outcome.err
+        counted = json.loads(outcome.out)
+        assert counted["trainable"] - counted["head"] == parameters
+
+
+def test_a_fusion_whose_sources_are_gone_is_counted_from_its_own_folder(
+    fusions: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    fusion = LowRankFusion(bottleneck_sources(), rank=2)
+    folder = write_source(tmp_path / "fusion", fusion)
+    write_config(fusions / "low.yaml", adapter("LowRankFusion", sources=["a", "b"], rank=2))
+    args = ("params", "--config", "tiny.yaml", "--config", "low.yaml")
+    message = "sources: a, b are no adapter folders"
+    for outcome in (kora(capfd, *args), kora(capfd, *args, "--match")):
+        assert outcome.code == 1
+        assert len(outcome.err.splitlines()) == 1
+        assert message in outcome.err
+    with pytest.warns(UserWarning, match="a, b is gone"):
+        outcome = kora(capfd, *args, "--json", "--model.adapter_from", folder)
+    assert json.loads(outcome.out)["trainable"] - json.loads(outcome.out)["head"] == (
+        2 * FUSION_RANK + FUSION_REST
+    )
+
+
+def test_sources_of_another_backbone_are_refused_when_they_are_counted(
+    fusions: Path, capfd: Capture
+) -> None:
+    other = ("--model.backbone.name", "vit_tiny_patch16_224")
+    outcome = kora(capfd, "params", "--config", "tiny.yaml", "--match", "low.yaml", *other)
+    assert outcome.code == 2
+    assert "was trained on 'vit_nano'" in outcome.err
 
 
 @pytest.mark.parametrize(
