@@ -53,9 +53,7 @@ def params(args: Sequence[str]) -> None:
     task.recall_missing()
     task.adapter_from = None
     task.backbone.to("meta")
-    with torch.device(
-        "meta"
-    ):  # no storage, so neither weights nor what belongs to them is compared
+    with torch.device("meta"):  # no storage: neither weights nor what belongs to them is compared
         task.build()
     report = parameter_report(task)
     if own.json:
@@ -123,4 +121,5 @@ def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
     cli = parse(args)
     cli.options.model.init_args.backbone.init_args.weights = "random"
     made = cli.parser.instantiate_classes(cli.config)[cli.command]
+    cli.source_stages.foresee(made.model)
     return made.data, made.model

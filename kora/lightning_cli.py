@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -22,10 +21,11 @@ from lightning.pytorch.utilities import rank_zero_only
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.loggers import Wandb, claim_run_folder, make_loggers
 from kora.parser import KoraParser
-from kora.progress import ProgressBar
+from kora.progress import ProgressBar, say
 from kora.record import RunRecord
+from kora.stages import SourceStages
 from kora.tasks import AdapterTask
-from kora.transfer import find_source_run, source_overrides, train_source
+from kora.transfer import plain
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
 
@@ -133,9 +133,14 @@ class KoraCLI(LightningCLI):
                 "to where you are."
             )
 
+    @property
+    def source_stages(self) -> SourceStages:
+        """The source stages that this config leads to."""
+        return SourceStages(self._parser(self.command), self.resolved())
+
     def resolved(self) -> dict[str, Any]:
         """The resolved config in plain types, as it would be written to config.yaml."""
-        return _plain(self._parser(self.command), self.options)
+        return plain(self._parser(self.command), self.options)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run folder, its loggers and the record."""
@@ -144,11 +149,13 @@ class KoraCLI(LightningCLI):
         config = self.resolved()
         task.checkpoint = self.options.get("ckpt_path")
         trainer_config = self._get(self.config_init, "trainer")
+        stages = self.source_stages
+        stages.locate(task, train=self.command == "fit")
         if self.command == "fit" and self.options.source:
             if trainer_config.get("fast_dev_run"):
-                _say("fast_dev_run: the source stage is left out.")
+                say("fast_dev_run: the source stage is left out.")
             else:
-                self._provide_source(task, config)
+                stages.carry_over(task, self.options.source)
         frozen = not task.adapter_trainable and task.adapter.carries_over
         if self.command == "fit" and frozen and not (task.adapter_from or self.options.source):
             raise ValueError(
@@ -212,29 +219,6 @@ class KoraCLI(LightningCLI):
             ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
         ]
 
-    def _provide_source(self, task: AdapterTask, config: dict[str, Any]) -> None:
-        """Set `adapter_from`, training the source stage first where it is missing."""
-        if not task.adapter.carries_over:
-            _say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
-            return
-        source, overrides = str(self.options.source), source_overrides(config)
-        wanted = _source_config(self._parser(self.command), source, overrides)
-        parent = (
-            Path(config["runs_dir"])
-            / wanted["experiment"]
-            / task.adapter.label
-            / f"seed{config['seed_everything']}"
-        )
-        found = find_source_run(parent, wanted, task.backbone.sha256)
-        if found is None:
-            _say(f"Source stage: {source} with {task.adapter.label}, trained first.")
-            train_source(source, overrides)
-            found = find_source_run(parent, wanted, task.backbone.sha256)
-            assert found is not None, "the source stage ended without a run that fits its config"
-        else:
-            _say(f"Source stage: {found} fits and is used again.")
-        task.adapter_from = str(found / "adapter")
-
     # -- the command ---------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -244,7 +228,7 @@ class KoraCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            _say(_after_interruption(self.run_folder))
+            say(_after_interruption(self.run_folder))
             sys.exit(128 + signal.SIGINT)
 
     # -- after a command -----------------------------------------------------------------------
@@ -335,23 +319,3 @@ def _after_interruption(folder: Path | None) -> str:
         f"interrupted. What was reached is in {folder}; to go on after the last finished epoch:\n"
         f"{shlex.join(['kora', 'fit', '--config', str(config), '--ckpt_path', str(last)])}"
     )
-
-
-def _source_config(
-    parser: LightningArgumentParser, source: str, overrides: dict[str, Any]
-) -> dict[str, Any]:
-    """The source config as it will resolve with these overrides."""
-    options = parser.parse_args(["--config", source, "--config", yaml.safe_dump(overrides)])
-    return _plain(parser, options)
-
-
-def _plain(parser: LightningArgumentParser, options: Any) -> dict[str, Any]:
-    text = parser.dump(options, skip_none=False, skip_validation=True)
-    config: dict[str, Any] = yaml.safe_load(text)
-    config.pop("config", None)
-    return config
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(f"kora: {text}", flush=True)

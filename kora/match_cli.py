@@ -85,6 +85,7 @@ def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
     options.data = None  # only the head depends on it
     with torch.device("meta"):
         task = parser.instantiate_classes(options).model
+    cli.source_stages.foresee(task)
     return task.backbone, task.adapter
 
 

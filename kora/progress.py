@@ -1,12 +1,19 @@
-"""The progress bar of a run."""
+"""What a run shows and says while it works."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "say"]
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line, on the first rank."""
+    print(f"kora: {text}", flush=True)
 
 
 class ProgressBar(RichProgressBar):

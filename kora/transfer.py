@@ -19,7 +19,13 @@ import yaml
 from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
 from kora.results import RESULTS_NAME, read_results, run_versions
 
-__all__ = ["find_finished_run", "find_source_run", "source_overrides", "train_source"]
+__all__ = [
+    "find_finished_run",
+    "find_source_run",
+    "plain",
+    "source_overrides",
+    "train_source",
+]
 
 #: What of the trainer is a matter of the machine and not of the result.
 _MACHINE = {
@@ -29,12 +35,23 @@ _MACHINE = {
 }  # fmt: skip
 
 
-def source_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the source stage takes from the transfer config: all but its data and schedule."""
+def plain(parser: Any, options: Any) -> dict[str, Any]:
+    """A resolved config in plain types."""
+    text = parser.dump(options, skip_none=False, skip_validation=True)
+    config: dict[str, Any] = yaml.safe_load(text)
+    config.pop("config", None)
+    return config
+
+
+def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -> dict[str, Any]:
+    """What the source stage takes from the job: all but its data and schedule.
+
+    With `keep_adapter` not the adapter and its optimiser either.
+    """
     trainer = config["trainer"]
     taken = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
     arguments = config["model"]["init_args"]
-    keys = ("backbone", "adapter", "optimizer")
+    keys = ("backbone",) if keep_adapter else ("backbone", "adapter", "optimizer")
     return {
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],

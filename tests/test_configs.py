@@ -72,7 +72,9 @@ def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) ->
     base = parse(["fit", "--config", "configs/quickstart.yaml"]).resolved()
     both = parse(["fit", "--config", "configs/quickstart.yaml", "--config", name]).resolved()
     # The quickstart has the strategy of these.
-    own = ("configs/adapters/lora.yaml", "configs/adapters/matched/1200k/lora.yaml")
+    own = [
+        f"configs/adapters/{name}lora.yaml" for name in ("", "matched/1200k/", "matched/nano_100k/")
+    ]
     assert (both != base) == (name not in own)
 
 

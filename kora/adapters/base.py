@@ -119,6 +119,16 @@ class Strategy(nn.Module, ABC):
         """What a file says of earlier runs, in plain types, so that it can stand in for them."""
         return {}
 
+    def source_configs(self) -> list[str]:
+        """Configs of earlier runs whose adapters it takes: `kora fit` runs them where needed."""
+        return []
+
+    def locate(self, folders: Mapping[str, str]) -> None:
+        """Before `attach`: the adapter folders (values) that these configs (keys) led to."""
+
+    def take_over(self, other: Strategy) -> None:
+        """Before `attach`: what another one of this class has recalled and located."""
+
     def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
         """Before `attach`: take what is missing from a file of this strategy.
 
@@ -199,7 +209,9 @@ def resized(strategy: Strategy, size: int) -> Strategy:
     """A strategy like one that is not attached yet, with another value of its `size_argument`."""
     assert strategy.size_argument is not None, "it has no size"
     arguments = {**copy.deepcopy(_arguments(strategy)), strategy.size_argument: size}
-    return type(strategy)(**arguments)
+    made = type(strategy)(**arguments)
+    made.take_over(strategy)
+    return made
 
 
 def require_positive(strategy: str, **settings: int) -> None:

@@ -116,6 +116,13 @@ class Bottleneck(Strategy):
 
     size_argument = "rank"
 
+    @property
+    def label(self) -> str:
+        """`Bottleneck`, with its position where that is not `pfeiffer`; or `Adapter+`."""
+        if (self.position, self.scale, self.activation) == ("post", "channel", "gelu"):
+            return "Adapter+"
+        return "Bottleneck" if self.position == "pfeiffer" else f"Bottleneck-{self.position}"
+
     def __init__(
         self,
         rank: int = 8,

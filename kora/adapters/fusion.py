@@ -69,9 +69,11 @@ class AdapterFusion(Strategy):
     Source: Pfeiffer et al. 2021, arXiv:2005.00247.
 
     Args:
-        sources: Adapter folders, `runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter`, of
-            one strategy, with the same sites or position and the same blocks, on this backbone.
-            Ranks may differ.
+        sources: Configs of the source runs, which `kora fit` trains first where they are missing,
+            with this run's seed and backbone; or adapter folders,
+            `runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter`. All are of one strategy,
+            with the same sites or position and the same blocks, on this backbone. Ranks may
+            differ.
         regulariser: Weight of sum ||I - V||_F^2 in the loss.
 
     Raises:
@@ -98,6 +100,7 @@ class AdapterFusion(Strategy):
         self.sources = sources
         self.regulariser = regulariser
         self.found: list[FusionSource] = []
+        self._located: dict[str, str] = {}  # adapter folders of the sources that are configs
         self._kept: Any = ()  # sources from a file of this fusion, until it is attached
         self.places = nn.ModuleDict()
 
@@ -113,7 +116,7 @@ class AdapterFusion(Strategy):
     def attach(self, backbone: Backbone) -> None:
         """Read the sources, and put a fusion at each of their places."""
         assert not self.places, "attached twice"
-        self.found, spots = read_sources(self.sources, backbone, self._kept)
+        self.found, spots = read_sources(self._folders(), backbone, self._kept)
         self._kept = ()
         for spot in spots:
             place = FusedPlace(self.make_layer(spot.width), spot.adapters)
@@ -136,7 +139,23 @@ class AdapterFusion(Strategy):
     def missing(self) -> list[str]:
         """Sources that are not there, and that no recalled file holds."""
         held = len(self._kept) == len(self.sources)
-        return [source for source in self.sources if not (held or is_there(source))]
+        return [source for source in self._folders() if not (held or is_there(source))]
+
+    def source_configs(self) -> list[str]:
+        """The sources that are configs."""
+        return [source for source in self.sources if source.endswith((".yaml", ".yml"))]
+
+    def locate(self, folders: Mapping[str, str]) -> None:
+        """Where the runs of `source_configs` lie."""
+        self._located = dict(folders)
+
+    def take_over(self, other: Strategy) -> None:
+        """The sources that another fusion has found."""
+        assert isinstance(other, AdapterFusion)
+        self._located, self._kept = other._located, other._kept
+
+    def _folders(self) -> list[str]:
+        return [self._located.get(source, source) for source in self.sources]
 
     def origins(self) -> dict[str, Any]:
         """Strategy, arguments, backbone and run of each source."""

@@ -110,7 +110,7 @@ def read_sources(
 
     Args:
         sources: Adapter folders.
-        backbone: On the meta device its weights are not compared: it has none.
+        backbone: On the meta device its weights are not compared, and none are loaded.
         kept: What `recalled` gave, for folders that are not there any more.
 
     Raises:
@@ -143,7 +143,8 @@ def _refuse_missing(sources: Sequence[str], kept: Sequence[_Stored]) -> None:
         what = "is no adapter folder" if len(missing) == 1 else "are no adapter folders"
         raise FileNotFoundError(
             f"sources: {', '.join(missing)} {what} (no {ADAPTER_CONFIG} there). Train the source "
-            "runs first, or name where their folders lie. To load an earlier fusion, which holds "
+            "runs first, or name where their folders lie, or the configs of those runs, which kora "
+            "fit trains where they are missing. To load an earlier fusion, which holds "
             "its sources, give its checkpoint (--ckpt_path) or its folder (model.adapter_from)."
         )
 
@@ -241,6 +242,8 @@ def _load(
             adapter = LowRankDelta(spot.where, strategy.rank, alpha=strategy.alpha)
         spot.adapters.append(adapter)
         mine |= {f"{spot.key}.{name}": p for name, p in adapter.named_parameters()}
+    if next(backbone.parameters()).is_meta:
+        return
     check_keys(mine, stored.tensors, f"Source adapter {stored.file}")
     with torch.no_grad():
         for name, tensor in mine.items():

@@ -117,14 +117,15 @@ class AdapterTask(LightningModule):
         self.train(self.training)
 
     def recall_missing(self) -> None:
-        """What the adapter would read and is gone, the file that is loaded into it may hold."""
+        """What the adapter would read and is not there, the file that is loaded may hold."""
         missing, file = self.adapter.missing(), self.checkpoint or self.adapter_from
         if missing and file is not None:
             recall_adapter(file, self.adapter)
             if not self.adapter.missing():
                 gone = ", ".join(missing)
                 rank_zero_warn(
-                    f"{self.adapter.label}: what lay in {gone} is gone, and is taken from {file}."
+                    f"{self.adapter.label}: no adapter lies at {gone}; those that {file} holds are "
+                    "used."
                 )
 
     def trainables(self) -> dict[str, nn.Parameter]:

@@ -133,7 +133,7 @@ def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: 
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
-    with pytest.warns(UserWarning, match=f"{source('studio')} is gone"):
+    with pytest.warns(UserWarning, match=f"no adapter lies at .*{source('studio')}; those"):
         outcome = kora(capfd, command, "--config", RUN / "config.yaml", *checkpoint)
     assert outcome.code == 0, outcome.err
     if command == "test":
@@ -149,7 +149,7 @@ def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     start = ("--model.adapter_from", RUN / "adapter")
-    with pytest.warns(UserWarning, match=f"is taken from {RUN / 'adapter'}"):
+    with pytest.warns(UserWarning, match=f"those that {RUN / 'adapter'}"):
         outcome = kora(capfd, "fit", "--config", fused, *start)
     assert outcome.code == 0, outcome.err
     assert (RUN.with_name("version_1") / TABLE).is_file()
@@ -157,3 +157,78 @@ def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd
     outcome = kora(capfd, "fit", "--config", fused)
     assert outcome.code == 1
     assert f"{source('paint')}, {source('studio')} are no adapter folders" in outcome.err
+
+
+@pytest.fixture
+def from_configs(here: Path) -> Path:
+    """fusion.yaml names the configs of two source runs; nothing has been trained."""
+    for style in STYLES:
+        config = with_adapter("Bottleneck", rank=2)
+        config["experiment"], config["data"]["init_args"]["style"] = style, style
+        write_config(here / f"{style}.yaml", config)
+    fusion = with_adapter("AdapterFusion", sources=[f"{style}.yaml" for style in STYLES])
+    # Random weights would be others for each seed.
+    fusion["model"]["init_args"]["backbone"] = {"name": "vit_nano", "image_size": 32}
+    return write_config(here / "fusion.yaml", fusion)
+
+
+def test_sources_that_are_configs_are_trained_first_once_for_each_seed(
+    from_configs: Path, capfd: Capture
+) -> None:
+    first = kora(capfd, "fit", "--config", from_configs)
+    assert first.code == 0, first.err
+    assert first.out.count("with Bottleneck, trained first") == 2
+    assert [row["studio/Bottleneck"] for row in table(RUN)]
+
+    again = kora(capfd, "fit", "--config", from_configs)
+    assert again.out.count("used again") == 2
+    assert results(RUN.with_name("version_1"))["metrics"] == results(RUN)["metrics"]
+    folders = f"[{source('paint')}, {source('studio')}]"
+    named = ("--model.adapter.sources", folders, "--experiment", "folders")
+    assert kora(capfd, "fit", "--config", from_configs, *named).code == 0
+    same = results(Path("runs/folders/AdapterFusion/seed0/version_0"))
+    assert same["metrics"] == results(RUN)["metrics"]
+
+    other = kora(capfd, "fit", "--config", from_configs, "--seed_everything", "1")
+    assert other.out.count("trained first") == 2
+    assert Path(source("paint").replace("seed0", "seed1")).is_dir()
+    compared = kora(capfd, "compare", "runs/tiny")
+    assert compared.code == 0, compared.err  # the seeds are of one method, wherever sources lie
+    assert "AdapterFusion" in compared.out
+
+
+def test_a_checkpoint_of_it_is_tested_with_its_source_runs_and_without(
+    from_configs: Path, capfd: Capture
+) -> None:
+    assert kora(capfd, "fit", "--config", from_configs).code == 0
+    checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
+    assert kora(capfd, "test", "--config", RUN / "config.yaml", *checkpoint).code == 0
+    for style in STYLES:
+        shutil.rmtree(f"runs/{style}")
+        Path(f"{style}.yaml").unlink()
+    with pytest.warns(UserWarning, match=r"no adapter lies at paint\.yaml, studio\.yaml"):
+        assert kora(capfd, "test", "--config", RUN / "config.yaml", *checkpoint).code == 0
+    for version in ("version_1", "version_2"):
+        tested = results(RUN.with_name(version))["metrics"]["test/accuracy"]
+        assert tested == results(RUN)["metrics"]["test/accuracy"]
+
+
+def test_it_is_counted_before_its_sources_are_trained(from_configs: Path, capfd: Capture) -> None:
+    counted = kora(capfd, "params", "--config", from_configs)
+    assert counted.code == 0, counted.err
+    assert f"{6 * (3 * 128**2 + 2 * 128) + 12 * 129:,}" in counted.out
+    low = with_adapter("LowRankFusion", sources=[f"{style}.yaml" for style in STYLES])
+    write_config(from_configs.with_name("low.yaml"), low)
+    matched = kora(capfd, "params", "--config", "tiny.yaml", "--match", "low.yaml")
+    assert matched.code == 0, matched.err
+    assert "rank" in next(line for line in matched.out.splitlines() if "LowRankFusion" in line)
+    assert not Path("runs").exists()
+
+
+def test_a_config_that_is_not_there_is_one_clear_error(from_configs: Path, capfd: Capture) -> None:
+    Path("studio.yaml").unlink()
+    for command in ("fit", "params"):
+        outcome = kora(capfd, command, "--config", from_configs)
+        assert outcome.code == 1
+        (line,) = [line for line in outcome.err.splitlines() if line.startswith("kora: error")]
+        assert "Source config studio.yaml does not exist" in line

@@ -1,0 +1,131 @@
+"""The source stages of a job: runs of other configs whose adapters it starts from or is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kora.progress import say
+from kora.tasks import AdapterTask
+from kora.transfer import find_source_run, plain, source_overrides, train_source
+
+__all__ = ["SourceStage", "SourceStages"]
+
+
+class SourceStage:
+    """The run that a source config stands for in a job with another config.
+
+    Args:
+        source: Path of the source config.
+        parser: That of `kora fit`.
+        config: The resolved config of the job.
+        keep_adapter: Adapter and optimiser are those of the source config; otherwise the job's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+
+    def __init__(
+        self, source: str, parser: Any, config: Mapping[str, Any], *, keep_adapter: bool = False
+    ) -> None:
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"Source config {source} does not exist. Name the config of a source stage, "
+                "relative to where you are."
+            )
+        self.source = source
+        self.overrides = source_overrides(config, keep_adapter=keep_adapter)
+        layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
+        self.wanted = plain(parser, parser.parse_args(layers))
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Class path and arguments of what it trains."""
+        adapter: dict[str, Any] = self.wanted["model"]["init_args"]["adapter"]
+        return adapter
+
+    @property
+    def strategy(self) -> str:
+        """Class name of what it trains."""
+        return str(self.adapter["class_path"]).rpartition(".")[2]
+
+    def find(self, sha256: str) -> Path | None:
+        """The newest finished run of it on the backbone with this hash."""
+        seeds = Path(self.wanted["runs_dir"]) / self.wanted["experiment"]
+        for parent in sorted(seeds.glob(f"*/seed{self.wanted['seed_everything']}")):
+            found = find_source_run(parent, self.wanted, sha256)
+            if found is not None:
+                return found
+        return None
+
+    def train(self, sha256: str) -> Path:
+        """Run it; its folder.
+
+        Raises:
+            RuntimeError: If it fails.
+        """
+        train_source(self.source, self.overrides)
+        found = self.find(sha256)
+        assert found is not None, "the source stage ended without a run that fits its config"
+        return found
+
+
+class SourceStages:
+    """What the adapter of a job needs of earlier runs.
+
+    Args:
+        parser: That of `kora fit`.
+        config: The resolved config of the job.
+    """
+
+    def __init__(self, parser: Any, config: Mapping[str, Any]) -> None:
+        self.parser = parser
+        self.config = config
+
+    def carry_over(self, task: AdapterTask, source: str) -> None:
+        """Set `adapter_from`, training the source stage first where it is missing."""
+        if not task.adapter.carries_over:
+            say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
+            return
+        stage = SourceStage(source, self.parser, self.config)
+        task.adapter_from = str(_provide(stage, task) / "adapter")
+
+    def locate(self, task: AdapterTask, *, train: bool) -> None:
+        """Lead an adapter that is made of earlier runs to them, from their configs.
+
+        Args:
+            task: Its adapter is not attached yet.
+            train: Run what is missing. Otherwise it stays unknown: a checkpoint may hold it.
+        """
+        folders = {}
+        for source in task.adapter.source_configs():
+            if not (train or Path(source).is_file()):
+                continue
+            stage = self._kept(source)
+            found = _provide(stage, task) if train else stage.find(task.backbone.sha256)
+            if found is not None:
+                folders[source] = str(found / "adapter")
+        task.adapter.locate(folders)
+
+    def foresee(self, task: AdapterTask) -> None:
+        """For a count: what those runs would hold, whether or not they are there."""
+        stages = [self._kept(source) for source in task.adapter.source_configs()]
+        if stages:
+            backbone = {"name": task.backbone.name, "sha256": ""}
+            records = [{"adapter": stage.adapter, "backbone": backbone} for stage in stages]
+            task.adapter.recall({"sources": records}, {}, "the config")
+
+    def _kept(self, source: str) -> SourceStage:
+        return SourceStage(source, self.parser, self.config, keep_adapter=True)
+
+
+def _provide(stage: SourceStage, task: AdapterTask) -> Path:
+    found = stage.find(task.backbone.sha256)
+    if found is not None:
+        say(f"Source stage: {found} fits and is used again.")
+        return found
+    say(f"Source stage: {stage.source} with {stage.strategy}, trained first.")
+    return stage.train(task.backbone.sha256)
