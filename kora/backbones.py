@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
-from kora.weights import hub_file_is_cached, is_reachable, load_file_exactly
+from kora.weights import by_hand, load_file_exactly, require_fetchable
 
 __all__ = ["Backbone", "Features", "Level"]
 
@@ -164,6 +164,29 @@ class Backbone(nn.Module):
             twin = timm.create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
+    def calls(self, prepare: Callable[[Any], None] | None = None) -> list[str]:
+        """Paths of the modules that a forward pass calls, in the order in which they return.
+
+        Seen by running the twin and watching it, as what a model holds need not be called: timm's
+        BEiT and EVA02 read `qkv.weight` directly. What is called twice stands there twice.
+
+        Args:
+            prepare: Is given the twin before it runs, to hook something in.
+
+        Raises:
+            RuntimeError: From torch, if what was hooked in does not fit.
+        """
+        twin = self.meta_twin()
+        calls: list[str] = []
+        for path, module in twin.named_modules():
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        if prepare is not None:
+            prepare(twin)
+        with torch.no_grad(), torch.device("meta"):
+            image = torch.empty(1, 3, *self.size)
+            twin.forward_head(twin.forward_features(image), pre_logits=True)
+        return calls
+
     def extra_repr(self) -> str:
         return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
 
@@ -288,28 +311,11 @@ def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
     if packaged or weights != "pretrained":
         load_file_exactly(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
         return
-    cfg = model.pretrained_cfg
-    if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        raise ValueError(
-            f"timm has no pretrained weights for '{name}'. Give model.backbone.weights the path of "
-            "a .safetensors file, or 'random'."
-        )
-    remedy = (
-        f"Fetch them once on a machine with internet, or save them there with "
-        f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
-        "'weights.safetensors') and set model.backbone.weights to that file. "
-        "configs/quickstart.yaml runs without any download."
-    )
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not hub_file_is_cached(cfg) and not is_reachable(endpoint):
-        raise RuntimeError(
-            f"No network: the pretrained weights of '{name}' are not in the local cache and the "
-            f"hub cannot be reached. {remedy}"
-        )
+    require_fetchable(name, model.pretrained_cfg)
     try:
         loaded = timm.create_model(name, pretrained=True, **kwargs)
     except OSError as error:
         raise RuntimeError(
-            f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}"
+            f"Fetching the pretrained weights of '{name}' failed: {error}. {by_hand(name)}"
         ) from error
     model.load_state_dict(loaded.state_dict())

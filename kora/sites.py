@@ -19,7 +19,6 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,9 +91,8 @@ def find_sites(
 ) -> list[Site]:
     """The sites that `names` mean in `backbone`, in the order in which forward reaches them.
 
-    Whether a layer is really called is seen by running the architecture once without storage and
-    watching it: timm's BEiT and EVA02 read `qkv.weight` directly, so an adapter there would do
-    nothing.
+    Whether a layer is really called says `Backbone.calls`: timm's BEiT and EVA02 read `qkv.weight`
+    directly, so an adapter there would do nothing.
 
     Raises:
         ValueError: For an unknown name or block, no name at all, two names that cover the same
@@ -105,7 +103,7 @@ def find_sites(
     if not names:
         raise ValueError("sites is empty, so nothing would train. Use sites=['qkv'] or more.")
     chosen = require_blocks(backbone, blocks)
-    called = _called_linears(backbone)
+    called = list(dict.fromkeys(backbone.calls()))
     in_blocks = [name for name in names if name != "head"]
     sites = [_resolve(backbone, i, name) for i in chosen for name in in_blocks]
     sites += [_classifier(backbone) for name in names if name == "head"]
@@ -203,20 +201,3 @@ def _refuse_overlap(sites: Sequence[Site]) -> None:
                     "rows of one layer. Name each row once: 'qkv', or any of 'q', 'k', 'v'."
                 )
         taken.setdefault(site.path, []).append(site)
-
-
-def _called_linears(backbone: Backbone) -> list[str]:
-    """Paths of the linear layers that a forward pass calls, in the order of the calls."""
-    twin = backbone.meta_twin()
-    called: list[str] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        return lambda *_: called.append(path) if path not in called else None
-
-    for path, module in twin.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(watch(path))
-    image = torch.empty(1, 3, *backbone.size, device="meta")
-    with torch.no_grad():
-        twin.forward_head(twin.forward_features(image), pre_logits=True)
-    return called

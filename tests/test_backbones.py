@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kora.backbones import Backbone
 from tests.factory import FAMILIES, family, nano
@@ -193,3 +193,33 @@ def test_the_levels_of_the_head_come_with_every_pass(images: Tensor) -> None:
     for mine, theirs in zip(with_head.levels, asked.levels, strict=True):
         assert torch.equal(mine.patches, theirs.patches)
     assert backbone(images, levels=[]).levels == ()
+
+
+def test_the_calls_of_a_forward_pass_are_seen_in_the_order_in_which_they_return() -> None:
+    calls = nano().calls()
+    first = [path.removeprefix("blocks.0.") for path in calls if path.startswith("blocks.0.")]
+    named = ["norm1", "attn.qkv", "attn.proj", "attn", "norm2", "mlp.fc1", "mlp.fc2", "mlp"]
+    assert [path for path in first if path in named] == named
+    ends = [f"blocks.{i}" for i in range(6)]
+    assert [path for path in calls if path in ends] == ends
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_a_layer_whose_weight_is_read_directly_is_not_called(name: str) -> None:
+    calls = family(name).calls()
+    assert "blocks.0.attn.qkv" not in calls
+    assert "blocks.0.attn.proj" in calls
+
+
+def test_the_calls_follow_what_is_hooked_into_the_twin_and_not_the_backbone() -> None:
+    backbone = nano()
+    seen: list[tuple[int, ...]] = []
+
+    def prepare(twin: nn.Module) -> None:
+        block = twin.get_submodule("blocks.0")
+        block.register_forward_hook(lambda _, __, output: output[:, :3])
+        block.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape)))
+
+    backbone.calls(prepare)
+    assert seen == [(1, 3, 128)]
+    assert not backbone.model.blocks[0]._forward_hooks
