@@ -103,8 +103,8 @@ class SSF(Strategy):
             elif shift_O.any():
                 raise ValueError(
                     f"SSF: layer '{affine.path}' of {backbone.name} has no bias to take its shift, "
-                    "so the adapter cannot be folded in. Leave it out (sites, norms, outer), or keep "
-                    "the adapter folder."
+                    "so the adapter cannot be folded in. Leave it out (sites, norms, outer), or "
+                    "keep the adapter folder."
                 )
         return state
 

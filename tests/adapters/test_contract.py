@@ -65,6 +65,17 @@ def test_it_starts_at_the_frozen_features_or_says_that_it_does_not(
     assert equal == task.adapter.starts_as_backbone != make.starts_elsewhere
 
 
+def test_in_bfloat16_it_starts_at_the_frozen_features_too_and_trains(
+    make: Entry, images: Tensor
+) -> None:
+    """As with trainer.precision: bf16-true, where what trains is bfloat16 as well."""
+    task, frozen = on_tiny(make()).bfloat16(), tiny("tiny_vit").bfloat16()
+    equal = torch.equal(task.features(images).pooled, frozen(images).pooled)
+    assert equal == task.adapter.starts_as_backbone
+    _, found = gradients(task, images)
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+
+
 def test_every_strategy_of_the_package_has_an_entry() -> None:
     kinds = {kind for kind in vars(kora.adapters).values() if inspect.isclass(kind)}
     concrete = {k for k in kinds if issubclass(k, Strategy) and not inspect.isabstract(k)}
