@@ -124,6 +124,23 @@ def test_a_row_of_zeros_trains_without_nan(images: Tensor) -> None:
     assert all(torch.isfinite(p.grad).all() for p in strategy.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_norm_is_that_of_float32(dtype: torch.dtype, images: Tensor) -> None:
+    backbone = nano()
+    backbone.model.blocks[0].mlp.fc1.weight.data[3] = 0
+    strategy = trained(backbone, alpha=0.7, sites=["fc1"], blocks=[0]).to(dtype)
+    delta, weight = (
+        strategy.deltas["b00_fc1"],
+        backbone.to(dtype).model.blocks[0].mlp.fc1.base.weight,
+    )
+    assert isinstance(delta, Direction)
+    up_OR, down_RI = delta.up_OR.double(), delta.down_RI.double()
+    expected = (weight.double() + 0.7 * up_OR @ down_RI).norm(dim=1)
+    torch.testing.assert_close(delta.norm(weight).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.nn.init.zeros_(delta.up_OR)  # and a row of zeros stays finite
+    assert torch.isfinite(strategy(backbone, images).pooled).all()
+
+
 def test_a_site_has_the_numbers_of_lora_and_one_a_row() -> None:
     def count(strategy: LoRA) -> int:
         strategy.attach(nano())
