@@ -164,7 +164,7 @@ class Backbone(nn.Module):
             twin = timm.create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
-    def calls(self, prepare: Callable[[Any], None] | None = None) -> list[str]:
+    def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
         """Paths of the modules that a forward pass calls, in the order in which they return.
 
         Seen by running the twin and watching it, as what a model holds need not be called: timm's
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
             prepare: Is given the twin before it runs, to hook something in.
 
         Raises:
-            RuntimeError: From torch, if what was hooked in does not fit.
+            RuntimeError, AttributeError: From torch, if what was hooked in does not fit.
         """
         twin = self.meta_twin()
         calls: list[str] = []
@@ -284,13 +284,14 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if (
         blocks is None
         or not hasattr(model, "num_prefix_tokens")
+        or not hasattr(model, "patch_embed")  # NaFlexViT has none, and no fixed grid
         or not hasattr(blocks[0], "attn")
         or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
         or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
     ):
         raise ValueError(
             f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
-            "no plain sequence of attention blocks. Use a vit, deit, deit3, dinov2, dinov3, clip, "
+            "no plain sequence of attention blocks behind a patch embedding. Use a vit, deit, deit3, dinov2, dinov3, clip, "
             "siglip, eva02 or beit model."
         )
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]

@@ -18,13 +18,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
 
-__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap"]
+__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap", "wrapped"]
 
 ALL_SITES = ("qkv", "proj", "fc1", "fc2")
 _PARTS = {"q": 0, "k": 1, "v": 2}
@@ -96,7 +97,7 @@ def find_sites(
 
     Raises:
         ValueError: For an unknown name or block, no name at all, two names that cover the same
-            rows, or a site that forward never calls.
+            rows, a site that forward never calls (unless allowed), or one whose weight it reads.
     """
     if isinstance(names, str):
         raise ValueError(f"sites='{names}' is one word; expected a list: sites=['{names}'].")
@@ -110,12 +111,20 @@ def find_sites(
     _refuse_overlap(sites)
     dead = [site for site in sites if site.path not in called]
     if dead and not allow_dead_sites:
-        live = _live_names(backbone, called)
         raise ValueError(
             f"Site '{dead[0].name}' of {backbone.name} is never called in forward (its weight is "
-            "read directly, or not at all), so an adapter there would have no effect. Use "
-            f"sites={live}, or a backbone of timm's VisionTransformer."
+            "read directly, or not at all), so an adapter there would have no effect. "
+            f"{_instead(backbone, called)}"
         )
+    if dead:
+        try:
+            backbone.calls(lambda twin: [wrapped(twin, site.path) for site in dead])
+        except AttributeError as error:  # see SiteLinear
+            raise ValueError(
+                f"Site '{dead[0].name}' of {backbone.name} cannot be wrapped: forward reads the "
+                "weight of its layer directly, and allow_dead_sites is for layers that are not "
+                f"used at all. {_instead(backbone, called)}"
+            ) from error
     order = {path: position for position, path in enumerate(called)}
     return sorted(sites, key=lambda s: (order.get(s.path, len(order)), s.rows or (0, 0)))
 
@@ -139,13 +148,18 @@ def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int
 
 def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:
     """Let `function` see the input of a site and, where it returns a tensor, add to its output."""
-    parent_path, _, last = site.path.rpartition(".")
-    parent = backbone.model.get_submodule(parent_path)
+    wrapped(backbone.model, site.path).functions.append((site.rows, function))
+
+
+def wrapped(model: Any, path: str) -> SiteLinear:
+    """The linear layer at `path` of timm's model, with room for adapters around it."""
+    parent_path, _, last = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
     layer = getattr(parent, last)
     if not isinstance(layer, SiteLinear):
         layer = SiteLinear(layer)
         setattr(parent, last, layer)
-    layer.functions.append((site.rows, function))
+    return layer
 
 
 def _classifier(backbone: Backbone) -> Site:
@@ -186,9 +200,9 @@ def _linears(backbone: Backbone, block: int) -> dict[str, nn.Linear]:
     return found
 
 
-def _live_names(backbone: Backbone, called: Sequence[str]) -> list[str]:
-    linears = _linears(backbone, 0)
-    return [p.rsplit(".", 1)[-1] for p in linears if p in called]
+def _instead(backbone: Backbone, called: Sequence[str]) -> str:
+    live = [path.rsplit(".", 1)[-1] for path in _linears(backbone, 0) if path in called]
+    return f"Use sites={live}, or a backbone of timm's VisionTransformer."
 
 
 def _refuse_overlap(sites: Sequence[Site]) -> None:

@@ -140,6 +140,7 @@ def test_a_wrong_image_is_one_clear_error(bad: Tensor, message: str) -> None:
         ("vit_tiny_patch16_224.mine", {}, r"tag.*Weights of this architecture: vit_tiny_patch16"),
         ("swin_tiny_patch4_window7_224", {}, r"SwinTransformer.*not of timm's VisionTransformer"),
         ("resnet18", {}, r"ResNet.*not of timm's VisionTransformer"),
+        ("naflexvit_base_patch16_gap", {}, r"NaFlexVit.*not of timm's VisionTransformer"),
         ("cait_xxs24_224", {}, r"Cait.*not of timm's VisionTransformer"),
         ("vit_tiny_patch16_224", {"image_size": 40}, r"image_size=40 is not a multiple of 16.*32"),
         ("vit_tiny_patch16_224", {"image_size": 8}, r"image_size=8 is not a multiple of 16.*16"),

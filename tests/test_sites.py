@@ -149,6 +149,16 @@ def test_head_is_a_site_only_where_it_is_kept_and_dead_sites_are_allowed() -> No
     assert (sites[1].d_in, sites[1].d_out) == (192, 1000)
 
 
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_a_dead_site_whose_weight_is_read_is_refused_even_where_dead_sites_are_allowed(
+    name: str,
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'v' of {name} .* allow_dead_sites .*sites=\['proj', 'fc1', 'fc2'\]"
+    ):
+        find_sites(family(name), ["proj", "v"], allow_dead_sites=True)
+
+
 def test_a_wrapped_layer_has_no_weight_to_be_bypassed_with() -> None:
     backbone = nano()
     wrap(backbone, find_sites(backbone, ["qkv"], blocks=[0])[0], lambda x: None)
