@@ -228,7 +228,7 @@ class Backbone(nn.Module):
                     f"{self.depth - 1}."
                 )
             tokens, raw = self.model.forward_intermediates(
-                x, indices=wanted, norm=True, return_prefix_tokens=True, output_fmt="NLC"
+                x, indices=wanted, norm=True, return_prefix_tokens=prefix > 0, output_fmt="NLC"
             )
             for number, item in zip(wanted, raw, strict=True):
                 patches, first = item if isinstance(item, tuple) else (item, item[:, :0])
@@ -285,16 +285,17 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         blocks is None
         or not hasattr(model, "num_prefix_tokens")
         or not hasattr(model, "patch_embed")  # NaFlexViT has none, and no fixed grid
+        or not hasattr(model, "get_classifier")  # encoders of language models do not pool
         or not hasattr(blocks[0], "attn")
         or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
         or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
     ):
         raise ValueError(
             f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
-            "no plain sequence of attention blocks behind a patch embedding. Use a vit, deit, deit3, dinov2, dinov3, clip, "
-            "siglip, eva02 or beit model."
+            "no plain sequence of attention blocks between a patch embedding and a classifier. Use "
+            "a vit, deit, deit3, dinov2, dinov3, clip, siglip, eva02 or beit model."
         )
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    patch = model.patch_embed.patch_size[0]
     size = kwargs.get("img_size", patch)
     sides = (size,) if isinstance(size, int) else tuple(size)
     if any(side % patch for side in sides):

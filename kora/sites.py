@@ -174,9 +174,10 @@ def _classifier(backbone: Backbone) -> Site:
 
 def _resolve(backbone: Backbone, block: int, name: str) -> Site:
     linears = _linears(backbone, block)
-    for path, layer in linears.items():
-        if path.rsplit(".", 1)[-1] in (name, f"{name}_proj"):
-            return Site(block, name, path, layer.in_features, layer.out_features)
+    named = [path for path in linears if path.rsplit(".", 1)[-1] in (name, f"{name}_proj")]
+    if named:  # attention with relative positions has an fc1 and fc2 too, further inside
+        path = min(named, key=lambda path: path.count("."))
+        return Site(block, name, path, linears[path].in_features, linears[path].out_features)
     fused = next((p for p in linears if p.endswith("attn.qkv")), None)
     if name in _PARTS and fused is not None:
         layer = linears[fused]

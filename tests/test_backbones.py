@@ -51,6 +51,13 @@ def test_features_equal_those_of_timm_on_images_normalised_by_hand(
     assert backbone.has_cls == ("siglip" not in name)
 
 
+def test_levels_of_a_model_without_prefix_tokens_are_patches_alone(images: Tensor) -> None:
+    backbone = Backbone("test_vit_relpos", weights="random")
+    level = backbone(images, levels=(1,)).levels[0]
+    assert level.patches.shape == (3, 100, 96)
+    assert level.prefix.shape == (3, 0, 96)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (32, 32), (64, 64), (30, 200), (300, 220)])
 def test_images_of_any_size_are_accepted(size: tuple[int, int]) -> None:
     features = nano()(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
@@ -141,6 +148,7 @@ def test_a_wrong_image_is_one_clear_error(bad: Tensor, message: str) -> None:
         ("swin_tiny_patch4_window7_224", {}, r"SwinTransformer.*not of timm's VisionTransformer"),
         ("resnet18", {}, r"ResNet.*not of timm's VisionTransformer"),
         ("naflexvit_base_patch16_gap", {}, r"NaFlexVit.*not of timm's VisionTransformer"),
+        ("qwen3_vit_88m_enc", {"image_size": 32}, r"Qwen3VitEncoder.*not of timm's Vision"),
         ("cait_xxs24_224", {}, r"Cait.*not of timm's VisionTransformer"),
         ("vit_tiny_patch16_224", {"image_size": 40}, r"image_size=40 is not a multiple of 16.*32"),
         ("vit_tiny_patch16_224", {"image_size": 8}, r"image_size=8 is not a multiple of 16.*16"),

@@ -138,6 +138,13 @@ class Separate(nn.Module):
         return self.proj(self.q_proj(x) * self.k_proj(x) + self.v_proj(x))
 
 
+def test_a_layer_of_the_same_name_deeper_inside_is_not_meant() -> None:
+    """The relative positions of vit_relpos come out of an MLP of their own, within attention."""
+    backbone = Backbone("test_vit_relpos", weights="random")
+    paths = [site.path for site in find_sites(backbone, ["fc1", "fc2"], blocks=[1])]
+    assert paths == ["blocks.1.mlp.fc1", "blocks.1.mlp.fc2"]
+
+
 def test_head_is_a_site_only_where_it_is_kept_and_dead_sites_are_allowed() -> None:
     kept = Backbone("vit_tiny_patch16_224", weights="random", image_size=32, keep_classifier=True)
     with pytest.raises(ValueError, match="keep_classifier: true"):

@@ -141,4 +141,6 @@ def _is_norm(module: nn.Module) -> bool:
 def _outer_paths(backbone: Backbone) -> list[str]:
     norms = ("patch_embed.norm", "norm_pre", "norm", "fc_norm")
     modules = dict(backbone.model.named_modules())
-    return ["patch_embed.proj", *(p for p in norms if p in modules and _is_norm(modules[p]))]
+    first = "patch_embed.proj"  # nothing at the end of a stem of convolutions
+    paths = [first] if hasattr(frozen_layer(backbone, first), "weight") else []
+    return paths + [path for path in norms if path in modules and _is_norm(modules[path])]

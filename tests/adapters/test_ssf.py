@@ -114,6 +114,14 @@ def test_a_layer_that_timm_bypasses_is_refused_with_the_remedy(name: str) -> Non
         SSF().attach(family(name))
 
 
+def test_a_patch_embedding_that_ends_in_no_layer_is_left_out() -> None:
+    """That of vit_base_mci_224 is a stem of convolutions, and its `proj` does nothing."""
+    strategy = SSF()
+    with torch.device("meta"):
+        strategy.attach(Backbone("vit_base_mci_224", weights="random"))
+    assert {name for name, _ in strategy.outer_affines.named_children()} == {"norm"}
+
+
 def test_the_counts_are_two_numbers_a_channel() -> None:
     """A block has 11 widths of channels; patch embedding and final norm have one each."""
 
