@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kora.adapters
-from kora.adapters import AdapterFusion, LoRA, Strategy, describe
+from kora.adapters import AdapterFusion, LoRA, LowRankFusion, Strategy, describe
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES, Entry
 from tests.adapters.support import gradients, loss_of, rebuild
 from tests.factory import built, kick
 from tests.families import tiny
+from tests.fusion_factory import bottleneck_sources, lora_sources
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -181,10 +183,13 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(make: Entry, images
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
-    plain, compiled = (kick(on_tiny(make())) for _ in range(2))
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
+
+
+def is_equal_compiled(make: Callable[[], ClassificationTask], images: Tensor) -> None:
+    plain, compiled = kick(make()), kick(make())
     names = list(compiled.state_dict())
     compiled.compile()
     loss, expected = gradients(plain, images)
@@ -195,3 +200,19 @@ def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
+    is_equal_compiled(lambda: on_tiny(make()), images)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("kind", [AdapterFusion, LowRankFusion])
+@pytest.mark.parametrize("sources", [bottleneck_sources, lora_sources])
+def test_compiled_a_fusion_is_equal(
+    kind: type[AdapterFusion], sources: Callable[[], tuple[str, ...]], images: Tensor
+) -> None:
+    is_equal_compiled(lambda: built(kind(sources())), images)
