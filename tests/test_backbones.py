@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
-from tests.factory import FAMILIES, family, nano
+from tests.factory import FAMILIES, LIVE, family, nano
 
 
 def independently_normalised(images: Tensor, size: int, cfg: dict[str, object]) -> Tensor:
@@ -213,7 +213,7 @@ def test_the_calls_of_a_forward_pass_are_seen_in_the_order_in_which_they_return(
     assert [path for path in calls if path in ends] == ends
 
 
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+@pytest.mark.parametrize("name", LIVE)
 def test_a_layer_whose_weight_is_read_directly_is_not_called(name: str) -> None:
     calls = family(name).calls()
     assert "blocks.0.attn.qkv" not in calls

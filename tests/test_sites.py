@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from kora.adapters import LoRA
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES, Site, SiteLinear, find_sites, wrap
-from tests.factory import FAMILIES, family, nano
-
-#: What a user must write for each family; the rest take the default.
-LIVE_SITES = {
-    "eva02_tiny_patch14_224": ("proj", "fc1", "fc2"),
-    "beit_base_patch16_224": ("proj", "fc1", "fc2"),
-}
+from tests.factory import FAMILIES, LIVE, family, nano
 
 
-@pytest.mark.parametrize("name", LIVE_SITES)
+@pytest.mark.parametrize("name", LIVE)
 @pytest.mark.parametrize("site", ["qkv", "v"])
 def test_a_site_that_forward_bypasses_is_refused_with_the_remedy(name: str, site: str) -> None:
     backbone = family(name)
@@ -32,7 +26,7 @@ def test_a_site_that_forward_bypasses_is_refused_with_the_remedy(name: str, site
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_adapter_of_every_family_changes_the_output(name: str) -> None:
     backbone = family(name)
-    strategy = LoRA(rank=1, sites=LIVE_SITES.get(name, ALL_SITES))
+    strategy = LoRA(rank=1, sites=LIVE.get(name, ALL_SITES))
     strategy.attach(backbone)
     image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     silent = []
@@ -156,7 +150,7 @@ def test_head_is_a_site_only_where_it_is_kept_and_dead_sites_are_allowed() -> No
     assert (sites[1].d_in, sites[1].d_out) == (192, 1000)
 
 
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+@pytest.mark.parametrize("name", LIVE)
 def test_a_dead_site_whose_weight_is_read_is_refused_even_where_dead_sites_are_allowed(
     name: str,
 ) -> None:

@@ -210,8 +210,9 @@ def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("kind", [AdapterFusion, LowRankFusion])
-@pytest.mark.parametrize("sources", [bottleneck_sources, lora_sources])
+@pytest.mark.parametrize(
+    ("kind", "sources"), [(AdapterFusion, lora_sources), (LowRankFusion, bottleneck_sources)]
+)
 def test_compiled_a_fusion_is_equal(
     kind: type[AdapterFusion], sources: Callable[[], tuple[str, ...]], images: Tensor
 ) -> None:
