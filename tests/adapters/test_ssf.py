@@ -158,6 +158,13 @@ def test_less_is_kept_for_backward_than_by_lora_and_by_the_published_computation
     assert mine < kept(LoRA(1))
 
 
+def test_two_that_share_a_norm_are_refused() -> None:
+    backbone = nano()
+    SSF(["fc1"], outer=False).attach(backbone)
+    with pytest.raises(ValueError, match=r"'blocks.0.norm1' of vit_nano is already computed"):
+        SSF(["fc2"], outer=False).attach(backbone)
+
+
 def test_init_std_is_that_of_scale_and_shift() -> None:
     torch.manual_seed(0)
     strategy = SSF(init_std=0.02)
