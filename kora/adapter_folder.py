@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,6 +29,14 @@ __all__ = [
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FORMAT = 1
+
+#: What every record has, and of which type.
+_RECORD = (
+    ("adapter", "class_path", str),
+    ("adapter", "init_args", dict),
+    ("backbone", "name", str),
+    ("backbone", "sha256", str),
+)
 
 
 def expand(folder: str | Path) -> Path:
@@ -53,16 +62,14 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         same_format = record["format"] == ADAPTER_FORMAT
         if same_format:
-            record["adapter"]["class_path"], record["adapter"]["init_args"]
-            record["backbone"]["name"], record["backbone"]["sha256"]
+            _check_types(record)
             for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
-                source["adapter"]["class_path"], source["adapter"]["init_args"]
-                source["backbone"]["name"], source["backbone"]["sha256"]
+                _check_types(source)
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
     if not same_format:
         raise ValueError(
-            f"{path} is of format {record['format']}, written by kora "
+            f"{path} is of format {record['format']!r}, written by kora "
             f"{record.get('kora_version')}; this version reads format {ADAPTER_FORMAT}. Train the "
             "adapter again, or use that version."
         )
@@ -73,19 +80,26 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder by name: `adapter.*` and `head.*`, on the CPU.
 
     Raises:
-        RuntimeError: If the file is missing or damaged.
+        RuntimeError: If the file is missing or damaged, or a number in it is not finite.
     """
     path = folder / ADAPTER_WEIGHTS
     try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
         raise RuntimeError(
             f"Adapter weights {path} cannot be read: {error}. Train it again."
         ) from error
+    diverged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if diverged:
+        raise RuntimeError(
+            f"Adapter weights {path} are of a run that diverged: '{diverged[0]}' holds numbers "
+            "that are not finite. Train it again with a lower learning rate."
+        )
+    return tensors
 
 
 def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:
-    """Refuse any difference in keys or shapes, and list it.
+    """Refuse any difference in keys, shapes or kinds of number, and list it.
 
     Raises:
         ValueError: With the first few differences.
@@ -96,6 +110,11 @@ def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: st
         f"'{key}' has shape {tuple(theirs[key].shape)}, expected {tuple(mine[key].shape)}"
         for key in sorted(mine.keys() & theirs.keys())
         if theirs[key].shape != mine[key].shape
+    ]
+    wrong += [
+        f"'{key}' is of {theirs[key].dtype}, expected {mine[key].dtype}"
+        for key in sorted(mine.keys() & theirs.keys())
+        if theirs[key].is_floating_point() != mine[key].is_floating_point()
     ]
     if wrong:
         more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
-from kora.weights import hub_file_is_cached, is_reachable, load_file_exactly
+from kora.weights import by_hand, load_file_exactly, require_fetchable
 
 __all__ = ["Backbone", "Features", "Level"]
 
@@ -164,6 +164,29 @@ class Backbone(nn.Module):
             twin = timm.create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
+    def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
+        """Paths of the modules that a forward pass calls, in the order in which they return.
+
+        Seen by running the twin and watching it, as what a model holds need not be called: timm's
+        BEiT and EVA02 read `qkv.weight` directly. What is called twice stands there twice.
+
+        Args:
+            prepare: Is given the twin before it runs, to hook something in.
+
+        Raises:
+            RuntimeError, AttributeError: From torch, if what was hooked in does not fit.
+        """
+        twin = self.meta_twin()
+        calls: list[str] = []
+        for path, module in twin.named_modules():
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        if prepare is not None:
+            prepare(twin)
+        with torch.no_grad(), torch.device("meta"):
+            image = torch.empty(1, 3, *self.size)
+            twin.forward_head(twin.forward_features(image), pre_logits=True)
+        return calls
+
     def extra_repr(self) -> str:
         return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
 
@@ -205,7 +228,7 @@ class Backbone(nn.Module):
                     f"{self.depth - 1}."
                 )
             tokens, raw = self.model.forward_intermediates(
-                x, indices=wanted, norm=True, return_prefix_tokens=True, output_fmt="NLC"
+                x, indices=wanted, norm=True, return_prefix_tokens=prefix > 0, output_fmt="NLC"
             )
             for number, item in zip(wanted, raw, strict=True):
                 patches, first = item if isinstance(item, tuple) else (item, item[:, :0])
@@ -261,16 +284,18 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if (
         blocks is None
         or not hasattr(model, "num_prefix_tokens")
+        or not hasattr(model, "patch_embed")  # NaFlexViT has none, and no fixed grid
+        or not hasattr(model, "get_classifier")  # encoders of language models do not pool
         or not hasattr(blocks[0], "attn")
         or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
         or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
     ):
         raise ValueError(
             f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
-            "no plain sequence of attention blocks. Use a vit, deit, deit3, dinov2, dinov3, clip, "
-            "siglip, eva02 or beit model."
+            "no plain sequence of attention blocks between a patch embedding and a classifier. Use "
+            "a vit, deit, deit3, dinov2, dinov3, clip, siglip, eva02 or beit model."
         )
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    patch = model.patch_embed.patch_size[0]
     size = kwargs.get("img_size", patch)
     sides = (size,) if isinstance(size, int) else tuple(size)
     if any(side % patch for side in sides):
@@ -288,28 +313,11 @@ def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
     if packaged or weights != "pretrained":
         load_file_exactly(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
         return
-    cfg = model.pretrained_cfg
-    if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        raise ValueError(
-            f"timm has no pretrained weights for '{name}'. Give model.backbone.weights the path of "
-            "a .safetensors file, or 'random'."
-        )
-    remedy = (
-        f"Fetch them once on a machine with internet, or save them there with "
-        f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
-        "'weights.safetensors') and set model.backbone.weights to that file. "
-        "configs/quickstart.yaml runs without any download."
-    )
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not hub_file_is_cached(cfg) and not is_reachable(endpoint):
-        raise RuntimeError(
-            f"No network: the pretrained weights of '{name}' are not in the local cache and the "
-            f"hub cannot be reached. {remedy}"
-        )
+    require_fetchable(name, model.pretrained_cfg)
     try:
         loaded = timm.create_model(name, pretrained=True, **kwargs)
     except OSError as error:
         raise RuntimeError(
-            f"Fetching the pretrained weights of '{name}' failed: {error}. {remedy}"
+            f"Fetching the pretrained weights of '{name}' failed: {error}. {by_hand(name)}"
         ) from error
     model.load_state_dict(loaded.state_dict())

@@ -80,11 +80,13 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
     folder = expand(folder)
     record = read_adapter_config(folder)
     check_same_adapter(adapter, record["adapter"], f"Adapter {folder}")
-    if record["backbone"]["sha256"] != backbone.sha256:
+    theirs = record["backbone"]
+    if theirs["sha256"] != backbone.sha256:
         raise ValueError(
-            f"Adapter {folder} was trained on '{record['backbone']['name']}' with weights "
-            f"{record['backbone']['sha256'][:12]}; this run has '{backbone.name}' with "
-            f"{backbone.sha256[:12]}. Set model.backbone to the one it was trained on."
+            f"Adapter {folder} was trained on '{theirs['name']}' at {theirs.get('image_size')} "
+            f"pixels with weights {theirs['sha256'][:12]}; this run has '{backbone.name}' at "
+            f"{backbone.image_size} pixels with {backbone.sha256[:12]}. Set model.backbone to the "
+            "one it was trained on."
         )
     stored = read_adapter_tensors(folder)
     mine_tensors = {f"adapter.{name}": tensor for name, tensor in adapter.tensors().items()}

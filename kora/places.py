@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +62,15 @@ def find_places(
 ) -> list[Place]:
     """The places that `position` means in `backbone`, in forward order.
 
-    What a block calls, and in which order, is seen by running the architecture once without
-    storage and watching it.
+    What a block calls, and in which order, says `Backbone.calls`.
 
     Raises:
         ValueError: For an unknown block, or a block that has no such place or never calls it.
     """
     assert position in get_args(Position)
     chosen = require_blocks(backbone, blocks)
-    calls = _calls(backbone)
-    return [_place(backbone, i, name, calls[i]) for i in chosen for name in _PLACES[position]]
+    calls = backbone.calls()
+    return [_place(backbone, i, name, calls) for i in chosen for name in _PLACES[position]]
 
 
 def add_at_place(backbone: Backbone, place: Place, function: TokenFunction) -> None:
@@ -120,6 +118,7 @@ class _Adder:
 
 def _place(backbone: Backbone, block: int, name: str, calls: Sequence[str]) -> Place:
     path = f"blocks.{block}"
+    calls = _children(calls, path)
     if name == "post":
         _require(backbone, block, name, "" in calls)
         return Place(block, name, path, None)
@@ -154,19 +153,8 @@ def _in_order(calls: Sequence[str], first: str, second: str) -> bool:
     return once and calls.index(first) < calls.index(second)
 
 
-def _calls(backbone: Backbone) -> list[list[str]]:
-    """For every block, the names of its direct children in the order of their calls; '' last."""
-    twin = backbone.meta_twin()
-    calls: list[list[str]] = [[] for _ in twin.blocks]
-
-    def note(index: int, name: str, *_: Any) -> None:
-        calls[index].append(name)
-
-    for index, block in enumerate(twin.blocks):
-        block.register_forward_hook(partial(note, index, ""))
-        for name, child in block.named_children():
-            child.register_forward_hook(partial(note, index, name))
-    image = torch.empty(1, 3, *backbone.size, device="meta")
-    with torch.no_grad():
-        twin.forward_head(twin.forward_features(image), pre_logits=True)
-    return calls
+def _children(calls: Sequence[str], path: str) -> list[str]:
+    """Names of the direct children of a module in the order of their calls; '' is the module."""
+    start = f"{path}."
+    below = [call[len(start) :] for call in calls if f"{call}.".startswith(start)]
+    return [name for name in below if "." not in name]

@@ -18,14 +18,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
 
-__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap"]
+__all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap", "wrapped"]
 
 ALL_SITES = ("qkv", "proj", "fc1", "fc2")
 _PARTS = {"q": 0, "k": 1, "v": 2}
@@ -92,32 +92,39 @@ def find_sites(
 ) -> list[Site]:
     """The sites that `names` mean in `backbone`, in the order in which forward reaches them.
 
-    Whether a layer is really called is seen by running the architecture once without storage and
-    watching it: timm's BEiT and EVA02 read `qkv.weight` directly, so an adapter there would do
-    nothing.
+    Whether a layer is really called says `Backbone.calls`: timm's BEiT and EVA02 read `qkv.weight`
+    directly, so an adapter there would do nothing.
 
     Raises:
         ValueError: For an unknown name or block, no name at all, two names that cover the same
-            rows, or a site that forward never calls.
+            rows, a site that forward never calls (unless allowed), or one whose weight it reads.
     """
     if isinstance(names, str):
         raise ValueError(f"sites='{names}' is one word; expected a list: sites=['{names}'].")
     if not names:
         raise ValueError("sites is empty, so nothing would train. Use sites=['qkv'] or more.")
     chosen = require_blocks(backbone, blocks)
-    called = _called_linears(backbone)
+    called = list(dict.fromkeys(backbone.calls()))
     in_blocks = [name for name in names if name != "head"]
     sites = [_resolve(backbone, i, name) for i in chosen for name in in_blocks]
     sites += [_classifier(backbone) for name in names if name == "head"]
     _refuse_overlap(sites)
     dead = [site for site in sites if site.path not in called]
     if dead and not allow_dead_sites:
-        live = _live_names(backbone, called)
         raise ValueError(
             f"Site '{dead[0].name}' of {backbone.name} is never called in forward (its weight is "
-            "read directly, or not at all), so an adapter there would have no effect. Use "
-            f"sites={live}, or a backbone of timm's VisionTransformer."
+            "read directly, or not at all), so an adapter there would have no effect. "
+            f"{_instead(backbone, called)}"
         )
+    if dead:
+        try:
+            backbone.calls(lambda twin: [wrapped(twin, site.path) for site in dead])
+        except AttributeError as error:  # see SiteLinear
+            raise ValueError(
+                f"Site '{dead[0].name}' of {backbone.name} cannot be wrapped: forward reads the "
+                "weight of its layer directly, and allow_dead_sites is for layers that are not "
+                f"used at all. {_instead(backbone, called)}"
+            ) from error
     order = {path: position for position, path in enumerate(called)}
     return sorted(sites, key=lambda s: (order.get(s.path, len(order)), s.rows or (0, 0)))
 
@@ -141,13 +148,18 @@ def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int
 
 def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:
     """Let `function` see the input of a site and, where it returns a tensor, add to its output."""
-    parent_path, _, last = site.path.rpartition(".")
-    parent = backbone.model.get_submodule(parent_path)
+    wrapped(backbone.model, site.path).functions.append((site.rows, function))
+
+
+def wrapped(model: Any, path: str) -> SiteLinear:
+    """The linear layer at `path` of timm's model, with room for adapters around it."""
+    parent_path, _, last = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
     layer = getattr(parent, last)
     if not isinstance(layer, SiteLinear):
         layer = SiteLinear(layer)
         setattr(parent, last, layer)
-    layer.functions.append((site.rows, function))
+    return layer
 
 
 def _classifier(backbone: Backbone) -> Site:
@@ -162,9 +174,10 @@ def _classifier(backbone: Backbone) -> Site:
 
 def _resolve(backbone: Backbone, block: int, name: str) -> Site:
     linears = _linears(backbone, block)
-    for path, layer in linears.items():
-        if path.rsplit(".", 1)[-1] in (name, f"{name}_proj"):
-            return Site(block, name, path, layer.in_features, layer.out_features)
+    named = [path for path in linears if path.rsplit(".", 1)[-1] in (name, f"{name}_proj")]
+    if named:  # attention with relative positions has an fc1 and fc2 too, further inside
+        path = min(named, key=lambda path: path.count("."))
+        return Site(block, name, path, linears[path].in_features, linears[path].out_features)
     fused = next((p for p in linears if p.endswith("attn.qkv")), None)
     if name in _PARTS and fused is not None:
         layer = linears[fused]
@@ -188,9 +201,9 @@ def _linears(backbone: Backbone, block: int) -> dict[str, nn.Linear]:
     return found
 
 
-def _live_names(backbone: Backbone, called: Sequence[str]) -> list[str]:
-    linears = _linears(backbone, 0)
-    return [p.rsplit(".", 1)[-1] for p in linears if p in called]
+def _instead(backbone: Backbone, called: Sequence[str]) -> str:
+    live = [path.rsplit(".", 1)[-1] for path in _linears(backbone, 0) if path in called]
+    return f"Use sites={live}, or a backbone of timm's VisionTransformer."
 
 
 def _refuse_overlap(sites: Sequence[Site]) -> None:
@@ -203,20 +216,3 @@ def _refuse_overlap(sites: Sequence[Site]) -> None:
                     "rows of one layer. Name each row once: 'qkv', or any of 'q', 'k', 'v'."
                 )
         taken.setdefault(site.path, []).append(site)
-
-
-def _called_linears(backbone: Backbone) -> list[str]:
-    """Paths of the linear layers that a forward pass calls, in the order of the calls."""
-    twin = backbone.meta_twin()
-    called: list[str] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        return lambda *_: called.append(path) if path not in called else None
-
-    for path, module in twin.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(watch(path))
-    image = torch.empty(1, 3, *backbone.size, device="meta")
-    with torch.no_grad():
-        twin.forward_head(twin.forward_features(image), pre_logits=True)
-    return called

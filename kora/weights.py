@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-__all__ = ["hub_file_is_cached", "is_reachable", "load_file_exactly"]
+__all__ = ["by_hand", "is_reachable", "load_file_exactly", "require_fetchable"]
 
 
 def load_file_exactly(model: Any, name: str, path: Path) -> None:
@@ -73,7 +74,37 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def hub_file_is_cached(cfg: dict[str, Any]) -> bool:
+def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
+    """Look before the hub is asked: its client retries for most of a minute before it gives up.
+
+    Raises:
+        ValueError: If timm knows of no weights.
+        RuntimeError: If they are not cached and the hub cannot be reached.
+    """
+    if not (cfg.get("hf_hub_id") or cfg.get("url")):
+        raise ValueError(
+            f"timm has no pretrained weights for '{name}'. Give model.backbone.weights the path of "
+            "a .safetensors file, or 'random'."
+        )
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not _hub_file_is_cached(cfg) and not is_reachable(endpoint):
+        raise RuntimeError(
+            f"No network: the pretrained weights of '{name}' are not in the local cache and the "
+            f"hub cannot be reached. {by_hand(name)}"
+        )
+
+
+def by_hand(name: str) -> str:
+    """How to get weights onto a machine without internet; completes an error."""
+    return (
+        f"Fetch them once on a machine with internet, or save them there with "
+        f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
+        "'weights.safetensors') and set model.backbone.weights to that file. "
+        "configs/quickstart.yaml runs without any download."
+    )
+
+
+def _hub_file_is_cached(cfg: Mapping[str, Any]) -> bool:
     """Whether the hub's weights lie in the local cache already (or cannot be asked for)."""
     if not cfg.get("hf_hub_id"):
         return True  # a plain URL: timm's downloader decides
@@ -85,7 +116,7 @@ def hub_file_is_cached(cfg: dict[str, Any]) -> bool:
 
 
 def is_reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
-    """One quick look: the hub client itself retries for most of a minute before it gives up."""
+    """One quick look."""
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(endpoint)

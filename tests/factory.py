@@ -13,7 +13,7 @@ from kora.adapters import Strategy
 from kora.backbones import Backbone
 from kora.tasks import ClassificationTask
 
-__all__ = ["FAMILIES", "built", "family", "kick", "labels_for", "nano"]
+__all__ = ["FAMILIES", "LIVE", "built", "family", "kick", "labels_for", "nano"]
 
 #: One small model of each family, and the side in pixels at which the tests run it.
 FAMILIES = {
@@ -29,6 +29,8 @@ FAMILIES = {
     "eva02_tiny_patch14_224": 56,
     "beit_base_patch16_224": 64,
 }
+#: The sites of those whose `qkv` timm never calls: it reads the weight.
+LIVE = dict.fromkeys(("eva02_tiny_patch14_224", "beit_base_patch16_224"), ("proj", "fc1", "fc2"))
 
 
 @cache

@@ -20,6 +20,7 @@ LAYERS = (
     "kora.backbones",
     "kora.sites",
     "kora.places",
+    "kora.rewrites",
     "kora.adapter_folder",
     "kora.adapters",
     "kora.heads",

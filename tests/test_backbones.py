@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kora.backbones import Backbone
-from tests.factory import FAMILIES, family, nano
+from tests.factory import FAMILIES, LIVE, family, nano
 
 
 def independently_normalised(images: Tensor, size: int, cfg: dict[str, object]) -> Tensor:
@@ -49,6 +49,13 @@ def test_features_equal_those_of_timm_on_images_normalised_by_hand(
     assert features.patches.shape[2] == backbone.width
     assert features.prefix.shape[1] == backbone.num_prefix_tokens
     assert backbone.has_cls == ("siglip" not in name)
+
+
+def test_levels_of_a_model_without_prefix_tokens_are_patches_alone(images: Tensor) -> None:
+    backbone = Backbone("test_vit_relpos", weights="random")
+    level = backbone(images, levels=(1,)).levels[0]
+    assert level.patches.shape == (3, 100, 96)
+    assert level.prefix.shape == (3, 0, 96)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 32), (64, 64), (30, 200), (300, 220)])
@@ -140,6 +147,8 @@ def test_a_wrong_image_is_one_clear_error(bad: Tensor, message: str) -> None:
         ("vit_tiny_patch16_224.mine", {}, r"tag.*Weights of this architecture: vit_tiny_patch16"),
         ("swin_tiny_patch4_window7_224", {}, r"SwinTransformer.*not of timm's VisionTransformer"),
         ("resnet18", {}, r"ResNet.*not of timm's VisionTransformer"),
+        ("naflexvit_base_patch16_gap", {}, r"NaFlexVit.*not of timm's VisionTransformer"),
+        ("qwen3_vit_88m_enc", {"image_size": 32}, r"Qwen3VitEncoder.*not of timm's Vision"),
         ("cait_xxs24_224", {}, r"Cait.*not of timm's VisionTransformer"),
         ("vit_tiny_patch16_224", {"image_size": 40}, r"image_size=40 is not a multiple of 16.*32"),
         ("vit_tiny_patch16_224", {"image_size": 8}, r"image_size=8 is not a multiple of 16.*16"),
@@ -193,3 +202,33 @@ def test_the_levels_of_the_head_come_with_every_pass(images: Tensor) -> None:
     for mine, theirs in zip(with_head.levels, asked.levels, strict=True):
         assert torch.equal(mine.patches, theirs.patches)
     assert backbone(images, levels=[]).levels == ()
+
+
+def test_the_calls_of_a_forward_pass_are_seen_in_the_order_in_which_they_return() -> None:
+    calls = nano().calls()
+    first = [path.removeprefix("blocks.0.") for path in calls if path.startswith("blocks.0.")]
+    named = ["norm1", "attn.qkv", "attn.proj", "attn", "norm2", "mlp.fc1", "mlp.fc2", "mlp"]
+    assert [path for path in first if path in named] == named
+    ends = [f"blocks.{i}" for i in range(6)]
+    assert [path for path in calls if path in ends] == ends
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_layer_whose_weight_is_read_directly_is_not_called(name: str) -> None:
+    calls = family(name).calls()
+    assert "blocks.0.attn.qkv" not in calls
+    assert "blocks.0.attn.proj" in calls
+
+
+def test_the_calls_follow_what_is_hooked_into_the_twin_and_not_the_backbone() -> None:
+    backbone = nano()
+    seen: list[tuple[int, ...]] = []
+
+    def prepare(twin: nn.Module) -> None:
+        block = twin.get_submodule("blocks.0")
+        block.register_forward_hook(lambda _, __, output: output[:, :3])
+        block.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape)))
+
+    backbone.calls(prepare)
+    assert seen == [(1, 3, 128)]
+    assert not backbone.model.blocks[0]._forward_hooks

@@ -85,8 +85,13 @@ def test_weights_of_another_backbone_are_refused(folder: Path) -> None:
     other = nano()
     with torch.no_grad():
         other.model.norm.bias += 1
-    with pytest.raises(ValueError, match=r"trained on 'vit_nano' with weights.*model\.backbone"):
+    with pytest.raises(ValueError, match=r"trained on 'vit_nano' at 64 .*weights.*model\.backbone"):
         load(folder, backbone=other)
+
+
+def test_another_image_size_is_named_with_what_it_was(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"'vit_nano' at 64 pixels .* 'vit_nano' at 32 pixels"):
+        load(folder, backbone=nano(image_size=32))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -111,9 +116,10 @@ KEY = "adapter.deltas.b03_fc1.up_OR"
             lambda s: s.update({KEY: torch.zeros(2, 512)}),
             rf"'{KEY}' has shape \(2, 512\), expected",
         ),
+        (lambda s: s.update({KEY: s[KEY].int()}), rf"'{KEY}' is of torch.int32, expected torch.f"),
         (lambda s: [s.pop(k) for k in list(s) if "fc2" in k], r"and 8 more"),
     ],
-    ids=["missing", "extra", "renamed", "shape", "many"],
+    ids=["missing", "extra", "renamed", "shape", "whole numbers", "many"],
 )
 def test_weights_that_differ_in_a_key_or_shape_are_refused(
     change: Callable[[dict[str, Tensor]], object], message: str, folder: Path
@@ -136,6 +142,19 @@ def test_truncated_weights_are_named(keep: int, folder: Path) -> None:
         load(folder)
 
 
+def test_weights_that_are_a_folder_are_named(folder: Path) -> None:
+    (folder / ADAPTER_WEIGHTS).unlink()
+    (folder / ADAPTER_WEIGHTS).mkdir()
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read"):
+        load(folder)
+
+
+def test_weights_of_a_run_that_diverged_are_refused(folder: Path) -> None:
+    change_weights(folder, lambda state: state[KEY][3].fill_(torch.nan))
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} .*'{KEY}'.*not finite.*again"):
+        load(folder)
+
+
 def test_missing_weights_are_named(folder: Path) -> None:
     (folder / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read"):
@@ -147,6 +166,11 @@ def test_missing_weights_are_named(folder: Path) -> None:
     [
         *(b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe"),
         b'{"format": 1, "adapter": {}, "backbone": {"sha256": ""}}',
+        *(
+            b'{"format": 1, "adapter": {"class_path": "x", "init_args": %s}, '
+            b'"backbone": {"name": "y", "sha256": %s}}' % pair
+            for pair in ((b"[1]", b'"z"'), (b"null", b'"z"'), (b"{}", b"null"), (b"{}", b"3"))
+        ),
     ],
 )
 def test_a_damaged_record_is_named(content: bytes, folder: Path) -> None:

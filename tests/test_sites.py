@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from kora.adapters import LoRA
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES, Site, SiteLinear, find_sites, wrap
-from tests.factory import FAMILIES, family, nano
-
-#: What a user must write for each family; the rest take the default.
-LIVE_SITES = {
-    "eva02_tiny_patch14_224": ("proj", "fc1", "fc2"),
-    "beit_base_patch16_224": ("proj", "fc1", "fc2"),
-}
+from tests.factory import FAMILIES, LIVE, family, nano
 
 
-@pytest.mark.parametrize("name", LIVE_SITES)
+@pytest.mark.parametrize("name", LIVE)
 @pytest.mark.parametrize("site", ["qkv", "v"])
 def test_a_site_that_forward_bypasses_is_refused_with_the_remedy(name: str, site: str) -> None:
     backbone = family(name)
@@ -32,7 +26,7 @@ def test_a_site_that_forward_bypasses_is_refused_with_the_remedy(name: str, site
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_adapter_of_every_family_changes_the_output(name: str) -> None:
     backbone = family(name)
-    strategy = LoRA(rank=1, sites=LIVE_SITES.get(name, ALL_SITES))
+    strategy = LoRA(rank=1, sites=LIVE.get(name, ALL_SITES))
     strategy.attach(backbone)
     image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     silent = []
@@ -138,6 +132,13 @@ class Separate(nn.Module):
         return self.proj(self.q_proj(x) * self.k_proj(x) + self.v_proj(x))
 
 
+def test_a_layer_of_the_same_name_deeper_inside_is_not_meant() -> None:
+    """The relative positions of vit_relpos come out of an MLP of their own, within attention."""
+    backbone = Backbone("test_vit_relpos", weights="random")
+    paths = [site.path for site in find_sites(backbone, ["fc1", "fc2"], blocks=[1])]
+    assert paths == ["blocks.1.mlp.fc1", "blocks.1.mlp.fc2"]
+
+
 def test_head_is_a_site_only_where_it_is_kept_and_dead_sites_are_allowed() -> None:
     kept = Backbone("vit_tiny_patch16_224", weights="random", image_size=32, keep_classifier=True)
     with pytest.raises(ValueError, match="keep_classifier: true"):
@@ -147,6 +148,16 @@ def test_head_is_a_site_only_where_it_is_kept_and_dead_sites_are_allowed() -> No
     sites = find_sites(kept, ["head", "qkv"], blocks=[3], allow_dead_sites=True)
     assert [site.key for site in sites] == ["b03_qkv", "head"]
     assert (sites[1].d_in, sites[1].d_out) == (192, 1000)
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_dead_site_whose_weight_is_read_is_refused_even_where_dead_sites_are_allowed(
+    name: str,
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'v' of {name} .* allow_dead_sites .*sites=\['proj', 'fc1', 'fc2'\]"
+    ):
+        find_sites(family(name), ["proj", "v"], allow_dead_sites=True)
 
 
 def test_a_wrapped_layer_has_no_weight_to_be_bypassed_with() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
 from kora.backbones import Backbone
+from kora.rewrites import plain_state
 
 __all__ = ["FullFineTune", "LinearProbe", "place_of"]
 
@@ -20,6 +21,10 @@ class LinearProbe(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Nothing to create."""
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The frozen weights, as they are."""
+        return plain_state(backbone)
 
 
 class FullFineTune(Strategy):
@@ -42,6 +47,10 @@ class FullFineTune(Strategy):
     def tensors(self) -> dict[str, Tensor]:
         """The whole backbone."""
         return dict(self._backbone[0].model.state_dict(keep_vars=True))
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The weights as they were trained."""
+        return plain_state(backbone)
 
     def site_of(self, name: str) -> tuple[str, str]:
         """Block number and layer of a timm name."""

@@ -86,7 +86,9 @@ class Direction(LowRankDelta):
         ||w + a b A||^2 = ||w||^2 + 2 a b (A w) + a^2 b (A A^T) b^T for rows w of W and b of B.
         """
         with torch.autocast(weight_OI.device.type, enabled=False):
-            up_OR, down_RI = self.alpha * self.up_OR, self.down_RI
+            # Squares lose half of their digits, so float32 also where the model has fewer.
+            weight_OI, down_RI = weight_OI.float(), self.down_RI.float()
+            up_OR = self.alpha * self.up_OR.float()
             square_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1).square()
             cross_OR = weight_OI @ down_RI.T
             square_O += (up_OR * (2 * cross_OR + up_OR @ (down_RI @ down_RI.T))).sum(1)
@@ -94,7 +96,7 @@ class Direction(LowRankDelta):
 
     def factor(self, weight_OI: Tensor) -> Tensor:
         """m / ||W + alpha B A||, (O,)."""
-        return self.magnitude_O / self.norm(weight_OI)
+        return (self.magnitude_O / self.norm(weight_OI)).to(self.magnitude_O.dtype)
 
     def folded(self, weight_OI: Tensor) -> Tensor:
         """m (W + alpha B A) / ||W + alpha B A||, (O, I)."""

@@ -76,9 +76,9 @@ class SSF(Strategy):
         inner = {site.path: site.key for site in sites}
         if self.norms:
             for i in require_blocks(backbone, self.blocks):
-                for name, module in backbone.model.blocks[i].named_modules():
-                    if _is_norm(module):
-                        inner[f"blocks.{i}.{name}"] = f"b{i:02d}_{name.replace('.', '_')}"
+                for path in _norms(backbone, f"blocks.{i}"):
+                    name = path.removeprefix(f"blocks.{i}.")
+                    inner[path] = f"b{i:02d}_{name.replace('.', '_')}"
         for path, key in inner.items():
             self.inner_affines[key] = self._rewrite(backbone, path)
         for path in _outer_paths(backbone) if self.outer else ():
@@ -103,8 +103,8 @@ class SSF(Strategy):
             elif shift_O.any():
                 raise ValueError(
                     f"SSF: layer '{affine.path}' of {backbone.name} has no bias to take its shift, "
-                    "so the adapter cannot be folded in. Leave it out (sites, norms), or keep the "
-                    "adapter folder."
+                    "so the adapter cannot be folded in. Leave it out (sites, norms, outer), or "
+                    "keep the adapter folder."
                 )
         return state
 
@@ -133,12 +133,21 @@ class Affine(nn.Module):
         return rescaled(layer, x, self.scale_O, self.shift_O)
 
 
+def _norms(backbone: Backbone, below: str) -> list[str]:
+    """Paths of the norms below a module, also of those that another strategy computes."""
+    names = [name for name, _ in backbone.model.get_submodule(below).named_modules() if name]
+    paths = [f"{below}.{name}" for name in names if not name.endswith(".base")]
+    return [path for path in paths if _is_norm(frozen_layer(backbone, path))]
+
+
 def _is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return weight is not None and weight.ndim == 1 and "norm" in type(module).__name__.lower()
 
 
 def _outer_paths(backbone: Backbone) -> list[str]:
-    norms = ("patch_embed.norm", "norm_pre", "norm", "fc_norm")
-    modules = dict(backbone.model.named_modules())
-    return ["patch_embed.proj", *(p for p in norms if p in modules and _is_norm(modules[p]))]
+    first = "patch_embed.proj"  # nothing at the end of a stem of convolutions
+    paths = [first] if hasattr(frozen_layer(backbone, first), "weight") else []
+    there = dict(backbone.model.named_modules())
+    norms = [p for p in ("patch_embed.norm", "norm_pre", "norm", "fc_norm") if p in there]
+    return paths + [path for path in norms if _is_norm(frozen_layer(backbone, path))]

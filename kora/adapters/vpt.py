@@ -134,14 +134,10 @@ class Prompt(nn.Module):
 
 def _refuse_known_positions(backbone: Backbone) -> None:
     """Run the architecture once without storage, with a prompt more than the grid has tokens."""
-    twin = backbone.meta_twin()
     with torch.device("meta"):
         probe = Prompt(1, backbone.width, patch=(1, 1), dropout=0.0)
-        image = torch.empty(1, 3, *backbone.size)
-    probe.hook(twin, 0, deep=True)
     try:
-        with torch.no_grad():
-            twin.forward_features(image)
+        backbone.calls(lambda twin: probe.hook(twin, 0, deep=True))
     except RuntimeError as error:
         raise ValueError(
             f"VPT: the attention of {backbone.name} knows the place of each of its "

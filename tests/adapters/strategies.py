@@ -114,6 +114,15 @@ def _loras(family: str) -> dict[str, Any]:
     return {"sources": tiny_sources(family, "lora")}
 
 
+LOW_RANK: dict[str, Any] = {"rank": 2, "alpha": 0.5, "sites": ["q", "v", "proj"]}
+OTHER_LOW_RANK: dict[str, Any] = {
+    "rank": 3,
+    "alpha": 0.7,
+    "dropout": 0.5,
+    "sites": ["q", "k", "proj"],
+    "blocks": [1],
+}
+
 #: Where `qkv` is never called, or is not one layer.
 LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
 SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
@@ -129,13 +138,9 @@ STRATEGIES: dict[str, Entry] = {
     "FullFineTune": Entry(FullFineTune),
     "LoRA": Entry(
         LoRA,
-        lambda: {"rank": 2, "alpha": 0.5, "sites": ["q", "v", "proj"]},
+        LOW_RANK.copy,
         changes=lambda: {
-            "rank": 3,
-            "alpha": 0.7,
-            "dropout": 0.5,
-            "sites": ["q", "k", "proj"],
-            "blocks": [1],
+            **OTHER_LOW_RANK,
             "allow_dead_sites": Change(
                 True, given={"sites": ["head"]}, backbone=_with_head, refused="never called"
             ),
@@ -207,18 +212,7 @@ STRATEGIES: dict[str, Entry] = {
         },
         needs={**LIVE, **SPLIT_ALL},
     ),
-    "DoRA": Entry(
-        DoRA,
-        lambda: {"rank": 2, "alpha": 0.5, "sites": ["q", "v", "proj"]},
-        changes=lambda: {
-            "rank": 3,
-            "alpha": 0.7,
-            "dropout": 0.5,
-            "sites": ["q", "k", "proj"],
-            "blocks": [1],
-        },
-        needs=LIVE,
-    ),
+    "DoRA": Entry(DoRA, LOW_RANK.copy, changes=OTHER_LOW_RANK.copy, needs=LIVE),
     "VPT": Entry(
         VPT,
         lambda: {"prompts": 3},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import FullFineTune, LinearProbe
-from tests.factory import built, family, labels_for, nano
+from kora.adapters import FullFineTune, LinearProbe, Strategy
+from tests.factory import built, family, kick, labels_for, nano
 
 
 def test_a_linear_probe_is_a_linear_layer_on_frozen_features(images: Tensor) -> None:
@@ -67,6 +68,20 @@ def test_a_frozen_full_fine_tune_trains_the_head_only_and_stays_in_eval_mode() -
     task = built(FullFineTune(), adapter_trainable=False).train()
     assert list(task.trainables()) == ["head.linear.weight", "head.linear.bias"]
     assert not task.backbone.model.training
+
+
+@pytest.mark.parametrize("kind", [LinearProbe, FullFineTune])
+def test_exported_weights_give_equal_features_in_bare_timm(
+    kind: type[Strategy], images: Tensor
+) -> None:
+    task, plain = kick(built(kind())), nano()
+    bare = timm.create_model("vit_nano", num_classes=0)
+    bare.load_state_dict(task.adapter.merged(task.backbone))
+    found = bare.eval().forward_features(plain.preprocess(images))
+    expected = task.features(images)
+    assert torch.equal(found, torch.cat((expected.prefix, expected.patches), dim=1))
+    moved = not torch.equal(expected.pooled, plain(images).pooled)
+    assert moved == (kind is FullFineTune)
 
 
 def test_the_hash_names_the_weights_before_training(images: Tensor) -> None:

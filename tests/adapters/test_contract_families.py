@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kora.adapters import Strategy
 from kora.backbones import Features
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.tasks import ClassificationTask
@@ -31,6 +32,8 @@ REFUSED = [
         for family in e.needs
     ),
 ]
+#: Where the frozen layers have no bias that a trained shift could go into.
+SHIFTS_NO_BIAS = [("SSF", "tiny_dinov3"), ("SSF", "tiny_clip")]
 on_every_family = pytest.mark.parametrize(("name", "family"), ACCEPTED)
 
 
@@ -88,6 +91,25 @@ def test_what_is_saved_gives_equal_logits(
     assert torch.equal(other.features(images).pooled, task.features(images).pooled)
     other.load_state_dict(load_file(tmp_path / ADAPTER_WEIGHTS))
     assert torch.equal(other(images), task(images))
+
+
+@on_every_family
+def test_merged_weights_in_bare_timm_give_equal_features_or_it_cannot_be_merged(
+    name: str, family: str, images: Tensor
+) -> None:
+    task, bare = kick(task_of(name, family)), tiny(family)
+    no_bias = "has no bias to take its shift" if (name, family) in SHIFTS_NO_BIAS else None
+    never = type(task.adapter).merged is Strategy.merged
+    refusal = "cannot be folded into the weights of" if never else no_bias
+    if refusal is not None:
+        with pytest.raises(ValueError, match=refusal):
+            task.adapter.merged(task.backbone)
+        return
+    bare.model.load_state_dict(task.adapter.merged(task.backbone))
+    with torch.no_grad():
+        mine, theirs = tensors(task.features(images)), tensors(bare(images))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", TINY)

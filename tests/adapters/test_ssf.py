@@ -12,13 +12,8 @@ from kora.adapters import SSF, LoRA
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES
 from tests.adapters.support import kept_numbers
-from tests.factory import FAMILIES, built, family, kick, labels_for, nano
+from tests.factory import FAMILIES, LIVE, built, family, labels_for, nano
 
-#: Where timm reads the weight of qkv directly, as in tests/test_sites.py.
-LIVE = {
-    "eva02_tiny_patch14_224": ("proj", "fc1", "fc2"),
-    "beit_base_patch16_224": ("proj", "fc1", "fc2"),
-}
 #: Layers without a bias, which can be scaled but take no shift.
 WITHOUT_BIAS = {"vit_small_patch16_dinov3": "attn.qkv", "vit_base_patch32_clip_224": "patch_embed"}
 PUBLISHED = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
@@ -114,6 +109,14 @@ def test_a_layer_that_timm_bypasses_is_refused_with_the_remedy(name: str) -> Non
         SSF().attach(family(name))
 
 
+def test_a_patch_embedding_that_ends_in_no_layer_is_left_out() -> None:
+    """That of vit_base_mci_224 is a stem of convolutions, and its `proj` does nothing."""
+    strategy = SSF()
+    with torch.device("meta"):
+        strategy.attach(Backbone("vit_base_mci_224", weights="random"))
+    assert {name for name, _ in strategy.outer_affines.named_children()} == {"norm"}
+
+
 def test_the_counts_are_two_numbers_a_channel() -> None:
     """A block has 11 widths of channels; patch embedding and final norm have one each."""
 
@@ -155,17 +158,11 @@ def test_less_is_kept_for_backward_than_by_lora_and_by_the_published_computation
     assert mine < kept(LoRA(1))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"sites": ["qkv"]}, {"norms": False}, {"outer": False}, {"blocks": [0, 5]}, {"init_std": 0.1}],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
-    def output(**options: Any) -> Tensor:
-        return kick(built(SSF(**options)))(images)
-
-    assert torch.equal(output(), output())
-    assert not torch.allclose(output(), output(**change), atol=1e-5)
+def test_two_that_share_a_norm_are_refused() -> None:
+    backbone = nano()
+    SSF(["fc1"], outer=False).attach(backbone)
+    with pytest.raises(ValueError, match=r"'blocks.0.norm1' of vit_nano is already computed"):
+        SSF(["fc2"], outer=False).attach(backbone)
 
 
 def test_init_std_is_that_of_scale_and_shift() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.cli.support import kora, tiny_config, write_config
+from tests.cli.support import Outcome, kora, tiny_config, write_config
 from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
 
 Capture = pytest.CaptureFixture[str]
 
+EVA = ["--model.backbone.name", "eva02_tiny_patch14_224", "--model.backbone.image_size", "28"]
 USAGE = [
     (["--model.adapter", "Lora"], ["adapter", "Did you mean 'LoRA'?"]),
     (["--model.adapter.rnk", "3"], ["'rnk'", "Did you mean 'rank'?"]),
@@ -26,6 +29,8 @@ USAGE = [
     (["--model.backbone.name", "vit_nanno"], ["'vit_nanno'", "Did you mean vit_nano"]),
     (["--model.backbone.name", "swin_tiny_patch4_window7_224"], ["VisionTransformer family"]),
     (["--model.backbone.image_size", "30"], ["image_size"]),
+    ([*EVA, "--model.adapter.allow_dead_sites", "true"], ["'qkv'", "sites=['proj'"]),
+    ([*EVA, "--model.adapter", "VPT"], ["VPT", "knows the place of each", "LoRA"]),
     (["--model.num_classes", "1"], ["num_classes=1", "two classes"]),
     (["--model.warmup_fraction", "2"], ["warmup_fraction=2"]),
     (["--model.head_lr", "high"], ["head_lr", "high"]),
@@ -66,6 +71,47 @@ def test_a_mistake_is_told_in_one_line(
     assert outcome.code == (1 if {"nowhere", "nowhere.ckpt", "nowhere.yaml"} & set(args[1:])
                             and args[0] != "--config" else 2)  # fmt: skip
     assert not list(here.rglob("results.json"))
+
+
+def test_an_adapter_folder_that_does_not_fit_is_told_in_one_line(
+    here: Path, capfd: Capture
+) -> None:
+    assert kora(capfd, "fit", "--config", "tiny.yaml").code == 0
+    (good,) = here.rglob("adapter_config.json")
+    record = json.loads(good.read_text())
+
+    def told(*options: str, **contents: bytes) -> Outcome:
+        folder = shutil.copytree(good.parent, here / "changed", dirs_exist_ok=True)
+        for file in folder.iterdir():
+            file.write_bytes(contents.get(file.stem, file.read_bytes()))
+        args = ("--model.adapter_from", "changed", "--trainer.fast_dev_run", "true", *options)
+        outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
+        assert outcome.err.count("kora: error:") == 1, outcome.err
+        assert "Traceback" not in outcome.err
+        assert "changed" in outcome.err
+        return outcome
+
+    def config(**changed: object) -> bytes:
+        return json.dumps({**record, **changed}).encode()
+
+    for outcome, fragments in (
+        (told("--model.adapter", "DoRA"), ["kora.adapters.LoRA", "kora.adapters.DoRA"]),
+        (told("--model.adapter.rank", "4"), ["rank=2 there, 4 here", "Make model.adapter equal"]),
+        (told("--seed_everything", "5"), ["'vit_nano' at 32 pixels", "Set model.backbone"]),
+        (told("--model.backbone.image_size", "64"), ["at 32 pixels", "at 64 pixels"]),
+        (told(adapter_config=config(format=2)), ["adapter_config.json", "format 2", "format 1"]),
+    ):
+        assert outcome.code == 2
+        assert all(fragment in outcome.err for fragment in fragments), outcome.err
+    # What is damaged is a failure of the world.
+    weights = (good.parent / "adapter_model.safetensors").read_bytes()
+    for outcome, fragments in (
+        (told(adapter_config=b"rank: 2"), ["adapter_config.json is damaged", "again"]),
+        (told(adapter_config=config(backbone=[])), ["adapter_config.json is damaged", "again"]),
+        (told(adapter_model=weights[:-9]), ["adapter_model.safetensors", "cannot be read"]),
+    ):
+        assert outcome.code == 1
+        assert all(fragment in outcome.err for fragment in fragments), outcome.err
 
 
 def test_a_key_in_a_file_is_named_too(here: Path, capfd: Capture) -> None:
