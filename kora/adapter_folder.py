@@ -76,6 +76,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _check_types(record: Any) -> None:
+    for part, key, kind in _RECORD:
+        if not isinstance(record[part][key], kind):
+            raise TypeError(f"{part}.{key} is {record[part][key]!r}")
+
+
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder by name: `adapter.*` and `head.*`, on the CPU.
 
