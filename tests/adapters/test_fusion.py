@@ -226,7 +226,7 @@ def test_its_folder_rebuilds_it_when_its_sources_are_gone(
         )
         for source in moved:
             shutil.rmtree(source, ignore_errors=True)
-        with pytest.warns(UserWarning, match=r"moved_0, .*moved_1 .*taken from"):
+        with pytest.warns(UserWarning, match=r"moved_0, .*moved_1 .*; those that"):
             task = built(AdapterFusion(moved), seed=9, adapter_from=str(folder))
         assert torch.equal(task.features(images).pooled, expected)
         assert [source.name for source in task.adapter.found] == names
@@ -236,11 +236,11 @@ def test_a_source_that_is_still_there_is_compared_when_another_is_gone(
     moved: list[str], saved: Path
 ) -> None:
     shutil.rmtree(moved[0])
-    with pytest.warns(UserWarning, match="moved_0 "):
+    with pytest.warns(UserWarning, match="moved_0; those"):
         built(AdapterFusion(moved), adapter_from=str(saved))
     write_source(Path(moved[1]), Bottleneck(4, "houlsby", scale="channel", blocks=[0, 2]), seed=30)
     with (
-        pytest.warns(UserWarning, match="moved_0 "),
+        pytest.warns(UserWarning, match="moved_0; those"),
         pytest.raises(ValueError, match=r"another source adapter than sources\[1\]"),
     ):
         built(AdapterFusion(moved), adapter_from=str(saved))
