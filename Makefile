@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth bench clean
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,8 +23,8 @@ $(VENV)/.dev: pyproject.toml $(BIN)/kora
 
 install: $(BIN)/kora  ## make .venv and install kora into it
 
-demo: $(BIN)/kora  ## the quickstart: four strategies, a comparison, pictures (5 minutes, no download)
-	@for strategy in linear_probe lora kora kora_side; do \
+demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (5 minutes, no download)
+	@for strategy in linear_probe lora adapter_fusion kora kora_side; do \
 	  $(BIN)/kora fit --config configs/quickstart.yaml --config configs/adapters/$$strategy.yaml \
 	    --seed_everything $(SEED) || exit $$?; \
 	done
@@ -67,6 +67,10 @@ results: $(BIN)/kora  ## the table of docs/RESULTS.md (an hour on two cores; nee
 results-depth: $(BIN)/kora  ## the depth tables of docs/RESULTS.md (within two hours on two cores)
 	@$(BIN)/kora grid --config configs/grids/quickstart_depth.yaml
 	@$(BIN)/kora grid --config configs/grids/depth_dcomp.yaml
+
+results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md (an hour on two cores)
+	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
+	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 
 bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
 	@$(BIN)/python benchmarks/nyu_loading.py

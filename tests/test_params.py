@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +17,26 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from kora.adapters import ClsReadout, FullFineTune, KoRA, LinearProbe, LoRA, Strategy, TokenReadout
+from kora.adapters import (
+    SSF,
+    VPT,
+    AdapterFusion,
+    BitFit,
+    Bottleneck,
+    ClsReadout,
+    DoRA,
+    FullFineTune,
+    KoRA,
+    LinearProbe,
+    LoRA,
+    LowRankFusion,
+    Strategy,
+    TokenReadout,
+)
 from kora.backbones import Backbone
 from kora.params import ParameterReport, parameter_report
 from tests.factory import built
+from tests.fusion_factory import write_source
 
 SITES = ["qkv", "proj", "fc1", "fc2"]
 
@@ -172,6 +189,13 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         # Beside the inputs that A needs (197 MiB), nothing as wide as the backbone is kept.
         (lambda: dense(inject=True), 266, 276, 490),
         (lambda: dense(inject=False), 134, 138, 210),
+        (Bottleneck, 253, 264, 310),
+        # The gradients of scales take products with the inputs, so that no second output is kept.
+        (DoRA, 345, 357, 540),
+        (SSF, 340, 353, 430),
+        (BitFit, 263, 274, 310),
+        (VPT, 277, 288, 320),
+        (FullFineTune, 398, 409, 480),
     ],
     ids=[
         "LinearProbe",
@@ -181,6 +205,12 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         "KoRA",
         "KoRA-tokens",
         "KoRA-side-tokens",
+        "Bottleneck",
+        "DoRA",
+        "SSF",
+        "BitFit",
+        "VPT",
+        "FullFineTune",
     ],
 )
 def test_a_training_step_costs_no_more_than(
@@ -192,4 +222,25 @@ def test_a_training_step_costs_no_more_than(
 ) -> None:
     gflop, mib = cost(real_vit_b, make())
     assert least_gflop <= gflop <= most_gflop
+    assert mib <= most_mib
+
+
+@pytest.mark.parametrize(
+    ("kind", "most_gflop", "most_mib"), [(AdapterFusion, 363, 450), (LowRankFusion, 265, 420)]
+)
+def test_a_training_step_of_a_fusion_costs_no_more_than(
+    kind: type[AdapterFusion],
+    most_gflop: float,
+    most_mib: float,
+    real_vit_b: Backbone,
+    tmp_path: Path,
+) -> None:
+    sources = [
+        write_source(
+            tmp_path / str(seed), Bottleneck(8), seed=seed, backbone=copy.deepcopy(real_vit_b)
+        )
+        for seed in (1, 2)
+    ]
+    gflop, mib = cost(real_vit_b, kind(sources))
+    assert 255 <= gflop <= most_gflop
     assert mib <= most_mib
