@@ -64,7 +64,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if same_format:
             for part, key, kind in _RECORD:
                 if not isinstance(record[part][key], kind):
-                    raise TypeError(f"{part}.{key} is {record[part][key]!r}")
+                    raise TypeError(f"{part}.{key} is {record[part][key]!r}, no {kind.__name__}")
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
     if not same_format:
