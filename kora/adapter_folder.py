@@ -79,7 +79,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def _check_types(record: Any) -> None:
     for part, key, kind in _RECORD:
         if not isinstance(record[part][key], kind):
-            raise TypeError(f"{part}.{key} is {record[part][key]!r}")
+            raise TypeError(f"{part}.{key} is {record[part][key]!r}, no {kind.__name__}")
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ class LoRA(Strategy):
         sites: Any of `qkv`, `q`, `k`, `v`, `proj`, `fc1`, `fc2` (see kora/sites.py). `q`, `k` and
             `v` are row slices of the fused layer: it stays one matrix product.
         blocks: Numbers of the adapted blocks; None means all.
-        allow_dead_sites: Accept sites that forward never calls (the published protocol adapts
-            timm's unused classifier).
+        allow_dead_sites: Accept sites that are not used at all (the published protocol adapts
+            timm's classifier); never those whose weight forward reads without calling them.
 
     Raises:
         ValueError: For a rank below 1 or above the layer's, an alpha of 0, an unknown or dead site,
