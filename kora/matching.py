@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from kora.adapters import Strategy, resized
@@ -88,19 +89,17 @@ def nearest_size(count: Callable[[int], int], target: int, *, start: int) -> tup
 def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> Group:
     """A table with a strategy a row, and what to do where the size alone does not suffice."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("strategy", "size", "instead of", "parameters", "difference"):
-        aligned: Literal["left", "right"] = "left" if name == "strategy" else "right"
-        table.add_column(name, justify=aligned, no_wrap=True)
-    table.add_column("config", overflow="fold")
+    table.add_column("strategy, config", overflow="fold")
+    for name in ("size", "instead of", "parameters", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in matches:
         fixed = row.argument is None
         table.add_row(
-            row.strategy,
+            f"{row.strategy}\n[dim]{escape(row.config)}[/]",
             "fixed" if fixed else f"{row.argument} {row.size}",
             "" if fixed else str(row.configured),
             f"{row.parameters:,}",
             f"{row.difference_percent:+.2f} %",
-            row.config,
         )
     notes = [_note(row) for row in matches if abs(row.difference_percent) > TOLERANCE_PERCENT]
     title = f"Nearest to {target:,} trainable parameters without the head, on {backbone}"

@@ -82,9 +82,8 @@ def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | Non
     as the product is with folded weights. Every other layer: its output.
     """
     if isinstance(layer, nn.Linear) and layer.out_features > layer.in_features:
-        folded: Tensor = _FoldedLinear.apply(  # type: ignore[no-untyped-call]
-            autocast_input(x), layer.weight, layer.bias, scale_O, shift_O
-        )
+        apply: Callable[..., Tensor] = _FoldedLinear.apply  # newer versions of torch type it
+        folded = apply(autocast_input(x), layer.weight, layer.bias, scale_O, shift_O)
         return folded
     # Subclasses under other names compute in another type or order.
     if isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm":
