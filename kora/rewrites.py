@@ -83,8 +83,7 @@ def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | Non
     """
     if isinstance(layer, nn.Linear) and layer.out_features > layer.in_features:
         apply: Callable[..., Tensor] = _FoldedLinear.apply  # newer versions of torch type it
-        folded = apply(autocast_input(x), layer.weight, layer.bias, scale_O, shift_O)
-        return folded
+        return apply(autocast_input(x), layer.weight, layer.bias, scale_O, shift_O)
     # Subclasses under other names compute in another type or order.
     if isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm":
         offset_O = _offset(layer.bias, scale_O, shift_O)

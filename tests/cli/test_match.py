@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_the_table_shows_sizes_counts_and_what_does_not_come_near(
     names = ("lora_qv.yaml", "probe.yaml", "kora_v.yaml")
     out = kora(capfd, "params", "--config", "tiny.yaml", "--match", *names, "--target", "3100").out
     shown = out.splitlines()  # the config stands below the numbers of its strategy
-    lines = {below.strip(): line for line, below in zip(shown, shown[1:], strict=False)}
+    lines = {below.strip(): line for line, below in itertools.pairwise(shown)}
     assert "Nearest to 3,100 trainable parameters without the head, on vit_nano" in out
     assert "rank 1" in lines["lora_qv.yaml"]
     assert f"{Q_V:,}" in lines["lora_qv.yaml"]
