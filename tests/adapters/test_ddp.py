@@ -5,7 +5,6 @@ Plain `ddp`, which looks for no unused parameter: one of them would stop it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from datamodules.loading import ArrayDataset, as_is
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES
-from tests.adapters.support import gradients
+from tests.adapters.support import gradients, loss_of
 from tests.factory import built, kick, labels_for
 from tests.families import tiny
 from tests.two_ranks import on_two_ranks
@@ -43,14 +42,18 @@ def fresh(name: str) -> ClassificationTask:
 
 
 class Gradients(Callback):
-    """Those that the optimiser is about to use."""
+    """Those that the optimiser is about to use, and the loss that is logged."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        self.loss = torch.zeros(())
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         mine = pl_module.trainables().items()
         self.found = {name: p.grad.clone() for name, p in mine if p.grad is not None}
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.loss = trainer.callback_metrics["train/loss"].clone()
 
 
 def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
@@ -62,7 +65,7 @@ def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
         trainer = Trainer(strategy="ddp", devices=2, max_steps=1, callbacks=[seen], **TRAINER)
         # Three of the six images for each process.
         trainer.fit(fresh(name), DataLoader(data, batch_size=3, collate_fn=as_is))
-        found[name] = seen.found
+        found[name] = {**seen.found, "loss": seen.loss}
     return found
 
 
@@ -75,8 +78,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, T
 def test_two_processes_have_the_gradients_of_one_on_the_same_global_batch(
     name: str, both: list[dict[str, dict[str, Tensor]]]
 ) -> None:
-    _, alone = gradients(fresh(name).train(), global_batch())
-    assert alone
+    task = fresh(name).train()
+    _, alone = gradients(task, global_batch())
+    alone["loss"] = loss_of(task, global_batch()).detach()  # the logged one is of both as well
     for rank in (0, 1):
         assert both[rank][name].keys() == alone.keys()
         for key, gradient in alone.items():

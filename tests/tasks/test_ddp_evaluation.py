@@ -5,7 +5,6 @@ Lightning's own sampler would repeat images until both processes have as many.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,7 +75,10 @@ def test_uneven_last_batches_change_no_metric(
     kind: str, both: list[dict[str, dict[str, float]]]
 ) -> None:
     alone = scores(kind, devices=1)
-    assert {"val/loss", "test/loss"} <= alone.keys() or {"val/rmse_m", "test/rmse_m"} <= alone.keys()
+    assert {"val/loss", "test/loss"} <= alone.keys() or {
+        "val/rmse_m",
+        "test/rmse_m",
+    } <= alone.keys()
     for rank in (0, 1):
         assert both[rank][kind] == pytest.approx(alone, rel=1e-5)
 
