@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
+from datamodules.eval_sampling import without_repetition
 from datamodules.loading import ArrayDataset, EpochShuffle, as_is
 from datamodules.splits import (
     IntArray,
@@ -236,7 +237,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test")
+        return self._loader("test", shared=False)  # Lightning shares predictions without repetition
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch and its maps, on the device; leave every other batch alone."""
@@ -294,21 +295,27 @@ class ImageDataModule(LightningDataModule):
             "splits": splits,
         }
 
-    def _loader(self, split: Split) -> DataLoader[Any]:
+    def _loader(self, split: Split, *, shared: bool = True) -> DataLoader[Any]:
         if split not in self._datasets:
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
         training = split == "train"
         size, seed = len(self.indices(split)), self.resolved_seed()
-        return DataLoader(
-            self._datasets[split],
-            batch_size=self.batch_size if training else self.eval_batch_size,
-            sampler=EpochShuffle(size, seed=seed) if training else None,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+        options: dict[str, Any] = {
+            "dataset": self._datasets[split],
+            "batch_size": self.batch_size if training else self.eval_batch_size,
+            "num_workers": self.num_workers,
+            "collate_fn": self.collate,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+        }
+        if training:
+            return DataLoader(sampler=EpochShuffle(size, seed=seed), **options)
+        if shared and self.trainer is not None and self.trainer.world_size > 1:
+            shares = self.trainer.distributed_sampler_kwargs
+            if shares is not None:
+                return without_repetition(options, shares)
+        return DataLoader(**options)
 
 
 def _part(split: Split) -> Part:

@@ -22,6 +22,7 @@ import datamodules  # noqa: F401  (so that short class names are known)
 from kora.loggers import Wandb, claim_run_folder, make_loggers
 from kora.parser import KoraParser
 from kora.progress import ProgressBar, say
+from kora.ranks import in_one_list
 from kora.record import RunRecord
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
@@ -260,7 +261,7 @@ class KoraCLI(LightningCLI):
         """Predict, and write a file of the predictions into the run folder."""
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         if self.record is not None:
-            self.record.write_predictions(self.trainer, batches or [])
+            self.record.write_predictions(self.trainer, in_one_list(batches or []))  # type: ignore[arg-type]
 
     def _finish(self) -> None:
         if self.record is not None:

@@ -86,7 +86,7 @@ class ClassificationTask(AdapterTask):
         loss = F.cross_entropy(
             self(batch["image"]), batch["label"], label_smoothing=self.label_smoothing
         )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         return self.with_penalty(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

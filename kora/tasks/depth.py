@@ -83,7 +83,7 @@ class DepthTask(AdapterTask):
         predicted_Bhw: Tensor = self(batch["image"])
         predicted_BHW = _resized(predicted_Bhw, truth_BHW.shape[-2:])
         loss: Tensor = self.loss(predicted_BHW, truth_BHW, self.protocol.in_range(truth_BHW))
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         return self.with_penalty(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

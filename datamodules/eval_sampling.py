@@ -1,0 +1,74 @@
+"""Each process evaluates its own share of a split: no sample is left out, and none comes twice.
+
+Shapes: n images of a split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+__all__ = ["EvalBatches", "without_repetition"]
+
+
+class EvalBatches(DistributedSampler[list[int]]):
+    """The batches of one process, as lists of rows; every process has the same number of them.
+
+    torch's own DistributedSampler repeats samples until the shares are equal, and so makes every
+    mean over them wrong. Here the last batches are smaller instead. Their number is the same
+    everywhere, as a forward pass may wait for the other processes (FSDP does, DDP with buffers
+    too). Where a share is too small for that at `batch_size` 1, a batch holds two images.
+
+    Args:
+        dataset: what is evaluated, n images.
+        batch_size: images a batch of one process, at most.
+        num_replicas: processes among which the data is shared.
+        rank: this process.
+
+    Raises:
+        ValueError: there are fewer images than processes.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], *, batch_size: int, num_replicas: int, rank: int
+    ) -> None:
+        # A DistributedSampler by type: Lightning then knows that the data is shared out already.
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        assert isinstance(dataset, Sized)
+        size = len(dataset)
+        if size < num_replicas:
+            raise ValueError(
+                f"The split to evaluate holds {size} images, fewer than the {num_replicas} "
+                "processes that share it. Use fewer devices (trainer.devices), or more images."
+            )
+        self.rows = range(rank, size, num_replicas)
+        self.number = min(-(-size // (num_replicas * batch_size)), size // num_replicas)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = len(self.rows)
+        # Full batches, but at least one image for each that is still to come.
+        starts = [min(i * self.batch_size, share - (self.number - i)) for i in range(self.number)]
+        for start, end in zip(starts, [*starts[1:], share], strict=True):
+            yield list(self.rows[start:end])
+
+
+def without_repetition(loader_options: dict[str, Any], shares: dict[str, int]) -> DataLoader[Any]:
+    """A loader of this process's share.
+
+    Args:
+        loader_options: those of a DataLoader, with `dataset` and `batch_size`.
+        shares: `num_replicas` and `rank`.
+    """
+    options = dict(loader_options)
+    batches = EvalBatches(options["dataset"], batch_size=options.pop("batch_size"), **shares)
+    loader: DataLoader[Any] = DataLoader(batch_sampler=batches, **options)
+    # Lightning looks here whether it still has to share out the data. A plain assignment is refused
+    # by DataLoader, which reads only its batch_sampler.
+    object.__setattr__(loader, "sampler", batches)
+    return loader

@@ -1,0 +1,88 @@
+"""Every strategy on two processes trains by the gradients that one process has.
+
+Plain `ddp`, which looks for no unused parameter: one of them would stop it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.loading import ArrayDataset, as_is
+from kora.tasks import ClassificationTask
+from tests.adapters.strategies import STRATEGIES
+from tests.adapters.support import gradients, loss_of
+from tests.factory import built, kick, labels_for
+from tests.families import tiny
+from tests.two_ranks import on_two_ranks
+
+pytestmark = pytest.mark.slow
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def global_batch() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def fresh(name: str) -> ClassificationTask:
+    return kick(built(STRATEGIES[name](), backbone=tiny("tiny_vit")))
+
+
+class Gradients(Callback):
+    """Those that the optimiser is about to use, and the loss that is logged."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+        self.loss = torch.zeros(())
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        mine = pl_module.trainables().items()
+        self.found = {name: p.grad.clone() for name, p in mine if p.grad is not None}
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.loss = trainer.callback_metrics["train/loss"].clone()
+
+
+def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
+    images = global_batch()
+    data = ArrayDataset({"image": images, "label": labels_for(images)})
+    found = {}
+    for name in STRATEGIES:
+        seen = Gradients()
+        trainer = Trainer(strategy="ddp", devices=2, max_steps=1, callbacks=[seen], **TRAINER)
+        # Three of the six images for each process.
+        trainer.fit(fresh(name), DataLoader(data, batch_size=3, collate_fn=as_is))
+        found[name] = {**seen.found, "loss": seen.loss}
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    return on_two_ranks(gradients_by_strategy, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_processes_have_the_gradients_of_one_on_the_same_global_batch(
+    name: str, both: list[dict[str, dict[str, Tensor]]]
+) -> None:
+    task = fresh(name).train()
+    _, alone = gradients(task, global_batch())
+    alone["loss"] = loss_of(task, global_batch()).detach()  # the logged one is of both as well
+    for rank in (0, 1):
+        assert both[rank][name].keys() == alone.keys()
+        for key, gradient in alone.items():
+            torch.testing.assert_close(both[rank][name][key], gradient, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(both[0][name][key], both[1][name][key]) for key in alone)

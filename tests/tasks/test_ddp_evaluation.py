@@ -1,0 +1,89 @@
+"""Metrics on two processes are those of one, also where the last batch is uneven.
+
+Lightning's own sampler would repeat images until both processes have as many.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+
+from datamodules import Synthetic
+from kora.adapters import LoRA
+from kora.heads import LinearDepth
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from tests.factory import nano
+from tests.two_ranks import on_two_ranks
+
+pytestmark = pytest.mark.slow
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "max_epochs": 1,
+    "limit_train_batches": 1,
+}
+#: 17 test images in batches of 4 give one process 4 + 4 + 1 images and the other 4 + 3 + 1.
+SIZES: dict[str, Any] = {"train_images": 40, "test_images": 17, "val_images": 13}
+
+
+def still(parameters: Any) -> torch.optim.Optimizer:
+    """An optimiser that changes nothing, so that validation sees the weights of the start."""
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+def task(kind: str) -> AdapterTask:
+    torch.manual_seed(2)
+    options: dict[str, Any] = {"optimizer": still}
+    if kind == "classification":
+        return ClassificationTask(nano(image_size=32), LoRA(2), **options)
+    return DepthTask(nano(image_size=32), LoRA(2), head=LinearDepth(), protocol="full", **options)
+
+
+def scores(kind: str, **devices: Any) -> dict[str, float]:
+    """All that validation within a fit, and then a test, told."""
+    maps = ["depth_m"] if kind == "depth" else []
+    data = Synthetic(image_size=32, batch_size=4, maps=maps, **SIZES)
+    torch.manual_seed(5)
+    trainer = Trainer(**TRAINER, **devices)
+    model = task(kind)
+    trainer.fit(model, datamodule=data)
+    found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    trainer.test(model, datamodule=data, verbose=False)
+    found |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    if isinstance(model, ClassificationTask):
+        found["confusion"] = float(model.test_confusion.compute().sum())
+    return found
+
+
+def scores_of_two(rank: int) -> dict[str, dict[str, float]]:
+    return {kind: scores(kind, devices=2, strategy="ddp") for kind in ("classification", "depth")}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, float]]]:
+    return on_two_ranks(scores_of_two, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "depth"])
+def test_uneven_last_batches_change_no_metric(
+    kind: str, both: list[dict[str, dict[str, float]]]
+) -> None:
+    alone = scores(kind, devices=1)
+    assert {"val/loss", "test/loss"} <= alone.keys() or {
+        "val/rmse_m",
+        "test/rmse_m",
+    } <= alone.keys()
+    for rank in (0, 1):
+        assert both[rank][kind] == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_confusion_matrix_holds_each_image_once(
+    both: list[dict[str, dict[str, float]]],
+) -> None:
+    assert [found["classification"]["confusion"] for found in both] == [17, 17]
