@@ -1,6 +1,8 @@
 """A compact copy of the labelled file that is mapped into memory: images upright, depth in 16 bits.
 
 The file itself is compressed and turned on its side, which costs several times more than reading.
+Each frame has a CRC-32, which each process compares when it reads the frame for the first time: to
+check the whole cache when it is opened would mean to read gigabytes before the first step.
 
 Shapes: N frames of the file, B frames read at once, H height, W width
 """
@@ -12,6 +14,7 @@ import os
 import shutil
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,7 +37,7 @@ __all__ = ["STEP_M", "CacheReport", "CachedFrames", "open_cache", "write_cache"]
 #: 0.2 mm: 16 bits then reach 13.1 m, and the sensor's own steps are 1.5 mm at best.
 STEP_M = 0.0002
 _STEPS_PER_M = np.float32(5000)
-_FORMAT = 1
+_FORMAT = 2  # the first had no checksums
 _BLOCK = 16  # frames converted at once
 _TIMED = 256  # frames read to time the cache
 _FILES = {"images": "images.npy", "depth": "depth.npy"}
@@ -72,17 +75,22 @@ class CachedFrames:
     The arrays are mapped by the first `read` of each process.
     """
 
-    def __init__(self, folder: Path, *, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, source: LabelledFile, *, crc32: dict[str, list[int]]) -> None:
         self.folder = folder
-        self.frames = frames
-        self.size = size
+        self.frames = source.frames
+        self.size = source.size
+        self._crc32 = {name: np.array(crc32[name], dtype=np.uint32) for name in _FILES}
+        for name, array in self._crc32.items():
+            if array.shape != (self.frames,):
+                raise ValueError(f"{array.shape} checksums of {name} for {self.frames} frames")
+        self._checked = np.zeros(self.frames, dtype=bool)
         self._arrays: tuple[NDArray[np.uint8], NDArray[np.uint16]] | None = None
 
     def read(self, frames: IntArray) -> dict[str, Tensor]:
         """These frames, counted from 0: `image` uint8 (B, 3, H, W), `depth_m` float32 (B, H, W).
 
         Raises:
-            UnreadableImageError: the cache is not what it was when it was opened.
+            UnreadableImageError: the cache is not what it was when it was made or opened.
         """
         try:
             images, depths = self._open()
@@ -94,9 +102,31 @@ class CachedFrames:
         depth = torch.empty((len(frames), *self.size), dtype=torch.float32)
         image_BCHW, depth_BHW = image.numpy(), depth.numpy()
         for row in np.argsort(frames, kind="stable"):
-            image_BCHW[row] = images[frames[row]]
-            np.multiply(depths[frames[row]], np.float32(STEP_M), out=depth_BHW[row])
+            frame = int(frames[row])
+            if not self._checked[frame]:
+                self._check(frame, images=images[frame], depth=depths[frame])
+            image_BCHW[row] = images[frame]
+            np.multiply(depths[frame], np.float32(STEP_M), out=depth_BHW[row])
         return {"image": image, "depth_m": depth}
+
+    def is_whole(self) -> bool:
+        """Read every frame: is each what was written?"""
+        try:
+            for frame in range(self.frames):
+                self.read(np.array([frame]))
+        except UnreadableImageError:
+            return False
+        return True
+
+    def _check(self, frame: int, **arrays: NDArray[Any]) -> None:
+        for name, array in arrays.items():
+            if zlib.crc32(array.data) != self._crc32[name][frame]:
+                raise UnreadableImageError(
+                    f"{self.folder / _FILES[name]} is damaged: frame {frame} does not have the "
+                    "checksum with which it was written. Run `kora data prepare --config ...` to "
+                    "make the cache again."
+                )
+        self._checked[frame] = True
 
     @contextmanager
     def opened(self) -> Iterator[CachedFrames]:
@@ -135,14 +165,14 @@ def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
     """
     if not folder.is_dir():
         return None
-    frames = CachedFrames(folder, frames=source.frames, size=source.size)
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         found, wanted = about["source"], _identity(source)
         if found != wanted:
             raise ValueError(f"it was made from {found}, but the file is {wanted}")
+        frames = CachedFrames(folder, source, crc32=about["crc32"])
         frames._open()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"The cache {folder} is not used, because it does not match {source.path}: {reason}. "
@@ -167,8 +197,8 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stale cache is about to be replaced
-            ready = open_cache(folder, source) is not None
-        if not ready:
+            ready = open_cache(folder, source)
+        if ready is None or not ready.is_whole():
             _make(folder, source)
     about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     return CacheReport(folder=str(folder), **about["gain"])
@@ -188,8 +218,8 @@ def _make(folder: Path, source: LabelledFile) -> None:
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     staging.mkdir()
     try:
-        seconds, largest_m = _convert(source, staging)
-        cached = CachedFrames(staging, frames=source.frames, size=source.size)
+        seconds, largest_m, crc32 = _convert(source, staging)
+        cached = CachedFrames(staging, source, crc32=crc32)
         bytes_written = sum((staging / name).stat().st_size for name in _FILES.values())
         gain = {
             "source_mib": source.path.stat().st_size / 2**20,
@@ -198,7 +228,7 @@ def _make(folder: Path, source: LabelledFile) -> None:
             "cache_frames_per_second": _frames_per_second(cached),
             "largest_rounding_mm": 1000 * largest_m,
         }
-        about = {"source": identity, "step_m": STEP_M, "gain": gain}
+        about = {"source": identity, "step_m": STEP_M, "gain": gain, "crc32": crc32}
         (staging / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staging, folder)
@@ -206,12 +236,13 @@ def _make(folder: Path, source: LabelledFile) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _convert(source: LabelledFile, folder: Path) -> tuple[float, float]:
-    """Write both arrays; returns the seconds spent on reading, and the largest rounding in metres.
+def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str, list[int]]]:
+    """Write both arrays; returns seconds of reading, largest rounding in metres, and checksums.
 
     Written as files, not as maps: a full disk is then an error that can be told, not a crash.
     """
     seconds, largest_m = 0.0, 0.0
+    crc32: dict[str, list[int]] = {name: [] for name in _FILES}
     with (
         source.opened(),
         (folder / _FILES["images"]).open("wb") as images,
@@ -228,10 +259,17 @@ def _convert(source: LabelledFile, folder: Path) -> tuple[float, float]:
             depth = read["depth_m"].numpy()
             steps = _rounded(depth, first=start, source=source)
             largest_m = max(largest_m, float(np.abs(steps * np.float32(STEP_M) - depth).max()))
-            images.write(read["image"].numpy().tobytes())
-            depths.write(steps.tobytes())
+            for name, file, array in (
+                ("images", images, read["image"].numpy()),
+                ("depth", depths, steps),
+            ):
+                file.write(array.tobytes())
+                crc32[name] += [zlib.crc32(frame) for frame in array]
             bar.update(len(block))
-    return max(seconds, 1e-9), largest_m
+        for file in (images, depths):
+            file.flush()
+            os.fsync(file.fileno())  # the folder must not be moved before its bytes are there
+    return max(seconds, 1e-9), largest_m, crc32
 
 
 def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile) -> Any:

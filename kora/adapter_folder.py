@@ -5,6 +5,7 @@ What writes it, and what loads it into a strategy, is kora/checkpoints.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 __all__ = [
@@ -86,11 +87,21 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder by name: `adapter.*` and `head.*`, on the CPU.
 
     Raises:
-        RuntimeError: If the file is missing or damaged, or a number in it is not finite.
+        FileNotFoundError: If it is no adapter folder.
+        RuntimeError: If the file is missing or not what was written, or a number in it is not
+            finite.
     """
     path = folder / ADAPTER_WEIGHTS
+    expected = read_adapter_config(folder).get("weights_sha256")
     try:
-        tensors = load_file(path)
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if expected not in (None, found):  # None: written before it was kept
+            raise RuntimeError(
+                f"Adapter weights {path} cannot be read: they are damaged, as their SHA-256 is "
+                f"{found[:12]}, but {ADAPTER_CONFIG} says {str(expected)[:12]}. Train it again."
+            )
+        tensors = load(content)
     except (SafetensorError, OSError) as error:
         raise RuntimeError(
             f"Adapter weights {path} cannot be read: {error}. Train it again."

@@ -1,19 +1,20 @@
 """The adapter folder: safetensors weights and a JSON that says what they belong to.
 
 `adapter_model.safetensors` holds `adapter.*` and `head.*`; `adapter_config.json` names the
-strategy with its arguments, the backbone with the SHA-256 of its frozen weights, and the data.
+strategy with its arguments, the backbone with the SHA-256 of its frozen weights, the data, and the
+SHA-256 of the first file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kora import __version__
@@ -28,7 +29,8 @@ from kora.adapter_folder import (
 )
 from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
-from kora.results import write_atomically
+from kora.checkpoint_files import read_checkpoint, require_record
+from kora.durable import write_atomically
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -50,12 +52,19 @@ def save_adapter(
     backbone: Backbone,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write an adapter folder; each file appears whole or not at all."""
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(folder / ADAPTER_WEIGHTS, lambda path: save_file(plain, path))
+    """Write an adapter folder; each file appears whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    # An older record is of other weights: without one, the folder of a killed process is none.
+    (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
+    write_atomically(folder / ADAPTER_WEIGHTS, lambda path: path.write_bytes(weights))
     record = {
         "format": ADAPTER_FORMAT,
         "kora_version": __version__,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "adapter": describe(adapter) | adapter.origins(),
         "backbone": {
             "name": backbone.name,
@@ -103,19 +112,15 @@ def recall_adapter(file: str | Path, adapter: Strategy) -> None:
     """Give a strategy that is not attached yet what a folder or checkpoint of it holds of others.
 
     Raises:
-        FileNotFoundError: If it is no adapter folder.
-        ValueError: If it is of another format.
+        FileNotFoundError: If it is no adapter folder, or there is no such checkpoint.
+        ValueError: If it is of another format, or a checkpoint of something else.
         RuntimeError: If it is damaged.
     """
     path = expand(file)
     if path.suffix == ".ckpt":
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            record, tensors = content["kora"]["adapter"], content["state_dict"]
-        except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
-            raise RuntimeError(
-                f"Checkpoint {path} is damaged, or was not written by kora: {error!r}."
-            ) from error
+        content = read_checkpoint(path)
+        record = require_record(content, f"Checkpoint {path}")["adapter"]
+        tensors = content["state_dict"]
     else:
         record, tensors = read_adapter_config(path)["adapter"], read_adapter_tensors(path)
     of_adapter = {k: v for k, v in tensors.items() if k.startswith("adapter.")}

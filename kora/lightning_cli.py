@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 import datamodules  # noqa: F401  (so that short class names are known)
+from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
 from kora.loggers import Wandb, claim_run_folder, make_loggers
 from kora.parser import KoraParser
 from kora.progress import ProgressBar, say
@@ -103,6 +104,9 @@ class KoraCLI(LightningCLI):
                 "a number from 0 to 4294967295."
             )
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let what a checkpoint holds win over what the user typed."""
+
     @property
     def options(self) -> Any:
         """The parsed options of the command."""
@@ -122,6 +126,8 @@ class KoraCLI(LightningCLI):
                 f"Checkpoint {ckpt_path} does not exist, or is no .ckpt file. A run keeps its "
                 "checkpoints in runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
             )
+        if ckpt_path:
+            self.options.ckpt_path = str(usable_checkpoint(ckpt_path, self.command))
         source = self.options.get("source")
         if source is not None and self.options.model.init_args.get("adapter_from") is not None:
             raise ValueError(
@@ -150,6 +156,7 @@ class KoraCLI(LightningCLI):
         config = self.resolved()
         task.checkpoint = self.options.get("ckpt_path")
         trainer_config = self._get(self.config_init, "trainer")
+        kwargs["plugins"] = with_checked_io(trainer_config.get("plugins"))
         stages = self.source_stages
         stages.locate(task, train=self.command == "fit")
         if self.command == "fit" and self.options.source:
@@ -181,7 +188,7 @@ class KoraCLI(LightningCLI):
             )
             own.append(self.record)
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
-                own += self._checkpoints(task)
+                own += [CheckpointGuard(self.run_folder, config), *self._checkpoints(task)]
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [

@@ -10,13 +10,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import kora
+from kora.durable import write_atomically
 from kora.provenance import collect_versions, git_commit
 
 __all__ = [
@@ -130,29 +131,6 @@ class Run(NamedTuple):
 
     folder: Path
     result: RunResult
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it; returns `path`.
-
-    Whatever happens, `path` holds either its old content or all of the new one.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner reads
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
 
 
 def write_results(run_dir: str | Path, result: RunResult) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from kora.checkpoints import (
     save_adapter,
 )
 from tests.factory import built, kick, nano
+from tests.faults import Trap, flip
 
 
 @pytest.fixture
@@ -98,6 +101,9 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) 
     state = load_file(folder / ADAPTER_WEIGHTS)
     change(state)
     save_file(state, folder / ADAPTER_WEIGHTS)
+    record = json.loads((folder / ADAPTER_CONFIG).read_text())
+    digest = hashlib.sha256((folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({**record, "weights_sha256": digest}))
 
 
 KEY = "adapter.deltas.b03_fc1.up_OR"
@@ -140,6 +146,44 @@ def test_truncated_weights_are_named(keep: int, folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read.*Train it again"):
         load(folder)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.999])
+def test_a_flipped_byte_in_the_weights_is_told_with_both_checksums(
+    place: float, folder: Path
+) -> None:
+    path = folder / ADAPTER_WEIGHTS
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    flip(path, place)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} .*{found}.*{expected}.*again"):
+        load(folder)
+
+
+def test_a_pickle_in_place_of_the_weights_never_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    trap = folder / "it_ran"
+    content = pickle.dumps(Trap(trap))
+    (folder / ADAPTER_WEIGHTS).write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read.*SHA-256"):
+        load(folder)
+    record = json.loads((folder / ADAPTER_CONFIG).read_text())
+    record["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(record))
+    with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read"):
+        load(folder)
+    assert not trap.exists()
+    pickle.loads(content)  # the trap is one
+    assert trap.exists()
+
+
+def test_weights_without_a_checksum_of_an_older_version_are_loaded(folder: Path) -> None:
+    record = json.loads((folder / ADAPTER_CONFIG).read_text())
+    del record["weights_sha256"]
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(record))
+    assert load(folder)["folder"] == str(folder)
 
 
 def test_weights_that_are_a_folder_are_named(folder: Path) -> None:

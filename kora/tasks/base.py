@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from kora import __version__
 from kora.adapters import LinearProbe, Strategy, describe
 from kora.backbones import Backbone, Features
+from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.optim import Schedule, parameter_groups, schedule_factor
 
@@ -236,10 +238,10 @@ class AdapterTask(LightningModule):
             ValueError: If a key is missing, unknown or of another shape.
         """
         mine = self.kept_tensors()
-        check_keys(mine, state_dict, "The checkpoint")
+        check_keys(mine, state_dict, self._checkpoint_name())
         of_adapter = {k: v for k, v in state_dict.items() if k.startswith("adapter.")}
         self.adapter.verify(
-            {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, "The checkpoint"
+            {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, self._checkpoint_name()
         )
         with torch.no_grad():
             for name, tensor in mine.items():
@@ -248,24 +250,31 @@ class AdapterTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the frozen weights, which the file does not hold."""
         checkpoint["kora"] = {
+            "kora_version": __version__,
             "backbone": self.backbone.name,
+            "weights": str(self.backbone.weights),
             "sha256": self.backbone.sha256,
             "adapter": describe(self.adapter) | self.adapter.origins(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other frozen weights."""
-        record = checkpoint.get("kora")
-        if record is None:
-            raise ValueError(
-                "The checkpoint was not written by kora: it does not name its backbone. Give "
-                "--ckpt_path a file below a run's checkpoints folder."
-            )
-        check_same_adapter(self.adapter, record["adapter"], "The checkpoint")
+        """Refuse a checkpoint of other frozen weights.
+
+        Raises:
+            ValueError: If strategy, its arguments or the backbone's weights differ.
+        """
+        name = self._checkpoint_name()
+        record = require_record(checkpoint, name)
+        check_same_adapter(self.adapter, record["adapter"], name)
         if record["sha256"] != self.backbone.sha256:
             raise ValueError(
-                f"The checkpoint belongs to the backbone '{record['backbone']}' with weights "
+                f"{name} belongs to the backbone '{record['backbone']}' with weights "
                 f"{record['sha256'][:12]}; this run has '{self.backbone.name}' with "
                 f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml beside the "
                 "checkpoint."
             )
+
+    def _checkpoint_name(self) -> str:
+        """What to call the file that is being loaded, in an error."""
+        path = None if self._trainer is None else self._trainer.ckpt_path
+        return "The checkpoint" if path is None else f"Checkpoint {path}"

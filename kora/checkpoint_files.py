@@ -1,0 +1,145 @@
+"""Reading checkpoints: checked before anything is made of them, and never unpickled.
+
+torch's own `weights_only` default can be switched off by an environment variable; where it is asked
+for in the call, as here, that variable has no effect.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from kora.durable import DamagedFileError, has_checksum, read_checked, sweep
+
+__all__ = ["choose_checkpoint", "read_checkpoint", "require_record"]
+
+#: What every checkpoint of ours says of its adapter and frozen weights, and of which type.
+_RECORD = {"backbone": str, "sha256": str, "adapter": dict}
+
+
+def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint, of tensors and plain types.
+
+    Checked against the SHA-256 beside it; where that is missing (the file was copied alone),
+    against the CRC-32 of each record inside.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: It was changed or cut short, or is no checkpoint at all.
+        RuntimeError: It holds pickled objects, which could execute code: they are not loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Checkpoint {path} does not exist.")
+    content = read_checked(path)
+    _check_records(content, path)
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        raise RuntimeError(
+            f"Checkpoint {path} is refused: it holds pickled objects, which could execute code "
+            f"when loaded ({_reason(error)}). Use a checkpoint that kora wrote."
+        ) from error
+    except (RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise DamagedFileError(f"{path} is damaged: {_reason(error)}.") from error
+    if not isinstance(loaded, dict):
+        raise DamagedFileError(
+            f"{path} is no checkpoint: it holds {type(loaded).__name__}, expected a dict. Use a "
+            "checkpoint that kora wrote."
+        )
+    return loaded
+
+
+def require_record(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a checkpoint says of its adapter and frozen weights.
+
+    Args:
+        checkpoint: The loaded file.
+        source: What to call it.
+
+    Raises:
+        ValueError: It was not written by kora, or lacks a part; lists what is missing.
+    """
+    record = checkpoint.get("kora")
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{source} was not written by kora: it does not name its backbone. Give --ckpt_path a "
+            "file below a run's checkpoints folder."
+        )
+    wrong = [
+        f"kora.{key}" for key, kind in _RECORD.items() if not isinstance(record.get(key), kind)
+    ]
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        wrong.append("state_dict")
+    if wrong:
+        raise ValueError(
+            f"{source} lacks {', '.join(wrong)}, which kora always writes. Use another checkpoint "
+            "of its folder."
+        )
+    return record
+
+
+def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
+    """The checkpoint to load, and where that is another one than was asked for, why.
+
+    A training that goes on takes the newest good one of the folder where `path` is damaged. What is
+    measured is never silently another one.
+
+    Raises:
+        DamagedFileError: It is damaged and nothing may or can replace it.
+        RuntimeError: It holds pickled objects.
+    """
+    folder = path.parent
+    for place in (folder, folder.parent) if folder.name == "checkpoints" else (folder,):
+        sweep(place)
+    try:
+        read_checkpoint(path)
+    except DamagedFileError as error:
+        others = _good_checkpoints(folder, without=path)
+        if resume and others:
+            return others[
+                0
+            ], f"{error} The newest good checkpoint there is used instead: {others[0]}"
+        names = ", ".join(other.name for other in others)
+        remedy = f"Good ones in its folder: {names}." if others else "Its folder has no good one."
+        raise DamagedFileError(f"{error} {remedy}") from error
+    return path, None
+
+
+def _good_checkpoints(folder: Path, *, without: Path) -> list[Path]:
+    """From the newest on, by step: the times of files do not survive every copy."""
+    reached: list[tuple[int, float, Path]] = []
+    for path in folder.glob("*.ckpt"):
+        if path == without:
+            continue
+        try:
+            content = read_checkpoint(path)
+            require_record(content, str(path))
+        except (RuntimeError, ValueError, OSError):
+            continue
+        reached.append((int(content.get("global_step", 0)), path.stat().st_mtime, path))
+    return [path for *_, path in sorted(reached, reverse=True)]
+
+
+def _check_records(content: bytes, path: Path) -> None:
+    """Refuse what is no zip file; without a checksum beside it, compare those inside."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = None if has_checksum(path) else archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged, or was not written by kora: {_reason(error)}."
+        ) from error
+    if damaged is not None:
+        raise DamagedFileError(f"{path} is damaged: the checksum of {damaged} in it is wrong.")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a message without its full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__

@@ -1,0 +1,257 @@
+"""Files that are there as a whole or not at all, whenever the process, machine or disk gives up.
+
+A file is written under another name in its own folder, forced to the disk and then moved, so its
+name never leads to half of it. Where a checksum is asked for, it lies beside the file in the form
+of `sha256sum` (`sha256sum -c last.ckpt.sha256` checks it). Two files cannot be replaced in one
+step, so the new checksum is announced as `.sha256.next` before the file is moved and takes its
+place after it: either of the two may be that of the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = [
+    "CHECKSUM",
+    "DamagedFileError",
+    "has_checksum",
+    "read_checked",
+    "remove_checked",
+    "require_room",
+    "sweep",
+    "write_atomically",
+]
+
+CHECKSUM = ".sha256"
+_ANNOUNCED = ".sha256.next"
+_TEMPORARY = re.compile(r"\.kora-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
+_FOREIGN_SECONDS = 24 * 3600  # after which a file of a process on another machine is given up
+_MIB = 2**20
+
+
+class DamagedFileError(RuntimeError):
+    """A file is not what was written."""
+
+
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], *, checksum: bool = False
+) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it; returns `path`.
+
+    Whatever happens, `path` holds either its old content or all of the new one.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        write: Is given the temporary path.
+        checksum: Keep the SHA-256 beside the file.
+
+    Raises:
+        OSError: It cannot be written (disk full, read-only); the old content is kept.
+    """
+    path = Path(path)
+    temporary = _temporary(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner reads
+        _force(temporary)
+        if checksum:
+            _announce(path, _sha256_of(temporary))
+        os.replace(temporary, path)
+        _force(path.parent)
+        if checksum:
+            os.replace(_beside(path, _ANNOUNCED), _beside(path, CHECKSUM))
+    except OSError as error:
+        kept = " The file that was there before is kept." if path.exists() else ""
+        raise OSError(
+            f"{path} cannot be written: {error.strerror or error}.{kept} Make room, or choose a "
+            "folder that can be written to."
+        ) from error
+    finally:
+        _discard(temporary)
+    return path
+
+
+def read_checked(path: Path) -> bytes:
+    """The content of a file, if it is what its checksum says; without a checksum, as it is.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: It was changed or cut short after it was written.
+    """
+    while True:
+        before = path.stat()
+        content = path.read_bytes()
+        found, expected = _sha256(content), _known_checksums(path)
+        if not expected or found in expected:
+            return content
+        after = path.stat()
+        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            raise DamagedFileError(
+                f"{path} is damaged: its SHA-256 is {found[:12]}, but {path.name}{CHECKSUM} says "
+                f"{expected[-1][:12] or 'nothing'}. It was changed or cut short after it was "
+                "written."
+            )  # otherwise another process has just replaced it
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether `read_checked` has something to compare the file with."""
+    return bool(_known_checksums(path))
+
+
+def remove_checked(path: Path) -> None:
+    """Remove a file, if it is there, with what lies beside it."""
+    for name in (path, _beside(path, CHECKSUM), _beside(path, _ANNOUNCED)):
+        name.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the temporary files that dead processes left in a folder; returns them.
+
+    What a process of another machine left is removed after a day: here nobody knows if it lives.
+    """
+    swept = []
+    for path in folder.glob(".kora-*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and _is_stray(path, match["host"], int(match["process"])):
+            path.unlink(missing_ok=True)
+            swept.append(path)
+    return swept
+
+
+def require_room(folder: Path, size: int, *, in_all: int = 0) -> None:
+    """Refuse a folder that cannot take a file of `size` bytes, and `in_all` bytes altogether.
+
+    The file is really allocated for a moment: permissions, quotas and limits show themselves only
+    then (root may write where the mode says no, and nobody to a read-only disk).
+
+    Raises:
+        OSError: With what is missing.
+    """
+    probe = _temporary(folder)
+    try:
+        with probe.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.write(bytes(min(size, _MIB)))
+            reason = "too little room" if _free(folder) < in_all - size else None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    finally:
+        _discard(probe)
+    if reason is not None:
+        needed = max(size, in_all) / _MIB
+        raise OSError(
+            f"{folder} cannot take the files of this run: {reason} ({needed:.1f} MiB are needed, "
+            f"{_free(folder) / _MIB:.1f} MiB are free). Make room, or set --runs_dir to a folder "
+            "on another disk that can be written to."
+        )
+
+
+def _announce(path: Path, digest: str) -> None:
+    """Write the checksum of the file that is about to be moved to `path`."""
+    announced, current = _beside(path, _ANNOUNCED), _beside(path, CHECKSUM)
+    if announced.exists():  # left by a process that was killed: is it that of the file?
+        if path.exists() and _first_word(announced) == _sha256_of(path):
+            os.replace(announced, current)
+        else:
+            announced.unlink()
+    temporary = _temporary(path.parent)
+    try:
+        temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+        _force(temporary)
+        os.replace(temporary, announced)
+    finally:
+        _discard(temporary)
+    _force(path.parent)
+
+
+def _known_checksums(path: Path) -> list[str]:
+    """The announced one first: read the other way round, both could be missed."""
+    texts = [_first_word(_beside(path, suffix)) for suffix in (_ANNOUNCED, CHECKSUM)]
+    return [text for text in texts if text is not None]
+
+
+def _first_word(path: Path) -> str | None:
+    """The checksum in a file: empty if it holds none, None if there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
+    except FileNotFoundError:
+        return None
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _temporary(folder: Path) -> Path:
+    """A new name; not with the file's own in it, which Lightning's search for numbers would see."""
+    name = f".kora-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return folder / name
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:  # the error that led here says more
+        return
+
+
+def _is_stray(path: Path, host: str, process: int) -> bool:
+    if host == socket.gethostname():
+        return process == os.getpid() or not _is_alive(process)
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
+
+
+def _force(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot do that for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)  # it can only be read by setting it
+    os.umask(mask)
+    return mask

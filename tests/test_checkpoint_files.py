@@ -1,0 +1,159 @@
+"""Claims about reading checkpoints: damage is named, and pickled objects never run."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kora.checkpoint_files import choose_checkpoint, read_checkpoint, require_record
+from kora.checkpoint_io import CheckedCheckpointIO
+from kora.durable import DamagedFileError
+from tests.faults import Trap, flip, truncate
+
+RECORD = {"backbone": "vit_nano", "sha256": "0" * 64, "adapter": {"class_path": "x"}}
+
+
+def save(path: Path, *, step: int = 1, **more: Any) -> Path:
+    content = {"kora": RECORD, "state_dict": {"head.weight": torch.arange(4000.0)}, **more}
+    CheckedCheckpointIO().save_checkpoint({"global_step": step, **content}, path)
+    return path
+
+
+def test_what_was_saved_is_read_back_onto_the_cpu(tmp_path: Path) -> None:
+    content = read_checkpoint(save(tmp_path / "last.ckpt", step=7))
+    assert content["global_step"] == 7
+    assert torch.equal(content["state_dict"]["head.weight"], torch.arange(4000.0))
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum beside it", "copied alone"])
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_flipped_byte_is_found(checksum: bool, place: float, tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt")
+    if not checksum:
+        path.with_name("last.ckpt.sha256").unlink()
+    flip(path, place)
+    torch.load(path, weights_only=True)  # torch itself sees nothing
+    with pytest.raises(DamagedFileError, match=r"last\.ckpt is damaged: .*(SHA-256|checksum)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum beside it", "copied alone"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named(checksum: bool, share: float, tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt")
+    if not checksum:
+        path.with_name("last.ckpt.sha256").unlink()
+    truncate(path, share)
+    with pytest.raises(DamagedFileError, match=r"last\.ckpt is damaged"):
+        read_checkpoint(path)
+
+
+def test_something_else_is_named(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(DamagedFileError, match=r"list\.ckpt is no checkpoint: it holds list"):
+        read_checkpoint(tmp_path / "list.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt does not exist"):
+        read_checkpoint(tmp_path / "nothing.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+@pytest.mark.parametrize("format", ["zip", "legacy", "bare"])
+def test_a_pickled_payload_never_runs_whatever_the_environment_says(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    trap, path = tmp_path / "it_ran", tmp_path / "last.ckpt"
+    payload = {"kora": RECORD, "state_dict": {}, "loops": Trap(trap)}
+    if format == "bare":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path, _use_new_zipfile_serialization=format == "zip")
+    refused = r"last\.ckpt (is refused: it holds pickled|is damaged, or was not written by kora)"
+    with pytest.raises(RuntimeError, match=refused):
+        read_checkpoint(path)
+    with pytest.raises(RuntimeError, match=refused):
+        CheckedCheckpointIO().load_checkpoint(path, weights_only=False)
+    with pytest.raises(RuntimeError, match=refused):
+        choose_checkpoint(path, resume=True)
+    assert not trap.exists()
+    with contextlib.suppress(RuntimeError):  # the bare one is no checkpoint, but only after it ran
+        torch.load(path)  # stock torch runs it
+    assert trap.exists()
+
+
+def test_a_payload_is_refused_also_where_a_good_checkpoint_lies_beside_it(tmp_path: Path) -> None:
+    save(tmp_path / "best.ckpt")
+    torch.save({"kora": RECORD, "x": Trap(tmp_path / "it_ran")}, tmp_path / "last.ckpt")
+    with pytest.raises(RuntimeError, match=r"last\.ckpt is refused"):
+        choose_checkpoint(tmp_path / "last.ckpt", resume=True)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_instead_of_a_damaged_one_training_goes_on_from_the_newest_good_one(
+    tmp_path: Path,
+) -> None:
+    last = save(tmp_path / "last.ckpt", step=9)
+    save(tmp_path / "newer.ckpt", step=8)
+    save(tmp_path / "best.ckpt", step=5)
+    save(tmp_path / "older.ckpt", step=2)  # the file itself is newer than that of best.ckpt
+    assert choose_checkpoint(last, resume=True) == (last, None)
+    truncate(last)
+    flip(tmp_path / "newer.ckpt")
+    chosen, why = choose_checkpoint(last, resume=True)
+    assert chosen == tmp_path / "best.ckpt"
+    assert why is not None
+    assert "last.ckpt is damaged" in why
+    assert str(chosen) in why
+    assert "\n" not in why
+
+
+def test_what_is_measured_is_never_another_one(tmp_path: Path) -> None:
+    best = save(tmp_path / "best.ckpt")
+    save(tmp_path / "last.ckpt")
+    flip(best)
+    with pytest.raises(DamagedFileError, match=r"best\.ckpt is damaged.*folder: last\.ckpt\."):
+        choose_checkpoint(best, resume=False)
+    (tmp_path / "last.ckpt").unlink()
+    for resume in (True, False):
+        with pytest.raises(DamagedFileError, match=r"best\.ckpt is damaged.*has no good one"):
+            choose_checkpoint(best, resume=resume)
+
+
+def test_what_a_killed_save_left_is_swept(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints/last.ckpt")
+    stray = f".kora-{socket.gethostname()}-{2**22 + 1}-00000000.tmp"
+    for folder in (path.parent, tmp_path):
+        (folder / stray).write_bytes(b"half")
+    choose_checkpoint(path, resume=True)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kora": None}, r"^It was not written by kora.*--ckpt_path"),
+        ({"kora": {"backbone": "x", "sha256": 3}}, r"^It lacks kora\.sha256, kora\.adapter, which"),
+        ({"state_dict": None}, r"^It lacks state_dict"),
+    ],
+)
+def test_what_is_missing_is_listed(change: dict[str, Any], message: str) -> None:
+    whole = {"kora": RECORD, "state_dict": {}}
+    assert require_record(whole, "It") == RECORD
+    with pytest.raises(ValueError, match=message):
+        require_record({**whole, **change}, "It")
+
+
+def test_a_copy_of_the_pair_elsewhere_is_still_checked(tmp_path: Path) -> None:
+    path = save(tmp_path / "a/last.ckpt")
+    moved = Path(shutil.copytree(path.parent, tmp_path / "b")) / "last.ckpt"
+    assert read_checkpoint(moved)["global_step"] == 1
+    flip(moved)
+    with pytest.raises(DamagedFileError, match=r"b/last\.ckpt"):
+        read_checkpoint(moved)
