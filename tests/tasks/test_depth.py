@@ -290,8 +290,9 @@ def test_a_field_laid_over_a_preset_keeps_its_crop_and_none_is_guessed() -> None
 
 
 def test_a_checkpoint_of_another_depth_range_is_refused() -> None:
-    checkpoint: dict[str, Any] = {}
-    built(head=LinearDepth(max_depth_m=10.0)).on_save_checkpoint(checkpoint)
+    task = built(head=LinearDepth(max_depth_m=10.0))
+    checkpoint: dict[str, Any] = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
     built(head=LinearDepth(max_depth_m=10.0)).on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=r"10\.0.*this run has.*20\.0"):
         built(head=LinearDepth(max_depth_m=20.0)).on_load_checkpoint(checkpoint)
