@@ -12,10 +12,13 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.durable import require_room
 from kora.results import run_versions
 from kora.weights import is_reachable
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
+
+_LEAST_ROOM = 2**20  # bytes, for the config, the splits and a record
 
 
 @dataclass
@@ -34,7 +37,28 @@ class Wandb:
 
 
 def claim_run_folder(parent: Path) -> Path:
-    """Make the next free `version_<n>` folder; two processes never get the same one."""
+    """Make the next free `version_<n>` folder; two processes never get the same one.
+
+    Raises:
+        OSError: It cannot be made or written into (read-only, disk full): nothing would be kept.
+    """
+    try:
+        folder = _claim(parent)
+    except OSError as error:
+        raise OSError(
+            f"No run folder can be made in {parent}: {error.strerror}. Set --runs_dir to a folder "
+            "that can be written to."
+        ) from error
+    if not rank_zero_only.rank:  # type: ignore[attr-defined]
+        try:
+            require_room(folder, _LEAST_ROOM)
+        except OSError:
+            folder.rmdir()
+            raise
+    return folder
+
+
+def _claim(parent: Path) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     taken = run_versions(parent)
     number = max(taken, default=-1) + 1

@@ -19,6 +19,7 @@ from datamodules import NYUDepthV2
 from datamodules.loading import as_is
 from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport
 from tests.depth_factory import depth_frame, write_frame_folders, write_labelled, write_splits
+from tests.faults import flip
 
 MAT = "nyu_depth_v2_labeled.mat"
 FOLDER = "nyu_depth_v2_labeled.depths.cache"
@@ -155,6 +156,61 @@ def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert is_cached(make(root))
+
+
+@pytest.mark.parametrize("name", ["images.npy", "depth.npy"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_byte_is_told_with_file_and_frame_and_prepare_makes_it_again(
+    root: Path, name: str, workers: int
+) -> None:
+    exact = everything(make(root))
+    make(root).prepare_cache()
+    flip(root / FOLDER / name, 0.8)  # in frame 9 of 12, which is a test frame
+    data = make(root, num_workers=workers)
+    data.setup("test")
+    with pytest.raises(RuntimeError, match=rf"^\S*{name} is damaged: frame 9 .*kora data prepare"):
+        list(data.test_dataloader())
+    make(root).prepare_cache()
+    mended = everything(make(root))
+    assert torch.equal(mended["image"], exact["image"])
+
+
+def no_checksums(root: Path) -> None:
+    change_record(root, lambda about: about.pop("crc32"))
+
+
+def too_few_checksums(root: Path) -> None:
+    change_record(root, lambda about: about["crc32"]["images"].pop())
+
+
+def an_impossible_checksum(root: Path) -> None:
+    change_record(root, lambda about: about["crc32"]["images"].__setitem__(3, -1))
+
+
+def change_record(root: Path, change: Any) -> None:
+    path = root / FOLDER / "cache.json"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("spoil", [no_checksums, too_few_checksums, an_impossible_checksum])
+def test_a_cache_without_its_checksums_is_not_used(root: Path, spoil: Any) -> None:
+    make(root).prepare_cache()
+    spoil(root)
+    with pytest.warns(UserWarning, match=rf"{FOLDER} is not used.*kora data prepare"):
+        assert not is_cached(make(root))
+
+
+def test_a_frame_is_checked_by_the_first_read_of_a_process_only(root: Path) -> None:
+    data = make(root)
+    data.prepare_cache()
+    reader = data.layout.reader_of("test")[0]
+    reader.read(np.array([9]))
+    flip(root / FOLDER / "images.npy", 0.8)
+    reader.read(np.array([9]))
+    with pytest.raises(RuntimeError, match="frame 9"):
+        pickle.loads(pickle.dumps(make(root).layout.reader_of("test")[0])).read(np.array([9]))
 
 
 def test_a_cache_that_vanishes_is_told_by_the_worker_in_one_sentence(root: Path) -> None:
