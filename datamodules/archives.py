@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import shutil
@@ -27,6 +28,12 @@ _DAMAGED = (
 )
 
 
+#: What an archive may unpack to: a bomb is small and claims far more. Photographs hardly shrink.
+_FREE_BYTES = 1 << 30
+_MOST_TIMES = 200
+_MOST_MEMBERS = 20_000_000
+
+
 def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -> None:
     """Extract `archive` so that `target` is one of its folders; `target` must not exist.
 
@@ -41,7 +48,9 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
 
     Raises:
         ValueError: not an archive by its name, or without the folder `inside`.
-        RuntimeError: damaged or truncated, or a member is a link or would land outside `target`.
+        RuntimeError: damaged or truncated; a member is a link or would land outside `target`; or
+            it unpacks to 1 GiB and more than 200 times its size.
+        OSError: no room on the disk.
     """
     temporary = target.with_name(f".{target.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
@@ -61,6 +70,14 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
         reason = str(error).partition("\n")[0].rstrip(":")
         raise RuntimeError(
             f"Archive {archive} is damaged or truncated ({reason}). Delete it and get it again."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"There is no room to extract {archive} beside {target} ({error.strerror}). Nothing was "
+            "left there. Make room, or set data.root to a folder on another disk.",
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,10 +111,31 @@ def _check_member(archive: Path, name: str, *, is_plain: bool) -> None:
     )
 
 
+class _Allowance:
+    """Counts what the members say they hold, before they are written."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self.most_bytes = max(_FREE_BYTES, _MOST_TIMES * archive.stat().st_size)
+        self.bytes = self.members = 0
+
+    def take(self, size: int) -> None:
+        self.bytes += size
+        self.members += 1
+        if self.bytes > self.most_bytes or self.members > _MOST_MEMBERS:
+            raise RuntimeError(
+                f"Archive {self.archive} ({self.archive.stat().st_size:,} bytes) is not safe to "
+                f"extract: it would unpack to more than {self.most_bytes:,} bytes or "
+                f"{_MOST_MEMBERS:,} files, as a bomb does. Nothing was extracted. If you trust it, "
+                "extract it yourself, and set data.root to its folder."
+            )
+
+
 def _extract_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        members = file.infolist()
+        members, allowance = file.infolist(), _Allowance(archive)
         for member in members:
+            allowance.take(member.file_size)
             mode = stat.S_IFMT(member.external_attr >> 16)
             _check_member(
                 archive, member.filename, is_plain=mode in (0, stat.S_IFREG, stat.S_IFDIR)
@@ -108,8 +146,10 @@ def _extract_zip(archive: Path, folder: Path) -> None:
 
 def _extract_tar(archive: Path, folder: Path) -> None:
     # The members are checked as they come: listing them first would decompress everything twice.
+    allowance = _Allowance(archive)
     with tarfile.open(archive) as file:
         for member in tqdm(file, desc=f"Extracting {archive.name}", delay=2, disable=None):
+            allowance.take(member.size)
             _check_member(archive, member.name, is_plain=member.isfile() or member.isdir())
             if hasattr(tarfile, "data_filter"):
                 file.extract(member, folder, filter="data")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import stat
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,11 +66,12 @@ def test_a_link_or_device_in_a_tar_is_refused(tmp_path: Path, kind: bytes) -> No
     assert nothing_is_left(tmp_path, archive)
 
 
-def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_a_link_or_device_in_a_zip_is_refused(tmp_path: Path, kind: int) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as file:
         info = zipfile.ZipInfo("data/link")
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        info.external_attr = (kind | 0o777) << 16
         file.writestr(info, "/etc/passwd")
     with pytest.raises(RuntimeError, match="'data/link' is a link or a special file"):
         extract_archive(archive, tmp_path / "out")
@@ -113,3 +116,44 @@ def test_the_rest_of_a_killed_extraction_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".out.extracting" / "data" / "stale").write_bytes(b"")
     extract_archive(write_zip(tmp_path / "x.zip", MEMBERS), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "deep"]
+
+
+def zip_bomb(path: Path) -> Path:
+    """Thirty names for the same 64 MiB of zeros, which are 65 KB in the file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("data/0", bytes(64 << 20))
+        for number in range(1, 30):
+            twin = copy.copy(file.filelist[0])
+            twin.filename = f"data/{number}"
+            file.filelist.append(twin)
+    return path
+
+
+def tar_bomb(path: Path) -> Path:
+    """A kilobyte that says that two terabytes will follow, behind a file as it should be."""
+    info = tarfile.TarInfo("data/zeros")
+    info.size = 2 << 40
+    with tarfile.open(path, "w:gz") as file:
+        small = tarfile.TarInfo("data/a.txt")
+        small.size = 1
+        file.addfile(small, io.BytesIO(b"a"))
+        file.fileobj.write(info.tobuf())  # type: ignore[union-attr]
+    return path
+
+
+@pytest.mark.parametrize(("name", "make"), [("x.zip", zip_bomb), ("x.tar.gz", tar_bomb)])
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, name: str, make: Callable[[Path], Path]
+) -> None:
+    archive = make(tmp_path / name)
+    assert archive.stat().st_size < 1 << 20
+    with pytest.raises(RuntimeError, match=rf"{name} .*would unpack to more than .* bomb"):
+        extract_archive(archive, tmp_path / "out")
+    assert nothing_is_left(tmp_path, archive)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_what_shrinks_well_and_is_small_is_no_bomb(tmp_path: Path, suffix: str) -> None:
+    archive = write(tmp_path / f"x.{suffix}", {"data/zeros": bytes(20 << 20)})
+    extract_archive(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "zeros").stat().st_size == 20 << 20
