@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from kora.adapter_record import task_record
 from kora.adapters import describe
 from kora.audit import Audit
 from kora.audit_depth import DepthAudit
@@ -236,6 +237,7 @@ class RunRecord(Callback):
                 adapter=task.adapter,
                 backbone=task.backbone,
                 extra={
+                    **task_record(task, datamodule),
                     "experiment": self.experiment,
                     "seed": self.seed,
                     "class_names": list(getattr(datamodule, "class_names", [])),
