@@ -27,6 +27,7 @@ __all__ = [
     "as_is",
     "decode_image",
     "decode_images",
+    "decode_native",
 ]
 
 Resize = Literal["crop", "stretch"]
@@ -84,15 +85,7 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
             the wrong size.
     """
     height, width = size
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
-            image = (opened if resize is None else ImageOps.exif_transpose(opened)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"Cannot read the image {path} ({error}). Replace or remove this file."
-        ) from error
+    image = _opened(path, upright=resize is not None)
     if resize == "crop":
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
     elif resize == "stretch":
@@ -103,6 +96,27 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
             f"{width}. Replace or remove this file."
         )
     return np.asarray(image)
+
+
+def decode_native(path: Path) -> NDArray[np.uint8]:
+    """RGB image (H, W, 3) of a file, upright, at its own size.
+
+    Raises:
+        UnreadableImageError: the file cannot be read, or holds more than 8 bits a channel.
+    """
+    return np.asarray(_opened(path, upright=True))
+
+
+def _opened(path: Path, *, upright: bool) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
+            return (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"Cannot read the image {path} ({error}). Replace or remove this file."
+        ) from error
 
 
 def decode_images(

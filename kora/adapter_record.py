@@ -17,14 +17,14 @@ from kora.adapters import describe
 from kora.backbones import Backbone
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 
-__all__ = ["rebuild", "task_record"]
+__all__ = ["preprocessing", "rebuild", "task_record"]
 
 
 def task_record(task: AdapterTask, datamodule: Any = None) -> dict[str, Any]:
     """Task with its head, preprocessing, and where the frozen weights came from; plain types."""
     return {
         "task": _described(task),
-        "preprocessing": _preprocessing(task.backbone, datamodule),
+        "preprocessing": preprocessing(task.backbone, datamodule),
         "weights": {
             "source": task.backbone.weights,
             "keep_classifier": task.backbone.keep_classifier,
@@ -73,7 +73,7 @@ def _described(task: AdapterTask) -> dict[str, Any] | None:
     return {"class_path": f"kora.tasks.{type(task).__name__}", "init_args": arguments}
 
 
-def _preprocessing(backbone: Backbone, datamodule: Any) -> dict[str, Any]:
+def preprocessing(backbone: Backbone, datamodule: Any = None) -> dict[str, Any]:
     """What happens to an image before the model of timm; `loader` is what the data module did."""
     resize = getattr(datamodule, "resize", None)
     loader = None

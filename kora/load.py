@@ -21,7 +21,7 @@ from kora.adapter_folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from kora.adapter_record import rebuild
+from kora.adapter_record import preprocessing, rebuild
 from kora.adapters import FullFineTune, Strategy
 from kora.backbones import Backbone
 from kora.tasks import AdapterTask, DepthTask
@@ -69,6 +69,11 @@ class AdaptedModel(nn.Module):
         """What sits on the features."""
         assert self.task.head is not None
         return self.task.head
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to an image before the model of timm; of early folders without a loader."""
+        return dict(self.record.get("preprocessing") or preprocessing(self.backbone))
 
     @property
     def device(self) -> torch.device:
