@@ -27,7 +27,8 @@ __all__ = [
     "as_is",
     "decode_image",
     "decode_images",
-    "decode_native",
+    "fit_image",
+    "read_upright",
 ]
 
 Resize = Literal["crop", "stretch"]
@@ -86,10 +87,8 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
     """
     height, width = size
     image = _opened(path, upright=resize is not None)
-    if resize == "crop":
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    elif resize == "stretch":
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if resize is not None:
+        image = fit_image(image, size=size, resize=resize)
     elif image.size != (width, height):
         raise UnreadableImageError(
             f"The image {path} is {image.height} x {image.width} pixels, expected {height} x "
@@ -98,13 +97,21 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
     return np.asarray(image)
 
 
-def decode_native(path: Path) -> NDArray[np.uint8]:
-    """RGB image (H, W, 3) of a file, upright, at its own size.
+def read_upright(path: Path) -> Image.Image:
+    """RGB image of a file, upright, at its own size.
 
     Raises:
         UnreadableImageError: the file cannot be read, or holds more than 8 bits a channel.
     """
-    return np.asarray(_opened(path, upright=True))
+    return _opened(path, upright=True)
+
+
+def fit_image(image: Image.Image, *, size: tuple[int, int], resize: Resize) -> Image.Image:
+    """The image at `size` = (H, W), as `decode_image` says."""
+    height, width = size
+    if resize == "crop":
+        return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _opened(path: Path, *, upright: bool) -> Image.Image:

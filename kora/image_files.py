@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import UnreadableImageError, decode_image, decode_native
+from datamodules.loading import UnreadableImageError, fit_image, read_upright
 
 __all__ = ["Batch", "ImageFiles", "collate", "image_files"]
 
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
 
     places: list[int]  # of the images, in the list of files
     images: Tensor  # (B, 3, h, w), floating point in [0, 1]
-    sizes: list[tuple[int, int]]  # (H, W) of each
+    sizes: list[tuple[int, int]]  # (H, W) of each, less what was cut off
     errors: dict[int, str]  # by place
 
 
@@ -51,21 +52,22 @@ class ImageFiles(Dataset[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        path = self.files[place]
         try:
-            pixels = decode_native(path)
-            height, width = pixels.shape[:2]
-            if self.loader is not None:
-                size = (self.loader["image_size"][0], self.loader["image_size"][1])
-                pixels = decode_image(path, size=size, resize=self.loader["resize"])
+            picture = read_upright(self.files[place])
         except UnreadableImageError as error:
             return {"place": place, "error": str(error)}
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
+        size = (picture.height, picture.width)
+        if self.loader is not None:
+            fitted = (self.loader["image_size"][0], self.loader["image_size"][1])
+            picture = fit_image(picture, size=fitted, resize=self.loader["resize"])
+            size = fitted if self.loader["resize"] == "crop" else size  # the rest is cut off
+        pixels = np.asarray(picture).transpose(2, 0, 1).copy()
+        image = torch.from_numpy(pixels).float().div_(255)
         if image.shape[-2:] != self.size:  # as Backbone.preprocess does
             image = F.interpolate(
                 image[None], self.size, mode=self.interpolation, antialias=True, align_corners=False
             )[0].clamp_(0, 1)
-        return {"place": place, "image": image, "size": (int(height), int(width))}
+        return {"place": place, "image": image, "size": size}
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
