@@ -104,14 +104,18 @@ def _backbone(record: Mapping[str, Any]) -> str:
     licence = weights.get("licence")
     size = backbone.get("image_size")
     side = "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+    full = record["adapter"]["class_path"] == "kora.adapters.FullFineTune"
     rows = [
         ("name", f"`{backbone['name']}`"),
         ("weights", f"`{weights.get('source', 'not recorded')}`"),
-        ("SHA-256 of the frozen weights", f"`{backbone['sha256']}`"),
+        (f"SHA-256 of {'these' if full else 'the frozen'} weights", f"`{backbone['sha256']}`"),
         ("image size", f"{side} pixels"),
-        ("licence of the weights", f"{licence} (as timm states it)" if licence else "unknown"),
+        ("licence of the weights", f"{licence} (as timm has it)" if licence else "unknown"),
     ]
-    return _table(("", ""), rows) + "\n\nOther weights are refused when it is loaded."
+    note = "Training began with them; the folder holds all weights as they were afterwards."
+    return _table(("", ""), rows) + (
+        f"\n\n{note}" if full else "\n\nOther weights are refused when it is loaded."
+    )
 
 
 def _data(result: RunResult) -> str:

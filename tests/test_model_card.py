@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kora.adapters import KoRA, LoRA
+from kora.adapters import FullFineTune, KoRA, LoRA
 from kora.formats import format_metric
 from kora.model_card import CARD, write_card
 from tests.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
@@ -45,7 +45,7 @@ def test_a_run_leaves_a_card_with_its_own_numbers(here: Path, capfd: Capture) ->
     assert "30 train" in card or f"{record['protocol']['sizes']['train']} train" in card
     assert "One seed (n = 1)" in card
     assert f"{record['parameters']['trainable']:,} numbers were trained" in card
-    assert "apache-2.0 (as timm states it)" in card
+    assert "apache-2.0 (as timm has it)" in card
 
     (python,) = [block.text for block in blocks(card) if block.language == "python"]
     assert len(python.strip().splitlines()) == 2
@@ -77,6 +77,14 @@ def test_a_folder_without_its_run_says_what_it_knows(tmp_path: Path) -> None:
     assert "licence of the weights | unknown" in card
     assert ", ".join(CLASSES) in card
     assert "Data and protocol" not in card
+    assert "Other weights are refused" in card
+
+
+def test_a_card_of_full_fine_tuning_does_not_speak_of_frozen_weights(tmp_path: Path) -> None:
+    card = write_card(write_folder(tmp_path / "adapter", kicked(FullFineTune()))).read_text()
+    assert "holds all weights as they were afterwards" in card
+    assert "frozen" not in card
+    assert "refused" not in card
 
 
 def test_the_record_of_a_run_holds_what_the_model_needs(here: Path, capfd: Capture) -> None:
