@@ -27,6 +27,8 @@ __all__ = [
     "as_is",
     "decode_image",
     "decode_images",
+    "fit_image",
+    "read_upright",
 ]
 
 Resize = Literal["crop", "stretch"]
@@ -84,25 +86,44 @@ def decode_image(path: Path, *, size: tuple[int, int], resize: Resize | None) ->
             the wrong size.
     """
     height, width = size
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
-            image = (opened if resize is None else ImageOps.exif_transpose(opened)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"Cannot read the image {path} ({error}). Replace or remove this file."
-        ) from error
-    if resize == "crop":
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    elif resize == "stretch":
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = _opened(path, upright=resize is not None)
+    if resize is not None:
+        image = fit_image(image, size=size, resize=resize)
     elif image.size != (width, height):
         raise UnreadableImageError(
             f"The image {path} is {image.height} x {image.width} pixels, expected {height} x "
             f"{width}. Replace or remove this file."
         )
     return np.asarray(image)
+
+
+def read_upright(path: Path) -> Image.Image:
+    """RGB image of a file, upright, at its own size.
+
+    Raises:
+        UnreadableImageError: the file cannot be read, or holds more than 8 bits a channel.
+    """
+    return _opened(path, upright=True)
+
+
+def fit_image(image: Image.Image, *, size: tuple[int, int], resize: Resize) -> Image.Image:
+    """The image at `size` = (H, W), as `decode_image` says."""
+    height, width = size
+    if resize == "crop":
+        return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _opened(path: Path, *, upright: bool) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise OSError("more than 8 bits a channel; convert it to 8-bit RGB")
+            return (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"Cannot read the image {path} ({error}). Replace or remove this file."
+        ) from error
 
 
 def decode_images(

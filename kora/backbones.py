@@ -164,6 +164,10 @@ class Backbone(nn.Module):
             twin = timm.create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
+    def plain_model(self, num_classes: int) -> Any:
+        """timm's own model of this architecture with a classifier; its numbers are random."""
+        return timm.create_model(self.name, **{**self._create_kwargs, "num_classes": num_classes})
+
     def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
         """Paths of the modules that a forward pass calls, in the order in which they return.
 

@@ -22,13 +22,15 @@ Train and compare adapters on frozen vision transformers.
   fit       train, choose the best checkpoint by validation, test it once, record the run
   validate  measure a checkpoint on the validation part
   test      measure a checkpoint on the test set
-  predict   write a checkpoint's predictions for the test set
+  predict   write a checkpoint's predictions for the test set, or
+              for a folder of images                   kora predict RUN --images FOLDER
 
   params    what trains, where and how much            kora params --config FILE [--json]
               at one budget: their ranks and widths    kora params --config FILE --match FILES...
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
+  export    for peft, timm or ONNX, and compared      kora export RUN --format timm
   list      strategies, heads, losses, data modules and configs
 
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
@@ -48,6 +50,23 @@ def _lightning(command: str) -> Command:
         run_lightning([command, *args])
 
     return run
+
+
+def _predict(args: Sequence[str]) -> None:
+    """A run's folder comes first, or --images is named: images; else a config, by Lightning."""
+    named = any(arg.split("=")[0] == "--images" for arg in args)
+    if not named and (not args or args[0].startswith("-")):
+        _lightning("predict")(args)
+        return
+    from kora.predict_cli import predict_command
+
+    predict_command(args)
+
+
+def _export(args: Sequence[str]) -> None:
+    from kora.export import export_command
+
+    export_command(args)
 
 
 def _params(args: Sequence[str]) -> None:
@@ -93,7 +112,9 @@ def _list(args: Sequence[str]) -> None:
 
 
 _COMMANDS: dict[str, Command] = {
-    **{name: _lightning(name) for name in ("fit", "validate", "test", "predict")},
+    **{name: _lightning(name) for name in ("fit", "validate", "test")},
+    "predict": _predict,
+    "export": _export,
     "params": _params,
     "data": _data,
     "grid": _grid,

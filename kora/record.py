@@ -17,10 +17,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from kora.adapter_record import task_record
 from kora.adapters import describe
 from kora.audit import Audit
 from kora.audit_depth import DepthAudit
 from kora.checkpoints import save_adapter
+from kora.model_card import write_card
 from kora.params import ParameterReport, parameter_report
 from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.results import RunResult, write_atomically, write_results
@@ -236,6 +238,7 @@ class RunRecord(Callback):
                 adapter=task.adapter,
                 backbone=task.backbone,
                 extra={
+                    **task_record(task, datamodule),
                     "experiment": self.experiment,
                     "seed": self.seed,
                     "class_names": list(getattr(datamodule, "class_names", [])),
@@ -244,6 +247,8 @@ class RunRecord(Callback):
             )
         pictures = self._pictures()
         write_results(self.folder, result)  # last: a folder with results.json is a finished run
+        if self.command == "fit":
+            write_card(self.folder / "adapter")  # of what was just written
         console = Console()
         console.print(summary_table(result))
         console.print(f"Run folder: {self.folder}", soft_wrap=True, highlight=False)

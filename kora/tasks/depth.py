@@ -97,27 +97,31 @@ class DepthTask(AdapterTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Depth in metres at the size of the images, float32 on the CPU, inside the range."""
         images = batch["image"]
-        depth = _resized(self._flipped_mean(images), images.shape[-2:])
-        limits = (self.protocol.min_depth_m, self.protocol.max_depth_m)
-        result = {"depth_m": depth.clamp(*limits)}
+        size = (images.shape[-2], images.shape[-1])
+        result = {"depth_m": self.at_size(self.flipped_mean(images), size)}
         result |= {key: batch[key] for key in ("index",) if key in batch}
         return {key: value.cpu() for key, value in result.items()}
 
     def _evaluate(self, batch: Batch, metrics: DepthMetrics) -> None:
         truth, index = self._truth(batch), batch.get("index")
-        metrics.update(self._flipped_mean(batch["image"]), truth, index)
+        metrics.update(self.flipped_mean(batch["image"]), truth, index)
         if self._mean_map is None:
             return
         flat = torch.full_like(self._mean_map, self._mean_depth_m)
         for kind, constant in (("mean_depth", flat), ("mean_map", self._mean_map)):
             self._constant(kind).update(constant.expand(len(truth), -1, -1), truth, index)
 
-    def _flipped_mean(self, images: Tensor) -> Tensor:
+    def flipped_mean(self, images: Tensor) -> Tensor:
         """Prediction (B, h, w), averaged with that of the mirrored image where `flip_tta` asks."""
         predicted: Tensor = self(images).float()
         if self.protocol.flip_tta:
             predicted = (predicted + self(images.flip(-1)).float().flip(-1)) / 2
         return predicted
+
+    def at_size(self, depth_Bhw: Tensor, size: tuple[int, int]) -> Tensor:
+        """Predictions as depth in metres (B, *size), float32, inside the range of the protocol."""
+        limits = (self.protocol.min_depth_m, self.protocol.max_depth_m)
+        return _resized(depth_Bhw, torch.Size(size)).clamp(*limits)
 
     def _truth(self, batch: Batch) -> Tensor:
         if "depth_m" not in batch:

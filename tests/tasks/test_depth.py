@@ -234,10 +234,10 @@ def test_a_flipped_image_is_averaged_in_where_the_protocol_says_so(images: Tenso
     flipped = kick(built(protocol=DepthProtocol(crop="none", flip_tta=True)))  # type: ignore[type-var]
     one, other = plain(images), plain(images.flip(-1)).flip(-1)
     assert not torch.allclose(one, other)
-    torch.testing.assert_close(flipped._flipped_mean(images), (one + other) / 2)
+    torch.testing.assert_close(flipped.flipped_mean(images), (one + other) / 2)
     # A mean over both directions does not know which is which.
     torch.testing.assert_close(
-        flipped._flipped_mean(images), flipped._flipped_mean(images.flip(-1)).flip(-1)
+        flipped.flipped_mean(images), flipped.flipped_mean(images.flip(-1)).flip(-1)
     )
 
 

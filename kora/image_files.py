@@ -1,0 +1,111 @@
+"""A folder of images, read one by one in loader processes; what cannot be read comes along too.
+
+Shapes: H and W pixels of an image, h and w those at which the backbone runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.loading import UnreadableImageError, fit_image, read_upright
+
+__all__ = ["Batch", "ImageFiles", "collate", "image_files"]
+
+
+class Batch(NamedTuple):
+    """Images of one batch that could be read, and the errors of those that could not."""
+
+    places: list[int]  # of the images, in the list of files
+    images: Tensor  # (B, 3, h, w), floating point in [0, 1]
+    sizes: list[tuple[int, int]]  # (H, W) of each, less what was cut off
+    errors: dict[int, str]  # by place
+
+
+class ImageFiles(Dataset[dict[str, Any]]):
+    """Files as tensors (3, h, w) in [0, 1], resized as the run resized them.
+
+    The backbone resizes a whole image; where the data module of the run had cut or stretched it
+    before, that comes first.
+
+    Args:
+        files: The images.
+        preprocessing: As in adapter_config.json.
+    """
+
+    def __init__(self, files: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
+        self.files = list(files)
+        self.size: tuple[int, int] = (preprocessing["size"][0], preprocessing["size"][1])
+        self.interpolation = str(preprocessing["interpolation"])
+        self.loader = preprocessing.get("loader")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        try:
+            picture = read_upright(self.files[place])
+        except UnreadableImageError as error:
+            return {"place": place, "error": str(error)}
+        size = (picture.height, picture.width)
+        if self.loader is not None:
+            fitted = (self.loader["image_size"][0], self.loader["image_size"][1])
+            picture = fit_image(picture, size=fitted, resize=self.loader["resize"])
+            size = fitted if self.loader["resize"] == "crop" else size  # the rest is cut off
+        pixels = np.asarray(picture).transpose(2, 0, 1).copy()
+        image = torch.from_numpy(pixels).float().div_(255)
+        if image.shape[-2:] != self.size:  # as Backbone.preprocess does
+            image = F.interpolate(
+                image[None], self.size, mode=self.interpolation, antialias=True, align_corners=False
+            )[0].clamp_(0, 1)
+        return {"place": place, "image": image, "size": size}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> Batch:
+    """Those that could be read as one batch, the others by their errors."""
+    read = [item for item in items if "image" in item]
+    images = torch.stack([item["image"] for item in read]) if read else torch.empty(0)
+    return Batch(
+        [item["place"] for item in read],
+        images,
+        [item["size"] for item in read],
+        {item["place"]: item["error"] for item in items if "error" in item},
+    )
+
+
+def image_files(folder: Path) -> tuple[list[Path], int]:
+    """Images below a folder, sorted, and how many other files lie there; hidden ones do not count.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If no image is in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images {folder}: there is no such folder.")
+    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found, others = [], 0
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(names):
+            if name[0] == ".":
+                continue
+            if os.path.splitext(name)[1].lower() in suffixes:
+                found.append(Path(here, name))
+            else:
+                others += 1
+    if not found:
+        known = ", ".join(sorted(s for s in suffixes if s in (".jpg", ".png", ".webp", ".tif")))
+        raise ValueError(
+            f"--images {folder} holds no image, by the names of its {others} files. Expected "
+            f"{known} or another format that Pillow reads."
+        )
+    return found, others

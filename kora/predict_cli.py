@@ -1,0 +1,199 @@
+"""`kora predict RUN --images FOLDER`: what a run says of a folder of images.
+
+Shapes: B images, H and W pixels of an image, h and w of the depth head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from kora.adapter_folder import expand
+from kora.image_files import Batch, ImageFiles, collate, image_files
+from kora.load import AdaptedModel, load_adapter
+from kora.results import write_atomically
+from kora.tasks import DepthTask
+
+__all__ = ["predict_command"]
+
+_LIMIT_M = 65.535  # of 16 bits in millimetres
+
+Rows = dict[int, list[str]]
+
+
+def predict_command(args: Sequence[str]) -> None:
+    """Parse the options, predict, write, and name what could not be read."""
+    own = _parser().parse_args(args)
+    model = load_adapter(own.run, weights=own.weights, device=_device(own.device))
+    depth = isinstance(model.task, DepthTask)
+    folder = expand(own.images)
+    out = expand(own.out or ("predictions" if depth else "predictions.csv"))
+    _check_out(model, out, own.depth_format if depth else None)
+    files, others = image_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    errors: dict[int, str] = {}
+    rows: Rows = {}
+    batches = _batches(model, files, own.batch_size, own.num_workers)
+    for batch in batches:
+        errors |= batch.errors
+        if batch.places and isinstance(model.task, DepthTask):
+            rows |= _write_depth(model.task, batch, names, out, own.depth_format)
+        elif batch.places:
+            found = model.predict(batch.images)
+            for place, prediction in zip(batch.places, found, strict=True):
+                rows[place] = [prediction.name, f"{prediction.probability:.6f}"]
+    heads = ["depth_file", "min_m", "max_m"] if depth else ["class_name", "probability"]
+    table = out / "predictions.csv" if depth else out
+    _write_table(table, heads, names, rows, errors)
+    _say(table, folder, names, errors, others)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kora predict",
+        description="Predictions of a finished run for a folder of images, at any depth there. "
+        "Classes: a CSV with file, class_name, probability and error. Depth: a map for each image, "
+        "at its own size, and predictions.csv beside them. Images that cannot be read are named, "
+        "counted, and have a row with the error. Without --images, kora predict is a command on a "
+        "config: kora predict --config RUN/config.yaml --ckpt_path FILE",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="a run's folder, or the folder adapter in it")
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="the images")
+    parser.add_argument(
+        "--out", metavar="PATH",
+        help="file of the predictions (predictions.csv), or of depth a new folder (predictions)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depth_format", choices=("png", "npy"), default="png",
+        help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=_positive, default=64, metavar="N")
+    parser.add_argument("--num_workers", type=int, default=2, metavar="N", help="loader processes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
+def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
+    """Look before the work is done."""
+    if depth_format is None:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; name a file, such as {out}/predictions.csv")
+        return
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"--out {out} is there already. Name a new folder for the depth maps.")
+    assert isinstance(model.task, DepthTask)
+    farthest = model.task.protocol.max_depth_m
+    if depth_format == "png" and farthest > _LIMIT_M:
+        raise ValueError(
+            f"This run says depths up to {farthest:g} m, and 16 bits of millimetres end at "
+            f"{_LIMIT_M} m. Use --depth_format npy."
+        )
+
+
+def _batches(
+    model: AdaptedModel, files: Sequence[Path], size: int, workers: int
+) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        ImageFiles(files, model.preprocessing),
+        batch_size=size,
+        num_workers=min(workers, len(files)),
+        collate_fn=collate,
+    )
+    with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch.places) + len(batch.errors))
+
+
+def _write_depth(task: DepthTask, batch: Batch, names: Sequence[str], out: Path, form: str) -> Rows:
+    """A file for each image, named as the image with its suffix, so that no two share one."""
+    with torch.inference_mode():
+        depth_Bhw = task.flipped_mean(batch.images.to(task.device))
+        rows: Rows = {}
+        for row, (place, size) in enumerate(zip(batch.places, batch.sizes, strict=True)):
+            depth_HW = task.at_size(depth_Bhw[row : row + 1], size)[0].cpu()
+            name = f"{names[place]}.{form}"
+            write_atomically(out / name, lambda path, d=depth_HW: _write_map(path, d, form))  # type: ignore[misc]
+            low, high = float(depth_HW.min()), float(depth_HW.max())
+            rows[place] = [name, f"{low:.3f}", f"{high:.3f}"]
+    return rows
+
+
+def _write_map(path: Path, depth_HW: Tensor, form: str) -> None:
+    metres: NDArray[np.float32] = depth_HW.numpy()
+    with path.open("wb") as file:
+        if form == "npy":
+            np.save(file, metres)
+        else:
+            Image.fromarray((metres * 1000).round().astype(np.uint16)).save(file, format="PNG")
+
+
+def _write_table(
+    path: Path, heads: Sequence[str], names: Sequence[str], rows: Rows, errors: dict[int, str]
+) -> None:
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["file", *heads, "error"])
+            for place, name in enumerate(names):
+                found = rows.get(place, [""] * len(heads))
+                out.writerow([name, *found, errors.get(place, "")])
+
+    write_atomically(path, write)
+
+
+def _say(
+    table: Path, folder: Path, names: Sequence[str], errors: dict[int, str], others: int
+) -> None:
+    """What was written; what was not read is an error where it is everything.
+
+    Raises:
+        RuntimeError: If not one image could be read.
+    """
+    for place in sorted(errors):
+        print(f"kora: {errors[place]}", file=sys.stderr)
+    read = len(names) - len(errors)
+    if not read:
+        raise RuntimeError(
+            f"None of the {len(names)} images in {folder} could be read; {table} says why."
+        )
+    print(f"Predictions: {table} ({read} of {len(names)} images)")
+    if errors:
+        print(
+            f"{len(errors)} could not be read; they have a row with the error, and no prediction."
+        )
+    if others:
+        print(f"{others} other files in {folder} are no images, by their names, and were left out.")

@@ -1,0 +1,45 @@
+"""Adapter folders of built tasks, and backbones whose random weights lie in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from kora.adapter_record import task_record
+from kora.adapters import Strategy
+from kora.backbones import Backbone
+from kora.checkpoints import save_adapter
+from kora.tasks import AdapterTask, ClassificationTask
+from tests.factory import built, kick
+from tests.families import TINY, tiny
+
+__all__ = ["CLASSES", "kicked", "tiny_in_file", "write_folder"]
+
+CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+
+
+def tiny_in_file(name: str, folder: Path) -> Backbone:
+    """A tiny backbone of a family that was loaded from a file, which can be loaded again."""
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        save_file(tiny(name).model.state_dict(), path)
+    return Backbone(name, weights=str(path), image_size=TINY[name][1])
+
+
+def kicked(adapter: Strategy | None, backbone: Backbone | None = None) -> ClassificationTask:
+    """A task of seven classes on the weights of `vit_nano`, away from its start, in eval mode."""
+    task = kick(built(adapter, backbone=Backbone("vit_nano") if backbone is None else backbone))
+    return task.eval()
+
+
+def write_folder(folder: Path, task: AdapterTask, **extra: Any) -> Path:
+    """The adapter folder of a task, as a run writes it."""
+    return save_adapter(
+        folder,
+        task.kept_tensors(),
+        adapter=task.adapter,
+        backbone=task.backbone,
+        extra={**task_record(task), "class_names": CLASSES, "metrics": {}, **extra},
+    )

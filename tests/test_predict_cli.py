@@ -1,0 +1,204 @@
+"""Claims about `kora predict RUN --images FOLDER`: a row for every image, whatever it is like."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import kora as package
+from kora.adapters import LoRA
+from kora.heads.depth import LinearDepth
+from kora.tasks import DepthTask
+from tests.adapter_factory import kicked, write_folder
+from tests.cli.support import kora
+from tests.factory import kick
+
+Capture = pytest.CaptureFixture[str]
+
+
+def picture(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Seeded noise (H, W, 3) with a block of one colour."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels[: size[0] // 2] = rng.integers(0, 256, 3)
+    return pixels
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five images of different sizes and formats in two folders, and a text file."""
+    folder = tmp_path / "photos"
+    (folder / "deep er").mkdir(parents=True)
+    for number, size in enumerate([(40, 60), (64, 64), (90, 30)]):
+        Image.fromarray(picture(number, size)).save(folder / f"{number}.png")
+    Image.fromarray(picture(3, (50, 50))).convert("L").save(folder / "deep er" / "grey.png")
+    Image.fromarray(picture(4, (70, 80))).save(folder / "deep er" / "photo.JPG")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "run" / "adapter", kicked(LoRA(2)))
+    return tmp_path / "run"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_image_has_class_and_probability_of_the_model_itself(
+    workers: int, run: Path, photos: Path, capfd: Capture
+) -> None:
+    out = run.parent / "out.csv"
+    options = ("--batch_size", "2", "--num_workers", str(workers))
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out, *options)
+    assert done.code == 0, done.err
+    assert "5 of 5 images" in done.out
+    assert "1 other files" in done.out
+    found = rows(out)
+    assert [row["file"] for row in found] == [
+        *("0.png", "1.png", "2.png", "deep er/grey.png", "deep er/photo.JPG"),
+    ]
+    model = package.load_adapter(run)
+    for row in found:
+        pixels = np.asarray(Image.open(photos / row["file"]).convert("RGB")).transpose(2, 0, 1)
+        (expected,) = model.predict(torch.from_numpy(pixels.copy())[None])
+        assert row["class_name"] == expected.name
+        assert float(row["probability"]) == pytest.approx(expected.probability, abs=2e-6)
+        assert row["error"] == ""
+
+
+def test_unreadable_images_are_named_counted_and_keep_a_row(
+    run: Path, photos: Path, capfd: Capture
+) -> None:
+    whole = (photos / "deep er" / "photo.JPG").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.png").touch()
+    out = run.parent / "out.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out, "--batch_size", "2")
+    assert done.code == 0, done.err
+    assert "5 of 7 images" in done.out
+    assert "2 could not be read" in done.out
+    for name in ("cut.jpg", "empty.png"):
+        assert f"Cannot read the image {photos / name}" in done.err
+    bad = {row["file"]: row for row in rows(out) if row["error"]}
+    assert set(bad) == {"cut.jpg", "empty.png"}
+    assert all(row["class_name"] == row["probability"] == "" for row in bad.values())
+
+
+def test_a_folder_where_nothing_can_be_read_is_an_error_that_leaves_the_reasons(
+    run: Path, capfd: Capture
+) -> None:
+    bad = run.parent / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"none")
+    out = run.parent / "out.csv"
+    done = kora(capfd, "predict", run, "--images", bad, "--out", out, "--num_workers", "0")
+    assert done.code == 1
+    assert "None of the 1 images" in done.err
+    assert "Cannot read" in rows(out)[0]["error"]
+
+
+def test_images_are_cut_as_in_training(run: Path, photos: Path, capfd: Capture) -> None:
+    folder = run / "adapter"
+    task = package.load_adapter(folder).task
+    stated = {**package.load_adapter(folder).preprocessing}
+    stated["loader"] = {"image_size": [64, 64], "resize": "crop"}
+    write_folder(folder, task, preprocessing=stated)
+    out = run.parent / "out.csv"
+    assert kora(capfd, "predict", run, "--images", photos, "--out", out).code == 0
+    from PIL import ImageOps
+
+    image = ImageOps.fit(
+        Image.open(photos / "2.png").convert("RGB"), (64, 64), Image.Resampling.BICUBIC
+    )
+    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
+    (expected,) = package.load_adapter(run).predict(pixels)
+    assert float(rows(out)[2]["probability"]) == pytest.approx(expected.probability, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "--images nowhere: there is no such folder"),
+        (["--images", "adapter"], "holds no image, by the names of its 2 files"),
+        ([], "--images"),
+        (["--images", "adapter", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),
+        (["--images", "adapter", "--out", "."], "is a folder; name a file"),
+        (["--images", "adapter", "--batch_size", "0"], "expected 1 or more"),
+    ],
+)
+def test_mistakes_are_told(
+    options: list[str], message: str, run: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    done = kora(capfd, "predict", ".", *options)
+    assert done.code != 0
+    assert message in done.err
+
+
+@pytest.fixture
+def depth_run(tmp_path: Path) -> Path:
+    task = DepthTask(kicked(None).backbone, LoRA(2), head=LinearDepth(bins=16), protocol="full")
+    task.build()
+    write_folder(tmp_path / "depth" / "adapter", kick(task), class_names=[])  # type: ignore[arg-type]
+    return tmp_path / "depth"
+
+
+@pytest.mark.parametrize("form", ["png", "npy"])
+def test_depth_is_one_map_an_image_at_its_own_size(
+    form: str, depth_run: Path, photos: Path, capfd: Capture
+) -> None:
+    (photos / "cut.jpg").write_bytes(b"no image")
+    out = depth_run.parent / "maps"
+    options = ("--depth_format", form, "--batch_size", "3")
+    done = kora(capfd, "predict", depth_run, "--images", photos, "--out", out, *options)
+    assert done.code == 0, done.err
+    model = package.load_adapter(depth_run)
+    found = rows(out / "predictions.csv")
+    assert [row["file"] for row in found if row["error"]] == ["cut.jpg"]
+    for row in found:
+        if row["error"]:
+            continue
+        pixels = np.asarray(Image.open(photos / row["file"]).convert("RGB")).transpose(2, 0, 1)
+        expected = model(torch.from_numpy(pixels.copy())[None])[0].numpy()
+        path = out / row["depth_file"]
+        if form == "png":
+            with Image.open(path) as image:
+                assert image.mode.startswith("I;16")
+                metres = np.asarray(image).astype(np.float64) / 1000
+        else:
+            metres = np.load(path)
+        assert metres.shape == expected.shape
+        assert np.abs(metres - expected).max() < (6e-4 if form == "png" else 1e-5)
+    assert not list(out.rglob("*.tmp"))
+
+    again = kora(capfd, "predict", depth_run, "--images", photos, "--out", out)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+def test_depth_beyond_16_bits_of_millimetres_is_not_cut_off_silently(
+    tmp_path: Path, photos: Path, capfd: Capture
+) -> None:
+    head = LinearDepth(bins=16, max_depth_m=80.0)
+    task = DepthTask(
+        kicked(None).backbone, LoRA(2), head=head, protocol={"preset": "full", "max_depth_m": 80.0}
+    )
+    task.build()
+    write_folder(tmp_path / "far" / "adapter", task, class_names=[])
+    out = ("--out", tmp_path / "maps")
+    done = kora(capfd, "predict", tmp_path / "far", "--images", photos, *out)
+    assert done.code == 2
+    assert "up to 80 m" in done.err
+    assert "--depth_format npy" in done.err
