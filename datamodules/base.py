@@ -21,9 +21,10 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Augment, augment_batch, check_augment
+from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
-from datamodules.loading import ArrayDataset, EpochShuffle, as_is
+from datamodules.loading import ArrayDataset, as_is
+from datamodules.sampling import EpochShuffle, LateLoader, sample_draws
 from datamodules.splits import (
     IntArray,
     Subset,
@@ -119,6 +120,7 @@ class ImageDataModule(LightningDataModule):
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
         self._data_sha256: str | None = None
+        self._draws: Tensor | None = None
 
     def read_labels(self, part: Part) -> IntArray:
         """Labels (N,) of an official part in its order; -1 for images of classes not in use.
@@ -238,11 +240,20 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("test")
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draw for the augmentation of a training batch, as long as `index` is on the CPU."""
+        self._draws = None
+        if self.augment != "none" and self.trainer is not None and self.trainer.training:
+            epoch = self.trainer.fit_loop.epoch_progress.current.processed
+            seed = self.resolved_seed()
+            self._draws = sample_draws(batch["index"], DRAWS, seed=seed, epoch=epoch)
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch and its maps, on the device; leave every other batch alone."""
-        if self.augment == "none" or self.trainer is None or not self.trainer.training:
+        if self._draws is None:
             return batch
-        return augment_batch(batch, augment=self.augment)
+        return augment_batch(batch, augment=self.augment, draws_BK=self._draws)
 
     def protocol(self) -> dict[str, Any]:
         """How this data was split, in plain types; the same on every machine."""
@@ -299,16 +310,22 @@ class ImageDataModule(LightningDataModule):
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
         training = split == "train"
-        size, seed = len(self.indices(split)), self.resolved_seed()
-        return DataLoader(
+        return (LateLoader if training else DataLoader)(
             self._datasets[split],
             batch_size=self.batch_size if training else self.eval_batch_size,
-            sampler=EpochShuffle(size, seed=seed) if training else None,
+            sampler=self._order() if training else None,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
+
+    def _order(self) -> EpochShuffle:
+        """The order of the training images, or this process's share of it."""
+        shares = None
+        if self.trainer is not None and self.trainer.world_size > 1:
+            shares = self.trainer.distributed_sampler_kwargs
+        return EpochShuffle(len(self.indices("train")), seed=self.resolved_seed(), **(shares or {}))
 
 
 def _part(split: Split) -> Part:
