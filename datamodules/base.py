@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
 from datamodules.loading import ArrayDataset, as_is
-from datamodules.sampling import EpochShuffle, LateLoader, sample_draws
+from datamodules.sampling import LateLoader, sample_draws, training_order
 from datamodules.splits import (
     IntArray,
     Subset,
@@ -244,9 +244,9 @@ class ImageDataModule(LightningDataModule):
         """Draw for the augmentation of a training batch, as long as `index` is on the CPU."""
         self._draws = None
         if self.augment != "none" and self.trainer is not None and self.trainer.training:
-            epoch = self.trainer.fit_loop.epoch_progress.current.processed
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
             seed = self.resolved_seed()
-            self._draws = sample_draws(batch["index"], DRAWS, seed=seed, epoch=epoch)
+            self._draws = sample_draws(batch["index"], DRAWS, seed=seed, epoch=progress.processed)
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -310,22 +310,16 @@ class ImageDataModule(LightningDataModule):
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
         training = split == "train"
+        size, seed = len(self.indices(split)), self.resolved_seed()
         return (LateLoader if training else DataLoader)(
             self._datasets[split],
             batch_size=self.batch_size if training else self.eval_batch_size,
-            sampler=self._order() if training else None,
+            sampler=training_order(size, seed=seed, trainer=self.trainer) if training else None,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
-
-    def _order(self) -> EpochShuffle:
-        """The order of the training images, or this process's share of it."""
-        shares = None
-        if self.trainer is not None and self.trainer.world_size > 1:
-            shares = self.trainer.distributed_sampler_kwargs
-        return EpochShuffle(len(self.indices("train")), seed=self.resolved_seed(), **(shares or {}))
 
 
 def _part(split: Split) -> Part:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-__all__ = ["EpochShuffle", "LateLoader", "sample_draws"]
+__all__ = ["EpochShuffle", "LateLoader", "sample_draws", "training_order"]
 
 
 class EpochShuffle(DistributedSampler[int]):
@@ -49,6 +49,14 @@ class EpochShuffle(DistributedSampler[int]):
         return iter(mine[done if self.epoch == epoch else 0 :].tolist())
 
 
+def training_order(size: int, *, seed: int, trainer: Any) -> EpochShuffle:
+    """The order of n training images, or this process's share of it; `trainer` may be None."""
+    shares = None
+    if trainer is not None and trainer.world_size > 1:
+        shares = trainer.distributed_sampler_kwargs
+    return EpochShuffle(size, seed=seed, **(shares or {}))
+
+
 class LateLoader(DataLoader[Any]):
     """Reads nothing before the first batch is asked for.
 
@@ -68,10 +76,10 @@ def sample_draws(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tenso
     doi:10.1145/2714064.2660195), of which the upper 24 bits are kept.
     """
     start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    counter_BK = index_B.numpy().astype(np.uint64)[:, None] * np.uint64(count)
+    counter_BK: Any = index_B.numpy().astype(np.uint64)[:, None] * np.uint64(count)
     counter_BK = counter_BK + np.arange(1, count + 1, dtype=np.uint64)
     z = start + counter_BK * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
-    return torch.from_numpy(z.astype(np.float32) / np.float32(2**24))
+    upper_BK = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
+    return torch.from_numpy(upper_BK.astype(np.float32) / np.float32(2**24))

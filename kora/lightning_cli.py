@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 import signal
 import sys
@@ -17,14 +16,27 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
+from kora.guards import FiniteGuard
 from kora.loggers import Wandb, claim_run_folder, make_loggers
 from kora.parser import KoraParser
+from kora.preemption import Preemption
 from kora.progress import ProgressBar, say
 from kora.record import RunRecord
+from kora.resume import (
+    RunLock,
+    checkpoint_to_resume,
+    how_to_go_on,
+    own_folder,
+    resume_arguments,
+    take_over,
+    typed_options,
+)
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
+from kora.training_state import Saving, TrainingState
 from kora.transfer import plain
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
@@ -43,6 +55,10 @@ class KoraCLI(LightningCLI):
         type(self).command = args[0]
         self.run_folder: Path | None = None
         self.record: RunRecord | None = None
+        self.lock: RunLock | None = None
+        self.typed = typed_options(args)
+        if self.command == "fit":
+            args = resume_arguments(args)
         try:
             super().__init__(
                 AdapterTask,
@@ -63,6 +79,8 @@ class KoraCLI(LightningCLI):
     def _discard_unused_folder(self) -> None:
         """Leave no run folder of a command that was refused before it did anything."""
         folder = self.run_folder
+        if self.lock is not None:
+            self.lock.release()
         if folder is None or rank_zero_only.rank:  # type: ignore[attr-defined]
             return
         if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "wandb")):
@@ -91,6 +109,15 @@ class KoraCLI(LightningCLI):
             help="Run although the splits cannot support the metrics (published protocols).",
         )
         parser.add_class_arguments(Wandb, "wandb")
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume",
+                type=bool | str,
+                default=False,
+                help="Go on with the newest unfinished run of this config, or with the run in a "
+                "folder; `auto` begins a new one where there is none.",
+            )
+            parser.add_class_arguments(Saving, "save")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
@@ -115,6 +142,8 @@ class KoraCLI(LightningCLI):
                 "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints/best.ckpt with the "
                 "config.yaml beside it."
             )
+        if self.command == "fit" and self.options.resume:
+            self.options.ckpt_path = checkpoint_to_resume(self.options, self.resolved(), self.typed)
         ckpt_path = self.options.get("ckpt_path")
         if ckpt_path and not (Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"):
             raise FileNotFoundError(
@@ -139,8 +168,12 @@ class KoraCLI(LightningCLI):
         return SourceStages(self._parser(self.command), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
-        """The resolved config in plain types, as it would be written to config.yaml."""
-        return plain(self._parser(self.command), self.options)
+        """The resolved config in plain types, as it would be written to config.yaml.
+
+        Without what a run goes on from: the config of a run, run again, begins a new one.
+        """
+        config = plain(self._parser(self.command), self.options)
+        return {**config, "ckpt_path": None, "resume": False} if self.command == "fit" else config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run folder, its loggers and the record."""
@@ -169,7 +202,7 @@ class KoraCLI(LightningCLI):
             experiment, strategy = self.options.experiment, task.adapter.label
             seed = int(self.options.seed_everything)
             parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
-            self.run_folder = claim_run_folder(parent)
+            self.run_folder = self._claim(parent, config)
             self.record = RunRecord(
                 self.run_folder,
                 experiment=experiment,
@@ -179,7 +212,19 @@ class KoraCLI(LightningCLI):
                 allow_degenerate=self.options.allow_degenerate,
             )
             own.append(self.record)
+            if self.command == "fit":
+                own.append(FiniteGuard())
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
+                own.append(
+                    TrainingState(
+                        self.run_folder,
+                        seed=seed,
+                        config=config,
+                        typed=self.typed,
+                        saving=self._get(self.config_init, "save"),
+                        preemption=Preemption(),
+                    )
+                )
                 own += self._checkpoints(task)
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
@@ -200,6 +245,16 @@ class KoraCLI(LightningCLI):
             raise ValueError(
                 f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
             ) from error
+
+    def _claim(self, parent: Path, config: dict[str, Any]) -> Path:
+        """The folder of this run: that of the run that goes on, or a new one."""
+        ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
+        folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
+        if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
+            self.lock = RunLock(folder)
+            if ckpt_path:
+                take_over(ckpt_path, folder, config=config)
+        return folder
 
     def _checkpoints(self, task: AdapterTask) -> list[ModelCheckpoint]:
         """`best.ckpt` by validation and `last.ckpt` of every epoch, whether or not it was better.
@@ -225,11 +280,16 @@ class KoraCLI(LightningCLI):
         """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            raise  # the way to go on is told where it was caught
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
             say(_after_interruption(self.run_folder))
             sys.exit(128 + signal.SIGINT)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # -- after a command -----------------------------------------------------------------------
 
@@ -303,6 +363,7 @@ def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
             ".*module.s. in eval mode",
             ".*callbacks used to create the checkpoint",
             ".*tensorboardX",
+            ".*resuming from a checkpoint that ended before",
         ):
             warnings.filterwarnings("ignore", text)
         return kind(args)
@@ -311,11 +372,6 @@ def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
 def _after_interruption(folder: Path | None) -> str:
     if folder is None:
         return "interrupted."
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return f"interrupted before the first epoch was finished. What was written is in {folder}"
-    config = folder / "config.yaml"
-    return (
-        f"interrupted. What was reached is in {folder}; to go on after the last finished epoch:\n"
-        f"{shlex.join(['kora', 'fit', '--config', str(config), '--ckpt_path', str(last)])}"
-    )
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        return f"interrupted before the first step was finished. What was written is in {folder}"
+    return f"interrupted. What was reached is in {folder}; to go on:\n{how_to_go_on(folder)}"
