@@ -38,26 +38,33 @@ class Settings:
     Args:
         seed: Of the run.
         world_size: Processes.
-        batch_size: Images a batch of one process.
         accumulate: Batches an optimiser step.
-        batches: Batches an epoch of one process.
         schedule: Its name, the share of the warm-up, and all optimiser steps.
         optimizer: Class of the optimiser.
         groups: Settings of its parameter groups, as the config gives them.
         images: SHA-256 of the choice of training and of validation images, where known.
         config: The resolved config.
+        batch_size: Images a batch of one process.
+        batches: Batches an epoch of one process.
     """
 
     seed: int
     world_size: int
-    batch_size: int | None
     accumulate: int
-    batches: float
     schedule: tuple[str, float, int]
     optimizer: str
     groups: list[dict[str, Any]]
     images: dict[str, str]
     config: dict[str, Any]
+    batch_size: int | None = None
+    batches: float = 0
+
+    def know_loader(self, trainer: Trainer) -> None:
+        """Take over what only the loader tells, once training begins."""
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None:
+            self.batch_size = getattr(combined.flattened[0], "batch_size", None)
+        self.batches = trainer.num_training_batches
 
     def to_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -164,16 +171,12 @@ class Settings:
 def settings_of(trainer: Trainer, config: Mapping[str, Any], *, seed: int) -> Settings:
     """The settings of a run whose optimiser is made and not restored yet."""
     task, optimizer = trainer.lightning_module, trainer.optimizers[0]
-    combined = trainer.fit_loop._combined_loader
-    loader = None if combined is None else combined.flattened[0]
     protocol: Any = getattr(trainer.datamodule, "protocol", dict)()  # type: ignore[attr-defined]
     plain: Any = (bool, int, float, str, type(None), tuple)
     return Settings(
         seed=seed,
         world_size=trainer.world_size,
-        batch_size=getattr(loader, "batch_size", None),
         accumulate=trainer.accumulate_grad_batches,
-        batches=trainer.num_training_batches,
         schedule=(
             str(getattr(task, "schedule", "")),
             float(getattr(task, "warmup_fraction", 0)),

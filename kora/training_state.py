@@ -99,6 +99,7 @@ class TrainingState(Callback):
         self.preemption = preemption
         self.last = folder / "checkpoints" / "last.ckpt"
         self._loops: dict[str, Any] | None = None  # of the fit loop, after the last whole step
+        self._validated: dict[str, Any] | None = None  # the same, when validation is behind it
         self._use_kept_loops = False
         self._stepping = False
         self._settings: Settings | None = None
@@ -142,9 +143,10 @@ class TrainingState(Callback):
             ValueError: With what has changed since the checkpoint and how to go on.
         """
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        assert self._settings is not None
+        self._settings.know_loader(trainer)
         if self._resumed is None:
             return
-        assert self._settings is not None
         self._settings.check(self._resumed, self.typed)
         self._settings.apply(trainer, self._resumed["settings"])
         epoch, batches = self._resumed["epoch"], self._resumed["batches"]
@@ -166,6 +168,8 @@ class TrainingState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is due, stop where that is wished, and seed the batch."""
+        if self._loops is not None and self._validated is not None:
+            self._loops, self._validated = self._validated, None
         if self._loops is not None and not batch_idx % trainer.accumulate_grad_batches:
             self._pause(trainer, due=self._is_due(trainer))
         progress: Any = trainer.fit_loop.epoch_progress.current
@@ -179,11 +183,12 @@ class TrainingState(Callback):
         """Keep where the loops are, after a whole step."""
         if not trainer.fit_loop._should_accumulate():
             self._stepping = False
-            self._loops = _loops_after_step(trainer)
+            self._validated = trainer.fit_loop.state_dict()
+            self._loops = _with_validation_to_do(trainer, trainer.fit_loop.state_dict())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep where the loops are between two epochs."""
-        self._loops = trainer.fit_loop.state_dict()
+        self._loops, self._validated = trainer.fit_loop.state_dict(), None
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # by others
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -274,14 +279,13 @@ def _place(loops: Mapping[str, Any]) -> tuple[int, int]:
     return epoch["processed"], loops["epoch_loop.batch_progress"]["current"]["ready"]
 
 
-def _loops_after_step(trainer: Trainer) -> dict[str, Any]:
-    """The fit loop's counters at the end of a batch; a validation that comes next is still to do.
+def _with_validation_to_do(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """The fit loop's counters after a batch, changed where a validation comes next.
 
     Lightning takes a validation that was due at the saved batch for done, unless its counters say
     that it was stopped in its first batch.
     """
     loop = trainer.fit_loop
-    state = loop.state_dict()
     assert loop._data_fetcher is not None
     if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
         for count in ("total", "current"):

@@ -1,4 +1,4 @@
-"""Faults for runs of their own process: a callback that a config names, and the environment arms."""
+"""Faults for runs of their own: a callback that a config names, and the environment arms."""
 
 from __future__ import annotations
 
