@@ -13,30 +13,32 @@ from typing import Any, ClassVar
 
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.guards import FiniteGuard
-from kora.loggers import Wandb, claim_run_folder, make_loggers
+from kora.loggers import claim_run_folder, make_loggers
 from kora.parser import KoraParser
 from kora.preemption import Preemption
 from kora.progress import ProgressBar, say
 from kora.record import RunRecord
 from kora.resume import (
     RunLock,
+    after_interruption,
     checkpoint_to_resume,
-    how_to_go_on,
     own_folder,
     resume_arguments,
     take_over,
     typed_options,
 )
+from kora.run_checkpoints import best_and_last
+from kora.run_options import add_run_options
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
-from kora.training_state import Saving, TrainingState
+from kora.training_state import TrainingState
 from kora.transfer import plain
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
@@ -93,31 +95,7 @@ class KoraCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of a run that are neither model, data nor trainer."""
-        parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument(
-            "--source",
-            type=str | None,
-            default=None,
-            help="Config of a source stage: its adapter is the start of this run, and is trained "
-            "first if it is not there yet.",
-        )
-        parser.add_argument(
-            "--allow_degenerate",
-            type=bool,
-            default=False,
-            help="Run although the splits cannot support the metrics (published protocols).",
-        )
-        parser.add_class_arguments(Wandb, "wandb")
-        if self.command == "fit":
-            parser.add_argument(
-                "--resume",
-                type=bool | str,
-                default=False,
-                help="Go on with the newest unfinished run of this config, or with the run in a "
-                "folder; `auto` begins a new one where there is none.",
-            )
-            parser.add_class_arguments(Saving, "save")
+        add_run_options(parser, self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
@@ -225,7 +203,8 @@ class KoraCLI(LightningCLI):
                         preemption=Preemption(),
                     )
                 )
-                own += self._checkpoints(task)
+                validates = getattr(self.datamodule, "validates", True)
+                own += best_and_last(self.run_folder, task.monitor, validates=validates)
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [
@@ -256,24 +235,6 @@ class KoraCLI(LightningCLI):
                 take_over(ckpt_path, folder, config=config)
         return folder
 
-    def _checkpoints(self, task: AdapterTask) -> list[ModelCheckpoint]:
-        """`best.ckpt` by validation and `last.ckpt` of every epoch, whether or not it was better.
-
-        (`save_last` of one ModelCheckpoint writes only when the monitored metric has improved.)
-        """
-        assert self.run_folder is not None
-        common: dict[str, Any] = {
-            "dirpath": self.run_folder / "checkpoints",
-            "enable_version_counter": False,
-        }
-        if not getattr(self.datamodule, "validates", True):
-            return [ModelCheckpoint(filename="best", save_last=True, **common)]
-        monitor, mode = task.monitor
-        return [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
-            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
-        ]
-
     # -- the command ---------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -285,7 +246,7 @@ class KoraCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            say(_after_interruption(self.run_folder))
+            say(after_interruption(self.run_folder))
             sys.exit(128 + signal.SIGINT)
         finally:
             if self.lock is not None:
@@ -367,11 +328,3 @@ def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
         ):
             warnings.filterwarnings("ignore", text)
         return kind(args)
-
-
-def _after_interruption(folder: Path | None) -> str:
-    if folder is None:
-        return "interrupted."
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
-        return f"interrupted before the first step was finished. What was written is in {folder}"
-    return f"interrupted. What was reached is in {folder}; to go on:\n{how_to_go_on(folder)}"

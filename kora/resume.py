@@ -27,6 +27,7 @@ from kora.resume_changes import changes
 
 __all__ = [
     "RunLock",
+    "after_interruption",
     "checkpoint_to_resume",
     "find_unfinished",
     "how_to_go_on",
@@ -47,6 +48,15 @@ def how_to_go_on(folder: Path) -> str:
     return shlex.join(
         ["kora", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / _LAST)]
     )
+
+
+def after_interruption(folder: Path | None) -> str:
+    """What to say of a run that Ctrl-C has ended."""
+    if folder is None:
+        return "interrupted."
+    if not (folder / _LAST).is_file():
+        return f"interrupted before the first step was finished. What was written is in {folder}"
+    return f"interrupted. What was reached is in {folder}; to go on:\n{how_to_go_on(folder)}"
 
 
 def typed_options(args: Sequence[str]) -> set[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,9 @@ from kora.preemption import Preemption
 from kora.progress import say
 from kora.resume import how_to_go_on
 from kora.resume_changes import Settings, settings_of
+from kora.run_checkpoints import Saving, bring_home
 
-__all__ = ["Saving", "TrainingState", "seed_batch"]
-
-
-@dataclass
-class Saving:
-    """How often `last.ckpt` is written within an epoch; at its end it always is.
-
-    Args:
-        every_minutes: Minutes of training that a killed process loses at most; null for never.
-        every_steps: Optimiser steps after which it is written; null leaves it to the clock.
-    """
-
-    every_minutes: float | None = 5.0
-    every_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("every_minutes", self.every_minutes),
-            ("every_steps", self.every_steps),
-        ):
-            if value is not None and value <= 0:
-                raise ValueError(
-                    f"save.{name} is {value}; it must be above 0. For no checkpoint within an "
-                    "epoch, set it to null."
-                )
+__all__ = ["TrainingState", "seed_batch"]
 
 
 def seed_batch(seed: int, *, epoch: int, batch: int, rank: int) -> None:
@@ -132,7 +108,7 @@ class TrainingState(Callback):
         restored = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
-                _bring_home(restored.get(callback.state_key), callback)
+                bring_home(restored.get(callback.state_key), callback)
             elif isinstance(callback, EarlyStopping) and callback.state_key in restored:
                 restored[callback.state_key]["patience"] = callback.patience  # as it is set now
 
@@ -235,7 +211,7 @@ class TrainingState(Callback):
                 content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
                 trainer.strategy.save_checkpoint(content, self.last)
             else:
-                trainer.save_checkpoint(self.last)
+                trainer.save_checkpoint(self.last, weights_only=False)
         finally:
             self._use_kept_loops = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -314,31 +290,3 @@ def _start_epoch_anew(trainer: Trainer) -> None:
 def _train_loaders(trainer: Trainer) -> list[Any]:
     combined = trainer.fit_loop._combined_loader
     return [] if combined is None else combined.flattened
-
-
-def _bring_home(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
-    """Let what a ModelCheckpoint remembers name the files of this run's folder.
-
-    The best so far must win in the end, also where the run goes on in another folder or the folder
-    was moved; Lightning forgets it there.
-    """
-    if state is None:
-        return
-    home = Path(str(callback.dirpath))
-
-    def moved(path: str) -> str:
-        return str(home / Path(path).name) if path else path
-
-    state["dirpath"] = callback.dirpath
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[key] = moved(state[key])
-    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-    if state["best_model_path"] and not Path(state["best_model_path"]).is_file():
-        rank_zero_warn(
-            f"{state['best_model_path']} is not there, so that the best checkpoint so far cannot "
-            "be kept: the best from here on is chosen."
-        )
-        state.update(
-            best_model_score=None, best_model_path="", best_k_models={}, kth_best_model_path="",
-            kth_value=callback.kth_value,
-        )  # fmt: skip

@@ -23,8 +23,9 @@ ARMED = "KORA_TEST_FAULT"
 class Fault(Callback):
     """`KORA_TEST_FAULT="<what> <where> <step>"`: at this optimiser step, or the next one after it.
 
-    What: a signal's name, `nan` (weights of the head), or `error`. Where: `batch_start`,
-    `batch_end`, `epoch_end`, `validation` or `save`. A fourth word names the only rank that has it.
+    What: a signal's name, `nan` (in a gradient), or `error`. Where: `batch_start`, `step` (before
+    the backward pass), `after_backward`, `batch_end`, `epoch_end`, `validation` or `save`. A fourth
+    word names the only rank that has it.
     """
 
     def _strike(self, trainer: Trainer, module: LightningModule, where: str) -> None:
@@ -38,7 +39,8 @@ class Fault(Callback):
             return
         del os.environ[ARMED]
         if what == "nan":
-            next(module.head.parameters()).grad = torch.full((1,), float("nan"))
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            gradients[0].fill_(float("nan"))
         elif what == "error":
             raise ZeroDivisionError("the fault of the test")
         else:
@@ -46,6 +48,14 @@ class Fault(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         self._strike(trainer, module, "batch_start")
+
+    def on_before_backward(
+        self, trainer: Trainer, module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        self._strike(trainer, module, "step")
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        self._strike(trainer, module, "after_backward")
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         self._strike(trainer, module, "batch_end")
