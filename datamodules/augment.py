@@ -12,9 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["Augment", "augment_batch", "check_augment", "recolour"]
+__all__ = ["DRAWS", "Augment", "augment_batch", "check_augment", "recolour"]
 
 Augment = Literal["none", "flip", "flip_crop", "flip_crop_color"]
+
+#: Numbers that an image needs at most: mirror, two shifts, four of colour.
+DRAWS = 7
 
 _SHIFT = 8  # the window moves by up to this part of the size
 _FACTORS = 0.2  # brightness, contrast and saturation are scaled by 1 +- this
@@ -30,7 +33,9 @@ def check_augment(name: str) -> None:
         raise ValueError(f"augment is {name!r}; use one of {', '.join(get_args(Augment))}.")
 
 
-def augment_batch(batch: Mapping[str, Tensor], *, augment: Augment) -> dict[str, Tensor]:
+def augment_batch(
+    batch: Mapping[str, Tensor], *, augment: Augment, draws_BK: Tensor | None = None
+) -> dict[str, Tensor]:
     """Augmented copy of a batch: `image` uint8 (B, 3, H, W), and maps (B, H, W) or (B, C, H, W).
 
     `flip` mirrors each image with probability 1/2; `flip_crop` also shifts it by up to an eighth of
@@ -40,8 +45,12 @@ def augment_batch(batch: Mapping[str, Tensor], *, augment: Augment) -> dict[str,
 
     Where the window leaves the frame, an image is reflected and a map is 0. That is a depth not
     measured and a mask without object: the reflection would claim geometry that nobody saw.
-    What has one axis (`label`, `index`) is passed on. Draws come from torch's generator of the CPU,
-    so they are the same on every device.
+    What has one axis (`label`, `index`) is passed on.
+
+    Args:
+        batch: `image`, and maps of its size.
+        augment: how.
+        draws_BK: uniform numbers in [0, 1) on the CPU, `DRAWS` an image; None: torch's generator.
 
     Raises:
         ValueError: an entry is no map of the size of the images.
@@ -57,7 +66,8 @@ def augment_batch(batch: Mapping[str, Tensor], *, augment: Augment) -> dict[str,
                 f"the images {tuple(images.shape)}: a map that moves with them must have their "
                 "height and width. Read it at their size, or use augment: none."
             )
-    source_BP, inside_BP = _draw_moves(images.shape, crops=augment != "flip")
+    draws_KB = (torch.rand(len(images), DRAWS) if draws_BK is None else draws_BK).T
+    source_BP, inside_BP = _moves(draws_KB, images.shape, crops=augment != "flip")
     source_BP = source_BP.to(images.device)
     moved = {name: _take(value, source_BP) for name, value in {"image": images, **maps}.items()}
     if inside_BP is not None:
@@ -66,7 +76,7 @@ def augment_batch(batch: Mapping[str, Tensor], *, augment: Augment) -> dict[str,
             flat = moved[name].view(len(images), -1, *images.shape[-2:])
             flat.masked_fill_(outside, 0)
     if augment == "flip_crop_color":
-        moved["image"] = recolour(moved["image"], *_draw_colours(len(images)))
+        moved["image"] = recolour(moved["image"], *_colours(draws_KB))
     return {**batch, **moved}
 
 
@@ -94,24 +104,25 @@ def recolour(
     return changed.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
-def _draw_moves(shape: torch.Size, *, crops: bool) -> tuple[Tensor, Tensor | None]:
+def _moves(draws_KB: Tensor, shape: torch.Size, *, crops: bool) -> tuple[Tensor, Tensor | None]:
     """Where each pixel comes from, (B, H * W) into its image, and whether the frame holds it."""
     size, (height, width) = shape[0], shape[-2:]
-    mirrored_B1 = torch.rand(size, 1) < 0.5
+    mirrored_B1 = draws_KB[0][:, None] < 0.5
     rows_BH, columns_BW = (torch.arange(n).expand(size, n) for n in (height, width))
     inside_BP = None
     if crops:
-        rows_BH, inside_BH = _shift(rows_BH)
-        columns_BW, inside_BW = _shift(columns_BW)
+        rows_BH, inside_BH = _shift(rows_BH, draws_KB[1])
+        columns_BW, inside_BW = _shift(columns_BW, draws_KB[2])
         inside_BP = (inside_BH[:, :, None] & inside_BW[:, None]).flatten(1)
     columns_BW = torch.where(mirrored_B1, width - 1 - columns_BW, columns_BW)
     return (rows_BH[:, :, None] * width + columns_BW[:, None]).flatten(1), inside_BP
 
 
-def _shift(places_BN: Tensor) -> tuple[Tensor, Tensor]:
+def _shift(places_BN: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
     """Places shifted by a draw for each image, reflected at the border; which ones lay inside."""
     last, most = places_BN.shape[1] - 1, places_BN.shape[1] // _SHIFT
-    shifted_BN = places_BN + torch.randint(-most, most + 1, (len(places_BN), 1))
+    steps_B = (draw_B * (2 * most + 1)).long().clamp_(max=2 * most) - most
+    shifted_BN = places_BN + steps_B[:, None]
     inside_BN = (shifted_BN >= 0) & (shifted_BN <= last)
     return last - (last - shifted_BN.abs()).abs(), inside_BN
 
@@ -123,8 +134,8 @@ def _take(value: Tensor, source_BP: Tensor) -> Tensor:
     return flat_BCP.gather(2, source_BCP).view(value.shape)
 
 
-def _draw_colours(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _colours(draws_KB: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Brightness, contrast and saturation factors and hue turns, (B,) each."""
-    spread_4B = 2 * torch.rand(4, size) - 1
+    spread_4B = 2 * draws_KB[3:] - 1
     brightness_B, contrast_B, saturation_B = 1 + _FACTORS * spread_4B[:3]
     return brightness_B, contrast_B, saturation_B, _HUE_TURNS * spread_4B[3]

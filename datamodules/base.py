@@ -21,10 +21,11 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Augment, augment_batch, check_augment
+from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
-from datamodules.eval_sampling import without_repetition
-from datamodules.loading import ArrayDataset, EpochShuffle, as_is
+from datamodules.eval_sampling import evaluation_loader
+from datamodules.loading import ArrayDataset, as_is
+from datamodules.sampling import LateLoader, sample_draws, training_order
 from datamodules.splits import (
     IntArray,
     Subset,
@@ -120,6 +121,7 @@ class ImageDataModule(LightningDataModule):
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
         self._data_sha256: str | None = None
+        self._draws: Tensor | None = None
 
     def read_labels(self, part: Part) -> IntArray:
         """Labels (N,) of an official part in its order; -1 for images of classes not in use.
@@ -239,11 +241,20 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("test", shared=False)  # Lightning shares predictions without repetition
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draw for the augmentation of a training batch, as long as `index` is on the CPU."""
+        self._draws = None
+        if self.augment != "none" and self.trainer is not None and self.trainer.training:
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            seed = self.resolved_seed()
+            self._draws = sample_draws(batch["index"], DRAWS, seed=seed, epoch=progress.processed)
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch and its maps, on the device; leave every other batch alone."""
-        if self.augment == "none" or self.trainer is None or not self.trainer.training:
+        if self._draws is None:
             return batch
-        return augment_batch(batch, augment=self.augment)
+        return augment_batch(batch, augment=self.augment, draws_BK=self._draws)
 
     def protocol(self) -> dict[str, Any]:
         """How this data was split, in plain types; the same on every machine."""
@@ -310,12 +321,9 @@ class ImageDataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
         }
         if training:
-            return DataLoader(sampler=EpochShuffle(size, seed=seed), **options)
-        if shared and self.trainer is not None and self.trainer.world_size > 1:
-            shares = self.trainer.distributed_sampler_kwargs
-            if shares is not None:
-                return without_repetition(options, shares)
-        return DataLoader(**options)
+            order = training_order(size, seed=seed, trainer=self.trainer)
+            return LateLoader(sampler=order, **options)
+        return evaluation_loader(options, self.trainer if shared else None)
 
 
 def _part(split: Split) -> Part:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-__all__ = ["EvalBatches", "without_repetition"]
+__all__ = ["EvalBatches", "evaluation_loader", "without_repetition"]
 
 
 class EvalBatches(DistributedSampler[list[int]]):
@@ -56,6 +56,14 @@ class EvalBatches(DistributedSampler[list[int]]):
         starts = [min(i * self.batch_size, share - (self.number - i)) for i in range(self.number)]
         for start, end in zip(starts, [*starts[1:], share], strict=True):
             yield list(self.rows[start:end])
+
+
+def evaluation_loader(loader_options: dict[str, Any], trainer: Any) -> DataLoader[Any]:
+    """A loader of all samples, or of this process's share where a trainer has several processes."""
+    shares = None
+    if trainer is not None and trainer.world_size > 1:
+        shares = trainer.distributed_sampler_kwargs
+    return without_repetition(loader_options, shares) if shares else DataLoader(**loader_options)
 
 
 def without_repetition(loader_options: dict[str, Any], shares: dict[str, int]) -> DataLoader[Any]:

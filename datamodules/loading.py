@@ -1,4 +1,4 @@
-"""From files to batches: decoded images, data sets that fetch whole batches, a seeded shuffle.
+"""From files to batches: decoded images, and data sets that fetch whole batches.
 
 Shapes: B images a batch, n images of a split, H height, W width
 """
@@ -6,22 +6,21 @@ Shapes: B images a batch, n images of a split, H height, W width
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 __all__ = [
     "ArrayDataset",
-    "EpochShuffle",
     "Resize",
     "UnreadableImageError",
     "as_is",
@@ -151,27 +150,3 @@ def decode_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images
-
-
-class EpochShuffle(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone.
-
-    Every strategy then sees the same images in the same order, however many random numbers its
-    initialisation drew, and a resumed run goes on with the order that it would have had.
-    Lightning calls `set_epoch`, and splits the order among processes when there are several.
-    """
-
-    def __init__(self, size: int, *, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        order: NDArray[Any] = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return iter(order.tolist())

@@ -6,7 +6,6 @@ Checkpoints on remote file systems (`s3://...`) are Lightning's own, but are not
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +78,14 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointGuard(Callback):
-    """Before training: is there room for the checkpoints? In each: the settings of its run.
+    """Before training: is there room for the checkpoints?
 
     Args:
         folder: The run's.
-        config: The resolved config in plain types.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = dict(config)
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,12 +99,6 @@ class CheckpointGuard(Callback):
         one = 3 * kept + _MIB  # with two moments of the optimiser
         # `best`, `last` and the one that is being written, the adapter, logs and pictures.
         require_room(self.folder, one, in_all=3 * one + kept + 4 * _MIB)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the config. (Not as Lightning's hyperparameters: they would win over the user's.)"""
-        checkpoint["config"] = self.config
 
 
 def usable_checkpoint(path: str | Path, command: str) -> Path:

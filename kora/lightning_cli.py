@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import logging
-import shlex
 import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
-from kora.loggers import Wandb, claim_run_folder, make_loggers
+from kora.guards import FiniteGuard
+from kora.loggers import claim_run_folder, make_loggers
 from kora.parser import KoraParser
-from kora.progress import ProgressBar, say
+from kora.preemption import Preemption
+from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
 from kora.record import RunRecord
+from kora.resume import (
+    RunLock,
+    after_interruption,
+    checkpoint_to_resume,
+    own_folder,
+    resume_arguments,
+    take_over,
+    typed_options,
+)
+from kora.run_checkpoints import best_and_last
+from kora.run_options import add_run_options
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
+from kora.training_state import TrainingState
 from kora.transfer import plain
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
@@ -45,6 +57,10 @@ class KoraCLI(LightningCLI):
         type(self).command = args[0]
         self.run_folder: Path | None = None
         self.record: RunRecord | None = None
+        self.lock: RunLock | None = None
+        self.typed = typed_options(args)
+        if self.command == "fit":
+            args = resume_arguments(args)
         try:
             super().__init__(
                 AdapterTask,
@@ -65,6 +81,8 @@ class KoraCLI(LightningCLI):
     def _discard_unused_folder(self) -> None:
         """Leave no run folder of a command that was refused before it did anything."""
         folder = self.run_folder
+        if self.lock is not None:
+            self.lock.release()
         if folder is None or rank_zero_only.rank:  # type: ignore[attr-defined]
             return
         if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "wandb")):
@@ -77,22 +95,7 @@ class KoraCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of a run that are neither model, data nor trainer."""
-        parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument(
-            "--source",
-            type=str | None,
-            default=None,
-            help="Config of a source stage: its adapter is the start of this run, and is trained "
-            "first if it is not there yet.",
-        )
-        parser.add_argument(
-            "--allow_degenerate",
-            type=bool,
-            default=False,
-            help="Run although the splits cannot support the metrics (published protocols).",
-        )
-        parser.add_class_arguments(Wandb, "wandb")
+        add_run_options(parser, self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
@@ -120,6 +123,8 @@ class KoraCLI(LightningCLI):
                 "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints/best.ckpt with the "
                 "config.yaml beside it."
             )
+        if self.command == "fit" and self.options.resume:
+            self.options.ckpt_path = checkpoint_to_resume(self.options, self.resolved(), self.typed)
         ckpt_path = self.options.get("ckpt_path")
         if ckpt_path and not (Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"):
             raise FileNotFoundError(
@@ -146,8 +151,12 @@ class KoraCLI(LightningCLI):
         return SourceStages(self._parser(self.command), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
-        """The resolved config in plain types, as it would be written to config.yaml."""
-        return plain(self._parser(self.command), self.options)
+        """The resolved config in plain types, as it would be written to config.yaml.
+
+        Without what a run goes on from: the config of a run, run again, begins a new one.
+        """
+        config = plain(self._parser(self.command), self.options)
+        return {**config, "ckpt_path": None, "resume": False} if self.command == "fit" else config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run folder, its loggers and the record."""
@@ -177,7 +186,7 @@ class KoraCLI(LightningCLI):
             experiment, strategy = self.options.experiment, task.adapter.label
             seed = int(self.options.seed_everything)
             parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
-            self.run_folder = claim_run_folder(parent)
+            self.run_folder = self._claim(parent, config)
             self.record = RunRecord(
                 self.run_folder,
                 experiment=experiment,
@@ -187,8 +196,22 @@ class KoraCLI(LightningCLI):
                 allow_degenerate=self.options.allow_degenerate,
             )
             own.append(self.record)
+            if self.command == "fit":
+                own.append(FiniteGuard())
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
-                own += [CheckpointGuard(self.run_folder, config), *self._checkpoints(task)]
+                own.append(CheckpointGuard(self.run_folder))
+                own.append(
+                    TrainingState(
+                        self.run_folder,
+                        seed=seed,
+                        config=config,
+                        typed=self.typed,
+                        saving=self._get(self.config_init, "save"),
+                        preemption=Preemption(),
+                    )
+                )
+                validates = getattr(self.datamodule, "validates", True)
+                own += best_and_last(self.run_folder, task.monitor, validates=validates)
             given = trainer_config.get("logger")
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [
@@ -209,23 +232,15 @@ class KoraCLI(LightningCLI):
                 f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
             ) from error
 
-    def _checkpoints(self, task: AdapterTask) -> list[ModelCheckpoint]:
-        """`best.ckpt` by validation and `last.ckpt` of every epoch, whether or not it was better.
-
-        (`save_last` of one ModelCheckpoint writes only when the monitored metric has improved.)
-        """
-        assert self.run_folder is not None
-        common: dict[str, Any] = {
-            "dirpath": self.run_folder / "checkpoints",
-            "enable_version_counter": False,
-        }
-        if not getattr(self.datamodule, "validates", True):
-            return [ModelCheckpoint(filename="best", save_last=True, **common)]
-        monitor, mode = task.monitor
-        return [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
-            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
-        ]
+    def _claim(self, parent: Path, config: dict[str, Any]) -> Path:
+        """The folder of this run: that of the run that goes on, or a new one."""
+        ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
+        folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
+        if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
+            self.lock = RunLock(folder)
+            if ckpt_path:
+                take_over(ckpt_path, folder, config=config)
+        return folder
 
     # -- the command ---------------------------------------------------------------------------
 
@@ -233,11 +248,16 @@ class KoraCLI(LightningCLI):
         """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            raise  # the way to go on is told where it was caught
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            say(_after_interruption(self.run_folder))
+            say(after_interruption(self.run_folder))
             sys.exit(128 + signal.SIGINT)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # -- after a command -----------------------------------------------------------------------
 
@@ -288,42 +308,11 @@ def parse(args: Sequence[str]) -> KoraCLI:
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    return _quietly(ParseOnly, args)
+    with without_noise():
+        return ParseOnly(args)
 
 
 def run_lightning(args: Sequence[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict` with its options."""
-    _quietly(KoraCLI, args)
-
-
-def _quietly(kind: type[KoraCLI], args: Sequence[str]) -> KoraCLI:
-    """Build a CLI without messages that tell a user nothing."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for text in (
-            "LightningCLI's args parameter",
-            ".*does not have many workers",
-            ".*LeafSpec",
-            ".*Checkpoint directory .* exists",
-            ".*Experiment logs directory",
-            ".*number of training batches",
-            ".*module.s. in eval mode",
-            ".*callbacks used to create the checkpoint",
-            ".*tensorboardX",
-        ):
-            warnings.filterwarnings("ignore", text)
-        return kind(args)
-
-
-def _after_interruption(folder: Path | None) -> str:
-    if folder is None:
-        return "interrupted."
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return f"interrupted before the first epoch was finished. What was written is in {folder}"
-    config = folder / "config.yaml"
-    return (
-        f"interrupted. What was reached is in {folder}; to go on after the last finished epoch:\n"
-        f"{shlex.join(['kora', 'fit', '--config', str(config), '--ckpt_path', str(last)])}"
-    )
+    with without_noise():
+        KoraCLI(args)

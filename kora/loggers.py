@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.csv_log import ContinuedCSVLogger
 from kora.durable import require_room
 from kora.results import run_versions
 from kora.weights import is_reachable
@@ -123,7 +124,7 @@ def make_loggers(
     run_folder: Path, settings: Wandb, *, experiment: str, strategy: str, seed: int, stage: str
 ) -> list[Logger]:
     """CSV into the run folder itself, then W&B inside it. The first decides `trainer.log_dir`."""
-    csv = CSVLogger(run_folder.parent, name="", version=run_folder.name)
+    csv = ContinuedCSVLogger(run_folder.parent, name="", version=run_folder.name)
     if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return [csv]
     import wandb

@@ -80,6 +80,14 @@ class ClassificationTask(AdapterTask):
         self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
         return head
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Look at the labels while they are on the CPU: on a GPU, a look would stall its stream."""
+        self._check_labels(batch)
+        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch, with label smoothing."""
         self._check_labels(batch)
@@ -124,8 +132,8 @@ class ClassificationTask(AdapterTask):
         return logits
 
     def _check_labels(self, batch: Batch) -> None:
-        labels = batch["label"]
-        if labels.device.type != "cpu":  # a look would stall the stream; the audit has seen them
+        labels = batch.get("label")
+        if labels is None or labels.device.type != "cpu":  # looked at before it was moved
             return
         assert self.num_classes is not None
         wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten()

@@ -11,7 +11,7 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
-from datamodules.loading import ArrayDataset, EpochShuffle, as_is, decode_image, decode_images
+from datamodules.loading import ArrayDataset, as_is, decode_image, decode_images
 from tests.data_factory import class_image
 
 
@@ -30,17 +30,6 @@ def test_an_array_is_fetched_a_batch_at_a_time() -> None:
     batches = list(DataLoader(data, batch_size=4, collate_fn=as_is))
     assert [len(batch["image"]) for batch in batches] == [4, 4, 2]
     assert torch.equal(batches[1]["label"], torch.tensor([8, 10, 12, 14]))
-
-
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    sampler = EpochShuffle(50, seed=3)
-    first = list(sampler)
-    torch.manual_seed(99)
-    assert list(sampler) == first
-    assert sorted(first) == list(range(50))
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(EpochShuffle(50, seed=4)) != first
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])

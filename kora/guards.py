@@ -1,0 +1,81 @@
+"""A loss or gradient that is not finite stops the run before the optimiser makes a step with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["FiniteGuard"]
+
+_MOST = 64  # samples that an error names
+
+
+class FiniteGuard(Callback):
+    """Names the batch, and leaves weights and optimiser as they were after the last good step.
+
+    All processes of a run stop at the same step, whichever has the batch.
+    """
+
+    def __init__(self) -> None:
+        self._batch: tuple[int, Any] = (0, None)
+        self._bad: str | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the batch, to name its samples."""
+        self._batch = (batch_idx, batch)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Look at the loss."""
+        value = float(loss.detach()) * trainer.accumulate_grad_batches  # which Lightning divides by
+        if not math.isfinite(value) and self._bad is None:
+            self._bad = self._told(trainer, f"the loss is {value}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Look at the gradients, and stop.
+
+        Raises:
+            RuntimeError: Loss or gradients are not finite.
+        """
+        # A loss scaler leaves out steps whose gradients overflow, by design.
+        scales = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self._bad is None and not scales and not _finite_gradients(optimizer):
+            self._bad = self._told(trainer, "a gradient is not finite")
+        good = trainer.strategy.reduce_boolean_decision(self._bad is None, all=True)
+        self._batch = (0, None)
+        if not good:
+            why = self._bad or "the loss or a gradient on another process is not finite"
+            raise RuntimeError(
+                f"Training stopped: {why}. The optimiser has not made this step. Look at these "
+                "samples; or go on with a lower model.optimizer.lr, with "
+                "trainer.gradient_clip_val, or with trainer.precision: 32-true."
+            )
+
+    def _told(self, trainer: Trainer, what: str) -> str:
+        number, batch = self._batch
+        index = batch.get("index") if isinstance(batch, dict) else None
+        samples = "unknown"
+        if index is not None:
+            listed = index.tolist()
+            more = f" and {len(listed) - _MOST} more" if len(listed) > _MOST else ""
+            samples = ", ".join(map(str, listed[:_MOST])) + more
+        return f"{what} in epoch {trainer.current_epoch}, batch {number} (samples {samples})"
+
+
+def _finite_gradients(optimizer: Optimizer) -> bool:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    found = [gradient for gradient in gradients if gradient is not None]
+    if not found:
+        return True
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(found)))

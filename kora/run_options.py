@@ -1,0 +1,39 @@
+"""The options of a run that are neither model, data nor trainer."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from kora.loggers import Wandb
+from kora.run_checkpoints import Saving
+
+__all__ = ["add_run_options"]
+
+
+def add_run_options(parser: LightningArgumentParser, command: str) -> None:
+    """Add them to the parser of a command."""
+    parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
+    parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+    parser.add_argument(
+        "--source",
+        type=str | None,
+        default=None,
+        help="Config of a source stage: its adapter is the start of this run, and is trained "
+        "first if it is not there yet.",
+    )
+    parser.add_argument(
+        "--allow_degenerate",
+        type=bool,
+        default=False,
+        help="Run although the splits cannot support the metrics (published protocols).",
+    )
+    parser.add_class_arguments(Wandb, "wandb")
+    if command == "fit":
+        parser.add_argument(
+            "--resume",
+            type=bool | str,
+            default=False,
+            help="Go on with the newest unfinished run of this config, or with the run in a "
+            "folder; `auto` begins a new one where there is none.",
+        )
+        parser.add_class_arguments(Saving, "save")

@@ -1,0 +1,60 @@
+"""What stops a run says why, on one process and on two."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.faults import ARMED, run_fresh
+from tests.cli.support import kora, write_config
+from tests.cli.test_resume import SEED0, checkpoint, config
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_gradient_that_is_not_finite_names_the_samples_and_is_not_stepped(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(here / "tiny.yaml", config())
+    monkeypatch.setenv(ARMED, "nan after_backward 3")
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml")
+    assert outcome.code == 1
+    found = re.search(r"not finite in epoch 0, batch 3 \(samples ([\d, ]+)\)", outcome.err)
+    assert found, outcome.err
+    assert len(found[1].split(", ")) == 7
+    last = checkpoint(here / SEED0 / "version_0")
+    assert last["global_step"] == 3
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_state(
+    here: Path, capfd: Capture
+) -> None:
+    write_config(here / "tiny.yaml", config())
+    huge = ("--model.optimizer", "SGD", "--model.optimizer.lr", "1e30", "--model.schedule")
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml", *huge, "constant")
+    assert outcome.code == 1
+    assert "Training stopped: " in outcome.err
+    assert "(samples " in outcome.err
+    last = checkpoint(here / SEED0 / "version_0")
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_in_a_step_of_two_processes_leaves_a_checkpoint_and_ends_both(
+    here: Path, rank: int
+) -> None:
+    write_config(here / "tiny.yaml", config(devices=2, strategy="ddp"))
+    started = time.monotonic()
+    code, out = run_fresh(here, "fit", "--config", "tiny.yaml", fault=f"SIGTERM step 2 {rank}")
+    assert code == 128 + signal.SIGTERM, out
+    assert time.monotonic() - started < 150  # a busy machine needs most of it to start
+    assert "kora: stopped by SIGTERM after step 3. To go on:" in out
+    last = checkpoint(here / SEED0 / "version_0")
+    assert (last["resume"]["epoch"], last["resume"]["batches"]) == (0, 3)
