@@ -24,6 +24,7 @@ _NOISE = (
     ".*module.s. in eval mode",
     ".*callbacks used to create the checkpoint",
     ".*tensorboardX",
+    ".*have overridden `transfer_batch_to_device`",
     ".*resuming from a checkpoint that ended before",
 )
 

@@ -10,8 +10,12 @@ from kora.run_checkpoints import Saving
 __all__ = ["add_run_options"]
 
 
-def add_run_options(parser: LightningArgumentParser, command: str) -> None:
-    """Add them to the parser of a command."""
+def add_run_options(parser: LightningArgumentParser) -> None:
+    """Add them to the parser of a command.
+
+    All commands take all of them, as they are given the config.yaml of a run; `resume` and `save`
+    matter to `fit` alone.
+    """
     parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
     parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
     parser.add_argument(
@@ -28,12 +32,11 @@ def add_run_options(parser: LightningArgumentParser, command: str) -> None:
         help="Run although the splits cannot support the metrics (published protocols).",
     )
     parser.add_class_arguments(Wandb, "wandb")
-    if command == "fit":
-        parser.add_argument(
-            "--resume",
-            type=bool | str,
-            default=False,
-            help="Go on with the newest unfinished run of this config, or with the run in a "
-            "folder; `auto` begins a new one where there is none.",
-        )
-        parser.add_class_arguments(Saving, "save")
+    parser.add_argument(
+        "--resume",
+        type=bool | str,
+        default=False,
+        help="Go on with the newest unfinished run of this config, or with the run in a "
+        "folder; `auto` begins a new one where there is none.",
+    )
+    parser.add_class_arguments(Saving, "save")

@@ -73,7 +73,12 @@ def test_a_checkpoint_names_backbone_source_and_hash_and_holds_the_config(traine
     assert content["kora"]["backbone"] == "vit_nano"
     assert content["kora"]["weights"] == "random"
     assert content["kora"]["sha256"] == record["backbone"]["sha256"]
-    assert content["resume"]["settings"]["config"]["model"]["init_args"]["adapter"]["init_args"]["rank"] == 2
+    assert (
+        content["resume"]["settings"]["config"]["model"]["init_args"]["adapter"]["init_args"][
+            "rank"
+        ]
+        == 2
+    )
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops"} <= content.keys()
     assert {key.split(".")[0] for key in content["state_dict"]} == {"adapter", "head"}
     check = ["sha256sum", "--check", "--strict", "last.ckpt.sha256", "best.ckpt.sha256"]
