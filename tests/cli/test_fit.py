@@ -33,9 +33,9 @@ def run(here: Path, capfd: Capture) -> Path:
 def test_a_run_is_one_folder_with_everything(run: Path) -> None:
     expected = {
         "config.yaml", "metrics.csv", "splits.json", "results.json", "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt", "adapter/adapter_model.safetensors",
-        "adapter/adapter_config.json", "learning_curves.png", "confusion_matrix.png",
-        "test_samples.png",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt.sha256", "checkpoints/last.ckpt.sha256",
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+        "learning_curves.png", "confusion_matrix.png", "test_samples.png",
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == expected
