@@ -12,6 +12,7 @@ import torch
 
 import kora
 from kora.adapters import VPT, KoRA, LoRA, Strategy, TokenReadout
+from kora.backbones import Backbone, Features
 from kora.export import RECORD, export
 from kora.heads.depth import LinearDepth
 from kora.tasks import DepthTask
@@ -22,6 +23,18 @@ needs_extra = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
     reason="needs the extra: pip install 'kora-vit[onnx]'",
 )
+
+
+class OneBatch(Strategy):
+    """Takes the number of images as a plain number, which a graph then holds for ever."""
+
+    def attach(self, backbone: Backbone) -> None:
+        """Nothing to create."""
+
+    def forward(self, backbone: Backbone, images: torch.Tensor) -> Features:
+        """The frozen features, multiplied by one."""
+        features = super().forward(backbone, images)
+        return features._replace(pooled=features.pooled * torch.ones(len(images), 1))
 
 
 def test_without_the_extra_one_error_says_what_to_install(
@@ -44,11 +57,12 @@ def test_without_the_extra_one_error_says_what_to_install(
     ("adapter", "merged"),
     [
         (LoRA(2, sites=["q", "v"]), True),
+        (VPT(3), False),
         (KoRA(2, 4), False),
         (KoRA(2, 4, inject=False), False),
         (KoRA(2, 4, pool="tokens", readout=TokenReadout()), False),
     ],
-    ids=["LoRA", "KoRA", "KoRA-side", "KoRA-tokens"],
+    ids=["LoRA", "VPT", "KoRA", "KoRA-side", "KoRA-tokens"],
 )
 def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(
     adapter: Strategy, merged: bool, tmp_path: Path
@@ -85,7 +99,7 @@ def test_depth_in_metres_can_be_exported(tmp_path: Path) -> None:
 @needs_extra
 @pytest.mark.slow
 def test_a_graph_that_would_take_one_batch_size_only_is_refused(tmp_path: Path) -> None:
-    task = kicked(VPT(3), tiny_in_file("tiny_vit", tmp_path))
+    task = kicked(OneBatch(), tiny_in_file("tiny_vit", tmp_path))
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
     with pytest.raises(RuntimeError, match=r"(onnxruntime cannot run|torch cannot write)"):
         export(model, "onnx", tmp_path / "out")

@@ -117,7 +117,8 @@ class Prompt(nn.Module):
     def append(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(B, N, D) to (B, N + K, D)."""
         x, *others = inputs
-        tokens = self.prompt_KD.to(x.dtype).expand(len(x), -1, -1)
+        # shape, as len() would fix B in an exported graph
+        tokens = self.prompt_KD.to(x.dtype).expand(x.shape[0], -1, -1)
         if self.dropout:
             tokens = F.dropout(tokens, self.dropout, self.training)
         return torch.cat((x, tokens), dim=1), *others
