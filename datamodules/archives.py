@@ -76,8 +76,8 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
             raise
         raise OSError(
             error.errno,
-            f"There is no room to extract {archive} beside {target} ({error.strerror}). Nothing was "
-            "left there. Make room, or set data.root to a folder on another disk.",
+            f"There is no room to extract {archive} beside {target} ({error.strerror}). Nothing "
+            "was left there. Make room, or set data.root to a folder on another disk.",
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

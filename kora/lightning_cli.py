@@ -183,6 +183,7 @@ class KoraCLI(LightningCLI):
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
                 own += self._checkpoints(task)
             given = trainer_config.get("logger")
+            resumes = self.command == "fit" and task.checkpoint
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [
                 *make_loggers(
@@ -192,6 +193,7 @@ class KoraCLI(LightningCLI):
                     strategy=strategy,
                     seed=seed,
                     stage=self.command,
+                    resumed=Path(task.checkpoint) if resumes else None,
                 ),
                 *(logger for logger in more if not isinstance(logger, bool | None)),
             ]
