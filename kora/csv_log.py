@@ -1,35 +1,65 @@
-"""`metrics.csv` of a run that goes on: its rows up to the checkpoint stay, new ones follow."""
+"""metrics.csv of a run: on the disk row by row, and continued where a run goes on."""
 
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 
 from kora.results import write_atomically
 
-__all__ = ["ContinuedCSVLogger", "count_rows", "keep_rows"]
+__all__ = ["RowByRow", "count_rows", "keep_rows"]
 
 
-class ContinuedCSVLogger(CSVLogger):
-    """A CSVLogger that adds to the file which is there; Lightning's deletes it."""
+class RowByRow(CSVLogger):
+    """A CSVLogger that a killed process leaves whole, up to the step that it was in.
+
+    Lightning's own writes every hundred steps, empties the file whenever a new metric needs a new
+    header, and deletes one that is there.
+    """
 
     @property
-    def experiment(self) -> ExperimentWriter:
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """What writes the file."""
         if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
-        writer: ExperimentWriter = self._experiment  # type: ignore[assignment]
-        return writer
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Append a row."""
+        super().log_metrics(metrics, step)
+        self.save()
 
 
 class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
+        """Go on with the file that is there."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+
+        def write(target: Path) -> None:
+            with target.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=fieldnames)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(path, write)
 
 
 def count_rows(path: Path) -> int:

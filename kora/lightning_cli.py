@@ -213,6 +213,7 @@ class KoraCLI(LightningCLI):
                 validates = getattr(self.datamodule, "validates", True)
                 own += best_and_last(self.run_folder, task.monitor, validates=validates)
             given = trainer_config.get("logger")
+            resumes = self.command == "fit" and task.checkpoint
             more = given if isinstance(given, list) else [given]
             kwargs["logger"] = [
                 *make_loggers(
@@ -222,6 +223,7 @@ class KoraCLI(LightningCLI):
                     strategy=strategy,
                     seed=seed,
                     stage=self.command,
+                    resumed=Path(task.checkpoint) if resumes else None,
                 ),
                 *(logger for logger in more if not isinstance(logger, bool | None)),
             ]
@@ -232,9 +234,13 @@ class KoraCLI(LightningCLI):
                 f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
             ) from error
 
+    def _resumed(self) -> Path | None:
+        ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
+        return Path(ckpt_path) if ckpt_path else None
+
     def _claim(self, parent: Path, config: dict[str, Any]) -> Path:
         """The folder of this run: that of the run that goes on, or a new one."""
-        ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
+        ckpt_path = self._resumed()
         folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
         if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
             self.lock = RunLock(folder)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import netrc
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kora.csv_log import ContinuedCSVLogger
+from kora.csv_log import RowByRow
 from kora.durable import require_room
+from kora.progress import say
 from kora.results import run_versions
-from kora.weights import is_reachable
+from kora.wandb_run import BoundedWandb, keep_run_id, server_answers, wandb_run_id
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
 
@@ -121,28 +123,40 @@ def _has_credentials() -> bool:
 
 
 def make_loggers(
-    run_folder: Path, settings: Wandb, *, experiment: str, strategy: str, seed: int, stage: str
+    run_folder: Path,
+    settings: Wandb,
+    *,
+    experiment: str,
+    strategy: str,
+    seed: int,
+    stage: str,
+    resumed: Path | None = None,
 ) -> list[Logger]:
-    """CSV into the run folder itself, then W&B inside it. The first decides `trainer.log_dir`."""
-    csv = ContinuedCSVLogger(run_folder.parent, name="", version=run_folder.name)
+    """CSV into the run folder itself, then W&B inside it. The first decides `trainer.log_dir`.
+
+    Where the checkpoint `resumed` is given, the W&B run is that of the run that wrote it.
+    """
+    csv = RowByRow(run_folder.parent, name="", version=run_folder.name)
     if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return [csv]
-    import wandb
-
     offline = wandb_offline(settings.mode)
-    if not offline and not _asked(settings.mode) and not is_reachable(_base_url()):
+    if not offline and not server_answers(_base_url()):
+        say(f"W&B at {_base_url()} does not answer: this run is logged offline.")
         offline = True  # W&B would wait a minute and a half, and then stop the run
-    quiet: Any = wandb.Settings(silent=True) if offline else None
-    wandb_logger = WandbLogger(
-        name=f"{strategy}-seed{seed}",
-        save_dir=run_folder,
-        project=settings.project,
-        entity=settings.entity,
-        group=experiment,
-        job_type=stage,
-        tags=[strategy],
-        offline=offline,
-        settings=quiet,
-    )
-    wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
-    return [csv, wandb_logger]
+    before = None if resumed is None else wandb_run_id(resumed)
+    run_id = before or secrets.token_hex(4)
+    keep_run_id(run_folder, run_id)
+    return [
+        csv,
+        BoundedWandb(
+            offline=offline,
+            id=run_id,
+            name=f"{strategy}-seed{seed}",
+            save_dir=run_folder,
+            project=settings.project,
+            entity=settings.entity,
+            group=experiment,
+            job_type=stage,
+            tags=[strategy],
+        ),
+    ]

@@ -28,6 +28,7 @@ from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.results import RunResult, write_atomically, write_results
 from kora.summary import summary_table
 from kora.tasks import AdapterTask
+from kora.wandb_run import finish_wandb
 
 __all__ = ["RunRecord"]
 
@@ -260,17 +261,11 @@ class RunRecord(Callback):
     def _end_wandb(self, trainer: Trainer, pictures: Sequence[Path], console: Console) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                run = logger.experiment
                 for path in pictures:
                     logger.log_image(f"pictures/{path.stem}", [str(path)])
-                folder, offline = Path(run.dir).parent, run.settings._offline
-                logger.experiment.finish()
-                if offline:
-                    console.print(
-                        f"W&B:        offline; to upload: wandb sync {folder}",
-                        soft_wrap=True,
-                        highlight=False,
-                    )
+                said = finish_wandb(logger)
+                if said is not None:
+                    console.print(f"W&B:        {said}", soft_wrap=True, highlight=False)
 
     def _pictures(self) -> list[Path]:
         assert self.report is not None

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.checkpoint_files import read_checkpoint
 from kora.csv_log import keep_rows
 from kora.progress import say
 from kora.results import RESULTS_NAME, run_versions
@@ -191,7 +191,7 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
     )
 
 
-def own_folder(ckpt_path: str, parent: Path) -> Path | None:
+def own_folder(ckpt_path: str | Path, parent: Path) -> Path | None:
     """The folder of the unfinished run whose last checkpoint this is, if it lies in `parent`."""
     path = Path(ckpt_path)
     folder = path.parent.parent
@@ -202,7 +202,7 @@ def own_folder(ckpt_path: str, parent: Path) -> Path | None:
     return folder if unfinished else None
 
 
-def take_over(ckpt_path: str, folder: Path, *, config: Mapping[str, Any]) -> None:
+def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any]) -> None:
     """Prepare a folder for a run that goes on from a checkpoint.
 
     In its own folder, the rows that were logged after the checkpoint go, as they are logged again,
@@ -210,7 +210,7 @@ def take_over(ckpt_path: str, folder: Path, *, config: Mapping[str, Any]) -> Non
     checkpoint so far and the log up to here come along.
     """
     old = Path(ckpt_path).parent.parent
-    resumed = torch.load(ckpt_path, map_location="cpu", weights_only=True).get("resume")
+    resumed = read_checkpoint(ckpt_path).get("resume")
     if old.absolute() != folder.absolute():
         for path in [*old.glob("checkpoints/best.ckpt*"), old / "metrics.csv"]:
             if path.is_file():
