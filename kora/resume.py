@@ -208,9 +208,18 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
     In its own folder, the rows that were logged after the checkpoint go, as they are logged again,
     and a config that has changed is kept under another name. In another folder, the best
     checkpoint so far and the log up to here come along.
+
+    Raises:
+        ValueError: If the run has another seed.
     """
     old = Path(ckpt_path).parent.parent
     resumed = read_checkpoint(ckpt_path).get("resume")
+    then, now = (resumed or {}).get("settings", {}).get("seed"), config["seed_everything"]
+    if then not in (None, now):
+        raise ValueError(
+            f"A resume cannot change seed_everything: {then} in the checkpoint, {now} here. Leave "
+            "it as it was, or begin a new run without --ckpt_path."
+        )
     if old.absolute() != folder.absolute():
         for path in [*old.glob("checkpoints/best.ckpt*"), old / "metrics.csv"]:
             if path.is_file():

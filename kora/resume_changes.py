@@ -93,7 +93,6 @@ class Settings:
 
     def _check_identity(self, old: Mapping[str, Any]) -> None:
         for name, before, now, remedy in (
-            ("seed_everything", old["seed"], self.seed, ""),
             ("the training and validation images", old["images"], self.images, ""),
             (
                 "model.optimizer",

