@@ -22,7 +22,6 @@ import datamodules  # noqa: F401  (so that short class names are known)
 from kora.guards import FiniteGuard
 from kora.loggers import claim_run_folder, make_loggers
 from kora.parser import KoraParser
-from kora.preemption import Preemption
 from kora.progress import ProgressBar, say
 from kora.record import RunRecord
 from kora.resume import (
@@ -181,6 +180,9 @@ class KoraCLI(LightningCLI):
             seed = int(self.options.seed_everything)
             parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
             self.run_folder = self._claim(parent, config)
+            # Where Lightning looks for a checkpoint by itself, under SLURM.
+            root = trainer_config.get("default_root_dir") or str(self.run_folder)
+            kwargs["default_root_dir"] = root
             self.record = RunRecord(
                 self.run_folder,
                 experiment=experiment,
@@ -193,14 +195,10 @@ class KoraCLI(LightningCLI):
             if self.command == "fit":
                 own.append(FiniteGuard())
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
+                saving = self._get(self.config_init, "save")
                 own.append(
                     TrainingState(
-                        self.run_folder,
-                        seed=seed,
-                        config=config,
-                        typed=self.typed,
-                        saving=self._get(self.config_init, "save"),
-                        preemption=Preemption(),
+                        self.run_folder, seed=seed, config=config, typed=self.typed, saving=saving
                     )
                 )
                 validates = getattr(self.datamodule, "validates", True)
