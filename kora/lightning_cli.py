@@ -21,7 +21,6 @@ from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_
 from kora.guards import FiniteGuard
 from kora.loggers import claim_run_folder, make_loggers
 from kora.parser import KoraParser
-from kora.preemption import Preemption
 from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
 from kora.record import RunRecord
@@ -187,6 +186,9 @@ class KoraCLI(LightningCLI):
             seed = int(self.options.seed_everything)
             parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
             self.run_folder = self._claim(parent, config)
+            # Where Lightning looks for a checkpoint by itself, under SLURM.
+            root = trainer_config.get("default_root_dir") or str(self.run_folder)
+            kwargs["default_root_dir"] = root
             self.record = RunRecord(
                 self.run_folder,
                 experiment=experiment,
@@ -200,14 +202,10 @@ class KoraCLI(LightningCLI):
                 own.append(FiniteGuard())
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
                 own.append(CheckpointGuard(self.run_folder))
+                saving = self._get(self.config_init, "save")
                 own.append(
                     TrainingState(
-                        self.run_folder,
-                        seed=seed,
-                        config=config,
-                        typed=self.typed,
-                        saving=self._get(self.config_init, "save"),
-                        preemption=Preemption(),
+                        self.run_folder, seed=seed, config=config, typed=self.typed, saving=saving
                     )
                 )
                 validates = getattr(self.datamodule, "validates", True)

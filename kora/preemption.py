@@ -1,12 +1,15 @@
 """SIGTERM is a wish that the loops look for between two steps, agreed on by all processes.
 
 Lightning's own handler talks to the other processes from within the signal handler, while they
-are in the midst of a step, and hangs there.
+are in the midst of a step, and hangs there. Its handler for SLURM's signal before the time limit
+saves in the midst of a step, into the working directory, where any later run would take it up.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from typing import Any
 
 import torch
@@ -23,9 +26,10 @@ class Preemption:
 
     def __init__(self) -> None:
         self.asked = False
+        self.requeue = False
 
     def attach(self, trainer: Trainer) -> None:
-        """Take the place of Lightning's handler, which it registers when training begins."""
+        """Take the place of Lightning's handlers, which it registers when training begins."""
 
         def wish(signum: int, frame: Any) -> None:
             launcher = trainer.strategy.launcher
@@ -33,8 +37,12 @@ class Preemption:
                 launcher.kill(signum)  # to the processes it started
             self.asked = True
 
+        def requeue(signum: int, frame: Any) -> None:
+            self.asked = self.requeue = True
+
         connector: Any = trainer._signal_connector
         connector._sigterm_notifier_fn = wish
+        connector._slurm_sigusr_handler_fn = requeue
 
     def agree(self, trainer: Trainer, *, due: bool) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether any finds a checkpoint due."""
@@ -51,3 +59,19 @@ class Preemption:
         """143; 0 of a process that Lightning started, as it would kill the others for 143."""
         started = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
         return 0 if started and not trainer.is_global_zero else TERMINATED
+
+    def end(self, trainer: Trainer) -> str:
+        """Put the job back into SLURM's queue where its signal came; why the run stops."""
+        if not self.requeue:
+            return "stopped by SIGTERM"
+        array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
+        name = job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        if not trainer.is_global_zero:
+            return ""
+        try:
+            done = subprocess.run(["scontrol", "requeue", name], check=False).returncode
+        except OSError as error:
+            return f"stopped by SLURM's signal; job {name} is not queued again ({error})"
+        if done:
+            return f"stopped by SLURM's signal; job {name} is not queued again (scontrol: {done})"
+        return f"stopped by SLURM's signal; job {name} is queued again"

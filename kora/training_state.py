@@ -54,7 +54,6 @@ class TrainingState(Callback):
         config: The resolved config in plain types, for what a resume compares.
         typed: Options that were typed on the command line.
         saving: How often.
-        preemption: Tells whether SIGTERM has come.
     """
 
     def __init__(
@@ -65,14 +64,13 @@ class TrainingState(Callback):
         config: Mapping[str, Any],
         typed: set[str],
         saving: Saving,
-        preemption: Preemption,
     ) -> None:
         self.folder = folder
         self.seed = seed
         self.config = dict(config)
         self.typed = typed
         self.saving = saving
-        self.preemption = preemption
+        self.preemption = Preemption()
         self.last = folder / "checkpoints" / "last.ckpt"
         self._loops: dict[str, Any] | None = None  # of the fit loop, after the last whole step
         self._validated: dict[str, Any] | None = None  # the same, when validation is behind it
@@ -191,7 +189,7 @@ class TrainingState(Callback):
         if (due or stop) and self._loops is not None:
             self._save(trainer)
         if stop:
-            say(self._told("stopped by SIGTERM", trainer.global_step))
+            say(self._told(self.preemption.end(trainer), trainer.global_step))
             raise SIGTERMException(self.preemption.exit_code(trainer))
 
     def _told(self, why: str, step: int) -> str:

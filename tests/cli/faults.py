@@ -117,6 +117,7 @@ def _become_kora(folder: Path, args: list[str], fault: str | None, output: Path)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(folder)
         os.environ.pop("PL_GLOBAL_SEED", None)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
         if fault is not None:
             os.environ[ARMED] = fault
         main(args)

@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_backbone_of_the_same_shape_is_refused_by_its_ha
     trained: Path, capfd: Capture
 ) -> None:
     for command in ("fit", "test"):
-        other = ("--config", "tiny.yaml", "--seed_everything", "1")  # other random weights
+        other = ("--config", "tiny.yaml", "--model.backbone.weights", "pretrained")
         line = error_of(kora(capfd, command, *other, "--ckpt_path", LAST), code=2)
         assert f"Checkpoint {LAST} belongs to the backbone 'vit_nano' with weights" in line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.faults import ARMED, run_fresh
+from tests.cli.faults import ARMED, run, run_fresh
 from tests.cli.support import kora, write_config
 from tests.cli.test_resume import SEED0, checkpoint, config
 
@@ -43,6 +44,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_state(
     assert "(samples " in outcome.err
     last = checkpoint(here / SEED0 / "version_0")
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(here / "tiny.yaml", config())
+    (here / "scontrol").write_text('#!/bin/sh\necho "$@" > asked.txt\n')
+    (here / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
+    for name, value in (
+        ("JOB_ID", "77"), ("JOB_NAME", "kora"), ("NTASKS", "1"), ("PROCID", "0"), ("LOCALID", "0"),
+        ("NODEID", "0"), ("NTASKS_PER_NODE", "1"),
+    ):  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    command = ("fit", "--config", "tiny.yaml", "--resume", "auto")
+    code, out = run(here, *command, fault="SIGUSR1 step 2")
+    assert code == 143, out
+    assert "job 77 is queued again after step 3" in out
+    assert (here / "asked.txt").read_text() == "requeue 77\n"
+    code, out = run(here, *command)
+    assert code == 0, out
+    assert "going on (epoch 0, 3 of 6 batches done)" in out
+    code, out = run(here, "fit", "--config", "tiny.yaml", "--trainer.max_epochs", "1")
+    assert code == 0, out
+    assert "going on" not in out
+    assert sorted(f.name for f in (here / SEED0).iterdir()) == ["version_0", "version_1"]
 
 
 @pytest.mark.slow
