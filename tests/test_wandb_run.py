@@ -166,7 +166,7 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, server: Any
         command, environment = online(tmp_path, server, *more)
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     first = wandb_run_id(tmp_path / RUN)
