@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import Resize, decode_image, decode_images
+from datamodules.loading import Resize, decode_image, decode_images, unreadable
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
+
+OnBadImage = Literal["error", "skip"]
 
 
 class ImageFolder(ImageDataModule):
@@ -37,6 +40,8 @@ class ImageFolder(ImageDataModule):
         train_dir: folder of the training part, in `root`.
         test_dir: folder of the test part, in `root`.
         resize: `crop` keeps the proportions and cuts the centre, `stretch` keeps the whole image.
+        on_bad_image: `error` stops at a file that cannot be decoded, and names it; `skip` decodes
+            all of them once at the start, leaves those out, and counts them in the record.
         num_workers: loader processes, which read and resize.
         **options: the options of every data module, see `ImageDataModule`.
 
@@ -56,6 +61,7 @@ class ImageFolder(ImageDataModule):
         train_dir: str = "train",
         test_dir: str = "test",
         resize: Resize = "crop",
+        on_bad_image: OnBadImage = "error",
         num_workers: int = 2,
         **options: Any,
     ) -> None:
@@ -67,6 +73,8 @@ class ImageFolder(ImageDataModule):
             )
         if resize not in get_args(Resize):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"data.on_bad_image is {on_bad_image!r}; use error or skip.")
         if train_dir == test_dir:
             raise ValueError(
                 f"data.train_dir and data.test_dir are both {train_dir!r}: the test would use the "
@@ -74,6 +82,8 @@ class ImageFolder(ImageDataModule):
             )
         self.image_size = (size[0], size[1])
         self.resize: Resize = resize
+        self.on_bad_image: OnBadImage = on_bad_image
+        self.bad_images: dict[Part, list[str]] = {"train": [], "test": []}  # below `root`
         self.root = expand_path(root, key="data.root")
         self.archive = None if archive is None else expand_path(archive, key="data.archive")
         self.part_dirs: dict[Part, str] = {"train": train_dir, "test": test_dir}
@@ -109,14 +119,32 @@ class ImageFolder(ImageDataModule):
             )
         number = {name: label for label, name in enumerate(classes)}
         depth = len(self._folder(part).parts)
-        labels = [number[path.parts[depth]] for path in self._part_paths(part)]
-        empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+        paths = self._part_paths(part)
+        labels = np.array([number[path.parts[depth]] for path in paths], dtype=np.int64)
+        if self.on_bad_image == "skip":
+            labels[self._bad(part)] = -1
+        empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=len(classes)) == 0)
         if len(empty):
             raise ValueError(
-                f"Class folder {self._folder(part) / classes[int(empty[0])]} holds no images. Put "
-                "images there, or remove the class from both parts."
+                f"Class folder {self._folder(part) / classes[int(empty[0])]} holds no images"
+                f"{' that can be decoded' if self.bad_images[part] else ''}. Put images there, or "
+                "remove the class from both parts."
             )
-        return np.array(labels, dtype=np.int64)
+        return labels
+
+    def _bad(self, part: Part) -> list[int]:
+        """Positions of the images of a part that cannot be decoded; says so."""
+        paths = self._part_paths(part)
+        what = f"{self._folder(part)}"
+        found = unreadable(paths, size=self.image_size, resize=self.resize, what=what)
+        self.bad_images[part] = [paths[at].relative_to(self.root).as_posix() for at in found]
+        if found:
+            warnings.warn(
+                f"data.on_bad_image: skip leaves out {len(found)} of {len(paths)} images of "
+                f"{what}; the first: {next(iter(found.values()))}",
+                stacklevel=2,
+            )
+        return list(found)
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         paths = self._part_paths(part)
@@ -152,6 +180,16 @@ class ImageFolder(ImageDataModule):
             "classes": list(self.class_names),
             "image_size": list(self.image_size),
             "resize": self.resize,
+            **self._skipped(),
+        }
+
+    def _skipped(self) -> dict[str, Any]:
+        if self.on_bad_image == "error":
+            return {}
+        counts = {part: len(names) for part, names in self.bad_images.items()}
+        return {
+            "bad_images": counts,
+            "bad_image_files": [*self.bad_images["train"], *self.bad_images["test"]],
         }
 
     def _folder(self, part: Part) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "decode_images",
     "fit_image",
     "read_upright",
+    "unreadable",
 ]
 
 Resize = Literal["crop", "stretch"]
@@ -150,3 +151,24 @@ def decode_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images
+
+
+def unreadable(
+    paths: Sequence[Path], *, size: tuple[int, int], resize: Resize | None, what: str
+) -> dict[int, str]:
+    """Places of the files that cannot be decoded, with the reason of each; decodes all, in threads.
+
+    A progress bar, named after `what`, appears when it takes longer than two seconds.
+    """
+
+    def reason(path: Path) -> str | None:
+        try:
+            decode_image(path, size=size, resize=resize)
+        except UnreadableImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reasons = pool.map(reason, paths)
+        shown = tqdm(reasons, total=len(paths), desc=f"Checking {what}", delay=2, disable=None)
+        return {place: text for place, text in enumerate(shown) if text is not None}

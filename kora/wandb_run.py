@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class BoundedWandb(WandbLogger):
             finish_timeout_raises=True,
         )
         super().__init__(offline=offline, settings=settings, **options)
+        self._lost = False
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
 
     @property
@@ -101,6 +103,17 @@ class BoundedWandb(WandbLogger):
                 self._wandb_init["settings"].silent = True
         return super().experiment
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log; where W&B's own process has died, say so once, and log nothing more."""
+        if self._lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # whatever it is, a log is no reason to stop training
+            self._lost = True
+            say(f"W&B stopped working ({type(error).__name__}: {error}); metrics.csv goes on.")
+
 
 def finish_wandb(logger: WandbLogger) -> str | None:
     """End the run within a minute; returns what is to be said of it, None where all is uploaded."""
@@ -112,5 +125,9 @@ def finish_wandb(logger: WandbLogger) -> str | None:
         return (
             f"the server stopped answering, and not everything was uploaded; for the rest: "
             f"wandb sync {folder}"
+        )
+    except Exception as error:  # the process of W&B has died: what it wrote until then is there
+        return (
+            f"stopped working ({type(error).__name__}); to upload what it has: wandb sync {folder}"
         )
     return f"offline; to upload: wandb sync {folder}" if offline else None

@@ -35,12 +35,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         named = re.search(rb"(?:query|mutation)\s+(\w+)", body)
         operation = named[1].decode() if named else ""
+        variables = json.loads(body).get("variables") or {} if operation else {}
         server.asked.append(operation or self.path)
         if server.silent_after(server):
             server.over.wait(300)
             return
         if operation == "UpsertBucket":
-            server.ids.append(json.loads(body)["variables"].get("name"))
+            server.ids.append(variables.get("name"))
         project = {"id": "p", "name": "kora", "entity": {"id": "e", "name": "me"}}
         bucket = {
             "id": "UnVu", "name": server.ids[-1] if server.ids else "", "displayName": "tiny",
@@ -48,7 +49,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
             "historyLineCount": 0,
         }  # fmt: skip
         viewer = {"id": "VmlldzoxMjM=", "entity": "me", "username": "me", "flags": "{}"}
+        files = [
+            {"name": name, "uploadUrl": f"{server.url}/upload"}
+            for name in (variables.get("files") or [])
+        ]
+        created = {"runID": "UnVu", "uploadHeaders": [], "files": files}
         data = {
+            "CreateRunFiles": {} if server.damaged else {"createRunFiles": created},
             "Viewer": {"viewer": {**viewer, "teams": {"edges": []}}},
             "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
         }
@@ -58,6 +65,12 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(out)))
         self.end_headers()
         self.wfile.write(out)
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -70,6 +83,7 @@ def server() -> Iterator[Any]:
         server.daemon_threads = True
         server.asked, server.ids, server.over = [], [], threading.Event()
         server.silent_after = lambda server: False
+        server.damaged = False
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -166,7 +180,7 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stderr
@@ -186,13 +200,27 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, server: Any
         command, environment = online(tmp_path, server, *more)
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     first = wandb_run_id(tmp_path / RUN)
     assert first is not None
     assert set(server.ids) == {first}
     assert wandb_run_id(tmp_path / RUN.with_name("version_1")) == first
+
+
+@pytest.mark.slow
+def test_the_death_of_the_process_of_wandb_stops_no_run(tmp_path: Path, server: Any) -> None:
+    server.damaged = True  # an answer at which wandb-core 0.31 panics
+    command, environment = online(tmp_path, server)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / RUN / "results.json").is_file()
+    assert "stopped working" in done.stdout
+    assert "wandb sync" in done.stdout
 
 
 NOTE = """
