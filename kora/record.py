@@ -70,6 +70,7 @@ class RunRecord(Callback):
         self.peak_memory_mib = 0.0
         self._seen = 0  # images evaluated by this process, then by all of them
         self._started: dict[str, float] = {}
+        self._before = 0.0  # seconds of training before a resume
 
     # -- before --------------------------------------------------------------------------------
 
@@ -123,6 +124,13 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it."""
         self._stop("fit", pl_module)
+        self.seconds["fit"] += self._before
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fit_seconds": self._before + time.perf_counter() - self._started["fit"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["fit_seconds"]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch a fusion in a validation that stands alone."""

@@ -240,8 +240,10 @@ def test_resume_takes_the_unfinished_run_of_this_config_or_says_that_there_is_no
 
 
 def test_resume_takes_the_folder_of_a_run(stopped: Path, capfd: Capture) -> None:
+    before = checkpoint(stopped)["callbacks"]["RunRecord"]["fit_seconds"]
     outcome = kora(capfd, "fit", "--resume", stopped)
     assert outcome.code == 0, outcome.err
+    assert results(stopped)["seconds"]["fit"] > before > 0
     assert (stopped / "results.json").is_file()
 
 
