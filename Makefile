@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched bench clean
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched bench faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ test: $(VENV)/.dev  ## the whole test suite
 
 test-fast: $(VENV)/.dev  ## the suite without its slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $$(grep -o 'tests/[a-z_/]*\.py' docs/RELIABILITY.md | sort -u)
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .

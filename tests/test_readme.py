@@ -106,6 +106,16 @@ def test_every_file_that_is_named_in_code_exists(name: str) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_test_that_is_named_exists(name: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)` `(test_\w+)`", text_of(name))
+    missing = [
+        test for file, test in named if f"def {test}(" not in (REPOSITORY / file).read_text("utf-8")
+    ]
+    assert not missing
+    assert named or name != "docs/RELIABILITY.md"
+
+
 @pytest.mark.slow
 def test_the_marked_commands_run_in_the_order_of_the_readme(tmp_path: Path) -> None:
     for name in ("kora", "datamodules", "configs"):
