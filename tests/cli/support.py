@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,31 @@ def kora(capfd: pytest.CaptureFixture[str], *args: str | Path) -> Outcome:
         code = int(stop.code or 0)
     captured = capfd.readouterr()
     return Outcome(code, captured.out, captured.err)
+
+
+@contextmanager
+def started(*args: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`kora ARGS` in a process of its own, as from a terminal; it is gone at the end."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kora", *map(str, args)], stdout=out, stderr=out,
+            start_new_session=True,
+            # A shell's background ignores Ctrl-C, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], *, patience_s: float = 240) -> None:
+    """Until a file is there, the process has ended, or patience has."""
+    end = time.monotonic() + patience_s
+    while not path.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.1)
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

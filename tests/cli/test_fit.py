@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.support import kora, results, tiny_config, write_config
+from tests.cli.support import kora, results, started, tiny_config, wait_for, write_config
 from tests.data_factory import write_cifar_archive, write_class_folders, write_tiny_imagenet_zip
 
 Capture = pytest.CaptureFixture[str]
@@ -254,17 +253,11 @@ def test_the_last_checkpoint_is_of_the_last_epoch_also_where_nothing_got_better(
 
 def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(here: Path, capfd: Capture) -> None:
     args = ("--trainer.max_epochs", "100000", "--model.schedule", "constant")
-    with (here / "out.txt").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args],
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
     last = here / RUN / "checkpoints/last.ckpt"
-    patience = time.monotonic() + 90
-    while not last.exists() and time.monotonic() < patience and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    with started("fit", "--config", "tiny.yaml", *args, log=here / "out.txt") as process:
+        wait_for(last, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
     text = (here / "out.txt").read_text()
     assert "Traceback" not in text
     told = next(line for line in text.splitlines() if line.startswith("kora: interrupted"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.support import kora, results
+from tests.cli.support import kora, results, started, wait_for
 
 Capture = pytest.CaptureFixture[str]
 
@@ -163,21 +162,15 @@ def test_a_stopped_grid_stops_its_run_and_goes_on_later(
     here: Path, capfd: Capture, number: signal.Signals
 ) -> None:
     name = write_grid(here, set={"trainer.max_epochs": 100_000, "trainer.max_time": "00:00:10:00"})
-    with (here / "out.txt").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kora", "grid", "--config", name],
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
     metrics = here / "runs/tiny/LoRA/seed0/version_0/metrics.csv"
-    patience = time.monotonic() + 90
-    while not metrics.exists() and time.monotonic() < patience and process.poll() is None:
-        time.sleep(0.2)
-    assert metrics.exists(), (here / "out.txt").read_text()
-    if number is signal.SIGINT:
-        subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)  # as a terminal does
-    else:
-        process.terminate()
-    assert process.wait(timeout=60) == 128 + number
+    with started("grid", "--config", name, log=here / "out.txt") as process:
+        wait_for(metrics, process)
+        assert metrics.exists(), (here / "out.txt").read_text()
+        if number is signal.SIGINT:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        else:
+            process.terminate()
+        assert process.wait(timeout=60) == 128 + number
     before = metrics.stat().st_size
     time.sleep(1)
     assert metrics.stat().st_size == before, "the run still writes"
