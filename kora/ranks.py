@@ -1,4 +1,4 @@
-"""Predictions of several processes, brought together on the first."""
+"""Several processes: which ways of training are refused, and predictions brought together."""
 
 from __future__ import annotations
 
@@ -7,11 +7,32 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-__all__ = ["in_one_list"]
+__all__ = ["in_one_list", "refuse_sharding"]
 
 Batch = dict[str, Tensor]
+
+
+def refuse_sharding(trainer: Trainer | None) -> None:
+    """Refuse strategies that cut the model into shards.
+
+    Lightning 2.6.6 would save and load the whole model through them, the frozen backbone too, and
+    past the checks of our checkpoints; and under ModelParallelStrategy a module that is not sharded
+    itself trains without any exchange of gradients, so that the processes drift apart silently.
+
+    Raises:
+        ValueError: for FSDP and ModelParallelStrategy.
+    """
+    strategy = None if trainer is None else trainer.strategy
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"trainer.strategy is {type(strategy).__name__}, which cuts the model into shards. "
+            "KoRA trains small adapters on a frozen backbone that fits on one device, and "
+            "keeps checkpoints without it, which sharding does not. Use trainer.strategy: ddp."
+        )
 
 
 def in_one_list(batches: Sequence[Batch]) -> list[Batch]:

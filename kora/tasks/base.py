@@ -21,6 +21,7 @@ from kora.backbones import Backbone, Features
 from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.optim import Schedule, parameter_groups, schedule_factor
+from kora.ranks import refuse_sharding
 
 __all__ = ["AdapterTask"]
 
@@ -98,6 +99,7 @@ class AdapterTask(LightningModule):
 
     def configure_model(self) -> None:
         """Lightning's hook: build once, compile where asked."""
+        refuse_sharding(self._trainer)
         if self.head is None:
             self.build()
             if self.compile_module:
