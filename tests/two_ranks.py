@@ -35,6 +35,8 @@ def _process(rank: int, function: Callable[[int], Any], folder: str, port: int) 
         "NODE_RANK": "0",
         "WORLD_SIZE": "2",
     }
+    # Left by another test: Lightning would seed these processes with it, and not the one process.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.save(function(rank), Path(folder) / f"rank{rank}.pt")
