@@ -23,7 +23,7 @@ $(VENV)/.dev: pyproject.toml $(BIN)/kora
 
 install: $(BIN)/kora  ## make .venv and install kora into it
 
-demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (5 minutes, no download)
+demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (6 minutes, no download)
 	@for strategy in linear_probe lora adapter_fusion kora kora_side; do \
 	  $(BIN)/kora fit --config configs/quickstart.yaml --config configs/adapters/$$strategy.yaml \
 	    --seed_everything $(SEED) || exit $$?; \
