@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -221,9 +220,6 @@ class TrainingState(Callback):
         if self._use_kept_loops:
             checkpoint["loops"]["fit_loop"] = self._loops
         epoch, batches = _place(checkpoint["loops"]["fit_loop"])
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                logger.save()
         assert self._settings is not None
         checkpoint["resume"] = {
             "epoch": epoch,

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-__all__ = ["on_two_ranks"]
+__all__ = ["QUIET", "on_two_ranks"]
+
+#: Options of a Trainer that writes and shows nothing.
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def on_two_ranks(function: Callable[[int], Any], folder: Path) -> list[Any]:

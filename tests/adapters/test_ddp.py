@@ -20,16 +20,9 @@ from tests.adapters.strategies import STRATEGIES
 from tests.adapters.support import gradients, loss_of
 from tests.factory import built, kick, labels_for
 from tests.families import tiny
-from tests.two_ranks import on_two_ranks
+from tests.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.slow
-TRAINER: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 def global_batch() -> Tensor:
@@ -62,7 +55,7 @@ def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
     found = {}
     for name in STRATEGIES:
         seen = Gradients()
-        trainer = Trainer(strategy="ddp", devices=2, max_steps=1, callbacks=[seen], **TRAINER)
+        trainer = Trainer(strategy="ddp", devices=2, max_steps=1, callbacks=[seen], **QUIET)
         # Three of the six images for each process.
         trainer.fit(fresh(name), DataLoader(data, batch_size=3, collate_fn=as_is))
         found[name] = {**seen.found, "loss": seen.loss}

@@ -16,18 +16,10 @@ from kora.adapters import LoRA
 from kora.heads import LinearDepth
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from tests.factory import nano
-from tests.two_ranks import on_two_ranks
+from tests.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.slow
-TRAINER: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "max_epochs": 1,
-    "limit_train_batches": 1,
-}
+TRAINER: dict[str, Any] = {**QUIET, "max_epochs": 1, "limit_train_batches": 1}
 #: 17 test images in batches of 4 give one process 4 + 4 + 1 images and the other 4 + 3 + 1.
 SIZES: dict[str, Any] = {"train_images": 40, "test_images": 17, "val_images": 13}
 
