@@ -31,7 +31,8 @@ def refuse_sharding(trainer: Trainer | None) -> None:
         raise ValueError(
             f"trainer.strategy is {type(strategy).__name__}, which cuts the model into shards. "
             "KoRA trains small adapters on a frozen backbone that fits on one device, and "
-            "keeps checkpoints without it, which sharding does not. Use trainer.strategy: ddp."
+            "keeps checkpoints without it, which sharding does not. Use trainer.strategy: ddp, "
+            "or kora.sharding.ShardedBackbone where the backbone alone is too large."
         )
 
 

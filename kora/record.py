@@ -156,7 +156,7 @@ class RunRecord(Callback):
             self._report(trainer, pl_module, show=False)
             self._keep(trainer)
             self._gather(trainer, "val")
-        elif trainer.is_global_zero and not trainer.sanity_checking:
+        elif not trainer.sanity_checking:
             picture = self.report.epoch_picture(self.folder, trainer.current_epoch)
             for logger in trainer.loggers:
                 if picture is not None and isinstance(logger, WandbLogger):

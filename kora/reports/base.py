@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kora.audit import Audit
 from kora.audit_depth import DepthAudit
@@ -45,12 +46,23 @@ class Report:
         return {}
 
     def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
-        """A picture of the validation after an epoch; none overwrites another."""
+        """A picture of the validation after an epoch; none overwrites another.
+
+        Called on every process, as a model in shards runs on all or none; the first one draws.
+        """
         return None
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Pictures of the test, drawn into the run's folder."""
+        """Pictures of the test, drawn into the run's folder from what was gathered."""
         return []
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Predictions for uint8 (B, 3, H, W) images; called on every process."""
+        with evaluating(self.task):
+            found: dict[str, Tensor] = self.task.predict_step(
+                {"image": images.to(self.task.device)}, 0
+            )
+        return found
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path | None:
         """A file of what `predict` gave."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kora.audit import Audit, audit
-from kora.reports.base import Report, evaluating, spread
+from kora.reports.base import Report, spread
 from kora.results import write_atomically
 
 __all__ = ["ClassificationReport"]
@@ -23,6 +23,7 @@ class ClassificationReport(Report):
     """What a ClassificationTask leaves behind."""
 
     confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
+    samples: tuple[dict[str, Any], dict[str, Any]] | None = None  # images shown, predictions
 
     def audit(self) -> Audit | None:
         """From the labels of the splits; None for data that does not tell them."""
@@ -36,29 +37,32 @@ class ClassificationReport(Report):
         )
 
     def gather(self, stage: str) -> None:
-        """The confusion matrix of the test, over all processes."""
-        if stage == "test":
-            self.confusion = self.task.test_confusion.compute().cpu().numpy()
+        """Of the test: the confusion matrix over all processes, and what is said of some images."""
+        if stage != "test":
+            return
+        self.confusion = self.task.test_confusion.compute().cpu().numpy()
+        data = self.datamodule
+        if hasattr(data, "images"):
+            labels = data.labels("test")
+            shown = spread(len(labels), _PICTURED)
+            batch = {"image": data.images("test", shown), "label": labels[shown]}
+            self.samples = batch, self.predict(batch["image"])
 
     def pictures(self, folder: Path) -> list[Path]:
         """Confusion matrix, and test images with what they show and what the model says."""
-        data = self.datamodule
-        if self.confusion is None or not hasattr(data, "images"):
+        if self.confusion is None or self.samples is None:
             return []
         from kora import figures
 
         confusion, samples = folder / "confusion_matrix.png", folder / "test_samples.png"
-        figures.confusion_matrix(self.confusion, data.class_names, confusion)
-        labels = data.labels("test")
-        shown = spread(len(labels), _PICTURED)
-        images = data.images("test", shown)
-        with evaluating(self.task):
-            predicted = self.task.predict_step({"image": images.to(self.task.device)}, 0)
+        names = self.datamodule.class_names
+        figures.confusion_matrix(self.confusion, names, confusion)
+        batch, predicted = self.samples
         figures.sample_grid(
-            images.numpy(),
-            labels[shown],
+            batch["image"].numpy(),
+            batch["label"],
             predicted["prediction"].numpy(),
-            data.class_names,
+            names,
             samples,
             confidences=predicted["confidence"].numpy(),
         )

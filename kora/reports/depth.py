@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
 from kora.audit_depth import DepthAudit, audit_depth
-from kora.reports.base import Report, evaluating, spread
+from kora.reports.base import Report, spread
 from kora.results import write_atomically
 
 __all__ = ["DepthReport"]
 
 _PICTURED = 4
+Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and what was predicted of it
 _LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
 
 
@@ -20,6 +24,7 @@ class DepthReport(Report):
     """What a DepthTask leaves behind."""
 
     _baselines: dict[str, dict[str, float]] | None = None
+    _samples: Samples | None = None
 
     def audit(self) -> DepthAudit | None:
         """From statistics of the depth maps; None for data that does not tell them."""
@@ -36,8 +41,10 @@ class DepthReport(Report):
         return audit_depth(splits, protocol=self.task.protocol, image_size=tuple(data.image_size))
 
     def gather(self, stage: str) -> None:
-        """What the constants scored, over all processes."""
+        """What the constants scored, over all processes, and what the test says of some images."""
         self._baselines = self.task.baselines()
+        if stage == "test":
+            self._samples = self._predicted("test")
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores of the mean training depth, everywhere and at each pixel."""
@@ -52,29 +59,21 @@ class DepthReport(Report):
 
     def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
         """Fixed validation images after this epoch."""
-        return self._draw("val", folder / "val_depth" / f"epoch_{epoch:03d}.png", f"epoch {epoch}")
+        samples = self._predicted("val")
+        if samples is None or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return None
+        return _draw(samples, folder / "val_depth" / f"epoch_{epoch:03d}.png", f"epoch {epoch}")
 
     def pictures(self, folder: Path) -> list[Path]:
         """Fixed test images with truth, prediction and error."""
-        drawn = self._draw("test", folder / "test_depth.png", "")
-        return [] if drawn is None else [drawn]
+        return [] if self._samples is None else [_draw(self._samples, folder / "test_depth.png")]
 
-    def _draw(self, split: str, path: Path, title: str) -> Path | None:
+    def _predicted(self, split: str) -> Samples | None:
         data = self.datamodule
         if not hasattr(data, "samples") or not len(data.indices(split)):
             return None
-        from kora import figures_depth
-
         batch = data.samples(split, spread(len(data.indices(split)), _PICTURED))
-        with evaluating(self.task):
-            predicted = self.task.predict_step({"image": batch["image"].to(self.task.device)}, 0)
-        return figures_depth.depth_grid(
-            batch["image"].numpy(),
-            batch["depth_m"].numpy(),
-            predicted["depth_m"].numpy(),
-            path,
-            title=title,
-        )
+        return batch, self.predict(batch["image"])
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
         """`index` (n,) and `depth_m` (n, H, W), float32 metres, into predictions.h5."""
@@ -102,3 +101,16 @@ class DepthReport(Report):
                     file["depth_m"].attrs["unit"] = "m"
 
         return write_atomically(folder / "predictions.h5", write)
+
+
+def _draw(samples: Samples, path: Path, title: str = "") -> Path:
+    from kora import figures_depth
+
+    batch, predicted = samples
+    return figures_depth.depth_grid(
+        batch["image"].numpy(),
+        batch["depth_m"].numpy(),
+        predicted["depth_m"].numpy(),
+        path,
+        title=title,
+    )

@@ -5,6 +5,7 @@ Plain `ddp`, which looks for no unused parameter: one of them would stop it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, as_is
+from kora.sharding import ShardedBackbone
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES
 from tests.adapters.support import gradients, loss_of
@@ -23,6 +25,10 @@ from tests.families import tiny
 from tests.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.slow
+
+Ranks = list[dict[str, dict[str, Tensor]]]
+#: All whose backbone is frozen, so that it can be sharded.
+SHARDED = [name for name in STRATEGIES if not name.startswith("FullFineTune")]
 
 
 def global_batch() -> Tensor:
@@ -50,12 +56,22 @@ class Gradients(Callback):
 
 
 def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
+    return gradients_under(lambda: "ddp", STRATEGIES)
+
+
+def gradients_with_shards(rank: int) -> dict[str, dict[str, Tensor]]:
+    return gradients_under(ShardedBackbone, SHARDED)
+
+
+def gradients_under(
+    strategy: Callable[[], Any], names: Iterable[str]
+) -> dict[str, dict[str, Tensor]]:
     images = global_batch()
     data = ArrayDataset({"image": images, "label": labels_for(images)})
     found = {}
-    for name in STRATEGIES:
+    for name in names:
         seen = Gradients()
-        trainer = Trainer(strategy="ddp", devices=2, max_steps=1, callbacks=[seen], **QUIET)
+        trainer = Trainer(strategy=strategy(), devices=2, max_steps=1, callbacks=[seen], **QUIET)
         # Three of the six images for each process.
         trainer.fit(fresh(name), DataLoader(data, batch_size=3, collate_fn=as_is))
         found[name] = {**seen.found, "loss": seen.loss}
@@ -63,14 +79,16 @@ def gradients_by_strategy(rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     return on_two_ranks(gradients_by_strategy, tmp_path_factory.mktemp("ddp"))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_two_processes_have_the_gradients_of_one_on_the_same_global_batch(
-    name: str, both: list[dict[str, dict[str, Tensor]]]
-) -> None:
+@pytest.fixture(scope="module")
+def both_with_shards(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return on_two_ranks(gradients_with_shards, tmp_path_factory.mktemp("sharded"))
+
+
+def check_against_one_process(name: str, both: Ranks) -> None:
     task = fresh(name).train()
     _, alone = gradients(task, global_batch())
     alone["loss"] = loss_of(task, global_batch()).detach()  # the logged one is of both as well
@@ -79,3 +97,15 @@ def test_two_processes_have_the_gradients_of_one_on_the_same_global_batch(
         for key, gradient in alone.items():
             torch.testing.assert_close(both[rank][name][key], gradient, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(both[0][name][key], both[1][name][key]) for key in alone)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_processes_have_the_gradients_of_one_on_the_same_global_batch(
+    name: str, both: Ranks
+) -> None:
+    check_against_one_process(name, both)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_so_they_have_with_the_backbone_in_shards(name: str, both_with_shards: Ranks) -> None:
+    check_against_one_process(name, both_with_shards)

@@ -63,9 +63,11 @@ def test_an_epoch_has_a_picture_of_its_own_and_leaves_the_task_in_its_mode(
 def test_the_pictured_images_are_the_same_whatever_was_read_before(
     report: DepthReport, data: Synthetic, tmp_path: Path
 ) -> None:
+    report.gather("test")
     first = report.pictures(tmp_path / "a")[0].read_bytes()
     next(iter(data.train_dataloader()))
     torch.rand(7)
+    report.gather("test")
     assert report.pictures(tmp_path / "b")[0].read_bytes() == first
 
 
