@@ -25,6 +25,7 @@ __all__ = [
     "expand",
     "read_adapter_config",
     "read_adapter_tensors",
+    "record_sha256",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -51,7 +52,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is of another format.
-        RuntimeError: If it cannot be read.
+        RuntimeError: If it cannot be read, or is not what was written.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -68,6 +69,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 _check_types(source)
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
+    if same_format and record.get("record_sha256") not in (None, record_sha256(record)):
+        raise RuntimeError(
+            f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "
+            "it again or train the adapter again; to keep an edit, delete the key record_sha256."
+        )
     if not same_format:
         raise ValueError(
             f"{path} is of format {record['format']!r}, written by kora "
@@ -75,6 +81,13 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             "adapter again, or use that version."
         )
     return record
+
+
+def record_sha256(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's content: sorted JSON without spaces and without this very key."""
+    content = {key: value for key, value in record.items() if key != "record_sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_types(record: Any) -> None:

@@ -62,6 +62,7 @@ class Audit:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     fatal: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # metrics that the run does not measure
 
     def check(self, allow_degenerate: bool) -> None:
         """Stop an evaluation that cannot support its metrics.
@@ -93,7 +94,10 @@ class Audit:
                 "macro_f1": self.majority.macro_f1,
                 "weighted_f1": self.majority.weighted_f1,
             }
-        return scores
+        return {
+            kind: {name: value for name, value in known.items() if name not in self.left_out}
+            for kind, known in scores.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The findings in plain types, ready for JSON."""
@@ -144,8 +148,11 @@ def audit(
     *,
     num_classes: int,
     class_names: Sequence[str] | None = None,
+    left_out: Sequence[str] = (),
 ) -> Audit:
     """Examine the labels (n,) of the splits `train`, `val` (may be absent) and `test`.
+
+    What only metrics `left_out` could not bear is no problem; it becomes a warning.
 
     Raises:
         ValueError: the arguments themselves are wrong: fewer than two classes, a number of class
@@ -174,11 +181,15 @@ def audit(
     fatal = [
         f"The {_TITLES[split]} split is empty." for split in _REQUIRED if not len(arrays[split])
     ]
-    return _audit_classes(arrays, num_classes, class_names, fatal)
+    return _audit_classes(arrays, num_classes, class_names, fatal, tuple(left_out))
 
 
 def _audit_classes(
-    labels: dict[str, IntArray], num_classes: int, names: Sequence[str] | None, fatal: list[str]
+    labels: dict[str, IntArray],
+    num_classes: int,
+    names: Sequence[str] | None,
+    fatal: list[str],
+    left_out: tuple[str, ...],
 ) -> Audit:
     """All that is particular to classification; the checks of any split come in as `fatal`."""
     counts: dict[str, IntArray] = {}
@@ -202,10 +213,14 @@ def _audit_classes(
             f"image: {_some(~present['train'], names)}."
         )
     if covered["test"] == 1:
-        problems.append(
-            f"The test split holds one class only ({_some(present['test'], names)}): weighted F1 = "
-            "2a/(1+a) there, so it follows from accuracy a and carries no information beyond it."
-        )
+        one = f"The test split holds one class only ({_some(present['test'], names)}): "
+        if {"macro_f1", "weighted_f1"} <= set(left_out):
+            warnings.append(f"{one}accuracy is its recall, and F1 is left out.")
+        else:
+            problems.append(
+                f"{one}weighted F1 = 2a/(1+a) there, so it follows from accuracy a and carries no "
+                "information beyond it. Leave it out: model.leave_out: [macro_f1, weighted_f1]."
+            )
     elif 1 < covered["test"] < num_classes:
         warnings.append(
             f"The test split covers {covered['test']} of {num_classes} classes (not "
@@ -238,6 +253,7 @@ def _audit_classes(
         problems=(*fatal, *problems),
         warnings=tuple(warnings),
         fatal=tuple(fatal),
+        left_out=left_out,
     )
 
 

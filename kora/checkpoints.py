@@ -26,6 +26,7 @@ from kora.adapter_folder import (
     expand,
     read_adapter_config,
     read_adapter_tensors,
+    record_sha256,
 )
 from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
@@ -73,7 +74,8 @@ def save_adapter(
         },
         **(extra or {}),
     }
-    text = json.dumps(record, indent=2) + "\n"
+    record = json.loads(json.dumps(record))  # the types that a reader will find
+    text = json.dumps(record | {"record_sha256": record_sha256(record)}, indent=2) + "\n"
     write_atomically(folder / ADAPTER_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return folder
 

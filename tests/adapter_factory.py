@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from kora.adapter_folder import ADAPTER_CONFIG
 from kora.adapter_record import task_record
 from kora.adapters import Strategy
 from kora.backbones import Backbone
@@ -15,7 +17,7 @@ from kora.tasks import AdapterTask, ClassificationTask
 from tests.factory import built, kick
 from tests.families import TINY, tiny
 
-__all__ = ["CLASSES", "kicked", "tiny_in_file", "write_folder"]
+__all__ = ["CLASSES", "edit_record", "kicked", "tiny_in_file", "write_folder"]
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -43,3 +45,11 @@ def write_folder(folder: Path, task: AdapterTask, **extra: Any) -> Path:
         backbone=task.backbone,
         extra={**task_record(task), "class_names": CLASSES, "metrics": {}, **extra},
     )
+
+
+def edit_record(folder: str | Path, **changes: Any) -> None:
+    """Change the record of an adapter folder as someone would who means it; None deletes a key."""
+    path = Path(folder) / ADAPTER_CONFIG
+    record = json.loads(path.read_text(encoding="utf-8")) | changes | {"record_sha256": None}
+    kept = {key: value for key, value in record.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")

@@ -69,6 +69,16 @@ def test_the_published_tiny_imagenet_split_is_refused_with_each_cause_named() ->
     result.check(allow_degenerate=True)
 
 
+def test_f1_may_be_left_out_where_the_test_split_holds_one_class() -> None:
+    splits = {"train": TRAIN, "test": np.zeros(9, dtype=int)}
+    (problem,) = audit(splits, num_classes=4).problems
+    assert "model.leave_out: [macro_f1, weighted_f1]" in problem
+    without = audit(splits, num_classes=4, left_out=["macro_f1", "weighted_f1"])
+    without.check(allow_degenerate=False)
+    assert "accuracy is its recall, and F1 is left out" in without.warnings[0]
+    assert set(without.baselines()["majority"]) == {"accuracy"}
+
+
 def test_test_classes_without_training_image_are_a_problem() -> None:
     (first, second) = fair(train=np.array([0, 1, 2])).problems
     assert "covers only 3 of 4" in first

@@ -22,6 +22,7 @@ from kora.checkpoints import (
     read_adapter_config,
     save_adapter,
 )
+from tests.adapter_factory import edit_record
 from tests.factory import built, kick, nano
 from tests.faults import Trap, flip
 
@@ -101,9 +102,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) 
     state = load_file(folder / ADAPTER_WEIGHTS)
     change(state)
     save_file(state, folder / ADAPTER_WEIGHTS)
-    record = json.loads((folder / ADAPTER_CONFIG).read_text())
     digest = hashlib.sha256((folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
-    (folder / ADAPTER_CONFIG).write_text(json.dumps({**record, "weights_sha256": digest}))
+    edit_record(folder, weights_sha256=digest)
 
 
 KEY = "adapter.deltas.b03_fc1.up_OR"
@@ -169,9 +169,7 @@ def test_a_pickle_in_place_of_the_weights_never_runs(
     (folder / ADAPTER_WEIGHTS).write_bytes(content)
     with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read.*SHA-256"):
         load(folder)
-    record = json.loads((folder / ADAPTER_CONFIG).read_text())
-    record["weights_sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(record))
+    edit_record(folder, weights_sha256=hashlib.sha256(content).hexdigest())
     with pytest.raises(RuntimeError, match=rf"{ADAPTER_WEIGHTS} cannot be read"):
         load(folder)
     assert not trap.exists()
@@ -180,9 +178,7 @@ def test_a_pickle_in_place_of_the_weights_never_runs(
 
 
 def test_weights_without_a_checksum_of_an_older_version_are_loaded(folder: Path) -> None:
-    record = json.loads((folder / ADAPTER_CONFIG).read_text())
-    del record["weights_sha256"]
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(record))
+    edit_record(folder, weights_sha256=None)
     assert load(folder)["folder"] == str(folder)
 
 

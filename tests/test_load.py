@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,13 @@ import torch
 from torch import Tensor
 
 import kora
-from kora.adapter_folder import ADAPTER_CONFIG
 from kora.adapters import FullFineTune, LoRA
 from kora.backbones import Backbone
 from kora.heads.dpt import DPTDepth
 from kora.tasks import DepthTask
-from tests.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
+from tests.adapter_factory import CLASSES, edit_record, kicked, tiny_in_file, write_folder
 from tests.adapters.strategies import STRATEGIES
 from tests.factory import built, kick, nano
-
-
-def change(folder: Path, **parts: Any) -> None:
-    path = folder / ADAPTER_CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -103,10 +96,7 @@ def test_a_folder_of_before_the_task_was_recorded_still_loads(
 ) -> None:
     task = kicked(LoRA(2))
     folder = write_folder(tmp_path / "adapter", task)
-    record = json.loads((folder / ADAPTER_CONFIG).read_text())
-    for key in ("task", "preprocessing", "weights"):
-        del record[key]
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(record))
+    edit_record(folder, task=None, preprocessing=None, weights=None)
     with torch.no_grad():
         assert torch.equal(kora.load_adapter(folder)(images), task(images))
 
@@ -130,7 +120,7 @@ def test_a_record_names_only_classes_of_ours_and_nothing_is_run_for_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_folder(tmp_path / "adapter", kicked(LoRA(2)))
-    change(folder, **parts)
+    edit_record(folder, **parts)
     if message is None:
         kora.load_adapter(folder)
         return

@@ -34,6 +34,7 @@ class ClassificationReport(Report):
             {split: data.labels(split) for split in ("train", "val", "test")},
             num_classes=data.num_classes,
             class_names=data.class_names,
+            left_out=self.task.leave_out,
         )
 
     def gather(self, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from kora.tasks.base import AdapterTask
 __all__ = ["ClassificationTask"]
 
 Batch = dict[str, Tensor]
+_MAY_BE_LEFT_OUT = ("weighted_f1", "macro_f1", "top5_accuracy")
 
 
 class ClassificationTask(AdapterTask):
@@ -35,6 +37,8 @@ class ClassificationTask(AdapterTask):
         adapter: The strategy; None is a linear probe.
         num_classes: K; None asks the data module.
         label_smoothing: In [0, 1), for the training loss only.
+        leave_out: Metrics that are not measured, of `weighted_f1`, `macro_f1` and `top5_accuracy`:
+            those that a split cannot bear, such as F1 on a single class.
 
     Raises:
         ValueError: If neither an argument nor the data module tells the number of classes, or a
@@ -50,12 +54,20 @@ class ClassificationTask(AdapterTask):
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        leave_out: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, adapter, **kwargs)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}, expected a share in [0, 1).")
+        unknown = [name for name in leave_out if name not in _MAY_BE_LEFT_OUT]
+        if unknown:
+            raise ValueError(
+                f"leave_out has {unknown[0]!r}; what may be left out is "
+                f"{', '.join(_MAY_BE_LEFT_OUT)}."
+            )
         self.num_classes = num_classes
+        self.leave_out = tuple(leave_out)
         self.label_smoothing = label_smoothing
         self.val_metrics: MetricCollection
         self.test_metrics: MetricCollection
@@ -74,7 +86,7 @@ class ClassificationTask(AdapterTask):
                 "model.init_args.num_classes."
             )
         head = LinearHead(self.backbone, self.num_classes)
-        metrics = _metrics(self.num_classes)
+        metrics = _metrics(self.num_classes, self.leave_out)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
@@ -146,7 +158,7 @@ class ClassificationTask(AdapterTask):
             )
 
 
-def _metrics(num_classes: int) -> MetricCollection:
+def _metrics(num_classes: int, leave_out: Sequence[str]) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
         "weighted_f1": MulticlassF1Score(num_classes, average="weighted"),
@@ -154,6 +166,7 @@ def _metrics(num_classes: int) -> MetricCollection:
     }
     if num_classes > 5:  # with five classes or fewer it is always 1
         metrics["top5_accuracy"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    metrics = {name: metric for name, metric in metrics.items() if name not in leave_out}
     # By default torchmetrics merges metrics whose states are equal after the first batch: top-5
     # would share F1's top-1 counts if that batch is all right, or all wrong even within five.
     return MetricCollection(metrics, compute_groups=False)

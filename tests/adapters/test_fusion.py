@@ -367,6 +367,7 @@ def change(folder: str, edit: Any) -> None:
     path = Path(folder) / "adapter_config.json"
     record = json.loads(path.read_text())
     edit(record)
+    del record["record_sha256"]
     path.write_text(json.dumps(record))
 
 

@@ -168,6 +168,18 @@ def test_a_flipped_byte_in_an_adapter_is_told(trained: Path, capfd: Capture) -> 
     assert "adapter_model.safetensors cannot be read: they are damaged" in line
 
 
+def test_a_changed_byte_in_the_record_of_an_adapter_is_told(trained: Path, capfd: Capture) -> None:
+    path = trained / "adapter/adapter_config.json"
+    written = path.read_text()
+    path.write_text(written.replace('"rank": 2', '"rank": 3'))  # JSON all the same
+    line = error_of(kora(capfd, *FIT, "--model.adapter_from", RUN / "adapter"))
+    assert "adapter_config.json is damaged or was edited" in line
+    edited = json.loads(written.replace('"experiment": "tiny"', '"experiment": "other"'))
+    del edited["record_sha256"]
+    path.write_text(json.dumps(edited))
+    assert kora(capfd, *FIT, "--model.adapter_from", RUN / "adapter").code == 0
+
+
 def test_a_plugin_that_would_skip_the_checks_is_refused(here: Path, capfd: Capture) -> None:
     plugin = "lightning.pytorch.plugins.AsyncCheckpointIO"
     line = error_of(kora(capfd, *FIT, "--trainer.plugins", plugin), code=2)

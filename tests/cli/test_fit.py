@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shlex
 import signal
 import subprocess
@@ -294,6 +295,26 @@ def test_mixed_image_sizes_train_in_bfloat16(here: Path, capfd: Capture) -> None
     outcome = kora(capfd, "fit", "--config", "photos.yaml")
     assert outcome.code == 0, outcome.err
     assert results(here / RUN)["protocol"]["dataset"] == "ImageFolder"
+
+
+def test_a_test_split_of_one_class_runs_where_f1_is_left_out(here: Path, capfd: Capture) -> None:
+    config = tiny_config()
+    config["data"]["class_path"] = "tests.cli.toy.OneTestClass"
+    write_config(here / "one.yaml", config)
+    refused = kora(capfd, "fit", "--config", "one.yaml")
+    assert refused.code == 2
+    assert "model.leave_out: [macro_f1, weighted_f1]" in refused.err
+    without = ("--model.leave_out", "[macro_f1, weighted_f1]")
+    outcome = kora(capfd, "fit", "--config", "one.yaml", *without)
+    assert outcome.code == 0, outcome.err
+    assert "F1 is left out" in " ".join(outcome.out.split())
+    (record,) = (json.loads(path.read_text()) for path in here.rglob("results.json"))
+    measured = {name for name in record["metrics"] if name.startswith("test/")}
+    assert measured == {"test/accuracy", "test/loss", "test/top5_accuracy"}
+    assert set(record["baselines"]["majority"]) == {"accuracy"}
+    mistyped = kora(capfd, "fit", "--config", "one.yaml", "--model.leave_out", "[f1]")
+    assert mistyped.code == 2
+    assert "leave_out has 'f1'" in mistyped.err
 
 
 def test_official_archives_run_end_to_end(here: Path, capfd: Capture) -> None:
