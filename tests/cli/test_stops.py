@@ -78,10 +78,10 @@ def test_sigterm_in_a_step_of_two_processes_leaves_a_checkpoint_and_ends_both(
     here: Path, rank: int
 ) -> None:
     write_config(here / "tiny.yaml", config(devices=2, strategy="ddp"))
-    started = time.monotonic()
     code, out = run_fresh(here, "fit", "--config", "tiny.yaml", fault=f"SIGTERM step 2 {rank}")
+    ended = time.time()
     assert code == 128 + signal.SIGTERM, out
-    assert time.monotonic() - started < 150  # a busy machine needs most of it to start
+    assert ended - (here / "struck").stat().st_mtime < 30
     assert "kora: stopped by SIGTERM after step 3. To go on:" in out
     last = checkpoint(here / SEED0 / "version_0")
     assert (last["resume"]["epoch"], last["resume"]["batches"]) == (0, 3)
