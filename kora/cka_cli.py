@@ -31,6 +31,7 @@ __all__ = ["cka_command"]
 
 SCHEMA = 1
 _ADVISED = 1000
+_KINDS: dict[Kind, str] = {"mean": "the mean of the patch tokens", "cls": "the CLS token"}
 _NOISE_IMAGES = 32  # the batch on which CKA is often reported
 
 
@@ -233,44 +234,43 @@ def _read(readers: Sequence[LayerReader], batches: Any, images: int) -> Iterator
 
 
 def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
-    """The diagonals, a row a layer; with the frozen backbone against itself as control."""
-    console = Console()
-    of = "the mean of the patch tokens" if kind == "mean" else "the CLS token"
-    table = Table(title=f"CKA of {of}, {found.images:,} images", title_justify="left")
+    """The diagonals, a row a layer, and the frozen backbone against itself as the control."""
     shown = [c for c in found.comparisons if c.low is not None and c.first != c.second]
-    shown += [c for c in found.comparisons if c.first == c.second and c.first.key == c.first.frozen]
-    table.add_column("layer")
+    title = f"CKA of {_KINDS[kind]}, {found.images:,} images"
+    table = Table("layer", title=title, title_justify="left")
     for comparison in shown:
-        control = comparison.first == comparison.second
-        name = f"control: {comparison.first.label}" if control else comparison.first.label
-        against = "itself" if control else comparison.second.label
-        table.add_column(f"{name}\nvs {against}", justify="right")
+        table.add_column(f"{comparison.first.label}\nvs {comparison.second.label}", justify="right")
+    between = " " if len(shown) == 1 else "\n"  # three columns would not fit otherwise
     for layer in max((model.layers for model in found.models), key=len):
-        table.add_row(layer, *(_cell(comparison, layer) for comparison in shown))
-    console.print(table)
+        table.add_row(layer, *(_cell(comparison, layer, between) for comparison in shown))
+    table.add_section()
+    controls = [np.diag(found[f"within_{c.first.frozen}"].cka) for c in shown]
+    table.add_row(
+        "control: frozen\nvs itself, least",
+        *(f"{np.nanmin(diagonal):.4f}" for diagonal in controls),
+    )
+    Console().print(table)
     drawn = "minibatches" if found.groups == found.batches else "groups of minibatches"
     print(
-        f"In brackets: 95 % intervals, a bootstrap over {found.groups} {drawn}. They speak of other "
-        "images, not of other seeds."
+        f"In brackets: 95 % intervals, a bootstrap over {found.groups} {drawn}. They speak of "
+        "other images, not of other seeds."
     )
     for note in notes:
         print(note)
 
 
-def _cell(comparison: Comparison, layer: str) -> str:
+def _cell(comparison: Comparison, layer: str, between: str) -> str:
     """The value of a layer of both models, with its interval where it has one."""
     if layer not in comparison.first.layers:
         return ""
-    place = comparison.first.layers.index(layer)
-    value = comparison.cka[place, place]
-    if not np.isfinite(value):
-        return "–"
-    control = comparison.first == comparison.second
     assert comparison.low is not None
     assert comparison.high is not None
-    if control or not np.isfinite(comparison.low[place]):
-        return f"{value:.4f}"
-    return f"{value:.4f} \\[{comparison.low[place]:.4f}, {comparison.high[place]:.4f}]"
+    place = comparison.first.layers.index(layer)
+    value, low, high = comparison.cka[place, place], comparison.low[place], comparison.high[place]
+    if not np.isfinite(value):
+        return "–"
+    interval = f"{between}\\[{low:.4f}, {high:.4f}]" if np.isfinite(low) else ""
+    return f"{value:.4f}{interval}"
 
 
 def _write(
@@ -311,7 +311,7 @@ def _write(
                 out / f"cka_{comparison.name}.png",
                 row_label=comparison.first.label,
                 column_label=comparison.second.label,
-                title=f"CKA {comparison.title}: {found.images:,} images, {own.features}",
+                title=f"CKA {comparison.title}: {_KINDS[own.features]}, {found.images:,} images",
             )
         )
     return written

@@ -53,8 +53,8 @@ def cka_map(
     font = 8 if written else 6
     axis.set_xticks(range(len(columns)), _short(columns), rotation=90, fontsize=font)
     axis.set_yticks(range(len(rows)), _short(rows), fontsize=font)
-    axis.set_xlabel(column_label.replace("$", r"\$"))
-    axis.set_ylabel(row_label.replace("$", r"\$"))
+    axis.set_xlabel(f"layers of {column_label}".replace("$", r"\$"))
+    axis.set_ylabel(f"layers of {row_label}".replace("$", r"\$"))
     if written:
         for (row, column), value in np.ndenumerate(cka):
             text = f"{value:.3f}" if np.isfinite(value) else "–"

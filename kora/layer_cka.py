@@ -155,12 +155,12 @@ class LayerCKA:
             ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
         )
         for c in self.comparisons:
-            for (row, column), value in np.ndenumerate(c.cka):
+            for row, column in np.ndindex(c.cka.shape):
                 ends = ["", ""]
                 if row == column and c.low is not None and c.high is not None:
                     ends = [_text(c.low[row]), _text(c.high[row])]
                 pair = [c.first.label, c.first.layers[row], c.second.label, c.second.layers[column]]
-                table.writerow([c.name, *pair, _text(float(value)), *ends])
+                table.writerow([c.name, *pair, _text(c.cka[row, column]), *ends])
         return out.getvalue()
 
 
