@@ -239,7 +239,9 @@ def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
     title = f"CKA of {_KINDS[kind]}, {found.images:,} images"
     table = Table("layer", title=title, title_justify="left")
     for comparison in shown:
-        table.add_column(f"{comparison.first.label}\nvs {comparison.second.label}", justify="right")
+        other = comparison.second
+        against = "frozen" if other.key == other.frozen else other.label  # its name may be long
+        table.add_column(f"{comparison.first.label}\nvs {against}", justify="right")
     between = " " if len(shown) == 1 else "\n"  # three columns would not fit otherwise
     for layer in max((model.layers for model in found.models), key=len):
         table.add_row(layer, *(_cell(comparison, layer, between) for comparison in shown))

@@ -155,12 +155,13 @@ class LayerCKA:
             ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
         )
         for c in self.comparisons:
-            for row, column in np.ndindex(c.cka.shape):
-                ends = ["", ""]
-                if row == column and c.low is not None and c.high is not None:
-                    ends = [_text(c.low[row]), _text(c.high[row])]
-                pair = [c.first.label, c.first.layers[row], c.second.label, c.second.layers[column]]
-                table.writerow([c.name, *pair, _text(c.cka[row, column]), *ends])
+            for row, layer in enumerate(c.first.layers):
+                for column, other in enumerate(c.second.layers):
+                    ends = ["", ""]
+                    if row == column and c.low is not None and c.high is not None:
+                        ends = [_text(c.low[row]), _text(c.high[row])]
+                    pair = [c.first.label, layer, c.second.label, other]
+                    table.writerow([c.name, *pair, _text(c.cka[row, column]), *ends])
         return out.getvalue()
 
 
