@@ -271,8 +271,13 @@ def _cell(comparison: Comparison, layer: str, between: str) -> str:
     value, low, high = comparison.cka[place, place], comparison.low[place], comparison.high[place]
     if not np.isfinite(value):
         return "–"
-    interval = f"{between}\\[{low:.4f}, {high:.4f}]" if np.isfinite(low) else ""
-    return f"{value:.4f}{interval}"
+    interval = f"{between}\\[{_digits(low)}, {_digits(high)}]" if np.isfinite(low) else ""
+    return f"{_digits(value)}{interval}"
+
+
+def _digits(value: float) -> str:
+    """Four, and 1.0000 only for what is 1 up to float64's rounding."""
+    return ">0.9999" if 0.99995 <= value < 1 - 1e-9 else f"{value:.4f}"
 
 
 def _write(

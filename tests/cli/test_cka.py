@@ -174,6 +174,8 @@ def test_a_side_network_changes_the_final_feature_alone_and_this_is_said(
     assert diagonal[-1] < 1 - 1e-7
     assert record(tmp_path)["unchanged_layers"]["run"] == LAYERS[:-1]
     assert "KoRA-side, seed 0 changes no block output" in done.out
+    (final,) = [line for line in done.out.splitlines() if line.startswith("│ final")]
+    assert ">0.9999" in final  # it moved little in two steps, and is not the same
     assert "CKA between its blocks is that of the frozen backbone" in done.out
 
 
