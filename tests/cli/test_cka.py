@@ -23,6 +23,7 @@ from kora.load import load_backbone
 from kora.run_data import run_datamodule
 from tests.adapter_factory import tiny_in_file
 from tests.cli.support import Outcome, kora, tiny_config, write_config
+from tests.cli.test_depth import depth_config
 
 Capture = pytest.CaptureFixture[str]
 Cka = Callable[..., Outcome]
@@ -309,14 +310,14 @@ def test_data_that_has_changed_since_the_run_is_warned_of(
 
 @pytest.fixture(scope="module")
 def without_cls(there: Path) -> Path:
-    """A run on a backbone of two blocks whose tokens hold no CLS, and 32 wide."""
+    """A run on a backbone of two blocks whose tokens hold no CLS, and on other scenes."""
     tiny_in_file("tiny_siglip", there)
     backbone = {
         "name": "tiny_siglip",
         "weights": str(there / "tiny_siglip.safetensors"),
         "image_size": 32,
     }
-    return fit(there, "siglip", backbone)
+    return fit(there, "siglip", backbone, "--data.scene_seed", "9")
 
 
 def test_a_backbone_without_cls_names_mean(cka: Cka, without_cls: Path) -> None:
@@ -331,6 +332,7 @@ def test_runs_on_other_backbones_are_compared_with_a_frozen_one_each(
 ) -> None:
     done = cka(lora, without_cls)
     assert done.code == 0, done.err
+    assert "RUN2 is a run on other data; both are shown the test images of RUN" in done.err
     found = record(tmp_path)["comparisons"]
     assert {"run2_vs_frozen2", "within_frozen2", "within_frozen"} <= set(found)
     assert matrix(tmp_path, "run_vs_run2").shape == (8, 4)
@@ -339,6 +341,20 @@ def test_runs_on_other_backbones_are_compared_with_a_frozen_one_each(
     rows = [line for line in done.out.splitlines() if line.startswith("│ final")]
     assert len(rows) == 1  # of both, whatever their depth
     assert rows[0].count("0.") + rows[0].count("1.") >= 2
+
+
+def test_a_depth_run_is_compared_by_the_level_that_its_head_reads(
+    cka: Cka, lora: Path, there: Path, tmp_path: Path
+) -> None:
+    config = depth_config(runs_dir=str(there / "runs"))
+    config["model"]["init_args"]["backbone"] = NANO
+    main(["fit", "--config", str(write_config(there / "depth.yaml", config))])
+    (results,) = (there / "runs" / "tiny_depth").rglob("results.json")
+    done = cka(results.parent, lora)
+    assert done.code == 0, done.err
+    assert "other data" not in done.err  # the same images, with another target
+    assert "run2_vs_frozen2" in record(tmp_path)["comparisons"]  # another final feature
+    assert 0.5 < np.diag(matrix(tmp_path, "run_vs_frozen"))[-1] < 1 - 1e-7
 
 
 def test_full_fine_tuning_is_compared_with_the_weights_that_it_started_from(
