@@ -30,6 +30,7 @@ Train and compare adapters on frozen vision transformers.
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
+  cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
   export    for peft, timm or ONNX, and compared      kora export RUN --format timm
   list      strategies, heads, losses, data modules and configs
 
@@ -105,6 +106,12 @@ def _compare(args: Sequence[str]) -> None:
     compare_command(own.runs, own.metric, own.out, by=own.by)
 
 
+def _cka(args: Sequence[str]) -> None:
+    from kora.cka_cli import cka_command
+
+    cka_command(args)
+
+
 def _list(args: Sequence[str]) -> None:
     from kora.listing import main as listing
 
@@ -119,6 +126,7 @@ _COMMANDS: dict[str, Command] = {
     "data": _data,
     "grid": _grid,
     "compare": _compare,
+    "cka": _cka,
     "list": _list,
 }
 

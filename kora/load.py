@@ -26,7 +26,14 @@ from kora.adapters import FullFineTune, Strategy
 from kora.backbones import Backbone
 from kora.tasks import AdapterTask, DepthTask
 
-__all__ = ["AdaptedModel", "Prediction", "adapter_folder", "load_adapter"]
+__all__ = [
+    "AdaptedModel",
+    "Prediction",
+    "adapter_folder",
+    "load_adapter",
+    "load_backbone",
+    "named_device",
+]
 
 
 class Prediction(NamedTuple):
@@ -138,8 +145,9 @@ def load_adapter(
         raise ValueError(f"{origin} names {type(adapter).__name__}, which is no strategy.")
     tensors = read_adapter_tensors(folder)
     head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
-    backbone = _backbone(record, weights, str(folder))
-    if isinstance(adapter, FullFineTune):
+    full = isinstance(adapter, FullFineTune)
+    backbone = _backbone(record, weights or ("random" if full else None), str(folder))
+    if full:
         # It has every weight of its own: what they started from need not be there any more.
         backbone.__dict__["sha256"] = record["backbone"]["sha256"]
     elif backbone.sha256 != record["backbone"]["sha256"]:
@@ -158,6 +166,38 @@ def load_adapter(
     return AdaptedModel(task, record, folder).to(device)
 
 
+def load_backbone(
+    path: str | Path, *, weights: str | None = None, device: str | torch.device = "cpu"
+) -> Backbone:
+    """The frozen backbone that a run started from, verified, with nothing hooked in.
+
+    Args and errors are those of `load_adapter`.
+    """
+    folder = adapter_folder(path)
+    record = read_adapter_config(folder)
+    backbone = _backbone(record, weights, str(folder))
+    if backbone.sha256 != record["backbone"]["sha256"]:
+        raise ValueError(_other_weights(record, backbone, folder))
+    return backbone.to(device)
+
+
+def named_device(name: str) -> torch.device:
+    """The device of an option --device; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: It cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
 def adapter_folder(path: str | Path) -> Path:
     """The adapter folder that a path means: itself, or that of a run."""
     folder = expand(path)
@@ -173,8 +213,7 @@ def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Ba
     known = record["backbone"]
     origin = record.get("weights") or {}
     size = known.get("image_size")
-    full = record["adapter"]["class_path"] == "kora.adapters.FullFineTune"
-    source = weights or ("random" if full else origin.get("source", "pretrained"))
+    source = weights or origin.get("source", "pretrained")
     try:
         return Backbone(
             known["name"],

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from kora.adapter_folder import expand
 from kora.image_files import Batch, ImageFiles, collate, image_files
-from kora.load import AdaptedModel, load_adapter
+from kora.load import AdaptedModel, load_adapter, named_device
 from kora.results import write_atomically
 from kora.tasks import DepthTask
 
@@ -36,7 +36,7 @@ Rows = dict[int, list[str]]
 def predict_command(args: Sequence[str]) -> None:
     """Parse the options, predict, write, and name what could not be read."""
     own = _parser().parse_args(args)
-    model = load_adapter(own.run, weights=own.weights, device=_device(own.device))
+    model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     depth = isinstance(model.task, DepthTask)
     folder = expand(own.images)
     out = expand(own.out or ("predictions" if depth else "predictions.csv"))
@@ -92,18 +92,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
     return number
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
-    return device
 
 
 def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:

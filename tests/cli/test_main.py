@@ -17,7 +17,18 @@ from kora.cli import _told
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("fit", "validate", "test", "predict", "params", "data", "grid", "compare", "list")
+COMMANDS = (
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "params",
+    "data",
+    "grid",
+    "compare",
+    "cka",
+    "list",
+)
 
 
 @pytest.mark.parametrize("args", [(), ("-h",), ("--help",), ("help",)])

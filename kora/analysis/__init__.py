@@ -1,0 +1,1 @@
+"""Numbers about trained models and runs: arrays in, arrays out."""

@@ -1,0 +1,242 @@
+"""CKA between the layers of several models, of the same images: the comparisons and their record.
+
+Shapes: L layers of a model, n images of a batch, D width
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kora.analysis.cka import MinibatchCKA
+
+__all__ = ["Comparison", "LayerCKA", "Model", "compare_layers"]
+
+#: A feature that moves by less than this share of its size has not moved, up to rounding.
+_SAME = 1e-6
+
+Array = NDArray[np.float64]
+#: For each model, a vector (n, D) of each of its layers.
+Batch = Sequence[Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models that are compared.
+
+    Args:
+        key: `run`, `run2`, `frozen` or `frozen2`.
+        label: What to call it in tables and pictures.
+        layers: Names of its layers.
+        frozen: Key of the frozen backbone of a run; its own key for that backbone itself.
+        about: Where it comes from, in plain types.
+    """
+
+    key: str
+    label: str
+    layers: tuple[str, ...]
+    frozen: str
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """CKA between the layers of two models, or of one model with itself.
+
+    Args:
+        first: Its layers are the rows.
+        second: Its layers are the columns.
+        cka: (L, L); NaN where a layer is the same for every image.
+        low: Lower ends (L,) of the intervals of the diagonal; None where the layers of the two
+            models do not correspond.
+        high: Upper ends (L,).
+    """
+
+    first: Model
+    second: Model
+    cka: Array
+    low: Array | None
+    high: Array | None
+
+    @property
+    def name(self) -> str:
+        """`run_vs_frozen`, or `within_run`."""
+        one, two = self.first.key, self.second.key
+        return f"within_{one}" if one == two else f"{one}_vs_{two}"
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if self.first == self.second:
+            return f"within {self.first.label}"
+        return f"{self.first.label} against {self.second.label}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for strict JSON; NaN is null."""
+        ends = {"diagonal_low": self.low, "diagonal_high": self.high}
+        return {
+            "rows": {"model": self.first.key, "layers": list(self.first.layers)},
+            "columns": {"model": self.second.key, "layers": list(self.second.layers)},
+            "cka": [[_plain(value) for value in row] for row in self.cka],
+            **{k: None if v is None else [_plain(value) for value in v] for k, v in ends.items()},
+        }
+
+
+@dataclass(frozen=True)
+class LayerCKA:
+    """All comparisons of some models.
+
+    Args:
+        models: In the order in which they were given.
+        comparisons: Each model with itself, each run with its frozen backbone, run with run.
+        images: That were seen.
+        batches: In which they were seen.
+        groups: Of batches that the intervals draw from.
+        unchanged: For each run, the layers whose features are those of its frozen backbone.
+    """
+
+    models: tuple[Model, ...]
+    comparisons: tuple[Comparison, ...]
+    images: int
+    batches: int
+    groups: int
+    unchanged: dict[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> Comparison:
+        return next(comparison for comparison in self.comparisons if comparison.name == name)
+
+    def remarks(self) -> list[str]:
+        """What the numbers cannot say by themselves, a sentence each."""
+        said = [_of_unchanged(m, self.unchanged[m.key]) for m in self.models if m.key != m.frozen]
+        if self.groups < 2:
+            said.append("There is one minibatch, so there are no intervals: take more images.")
+        elif self.groups < 10:
+            said.append(
+                f"The intervals rest on {self.groups} minibatches, which is few: take more images "
+                "or a smaller --batch_size."
+            )
+        for comparison in self.comparisons:
+            if comparison.low is None:
+                said.append(
+                    f"{comparison.title}: they have other layers, so there is no diagonal; "
+                    f"the matrix is in {comparison.name}."
+                )
+        if any(np.isnan(comparison.cka).any() for comparison in self.comparisons):
+            said.append(
+                "– marks a layer whose feature is the same for every image (as the CLS token is "
+                "before the first block): CKA is not defined there."
+            )
+        return [text for text in said if text]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for strict JSON."""
+        models = {m.key: {"label": m.label, "frozen": m.frozen, **m.about} for m in self.models}
+        return {
+            "images": self.images,
+            "batches": self.batches,
+            "groups_of_batches": self.groups,
+            "models": models,
+            "unchanged_layers": {key: list(names) for key, names in self.unchanged.items()},
+            "comparisons": {c.name: c.to_dict() for c in self.comparisons},
+        }
+
+    def to_csv(self) -> str:
+        """A row for each pair of layers; the interval stands where there is one."""
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(
+            ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
+        )
+        for c in self.comparisons:
+            for row, layer in enumerate(c.first.layers):
+                for column, other in enumerate(c.second.layers):
+                    ends = ["", ""]
+                    if row == column and c.low is not None and c.high is not None:
+                        ends = [_text(c.low[row]), _text(c.high[row])]
+                    pair = [c.first.label, layer, c.second.label, other]
+                    table.writerow([c.name, *pair, _text(c.cka[row, column]), *ends])
+        return out.getvalue()
+
+
+def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: int = 0) -> LayerCKA:
+    """CKA within each model, of each run with its frozen backbone, and of run with run.
+
+    Args:
+        models: Runs first, then frozen backbones.
+        batches: Each holds the layers of every model for the same images.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: As `MinibatchCKA`.
+    """
+    starts = np.cumsum([0, *(len(model.layers) for model in models)])
+    place = {model.key: int(start) for model, start in zip(models, starts, strict=False)}
+    sums = MinibatchCKA(int(starts[-1]))
+    runs = [number for number, model in enumerate(models) if model.key != model.frozen]
+    keys = [model.key for model in models]
+    same = {keys[run]: np.ones(len(models[run].layers), dtype=bool) for run in runs}
+    for batch in batches:
+        sums.update([layer for layers in batch for layer in layers])
+        for run in runs:
+            frozen = batch[keys.index(models[run].frozen)]
+            same[keys[run]] &= [_is_same(*pair) for pair in zip(batch[run], frozen, strict=True)]
+    by_key = dict(zip(keys, models, strict=True))
+    pairs = [(model, model) for model in models]
+    pairs += [(models[run], by_key[models[run].frozen]) for run in runs]
+    pairs += [(models[runs[0]], models[other]) for other in runs[1:]]
+    matrix = sums.matrix()
+    return LayerCKA(
+        models=tuple(models),
+        comparisons=tuple(_comparison(*pair, sums, matrix, place, seed) for pair in pairs),
+        images=sums.images,
+        batches=sums.batches,
+        groups=sums.groups,
+        unchanged={
+            key: tuple(np.asarray(by_key[key].layers)[kept].tolist()) for key, kept in same.items()
+        },
+    )
+
+
+def _comparison(
+    first: Model, second: Model, sums: MinibatchCKA, matrix: Array, place: dict[str, int], seed: int
+) -> Comparison:
+    rows, columns = (range(place[m.key], place[m.key] + len(m.layers)) for m in (first, second))
+    low = high = None
+    if first.layers == second.layers:
+        low, high = sums.intervals(list(zip(rows, columns, strict=True)), seed=seed)
+    return Comparison(first, second, matrix[np.ix_(rows, columns)], low, high)
+
+
+def _is_same(mine: Array, frozen: Array) -> bool:
+    return bool(np.abs(mine - frozen).max() <= _SAME * np.abs(frozen).max())
+
+
+def _of_unchanged(model: Model, unchanged: Sequence[str]) -> str:
+    """What follows from layers that the adapter leaves as they are."""
+    if set(unchanged) == set(model.layers):
+        return (
+            f"{model.label} changes no layer, the final feature included: all is the frozen "
+            "backbone's, and CKA shows nothing of this run."
+        )
+    if set(model.layers) - set(unchanged) == {"final"}:
+        return (
+            f"{model.label} changes no block output, as a side network does: only the final "
+            "feature, which the head reads, differs from the frozen backbone's. CKA between its "
+            "blocks is that of the frozen backbone, whatever the adapter learned."
+        )
+    return ""
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _text(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else ""
