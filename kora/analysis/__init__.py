@@ -1,0 +1,1 @@
+"""Numbers about trained models, without files and pictures."""
