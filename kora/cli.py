@@ -30,6 +30,7 @@ Train and compare adapters on frozen vision transformers.
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
+  inspect   what each node or update has become        kora inspect RUN [--images N]
   export    for peft, timm or ONNX, and compared      kora export RUN --format timm
   list      strategies, heads, losses, data modules and configs
 
@@ -81,6 +82,12 @@ def _data(args: Sequence[str]) -> None:
     data(args)
 
 
+def _inspect(args: Sequence[str]) -> None:
+    from kora.readings_cli import inspect_command
+
+    inspect_command(args)
+
+
 def _grid(args: Sequence[str]) -> None:
     from kora.grid import grid
 
@@ -119,6 +126,7 @@ _COMMANDS: dict[str, Command] = {
     "data": _data,
     "grid": _grid,
     "compare": _compare,
+    "inspect": _inspect,
     "list": _list,
 }
 

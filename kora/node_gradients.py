@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -56,7 +55,6 @@ class GradientNorms:
         self.images = 0
         self._sums = dict.fromkeys(self.keys, 0.0)
 
-    @torch.compiler.disable  # type: ignore[misc, unused-ignore]
     def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
         """Wait for the gradients of a pass; nothing where none will come."""
         if not composed.requires_grad:
@@ -64,7 +62,8 @@ class GradientNorms:
         self.images += len(composed)
         scale = self.factor * len(composed)  # the loss of a batch is the mean over its images
         for key, tensor in zip(self.keys, (*vectors, composed), strict=True):
-            tensor.register_hook(partial(self._add, key, scale))
+            hook = partial(self._add, key, scale)
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def means(self) -> dict[str, float]:
         """Norms by node and `composed`; 0 for a node that no gradient has reached."""

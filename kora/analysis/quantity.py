@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = ["OUTSIDE", "Place", "Quantity", "Spectrum"]
@@ -26,7 +27,7 @@ class Quantity:
     name: str
     title: str
     definition: str
-    values: dict[Place, float | None]
+    values: Mapping[Place, float | None]
     family: str = ""
 
 
@@ -37,4 +38,4 @@ class Spectrum:
     name: str
     title: str
     definition: str
-    values: dict[Place, list[float]]
+    values: Mapping[Place, list[float]]
