@@ -81,7 +81,7 @@ class NodeGradients(Callback):
     The first, the second, the 100th and the last step are read. At every other step nothing is
     done: the adapter has no observer. As nobody knows whether training stops early, the last step
     of every epoch is read, and the newest kept. What was read is in the checkpoints, so that a run
-    that goes on has it all, in whatever folder.
+    that goes on has it all, in whatever folder. A compiled task (`model.compile`) is not read.
 
     Args:
         folder: The run's.
@@ -196,8 +196,10 @@ def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _adapter(module: LightningModule) -> KoRA | None:
-    """The composition that trains, if one does."""
+    """The composition that trains, if one does and can be listened to."""
     if not (isinstance(module, AdapterTask) and module.adapter_trainable):
+        return None
+    if module.compile_module:  # each observer would compile the model anew
         return None
     return module.adapter if isinstance(module.adapter, KoRA) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,24 @@ def test_of_two_processes_the_first_reads_its_own_images(
     assert first["readings"][0]["nodes"]["b05_fc2"] > 0
 
 
-@pytest.mark.parametrize("adapter", [LoRA(2), KoRA(2, 4)], ids=["LoRA", "frozen KoRA"])
-def test_what_has_no_nodes_that_train_leaves_no_file(tmp_path: Path, adapter: Any) -> None:
-    fitted(tmp_path, unbuilt(adapter, adapter_trainable=False), max_steps=1)
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [(LoRA(2), {}), (KoRA(2, 4), {"adapter_trainable": False})],
+    ids=["LoRA", "frozen KoRA"],
+)
+def test_what_has_no_nodes_that_train_leaves_no_file(
+    tmp_path: Path, adapter: Any, options: dict[str, Any]
+) -> None:
+    fitted(tmp_path, unbuilt(adapter, **options), max_steps=1)
+    assert read_gradients(tmp_path) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_task_trains_and_is_not_read(tmp_path: Path) -> None:
+    adapter = KoRA(2, 4, blocks=[5], readout=ClsReadout("default"))
+    trainer = fitted(tmp_path, unbuilt(adapter, compile=True), max_steps=2)
+    assert trainer.global_step == 2
     assert read_gradients(tmp_path) is None
 
 
