@@ -19,6 +19,7 @@ from kora.adapters import ClsReadout, KoRA, LoRA
 from kora.node_gradients import GRADIENTS_NAME, GradientNorms, NodeGradients, read_gradients
 from kora.tasks import ClassificationTask
 from tests.factory import built, family, kick, labels_for, nano
+from tests.families import tiny
 from tests.two_ranks import QUIET, on_two_ranks
 
 KEYS = [f"b{i:02d}_{site}" for i in range(6) for site in ("qkv", "proj", "fc1", "fc2")]
@@ -214,8 +215,9 @@ def test_what_has_no_nodes_that_train_leaves_no_file(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_task_trains_and_is_not_read(tmp_path: Path) -> None:
-    adapter = KoRA(2, 4, blocks=[5], readout=ClsReadout("default"))
-    trainer = fitted(tmp_path, unbuilt(adapter, compile=True), max_steps=2)
+    adapter = KoRA(2, 4, blocks=[1], readout=ClsReadout("default"))
+    task = ClassificationTask(tiny("tiny_vit"), adapter, compile=True)
+    trainer = fitted(tmp_path, task, max_steps=2)
     assert trainer.global_step == 2
     assert read_gradients(tmp_path) is None
 

@@ -36,9 +36,7 @@ def test_prompts_are_measured_beside_the_tokens_of_the_image(deep: bool, images:
     backbone, strategy = nano(), VPT(3, deep=deep)
     task = built(strategy, backbone=backbone).eval()
     seen: list[Tensor] = []
-    backbone.model.blocks[0].register_forward_pre_hook(
-        lambda _, x: seen.append(x[0]), prepend=True
-    )
+    backbone.model.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0]), prepend=True)
     shares = PromptShares(strategy, backbone)
     with torch.no_grad(), shares.listening():
         task.features(images)
