@@ -17,7 +17,10 @@ from kora.cli import _told
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("fit", "validate", "test", "predict", "params", "data", "grid", "compare", "list")
+COMMANDS = (
+    *("fit", "validate", "test", "predict", "params", "data", "grid", "compare", "inspect"),
+    "list",
+)
 
 
 @pytest.mark.parametrize("args", [(), ("-h",), ("--help",), ("help",)])
