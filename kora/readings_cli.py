@@ -186,12 +186,18 @@ def _told(model: AdaptedModel, read: ReadOut) -> list[str]:
     for one in read.quantities:
         if one.name == "contribution" or one.name.startswith("gradient"):
             assert isinstance(one, Quantity)
-            norms = [value or 0.0 for value in one.values.values()]
-            most = max(norms)
-            faint = sum(norm <= _FAINT * most for norm in norms)
-            zero = sum(norm == 0 for norm in norms)
-            lines.append(
-                f"{one.title}: largest {most:.2g}; {faint} of {len(norms)} nodes have less than a "
-                f"millionth of it, {zero} of them exactly 0."
-            )
+            lines.append(f"{one.title}: {_summed_up(list(one.values.values()))}")
     return lines
+
+
+def _summed_up(values: Sequence[float | None]) -> str:
+    norms = [value for value in values if value is not None]
+    if not any(norms):
+        nothing = "the readout (or B) was still zero, or nothing gets through"
+        return f"0 at every node: {nothing}." if norms else "finite at no node."
+    most, zero = max(norms), sum(norm == 0 for norm in norms)
+    faint = sum(norm <= _FAINT * most for norm in norms)
+    return (
+        f"largest {most:.2g}; {faint} of {len(values)} nodes have less than a millionth of it, "
+        f"{zero} of them exactly 0."
+    )
