@@ -31,6 +31,7 @@ Train and compare adapters on frozen vision transformers.
   grid      every combination of options and seeds     kora grid --config GRID [--dry_run]
   compare   a table over finished runs with intervals  kora compare RUNS...
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
+  inspect   what each node or update has become        kora inspect RUN [--images N]
   export    for peft, timm or ONNX, and compared      kora export RUN --format timm
   list      strategies, heads, losses, data modules and configs
 
@@ -82,6 +83,12 @@ def _data(args: Sequence[str]) -> None:
     data(args)
 
 
+def _inspect(args: Sequence[str]) -> None:
+    from kora.readings_cli import inspect_command
+
+    inspect_command(args)
+
+
 def _grid(args: Sequence[str]) -> None:
     from kora.grid import grid
 
@@ -127,6 +134,7 @@ _COMMANDS: dict[str, Command] = {
     "grid": _grid,
     "compare": _compare,
     "cka": _cka,
+    "inspect": _inspect,
     "list": _list,
 }
 

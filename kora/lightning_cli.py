@@ -20,6 +20,7 @@ import datamodules  # noqa: F401  (so that short class names are known)
 from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
 from kora.guards import FiniteGuard
 from kora.loggers import claim_run_folder, make_loggers
+from kora.node_gradients import NodeGradients
 from kora.parser import KoraParser
 from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
@@ -199,7 +200,7 @@ class KoraCLI(LightningCLI):
             )
             own.append(self.record)
             if self.command == "fit":
-                own.append(FiniteGuard())
+                own += [FiniteGuard(), NodeGradients(self.run_folder)]
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
                 own.append(CheckpointGuard(self.run_folder))
                 saving = self._get(self.config_init, "save")

@@ -80,14 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         "--depth_format", choices=("png", "npy"), default="png",
         help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
     )  # fmt: skip
-    parser.add_argument("--batch_size", type=_positive, default=64, metavar="N")
+    parser.add_argument("--batch_size", type=positive, default=64, metavar="N")
     parser.add_argument("--num_workers", type=int, default=2, metavar="N", help="loader processes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")

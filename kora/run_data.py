@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from kora.lightning_cli import parse
+from kora.lightning_cli import KoraCLI, parse
 from kora.results import RunResult
 
-__all__ = ["has_changed", "run_datamodule", "shuffled_batches", "test_loader"]
+__all__ = ["has_changed", "parsed_config", "run_datamodule", "shuffled_batches", "test_loader"]
 
 
 def run_datamodule(folder: Path) -> Any:
@@ -26,21 +26,29 @@ def run_datamodule(folder: Path) -> Any:
     Raises:
         FileNotFoundError: The run has no config.yaml.
     """
+    cli = parsed_config(folder)
+    options = cli.options.clone()
+    options.model = None  # neither its weights nor its sources are needed
+    datamodule = cli._parser("fit").instantiate_classes(options).data
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    return datamodule
+
+
+def parsed_config(folder: Path) -> KoraCLI:
+    """The config of a run, parsed.
+
+    Raises:
+        FileNotFoundError: The run has no config.yaml.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist, so the data of this run are not known. Every run writes it "
-            "beside its results.json; give the whole folder of a run."
+            "beside its results.json; give the whole folder of a run, "
+            "runs/<experiment>/<strategy>/seed<k>/version_<n>."
         )
-    args = ["--config", str(path)]
-    cli = parse(["fit", *args])
-    parser = cli._parser("fit")
-    options = parser.parse_args(args)
-    options.model = None  # neither its weights nor its sources are needed
-    datamodule = parser.instantiate_classes(options).data
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    return datamodule
+    return parse(["fit", "--config", str(path)])
 
 
 def has_changed(datamodule: Any, result: RunResult) -> bool:

@@ -6,7 +6,7 @@ Shapes: B images, N tokens, I input width, O output width, R rank, C d_comp, D w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -141,6 +141,8 @@ class KoRA(Strategy):
             )
         self.needs_backbone_grad = inject
         self.nodes = nn.ModuleDict()
+        #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
+        self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None
 
     @property
     def label(self) -> str:
@@ -198,7 +200,10 @@ class KoRA(Strategy):
             node.listen()
         features = super().forward(backbone, images)
         vectors = [node.vector() for node in nodes]
-        adapted: Features = self.readout(features, self.composer(vectors), self.alpha)
+        composed = self.composer(vectors)
+        if self.observer is not None:
+            self.observer(vectors, composed)
+        adapted: Features = self.readout(features, composed, self.alpha)
         return adapted
 
 

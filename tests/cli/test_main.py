@@ -18,15 +18,7 @@ from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = (
-    "fit",
-    "validate",
-    "test",
-    "predict",
-    "params",
-    "data",
-    "grid",
-    "compare",
-    "cka",
+    *("fit", "validate", "test", "predict", "params", "data", "grid", "compare", "cka", "inspect"),
     "list",
 )
 

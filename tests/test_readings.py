@@ -1,0 +1,103 @@
+"""Claims about reading out a loaded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kora.adapters import FullFineTune, KoRA, LinearProbe, Strategy, TokenReadout
+from kora.backbones import Backbone
+from kora.heads import LinearDepth
+from kora.load import load_adapter
+from kora.readings import (
+    gradient_quantities,
+    measured_gradients,
+    needs_images,
+    read_out,
+    require_readable,
+)
+from kora.readings_cli import _summed_up
+from kora.tasks import DepthTask
+from tests.adapter_factory import write_folder
+from tests.adapters.strategies import STRATEGIES
+from tests.factory import kick
+
+NOTHING = {"LinearProbe", "FullFineTune"}
+
+
+def depth_folder(folder: Path) -> Path:
+    """The adapter folder of a token-wise composition under a depth head."""
+    torch.manual_seed(2)
+    backbone = Backbone("vit_nano", image_size=32)
+    adapter = KoRA(2, 4, pool="tokens", readout=TokenReadout("default"), blocks=[4, 5])
+    task = DepthTask(backbone, adapter, head=LinearDepth())
+    task.build()
+    return write_folder(folder, kick(task))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_read_outs_or_is_named_as_having_none(name: str) -> None:
+    strategy = STRATEGIES[name]()
+    if name in NOTHING:
+        with pytest.raises(ValueError, match="nothing to read out of"):
+            require_readable(strategy)
+    else:
+        require_readable(strategy)
+
+
+def test_what_reads_weights_alone_needs_no_images() -> None:
+    needing = {name for name, entry in STRATEGIES.items() if needs_images(entry())}
+    without = {"LoRA", "DoRA", "SSF", "BitFit", "LinearProbe", "FullFineTune"}
+    assert needing == set(STRATEGIES) - without
+
+
+@pytest.mark.parametrize("strategy", [LinearProbe(), FullFineTune()])
+def test_the_refusal_says_what_can_be_read(strategy: Strategy) -> None:
+    with pytest.raises(ValueError, match="kora inspect reads runs of: KoRA, LoRA"):
+        require_readable(strategy)
+
+
+def test_a_composition_of_tokens_is_read_and_its_gradient_measured(tmp_path: Path) -> None:
+    model = load_adapter(depth_folder(tmp_path / "adapter"))
+    adapter = model.adapter
+    assert isinstance(adapter, KoRA)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    read = read_out(model, lambda: iter([images]))
+    contribution = read.quantities[0].values
+    assert list(contribution)[-1] == ("5", "fc2")
+    assert contribution["5", "fc2"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gradient, composed = measured_gradients(
+        model, adapter, {"image": images, "depth_m": torch.full((2, 32, 32), 3.0)}
+    )
+    assert composed > 0
+    assert gradient.values["5", "fc2"]
+    assert adapter.observer is None
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_was_not_finite_is_none_and_the_newest_step_is_the_last(tmp_path: Path) -> None:
+    adapter = load_adapter(depth_folder(tmp_path / "adapter")).adapter
+    assert isinstance(adapter, KoRA)
+    norms = dict.fromkeys(adapter.nodes, 0.5) | {"b05_fc2": None}
+    readings = [
+        {"step": step, "images": 4, "composed": 1.0, "nodes": norms} for step in (1, 2, 100, 300)
+    ]
+    found, scalars = gradient_quantities(adapter, readings)
+    names = ["gradient_step_1", "gradient_step_2", "gradient_step_100", "gradient_last"]
+    assert [one.name for one in found] == names
+    assert list(scalars) == [f"{name}_composed" for name in names]
+    assert found[-1].title == "gradient at p, step 300 (last)"
+    assert found[-1].values["5", "fc2"] is None
+    assert len({one.family for one in found if hasattr(one, "family")}) == 1
+
+
+def test_a_line_says_how_much_takes_part() -> None:
+    assert "1 of 3 nodes have less than a millionth of it, 1 of them exactly 0" in _summed_up(
+        [0.0, 0.5, 1.0]
+    )
+    assert _summed_up([0.0, 0.0]).startswith("0 at every node")
+    assert _summed_up([None]) == "finite at no node."
