@@ -20,6 +20,7 @@ import datamodules  # noqa: F401  (so that short class names are known)
 from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
 from kora.guards import FiniteGuard
 from kora.loggers import claim_run_folder, make_loggers
+from kora.outcome_record import OutcomeRecord
 from kora.parser import KoraParser
 from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
@@ -197,7 +198,7 @@ class KoraCLI(LightningCLI):
                 config=config,
                 allow_degenerate=self.options.allow_degenerate,
             )
-            own.append(self.record)
+            own += [self.record, OutcomeRecord(self.run_folder)]
             if self.command == "fit":
                 own.append(FiniteGuard())
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:

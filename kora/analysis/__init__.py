@@ -1,0 +1,1 @@
+"""What runs are asked afterwards, as numbers only."""
