@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kora.formats import baseline_name, format_metric, format_number, is_rate
@@ -19,11 +20,18 @@ __all__ = ["Comparison", "Difference", "Group", "to_csv"]
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (group - baseline) over the n seeds that both have; no interval for n = 1."""
+    """Mean of (group - reference) over the n seeds that both have; no interval for n = 1.
+
+    What of each image was kept gives the rest; see `kora.analysis.statistics`.
+    """
 
     n: int
     mean: float
-    half_width: float | None
+    half_width: float | None  # of the 95 % t-interval over seeds
+    images: int | None = None  # test images behind what follows
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds and images drawn anew
+    p: float | None = None  # signs flipped per image
+    p_holm: float | None = None  # corrected over the groups of the comparison
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Group:
     trainable: int | None
     percent: float | None
     fit_seconds: float | None  # mean over the seeds
+    peak_memory_mib: float | None  # largest of the seeds
+    folders: tuple[Path, ...] = ()  # of the runs, in the order of the seeds
     difference: Difference | None = None
 
 
@@ -84,8 +94,13 @@ class Comparison:
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows as text, for any kind of table."""
         heads = [self.by, "seeds", "mean", "95 % interval", "std"]
+        differences = [g.difference for g in self.groups if g.difference is not None]
         heads += [f"minus {self.reference}"] if self.reference else []
-        heads += ["trainable", "fit"]
+        has_bootstrap = any(d.bootstrap is not None for d in differences)
+        has_p = any(d.p is not None for d in differences)
+        heads += ["bootstrap 95 %"] * has_bootstrap + ["p (Holm)"] * has_p
+        has_memory = any(g.peak_memory_mib is not None for g in self.groups)
+        heads += ["trainable", "fit"] + ["peak memory"] * has_memory
         rows = []
         for group in self.groups:
             row = [
@@ -98,8 +113,11 @@ class Comparison:
             if self.reference:
                 d = group.difference
                 row.append("–" if d is None else self._signed(d, len(group.seeds)))
+                row += [self._bracket(d)] * has_bootstrap + [_p_value(d)] * has_p
             row.append("–" if group.trainable is None else f"{group.trainable:,}")
             row.append("–" if group.fit_seconds is None else f"{group.fit_seconds:,.0f} s")
+            memory = group.peak_memory_mib
+            row += ["–" if memory is None else f"{memory:,.0f} MiB"] * has_memory
             rows.append(row)
         for _, name, value in self.baseline_rows():
             row = [name, "", format_metric(self.metric, value)]
@@ -154,14 +172,21 @@ class Comparison:
                 "std": group.std,
                 "ci95_low": low,
                 "ci95_high": high,
-                "baseline": self.reference if d else None,
+                "reference": self.reference if d else None,
                 "difference_n": d.n if d else None,
                 "difference": d.mean if d else None,
                 "difference_ci95_low": d_low,
                 "difference_ci95_high": d_high,
+                "bootstrap95_low": d.bootstrap[0] if d and d.bootstrap else None,
+                "bootstrap95_high": d.bootstrap[1] if d and d.bootstrap else None,
+                "images": d.images if d else None,
+                "p": d.p if d else None,
+                "p_holm": d.p_holm if d else None,
                 "trainable": group.trainable,
                 "percent": group.percent,
                 "fit_seconds": group.fit_seconds,
+                "peak_memory_mib": group.peak_memory_mib,
+                "runs": " ".join(map(str, group.folders)),
             }
         for _, name, value in self.baseline_rows():
             yield common | {self.by: name, "mean": value}
@@ -175,9 +200,16 @@ class Comparison:
         return "–" if half_width is None else f"± {self._number(half_width)}"
 
     def _signed(self, d: Difference, n: int) -> str:
-        sign = "+" if d.mean >= 0 else "−"
         on = "" if d.n == n else f" (n={d.n})"
-        return f"{sign}{self._number(abs(d.mean))} {self._spread(d.half_width)}{on}"
+        return f"{self._with_sign(d.mean)} {self._spread(d.half_width)}{on}"
+
+    def _with_sign(self, value: float) -> str:
+        return ("+" if value >= 0 else "−") + self._number(abs(value))
+
+    def _bracket(self, d: Difference | None) -> str:
+        if d is None or d.bootstrap is None:
+            return "–"
+        return "[" + ", ".join(map(self._with_sign, d.bootstrap)) + "]"
 
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
@@ -189,6 +221,12 @@ def to_csv(comparisons: Iterable[Comparison]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def _p_value(d: Difference | None) -> str:
+    if d is None or d.p_holm is None:
+        return "–"
+    return "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}"
 
 
 def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kora.grouping import Grouping, brief
 from kora.results import RESULTS_NAME, Run, find_runs, read_results
 
 __all__ = ["load_runs", "newest"]
@@ -60,25 +61,18 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
         others = kinds[result.experiment, result.strategy]
         differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
         if differing:
-            text = ", ".join(f"{key}={_brief(mine[key])}" for key in differing)
+            text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
             result = replace(result, strategy=f"{result.strategy} ({text})")
         named.append(Run(folder, result))
     return named
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):  # a composer or a readout
-        inner = ", ".join(f"{k}={_brief(v)}" for k, v in value.get("init_args", {}).items())
-        return str(value.get("class_path", "")).rpartition(".")[2] + (f"({inner})" if inner else "")
-    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:
+def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
     """The newest run of every group, stage and seed, and a note where there were several."""
     cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         r = run.result
-        cells.setdefault((getattr(r, by), r.strategy, r.stage, r.seed), []).append(run)
+        cells.setdefault((group(run), r.strategy, r.stage, r.seed), []).append(run)
     chosen, notes = [], []
     for (name, _, _, seed), same in cells.items():
         same.sort(key=lambda run: (run.result.created, _version(run.folder)))

@@ -145,7 +145,7 @@ def test_by_experiment_compares_settings_of_one_strategy_but_not_several_in_a_gr
     ("runs", "options", "words"),
     [
         ([], {}, "no run"),
-        ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour'; use strategy or experiment"),
+        ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour', which is no setting"),
         ([run("LoRA", 0, 0.5)], {"metric": "test/acc"}, "'test/acc'; they have: test/accuracy"),
     ],
 )
