@@ -9,6 +9,8 @@ from pathlib import Path
 
 from kora import figures
 from kora.comparison import Comparison, to_csv
+from kora.latex import to_latex
+from kora.page import to_html
 from kora.results import write_atomically
 
 __all__ = ["write_files"]
@@ -32,7 +34,12 @@ def write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[st
         sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
     if notes:
         sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    texts = {"compare.md": "\n".join(sections), "compare.csv": to_csv(comparisons)}
+    texts = {
+        "compare.md": "\n".join(sections),
+        "compare.tex": to_latex(comparisons),
+        "compare.csv": to_csv(comparisons),
+        "compare.html": to_html(comparisons, notes),
+    }
     files = [
         write_atomically(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
         for name, text in texts.items()

@@ -80,7 +80,7 @@ def _setting(run: Run, key: str) -> Any:
 
 
 def _settings(run: Run) -> Mapping[str, Any]:
-    """Every setting of a run by its dotted name, from its config.yaml, or its record without one."""
+    """Every setting of a run by dotted name, from its config.yaml, or without one its record."""
     file = run.folder / "config.yaml"
     if file.is_file():
         return _read(file)
