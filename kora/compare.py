@@ -6,6 +6,7 @@ order, few-shot subset) on this test set, not of other test images.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -61,12 +62,14 @@ def compare(
     runs, notes = newest(runs, group_of)
     refuse_mixture(runs, group_of)
     metric = _metric(runs, metric)
-    measured = [run for run in runs if metric in run.result.metrics]
-    notes += [
-        f"{run.folder}: has no {metric}; left out."
-        for run in runs
-        if metric not in run.result.metrics
-    ]
+    measured = [run for run in runs if math.isfinite(run.result.metrics.get(metric, math.nan))]
+    for run in runs:
+        if metric not in run.result.metrics:
+            notes.append(f"{run.folder}: has no {metric}; left out.")
+        elif not math.isfinite(run.result.metrics[metric]):
+            notes.append(f"{run.folder}: its {metric} is no finite number; left out.")
+    if not measured:
+        raise ValueError("\n".join(notes))
     grouped: dict[str, list[Run]] = {}
     for run in measured:
         grouped.setdefault(group_of(run), []).append(run)

@@ -38,8 +38,9 @@ def grouping(by: str, runs: Sequence[Run]) -> Grouping:
     for key in keys:
         if all(_setting(run, key) is _ABSENT for run in runs):
             known = sorted({name for run in runs for name in _settings(run)})
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            ends = {name.rpartition(".")[2]: name for name in known}
+            near = difflib.get_close_matches(key, [*known, *ends], n=1)
+            hint = f" Did you mean {ends.get(near[0], near[0])}?" if near else ""
             raise ValueError(
                 f"by is {key!r}, which is no setting of these runs. Use {', '.join(NAMED)}, or a "
                 f"dotted name of their config.yaml.{hint}"

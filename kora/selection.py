@@ -19,11 +19,12 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: nothing is left; names every reason.
     """
-    folders: dict[Path, None] = {}
+    folders: dict[Path, Path] = {}  # by where they really lie: a run that is named twice is one
     notes: list[str] = []
     for path in map(Path, paths):
         try:
-            folders.update(dict.fromkeys(find_runs([path])))
+            for folder in find_runs([path]):
+                folders.setdefault(folder.resolve(), folder)
         except (OSError, ValueError) as error:
             notes.append(str(error))
             continue
@@ -31,7 +32,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             if folder.is_dir() and not (folder / RESULTS_NAME).exists():
                 notes.append(f"{folder}: has no {RESULTS_NAME} (unfinished); left out.")
     runs: list[Run] = []
-    for folder in folders:
+    for folder in folders.values():
         try:
             run = Run(folder, read_results(folder))
         except (OSError, RuntimeError, ValueError) as error:
@@ -80,10 +81,21 @@ def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
         if len(same) > 1:
             notes.append(
                 f"{name}, seed {seed}: {len(same)} versions; {same[-1].folder} is the newest and "
-                "the only one used."
+                f"the only one used.{_differing(same)}"
             )
     chosen.sort(key=lambda run: -1 if run.result.seed is None else run.result.seed)
     return chosen, notes
+
+
+def _differing(runs: Sequence[Run]) -> str:
+    """In which settings runs differ that count as versions of one."""
+    found: dict[str, None] = {}
+    for part in ("adapter", "training"):
+        tables = [run.result.settings.get(part, {}) for run in runs]
+        for key in dict.fromkeys(key for table in tables for key in table):
+            if len({repr(table.get(key)) for table in tables}) > 1:
+                found[f"{part}.{key}"] = None
+    return f" They differ in {', '.join(found)}." if found else ""
 
 
 def _version(folder: Path) -> int:
