@@ -90,6 +90,8 @@ def compare(
         explained.insert(0, f"Intervals are 95 % t-intervals over seeds{paired}.")
     trained = training_differences(measured, group_of)
     notes = explained + notes + ([trained] if trained else [])
+    if len(groups) > 1 and not compared:
+        notes.append(f"No differences: there is no {reference}. Name a row with --reference.")
     single = [group.name for group in groups if len(group.seeds) == 1]
     if single:
         notes.append(

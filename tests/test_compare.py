@@ -187,6 +187,15 @@ def test_differences_refer_to_the_group_that_is_named() -> None:
     ]
 
 
+def test_without_a_reference_there_are_no_differences_and_that_is_said() -> None:
+    runs = [run("LoRA", k, 0.5) for k in range(2)] + [run("KoRA", k, 0.6) for k in range(2)]
+    result = compare(runs)
+    assert result.reference is None
+    assert result.notes[-1] == (
+        "No differences: there is no LinearProbe. Name a row with --reference."
+    )
+
+
 def test_seconds_are_the_mean_and_memory_the_largest_of_the_seeds() -> None:
     runs = [run("LoRA", k, 0.5, peak_memory_mib=1000.0 + k) for k in range(3)]
     heads, rows = compare([*runs, run("KoRA", 0, 0.1)]).cells()
