@@ -24,6 +24,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
 _LETTER = 6.7  # pixels of a letter at 12 pixels, at most on average
 
 
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
 class _Axis(NamedTuple):
     """Where a value lies, in pixels, and which values have a line."""
 
@@ -44,12 +47,13 @@ def size_chart(comparison: Comparison) -> str | None:
     highs = [group.mean + half for (_, group, _), half in zip(groups, halves, strict=True)]
     x = _log_axis([size for *_, size in groups if size])
     y = _axis([*lows, *highs], comparison.metric, (_HEIGHT - _BOTTOM, _TOP))
-    body, points, names = [], [], []
+    body, points, names, bars = [], [], [], []
     for (place, group, size), low, high in zip(groups, lows, highs, strict=True):
         assert size is not None
         at, middle = x.place(size), y.place(group.mean)
         points.append((at, middle))
         names.append(group.name)
+        bars.append((at - 4, y.place(high), at + 4, y.place(low)))
         value = format_metric(comparison.metric, group.mean)
         line = f"M{at:.1f} {y.place(low):.1f}V{y.place(high):.1f}"
         caps = "".join(f"M{at - 4:.1f} {y.place(v):.1f}h8" for v in (low, high))
@@ -57,7 +61,7 @@ def size_chart(comparison: Comparison) -> str | None:
             f'<g class="c{place % COLOURS}"><title>{escape(group.name)}: {value}, {size:,} '
             f'trainable</title><path d="{line}{caps}"/>{_mark(place, at, middle)}</g>'
         )
-    labels = _labels(points, names)
+    labels = _labels(points, names, bars)
     return _chart(x, y, [*body, *labels], "trainable parameters", _named(comparison.metric))
 
 
@@ -204,9 +208,11 @@ def _mean(seeds: Sequence[Curve]) -> Curve:
     return steps, [sum(table[step] for table in tables) / len(tables) for step in steps]
 
 
-def _labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[str]:
+def _labels(
+    points: Sequence[tuple[float, float]], names: Sequence[str], bars: Sequence[_Box]
+) -> list[str]:
     """A name beside each point: at the first of some places where it covers least."""
-    taken = [(px - 7, py - 7, px + 7, py + 7) for px, py in points]
+    taken = [(px - 7, py - 7, px + 7, py + 7) for px, py in points] + list(bars)
     lines = []
     for (px, py), name in zip(points, names, strict=True):
         width = _LETTER * len(name)
@@ -216,9 +222,6 @@ def _labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list
         taken.append(box)
         lines.append(f'<text x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{escape(name)}</text>')
     return lines
-
-
-_Box = tuple[float, float, float, float]
 
 
 def _covered(one: _Box, other: _Box) -> float:

@@ -42,6 +42,7 @@ def with_differences(
         read: gives the outcomes of a run from its folder.
     """
     notes: list[str] = []
+    silent: list[Path] = []
     baseline = {run.result.seed: run for run in runs[reference]}
     found: dict[str, Difference] = {}
     for group in groups:
@@ -54,11 +55,19 @@ def with_differences(
         try:
             pairs = [(mine[seed], baseline[seed]) for seed in seeds]
             difference = _by_image(difference, _image_differences(pairs, metric, read))
+        except _NoFileError as error:
+            silent += [folder for folder in error.folders if folder not in silent]
         except _NotKeptError as reason:
             notes += [str(reason)] if str(reason) not in notes else []
         found[group.name] = difference
     corrected = holm({name: d.p for name, d in found.items() if d.p is not None})
     found |= {name: replace(found[name], p_holm=p) for name, p in corrected.items()}
+    if silent:
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        notes.append(
+            f"{silent[0]}{more}: no {OUTCOMES_NAME}, which earlier versions did not write, so "
+            "there is no bootstrap interval and no p-value. Run again to have them."
+        )
     told = _explained(list(found.values()))
     return (
         [replace(group, difference=found.get(group.name)) for group in groups],
@@ -70,16 +79,29 @@ class _NotKeptError(Exception):
     """Why there is no difference by image."""
 
 
+class _NoFileError(Exception):
+    """These runs kept nothing of their test images."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        super().__init__(folders)
+        self.folders = folders
+
+
 def _image_differences(
     pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
 ) -> NDArray[np.float64]:
     """Outcome of the first minus that of the second run of each pair, (S, I)."""
+    kept = {run.folder: _outcomes(run, read) for pair in pairs for run in pair}
+    silent = [folder for folder, outcomes in kept.items() if outcomes is None]
+    if silent:
+        raise _NoFileError(silent)
     first: Outcomes | None = None
     rows = []
     for pair in pairs:
         values = []
         for run in pair:
-            outcomes = _outcomes(run, read)
+            outcomes = kept[run.folder]
+            assert outcomes is not None
             mine = outcomes.values(metric)
             if mine is None:
                 raise _NotKeptError(
@@ -104,17 +126,11 @@ def _image_differences(
     return np.stack(rows)
 
 
-def _outcomes(run: Run, read: Read) -> Outcomes:
+def _outcomes(run: Run, read: Read) -> Outcomes | None:
     try:
-        outcomes = read(run.folder)
+        return read(run.folder)
     except (OSError, RuntimeError, ValueError) as error:
         raise _NotKeptError(f"{error} No bootstrap interval and no p-value until then.") from error
-    if outcomes is None:
-        raise _NotKeptError(
-            f"{run.folder}: has no {OUTCOMES_NAME}, which earlier versions did not write; no "
-            "bootstrap interval and no p-value. Run it again to have them."
-        )
-    return outcomes
 
 
 def _same_images(one: Outcomes, other: Outcomes) -> bool:

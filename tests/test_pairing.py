@@ -109,7 +109,7 @@ def of_another_test(file: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (without, f"LoRA/seed0/version_0: has no {OUTCOMES_NAME}"),
+        (without, f"LoRA/seed0/version_0: no {OUTCOMES_NAME}"),
         (cut, "is damaged"),
         (of_other_images, "was not tested on the images of the others"),
         (of_another_test, "is of another test"),
@@ -138,3 +138,9 @@ def test_a_metric_that_is_no_mean_over_images_has_neither(tmp_path: Path) -> Non
 def test_runs_without_a_folder_are_compared_by_seed_alone() -> None:
     found = difference(compare([run("LoRA", 0, 0.5), run("LinearProbe", 0, 0.4)]), "LoRA")
     assert found == Difference(1, pytest.approx(0.1), None)
+
+
+def test_runs_of_earlier_versions_get_one_word_together() -> None:
+    runs = [run(strategy, k, 0.5) for strategy in ("LoRA", "KoRA", "LinearProbe") for k in (0, 1)]
+    (note,) = (note for note in compare(runs).notes if OUTCOMES_NAME in note)
+    assert " and 5 more: no test_outcomes" in note
