@@ -105,12 +105,18 @@ def _compare(args: Sequence[str]) -> None:
     parser.add_argument(
         "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
     )
-    parser.add_argument("--by", choices=("strategy", "experiment"), default="strategy")
-    parser.add_argument("--out", help="folder for compare.md, compare.csv and comparison.png")
+    parser.add_argument(
+        "--by", default="strategy", metavar="WHAT",
+        help="strategy (default), experiment, or a setting such as model.adapter.d_comp",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="NAME", help="what differences refer to (default: LinearProbe)"
+    )
+    parser.add_argument("--out", help="folder for the table as .html, .md, .tex, .csv and .png")
     own = parser.parse_args(args)
     from kora.compare import compare_command
 
-    compare_command(own.runs, own.metric, own.out, by=own.by)
+    compare_command(own.runs, own.metric, own.out, by=own.by, reference=own.reference)
 
 
 def _cka(args: Sequence[str]) -> None:

@@ -7,25 +7,34 @@ order, few-shot subset) on this test set, not of other test images.
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kora.comparison import Comparison, Difference, Group, to_csv
+from kora.analysis.statistics import t_half_width
+from kora.comparison import Comparison, Difference, Group
 from kora.formats import is_rate
-from kora.mixture import refuse_mixture
-from kora.results import Run, write_atomically
+from kora.grouping import grouping
+from kora.mixture import refuse_mixture, training_differences, without_strays
+from kora.pairing import with_differences
+from kora.results import Run
 from kora.selection import load_runs, newest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Comparison", "Difference", "Group", "compare", "compare_command", "load_runs"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Group",
+    "compare",
+    "compare_command",
+    "load_runs",
+    "present",
+]
 
-_GROUPINGS = ("strategy", "experiment")
+_USUAL_REFERENCE = "LinearProbe"
 _DEFAULT_METRICS = ("test/accuracy", "test/rmse_m")  # of classification, of depth
 
 
@@ -34,54 +43,55 @@ def compare(
     *,
     metric: str | None = None,
     by: str = "strategy",
-    reference: str = "LinearProbe",
+    reference: str | None = None,
 ) -> Comparison:
     """Compare runs on one metric, a group for each value of `by`.
 
     Without a metric it is the one that stands for their task: test/accuracy, or test/rmse_m.
-    Differences refer to the group `reference`. Of several versions of one group and seed the
-    newest counts; a note says so.
+    Differences refer to the group `reference`; None is LinearProbe, where there is one. Of several
+    versions of one group and seed the newest counts; a note says so.
 
     Raises:
-        ValueError: no run, an unknown grouping or metric, or runs that must not be mixed: of
-            different protocols, backbones or stages, or of different settings in one group.
+        ValueError: no run, an unknown grouping, metric or reference, or runs that must not be
+            mixed: of different protocols, backbones or stages, or of different settings in one
+            group.
     """
-    if by not in _GROUPINGS:
-        raise ValueError(f"by is {by!r}; use {' or '.join(_GROUPINGS)}.")
     if not runs:
         raise ValueError("There is no run to compare.")
-    runs, notes = newest(runs, by)
-    refuse_mixture(runs, by)
-    known = sorted({name for run in runs for name in run.result.metrics})
-    if metric is None:
-        metric = next((name for name in _DEFAULT_METRICS if name in known), None)
-        if metric is None:
-            raise ValueError(
-                f"No run has {' or '.join(_DEFAULT_METRICS)}; they have: {', '.join(known)}. "
-                "Name the metric to compare with --metric."
-            )
-    measured = [run for run in runs if metric in run.result.metrics]
+    group_of = grouping(by, runs)
+    runs, notes = newest(runs, group_of)
+    refuse_mixture(runs, group_of)
+    metric = _metric(runs, metric)
+    measured = [run for run in runs if math.isfinite(run.result.metrics.get(metric, math.nan))]
+    for run in runs:
+        if metric not in run.result.metrics:
+            notes.append(f"{run.folder}: has no {metric}; left out.")
+        elif not math.isfinite(run.result.metrics[metric]):
+            notes.append(f"{run.folder}: its {metric} is no finite number; left out.")
     if not measured:
-        raise ValueError(f"No run has the metric {metric!r}; they have: {', '.join(known)}.")
-    notes += [
-        f"{run.folder}: has no {metric}; left out."
-        for run in runs
-        if metric not in run.result.metrics
-    ]
+        raise ValueError("\n".join(notes))
     grouped: dict[str, list[Run]] = {}
     for run in measured:
-        grouped.setdefault(getattr(run.result, by), []).append(run)
-    paired_with = {r.result.seed: r.result.metrics[metric] for r in grouped.get(reference, [])}
-    groups = [
-        _group(name, members, metric, {} if name == reference else paired_with)
-        for name, members in grouped.items()
-    ]
+        grouped.setdefault(group_of(run), []).append(run)
+    if reference is not None and reference not in grouped:
+        raise ValueError(
+            f"The reference {reference!r} is none of the groups: {', '.join(sorted(grouped))}."
+        )
+    reference = reference or _USUAL_REFERENCE
+    groups = [_group(name, members, metric) for name, members in grouped.items()]
     groups.sort(key=lambda group: group.mean, reverse=is_rate(metric))
     compared = len(groups) > 1 and reference in grouped
+    explained: list[str] = []
+    if compared:
+        groups, explained = with_differences(groups, grouped, metric, reference)
     if any(group.half_width is not None for group in groups):
         unit = ", in percentage points" if is_rate(metric) else ""
         paired = f"; differences are paired on common seeds{unit}" if compared else unit
-        notes.insert(0, f"Intervals are 95 % t-intervals over seeds{paired}.")
+        explained.insert(0, f"Intervals are 95 % t-intervals over seeds{paired}.")
+    trained = training_differences(measured, group_of)
+    notes = explained + notes + ([trained] if trained else [])
+    if len(groups) > 1 and not compared:
+        notes.append(f"No differences: there is no {reference}. Name a row with --reference.")
     single = [group.name for group in groups if len(group.seeds) == 1]
     if single:
         notes.append(
@@ -109,6 +119,7 @@ def compare_command(
     out: str | Path | None = None,
     *,
     by: str = "strategy",
+    reference: str | None = None,
     console: Console | None = None,
 ) -> list[Path]:
     """Print a table for each experiment under `paths`; returns the files written.
@@ -116,9 +127,29 @@ def compare_command(
     Args:
         paths: runs, or folders above runs.
         metric: the metric to compare; None: in each table that of its task.
-        out: folder for `compare.md`, `compare.csv` and a picture a table; None writes nothing.
-        by: what makes a group, `strategy` or `experiment`.
+        out: folder for the files of `kora.compare_files`; None writes nothing.
+        by: what makes a group, see `kora.grouping`.
+        reference: the group that differences refer to; None: LinearProbe, where there is one.
         console: where to print; None: standard output.
+
+    Raises:
+        ValueError: nothing can be compared; names every reason.
+    """
+    runs, notes = load_runs(paths)
+    return present(runs, notes, metric, out, by=by, reference=reference, console=console)
+
+
+def present(
+    runs: Sequence[Run],
+    notes: Sequence[str],
+    metric: str | None = None,
+    out: str | Path | None = None,
+    *,
+    by: str = "strategy",
+    reference: str | None = None,
+    console: Console | None = None,
+) -> list[Path]:
+    """What `compare_command` does with the runs that were loaded, and notes on the others.
 
     Raises:
         ValueError: nothing can be compared; names every reason.
@@ -127,7 +158,7 @@ def compare_command(
         from rich.console import Console
 
         console = Console()
-    runs, notes = load_runs(paths)
+    notes = list(notes)
     tables: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         experiment = "" if by == "experiment" else run.result.experiment
@@ -135,7 +166,9 @@ def compare_command(
     comparisons: list[Comparison] = []
     for members in tables.values():
         try:
-            comparisons.append(compare(members, metric=metric, by=by))
+            agreeing, words = without_strays(members, grouping(by, members))
+            comparisons.append(compare(agreeing, metric=metric, by=by, reference=reference))
+            notes += words
         except ValueError as error:
             if len(tables) == 1:
                 raise
@@ -149,53 +182,45 @@ def compare_command(
         console.print(note, markup=False, highlight=False)
     if out is None:
         return []
-    written = _write_files(Path(out), comparisons, notes)
+    from kora.compare_files import write_files
+
+    written = write_files(Path(out), comparisons, notes)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return written
 
 
-def _write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> list[Path]:
-    from kora import figures
-
-    sections: list[str] = []
-    pictures: list[Path] = []
-    for comparison in comparisons:
-        # "fewshot (test only)" -> comparison_fewshot_test_only.png
-        suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")
-        name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
-        pictures.append(figures.comparison(comparison, out / name))
-        sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
-    if notes:
-        sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    texts = {"compare.md": "\n".join(sections), "compare.csv": to_csv(comparisons)}
-    files = [
-        write_atomically(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
-        for name, text in texts.items()
-    ]
-    return files + pictures
+def _metric(runs: Sequence[Run], metric: str | None) -> str:
+    """The metric to compare: one that some run has."""
+    known = sorted({name for run in runs for name in run.result.metrics})
+    if metric is None:
+        metric = next((name for name in _DEFAULT_METRICS if name in known), None)
+        if metric is None:
+            raise ValueError(
+                f"No run has {' or '.join(_DEFAULT_METRICS)}; they have: {', '.join(known)}. "
+                "Name the metric to compare with --metric."
+            )
+    if metric not in known:
+        raise ValueError(f"No run has the metric {metric!r}; they have: {', '.join(known)}.")
+    return metric
 
 
-def _group(
-    name: str, runs: Sequence[Run], metric: str, reference: Mapping[int | None, float]
-) -> Group:
-    values = {run.result.seed: run.result.metrics[metric] for run in runs}
-    paired = [value - reference[seed] for seed, value in values.items() if seed in reference]
+def _group(name: str, runs: Sequence[Run], metric: str) -> Group:
+    sample = [run.result.metrics[metric] for run in runs]
     parameters = runs[0].result.parameters
-    sample = list(values.values())
+    memory = [r.result.peak_memory_mib for r in runs if r.result.peak_memory_mib is not None]
     return Group(
         name=name,
-        seeds=tuple(values),
+        seeds=tuple(run.result.seed for run in runs),
         values=tuple(sample),
         mean=statistics.fmean(sample),
         std=statistics.stdev(sample) if len(sample) > 1 else None,
-        half_width=_half_width(sample),
+        half_width=t_half_width(sample),
         trainable=parameters.get("trainable"),
         percent=parameters.get("percent"),
         fit_seconds=_mean(run.result.seconds.get("fit") for run in runs),
-        difference=Difference(len(paired), statistics.fmean(paired), _half_width(paired))
-        if paired
-        else None,
+        peak_memory_mib=max(memory, default=None),
+        folders=tuple(run.folder for run in runs),
     )
 
 
@@ -213,16 +238,6 @@ def _baselines(runs: Sequence[Run], metric: str) -> dict[str, float]:
             if scores.get(name) is not None:
                 values.setdefault(kind, []).append(scores[name])
     return {kind: statistics.fmean(same) for kind, same in values.items()}
-
-
-def _half_width(sample: Sequence[float]) -> float | None:
-    """Half the 95 % t-interval of the mean; None below two values."""
-    n = len(sample)
-    if n < 2:
-        return None
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(sample) / math.sqrt(n)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

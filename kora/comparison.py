@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kora.formats import baseline_name, format_metric, format_number, is_rate
 from kora.summary import evaluation_sentence, split_sizes
@@ -14,16 +15,23 @@ from kora.summary import evaluation_sentence, split_sizes
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Comparison", "Difference", "Group", "to_csv"]
+__all__ = ["Cell", "Comparison", "Difference", "Group", "to_csv"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (group - baseline) over the n seeds that both have; no interval for n = 1."""
+    """Mean of (group - reference) over the n seeds that both have; no interval for n = 1.
+
+    What of each image was kept gives the rest; see `kora.analysis.statistics`.
+    """
 
     n: int
     mean: float
-    half_width: float | None
+    half_width: float | None  # of the 95 % t-interval over seeds
+    images: int | None = None  # test images behind what follows
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds and images drawn anew
+    p: float | None = None  # signs flipped per image
+    p_holm: float | None = None  # corrected over the groups of the comparison
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,19 @@ class Group:
     trainable: int | None
     percent: float | None
     fit_seconds: float | None  # mean over the seeds
+    peak_memory_mib: float | None = None  # largest of the seeds
+    folders: tuple[Path, ...] = ()  # of the runs, in the order of the seeds
     difference: Difference | None = None
+
+
+_OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
+
+
+class Cell(NamedTuple):
+    """What a table shows, and by what it is sorted; None stands behind all others."""
+
+    text: str
+    key: float | str | None
 
 
 @dataclass(frozen=True)
@@ -81,52 +101,82 @@ class Comparison:
             ordered.reverse()
         return [(kind, baseline_name(kind), value) for kind, value in ordered]
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows as text, for any kind of table."""
+    def table(self) -> tuple[list[str], list[list[Cell]]]:
+        """Headings and rows, a row a group and then one a baseline."""
+        differences = [g.difference for g in self.groups if g.difference is not None]
+        has_bootstrap = any(d.bootstrap is not None for d in differences)
+        has_p = any(d.p is not None for d in differences)
+        has_memory = any(g.peak_memory_mib is not None for g in self.groups)
         heads = [self.by, "seeds", "mean", "95 % interval", "std"]
         heads += [f"minus {self.reference}"] if self.reference else []
-        heads += ["trainable", "fit"]
+        heads += [_OF_IMAGES[0]] * has_bootstrap + [_OF_IMAGES[1]] * has_p
+        heads += ["trainable", "fit"] + ["peak memory"] * has_memory
         rows = []
         for group in self.groups:
             row = [
-                group.name,
-                f"{len(group.seeds)}",
-                format_metric(self.metric, group.mean),
-                self._spread(group.half_width),
-                self._number(group.std),
+                Cell(group.name, group.name),
+                Cell(f"{len(group.seeds)}", len(group.seeds)),
+                Cell(format_metric(self.metric, group.mean), group.mean),
+                Cell(self._spread(group.half_width), group.half_width),
+                Cell(self._number(group.std), group.std),
             ]
+            d = group.difference
             if self.reference:
-                d = group.difference
-                row.append("–" if d is None else self._signed(d, len(group.seeds)))
-            row.append("–" if group.trainable is None else f"{group.trainable:,}")
-            row.append("–" if group.fit_seconds is None else f"{group.fit_seconds:,.0f} s")
+                row.append(Cell(self._signed(d, len(group.seeds)), d.mean if d else None))
+            low = d.bootstrap[0] if d and d.bootstrap else None
+            row += [Cell(self._bracket(d), low)] * has_bootstrap
+            row += [Cell(_p_value(d), d.p_holm if d else None)] * has_p
+            row.append(Cell(_text(group.trainable, ",", ""), group.trainable))
+            row.append(Cell(_text(group.fit_seconds, ",.0f", " s"), group.fit_seconds))
+            memory = group.peak_memory_mib
+            row += [Cell(_text(memory, ",.0f", " MiB"), memory)] * has_memory
             rows.append(row)
         for _, name, value in self.baseline_rows():
-            row = [name, "", format_metric(self.metric, value)]
-            rows.append(row + [""] * (len(heads) - len(row)))
+            row = [Cell(name, name), Cell("", None)]
+            row.append(Cell(format_metric(self.metric, value), value))
+            rows.append(row + [Cell("", None)] * (len(heads) - len(row)))
         return heads, rows
 
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows as text, for any kind of table."""
+        heads, rows = self.table()
+        return heads, [[cell.text for cell in row] for row in rows]
+
     def render(self) -> Table:
-        """The table for a terminal, its notes below it."""
-        from rich.box import SIMPLE_HEAD
+        """The table for a terminal, in two where it would be too wide, its notes below it."""
         from rich.markup import escape
         from rich.table import Table
 
         heads, rows = self.cells()
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for place, head in enumerate(heads):
-            table.add_column(escape(head), justify="left" if place == 0 else "right")
-        for place, row in enumerate(rows):
-            style = None if place < len(self.groups) else "dim"
-            table.add_row(*map(escape, row), style=style)
+        minus = f"minus {self.reference}"
+        apart = [heads.index(h) for h in (minus, *_OF_IMAGES) if h in heads]
+        apart = apart if len(apart) > 1 else []
         page = Table.grid()
         page.add_row(f"[bold]{escape(self.heading())}[/bold]")
         page.add_row(f"{escape(self.headline())}\n")
-        page.add_row(table)
+        page.add_row(self._rich([k for k in range(len(heads)) if k not in apart], rows))
         page.add_row("")
+        if apart:
+            compared = [row for row in rows[: len(self.groups)] if row[0] != self.reference]
+            page.add_row(self._rich([0, *apart], compared))
+            page.add_row("")
         for note in self.notes:
             page.add_row(escape(note))
         return page
+
+    def _rich(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:
+        from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
+        from rich.table import Table
+
+        heads, _ = self.cells()
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for place in columns:
+            table.add_column(escape(heads[place]), justify="right" if place else "left")
+        for number, row in enumerate(rows):
+            style = None if number < len(self.groups) else "dim"
+            table.add_row(*(escape(row[place]) for place in columns), style=style)
+        return table
 
     def to_markdown(self) -> str:
         """A section with heading, table and notes."""
@@ -154,14 +204,21 @@ class Comparison:
                 "std": group.std,
                 "ci95_low": low,
                 "ci95_high": high,
-                "baseline": self.reference if d else None,
+                "reference": self.reference if d else None,
                 "difference_n": d.n if d else None,
                 "difference": d.mean if d else None,
                 "difference_ci95_low": d_low,
                 "difference_ci95_high": d_high,
+                "bootstrap95_low": d.bootstrap[0] if d and d.bootstrap else None,
+                "bootstrap95_high": d.bootstrap[1] if d and d.bootstrap else None,
+                "images": d.images if d else None,
+                "p": d.p if d else None,
+                "p_holm": d.p_holm if d else None,
                 "trainable": group.trainable,
                 "percent": group.percent,
                 "fit_seconds": group.fit_seconds,
+                "peak_memory_mib": group.peak_memory_mib,
+                "runs": " ".join(map(str, group.folders)),
             }
         for _, name, value in self.baseline_rows():
             yield common | {self.by: name, "mean": value}
@@ -174,10 +231,19 @@ class Comparison:
     def _spread(self, half_width: float | None) -> str:
         return "–" if half_width is None else f"± {self._number(half_width)}"
 
-    def _signed(self, d: Difference, n: int) -> str:
-        sign = "+" if d.mean >= 0 else "−"
+    def _signed(self, d: Difference | None, n: int) -> str:
+        if d is None:
+            return "–"
         on = "" if d.n == n else f" (n={d.n})"
-        return f"{sign}{self._number(abs(d.mean))} {self._spread(d.half_width)}{on}"
+        return f"{self._with_sign(d.mean)} {self._spread(d.half_width)}{on}"
+
+    def _with_sign(self, value: float) -> str:
+        return ("+" if value >= 0 else "−") + self._number(abs(value))
+
+    def _bracket(self, d: Difference | None) -> str:
+        if d is None or d.bootstrap is None:
+            return "–"
+        return "[" + ", ".join(map(self._with_sign, d.bootstrap)) + "]"
 
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
@@ -189,6 +255,16 @@ def to_csv(comparisons: Iterable[Comparison]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def _text(value: float | None, form: str, unit: str) -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def _p_value(d: Difference | None) -> str:
+    if d is None or d.p_holm is None:
+        return "–"
+    return "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}"
 
 
 def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:

@@ -5,7 +5,6 @@ Shapes: n images, H and W pixels, K classes
 
 from __future__ import annotations
 
-import csv
 import math
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, new_figure, save
 from kora.comparison import Comparison
+from kora.curves import read_curves
 from kora.formats import format_metric, is_rate
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
@@ -36,7 +36,7 @@ def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str 
         FileNotFoundError: there is no such file.
         ValueError: the file holds no metric of training or validation.
     """
-    curves = _read_curves(Path(metrics_csv))
+    curves = read_curves(Path(metrics_csv))
     drawn = {
         name: {stage: curves[f"{stage}/{name}"] for stage in _STAGES if f"{stage}/{name}" in curves}
         for name in _PANELS
@@ -229,23 +229,6 @@ _STAGES = {
     "val": ("validation", ORANGE, "o"),
     "test": ("test", GREEN, "D"),
 }
-Curve = tuple[list[int], list[float]]  # steps and values
-
-
-def _read_curves(path: Path) -> dict[str, Curve]:
-    """Each column's values with their steps; rows are sparse, and those without a step are left."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. It lies in the folder of a run.")
-    curves: dict[str, Curve] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for column, text in row.items():
-                if column in ("epoch", "step") or not text or not row.get("step"):
-                    continue
-                steps, values = curves.setdefault(column, ([], []))
-                steps.append(int(row["step"]))
-                values.append(float(text))
-    return curves
 
 
 def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> list[str]:

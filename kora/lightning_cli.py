@@ -21,6 +21,7 @@ from kora.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_
 from kora.guards import FiniteGuard
 from kora.loggers import claim_run_folder, make_loggers
 from kora.node_gradients import NodeGradients
+from kora.outcome_record import OutcomeRecord
 from kora.parser import KoraParser
 from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
@@ -198,7 +199,7 @@ class KoraCLI(LightningCLI):
                 config=config,
                 allow_degenerate=self.options.allow_degenerate,
             )
-            own.append(self.record)
+            own += [self.record, OutcomeRecord(self.run_folder)]
             if self.command == "fit":
                 own += [FiniteGuard(), NodeGradients(self.run_folder)]
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kora.grouping import Grouping
 from kora.results import Run
 
-__all__ = ["refuse_mixture"]
+__all__ = ["refuse_mixture", "training_differences", "without_strays"]
 
 # These legitimately vary with the seed: the seed itself and the hashes of the chosen images.
 _SEED_KEYS = {"seed", "sha256"}
+Described = list[tuple[Run, Mapping[str, Any]]]
 
 
-def refuse_mixture(runs: Sequence[Run], by: str) -> None:
+def refuse_mixture(runs: Sequence[Run], group: Grouping) -> None:
     """Raise ValueError where a mean or a difference would mix unlike things; names run and key."""
-    shared = [
-        (run, _flat(run.result.protocol, "protocol", drop=_SEED_KEYS) | _backbone(run))
-        for run in runs
-    ]
-    findings = _differences(shared)
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(getattr(run.result, by), []).append(run)
-    for members in grouped.values():
-        findings += _differences(
-            [
-                (
-                    run,
-                    {
-                        "strategy": run.result.strategy,
-                        "parameters.trainable": run.result.parameters.get("trainable"),
-                    }
-                    | _flat(run.result.settings, "settings", drop=set()),
-                )
-                for run in members
-            ]
-        )
+    findings = _differences([(run, _shared(run)) for run in runs])
+    for members in _grouped(runs, group).values():
+        findings += _differences([(run, _within(run)) for run in members])
     if findings:
         raise ValueError(
             "These runs cannot be compared, they differ in more than the strategy and the seed:\n"
@@ -45,20 +28,89 @@ def refuse_mixture(runs: Sequence[Run], by: str) -> None:
         )
 
 
-def _backbone(run: Run) -> dict[str, Any]:
+def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
+    """The runs without those that differ from the most, and a sentence on each that is left out.
+
+    More than half must agree; where no kind is that many, nobody can say which are the strays, and
+    all are kept (for `refuse_mixture` to refuse).
+    """
+    kept, notes = _majority([(run, _shared(run)) for run in runs])
+    agreeing: list[Run] = []
+    for members in _grouped(kept, group).values():
+        same, words = _majority([(run, _within(run)) for run in members])
+        agreeing += same
+        notes += words
+    return agreeing, notes
+
+
+def training_differences(runs: Sequence[Run], group: Grouping) -> str | None:
+    """What of training is not the same in all groups, in a sentence."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, (first, *_) in _grouped(runs, group).items():
+        for key, value in _flat(first.result.settings.get("training", {}), "", drop=set()).items():
+            found.setdefault(key.lstrip("."), {}).setdefault(repr(value), []).append(name)
+    parts = [
+        f"{key} is " + ", ".join(f"{value} in {' and '.join(who)}" for value, who in values.items())
+        for key, values in found.items()
+        if len(values) > 1
+    ]
+    return f"Not all groups were trained alike: {'; '.join(parts)}." if parts else None
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """What all runs of a comparison must have in common."""
     backbone = dict(run.result.backbone)
     if backbone.get("sha256"):  # the same file may lie in another place on another machine
         backbone.pop("weights", None)
-    return _flat(backbone, "backbone", drop=set()) | {"stage": run.result.stage}
+    return (
+        _flat(run.result.protocol, "protocol", drop=_SEED_KEYS)
+        | _flat(backbone, "backbone", drop=set())
+        | {"stage": run.result.stage}
+    )
 
 
-def _differences(described: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[str]:
+def _within(run: Run) -> dict[str, Any]:
+    """What all runs of a group must have in common."""
+    own = {
+        "strategy": run.result.strategy,
+        "parameters.trainable": run.result.parameters.get("trainable"),
+    }
+    return own | _flat(run.result.settings, "settings", drop=set())
+
+
+def _grouped(runs: Iterable[Run], group: Grouping) -> dict[str, list[Run]]:
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(group(run), []).append(run)
+    return grouped
+
+
+def _majority(described: Described) -> tuple[list[Run], list[str]]:
+    by_kind: dict[frozenset[tuple[str, str]], Described] = {}
+    for run, values in described:
+        signature = frozenset((key, repr(value)) for key, value in values.items())
+        by_kind.setdefault(signature, []).append((run, values))
+    kinds = list(by_kind.values())
+    most = max(kinds, key=len, default=[])
+    if len(kinds) < 2 or 2 * len(most) <= len(described):
+        return [run for run, _ in described], []
+    theirs = most[0][1]
+    notes = []
+    for kind in kinds:
+        for run, mine in kind if kind is not most else []:
+            keys = [k for k in {**theirs, **mine} if _said(mine, k) != _said(theirs, k)]
+            words = "; ".join(f"{k} is {_said(mine, k)}, not {_said(theirs, k)}" for k in keys)
+            notes.append(f"{run.folder}: left out, unlike the other {len(most)} runs: {words}.")
+    return [run for run, _ in most], notes
+
+
+def _differences(described: Described) -> list[str]:
     """A sentence for each key in which the runs disagree: every value with a run that has it."""
     sentences = []
     for key in dict.fromkeys(key for _, values in described for key in values):
         holders: dict[str, list[Run]] = {}
         for run, values in described:
-            holders.setdefault(repr(values[key]) if key in values else "absent", []).append(run)
+            holders.setdefault(_said(values, key), []).append(run)
         if len(holders) > 1:
             rarest_first = sorted(holders.items(), key=lambda item: len(item[1]))
             parts = [
@@ -68,6 +120,10 @@ def _differences(described: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[str
             ]
             sentences.append(f"{key}: {'; '.join(parts)}")
     return sentences
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
 
 
 def _flat(value: Any, prefix: str, *, drop: set[str]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _why_no_results(folder: Path) -> str:
     if any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
         return (
             f"{folder}: a run without {RESULTS_NAME}: it is still running, or was stopped before "
-            "its end. Let it finish (a stopped run resumes with --ckpt_path), or leave it out."
+            "its end. Let it finish (kora fit --resume RUN goes on with it), or leave it out."
         )
     return (
         f"{folder}: no run lies here (no {RESULTS_NAME}). Give a run's folder, such as "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kora.grouping import Grouping, brief
 from kora.results import RESULTS_NAME, Run, find_runs, read_results
 
 __all__ = ["load_runs", "newest"]
@@ -18,11 +19,12 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: nothing is left; names every reason.
     """
-    folders: dict[Path, None] = {}
+    folders: dict[Path, Path] = {}  # by where they really lie: a run that is named twice is one
     notes: list[str] = []
     for path in map(Path, paths):
         try:
-            folders.update(dict.fromkeys(find_runs([path])))
+            for folder in find_runs([path]):
+                folders.setdefault(folder.resolve(), folder)
         except (OSError, ValueError) as error:
             notes.append(str(error))
             continue
@@ -30,7 +32,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             if folder.is_dir() and not (folder / RESULTS_NAME).exists():
                 notes.append(f"{folder}: has no {RESULTS_NAME} (unfinished); left out.")
     runs: list[Run] = []
-    for folder in folders:
+    for folder in folders.values():
         try:
             run = Run(folder, read_results(folder))
         except (OSError, RuntimeError, ValueError) as error:
@@ -60,25 +62,18 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
         others = kinds[result.experiment, result.strategy]
         differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
         if differing:
-            text = ", ".join(f"{key}={_brief(mine[key])}" for key in differing)
+            text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
             result = replace(result, strategy=f"{result.strategy} ({text})")
         named.append(Run(folder, result))
     return named
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):  # a composer or a readout
-        inner = ", ".join(f"{k}={_brief(v)}" for k, v in value.get("init_args", {}).items())
-        return str(value.get("class_path", "")).rpartition(".")[2] + (f"({inner})" if inner else "")
-    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:
+def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
     """The newest run of every group, stage and seed, and a note where there were several."""
     cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         r = run.result
-        cells.setdefault((getattr(r, by), r.strategy, r.stage, r.seed), []).append(run)
+        cells.setdefault((group(run), r.strategy, r.stage, r.seed), []).append(run)
     chosen, notes = [], []
     for (name, _, _, seed), same in cells.items():
         same.sort(key=lambda run: (run.result.created, _version(run.folder)))
@@ -86,10 +81,21 @@ def newest(runs: Sequence[Run], by: str) -> tuple[list[Run], list[str]]:
         if len(same) > 1:
             notes.append(
                 f"{name}, seed {seed}: {len(same)} versions; {same[-1].folder} is the newest and "
-                "the only one used."
+                f"the only one used.{_differing(same)}"
             )
     chosen.sort(key=lambda run: -1 if run.result.seed is None else run.result.seed)
     return chosen, notes
+
+
+def _differing(runs: Sequence[Run]) -> str:
+    """In which settings runs differ that count as versions of one."""
+    found: dict[str, None] = {}
+    for part in ("adapter", "training"):
+        tables = [run.result.settings.get(part, {}) for run in runs]
+        for key in dict.fromkeys(key for table in tables for key in table):
+            if len({repr(table.get(key)) for table in tables}) > 1:
+                found[f"{part}.{key}"] = None
+    return f" They differ in {', '.join(found)}." if found else ""
 
 
 def _version(folder: Path) -> int:

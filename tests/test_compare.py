@@ -16,6 +16,8 @@ PROTOCOL = {
     "data_sha256": "d0",
 }
 
+FILES = ["compare.md", "compare.tex", "compare.csv", "compare.html", "comparison.png"]
+
 
 def run(strategy: str, seed: int, accuracy: float, *, version: int = 0, **changes: Any) -> Run:
     values: dict[str, Any] = {
@@ -104,6 +106,10 @@ def test_of_several_versions_the_newest_counts_and_that_is_said() -> None:
     assert result.groups[0].values == (0.7,)
     assert "2 versions" in result.notes[0]
     assert "version_2 is the newest" in result.notes[0]
+    assert "differ" not in result.notes[0]
+    longer = run("LoRA", 0, 0.7, version=3, settings=settings(8, epochs=9))
+    note = compare([longer, run("LoRA", 0, 0.5, settings=settings(8))]).notes[0]
+    assert "They differ in training.max_epochs." in note
     tie = [run("LoRA", 0, v / 100, version=v) for v in (9, 10)]  # the same second
     assert compare(tie).groups[0].values == (0.1,)
 
@@ -145,7 +151,8 @@ def test_by_experiment_compares_settings_of_one_strategy_but_not_several_in_a_gr
     ("runs", "options", "words"),
     [
         ([], {}, "no run"),
-        ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour'; use strategy or experiment"),
+        ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour', which is no setting"),
+        ([run("LoRA", 0, 0.5)], {"reference": "KoRA"}, "'KoRA' is none of the groups: LoRA"),
         ([run("LoRA", 0, 0.5)], {"metric": "test/acc"}, "'test/acc'; they have: test/accuracy"),
     ],
 )
@@ -160,16 +167,61 @@ def test_a_run_without_the_metric_is_left_out_and_named() -> None:
     assert any("KoRA/seed0" in note and "no test/accuracy" in note for note in result.notes)
 
 
+def test_a_run_whose_metric_is_no_number_is_left_out_and_named() -> None:
+    diverged = run("KoRA", 0, float("nan"))
+    result = compare([run("LoRA", 0, 0.5), diverged])
+    assert [group.name for group in result.groups] == ["LoRA"]
+    assert any("KoRA/seed0" in note and "no finite number" in note for note in result.notes)
+    with pytest.raises(ValueError, match="no finite number"):
+        compare([diverged])
+
+
+def test_differences_refer_to_the_group_that_is_named() -> None:
+    runs = [run("LoRA", 0, 0.5), run("KoRA", 0, 0.6), run("LinearProbe", 0, 0.3)]
+    result = compare(runs, reference="LoRA")
+    assert result.cells()[0][5] == "minus LoRA"
+    assert [g.difference and round(g.difference.mean, 3) for g in result.groups] == [
+        0.1,
+        None,
+        -0.2,
+    ]
+
+
+def test_without_a_reference_there_are_no_differences_and_that_is_said() -> None:
+    runs = [run("LoRA", k, 0.5) for k in range(2)] + [run("KoRA", k, 0.6) for k in range(2)]
+    result = compare(runs)
+    assert result.reference is None
+    assert result.notes[-1] == (
+        "No differences: there is no LinearProbe. Name a row with --reference."
+    )
+
+
+def test_seconds_are_the_mean_and_memory_the_largest_of_the_seeds() -> None:
+    runs = [run("LoRA", k, 0.5, peak_memory_mib=1000.0 + k) for k in range(3)]
+    heads, rows = compare([*runs, run("KoRA", 0, 0.1)]).cells()
+    assert heads[-3:] == ["trainable", "fit", "peak memory"]
+    assert rows[0][-3:] == ["1,000", "11 s", "1,002 MiB"]
+    assert rows[1][-1] == "–"
+    assert "peak memory" not in compare([run("KoRA", 0, 0.1)]).cells()[0]
+
+
+def test_groups_that_were_not_trained_alike_are_told() -> None:
+    longer = run("LoRA", 0, 0.5, settings=settings(8, epochs=20))
+    result = compare([longer, run("KoRA", 0, 0.4, settings=settings(8)), run("VPT", 0, 0.3)])
+    assert "not trained alike" not in " ".join(compare([longer]).notes).lower()
+    assert any("max_epochs is 20 in LoRA, 1 in KoRA" in note for note in result.notes)
+
+
 def test_markdown_and_csv_carry_the_numbers(tmp_path: Path) -> None:
     runs = [run("LinearProbe", k, 0.3 + k / 100) for k in range(3)]
     write(tmp_path, *runs, *(run("LoRA", k, 0.4) for k in range(3)))
     written = compare_command([tmp_path], out=tmp_path / "out", console=screen())
-    assert [path.name for path in written] == ["compare.md", "compare.csv", "comparison.png"]
+    assert [path.name for path in written] == FILES
     markdown = written[0].read_text()
     assert "| LoRA | 3 | 40.00 % | ± 0.00 | 0.00 | +9.00 ± 2.48 | 1,000 | 11 s |" in markdown
     assert "Tiny · vit_nano · 50 train · 20 val · 100 test · 5 a class" in markdown
     assert "(comparison.png)" in markdown
-    rows = list(csv.DictReader(io.StringIO(written[1].read_text())))
+    rows = list(csv.DictReader(io.StringIO(written[2].read_text())))
     assert [row["strategy"] for row in rows] == ["LoRA", "LinearProbe", "majority class", "chance"]
     assert float(rows[1]["mean"]) == pytest.approx(0.31)
     assert float(rows[1]["ci95_high"]) - 0.31 == pytest.approx(0.01 * 4.302653 / 3**0.5)
@@ -233,6 +285,35 @@ def test_bad_runs_get_a_word_each_and_the_rest_is_compared(tmp_path: Path) -> No
 def test_nothing_to_compare_names_every_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no run to compare(.|\n)*nowhere: no such folder"):
         compare_command([tmp_path / "nowhere"], console=screen())
+
+
+def test_a_run_unlike_most_is_left_out_with_what_differs_and_the_rest_compared(
+    tmp_path: Path,
+) -> None:
+    other = {**PROTOCOL, "data_sha256": "d1", "subset": {"per_class": 1}}
+    write(
+        tmp_path,
+        *(run(strategy, k, 0.5) for strategy in ("LoRA", "KoRA") for k in (0, 1)),
+        run("LoRA", 2, 0.9, protocol=other),
+        run("KoRA", 2, 0.9, backbone={"name": "vit_nano", "sha256": "b1"}),
+        run("LoRA", 3, 0.9, settings={"training": {"max_epochs": 9}}),
+    )
+    console = Console(width=400, record=True, file=io.StringIO())
+    compare_command([tmp_path], console=console)
+    text = console.export_text()
+    assert text.count("50.00 %") == 2
+    assert "LoRA/seed2/version_0: left out, unlike the other 5 runs: protocol.subset" in text
+    assert "protocol.data_sha256 is 'd1', not 'd0'" in text
+    assert "KoRA/seed2/version_0: left out, unlike the other 5 runs: backbone.sha256 is" in text
+    assert "LoRA/seed3/version_0: left out, unlike the other 2 runs: settings.training.max" in text
+
+
+def test_a_run_that_is_named_twice_is_one(tmp_path: Path) -> None:
+    write(tmp_path, run("LoRA", 0, 0.5))
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    runs, notes = load_runs([tmp_path, tmp_path / "runs/fewshot", tmp_path / "link"])
+    assert len(runs) == 1
+    assert not notes
 
 
 def test_a_mixed_experiment_does_not_hide_the_others(tmp_path: Path) -> None:

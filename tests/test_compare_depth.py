@@ -101,7 +101,8 @@ def test_a_baseline_is_the_mean_over_the_runs_that_have_it() -> None:
 
 def test_markdown_and_csv_carry_baselines_and_evaluation(tmp_path: Path) -> None:
     write(tmp_path, *RUNS)
-    markdown, table, picture = compare_command([tmp_path], out=tmp_path / "o", console=screen())
+    written = compare_command([tmp_path], out=tmp_path / "o", console=screen())
+    markdown, _, table, _, picture = written
     text = markdown.read_text()
     assert str(evaluation_sentence(NYU)) in text
     assert "1 % of the training set" in text

@@ -90,6 +90,8 @@ class AdapterTask(LightningModule):
         #: Checkpoint that will be loaded, for an adapter that is built from other files.
         self.checkpoint: str | None = None
         self._looked_for_idle = False
+        #: Of each image that this process tested, in batches of columns (B,) with its `index`.
+        self.tested: list[dict[str, Tensor]] = []
 
     @abstractmethod
     def build_head(self) -> nn.Module:

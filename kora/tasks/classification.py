@@ -114,9 +114,11 @@ class ClassificationTask(AdapterTask):
         self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the metrics and the confusion matrix of the test set."""
+        """Gather the metrics, the confusion matrix and the outcomes of the test set."""
         logits = self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
         self.test_confusion.update(logits, batch["label"])
+        outcome = {"label": batch["label"], "prediction": logits.argmax(dim=-1)}
+        self.tested.append(outcome | {key: batch[key] for key in ("index",) if key in batch})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Most probable class and its probability; float32 on the CPU."""
@@ -129,6 +131,7 @@ class ClassificationTask(AdapterTask):
     def on_test_start(self) -> None:
         """Start the confusion matrix anew; Lightning resets only metrics that are logged."""
         self.test_confusion.reset()
+        self.tested = []
 
     def _evaluate(
         self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, name: str

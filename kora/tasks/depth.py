@@ -152,7 +152,8 @@ class DepthTask(AdapterTask):
         self._log(self.val_metrics, "val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test set."""
+        """Log the metrics of the test set, and keep those of each image."""
+        self.tested = [self.test_metrics.per_image()]  # of all processes; the metrics forget it
         self._log(self.test_metrics, "test")
 
     def _log(self, metrics: DepthMetrics, stage: str) -> None:

@@ -36,7 +36,7 @@ def test_a_run_is_one_folder_with_everything(run: Path) -> None:
         "checkpoints/last.ckpt", "checkpoints/best.ckpt.sha256", "checkpoints/last.ckpt.sha256",
         "adapter/README.md", "adapter/adapter_model.safetensors",
         "adapter/adapter_config.json", "learning_curves.png", "confusion_matrix.png",
-        "test_samples.png",
+        "test_samples.png", "test_outcomes.safetensors", "test_outcomes.safetensors.sha256",
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == expected

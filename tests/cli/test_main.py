@@ -15,6 +15,7 @@ from datamodules.loading import UnreadableImageError
 from kora.backbones import Backbone
 from kora.cli import _told
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
+from tests.test_compare import FILES
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = (
@@ -129,9 +130,12 @@ def test_compare_makes_a_table_and_a_picture_of_real_runs(three_runs: Path, capf
     assert "LoRA" in outcome.out
     assert "LinearProbe" in outcome.out
     written = {path.name for path in (three_runs / "comparison").iterdir()}
-    assert written == {"compare.md", "compare.csv", "comparison.png"}
+    assert written == set(FILES)
     table = (three_runs / "comparison/compare.md").read_text(encoding="utf-8")
     assert "comparison.png" in table
+    differences = kora(capfd, "compare", "runs", "--reference", "LinearProbe").out
+    assert "p (Holm)" in differences, "of each test image the runs kept what they said"
+    assert "24 test images" not in differences, "one common seed has no interval"
     loss = kora(capfd, "compare", "runs", "--metric", "test/loss")
     assert loss.code == 0, loss.err
     assert "test/loss" in loss.out

@@ -5,8 +5,11 @@ Lightning's own sampler would repeat images until both processes have as many.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -14,6 +17,8 @@ from lightning import Trainer
 from datamodules import Synthetic
 from kora.adapters import LoRA
 from kora.heads import LinearDepth
+from kora.outcome_record import OutcomeRecord
+from kora.outcomes import read_outcomes
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from tests.factory import nano
 from tests.two_ranks import QUIET, on_two_ranks
@@ -22,6 +27,7 @@ pytestmark = pytest.mark.slow
 TRAINER: dict[str, Any] = {**QUIET, "max_epochs": 1, "limit_train_batches": 1}
 #: 17 test images in batches of 4 give one process 4 + 4 + 1 images and the other 4 + 3 + 1.
 SIZES: dict[str, Any] = {"train_images": 40, "test_images": 17, "val_images": 13}
+MEANS = {"classification": "test/accuracy", "depth": "test/rmse_m"}
 
 
 def still(parameters: Any) -> torch.optim.Optimizer:
@@ -42,7 +48,8 @@ def scores(kind: str, **devices: Any) -> dict[str, float]:
     maps = ["depth_m"] if kind == "depth" else []
     data = Synthetic(image_size=32, batch_size=4, maps=maps, seed=0, **SIZES)
     torch.manual_seed(5)
-    trainer = Trainer(**TRAINER, **devices)
+    folder = Path(tempfile.mkdtemp())
+    trainer = Trainer(**TRAINER, **devices, callbacks=[OutcomeRecord(folder)])
     model = task(kind)
     trainer.fit(model, datamodule=data)
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -50,6 +57,10 @@ def scores(kind: str, **devices: Any) -> dict[str, float]:
     found |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     if isinstance(model, ClassificationTask):
         found["confusion"] = float(model.test_confusion.compute().sum())
+    outcomes = read_outcomes(folder)  # on the first process only
+    if outcomes is not None:
+        found["outcomes"] = float(np.mean(outcomes.values(MEANS[kind])))
+        found["images"] = float((outcomes.index == np.arange(17)).sum())
     return found
 
 
@@ -71,11 +82,21 @@ def test_uneven_last_batches_change_no_metric(
         "val/rmse_m",
         "test/rmse_m",
     } <= alone.keys()
-    for rank in (0, 1):
-        assert both[rank][kind] == pytest.approx(alone, rel=1e-5)
+    assert both[0][kind] == pytest.approx(alone, rel=1e-5)
+    assert both[1][kind].items() <= both[0][kind].items(), "the first one alone writes outcomes"
 
 
 def test_the_confusion_matrix_holds_each_image_once(
     both: list[dict[str, dict[str, float]]],
 ) -> None:
     assert [found["classification"]["confusion"] for found in both] == [17, 17]
+
+
+@pytest.mark.parametrize("kind", ["classification", "depth"])
+def test_the_outcomes_hold_each_image_of_both_once_in_order(
+    kind: str, both: list[dict[str, dict[str, float]]]
+) -> None:
+    found = both[0][kind]
+    assert found["images"] == 17
+    assert found["outcomes"] == pytest.approx(found[MEANS[kind]], rel=1e-6)
+    assert "outcomes" not in both[1][kind]

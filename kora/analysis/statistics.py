@@ -1,0 +1,124 @@
+"""The statistics of a comparison, in plain NumPy: intervals, a permutation test, Holm's correction.
+
+What each says, and does not say, stands in docs/COMPARING.md. Every function gives the same numbers
+each time: what it draws comes from its own generator.
+
+Shapes: S seeds, I images, U distinct images, B resamples
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RESAMPLES", "crossed_bootstrap", "holm", "sign_flip_p", "t_half_width"]
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000  # of the bootstrap and of the permutation test
+_AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
+_EXACT = 1 << 21  # different sums of flipped signs, up to which all are counted
+
+
+def t_half_width(sample: Sequence[float], level: float = 0.95) -> float | None:
+    """Half the t-interval of the mean of n values, t(n - 1) s / sqrt(n); None below two values."""
+    n = len(sample)
+    if n < 2:
+        return None
+    from scipy.special import stdtrit  # scipy.stats takes most of a second to import
+
+    return float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(sample) / math.sqrt(n)
+
+
+def crossed_bootstrap(
+    difference_SI: NDArray[Any],
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    random_seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean difference, seeds and images drawn anew independently.
+
+    Each resample draws S seeds and I images with replacement; every drawn seed keeps every drawn
+    image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111).
+
+    Raises:
+        ValueError: fewer than two seeds, or no image.
+    """
+    difference_SI = np.asarray(difference_SI, dtype=np.float64)
+    seeds, images = difference_SI.shape
+    if seeds < 2 or images < 1:
+        raise ValueError(f"There are {seeds} seeds and {images} images; expected 2 seeds or more.")
+    # Equal images are drawn together: how often each kind comes is multinomial. Right and wrong
+    # leave few kinds, which makes ten thousand images as quick as ten.
+    kinds_SU, counts_U = np.unique(difference_SI, axis=1, return_counts=True)
+    generator = np.random.default_rng(random_seed)
+    means = np.empty(resamples)
+    for part in _parts(resamples, len(counts_U)):
+        size = part.stop - part.start
+        weights_BS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        weights_BU = generator.multinomial(images, counts_U / images, size=size)
+        means[part] = ((weights_BS @ kinds_SU) * weights_BU).sum(axis=1)
+    means /= seeds * images
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def sign_flip_p(
+    difference_I: NDArray[Any], *, resamples: int = RESAMPLES, random_seed: int = 0
+) -> float:
+    """Two-sided p-value of a mean paired difference, by flipping the sign of each image's.
+
+    The null hypothesis is that the two models may be exchanged on every image. All sums are counted
+    where they are few; else `resamples` are drawn, and p is (1 + as extreme) / (1 + resamples),
+    never zero. For right and wrong of one seed this is McNemar's exact test.
+    """
+    size_I = np.abs(np.asarray(difference_I, dtype=np.float64))
+    observed = abs(float(np.sum(difference_I, dtype=np.float64)))
+    # Images of one size are flipped together: how many keep their sign is binomial.
+    size_U, counts_U = np.unique(size_I[size_I > 0], return_counts=True)
+    reached = observed * (1 - 1e-9)  # sums in another order differ in the last digits
+    if math.prod((counts_U[:22] + 1).tolist()) <= _EXACT:  # each factor is at least two
+        sums, probabilities = _all_sums(size_U, counts_U)
+        return min(1.0, float(probabilities[np.abs(sums) >= reached].sum()))
+    generator = np.random.default_rng(random_seed)
+    extreme = 0
+    for part in _parts(resamples, len(counts_U)):
+        kept_BU = generator.binomial(counts_U, 0.5, size=(part.stop - part.start, len(counts_U)))
+        extreme += int((np.abs((2 * kept_BU - counts_U) @ size_U) >= reached).sum())
+    return (1 + extreme) / (1 + resamples)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number, by name (Holm 1979): any error at most at the level."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    for place, (name, p) in enumerate(ordered):
+        largest = max(largest, min(1.0, p * (len(ordered) - place)))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _all_sums(size_U: Floats, counts_U: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Every sum that flipped signs can give, with its probability."""
+    from scipy.special import gammaln
+
+    sums, logs = np.zeros(1), np.zeros(1)
+    for size, count in zip(size_U, counts_U, strict=True):
+        kept = np.arange(count + 1)
+        ways = gammaln(count + 1) - gammaln(kept + 1) - gammaln(count - kept + 1)
+        sums = (sums[:, None] + (2 * kept - count) * size).ravel()
+        logs = (logs[:, None] + ways - count * math.log(2)).ravel()
+    return sums, np.exp(logs)
+
+
+def _parts(resamples: int, width: int) -> list[slice]:
+    """The resamples in parts that fit into memory."""
+    step = max(1, _AT_ONCE // max(1, width))
+    return [slice(at, min(at + step, resamples)) for at in range(0, resamples, step)]

@@ -1,0 +1,47 @@
+"""The files of a comparison: Markdown, LaTeX, CSV, a page for the browser, and pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from kora import figures
+from kora.comparison import Comparison, to_csv
+from kora.latex import to_latex
+from kora.page import to_html
+from kora.results import write_atomically
+
+__all__ = ["write_files"]
+
+
+def write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> list[Path]:
+    """Write `compare.md`, `.tex`, `.csv` and `.html` and a picture a table; returns the files.
+
+    Args:
+        out: the folder, made where it is missing.
+        comparisons: the tables.
+        notes: on what was left out.
+    """
+    sections: list[str] = []
+    pictures: list[Path] = []
+    for comparison in comparisons:
+        # "fewshot (test only)" -> comparison_fewshot_test_only.png
+        suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")
+        name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
+        pictures.append(figures.comparison(comparison, out / name))
+        sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
+    if notes:
+        sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+    texts = {
+        "compare.md": "\n".join(sections),
+        "compare.tex": to_latex(comparisons),
+        "compare.csv": to_csv(comparisons),
+        "compare.html": to_html(comparisons, notes),
+    }
+    files = [
+        write_atomically(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+        for name, text in texts.items()
+    ]
+    return files + pictures
