@@ -172,7 +172,7 @@ class KoraCLI(LightningCLI):
         if self.command == "fit" and self.options.source:
             if trainer_config.get("fast_dev_run"):
                 say("fast_dev_run: the source stage is left out.")
-            else:
+            elif not task.checkpoint:  # which has what came of the source
                 stages.carry_over(task, self.options.source)
         frozen = not task.adapter_trainable and task.adapter.carries_over
         if self.command == "fit" and frozen and not (task.adapter_from or self.options.source):

@@ -259,6 +259,8 @@ class AdapterTask(LightningModule):
             "weights": str(self.backbone.weights),
             "sha256": self.backbone.sha256,
             "adapter": describe(self.adapter) | self.adapter.origins(),
+            "source": self.source
+            and {key: self.source.get(key) for key in ("folder", "experiment", "adapter")},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -277,6 +279,8 @@ class AdapterTask(LightningModule):
                 f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml beside the "
                 "checkpoint."
             )
+        if self.source is None:  # a resume reads no source: what came of it is in the checkpoint
+            self.source = record.get("source")
 
     def _checkpoint_name(self) -> str:
         """What to call the file that is being loaded, in an error."""

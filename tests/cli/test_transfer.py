@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) 
         assert torch.equal(tensor, target[key]) == key.startswith("adapter."), key
     parameters = results(here / "runs/target/LoRA/seed0/version_0")["parameters"]
     assert parameters["trainable"] == parameters["head"]
+
+
+def test_a_resume_needs_the_source_stage_no_more(transfer: Path, capfd: Capture) -> None:
+    adam = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0.001")
+    assert kora(capfd, "fit", "--config", transfer, *adam).code == 0
+    run = transfer.parent / "runs/target/LoRA/seed0/version_0"
+    shutil.rmtree(transfer.parent / "runs/source")
+    args = ("--config", run / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    outcome = kora(capfd, "fit", *args, "--model.optimizer.lr", "0.0003")
+    assert outcome.code == 0, outcome.err
+    assert not (transfer.parent / "runs/source").exists()
+    went_on = results(run.with_name("version_1"))
+    assert went_on["source"] == results(run)["source"]
+    assert went_on["source"]["folder"] == f"{SOURCE}/version_0/adapter"
 
 
 def test_a_trainable_adapter_moves_on_from_the_source(transfer: Path, capfd: Capture) -> None:
