@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from kora.grid_plan import FINISHED, Entry
 from kora.grid_run import Outcome
@@ -58,7 +58,8 @@ class Estimate:
 
     def elapsed(self, entry: Entry) -> float:
         """Seconds since a run began."""
-        return self._clock() - self._started.get(entry.number, self._clock())
+        began = self._started.get(entry.number)
+        return 0.0 if began is None else self._clock() - began
 
     def seconds_left(self, at_once: int) -> float | None:
         """Of the whole grid with so many runs at once; None while nothing is known."""
@@ -161,8 +162,8 @@ class GridView:
         whole.add_row(count + failed, bar, f"time left: {self.time_left()}")
         runs = Table.grid(padding=(0, 2))
         for entry, where in list(self._running.values()):
-            cells: list[Any] = [f"  {entry.job.name}", where, span(self.estimate.elapsed(entry))]
-            runs.add_row(*(str(cell).removeprefix("about ") for cell in cells))
+            took = span(self.estimate.elapsed(entry)).removeprefix("about ")
+            runs.add_row(*map(Text, (f"  {entry.job.name}", where, took)))
         return Group(whole, runs)
 
 
