@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from kora.grid_view import GridView
 __all__ = ["cluster", "run_on_ray"]
 
 _LOOK_S = 1.0
+_KNOCK_S = 10.0
 _STOP_S = 120.0  # for checkpoints
 
 
@@ -42,6 +44,7 @@ def cluster(address: str | None) -> Iterator[Any]:
             "--launcher ray needs Ray on every machine: pip install 'kora-vit[ray]'"
         ) from error
     try:
+        _knock(address)
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError among them
         where = f"at {address}" if address else "here"
@@ -54,6 +57,13 @@ def cluster(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody answers at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def run_on_ray(
