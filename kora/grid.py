@@ -1,21 +1,25 @@
-"""`kora grid`: the runs of a grid file one after another, each once, and then their comparison."""
+"""`kora grid`: the runs of a grid file, each once, and then their comparison."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kora.grid_file import Job, read_grid
+from kora.child import Stop
+from kora.grid_file import Grid, Job, is_group, read_grid
+from kora.grid_local import run_here
+from kora.grid_plan import AT_WORK, FINISHED, NEW, RESUME, Entry, entry_for, listed, refuse_equal
+from kora.grid_run import Outcome, log_path
+from kora.grid_view import GridView
+from kora.progress import say
 
 __all__ = ["grid"]
+
+_RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
 
 
 def grid(args: Sequence[str]) -> None:
@@ -25,10 +29,42 @@ def grid(args: Sequence[str]) -> None:
         ValueError: the grid or one of its runs is not accepted; nothing has run then.
         RuntimeError: some runs failed; the others have run.
     """
+    own = _options(args)
+    path = Path(own.config)
+    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
+    planned = read_grid(path, own.overrides)
+    entries = _plan(path, planned)
+    _say_where_it_stands(path, entries)
+    if own.dry_run:
+        for entry in entries:
+            print(listed(entry))
+        return
+    # What others are at work on comes last: it may be finished by then.
+    waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
+    logs = _logs(path, own, waiting)
+    outcomes = _run(own, entries, waiting, logs, environment) if waiting else {}
+    folders = [outcomes[e.number].folder if e.number in outcomes else e.folder for e in entries]
+    failed = [e for e in waiting if outcomes[e.number].folder is None]
+    finished = len(entries) - len(waiting)
+    say(
+        f"{len(waiting) - len(failed)} runs done, {finished} were finished before, "
+        f"{len(failed)} failed."
+    )
+    _compare([folder for folder in folders if folder is not None], tuple(planned.vary))
+    if failed:
+        lines = "\n".join(f"  - {_failure(e, outcomes[e.number], logs)}" for e in failed)
+        where = "their messages stand in the logs" if logs else "their messages stand above"
+        raise RuntimeError(
+            f"{len(failed)} of {len(entries)} runs failed; {where}. The same command tries them "
+            f"again.\n{lines}"
+        )
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="kora grid",
-        description="Run every combination of a grid file with every seed, one after another. "
-        "Finished runs are skipped, so the same command goes on after a stop.",
+        description="Run every combination of a grid file with every seed. Finished runs are "
+        "skipped and unfinished ones gone on with, so the same command goes on after a stop.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
@@ -37,44 +73,45 @@ def grid(args: Sequence[str]) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
         help="options of kora fit for all runs; they win over `set` of the file",
     )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="so many runs at once on this machine, which share its cores; each has a log file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local",
+        help="ray: on the machines of a Ray cluster that share this folder",
+    )  # fmt: skip
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: the cluster here")
+    parser.add_argument("--num_cpus", type=float, help="cores a run on ray (default 1)")
+    parser.add_argument("--num_gpus", type=float, help="GPUs a run on ray (default 0)")
+    parser.add_argument(
+        "--retries", type=int, metavar="N",
+        help="so often a run whose machine or worker died goes on elsewhere (default 3)",
+    )  # fmt: skip
     own = parser.parse_args(args)
-    path = Path(own.config)
-    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
-    planned = read_grid(path, own.overrides)
+    if own.jobs < 1:
+        raise ValueError(f"--jobs {own.jobs}: expected 1 or more runs at once.")
+    if own.launcher == "ray" and own.jobs != 1:
+        raise ValueError(
+            "--jobs is for this machine alone. With --launcher ray, the cores of the cluster and "
+            "--num_cpus decide how many runs there are at once. Leave --jobs out."
+        )
+    for name, default in _RAY.items():
+        given = getattr(own, name)
+        if given is not None and own.launcher != "ray":
+            raise ValueError(f"--{name} has no effect without --launcher ray. Leave it out.")
+        if isinstance(given, int | float) and given < 0:
+            raise ValueError(f"--{name} {given:g}: expected 0 or more.")
+        setattr(own, name, default if given is None else given)
+    return own
+
+
+def _plan(path: Path, planned: Grid) -> list[Entry]:
     jobs = planned.jobs()
     configs = [_resolved(path, job) for job in jobs]
-    _refuse_equal(path, jobs, configs)
-    found = [_finished(config) for config in configs]
-    done = sum(folder is not None for folder in found)
-    _say(f"{path}: {len(jobs)} runs, {done} of them finished.")
-    if own.dry_run:
-        for job, folder in zip(jobs, found, strict=True):
-            what = f"to run    {job.name}: {job.command}"
-            print(what if folder is None else f"finished  {job.name}: {folder}")
-        return
-    failed: list[str] = []
-    seconds: list[float] = []
-    waiting = [place for place, folder in enumerate(found) if folder is None]
-    for number, place in enumerate(waiting):
-        rest = len(waiting) - number
-        left = _span(rest * sum(seconds) / len(seconds)) if seconds else "not known yet"
-        _say(f"run {number + 1} of {len(waiting)}: {jobs[place].name} (time left: {left})")
-        started = time.monotonic()
-        code = _run(jobs[place], environment)
-        found[place] = None if code else _finished(configs[place])
-        if found[place] is None:
-            why = f"exit code {code}" if code else "ended without a result"
-            failed.append(f"{jobs[place].name} ({why}): {jobs[place].command}")
-            _say(f"failed, {why}: {jobs[place].name}")
-        else:
-            seconds.append(time.monotonic() - started)
-    _say(f"{len(seconds)} runs done, {done} were finished before, {len(failed)} failed.")
-    _compare([folder for folder in found if folder is not None], tuple(planned.vary))
-    if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(jobs)} runs failed; their messages stand above. The same "
-            "command tries them again.\n" + "\n".join(f"  - {line}" for line in failed)
-        )
+    refuse_equal(path, jobs, configs)
+    pairs = zip(jobs, configs, strict=True)
+    return [entry_for(number, job, config) for number, (job, config) in enumerate(pairs, 1)]
 
 
 def _resolved(path: Path, job: Job) -> dict[str, Any]:
@@ -89,72 +126,74 @@ def _resolved(path: Path, job: Job) -> dict[str, Any]:
         ) from stop
 
 
-def _refuse_equal(path: Path, jobs: list[Job], configs: list[dict[str, Any]]) -> None:
-    """Two runs of one config would be one run that counts twice."""
-    seen: dict[str, str] = {}
-    for job, config in zip(jobs, configs, strict=True):
-        twin = seen.setdefault(json.dumps(config, sort_keys=True), job.name)
-        if twin != job.name:
-            raise ValueError(
-                f"{path}: '{twin}' and '{job.name}' are the same run. Leave out values under "
-                "'vary' that change nothing."
+def _say_where_it_stands(path: Path, entries: Sequence[Entry]) -> None:
+    counts = {s: sum(e.state == s for e in entries) for s in (FINISHED, RESUME, AT_WORK, NEW)}
+    others = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != FINISHED)
+    rest = f" ({others})" if others else ""
+    say(f"{path}: {len(entries)} runs, {counts[FINISHED]} of them finished{rest}.")
+
+
+def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict[int, Path]:
+    """Where each run prints; one after another, they print here."""
+    if own.launcher == "local" and own.jobs == 1:
+        return {}
+    logs = {e.number: log_path(path, e.job, e.number, e.config["runs_dir"]) for e in waiting}
+    for folder in dict.fromkeys(log.parent for log in logs.values()):
+        say(f"what the runs print goes into {folder}")
+    return logs
+
+
+def _run(
+    own: argparse.Namespace,
+    entries: Sequence[Entry],
+    waiting: Sequence[Entry],
+    logs: dict[int, Path],
+    environment: dict[str, str],
+) -> dict[int, Outcome]:
+    """Run them; exits here where a signal asked for it."""
+    on_ray = own.launcher == "ray"
+    view = GridView(entries, at_once=None if on_ray else own.jobs, live=bool(logs))
+    if on_ray:
+        from kora.grid_ray import cluster, run_on_ray
+
+        with cluster(own.ray_address) as ray, Stop.on_signals() as stop, view:
+            outcomes = run_on_ray(
+                ray, waiting, logs=logs, view=view, stop=stop,
+                num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
+            )  # fmt: skip
+    else:
+        with Stop.on_signals() as stop, view:
+            outcomes = run_here(
+                waiting, at_once=own.jobs, logs=logs, env=environment, view=view, stop=stop
             )
+    if stop.signal is not None:
+        say("stopped. The same command goes on with the runs that are not finished.")
+        sys.exit(stop.exit_code)
+    return outcomes
 
 
-def _finished(config: dict[str, Any]) -> Path | None:
-    from kora.transfer import find_finished_run
-
-    return find_finished_run(Path(config["runs_dir"]) / config["experiment"], config)
-
-
-def _run(job: Job, environment: dict[str, str]) -> int:
-    """Run it in a process of its own; its exit code. A stop of the grid stops the run too."""
-
-    def terminate(*_: object) -> NoReturn:
-        sys.exit(128 + signal.SIGTERM)
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kora", "fit", *job.args],
-        stdin=subprocess.DEVNULL,
-        env=environment,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reached it as well; it is closing its files
-        _say("stopped. The same command goes on with the runs that are not finished.")
-        sys.exit(128 + signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        if process.poll() is None:
-            process.terminate()
+def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
+    line = f"{entry.job.name} ({outcome.why}): {entry.job.command}"
+    log = logs.get(entry.number)
+    if log is None or not log.is_file():
+        return line
+    text = log.read_text(encoding="utf-8", errors="replace")
+    said = [row for row in text.splitlines() if row.startswith("kora: error: ")]
+    return f"{line}\n    {log}" + (f": {said[-1]}" if said else "")
 
 
 def _compare(folders: list[Path], varied: Sequence[str]) -> None:
-    """Print the comparison, which tells runs apart by experiment, strategy and its arguments."""
+    """Print the comparison: by strategy with its arguments, and by whatever else varied."""
     from kora.compare import compare_command
 
-    told_apart = ("config", "experiment", "model.adapter")
-    others = [k for k in varied if k not in told_apart and not k.startswith("model.adapter.")]
-    if others:
-        _say(
-            f"no comparison: it goes by strategy, and {', '.join(others)} varies within one. To "
-            "compare, put each value into a file with an experiment name of its own, and vary "
-            "config; then: kora compare runs --by experiment"
-        )
-    elif folders:
+    told_apart = ("experiment", "model.adapter")
+    others = [
+        key
+        for key in varied
+        if not (is_group(key) or key in told_apart or key.startswith("model.adapter."))
+    ]
+    if folders:
         try:
-            compare_command(folders)
+            compare_command(folders, by=",".join(others) or "strategy")
         except ValueError as error:  # the runs are there all the same
-            _say(f"no comparison: {error}")
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
-
-
-def _say(text: str) -> None:
-    print(f"kora: {text}", flush=True)
+            say(f"no comparison: {error}")

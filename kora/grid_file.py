@@ -8,6 +8,14 @@ A grid is a YAML file:
       model.head_lr: [0.01, 0.001]
     seeds: [0, 1, 2]
     set: {experiment: x_head_lr}     # for all runs
+
+Several groups of files have names, and a value may be several files that belong together:
+
+    vary:
+      config.data: [configs/x.yaml, [configs/y.yaml, configs/trainer/gpu.yaml]]
+      config.strategy: [configs/adapters/lora.yaml, configs/adapters/kora.yaml]
+
+The files of a run are those of `base` and then one value of each group, in this order.
 """
 
 from __future__ import annotations
@@ -23,17 +31,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Grid", "Job", "read_grid"]
+__all__ = ["Grid", "Job", "is_group", "read_grid"]
 
 _KEYS = ("base", "vary", "seeds", "set")
-_FRAGMENTS = "config"  # the key of `vary` whose values are files
+_FILES = "config"  # keys of `vary` whose values are files: this, or this with a name behind it
 
 
 class Job(NamedTuple):
-    """One run: a name for readers, and the arguments of `kora fit`."""
+    """One run: a name for readers, and the arguments of `kora fit`.
+
+    `kind` is the name without the seed.
+    """
 
     name: str
     args: tuple[str, ...]
+    kind: str = ""
 
     @property
     def command(self) -> str:
@@ -54,17 +66,38 @@ class Grid:
         jobs = []
         for values in itertools.product(*self.vary.values()):
             chosen = dict(zip(self.vary, values, strict=True))
-            fragment = chosen.pop(_FRAGMENTS, None)
-            files = [*self.base, *([] if fragment is None else [fragment])]
-            words = [] if fragment is None else [Path(fragment).stem]
-            words += [f"{key.rpartition('.')[2]}={_text(value)}" for key, value in chosen.items()]
+            words = [self._word(key, value) for key, value in chosen.items()]
+            kind = ", ".join(sorted(words, key=lambda word: "=" in word))  # files come first
+            files = [*self.base]
+            for key in filter(is_group, list(chosen)):
+                files += _as_list(chosen.pop(key))
             options = {**self.options, **chosen}
             for seed in self.seeds:
                 args = [part for file in files for part in ("--config", file)]
                 args += [f"--{key}={_text(value)}" for key, value in options.items()]
-                name = ", ".join([*words, f"seed {seed}"])
-                jobs.append(Job(name, (*args, f"--seed_everything={seed}")))
+                name = f"{kind}, seed {seed}" if kind else f"seed {seed}"
+                jobs.append(Job(name, (*args, f"--seed_everything={seed}"), kind))
         return jobs
+
+    def _word(self, key: str, value: Any) -> str:
+        """What tells a value from the others of its key."""
+        if not is_group(key):
+            return f"{key.rpartition('.')[2]}={_text(value)}"
+        stems = [_stem(other) for other in self.vary[key]]
+        return _stem(value) if stems.count(_stem(value)) == 1 else "+".join(_as_list(value))
+
+
+def is_group(key: str) -> bool:
+    """Whether the values of a key of `vary` are files."""
+    return key == _FILES or key.startswith(f"{_FILES}.")
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _stem(value: Any) -> str:
+    return "+".join(Path(file).stem for file in _as_list(value))
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -84,14 +117,17 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"{path}: unknown key '{key}'; a grid has {', '.join(_KEYS)}.{hint}")
-    base = content.get("base")
-    files = _files(path, "base", [base] if isinstance(base, str) else base)
     vary = {
-        key: _files(path, f"vary.{key}", values)
-        if key == _FRAGMENTS
+        key: _groups(path, f"vary.{key}", values)
+        if is_group(key)
         else _values(path, f"vary.{key}", values)
         for key, values in _table(path, content, "vary").items()
     }
+    base = content.get("base")
+    if base is None and any(map(is_group, vary)):
+        base = []  # the groups have all
+    else:
+        base = _files(path, "base", [base] if isinstance(base, str) else base)
     seeds = _values(path, "seeds", content.get("seeds", [0]))
     wrong = [s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or s < 0]
     if wrong:
@@ -104,9 +140,10 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         options[key] = value
     _refuse(path, options, ("seed_everything", "seeds"), "list the seeds under 'seeds'")
     _refuse(path, vary, ("seed_everything", "seeds"), "list the seeds under 'seeds'")
-    _refuse(path, options, (_FRAGMENTS,), "list files that all runs take under 'base'")
+    groups = tuple(filter(is_group, options))
+    _refuse(path, options, groups, "list files that all runs take under 'base'")
     _refuse(path, options, tuple(vary), "it is under 'vary' too, and each would undo the other")
-    return Grid(files, vary, seeds, options)
+    return Grid(tuple(base), vary, seeds, options)
 
 
 def _table(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
@@ -135,6 +172,13 @@ def _files(path: Path, key: str, values: Any) -> tuple[str, ...]:
                 f"{path}: {key} names {file!r}, which is no file. Name a config, relative to where "
                 "you are."
             )
+    return tuple(values)
+
+
+def _groups(path: Path, key: str, values: Any) -> tuple[Any, ...]:
+    """Files, or lists of files that belong together."""
+    for value in _values(path, key, values):
+        _files(path, key, value if isinstance(value, list) else [value])
     return tuple(values)
 
 

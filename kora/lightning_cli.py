@@ -27,7 +27,6 @@ from kora.progress import ProgressBar, say, without_noise
 from kora.ranks import in_one_list
 from kora.record import RunRecord
 from kora.resume import (
-    RunLock,
     after_interruption,
     checkpoint_to_resume,
     own_folder,
@@ -36,6 +35,7 @@ from kora.resume import (
     typed_options,
 )
 from kora.run_checkpoints import best_and_last
+from kora.run_lock import RunLock
 from kora.run_options import add_run_options
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask

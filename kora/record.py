@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +20,12 @@ from kora.adapters import describe
 from kora.audit import Audit
 from kora.audit_depth import DepthAudit
 from kora.checkpoints import save_adapter
+from kora.memory import peak_memory_mib
 from kora.model_card import write_card
 from kora.params import ParameterReport, parameter_report
 from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.results import RunResult, write_atomically, write_results
+from kora.run_search import config_hash
 from kora.summary import summary_table
 from kora.tasks import AdapterTask
 from kora.wandb_run import finish_wandb
@@ -190,7 +190,7 @@ class RunRecord(Callback):
     def _stop(self, phase: str, module: LightningModule) -> None:
         self.seconds[phase] = time.perf_counter() - self._started[phase]
         # Now, as Lightning moves the module to the CPU when the loop has ended.
-        self.peak_memory_mib = max(self.peak_memory_mib, _peak_memory_mib(module.device))
+        self.peak_memory_mib = max(self.peak_memory_mib, peak_memory_mib(module.device))
 
     def _keep(self, trainer: Trainer) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -239,6 +239,7 @@ class RunRecord(Callback):
             if task.source is None
             else {key: task.source.get(key) for key in ("folder", "experiment", "adapter")},
             settings={"adapter": describe(task.adapter), "training": _training(self.config)},
+            config_sha256=config_hash(self.config),
         )
         if self.command == "fit":
             save_adapter(
@@ -320,11 +321,3 @@ def _has_curves(metrics_csv: Path) -> bool:
         return False
     with metrics_csv.open(encoding="utf-8") as file:
         return any(name.startswith(("train/", "val/")) for name in file.readline().split(","))
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU where one is used, else of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (2**20 if sys.platform == "darwin" else 2**10)

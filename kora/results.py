@@ -59,6 +59,8 @@ class RunResult:
         backbone: `name`, `weights` and `sha256` of the weights.
         source: the adapter that a transfer started from; None without one.
         settings: `adapter` (class path and arguments) and `training` (optimiser, schedule, length).
+        config_sha256: hash of what of the resolved config shapes the result
+            (`kora.run_search.config_hash`); None in the first records.
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
@@ -80,6 +82,7 @@ class RunResult:
     backbone: dict[str, Any]
     source: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    config_sha256: str | None = None
     versions: dict[str, str] = field(default_factory=collect_versions)
     commit: str | None = field(default_factory=git_commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -107,7 +110,7 @@ class RunResult:
                 f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
                 f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
             )
-        record = {"settings": {}, **record}  # not in the first records
+        record = {"settings": {}, "config_sha256": None, **record}  # not in the first records
         known = [f.name for f in fields(cls)]
         missing = [name for name in known if name not in record]
         if missing:

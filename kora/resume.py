@@ -8,7 +8,6 @@ name) stays as it is, and a new folder takes the best checkpoint so far over. A 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -22,11 +21,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from kora.checkpoint_files import read_checkpoint
 from kora.csv_log import keep_rows
 from kora.progress import say
-from kora.results import RESULTS_NAME, run_versions
+from kora.results import RESULTS_NAME
 from kora.resume_changes import changes
+from kora.run_lock import RunLock
+from kora.run_search import LAST_CHECKPOINT, run_folders
 
 __all__ = [
-    "RunLock",
     "after_interruption",
     "checkpoint_to_resume",
     "find_unfinished",
@@ -40,21 +40,18 @@ __all__ = [
 #: Tells the other processes of a run what the first one has found.
 _FOUND = "KORA_RESUMES"
 
-_LAST = Path("checkpoints") / "last.ckpt"
-
 
 def how_to_go_on(folder: Path) -> str:
     """The command that goes on with a run."""
-    return shlex.join(
-        ["kora", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / _LAST)]
-    )
+    config, last = str(folder / "config.yaml"), str(folder / LAST_CHECKPOINT)
+    return shlex.join(["kora", "fit", "--config", config, "--ckpt_path", last])
 
 
 def after_interruption(folder: Path | None) -> str:
     """What to say of a run that Ctrl-C has ended."""
     if folder is None:
         return "interrupted."
-    if not (folder / _LAST).is_file():
+    if not (folder / LAST_CHECKPOINT).is_file():
         return f"interrupted before the first step was finished. What was written is in {folder}"
     return f"interrupted. What was reached is in {folder}; to go on:\n{how_to_go_on(folder)}"
 
@@ -104,7 +101,7 @@ def resume_arguments(args: Sequence[str]) -> list[str]:
         place += 1
     if run is None:
         return out
-    last = Path(run) / _LAST
+    last = Path(run) / LAST_CHECKPOINT
     if not last.is_file():
         raise FileNotFoundError(
             f"--resume {run}: there is no {last}. Name the folder of a run "
@@ -123,7 +120,7 @@ def _split(arg: str) -> list[str]:
 
 def _last_beside(configs: Sequence[str]) -> Path:
     for config in reversed(configs):
-        last = Path(config).parent / _LAST
+        last = Path(config).parent / LAST_CHECKPOINT
         if last.is_file():
             return last
     named = ", ".join(configs) or "none"
@@ -163,24 +160,25 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
     experiment = Path(config["runs_dir"]) / config["experiment"]
     fitting: list[Path] = []
     other: list[str] = []
-    for parent in sorted(experiment.glob(f"*/seed{config['seed_everything']}")):
-        for folder in run_versions(parent).values():
-            if (folder / RESULTS_NAME).exists() or not (folder / _LAST).is_file():
-                continue
-            theirs = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            different = [
-                key
-                for key in changes(theirs, config)
-                if not any(key == t or key.startswith(f"{t}.") for t in typed)
-            ]
-            if different:
-                other.append(f"{folder} (other {', '.join(different[:3])})")
-            elif RunLock.is_held(folder):
-                other.append(f"{folder} (a process is at work on it)")
-            else:
-                fitting.append(folder)
+    for folder in run_folders(config):
+        if (folder / RESULTS_NAME).exists() or not (folder / LAST_CHECKPOINT).is_file():
+            continue
+        theirs = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        different = [
+            key
+            for key in changes(theirs, config)
+            if not any(key == t or key.startswith(f"{t}.") for t in typed)
+        ]
+        if different:
+            other.append(f"{folder} (other {', '.join(different[:3])})")
+        elif RunLock.is_held(folder):
+            other.append(f"{folder} (a process is at work on it)")
+        else:
+            fitting.append(folder)
     if fitting:
-        return max(fitting, key=lambda folder: (folder / _LAST).stat().st_mtime_ns) / _LAST
+        return max(
+            (folder / LAST_CHECKPOINT for folder in fitting), key=lambda p: p.stat().st_mtime_ns
+        )
     if not required:
         say("nothing to go on with; this is a new run.")
         return None
@@ -195,7 +193,7 @@ def own_folder(ckpt_path: str | Path, parent: Path) -> Path | None:
     """The folder of the unfinished run whose last checkpoint this is, if it lies in `parent`."""
     path = Path(ckpt_path)
     folder = path.parent.parent
-    mine = path.name == _LAST.name and path.parent.name == "checkpoints"
+    mine = path.name == LAST_CHECKPOINT.name and path.parent.name == "checkpoints"
     if not mine or folder.absolute().parent != parent.absolute():
         return None
     unfinished = (folder / "config.yaml").is_file() and not (folder / RESULTS_NAME).exists()
@@ -240,53 +238,3 @@ def _keep_config(folder: Path, config: Mapping[str, Any]) -> None:
     while (folder / f"config.before_resume_{number}.yaml").exists():
         number += 1
     shutil.copy2(path, folder / f"config.before_resume_{number}.yaml")
-
-
-class RunLock:
-    """One process trains a run at a time. The system lifts the lock when the process ends.
-
-    Args:
-        folder: The run's.
-
-    Raises:
-        RuntimeError: Another process is at work on it.
-    """
-
-    NAME = ".running"
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / self.NAME
-        self._file = self.path.open("w")  # held open: closing it lifts the lock
-        try:
-            # Not flock: worker processes would inherit it, and hold it some time after a kill.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise RuntimeError(
-                f"Another process is at work on the run {folder}. Wait for it, or stop it first; "
-                "without --ckpt_path or --resume, this command begins a run of its own."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        """Lift it."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
-
-    @classmethod
-    def is_held(cls, folder: Path) -> bool:
-        """Whether another process holds it."""
-        path = folder / cls.NAME
-        if not path.is_file():
-            return False
-        with path.open("r+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-        return False

@@ -8,9 +8,13 @@ from typing import Any
 
 import yaml
 
+from kora.checkpoint_files import read_checkpoint, require_record
+from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
+from kora.claims import alone_with
 from kora.progress import say
+from kora.run_search import find_finished_run, last_checkpoint
 from kora.tasks import AdapterTask
-from kora.transfer import find_source_run, plain, source_overrides, train_source
+from kora.transfer import plain, source_overrides, train_source
 
 __all__ = ["SourceStage", "SourceStages"]
 
@@ -54,20 +58,36 @@ class SourceStage:
 
     def find(self, sha256: str) -> Path | None:
         """The newest finished run of it on the backbone with this hash."""
-        seeds = Path(self.wanted["runs_dir"]) / self.wanted["experiment"]
-        for parent in sorted(seeds.glob(f"*/seed{self.wanted['seed_everything']}")):
-            found = find_source_run(parent, self.wanted, sha256)
-            if found is not None:
-                return found
-        return None
 
-    def train(self, sha256: str) -> Path:
-        """Run it; its folder.
+        def accept(folder: Path) -> bool:
+            adapter = folder / "adapter"
+            there = (adapter / ADAPTER_CONFIG).is_file()
+            return there and read_adapter_config(adapter)["backbone"]["sha256"] == sha256
+
+        return find_finished_run(self.wanted, accept)
+
+    def provide(self, sha256: str) -> Path:
+        """Its folder: found, or run first, by one process at a time; what was begun goes on.
 
         Raises:
-            RuntimeError: If it fails.
+            RuntimeError: If the run fails.
         """
-        train_source(self.source, self.overrides)
+        found = self.find(sha256)
+        if found is None:
+            with alone_with(self.wanted, say=lambda why: say(f"Source stage {self.source}: {why}")):
+                found = self.find(sha256)
+                if found is None:
+                    return self._train(sha256)
+        say(f"Source stage: {found} fits and is used again.")
+        return found
+
+    def _train(self, sha256: str) -> Path:
+        checkpoint = last_checkpoint(self.wanted)
+        if checkpoint is not None and not _is_of(checkpoint, sha256):
+            checkpoint = None
+        how = "trained first" if checkpoint is None else f"goes on from {checkpoint}"
+        say(f"Source stage: {self.source} with {self.strategy}, {how}.")
+        train_source(self.source, self.overrides, checkpoint=checkpoint)
         found = self.find(sha256)
         assert found is not None, "the source stage ended without a run that fits its config"
         return found
@@ -91,7 +111,7 @@ class SourceStages:
             say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
             return
         stage = SourceStage(source, self.parser, self.config)
-        task.adapter_from = str(_provide(stage, task) / "adapter")
+        task.adapter_from = str(stage.provide(task.backbone.sha256) / "adapter")
 
     def locate(self, task: AdapterTask, *, train: bool) -> None:
         """Lead an adapter that is made of earlier runs to them, from their configs.
@@ -100,12 +120,12 @@ class SourceStages:
             task: Its adapter is not attached yet.
             train: Run what is missing. Otherwise it stays unknown: a checkpoint may hold it.
         """
-        folders = {}
+        folders, sha256 = {}, task.backbone.sha256
         for source in task.adapter.source_configs():
             if not (train or Path(source).is_file()):
                 continue
             stage = self._kept(source)
-            found = _provide(stage, task) if train else stage.find(task.backbone.sha256)
+            found = stage.provide(sha256) if train else stage.find(sha256)
             if found is not None:
                 folders[source] = str(found / "adapter")
         task.adapter.locate(folders)
@@ -122,10 +142,10 @@ class SourceStages:
         return SourceStage(source, self.parser, self.config, keep_adapter=True)
 
 
-def _provide(stage: SourceStage, task: AdapterTask) -> Path:
-    found = stage.find(task.backbone.sha256)
-    if found is not None:
-        say(f"Source stage: {found} fits and is used again.")
-        return found
-    say(f"Source stage: {stage.source} with {stage.strategy}, trained first.")
-    return stage.train(task.backbone.sha256)
+def _is_of(checkpoint: Path, sha256: str) -> bool:
+    """Whether a checkpoint can be read and is of the backbone with this hash."""
+    try:
+        record = require_record(read_checkpoint(checkpoint), str(checkpoint))
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return bool(record["sha256"] == sha256)

@@ -1,13 +1,8 @@
-"""Two-stage jobs: find the adapter of the source stage, or train it first.
-
-A source run fits when its resolved config equals the one that this job would run: same data, same
-strategy and backbone, same seed, same training. Where it runs (devices, loggers) does not matter.
-"""
+"""What a source stage takes from the job that needs it, and how it is trained."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,23 +11,10 @@ from typing import Any
 
 import yaml
 
-from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
-from kora.results import RESULTS_NAME, read_results, run_versions
+from kora.child import Stop, run_child
+from kora.progress import say
 
-__all__ = [
-    "find_finished_run",
-    "find_source_run",
-    "plain",
-    "source_overrides",
-    "train_source",
-]
-
-#: What of the trainer is a matter of the machine and not of the result.
-_MACHINE = {
-    "accelerator", "devices", "num_nodes", "strategy", "logger", "plugins",
-    "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
-    "log_every_n_steps", "profiler", "benchmark", "enable_autolog_hparams", "model_registry",
-}  # fmt: skip
+__all__ = ["plain", "source_overrides", "train_source"]
 
 
 def plain(parser: Any, options: Any) -> dict[str, Any]:
@@ -61,42 +43,17 @@ def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -
     }
 
 
-def find_source_run(parent: Path, wanted: Mapping[str, Any], sha256: str) -> Path | None:
-    """The newest finished run below `parent` whose config equals `wanted`, if there is one."""
-    for folder in reversed(run_versions(parent).values()):
-        complete = all(
-            (folder / name).is_file()
-            for name in ("config.yaml", RESULTS_NAME, f"adapter/{ADAPTER_CONFIG}")
-        )
-        if complete:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            backbone = read_adapter_config(folder / "adapter")["backbone"]
-            if _essence(config) == _essence(wanted) and backbone["sha256"] == sha256:
-                return folder
-    return None
-
-
-def find_finished_run(experiment: Path, wanted: Mapping[str, Any]) -> Path | None:
-    """The newest finished `fit` in an experiment's folder whose config equals `wanted`.
-
-    Runs that cannot be read count as not finished. Files that a config only names (weights, data,
-    the source config) are not compared.
-    """
-    for parent in sorted(experiment.glob(f"*/seed{wanted['seed_everything']}")):
-        for folder in reversed(run_versions(parent).values()):
-            try:
-                result = read_results(folder)
-                config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            except (OSError, RuntimeError, ValueError, yaml.YAMLError):
-                continue
-            trained = result.finished and result.stage == "fit" and isinstance(config, dict)
-            if trained and _essence(config) == _essence(wanted):
-                return folder
-    return None
-
-
-def train_source(source: str, overrides: Mapping[str, Any]) -> None:
+def train_source(
+    source: str, overrides: Mapping[str, Any], *, checkpoint: Path | None = None
+) -> None:
     """Run the source config in a process of its own, so that nothing of it stays behind here.
+
+    When this process is told to stop, the source run stops with a checkpoint, and then this one.
+
+    Args:
+        source: Path of the config.
+        overrides: What wins over it.
+        checkpoint: Where to go on from; None begins a new run.
 
     Raises:
         RuntimeError: If it fails.
@@ -104,21 +61,19 @@ def train_source(source: str, overrides: Mapping[str, Any]) -> None:
     runs = Path(overrides["runs_dir"])
     runs.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(suffix=".yaml", prefix=".source_", dir=runs)
+    goes_on = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(overrides), file)
-        command = [sys.executable, "-m", "kora", "fit", "--config", source, "--config", name]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+        with Stop.on_signals() as stop:
+            code = run_child(["fit", "--config", source, "--config", name, *goes_on], stop=stop)
     finally:
         Path(name).unlink(missing_ok=True)
-    if done.returncode:
+    if stop.signal is not None:
+        say("stopped within the source stage; the same command goes on with it.")
+        sys.exit(stop.exit_code)
+    if code:
         raise RuntimeError(
-            f"The source stage failed (exit code {done.returncode}); its message stands above. To "
-            f"run it by itself: kora fit --config {source}"
+            f"The source stage failed (exit code {code}); its message stands above. To run it by "
+            f"itself: kora fit --config {source}"
         )
-
-
-def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
-    keys = ("seed_everything", "model", "data", "experiment", "source")
-    return {"trainer": trainer, **{key: config.get(key) for key in keys}}

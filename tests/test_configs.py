@@ -96,7 +96,8 @@ def test_a_grid_names_the_command_that_runs_it_and_keeps_its_runs_apart(name: st
     assert run.split()[:4] == ["kora", "grid", "--config", name]
     (compare,) = labelled(name, "Compare")
     grid = read_grid(Path(name))
-    experiment = grid.options.get("experiment", load(grid.base[0])["experiment"])
+    first = grid.jobs()[0].args[1]
+    experiment = grid.options.get("experiment", load(first)["experiment"])
     assert f"runs/{experiment}" in compare.split()
     assert len(grid.seeds) >= 3, "one seed says nothing"
 

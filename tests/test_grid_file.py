@@ -61,6 +61,42 @@ def test_without_vary_the_seeds_alone_make_the_runs(folder: Path) -> None:
     assert [job.name for job in read(folder, seeds=[3, 1]).jobs()] == ["seed 3", "seed 1"]
 
 
+def test_named_groups_of_files_are_combined_in_the_order_of_the_file(folder: Path) -> None:
+    jobs = read(
+        folder,
+        base=None,
+        vary={
+            "config.data": ["base.yaml", "more.yaml"],
+            "config.strategy": ["lora.yaml", "kora.yaml"],
+        },
+        seeds=[0, 1],
+    ).jobs()
+    assert [job.name for job in jobs[:3]] == [
+        "base, lora, seed 0", "base, lora, seed 1", "base, kora, seed 0",
+    ]  # fmt: skip
+    assert len(jobs) == 8
+    assert jobs[7].args == (
+        "--config", "more.yaml", "--config", "kora.yaml", "--seed_everything=1",
+    )  # fmt: skip
+    assert jobs[7].kind == "more, kora"
+
+
+def test_a_value_of_a_group_may_be_several_files(folder: Path) -> None:
+    one, two = read(folder, vary={"config.data": [["more.yaml", "lora.yaml"], "kora.yaml"]}).jobs()
+    assert one.name == "more+lora, seed 0"
+    assert one.args[:6] == (
+        "--config", "base.yaml", "--config", "more.yaml", "--config", "lora.yaml",
+    )  # fmt: skip
+    assert two.args[:4] == ("--config", "base.yaml", "--config", "kora.yaml")
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
+    (folder / "small").mkdir()
+    (folder / "small/lora.yaml").write_text("{}\n")
+    jobs = read(folder, vary={"config": ["lora.yaml", "small/lora.yaml", "kora.yaml"]}).jobs()
+    assert [job.kind for job in jobs] == ["lora.yaml", "small/lora.yaml", "kora"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -112,6 +148,10 @@ def test_overrides_win_over_set_and_keep_the_equals_signs_of_their_value(folder:
         ({"vary": {"model.x": 4}}, ["vary.model.x is 4", "list"]),
         ({"vary": {"model.x": [4, 4]}}, ["vary.model.x has 4 twice"]),
         ({"vary": {"config": ["lora.yaml", "lor.yaml"]}}, ["vary.config", "'lor.yaml'"]),
+        ({"vary": {"config.x": [["lora.yaml", "lor.yaml"]]}}, ["vary.config.x", "'lor.yaml'"]),
+        ({"vary": {"config.x": [[]]}}, ["vary.config.x is []"]),
+        ({"vary": {"config.x": "lora.yaml"}}, ["vary.config.x is 'lora.yaml'", "list"]),
+        ({"set": {"config.x": "lora.yaml"}}, ["'config.x'", "'base'"]),
         ({"vary": [1]}, ["vary is [1]", "table"]),
         ({"vary": {4: [1]}}, ["vary is {4", "option names"]),
         ({"vary": {"seed_everything": [1]}}, ["'seed_everything'", "'seeds'"]),

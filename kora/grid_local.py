@@ -1,0 +1,72 @@
+"""The runs of a grid on this machine, one after another or several at once."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from kora.child import Stop
+from kora.grid_plan import Entry
+from kora.grid_run import Outcome, run_job, share_of_threads
+from kora.grid_view import GridView
+
+__all__ = ["run_here"]
+
+
+def run_here(
+    entries: Sequence[Entry],
+    *,
+    at_once: int,
+    logs: Mapping[int, Path],
+    env: Mapping[str, str] | None,
+    view: GridView,
+    stop: Stop,
+) -> dict[int, Outcome]:
+    """Run what is not finished; outcomes by the number of the run.
+
+    Args:
+        entries: What to run, in this order.
+        at_once: So many at a time; above 1 each gets its share of the cores.
+        logs: Where each prints, by its number; the others print where this process does.
+        env: Of the runs; None: that of this process.
+        view: Is told what begins and ends.
+        stop: Looked at all the time.
+    """
+    env = os.environ if env is None else env
+    env = env if at_once == 1 else share_of_threads(at_once, env)
+    # The threads only report: one thread alone prints, and it is the one that signals reach.
+    events: queue.Queue[tuple[Entry, Outcome | str | None]] = queue.Queue()
+
+    def run(entry: Entry) -> None:
+        outcome = Outcome(None, "stopped")
+        try:
+            if stop.signal is None:
+                events.put((entry, None))
+                outcome = run_job(
+                    entry.job, entry.config, stop=stop, env=env, log=logs.get(entry.number),
+                    say=lambda text: events.put((entry, text)),
+                )  # fmt: skip
+        except Exception as error:  # no room for a log, say: that is this run's failure alone
+            outcome = Outcome(None, f"{type(error).__name__}: {error}")
+        finally:
+            events.put((entry, outcome))
+
+    outcomes: dict[int, Outcome] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for entry in entries:
+            pool.submit(partial(run, entry))
+        while len(outcomes) < len(entries):
+            entry, event = events.get()
+            if event is None:
+                view.started(entry)
+            elif isinstance(event, str):
+                view.say(f"{entry.job.name}: {event}")
+            else:
+                outcomes[entry.number] = event
+                if stop.signal is None or event.folder is not None:
+                    view.ended(entry, event)
+    return outcomes

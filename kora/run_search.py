@@ -1,0 +1,103 @@
+"""Which runs are of a config: finished, unfinished, or at work now.
+
+Two configs are of one run where all is equal that shapes its result: data, model, training, seed,
+experiment and source stage. Where it runs (devices, loggers, folders) does not matter. Files that
+a config only names (weights, data, the source config) are not compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kora.results import RESULTS_NAME, read_results, run_versions
+from kora.run_lock import RunLock
+
+__all__ = [
+    "LAST_CHECKPOINT",
+    "config_hash",
+    "find_at_work",
+    "find_finished_run",
+    "last_checkpoint",
+    "run_folders",
+]
+
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+_KEYS = ("seed_everything", "model", "data", "experiment", "source")
+
+#: What of the trainer is a matter of the machine and not of the result.
+_MACHINE = {
+    "accelerator", "devices", "num_nodes", "strategy", "logger", "plugins",
+    "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
+    "log_every_n_steps", "profiler", "benchmark", "enable_autolog_hparams", "model_registry",
+}  # fmt: skip
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what of a resolved config shapes its result."""
+    trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
+    essence = {"trainer": trainer, **{key: config.get(key) for key in _KEYS}}
+    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+
+
+def run_folders(config: Mapping[str, Any]) -> Iterator[Path]:
+    """Folders of the experiment and seed of a config, of each strategy the newest first."""
+    experiment = Path(config["runs_dir"]) / config["experiment"]
+    for parent in sorted(experiment.glob(f"*/seed{config['seed_everything']}")):
+        yield from reversed(run_versions(parent).values())
+
+
+def find_finished_run(
+    config: Mapping[str, Any], accept: Callable[[Path], bool] = lambda folder: True
+) -> Path | None:
+    """The newest finished `fit` of a config that is accepted.
+
+    Results that cannot be read count as not finished.
+    """
+    wanted = config_hash(config)
+    for folder in run_folders(config):
+        try:
+            result = read_results(folder)
+        except (OSError, RuntimeError, ValueError):
+            continue
+        trained = result.finished and result.stage == "fit"
+        if trained and (result.config_sha256 or _hash_of(folder)) == wanted and accept(folder):
+            return folder
+    return None
+
+
+def last_checkpoint(config: Mapping[str, Any]) -> Path | None:
+    """Of the unfinished run of a config that got a checkpoint last, if no process is at it."""
+    found = [
+        folder / LAST_CHECKPOINT
+        for folder in _unfinished(config)
+        if (folder / LAST_CHECKPOINT).is_file() and not RunLock.is_held(folder)
+    ]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def find_at_work(config: Mapping[str, Any]) -> Path | None:
+    """The unfinished run of a config that a process is at work on now."""
+    return next((folder for folder in _unfinished(config) if RunLock.is_held(folder)), None)
+
+
+def _unfinished(config: Mapping[str, Any]) -> Iterator[Path]:
+    wanted = config_hash(config)
+    for folder in run_folders(config):
+        if not (folder / RESULTS_NAME).exists() and _hash_of(folder) == wanted:
+            yield folder
+
+
+def _hash_of(folder: Path) -> str | None:
+    """By its config.yaml; None where that cannot be read."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return config_hash(config)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return None
