@@ -9,12 +9,11 @@ from typing import Any
 import yaml
 
 from kora.progress import say
+from kora.source_normalisation import keep_normalisation
 from kora.tasks import AdapterTask
 from kora.transfer import find_source_run, plain, source_overrides, train_source
 
 __all__ = ["SourceStage", "SourceStages"]
-
-_SCALE = ("mean", "std")
 
 
 class SourceStage:
@@ -40,7 +39,7 @@ class SourceStage:
             )
         self.source = source
         self.overrides = source_overrides(config, keep_adapter=keep_adapter)
-        _keep_normalisation(self.overrides["model"]["init_args"], source)
+        keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
         self.wanted = plain(parser, parser.parse_args(layers))
 
@@ -123,20 +122,6 @@ class SourceStages:
 
     def _kept(self, source: str) -> SourceStage:
         return SourceStage(source, self.parser, self.config, keep_adapter=True)
-
-
-def _keep_normalisation(overrides: dict[str, Any], source: str) -> None:
-    """A source config that names mean and std of its backbone keeps them; the rest is the job's."""
-    content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    named = content
-    for key in ("model", "init_args", "backbone"):
-        named = named.get(key) if isinstance(named, Mapping) else None
-    named = named.get("init_args", named) if isinstance(named, Mapping) else {}
-    backbone = overrides["backbone"]
-    arguments = {
-        k: v for k, v in backbone["init_args"].items() if k not in _SCALE or k not in named
-    }
-    overrides["backbone"] = {**backbone, "init_args": arguments}
 
 
 def _provide(stage: SourceStage, task: AdapterTask) -> Path:

@@ -44,7 +44,7 @@ def is_complete(name: str) -> bool:
     return "class_path" in load(name).get("model", {})
 
 
-GRIDS = [name for name in NAMES if is_grid(Path(name))]
+GRIDS = [name for name in NAMES if is_grid(REPOSITORY / name)]
 COMPLETE = [name for name in NAMES if is_complete(name) and name not in GRIDS]
 FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in GRIDS]
 
@@ -96,7 +96,8 @@ def test_a_grid_names_the_command_that_runs_it_and_keeps_its_runs_apart(name: st
     assert run.split()[:4] == ["kora", "grid", "--config", name]
     (compare,) = labelled(name, "Compare")
     grid = read_grid(Path(name))
-    experiment = grid.options.get("experiment", load(grid.base[0])["experiment"])
+    first = grid.jobs()[0].args[1]
+    experiment = grid.options.get("experiment", load(first)["experiment"])
     assert f"runs/{experiment}" in compare.split()
     assert len(grid.seeds) >= 3, "one seed says nothing"
 
@@ -125,7 +126,8 @@ def test_the_commands_of_a_comment_are_accepted(name: str, capfd: Capture) -> No
 @pytest.mark.parametrize("name", COMPLETE)
 def test_the_command_to_compare_reads_the_runs_of_this_experiment(name: str) -> None:
     for command in labelled(name, "Compare"):
-        assert f"runs/{load(name)['experiment']}" in command.split()
+        if not command.startswith("kora paper "):  # which finds them below runs
+            assert f"runs/{load(name)['experiment']}" in command.split()
 
 
 @pytest.mark.parametrize("name", NAMES)
