@@ -209,7 +209,9 @@ def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: i
         biased = biased_matrix([np.concatenate(parts) for parts in zip(*few, strict=True)])
     return LayerCKA(
         models=tuple(models),
-        comparisons=tuple(_comparison(*pair, sums, (matrix, biased), place, seed) for pair in pairs),
+        comparisons=tuple(
+            _comparison(*pair, sums, (matrix, biased), place, seed) for pair in pairs
+        ),
         images=sums.images,
         batches=sums.batches,
         groups=sums.groups,
