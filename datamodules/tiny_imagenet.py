@@ -45,7 +45,8 @@ class TinyImageNet(ImageDataModule):
             None: all 200.
         val_layout: `annotations` reads the labels of the flat validation folder from
             `val_annotations.txt`. `folders` repeats the mistake of the published notebook, which
-            took that folder for class folders: all its images become class 0.
+            took that folder for class folders: all its images become class 0, and the classes are
+            numbered in the sorted order of their wnids, as class folders are.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -144,6 +145,8 @@ class TinyImageNet(ImageDataModule):
                     f"data.classes asks for class {choice!r}, but {path} lists {len(wnids)} "
                     "classes and it is not one of them. Correct data.classes, or the archive."
                 )
+        if self.val_layout == "folders":
+            chosen.sort()
         lines = (line.partition("\t") for line in _read_text(self.folder / "words.txt").split("\n"))
         words = {wnid: name.strip() for wnid, _, name in lines}
         names = [words.get(wnid, wnid) for wnid in chosen]

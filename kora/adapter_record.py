@@ -79,6 +79,7 @@ def preprocessing(backbone: Backbone, datamodule: Any = None) -> dict[str, Any]:
     loader = None
     if resize in get_args(Resize):
         loader = {"image_size": list(datamodule.image_size), "resize": resize}
+    values = {**backbone.model.pretrained_cfg, **backbone.normalisation}
     return {
         "loader": loader,
         "size": list(backbone.size),
@@ -86,8 +87,8 @@ def preprocessing(backbone: Backbone, datamodule: Any = None) -> dict[str, Any]:
         "interpolation": backbone.interpolation,
         "antialias": True,
         "scale": 1 / 255,
-        "mean": list(backbone.model.pretrained_cfg["mean"]),
-        "std": list(backbone.model.pretrained_cfg["std"]),
+        "mean": list(values["mean"]),
+        "std": list(values["std"]),
     }
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
+from kora.image_input import check_images, chosen_normalisation
 from kora.weights import by_hand, load_file_exactly, require_fetchable
 
 __all__ = ["Backbone", "Features", "Level"]
@@ -57,11 +58,15 @@ class Backbone(nn.Module):
             of the weights. Position embeddings are resampled by timm.
         keep_classifier: Keep timm's own classifier. It is never used here; it only counts, as in
             the published notebook (configs/paper/as_published).
+        mean: Replaces the mean that timm names for these weights: red, green and blue, in [0, 1].
+            For weights of your own, or to repeat a published mistake; `std` goes with it.
+        std: Replaces the standard deviation.
         gradient_checkpointing: Recompute the blocks in backward; less memory, more time.
 
     Raises:
         ValueError: For an unknown model, one that is not of the ViT family, weights of another
-            architecture, or images of the wrong type, range or number of channels.
+            architecture, a mean or std without three numbers, or images of the wrong type, range or
+            number of channels.
         FileNotFoundError: If the weights file is not there.
         RuntimeError: If pretrained weights cannot be fetched, or the file is damaged.
     """
@@ -77,12 +82,16 @@ class Backbone(nn.Module):
         weights: str = "pretrained",
         image_size: int | tuple[int, int] | None = None,
         keep_classifier: bool = False,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
         self.keep_classifier = keep_classifier
+        #: `mean` and `std` where they are not those of the weights, else empty.
+        self.normalisation = chosen_normalisation(mean, std)
         self.frozen = True
         self._create_kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
         if image_size is not None:
@@ -95,8 +104,9 @@ class Backbone(nn.Module):
         #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
         self.levels: tuple[int, ...] = ()
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
-        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        for key in ("mean", "std"):
+            values_3 = torch.tensor(self.normalisation.get(key, cfg[key]))
+            self.register_buffer(key, values_3.view(1, 3, 1, 1), persistent=False)
         self.model.requires_grad_(False)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -158,6 +168,12 @@ class Backbone(nn.Module):
                 digest.update(memoryview(array).cast("B"))
         return digest.hexdigest()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells it from other backbones, in plain types."""
+        names = ("name", "weights", "sha256", "image_size")
+        return {name: getattr(self, name) for name in names} | self.normalisation
+
     def meta_twin(self) -> Any:
         """The same architecture without storage, for questions that need no numbers."""
         with torch.device("meta"):
@@ -203,7 +219,7 @@ class Backbone(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
-        _check_images(images)
+        check_images(images)
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
         if x.shape[-2:] != self.size:
             x = F.interpolate(
@@ -242,27 +258,6 @@ class Backbone(nn.Module):
         pooled = self.model.forward_head(tokens, pre_logits=True)
         chosen = tuple(taken[number] for number in levels)  # in the order of the question
         return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen)
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"Images have shape {tuple(images.shape)}; expected (batch, 3, height, width) in RGB. "
-            "Convert greyscale or RGBA images to RGB in the data module."
-        )
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(
-            f"Images have dtype {images.dtype}; expected uint8 in [0, 255] or floating point in "
-            "[0, 1]."
-        )
-    # On a GPU this look would stall the stream, so it is made where it is free.
-    if images.is_floating_point() and images.device.type == "cpu":
-        low, high = images.min().item(), images.max().item()
-        if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ValueError(
-                f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
-                "backbone normalises them itself: pass raw images, not normalised ones."
-            )
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:

@@ -71,6 +71,7 @@ def save_adapter(
             "name": backbone.name,
             "image_size": backbone.image_size,
             "sha256": backbone.sha256,
+            **backbone.normalisation,
         },
         **(extra or {}),
     }

@@ -48,7 +48,8 @@ class _Run:
         """Runs of which this is the same share a frozen backbone, and what is read of it."""
         backbone = self.model.backbone
         known = self.model.record["backbone"]
-        return backbone.name, known["sha256"], backbone.size, backbone.levels
+        scale = (*backbone.mean.flatten().tolist(), *backbone.std.flatten().tolist())
+        return backbone.name, known["sha256"], backbone.size, backbone.levels, scale
 
 
 def cka_command(args: Sequence[str]) -> None:

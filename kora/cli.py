@@ -31,6 +31,7 @@ Train and compare adapters on frozen vision transformers.
   grid      every combination of options and seeds     kora grid --config GRID [--jobs N]
   compare   a table over finished runs with intervals  kora compare RUNS...
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
+  paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
   inspect   what each node or update has become        kora inspect RUN [--images N]
   export    for peft, timm or ONNX, and compared      kora export RUN --format timm
   list      strategies, heads, losses, data modules and configs
@@ -125,6 +126,12 @@ def _cka(args: Sequence[str]) -> None:
     cka_command(args)
 
 
+def _paper(args: Sequence[str]) -> None:
+    from kora.paper_cli import paper_command
+
+    paper_command(args)
+
+
 def _list(args: Sequence[str]) -> None:
     from kora.listing import main as listing
 
@@ -140,6 +147,7 @@ _COMMANDS: dict[str, Command] = {
     "grid": _grid,
     "compare": _compare,
     "cka": _cka,
+    "paper": _paper,
     "inspect": _inspect,
     "list": _list,
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kora.formats import baseline_name, format_metric, format_number, is_rate
 from kora.summary import evaluation_sentence, split_sizes
+from kora.tables import markdown_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -182,8 +183,7 @@ class Comparison:
         """A section with heading, table and notes."""
         heads, rows = self.cells()
         lines = [f"## {self.heading()}", "", self.headline(), ""]
-        for row in (heads, [":--", *["--:"] * (len(heads) - 1)], *rows):
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        lines += markdown_table(heads, rows)
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kora.comparison import Comparison
 
-__all__ = ["to_latex"]
+__all__ = ["latex_table", "to_latex"]
 
 _WRITTEN = {
     "\\": r"\textbackslash{}",
@@ -27,23 +27,46 @@ def to_latex(comparisons: Iterable[Comparison]) -> str:
     return "% Needs \\usepackage{booktabs} in the preamble.\n" + "\n".join(map(_table, comparisons))
 
 
-def _table(comparison: Comparison) -> str:
-    heads, rows = comparison.cells()
-    groups = len(comparison.groups)
-    rules = [r"\toprule", _row(heads), r"\midrule", *map(_row, rows[:groups])]
-    rules += [r"\midrule", *map(_row, rows[groups:])] if rows[groups:] else []
+def latex_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    left: int = 1,
+    groups: int | None = None,
+) -> str:
+    """A table with the rules of booktabs.
+
+    Args:
+        caption: Above it.
+        heads: Of the columns.
+        rows: Cells as text.
+        notes: Below it, in small letters.
+        left: So many columns are aligned left, the others right.
+        groups: A rule stands behind so many rows; None: there is none.
+    """
+    first = len(rows) if groups is None else groups
+    rules = [r"\toprule", _row(heads), r"\midrule", *map(_row, rows[:first])]
+    rules += [r"\midrule", *map(_row, rows[first:])] if rows[first:] else []
     lines = [
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{_escape(f'{comparison.heading()}. {comparison.headline()}.')}}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        rf"  \caption{{{_escape(caption)}}}",
+        rf"  \begin{{tabular}}{{{'l' * left}{'r' * (len(heads) - left)}}}",
         *(f"    {line}" for line in [*rules, r"\bottomrule"]),
         r"  \end{tabular}",
     ]
-    if comparison.notes:
+    if notes:
         lines += ["", r"  \smallskip", r"  \footnotesize"]
-        lines += [f"  {_escape(note)}" for note in comparison.notes]
+        lines += [f"  {_escape(note)}" for note in notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _table(comparison: Comparison) -> str:
+    heads, rows = comparison.cells()
+    caption = f"{comparison.heading()}. {comparison.headline()}."
+    return latex_table(caption, heads, rows, comparison.notes, groups=len(comparison.groups))
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.analysis.cka import MinibatchCKA
+from kora.analysis.cka import MinibatchCKA, biased_matrix
 
-__all__ = ["Comparison", "LayerCKA", "Model", "compare_layers"]
+__all__ = ["FEW", "Comparison", "LayerCKA", "Model", "compare_layers"]
+
+#: Images of the biased estimate that is recorded beside the unbiased one: a batch of the notebook.
+FEW = 32
 
 #: A feature that moves by less than this share of its size has not moved, up to rounding.
 _SAME = 1e-6
@@ -57,6 +60,8 @@ class Comparison:
         low: Lower ends (L,) of the intervals of the diagonal; None where the layers of the two
             models do not correspond.
         high: Upper ends (L,).
+        biased: The usual biased estimate (L, L) on the first 32 images, for comparison with
+            publications that rest on such a batch; None where there were fewer.
     """
 
     first: Model
@@ -64,6 +69,7 @@ class Comparison:
     cka: Array
     low: Array | None
     high: Array | None
+    biased: Array | None = None
 
     @property
     def name(self) -> str:
@@ -84,7 +90,8 @@ class Comparison:
         return {
             "rows": {"model": self.first.key, "layers": list(self.first.layers)},
             "columns": {"model": self.second.key, "layers": list(self.second.layers)},
-            "cka": [[_plain(value) for value in row] for row in self.cka],
+            "cka": _rows(self.cka),
+            f"biased_cka_of_{FEW}_images": None if self.biased is None else _rows(self.biased),
             **{k: None if v is None else [_plain(value) for value in v] for k, v in ends.items()},
         }
 
@@ -182,8 +189,13 @@ def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: i
     runs = [number for number, model in enumerate(models) if model.key != model.frozen]
     keys = [model.key for model in models]
     same = {keys[run]: np.ones(len(models[run].layers), dtype=bool) for run in runs}
+    few: list[list[Array]] = []
     for batch in batches:
-        sums.update([layer for layers in batch for layer in layers])
+        every = [layer for layers in batch for layer in layers]
+        sums.update(every)
+        missing = FEW - sum(len(part[0]) for part in few)
+        if missing > 0:
+            few.append([np.array(layer[:missing]) for layer in every])
         for run in runs:
             frozen = batch[keys.index(models[run].frozen)]
             same[keys[run]] &= [_is_same(*pair) for pair in zip(batch[run], frozen, strict=True)]
@@ -192,9 +204,14 @@ def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: i
     pairs += [(models[run], by_key[models[run].frozen]) for run in runs]
     pairs += [(models[runs[0]], models[other]) for other in runs[1:]]
     matrix = sums.matrix()
+    biased = None
+    if sum(len(part[0]) for part in few) == FEW:
+        biased = biased_matrix([np.concatenate(parts) for parts in zip(*few, strict=True)])
     return LayerCKA(
         models=tuple(models),
-        comparisons=tuple(_comparison(*pair, sums, matrix, place, seed) for pair in pairs),
+        comparisons=tuple(
+            _comparison(*pair, sums, (matrix, biased), place, seed) for pair in pairs
+        ),
         images=sums.images,
         batches=sums.batches,
         groups=sums.groups,
@@ -205,13 +222,20 @@ def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: i
 
 
 def _comparison(
-    first: Model, second: Model, sums: MinibatchCKA, matrix: Array, place: dict[str, int], seed: int
+    first: Model,
+    second: Model,
+    sums: MinibatchCKA,
+    matrices: tuple[Array, Array | None],
+    place: dict[str, int],
+    seed: int,
 ) -> Comparison:
     rows, columns = (range(place[m.key], place[m.key] + len(m.layers)) for m in (first, second))
     low = high = None
     if first.layers == second.layers:
         low, high = sums.intervals(list(zip(rows, columns, strict=True)), seed=seed)
-    return Comparison(first, second, matrix[np.ix_(rows, columns)], low, high)
+    cka, biased = (None if m is None else m[np.ix_(rows, columns)] for m in matrices)
+    assert cka is not None
+    return Comparison(first, second, cka, low, high, biased)
 
 
 def _is_same(mine: Array, frozen: Array) -> bool:
@@ -232,6 +256,10 @@ def _of_unchanged(model: Model, unchanged: Sequence[str]) -> str:
             "blocks is that of the frozen backbone, whatever the adapter learned."
         )
     return ""
+
+
+def _rows(matrix: Array) -> list[list[float | None]]:
+    return [[_plain(value) for value in row] for row in matrix]
 
 
 def _plain(value: float) -> float | None:

@@ -37,8 +37,8 @@ def find_configs(root: Path = Path("configs")) -> list[Path]:
 
 
 def is_grid(path: Path) -> bool:
-    """Whether a file below `configs/` is for `kora grid`, which is told by its folder."""
-    return path.parent.name == "grids"
+    """Whether a config is for `kora grid`: it says on top of which configs its runs are made."""
+    return re.search(r"^base:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def config_claim(path: Path) -> str:

@@ -220,6 +220,8 @@ def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Ba
             weights=source,
             image_size=tuple(size) if isinstance(size, list) else size,
             keep_classifier=bool(origin.get("keep_classifier", False)),
+            mean=known.get("mean"),
+            std=known.get("std"),
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(

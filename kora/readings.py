@@ -244,4 +244,6 @@ def _original(backbone: Backbone) -> Backbone:
         weights=backbone.weights,
         image_size=backbone.image_size,
         keep_classifier=backbone.keep_classifier,
+        mean=backbone.normalisation.get("mean"),
+        std=backbone.normalisation.get("std"),
     )

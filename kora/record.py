@@ -229,12 +229,7 @@ class RunRecord(Callback):
             parameters=self.parameters.to_dict(),
             seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             peak_memory_mib=self.peak_memory_mib or None,
-            backbone={
-                "name": task.backbone.name,
-                "weights": task.backbone.weights,
-                "sha256": task.backbone.sha256,
-                "image_size": task.backbone.image_size,
-            },
+            backbone=task.backbone.facts,
             source=None
             if task.source is None
             else {key: task.source.get(key) for key in ("folder", "experiment", "adapter")},

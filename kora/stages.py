@@ -13,6 +13,7 @@ from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
 from kora.claims import alone_with
 from kora.progress import say
 from kora.run_search import find_finished_run, last_checkpoint
+from kora.source_normalisation import keep_normalisation
 from kora.tasks import AdapterTask
 from kora.transfer import plain, source_overrides, train_source
 
@@ -42,6 +43,7 @@ class SourceStage:
             )
         self.source = source
         self.overrides = source_overrides(config, keep_adapter=keep_adapter)
+        keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
         self.wanted = plain(parser, parser.parse_args(layers))
 

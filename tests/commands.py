@@ -51,6 +51,6 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
             os.environ["PL_GLOBAL_SEED"] = seed
     err = capfd.readouterr().err
     # These rightly miss runs that nobody has trained here.
-    reads_runs = ("cka", "compare", "export", "inspect", "predict")
+    reads_runs = ("cka", "compare", "export", "inspect", "paper", "predict")
     missing = name in reads_runs and "usage:" not in err
     assert not code or missing, f"{command}\n{err}"

@@ -91,6 +91,39 @@ def test_mean_and_std_are_those_of_the_weights_that_the_tag_names() -> None:
     assert clip.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
 
 
+def test_another_mean_and_std_replace_those_of_the_weights_and_are_facts(images: Tensor) -> None:
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    own = Backbone("vit_nano")
+    changed = Backbone("vit_nano", mean=mean, std=std)
+    white = torch.ones(1, 3, *changed.size)
+    by_hand = torch.tensor([(1 - m) / s for m, s in zip(mean, std, strict=True)])
+    torch.testing.assert_close(changed.preprocess(white)[0, :, 0, 0], by_hand)
+    assert not torch.equal(changed(images).pooled, own(images).pooled)
+    assert changed.sha256 == own.sha256, "the weights are the same"
+    assert changed.facts == {**own.facts, "mean": mean, "std": std}
+    assert own.normalisation == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.5, 0.5, 0.5]}, r"backbone.std is missing: .* Give both"),
+        ({"std": [0.5, 0.5, 0.5]}, r"backbone.mean is missing"),
+        ({"mean": [0.5], "std": [0.5, 0.5, 0.5]}, r"backbone.mean=\[0.5\]: expected three numbers"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5]}, r"backbone.std=.*three numbers above 0"),
+        ({"mean": [123.7, 116.3, 103.5], "std": [1.0, 1.0, 1.0]}, r"three numbers in \[0, 1\]"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.0, 0.5]}, r"three numbers above 0"),
+        ({"mean": [0.5, 0.5, float("nan")], "std": [0.5, 0.5, 0.5]}, r"backbone.mean=.*nan"),
+    ],
+    ids=["no_std", "no_mean", "one", "two", "of_255", "zero_std", "nan"],
+)
+def test_a_normalisation_without_three_numbers_is_refused(
+    options: dict[str, list[float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Backbone("vit_nano", weights="random", **options)
+
+
 def test_levels_come_in_the_order_in_which_they_are_asked_for(images: Tensor) -> None:
     backbone = nano()
     one, four = backbone(images, levels=[1]).levels[0], backbone(images, levels=[4]).levels[0]

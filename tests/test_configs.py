@@ -44,7 +44,7 @@ def is_complete(name: str) -> bool:
     return "class_path" in load(name).get("model", {})
 
 
-GRIDS = [name for name in NAMES if is_grid(Path(name))]
+GRIDS = [name for name in NAMES if is_grid(REPOSITORY / name)]
 COMPLETE = [name for name in NAMES if is_complete(name) and name not in GRIDS]
 FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in GRIDS]
 
@@ -126,7 +126,8 @@ def test_the_commands_of_a_comment_are_accepted(name: str, capfd: Capture) -> No
 @pytest.mark.parametrize("name", COMPLETE)
 def test_the_command_to_compare_reads_the_runs_of_this_experiment(name: str) -> None:
     for command in labelled(name, "Compare"):
-        assert f"runs/{load(name)['experiment']}" in command.split()
+        if not command.startswith("kora paper "):  # which finds them below runs
+            assert f"runs/{load(name)['experiment']}" in command.split()
 
 
 @pytest.mark.parametrize("name", NAMES)

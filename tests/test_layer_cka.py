@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kora.analysis.cka import biased_cka
 from kora.layer_cka import LayerCKA, Model, compare_layers
 
 Array = NDArray[np.float64]
@@ -108,3 +109,19 @@ def test_a_layer_that_is_the_same_for_all_images_is_null_and_said() -> None:
     assert found.to_dict()["comparisons"]["within_run"]["cka"][0] == [None] * 3
     assert any("same for every image" in text for text in found.remarks())
     assert "nan" not in found.to_csv()
+
+
+def test_beside_the_unbiased_value_stands_the_biased_one_of_the_first_32_images() -> None:
+    rng = np.random.default_rng(2)
+    made = [[layers(rng), layers(rng)] for _ in range(6)]  # 8 images each
+    found = compare_layers([RUN, FROZEN], made)["run_vs_f"]
+    assert found.biased is not None
+    first, second = (
+        np.concatenate([batch[model][layer] for batch in made[:4]])
+        for model, layer in ((0, 1), (1, 2))
+    )
+    assert found.biased[1, 2] == pytest.approx(biased_cka(first, second), rel=1e-9)
+    assert found.to_dict()["biased_cka_of_32_images"][1][2] == found.biased[1, 2]
+    few = compare_layers([RUN, FROZEN], made[:3])["run_vs_f"]
+    assert few.biased is None
+    assert few.to_dict()["biased_cka_of_32_images"] is None

@@ -90,6 +90,8 @@ def test_a_config_is_listed_with_its_whole_claim_and_nothing_else(tmp_path: Path
     assert config_claim(tmp_path / "b.yaml") == ""
 
 
-def test_a_grid_is_told_by_its_folder() -> None:
+def test_a_grid_is_told_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
     assert is_grid(Path("configs/grids/depth_dcomp.yaml"))
+    assert is_grid(Path("configs/paper/table1.yaml"))
     assert not is_grid(Path("configs/adapters/lora.yaml"))

@@ -34,6 +34,16 @@ def test_every_strategy_comes_back_with_the_same_logits(
     assert not any(module.training for module in model.modules())
 
 
+def test_a_normalisation_of_its_own_comes_back(tmp_path: Path, images: Tensor) -> None:
+    own = {"mean": [0.507, 0.487, 0.441], "std": [0.268, 0.257, 0.276]}
+    task = kick(built(LoRA(2), backbone=Backbone("vit_nano", **own))).eval()
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
+    assert {key: model.preprocessing[key] for key in own} == own
+    assert model.backbone.normalisation == own
+    with torch.no_grad():
+        assert torch.equal(model(images), task(images))
+
+
 def test_predictions_carry_names_and_probabilities(tmp_path: Path, images: Tensor) -> None:
     task = kicked(LoRA(2))
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task))

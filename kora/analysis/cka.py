@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_IMAGES", "MinibatchCKA", "biased_cka", "biased_on_noise", "unbiased_hsic"]
+__all__ = [
+    "LEAST_IMAGES",
+    "MinibatchCKA",
+    "biased_cka",
+    "biased_matrix",
+    "biased_on_noise",
+    "unbiased_hsic",
+]
 
 #: Images a batch below which the unbiased estimate is not defined.
 LEAST_IMAGES = 4
@@ -155,6 +162,17 @@ def biased_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> fl
     return float(mixed / np.sqrt(left * right))
 
 
+def biased_matrix(features: Features) -> Array:
+    """`biased_cka` (M, M) between M feature sets (n, D); NaN where features do not vary.
+
+    In the dual form, <H K H, H L H>, which the published notebook of KoRA computes as well.
+    """
+    flat_ME = np.stack([(x @ x.T).reshape(-1) for x in map(_varying, features)])
+    hsic_MM: Array = flat_ME @ flat_ME.T
+    own_M = np.diag(hsic_MM)
+    return _ratio(hsic_MM, own_M[:, None], own_M[None, :])
+
+
 def biased_on_noise(width: int, *, images: int = 32, draws: int = 20) -> float:
     """The mean of `biased_cka` over draws of independent Gaussian features (about D / (D + n))."""
     rng = np.random.default_rng(0)
@@ -172,10 +190,8 @@ def _u_centred(features: NDArray[np.floating[Any]], number: int) -> Array:
         raise ValueError(
             f"Feature set {number} holds numbers that are not finite: the model diverged."
         )
-    x = _centred(features)  # it changes nothing but the rounding, which large offsets make worse
+    x = _varying(features)  # it changes nothing but the rounding, which large offsets make worse
     n = len(x)
-    if np.abs(x).max() <= _CONSTANT * np.abs(features).max():
-        return np.zeros(n * n)
     gram_nn: Array = x @ x.T
     np.fill_diagonal(gram_nn, 0)
     sums_n = gram_nn.sum(axis=0)
@@ -185,6 +201,12 @@ def _u_centred(features: NDArray[np.floating[Any]], number: int) -> Array:
     gram_nn -= shift_n[None, :]
     np.fill_diagonal(gram_nn, 0)
     return gram_nn.reshape(-1)
+
+
+def _varying(features: NDArray[np.floating[Any]]) -> Array:
+    """Centred; exactly zero where they do not vary from image to image."""
+    x = _centred(features)
+    return x * 0 if np.abs(x).max() <= _CONSTANT * np.abs(features).max() else x
 
 
 def _centred(features: NDArray[np.floating[Any]]) -> Array:

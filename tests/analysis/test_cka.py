@@ -8,7 +8,13 @@ import torch
 from ckatorch import cka_base, cka_batch
 from numpy.typing import NDArray
 
-from kora.analysis.cka import MinibatchCKA, biased_cka, biased_on_noise, unbiased_hsic
+from kora.analysis.cka import (
+    MinibatchCKA,
+    biased_cka,
+    biased_matrix,
+    biased_on_noise,
+    unbiased_hsic,
+)
 
 Array = NDArray[np.float64]
 
@@ -68,6 +74,14 @@ def test_one_batch_equals_ckatorchs_unbiased_cka_of_the_whole_set() -> None:
 def test_the_biased_value_equals_ckatorchs() -> None:
     x, y = related(1, 64)[0]
     assert abs(biased_cka(x, y) - float(cka_base(torch.tensor(x), torch.tensor(y)))) < 1e-8
+
+
+def test_the_biased_matrix_holds_the_biased_value_of_every_pair() -> None:
+    x, y = related(1, 32)[0]
+    found = biased_matrix([x, y, np.ones((32, 3))])
+    assert found[0, 1] == pytest.approx(biased_cka(x, y), rel=1e-9)
+    assert found[0, 0] == found[1, 1] == 1
+    assert np.isnan(found[2]).all(), "features that do not vary have no CKA"
 
 
 @pytest.mark.parametrize("images", [4, 5, 33])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.cli.support import kora, results, tiny_config, write_config
@@ -49,6 +50,29 @@ def test_the_source_stage_runs_first_and_is_used_again(transfer: Path, capfd: Ca
     changed = kora(capfd, "fit", "--config", transfer, "--model.adapter.rank", "1")
     assert changed.code == 0, changed.err
     assert "trained first" in changed.out, "an adapter of another rank does not fit"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_source_that_names_its_normalisation_keeps_it(
+    named: bool, transfer: Path, capfd: Capture
+) -> None:
+    here = transfer.parent
+    cifar = {"mean": [0.507, 0.487, 0.441], "std": [0.268, 0.257, 0.276]}
+    if named:
+        source = yaml.safe_load((here / "source.yaml").read_text())
+        source["model"]["init_args"]["backbone"] |= cifar
+        write_config(here / "source.yaml", source)
+    own = ("--model.backbone.mean", "[0.485, 0.456, 0.406]")
+    own += ("--model.backbone.std", "[0.229, 0.224, 0.225]")
+    done = kora(capfd, "fit", "--config", transfer, *own)
+    assert done.code == 0, done.err
+    target = results(here / "runs/target/LoRA/seed0/version_0")["backbone"]
+    first = results(here / SOURCE / "version_0")["backbone"]
+    assert target["mean"] == [0.485, 0.456, 0.406]
+    assert first["mean"] == (cifar["mean"] if named else target["mean"])
+    assert first["sha256"] == target["sha256"]
+    again = kora(capfd, "fit", "--config", transfer, *own)
+    assert "used again" in again.out
 
 
 def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) -> None:

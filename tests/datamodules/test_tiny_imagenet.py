@@ -94,6 +94,13 @@ def test_the_published_reading_of_the_validation_folder_is_one_class(tmp_path: P
     assert data.num_classes == 4
 
 
+def test_read_as_class_folders_classes_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+    first = Subset(fraction=0.5, how="first")
+    data = make(tmp_path, val_layout="folders", subset=first, val_fraction=0)
+    data.setup_splits()
+    assert set(data.labels("train")) == {0, 1}, "the first folders, as in a reader of folders"
+
+
 def test_number_of_classes_needs_no_data() -> None:
     assert TinyImageNet("nowhere").num_classes == 200
     assert TinyImageNet("nowhere", classes="100:200").num_classes == 100

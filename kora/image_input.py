@@ -1,0 +1,71 @@
+"""What a backbone takes as images, and how it normalises them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_images", "chosen_normalisation"]
+
+
+def chosen_normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, list[float]]:
+    """Mean and standard deviation that replace those of the weights; empty where none does.
+
+    Raises:
+        ValueError: One alone, not three finite numbers in RGB, a mean outside [0, 1], or a
+            standard deviation that is not above 0.
+    """
+    given: Mapping[str, Any] = {"mean": mean, "std": std}
+    if mean is None and std is None:
+        return {}
+    for key, value in given.items():
+        if value is None:
+            raise ValueError(
+                f"model.backbone.{key} is missing: mean and std replace those of the weights "
+                "together. Give both, three numbers each, or neither."
+            )
+        numbers = list(value) if isinstance(value, Sequence) else [value]
+        wanted = "in [0, 1]" if key == "mean" else "above 0"
+        if (
+            len(numbers) != 3
+            or not all(math.isfinite(number) for number in numbers)
+            or (key == "mean" and not all(0 <= number <= 1 for number in numbers))
+            or (key == "std" and not all(number > 0 for number in numbers))
+        ):
+            raise ValueError(
+                f"model.backbone.{key}={value}: expected three numbers {wanted}, for red, green "
+                "and blue of images in [0, 1], such as [0.5, 0.5, 0.5]."
+            )
+    return {key: [float(number) for number in value] for key, value in given.items()}
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is no batch of raw RGB images.
+
+    Raises:
+        ValueError: For another shape, type or range.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"Images have shape {tuple(images.shape)}; expected (batch, 3, height, width) in RGB. "
+            "Convert greyscale or RGBA images to RGB in the data module."
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(
+            f"Images have dtype {images.dtype}; expected uint8 in [0, 255] or floating point in "
+            "[0, 1]."
+        )
+    # On a GPU this look would stall the stream, so it is made where it is free.
+    if images.is_floating_point() and images.device.type == "cpu":
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ValueError(
+                f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
+                "backbone normalises them itself: pass raw images, not normalised ones."
+            )
