@@ -16,6 +16,32 @@ from nbclient import NotebookClient
 from tests.cli.support import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+#: What the cells of each must have printed; patterns.
+CLAIMS = {
+    "01_quickstart": ("test/accuracy", "moved by training: True"),
+    "02_compare_adapters": (
+        r"KoRA-side +3 +\d\d\.\d\d % +± \d",  # mean and interval over seeds
+        r"KoRA +[+−]\d\.\d\d ± .*\[[+−]\d\.\d\d, [+−]\d\.\d\d\] .*\d\.\d{3}",
+        r"points on 3 seeds; bootstrap .* on 1,200 images; p .*, Holm ",
+        r"\| LinearProbe \| 3 \|",  # against another reference, as Markdown
+        r"compare\.html",
+        r"different orders of three seeds: [1-6]",
+        r"One seed only: .* There is no interval",
+        r"protocol\.style: 'paint' in .*; 'night' in .* and 14 more",
+        r"left out, unlike the other 15 runs",
+        r"These runs cannot be compared",
+    ),
+    "03_what_kora_composes": (
+        r"KoRA: (?:1\d|2[0-3]) of 24 nodes contribute less than a millionth",
+        r"KoRA-side: the gradient at step 1 is 0 at every node: True",
+        r"last: \d\.\de-\d\d at the last node, \d\.\de-[23]\d at the first",
+        r"KoRA: 0 of 24 nodes have no singular value",
+        r"KoRA-side: (?:1\d|2[0-3]) of 24 nodes have no singular value",
+        r"KoRA-side: exactly the frozen backbone's: embedding, block 0, .*, block 5\n",
+        r"\nLoRA: exactly the frozen backbone's: embedding\n",
+        r"KoRA-side minus frozen backbone: (?:0\.0e\+00|\d\.\de-1\d) at most",
+    ),
+}  # fmt: skip
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -44,12 +70,13 @@ def run(path: Path, folder: Path) -> str:
 
 
 def files(folder: Path) -> set[Path]:
-    """What git would call new in a folder of the repository."""
-    return {path for path in folder.iterdir() if path.name != "__pycache__"}
+    """What git would call new in a folder of the repository, or in the saved runs."""
+    saved = (REPOSITORY / "notebooks/runs").rglob("*")
+    return {path for path in (*folder.iterdir(), *saved) if path.name != "__pycache__"}
 
 
-def test_there_is_a_quickstart() -> None:
-    assert REPOSITORY / "notebooks/01_quickstart.ipynb" in NOTEBOOKS
+def test_every_notebook_has_claims() -> None:
+    assert [path.stem for path in NOTEBOOKS] == list(CLAIMS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -68,8 +95,8 @@ def test_a_notebook_runs_in_its_folder_and_leaves_nothing_there(path: Path) -> N
     before = files(path.parent) | files(REPOSITORY)
     printed = run(path, path.parent)
     assert files(path.parent) | files(REPOSITORY) == before
-    assert "test/accuracy" in printed
-    assert "moved by training: True" in printed
+    for claim in CLAIMS[path.stem]:
+        assert re.search(claim, printed), f"{claim}\n{printed}"
 
 
 @pytest.mark.slow
