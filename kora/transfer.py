@@ -18,6 +18,7 @@ import yaml
 
 from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
 from kora.results import RESULTS_NAME, read_results, run_versions
+from kora.wandb_run import SWEEP_VARIABLES
 
 __all__ = [
     "find_finished_run",
@@ -55,7 +56,7 @@ def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -
     return {
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],
-        "wandb": config["wandb"],
+        "wandb": {**config["wandb"], "job_type": "source"},
         "trainer": {key: trainer[key] for key in taken},
         "model": {"init_args": {key: arguments[key] for key in keys}},
     }
@@ -108,7 +109,9 @@ def train_source(source: str, overrides: Mapping[str, Any]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(overrides), file)
         command = [sys.executable, "-m", "kora", "fit", "--config", source, "--config", name]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+        # In a sweep, the source stage is not the run that the agent has started.
+        env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, env=env, check=False)
     finally:
         Path(name).unlink(missing_ok=True)
     if done.returncode:
