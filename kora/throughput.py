@@ -72,10 +72,14 @@ class Throughput(Callback):
         if not trainer.sanity_checking:
             self._count("val", args[2])
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the clock of training."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of validation, before pictures are drawn of it."""
         if not trainer.sanity_checking:
             self._end("val")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the clock of training."""
+        self._begin()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the test."""
@@ -85,6 +89,6 @@ class Throughput(Callback):
         """Count the images of the test."""
         self._count("test", args[2])
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it, before what it found is gathered and drawn."""
         self._end("test")

@@ -62,7 +62,7 @@ def end_wandb(
                 logger.log_image(f"pictures/{path.stem}", [str(path)])
             # To log these, W&B asks the server, and would wait for it.
             if logger.is_online and not server_answers(wandb_base_url()):
-                lost = "the server does not answer: neither panels nor the adapter are logged"
+                lost = "panels and the adapter are left out, as the server does not answer"
             else:
                 if report is not None:
                     _log_panels(logger, report)
@@ -70,9 +70,9 @@ def end_wandb(
                     _log_adapter(logger, result, folder / "adapter")
         except Exception as error:  # whatever it is, the run itself is complete
             lost = f"not everything could be logged ({type(error).__name__}: {error})"
-        for said in (lost, finish_wandb(logger)):
-            if said is not None:
-                console.print(f"W&B:        {said}", soft_wrap=True, highlight=False)
+        said = "; ".join(words for words in (lost, finish_wandb(logger)) if words is not None)
+        if said:
+            console.print(f"W&B:        {said}", soft_wrap=True, highlight=False, markup=False)
 
 
 def columns(result: RunResult, rates: Mapping[str, float]) -> dict[str, float]:

@@ -187,6 +187,7 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     assert (tmp_path / RUN / "results.json").is_file()
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
+    assert "panels and the adapter are left out" in said[0]
     assert "stopped answering, and not everything was uploaded" in said[0]
     assert (tmp_path / said[0].rpartition("wandb sync ")[2]).is_dir()
     finished = (tmp_path / RUN / "results.json").stat().st_mtime
