@@ -130,12 +130,12 @@ def _listed(where: Address, base_url: str) -> Iterator[Any]:
         yield from api.runs(f"{where.entity}/{where.project}", per_page=_PAGE, lazy=False)
     except wandb.errors.AuthenticationError as error:
         raise ValueError(f"{refusal}: {_first_line(error)} Log in anew: wandb login.") from error
-    except ValueError as error:  # so W&B says that there is no such project
-        raise ValueError(
-            f"{refusal}: {_first_line(error)}. Look at entity and project, and whether you may "
-            "read them."
-        ) from error
     except Exception as error:  # W&B has many of its own, and those of its transport
+        if "could not find project" in str(error).lower():
+            raise ValueError(
+                f"{refusal}: {_first_line(error)}. Look at entity and project, and whether you may "
+                "read them."
+            ) from error
         raise RuntimeError(f"{refusal}: {_first_line(error)}") from error
 
 
