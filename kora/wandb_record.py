@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from kora.outcomes import OUTCOMES_NAME
 from kora.reports import Report
 from kora.results import RESULTS_NAME, RunResult
 from kora.throughput import Throughput
-from kora.wandb_run import BoundedWandb, finish_wandb, server_answers, wandb_base_url
+from kora.wandb_run import PANELS_S, BoundedWandb, finish_wandb, server_answers, wandb_base_url
 
 __all__ = ["KEPT_FILES", "RESULTS_KEY", "columns", "confusion_rows", "end_wandb"]
 
@@ -54,25 +56,53 @@ def end_wandb(
     for logger in trainer.loggers:
         if not isinstance(logger, BoundedWandb):
             continue
-        lost = None
-        try:
-            if result is not None:
-                _log_record(logger, result, folder, _rates(trainer))
-            for path in pictures:
-                logger.log_image(f"pictures/{path.stem}", [str(path)])
-            # To log these, W&B asks the server, and would wait for it.
-            if logger.is_online and not server_answers(wandb_base_url()):
-                lost = "panels and the adapter are left out, as the server does not answer"
-            else:
-                if report is not None:
-                    _log_panels(logger, report)
-                if result is not None and result.stage == "fit" and logger.upload_adapter:
-                    _log_adapter(logger, result, folder / "adapter")
-        except Exception as error:  # whatever it is, the run itself is complete
-            lost = f"not everything could be logged ({type(error).__name__}: {error})"
-        said = "; ".join(words for words in (lost, finish_wandb(logger)) if words is not None)
+        steps: list[Callable[[], None]] = [partial(_log_pictures, logger, pictures)]
+        if result is not None:
+            steps.insert(0, partial(_log_record, logger, result, folder, _rates(trainer)))
+        failed = _attempt(steps)
+        steps = []
+        if report is not None:
+            steps += [
+                partial(_log_confusions, logger, report),
+                partial(_log_samples, logger, report),
+            ]
+        if result is not None and result.stage == "fit" and logger.upload_adapter:
+            steps.append(partial(_log_adapter, logger, result, folder / "adapter"))
+        # To log these, W&B asks the server, and would wait for it.
+        if not logger.is_online:
+            failed += _attempt(steps)
+        elif steps and not server_answers(wandb_base_url()):
+            failed.append("panels and the adapter are left out, as the server does not answer")
+        else:
+            failed += _attempt_within(steps, PANELS_S)
+        words = [*dict.fromkeys(failed), finish_wandb(logger)]
+        said = "; ".join(word for word in words if word is not None)
         if said:
             console.print(f"W&B:        {said}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _attempt(steps: Sequence[Callable[[], None]]) -> list[str]:
+    """Do each, whatever becomes of the others; says what failed."""
+    failed = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # whatever it is, the run itself is complete
+            name, reason = type(error).__name__, str(error).partition("\n")[0]
+            words = f"{name}: {reason}" if reason else name
+            failed.append(f"not everything could be logged ({words})")
+    return failed
+
+
+def _attempt_within(steps: Sequence[Callable[[], None]], seconds: float) -> list[str]:
+    """The same, but left behind after some seconds: W&B waits for each answer for a long time."""
+    failed: list[str] = []
+    thread = Thread(target=lambda: failed.extend(_attempt(steps)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return [f"panels and the adapter were not all logged within {seconds:.0f} s"]
+    return failed
 
 
 def columns(result: RunResult, rates: Mapping[str, float]) -> dict[str, float]:
@@ -129,7 +159,12 @@ def _log_record(
             run.save(str(copy), base_path=run.dir, policy="now", glob=False)
 
 
-def _log_panels(logger: BoundedWandb, report: Report) -> None:
+def _log_pictures(logger: BoundedWandb, pictures: Sequence[Path]) -> None:
+    for path in pictures:
+        logger.log_image(f"pictures/{path.stem}", [str(path)])
+
+
+def _log_confusions(logger: BoundedWandb, report: Report) -> None:
     import wandb
 
     confusion = getattr(report, "confusion", None)
@@ -138,14 +173,19 @@ def _log_panels(logger: BoundedWandb, report: Report) -> None:
         table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
         fields: dict[str, Any] = {str(name): name for name in table.columns}
         chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Test"})
-        logger.log_metrics({"confusion_matrix": chart})
+        logger.experiment.log({"confusion_matrix": chart})
+
+
+def _log_samples(logger: BoundedWandb, report: Report) -> None:
+    import wandb
+
     samples = report.sample_rows()
     if samples:
         rows = [
             [wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row.values()]
             for row in samples
         ]
-        logger.log_metrics({"test_samples": wandb.Table(columns=list(samples[0]), data=rows)})
+        logger.experiment.log({"test_samples": wandb.Table(columns=list(samples[0]), data=rows)})
 
 
 def _log_adapter(logger: BoundedWandb, result: RunResult, adapter: Path) -> None:

@@ -17,6 +17,8 @@ from kora.progress import say
 from kora.results import write_atomically
 
 __all__ = [
+    "FINISH_S",
+    "PANELS_S",
     "SWEEP_VARIABLES",
     "BoundedWandb",
     "finish_wandb",
@@ -27,9 +29,10 @@ __all__ = [
     "wandb_run_id",
 ]
 
-#: Seconds: a look at the server, the start of a run, and the upload at its end. What W&B does after
-#: that takes as long again, and all of the end is to take a minute at most.
-_LOOK_S, _START_S, FINISH_S = 4.0, 30.0, 25.0
+#: Seconds: a look at the server, the start of a run, and at its end what W&B asks the server for,
+#: and then the upload. What W&B does after that takes as long as the upload again, and all of the
+#: end is to take a minute at most.
+_LOOK_S, _START_S, PANELS_S, FINISH_S = 4.0, 30.0, 9.0, 24.0
 _ID_FILE = "wandb_run.json"
 #: By these a W&B agent tells its run which one it is; a run that this one starts is another.
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")

@@ -233,7 +233,7 @@ def test_the_tables_are_those_of_the_run_folders(
     for place in ("here", "there"):
         (file,) = (tmp_path / place).glob("*.csv")
         rows = list(csv.DictReader(file.open(encoding="utf-8")))
-        tables.append([{k: v for k, v in row.items() if k != "folders"} for row in rows])
+        tables.append([{k: v for k, v in row.items() if k != "runs"} for row in rows])
     assert tables[0] == tables[1]
     (page,) = (tmp_path / "there").glob("*.html")
     assert "val/accuracy" in page.read_text()  # learning curves
