@@ -102,7 +102,10 @@ def _compare(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="kora compare", description="Mean and 95 % interval over the seeds of finished runs."
     )
-    parser.add_argument("runs", nargs="+", help="runs, or folders above runs")
+    parser.add_argument("runs", nargs="*", help="runs, or folders above runs")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT[/EXPERIMENT]", help="also the finished runs in W&B"
+    )
     parser.add_argument(
         "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
     )
@@ -115,9 +118,17 @@ def _compare(args: Sequence[str]) -> None:
     )
     parser.add_argument("--out", help="folder for the table as .html, .md, .tex, .csv and .png")
     own = parser.parse_args(args)
+    if not own.runs and own.wandb is None:
+        parser.error("name runs, or a project with --wandb ENTITY/PROJECT")
     from kora.compare import compare_command
 
-    compare_command(own.runs, own.metric, own.out, by=own.by, reference=own.reference)
+    notes: list[str] = []
+    if own.wandb is not None:
+        from kora.wandb_runs import address_of, fetch_runs
+
+        found, notes = fetch_runs(address_of(own.wandb))
+        own.runs += found
+    compare_command(own.runs, own.metric, own.out, by=own.by, reference=own.reference, notes=notes)
 
 
 def _cka(args: Sequence[str]) -> None:

@@ -120,6 +120,7 @@ def compare_command(
     *,
     by: str = "strategy",
     reference: str | None = None,
+    notes: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """Print a table for each experiment under `paths`; returns the files written.
@@ -130,13 +131,14 @@ def compare_command(
         out: folder for the files of `kora.compare_files`; None writes nothing.
         by: what makes a group, see `kora.grouping`.
         reference: the group that differences refer to; None: LinearProbe, where there is one.
+        notes: sentences on runs that are not under `paths`.
         console: where to print; None: standard output.
 
     Raises:
         ValueError: nothing can be compared; names every reason.
     """
-    runs, notes = load_runs(paths)
-    return present(runs, notes, metric, out, by=by, reference=reference, console=console)
+    runs, more = load_runs(paths)
+    return present(runs, [*notes, *more], metric, out, by=by, reference=reference, console=console)
 
 
 def present(

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ __all__ = [
     "depth_histogram",
     "depth_range",
     "errors_of",
+    "shaded",
     "shares_per_m",
 ]
 
@@ -185,6 +187,19 @@ def depth_range(truths: Array) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = (float(end) for end in np.percentile(measured, [0.5, 99.5]))
     return (low, high) if high - low > 1e-3 else (0.9 * low, 1.1 * high)
+
+
+def shaded(depth_m: Array, low_m: float, high_m: float) -> NDArray[np.uint8]:
+    """A depth map (H, W) in the colours of `depth_grid`, uint8 (H, W, 3).
+
+    Grey where it is 0 (not measured), magenta where it is no finite number.
+    """
+    finite = np.isfinite(depth_m)
+    share = (np.where(finite, depth_m, low_m) - low_m) / (high_m - low_m)
+    colours = np.asarray(colormaps["viridis_r"](np.clip(share, 0, 1)))[..., :3]
+    colours[finite & (depth_m == 0)] = to_rgb(UNMEASURED)
+    colours[~finite] = to_rgb(NOT_FINITE)
+    return np.asarray(np.rint(255 * colours), dtype=np.uint8)
 
 
 def shares_per_m(edges_m: Sequence[float] | Array, counts: Sequence[int] | Array) -> Float:

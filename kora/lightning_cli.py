@@ -39,6 +39,7 @@ from kora.run_lock import RunLock
 from kora.run_options import add_run_options
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
+from kora.throughput import Throughput
 from kora.training_state import TrainingState
 from kora.transfer import plain
 
@@ -199,7 +200,7 @@ class KoraCLI(LightningCLI):
                 config=config,
                 allow_degenerate=self.options.allow_degenerate,
             )
-            own += [self.record, OutcomeRecord(self.run_folder)]
+            own += [self.record, OutcomeRecord(self.run_folder), Throughput()]
             if self.command == "fit":
                 own += [FiniteGuard(), NodeGradients(self.run_folder)]
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:

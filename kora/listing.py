@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["config_claim", "find_configs", "find_subclasses", "is_grid", "main"]
+__all__ = ["config_claim", "find_configs", "find_subclasses", "is_grid", "is_sweep", "main"]
 
 
 def find_subclasses(folder: Path, base: str) -> dict[str, str]:
@@ -39,6 +39,11 @@ def find_configs(root: Path = Path("configs")) -> list[Path]:
 def is_grid(path: Path) -> bool:
     """Whether a config is for `kora grid`: it says on top of which configs its runs are made."""
     return re.search(r"^base:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a file below `configs/` is for `wandb sweep`."""
+    return path.parent.name == "sweeps"
 
 
 def config_claim(path: Path) -> str:
@@ -84,10 +89,12 @@ def main(args: Sequence[str]) -> None:
     show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
     files = find_configs()
     grids = [path for path in files if is_grid(path)]
-    configs = [path for path in files if path not in grids]
+    sweeps = [path for path in files if is_sweep(path)]
+    configs = [path for path in files if path not in [*grids, *sweeps]]
     for title, found_files in (
         ("Configs (kora fit --config)", configs),
         ("Grids (kora grid --config)", grids),
+        ("Sweeps (wandb sweep)", sweeps),
     ):
         if found_files:
             console.print(f"[italic]{title}[/italic]")

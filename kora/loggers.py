@@ -17,9 +17,16 @@ from kora.csv_log import RowByRow
 from kora.durable import require_room
 from kora.progress import say
 from kora.results import run_versions
-from kora.wandb_run import BoundedWandb, keep_run_id, server_answers, wandb_run_id
+from kora.wandb_run import (
+    BoundedWandb,
+    keep_run_id,
+    server_answers,
+    sweep_run_id,
+    wandb_base_url,
+    wandb_run_id,
+)
 
-__all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
+__all__ = ["Wandb", "claim_run_folder", "has_credentials", "make_loggers", "wandb_offline"]
 
 _LEAST_ROOM = 2**20  # bytes, for the config, the splits and a record
 
@@ -32,11 +39,16 @@ class Wandb:
         mode: `auto` is online with a login and offline without; `disabled` leaves it out.
         project: Project of the runs.
         entity: Team or user; None is the default of the login.
+        job_type: What the run is for; None is the command (`fit`, `test` or `validate`), and a
+            source stage that another run starts is `source`.
+        upload_adapter: Log the adapter of the best checkpoint as an artifact at the end of `fit`.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "kora"
     entity: str | None = None
+    job_type: str | None = None
+    upload_adapter: bool = True
 
 
 def claim_run_folder(parent: Path) -> Path:
@@ -85,10 +97,10 @@ def wandb_offline(mode: str) -> bool:
     """
     asked = _asked(mode)
     if not asked:
-        return not _has_credentials()
+        return not has_credentials()
     if asked != "online":
         return True
-    if not _has_credentials():
+    if not has_credentials():
         raise ValueError(
             "W&B is to be online (wandb.mode or WANDB_MODE), but there is no login. Run "
             "`wandb login` once, set WANDB_API_KEY, or use --wandb.mode offline."
@@ -101,16 +113,11 @@ def _asked(mode: str) -> str | None:
     return mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
 
 
-def _base_url() -> str:
-    import wandb
-
-    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
-
-
-def _has_credentials() -> bool:
+def has_credentials() -> bool:
+    """Whether there is a login at the W&B server: a key, or an entry in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    hosts = {urlsplit(_base_url()).netloc}
+    hosts = {urlsplit(wandb_base_url()).netloc}
     if not os.environ.get("WANDB_BASE_URL"):
         hosts.add("api.wandb.ai")  # older versions of wandb log in there
     named = os.environ.get("NETRC")
@@ -140,11 +147,11 @@ def make_loggers(
     if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return [csv]
     offline = wandb_offline(settings.mode)
-    if not offline and not server_answers(_base_url()):
-        say(f"W&B at {_base_url()} does not answer: this run is logged offline.")
+    if not offline and not server_answers(wandb_base_url()):
+        say(f"W&B at {wandb_base_url()} does not answer: this run is logged offline.")
         offline = True  # W&B would wait a minute and a half, and then stop the run
     before = None if resumed is None else wandb_run_id(resumed)
-    run_id = before or secrets.token_hex(4)
+    run_id = sweep_run_id() or before or secrets.token_hex(4)
     keep_run_id(run_folder, run_id)
     return [
         csv,
@@ -155,8 +162,10 @@ def make_loggers(
             save_dir=run_folder,
             project=settings.project,
             entity=settings.entity,
-            group=experiment,
-            job_type=stage,
+            group=f"{experiment}/{strategy}",  # of one group, curves are a mean over seeds
+            job_type=settings.job_type or stage,
             tags=[strategy],
+            config={"strategy": strategy, "seed": seed},
+            upload_adapter=settings.upload_adapter,
         ),
     ]

@@ -28,7 +28,7 @@ from kora.results import RunResult, write_atomically, write_results
 from kora.run_search import config_hash
 from kora.summary import summary_table
 from kora.tasks import AdapterTask
-from kora.wandb_run import finish_wandb
+from kora.wandb_record import end_wandb
 
 __all__ = ["RunRecord"]
 
@@ -260,16 +260,7 @@ class RunRecord(Callback):
         if pictures:
             names = ", ".join(path.name for path in pictures)
             console.print(f"Pictures:   {names}", soft_wrap=True, highlight=False)
-        self._end_wandb(trainer, pictures, console)
-
-    def _end_wandb(self, trainer: Trainer, pictures: Sequence[Path], console: Console) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for path in pictures:
-                    logger.log_image(f"pictures/{path.stem}", [str(path)])
-                said = finish_wandb(logger)
-                if said is not None:
-                    console.print(f"W&B:        {said}", soft_wrap=True, highlight=False)
+        end_wandb(trainer, console, pictures, folder=self.folder, result=result, report=self.report)
 
     def _pictures(self) -> list[Path]:
         assert self.report is not None
@@ -292,7 +283,7 @@ class RunRecord(Callback):
         path = self.report.write_predictions(self.folder, batches)
         if path is not None:
             Console().print(f"Predictions: {path}", soft_wrap=True, highlight=False)
-        self._end_wandb(trainer, [], Console())
+        end_wandb(trainer, Console(), folder=self.folder)
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:

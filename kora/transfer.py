@@ -13,6 +13,7 @@ import yaml
 
 from kora.child import Stop, run_child
 from kora.progress import say
+from kora.wandb_run import SWEEP_VARIABLES
 
 __all__ = ["plain", "source_overrides", "train_source"]
 
@@ -37,7 +38,7 @@ def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -
     return {
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],
-        "wandb": config["wandb"],
+        "wandb": {**config["wandb"], "job_type": "source"},
         "trainer": {key: trainer[key] for key in taken},
         "model": {"init_args": {key: arguments[key] for key in keys}},
     }
@@ -65,8 +66,11 @@ def train_source(
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(overrides), file)
+        # In a sweep, the source stage is not the run that the agent has started.
+        env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
+        args = ["fit", "--config", source, "--config", name, *goes_on]
         with Stop.on_signals() as stop:
-            code = run_child(["fit", "--config", source, "--config", name, *goes_on], stop=stop)
+            code = run_child(args, stop=stop, env=env)
     finally:
         Path(name).unlink(missing_ok=True)
     if stop.signal is not None:

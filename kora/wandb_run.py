@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,38 @@ from lightning.pytorch.utilities import rank_zero_only
 from kora.progress import say
 from kora.results import write_atomically
 
-__all__ = ["BoundedWandb", "finish_wandb", "keep_run_id", "server_answers", "wandb_run_id"]
+__all__ = [
+    "FINISH_S",
+    "PANELS_S",
+    "SWEEP_VARIABLES",
+    "BoundedWandb",
+    "finish_wandb",
+    "keep_run_id",
+    "server_answers",
+    "sweep_run_id",
+    "wandb_base_url",
+    "wandb_run_id",
+]
 
-#: Seconds: a look at the server, the start of a run, and the upload at its end. What W&B does after
-#: that takes as long again, and all of the end is to take a minute at most.
-_LOOK_S, _START_S, FINISH_S = 4.0, 30.0, 25.0
+#: Seconds: a look at the server, the start of a run, and at its end what W&B asks the server for,
+#: and then the upload. What W&B does after that takes as long as the upload again, and all of the
+#: end is to take a minute at most.
+_LOOK_S, _START_S, PANELS_S, FINISH_S = 4.0, 30.0, 9.0, 24.0
 _ID_FILE = "wandb_run.json"
+#: By these a W&B agent tells its run which one it is; a run that this one starts is another.
+SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+
+
+def wandb_base_url() -> str:
+    """The server that W&B talks to."""
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def sweep_run_id() -> str | None:
+    """Id that the agent of a sweep has given to this run; None outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def server_answers(base_url: str) -> bool:
@@ -71,9 +98,12 @@ class BoundedWandb(WandbLogger):
     """A WandbLogger whose run goes offline where it cannot start.
 
     Its options are those of WandbLogger, without `settings`, which are set here.
+
+    Validation and test are drawn over epochs, and validation is summed up by its least, largest and
+    last value. A test has one value and no best one: choosing by it would be selection.
     """
 
-    def __init__(self, *, offline: bool, **options: Any) -> None:
+    def __init__(self, *, offline: bool, upload_adapter: bool = True, **options: Any) -> None:
         import wandb
 
         settings = wandb.Settings(
@@ -84,6 +114,8 @@ class BoundedWandb(WandbLogger):
         )
         super().__init__(offline=offline, settings=settings, **options)
         self._lost = False
+        self._defined: set[str] = set()
+        self.upload_adapter = upload_adapter
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
 
     @property
@@ -103,16 +135,34 @@ class BoundedWandb(WandbLogger):
                 self._wandb_init["settings"].silent = True
         return super().experiment
 
+    @property
+    def is_online(self) -> bool:
+        """Whether a server is to be reached; it was when the run started."""
+        return not self._offline
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log; where W&B's own process has died, say so once, and log nothing more."""
         if self._lost:
             return
         try:
+            self._define(metrics)
             super().log_metrics(metrics, step)
         except Exception as error:  # whatever it is, a log is no reason to stop training
             self._lost = True
             say(f"W&B stopped working ({type(error).__name__}: {error}); metrics.csv goes on.")
+
+    def _define(self, names: Iterable[str]) -> None:
+        """Define metrics by their full names: Lightning's own `*` would compete with a pattern."""
+        for name in set(names) - self._defined:
+            self._defined.add(name)
+            stage = name.partition("/")[0]
+            if stage == "train":
+                self.experiment.define_metric(name, step_metric="trainer/global_step")
+            elif stage == "val":
+                self.experiment.define_metric(name, step_metric="epoch", summary="min,max,last")
+            elif stage == "test":
+                self.experiment.define_metric(name, step_metric="epoch")
 
 
 def finish_wandb(logger: WandbLogger) -> str | None:

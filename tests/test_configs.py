@@ -12,7 +12,7 @@ import yaml
 
 from kora.grid_file import read_grid
 from kora.lightning_cli import parse
-from kora.listing import config_claim, is_grid
+from kora.listing import config_claim, is_grid, is_sweep
 from tests.cli.support import REPOSITORY, kora
 from tests.commands import assert_accepted, kora_commands
 
@@ -45,8 +45,9 @@ def is_complete(name: str) -> bool:
 
 
 GRIDS = [name for name in NAMES if is_grid(REPOSITORY / name)]
-COMPLETE = [name for name in NAMES if is_complete(name) and name not in GRIDS]
-FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in GRIDS]
+OTHERS = [*GRIDS, *(name for name in NAMES if is_sweep(REPOSITORY / name))]  # tests/test_sweeps.py
+COMPLETE = [name for name in NAMES if is_complete(name) and name not in OTHERS]
+FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in OTHERS]
 
 
 @pytest.fixture(autouse=True)

@@ -147,3 +147,14 @@ def test_histogram_names_wrong_input(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         depth_histogram(edges, counts, tmp_path / "h.png")
+
+
+def test_a_shaded_map_is_dark_far_away_and_says_what_was_not_measured() -> None:
+    depth_m = np.array([[1.0, 3.0, 5.0], [0.0, np.nan, 9.0]])
+    shaded = figures_depth.shaded(depth_m, 1.0, 5.0)
+    assert (shaded.shape, shaded.dtype) == ((2, 3, 3), np.uint8)
+    near, middle, far = shaded[0].astype(int).sum(axis=1)
+    assert near > middle > far
+    assert np.array_equal(shaded[1, 2], shaded[0, 2])  # beyond the scale: the colour of its end
+    for place, colour in ((0, UNMEASURED), (1, NOT_FINITE)):
+        assert "#{:02X}{:02X}{:02X}".format(*shaded[1, place]) == colour

@@ -10,16 +10,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import wandb
 import yaml
-from wandb.proto import wandb_internal_pb2
 
 from kora.loggers import claim_run_folder, wandb_offline
 from tests.cli.support import tiny_config, write_config
+from tests.wandb_files import config_of, offline_folder
 
 KEY = "0" * 40  # has the form of a W&B key
 
@@ -155,31 +154,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def wandb_folder(folder: Path) -> Path:
-    (found,) = (folder / "runs/tiny/LoRA/seed0/version_0/wandb").glob("offline-run-*")
-    return found
-
-
-def recorded_config(folder: Path) -> dict[str, Any]:
-    """The config in an offline run's file: LevelDB's log format with protobuf records in it."""
-    (path,) = folder.glob("*.wandb")
-    data, block = path.read_bytes(), 32 * 1024
-    assert data[:4] == b":W&B"
-    config: dict[str, Any] = {}
-    at, payload = 7, b""
-    while at < len(data):
-        room = block - at % block
-        if room < 7:  # a header never crosses the end of a block
-            at += room
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        payload += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record.FromString(payload)
-            for item in record.config.update:
-                config[item.key] = yaml.safe_load(item.value_json)
-            payload = b""
-    return config
+    return offline_folder(folder / "runs/tiny/LoRA/seed0/version_0")
 
 
 @pytest.mark.slow
@@ -203,7 +178,7 @@ def test_all_that_wandb_writes_lies_in_the_run_folder(offline: tuple[Path, str])
 def test_wandb_holds_the_whole_resolved_config(offline: tuple[Path, str]) -> None:
     folder, _ = offline
     saved = yaml.safe_load((folder / "runs/tiny/LoRA/seed0/version_0/config.yaml").read_text())
-    recorded = recorded_config(wandb_folder(folder))
+    recorded = config_of(wandb_folder(folder))
     assert saved.items() <= recorded.items()
     assert recorded["model"]["init_args"]["adapter"]["init_args"]["rank"] == 2
     assert recorded["parameters"]["trainable"] > 0

@@ -34,7 +34,7 @@ def test_the_source_stage_takes_what_must_agree_and_keeps_its_own_training() -> 
     taken = source_overrides(CONFIG)
     assert taken["seed_everything"] == 3
     assert taken["runs_dir"] == "elsewhere"
-    assert taken["wandb"] == CONFIG["wandb"]
+    assert taken["wandb"] == {**CONFIG["wandb"], "job_type": "source"}
     arguments = CONFIG["model"]["init_args"]
     assert taken["model"]["init_args"] == {
         k: arguments[k] for k in ("backbone", "adapter", "optimizer")

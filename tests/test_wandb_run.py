@@ -53,9 +53,14 @@ class Answers(http.server.BaseHTTPRequestHandler):
             {"name": name, "uploadUrl": f"{server.url}/upload"}
             for name in (variables.get("files") or [])
         ]
+        if operation == "CreateArtifact":
+            server.artifacts.append(variables)
+        known = {"id": "QTox", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
         created = {"runID": "UnVu", "uploadHeaders": [], "files": files}
         data = {
             "CreateRunFiles": {} if server.damaged else {"createRunFiles": created},
+            "ArtifactType": {"project": None},
+            "CreateArtifact": {"createArtifact": {"artifact": known}},
             "Viewer": {"viewer": {**viewer, "teams": {"edges": []}}},
             "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
         }
@@ -82,6 +87,7 @@ def server() -> Iterator[Any]:
         server: Any = it
         server.daemon_threads = True
         server.asked, server.ids, server.over = [], [], threading.Event()
+        server.artifacts = []
         server.silent_after = lambda server: False
         server.damaged = False
         server.url = f"http://127.0.0.1:{server.server_port}"
@@ -187,11 +193,31 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     assert (tmp_path / RUN / "results.json").is_file()
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
+    assert "panels and the adapter are left out" in said[0]
     assert "stopped answering, and not everything was uploaded" in said[0]
     assert (tmp_path / said[0].rpartition("wandb sync ")[2]).is_dir()
     finished = (tmp_path / RUN / "results.json").stat().st_mtime
     assert time.time() - finished < 60
     assert seconds > FINISH_S  # it did wait for the server, and then stopped waiting
+
+
+@pytest.mark.slow
+def test_a_server_that_falls_silent_while_the_adapter_is_logged_holds_up_the_end_by_a_minute(
+    tmp_path: Path, server: Any
+) -> None:
+    server.silent_after = lambda server: "CreateArtifact" in server.asked
+    command, environment = online(tmp_path, server)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    ended = time.time()
+    assert done.returncode == 0, done.stderr
+    assert ended - (tmp_path / RUN / "results.json").stat().st_mtime < 60
+    said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
+    assert len(said) == 1
+    assert "were not all logged within" in said[0]
+    assert "not everything was uploaded; for the rest: wandb sync" in said[0]
 
 
 @pytest.mark.slow
@@ -203,6 +229,9 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, server: Any
             capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert "W&B:" not in done.stdout  # all is uploaded
+    models = [it for it in server.artifacts if it["artifactTypeName"] == "model"]
+    assert [it["artifactCollectionName"] for it in models] == ["tiny-LoRA-seed0"] * 2
     first = wandb_run_id(tmp_path / RUN)
     assert first is not None
     assert set(server.ids) == {first}

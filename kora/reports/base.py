@@ -56,6 +56,13 @@ class Report:
         """Pictures of the test, drawn into the run's folder from what was gathered."""
         return []
 
+    def sample_rows(self) -> list[dict[str, Any]]:
+        """The test images of the pictures with what was said of them, a row each.
+
+        Values are names, numbers, and pictures, uint8 (H, W, 3) arrays.
+        """
+        return []
+
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Predictions for uint8 (B, 3, H, W) images; called on every process."""
         with evaluating(self.task):

@@ -69,6 +69,26 @@ class ClassificationReport(Report):
         )
         return [confusion, samples]
 
+    def sample_rows(self) -> list[dict[str, Any]]:
+        """Image, label, prediction, confidence, and whether it is right."""
+        if self.samples is None:
+            return []
+        batch, predicted = self.samples
+        names = self.datamodule.class_names
+        guesses, confidences = predicted["prediction"].tolist(), predicted["confidence"].tolist()
+        return [
+            {
+                "image": image.permute(1, 2, 0).numpy(),
+                "label": names[label],
+                "prediction": names[guess],
+                "confidence": confidence,
+                "right": bool(label == guess),
+            }
+            for image, label, guess, confidence in zip(
+                batch["image"], batch["label"], guesses, confidences, strict=True
+            )
+        ]
+
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
         """One row an image into predictions.csv."""
         names = list(getattr(self.datamodule, "class_names", []))

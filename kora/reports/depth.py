@@ -68,6 +68,28 @@ class DepthReport(Report):
         """Fixed test images with truth, prediction and error."""
         return [] if self._samples is None else [_draw(self._samples, folder / "test_depth.png")]
 
+    def sample_rows(self) -> list[dict[str, Any]]:
+        """Image, truth and prediction on one scale, and RMSE over every measured pixel."""
+        if self._samples is None:
+            return []
+        from kora import figures_depth
+
+        batch, predicted = self._samples
+        truths, predictions = batch["depth_m"].numpy(), predicted["depth_m"].cpu().numpy()
+        scale = figures_depth.depth_range(truths)
+        _, rmse_m = figures_depth.errors_of(truths, predictions)
+        return [
+            {
+                "image": image.permute(1, 2, 0).numpy(),
+                "truth": figures_depth.shaded(truth, *scale),
+                "prediction": figures_depth.shaded(guess, *scale),
+                "rmse_m": float(rmse),
+            }
+            for image, truth, guess, rmse in zip(
+                batch["image"], truths, predictions, rmse_m, strict=True
+            )
+        ]
+
     def _predicted(self, split: str) -> Samples | None:
         data = self.datamodule
         if not hasattr(data, "samples") or not len(data.indices(split)):

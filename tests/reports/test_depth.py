@@ -71,6 +71,20 @@ def test_the_pictured_images_are_the_same_whatever_was_read_before(
     assert report.pictures(tmp_path / "b")[0].read_bytes() == first
 
 
+def test_sample_rows_are_the_pictured_images_with_their_error(report: DepthReport) -> None:
+    assert report.sample_rows() == []
+    report.gather("test")
+    rows = report.sample_rows()
+    assert len(rows) == 4
+    batch, predicted = report._samples or ({}, {})
+    for place, row in enumerate(rows):
+        truth, guess = batch["depth_m"][place].numpy(), predicted["depth_m"][place].numpy()
+        rmse = np.sqrt(np.mean((guess - truth)[truth > 0] ** 2))
+        assert row["rmse_m"] == pytest.approx(rmse, rel=1e-5)
+        assert np.array_equal(row["image"], batch["image"][place].permute(1, 2, 0))
+        assert row["truth"].shape == row["prediction"].shape == row["image"].shape
+
+
 def test_predictions_of_all_batches_lie_in_one_file(report: DepthReport, tmp_path: Path) -> None:
     batches = [
         {"index": torch.tensor(places), "depth_m": torch.full((len(places), 4, 5), float(at))}
