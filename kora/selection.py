@@ -38,6 +38,8 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         except (OSError, RuntimeError, ValueError) as error:
             notes.append(str(error))
             continue
+        if any(run.result == other.result for other in runs):
+            continue  # a copy, as W&B has of a run that is here too
         if run.result.finished:
             runs.append(run)
         else:

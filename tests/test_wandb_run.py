@@ -54,7 +54,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
             for name in (variables.get("files") or [])
         ]
         if operation == "CreateArtifact":
-            server.artifacts.append(variables)
+            server.artifacts.append(variables["input"])
         known = {"id": "QTox", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
         created = {"runID": "UnVu", "uploadHeaders": [], "files": files}
         data = {

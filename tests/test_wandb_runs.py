@@ -235,9 +235,11 @@ def test_the_tables_are_those_of_the_run_folders(
         rows = list(csv.DictReader(file.open(encoding="utf-8")))
         tables.append([{k: v for k, v in row.items() if k != "runs"} for row in rows])
     assert tables[0] == tables[1]
+    both = kora(trained, "compare", "runs", "--wandb", "me/kora", server=server)
+    assert lines(both.stdout) == lines(here.stdout)  # what is here and there counts once
     (page,) = (tmp_path / "there").glob("*.html")
     assert "val/accuracy" in page.read_text()  # learning curves
-    assert server.asked.count("Runs") == 2  # four runs in pages of three
+    assert server.asked.count("Runs") == 2 * 2  # four runs in pages of three
     assert server.asked.count("RunFiles") == 4
 
 
