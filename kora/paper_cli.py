@@ -100,7 +100,7 @@ def _runs(folder: Path, named: str) -> tuple[list[Run], list[str]]:
 def _show(sheet: PaperSheet, found: dict[str, list[str]]) -> None:
     console = Console()
     console.print(f"[bold]{escape(sheet.table.title)}[/bold]\n")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     for place, head in enumerate(sheet.heads):
         table.add_column(escape(head), justify="left" if place < 2 else "right")
     before = ""

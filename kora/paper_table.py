@@ -157,9 +157,10 @@ def paper_sheet(table: PaperTable, runs: Sequence[Run]) -> PaperSheet:
                 )
             )
     if any(metric in MATRICES for metric in table.metrics):
-        # A run that is looked at already has its command in the table.
-        every = [run for some in columns.values() for run in some]
-        notes += [why for run in every if (why := why_no_cka(run.folder)) is not None]
+        named = {command for e in entries for command in (e.command_as_published, e.command_honest)}
+        every = {run.folder for some in columns.values() for run in some}
+        lacking = sorted(f for f in every if cka_command_for(f) not in named)
+        notes += [why for folder in lacking if (why := why_no_cka(folder)) is not None]
     return PaperSheet(table, tuple(entries), tuple(dict.fromkeys(notes)))
 
 

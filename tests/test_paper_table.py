@@ -189,7 +189,10 @@ def test_a_run_without_cka_of_cls_tokens_gets_the_command_for_it(tmp_path: Path)
     found = sheet(tmp_path, [one, two], "figure4")
     for made in (one, two):
         assert f"kora cka {tmp_path / made.folder} --features cls" in found.commands()
-    assert any("not of CLS tokens" in note for note in found.notes)
+    three = run("KoRA-side", 1, 0.8, experiment="paper_table1_kora_dcomp8", settings=adapted(8))
+    write_cka(tmp_path / three.folder, 0.4, biased=0.7, features="mean")
+    notes = " ".join(sheet(tmp_path, [one, two, three], "figure4").notes)
+    assert f"{three.folder}: its CKA is not of CLS tokens, as the figure is: kora cka" in notes
 
 
 def test_a_damaged_record_of_cka_is_named(tmp_path: Path) -> None:

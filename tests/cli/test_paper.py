@@ -83,9 +83,7 @@ def test_before_any_run_it_prints_what_was_published_and_what_to_run(
         done = paper(capfd, table)
         assert done.code == 0, done.err
         assert words in done.out
-        assert (
-            f"[1] kora grid --config configs/paper/{table}.yaml" in done.out or table == "figure4"
-        )
+        assert f"] kora grid --config configs/paper/{table}.yaml" in done.out
         assert "There is no folder runs here yet." in done.out
 
 
