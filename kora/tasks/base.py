@@ -25,6 +25,8 @@ from kora.ranks import refuse_sharding
 
 __all__ = ["AdapterTask"]
 
+_OWN = "the values of its weights"
+
 
 def _adamw(params: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4)
@@ -258,6 +260,7 @@ class AdapterTask(LightningModule):
             "backbone": self.backbone.name,
             "weights": str(self.backbone.weights),
             "sha256": self.backbone.sha256,
+            "normalisation": self.backbone.normalisation,
             "adapter": describe(self.adapter) | self.adapter.origins(),
             "source": self.source
             and {key: self.source.get(key) for key in ("folder", "experiment", "adapter")},
@@ -267,7 +270,7 @@ class AdapterTask(LightningModule):
         """Refuse a checkpoint of other frozen weights.
 
         Raises:
-            ValueError: If strategy, its arguments or the backbone's weights differ.
+            ValueError: If strategy, its arguments, or the backbone's weights or scale differ.
         """
         name = self._checkpoint_name()
         record = require_record(checkpoint, name)
@@ -278,6 +281,13 @@ class AdapterTask(LightningModule):
                 f"{record['sha256'][:12]}; this run has '{self.backbone.name}' with "
                 f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml beside the "
                 "checkpoint."
+            )
+        theirs = record.get("normalisation", {})  # not in the first checkpoints
+        if theirs != self.backbone.normalisation:
+            raise ValueError(
+                f"{name} belongs to images normalised with {theirs or _OWN}; this run has "
+                f"{self.backbone.normalisation or _OWN}. Set "
+                "model.backbone.mean and std as in the config.yaml beside the checkpoint."
             )
         if self.source is None:  # a resume reads no source: what came of it is in the checkpoint
             self.source = record.get("source")

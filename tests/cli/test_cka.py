@@ -99,6 +99,17 @@ def vectors(readers: Sequence[LayerReader], run: Path) -> list[list[torch.Tensor
     return [[torch.from_numpy(layer) for layer in reader(images)] for reader in readers]
 
 
+def test_runs_that_normalise_in_another_way_have_a_frozen_backbone_each(
+    cka: Cka, lora: Path, there: Path, tmp_path: Path
+) -> None:
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    scaled = fit(there, "scaled", NANO | imagenet)
+    done = cka(lora, scaled)
+    assert done.code == 0, done.err
+    assert {"frozen", "frozen2"} <= set(record(tmp_path)["models"])
+    assert matrix(tmp_path, "run_vs_run2")[0, 0] < 1, "the embedding already differs"
+
+
 def test_one_run_is_compared_with_itself_and_with_its_frozen_backbone(
     cka: Cka, lora: Path, tmp_path: Path
 ) -> None:

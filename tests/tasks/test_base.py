@@ -215,6 +215,15 @@ def test_a_checkpoint_of_another_backbone_is_refused(checkpoint: Path, tmp_path:
         )
 
 
+def test_a_checkpoint_of_another_normalisation_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    other = nano(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    message = r"with the values of its weights; this run has .*0\.485.*backbone\.mean and std as in"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).test(
+            unbuilt(backbone=other), datamodule=Colours(), ckpt_path=checkpoint, verbose=False
+        )
+
+
 def test_a_checkpoint_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match=r"not written by kora.*--ckpt_path"):
         built(LoRA()).on_load_checkpoint({"state_dict": {}})
