@@ -17,9 +17,10 @@ __all__ = ["FrozenCast", "autocast_type"]
 def autocast_type(x: Tensor) -> torch.dtype:
     """The type in which a matrix product of `x` is computed: its own, or that of autocast."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    casts = x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
 
 
 class FrozenCast:
@@ -28,15 +29,18 @@ class FrozenCast:
     They are made again when a tensor was written to, moved or replaced. (Writing through
     `weight.data` leaves no trace in torch: call `clear` after it.) Copies and pickles of a
     FrozenCast are empty: there is nothing in it that cannot be made again.
+
+    Args:
+        keeps: False casts anew every time: a copy would outlive its original, as with weights that
+            are in shards.
     """
 
-    def __init__(self) -> None:
-        #: False where a copy would outlive its original, as with weights that are in shards.
-        self.keeps = True
+    def __init__(self, *, keeps: bool = True) -> None:
+        self.keeps = keeps
         self._kept: dict[str, tuple[Any, Tensor]] = {}
 
     def __reduce__(self) -> Any:
-        return FrozenCast, ()
+        return _empty, (self.keeps,)
 
     def clear(self) -> None:
         """Forget the copies."""
@@ -61,3 +65,7 @@ class FrozenCast:
             with torch.inference_mode(False), torch.no_grad():  # for training too, wherever made
                 found = self._kept[name] = (key, tensor.to(dtype))
         return found[1]
+
+
+def _empty(keeps: bool) -> FrozenCast:
+    return FrozenCast(keeps=keeps)

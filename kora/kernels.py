@@ -11,6 +11,7 @@ the output that an update is for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ Rows = tuple[int, int]
 
 
 class Update(NamedTuple):
-    """alpha B A x, to be added to rows of a layer's output."""
+    """alpha B A x, to be added to rows of a layer's output; A (R, I), B (O, R)."""
 
-    down_RI: Tensor
-    up_OR: Tensor
+    down: Tensor
+    up: Tensor
     alpha: float
     seen: Callable[[Tensor], None] | None = None  # is given A x (..., R), with its gradient
 
@@ -62,7 +63,7 @@ def updated_linear(
         return F.linear(x, weight_OI, bias_O)
     whole = (0, layer.out_features)
     spans = tuple((*(rows or whole), update.alpha) for rows, update in updates)
-    pairs = [(update.down_RI.to(dtype), update.up_OR.to(dtype)) for _, update in updates]
+    pairs = [(update.down.to(dtype), update.up.to(dtype)) for _, update in updates]
     flat = [tensor for pair in pairs for tensor in pair]
     apply: Callable[..., tuple[Tensor, ...]] = _UpdatedLinear.apply
     y, *lows = apply(x, weight_OI, bias_O, recipe, spans, *flat)
@@ -86,7 +87,7 @@ class _UpdatedLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         """(..., I) to (..., O), and (..., R) for each update."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             y = F.linear(x, weight_OI, bias_O)
             x_MI, y_MO = _rows(x), _rows(y)
             lows_MR = [x_MI @ down_RI.T for down_RI in factors[::2]]
@@ -97,7 +98,9 @@ class _UpdatedLinear(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.spans, ctx.recipe = spans, None
         kept: tuple[Tensor | None, ...] = (x,)
-        if recipe is not None:
+        if not any(ctx.needs_input_grad[5::2]):  # only the gradient of an A reads x
+            kept = ()
+        elif recipe is not None:
             kept = recipe.tensors
             ctx.recipe = recipe._replace(tensors=())  # tensors are held by autograd alone
         lows = [low_MR.view(*x.shape[:-1], -1) for low_MR in lows_MR]
@@ -110,7 +113,7 @@ class _UpdatedLinear(torch.autograd.Function):
         count = len(ctx.spans)
         weight_OI, *saved = ctx.saved_tensors
         factors, lows, kept = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
-        with torch.autocast(weight_OI.device.type, enabled=False):
+        with _no_autocast(weight_OI):
             return _backward(ctx, grads[0], grads[1:], weight_OI, factors, lows, kept)
 
 
@@ -168,6 +171,13 @@ def _to_low(
         return other_MR
     own_MR = grad_MO[:, first:end] @ (alpha * up_SR)
     return own_MR if other_MR is None else own_MR + other_MR
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """The types are settled; there is no autocast on the meta device."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Inputs of linear layers that need not be kept for backward, as they are cheap to compute again.
+"""Inputs of linear layers that need not be kept for backward: they are cheap to compute again.
 
-The input of `qkv` and of `fc1` is what a LayerNorm gave, that of `fc2` what GELU gave. For their own
-backward both keep their own input, so whoever saves that one too saves no byte, and computes the
-layer's input again in backward.
+The input of `qkv` and of `fc1` is what a LayerNorm gave, that of `fc2` what GELU gave. Both keep
+their own input for their own backward, so whoever saves that one too saves no byte, and computes
+the layer's input again in backward.
 
 A hook on the norm or activation notes on the very tensor that it returns how it came about. What
 replaces that tensor (another hook, a cast, an operation in between) has no note, and its reader

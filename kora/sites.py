@@ -95,7 +95,9 @@ class SiteLinear(nn.Module):
                 continue
             if rows is None:
                 y = y + delta
-            elif updates or self.rewrites:  # autograd forbids writing into what our functions return
+            elif (
+                updates or self.rewrites
+            ):  # autograd forbids writing into what our functions return
                 y = y + F.pad(delta, (rows[0], y.shape[-1] - rows[1]))
             else:
                 # In place is safe: no backward of a linear layer reads its output.
