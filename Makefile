@@ -77,6 +77,8 @@ results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md 
 
 bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
 	@$(BIN)/python benchmarks/nyu_loading.py
+	@$(BIN)/python benchmarks/training_step.py
+	@$(BIN)/python benchmarks/training_step.py --precision bfloat16
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

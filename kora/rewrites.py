@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
+from kora.frozen_cast import autocast_type
 from kora.sites import SiteLinear
 
 __all__ = ["Rewritten", "autocast_input", "frozen_layer", "plain_state", "rescaled", "rewrite"]
@@ -70,8 +71,7 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
 
 def autocast_input(x: Tensor) -> Tensor:
     """The input in the type that autocast gives to a matrix product; one copy for all its uses."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return x.to(autocast_type(x))
 
 
 def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | None) -> Tensor:

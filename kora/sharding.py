@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from kora.backbones import Backbone
+from kora.sites import SiteLinear
 
 __all__ = ["ShardedBackbone"]
 
@@ -56,6 +57,9 @@ def shard_blocks(task: LightningModule, device: str, devices: int) -> None:
     _ = backbone.sha256  # of the whole weights; no process has them afterwards
     mesh = init_device_mesh(device, (devices,))
     for block in blocks:
+        for module in block.modules():
+            if isinstance(module, SiteLinear):
+                module.cast.keeps = False  # a whole copy would stay when the shards are parted
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     sharded = [n for n, p in task.named_parameters() if isinstance(p, DTensor)]
     task._ddp_params_and_buffers_to_ignore = sharded  # type: ignore[assignment]  # name of DDP's own

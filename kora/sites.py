@@ -20,10 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone
+from kora.frozen_cast import FrozenCast
+from kora.kernels import Update, is_frozen, updated_linear
+from kora.recompute import note
 
 __all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap", "wrapped"]
 
@@ -50,6 +54,8 @@ class Site:
 
 # Given the input (B, N, I): what to add to the rows of the output, or None if it only looks.
 SiteFunction = Callable[[Tensor], "Tensor | None"]
+# The same as a low-rank update, for this pass; None where only the function itself can do it.
+SiteUpdate = Callable[[], "Update | None"]
 
 
 class SiteLinear(nn.Module):
@@ -63,24 +69,45 @@ class SiteLinear(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.functions: list[tuple[tuple[int, int] | None, SiteFunction]] = []
+        self.functions: list[tuple[tuple[int, int] | None, SiteFunction, SiteUpdate | None]] = []
         self.rewrites: list[Callable[[nn.Module, Tensor], Tensor]] = []  # see kora/rewrites.py
+        self.cast = FrozenCast()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, I) to (B, N, O)."""
-        y: Tensor = self.rewrites[0](self.base, x) if self.rewrites else self.base(x)
-        for rows, function in self.functions:
+        updates: list[tuple[tuple[int, int] | None, Update]] = []
+        rest = []
+        # A compiler chooses by itself what to keep and to compute again.
+        fused = not self.rewrites and not torch.compiler.is_compiling() and is_frozen(self.base)
+        for rows, function, updated in self.functions:
+            update = updated() if fused and updated is not None else None
+            if update is None:
+                rest.append((rows, function))
+            else:
+                updates.append((rows, update))
+        if fused:
+            y = updated_linear(self.base, self.cast, x, updates)
+        else:
+            y = self.rewrites[0](self.base, x) if self.rewrites else self.base(x)
+        for rows, function in rest:
             delta = function(x)
             if delta is None:
                 continue
             if rows is None:
                 y = y + delta
-            elif self.rewrites:  # autograd forbids writing into what a function of ours returns
+            elif (
+                updates or self.rewrites
+            ):  # autograd forbids writing into what our functions return
                 y = y + F.pad(delta, (rows[0], y.shape[-1] - rows[1]))
             else:
                 # In place is safe: no backward of a linear layer reads its output.
                 y[..., rows[0] : rows[1]] += delta
         return y
+
+    def train(self, mode: bool = True) -> SiteLinear:
+        """Weights may have been written to unseen, so a change of mode casts them anew."""
+        self.cast.clear()
+        return super().train(mode)
 
 
 def find_sites(
@@ -146,9 +173,18 @@ def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int
     return sorted(set(chosen))
 
 
-def wrap(backbone: Backbone, site: Site, function: SiteFunction) -> None:
-    """Let `function` see the input of a site and, where it returns a tensor, add to its output."""
-    wrapped(backbone.model, site.path).functions.append((site.rows, function))
+def wrap(
+    backbone: Backbone, site: Site, function: SiteFunction, update: SiteUpdate | None = None
+) -> None:
+    """Let `function` see the input of a site and, where it returns a tensor, add to its output.
+
+    Where what it adds is a low-rank update, `update` says which: it is then computed with the
+    frozen layer in one operation, and `function` is not called.
+    """
+    wrapped(backbone.model, site.path).functions.append((site.rows, function, update))
+    if update is not None and site.block is not None:
+        for module in backbone.model.blocks[site.block].modules():
+            note(module)
 
 
 def wrapped(model: Any, path: str) -> SiteLinear:

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from datamodules.loading import ArrayDataset, as_is
 from kora.adapters import FullFineTune, LoRA
 from kora.sharding import ShardedBackbone
+from kora.sites import SiteLinear
 from kora.tasks import ClassificationTask
 from tests.cli.support import tiny_config, write_config
 from tests.factory import built, labels_for
@@ -28,10 +30,10 @@ pytestmark = pytest.mark.slow
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 
 
-def train_one_step(task: ClassificationTask) -> None:
+def train_one_step(task: ClassificationTask, **options: Any) -> None:
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     data = ArrayDataset({"image": images, "label": labels_for(images)})
-    trainer = Trainer(strategy=ShardedBackbone(), devices=2, max_steps=1, **QUIET)
+    trainer = Trainer(strategy=ShardedBackbone(), devices=2, max_steps=1, **QUIET, **options)
     trainer.fit(task, DataLoader(data, batch_size=2, collate_fn=as_is))
 
 
@@ -39,8 +41,10 @@ def numbers_held(rank: int) -> dict[str, int]:
     task = built(LoRA(2), backbone=tiny("tiny_vit"))
     blocks = task.backbone.model.blocks
     whole = sum(p.numel() for p in blocks.parameters())
-    train_one_step(task)
+    train_one_step(task, precision="bf16-mixed")
     held = sum(p.to_local().numel() for p in blocks.parameters())
+    sites = [module for module in blocks.modules() if isinstance(module, SiteLinear)]
+    held += sum(copy.numel() for site in sites for _, copy in site.cast._kept.values())
     whole_trainables = all(type(p) is torch.nn.Parameter for p in task.trainables().values())
     return {"whole": whole, "held": held, "whole_trainables": whole_trainables}
 

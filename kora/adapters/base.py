@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone, Features
+from kora.kernels import Update
 from kora.sites import Site
 
 __all__ = [
@@ -188,6 +189,12 @@ class LowRankDelta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
         return self.up(self.alpha * self.low(x))
+
+    def update(self) -> Update | None:
+        """A, B and alpha for one operation with the frozen layer; None while inputs are dropped."""
+        if self.dropout and self.training:
+            return None
+        return Update(self.down_RI, self.up_OR, self.alpha)
 
     def folded(self, weight_OI: Tensor) -> Tensor:
         """The weight (O, I) with the correction: W + alpha B A."""

@@ -23,6 +23,7 @@ from kora.adapters.base import (
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbones import Backbone, Features
+from kora.kernels import Update
 from kora.sites import ALL_SITES, Site, find_sites, wrap
 
 __all__ = ["KoRA", "Node"]
@@ -62,6 +63,11 @@ class Node(nn.Module):
         low = self.delta.low(x)
         self._keep(low)
         return self.delta.up(self.delta.alpha * low)
+
+    def update(self) -> Update | None:
+        """What `observe` does where it injects, as a low-rank update."""
+        update = self.delta.update()
+        return None if update is None else update._replace(seen=self._keep)
 
     def vector(self) -> Tensor:
         """p, (B, C) or (B, N, C), of the batch that has just passed; forgets it."""
@@ -183,7 +189,7 @@ class KoRA(Strategy):
                 pool=self.pool,
             )
             self.nodes[site.key] = node
-            wrap(backbone, site, node.observe)
+            wrap(backbone, site, node.observe, node.update if self.inject else None)
         self.composer.build(len(self.nodes), self.d_comp)
         if self.readout.per_token and backbone.pooled_width != backbone.width:
             raise ValueError(

@@ -69,7 +69,7 @@ class LoRA(Strategy):
         ):
             delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
             self.deltas[site.key] = delta
-            wrap(backbone, site, delta)
+            wrap(backbone, site, delta, delta.update)
 
     @torch.no_grad()
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:

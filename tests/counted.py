@@ -1,0 +1,43 @@
+"""What a training step costs in numbers that are the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["counted_step"]
+
+
+def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
+    """GFLOP of `loss` and its backward, and the MiB that are kept between the two.
+
+    Floating-point operations are those of matrix products and attention, by torch's counter. Kept
+    is what autograd saves beyond the parameters and buffers of the module, each storage once.
+    """
+    owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # no address may be used twice while we count
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    # By itself torch counts only the products that make a new tensor.
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place}
+    )
+    with counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss().backward()
+    return counter.get_total_flops() / 1e9, sum(kept.values()) / 2**20
+
+
+def _product_in_place(to: Any, left: Any, right: Any, **_: Any) -> int:
+    return 2 * int(left[0]) * int(left[1]) * int(right[1])
