@@ -142,18 +142,25 @@ def product_rate(device: torch.device, kind: torch.dtype) -> float:
 
 
 def measured(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Counts, seconds of every round, and on a GPU the peak of memory, by name."""
+    """Counts, seconds of every round, and the peak of memory on a GPU, by name.
+
+    On the CPU also the seconds of this process alone, which say more on a busy machine.
+    """
     found: dict[str, Any] = {}
     for name, step in steps.items():
         gflop, mib = step.counted()
         found[name] = {"gflop": gflop, "kept_mib": mib, "seconds": []}
+        if device.type == "cpu":
+            found[name]["cpu seconds"] = []
     for repeat in range(repeats + 1):
         for name, step in steps.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            spent = seconds(step, device)
-            if repeat:
-                found[name]["seconds"].append(spent)
+            begun = time.process_time()
+            spent = {"seconds": seconds(step, device), "cpu seconds": time.process_time() - begun}
+            for kind, number in spent.items():
+                if repeat and kind in found[name]:
+                    found[name][kind].append(number)
             if device.type == "cuda":
                 found[name]["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
         print(f"round {repeat} of {repeats}", file=sys.stderr, flush=True)
@@ -163,15 +170,18 @@ def measured(steps: dict[str, Step], repeats: int, device: torch.device) -> dict
 def ratios(found: dict[str, Any], to: str) -> None:
     """Add the ratio of every round to that of another contender: median, lowest, highest."""
     for one in found.values():
-        each = [a / b for a, b in zip(one["seconds"], found[to]["seconds"], strict=True)]
-        one[f"times {to}"] = [statistics.median(each), min(each), max(each)]
+        for kind in ("seconds", "cpu seconds"):
+            if kind in one:
+                pairs = zip(one[kind], found[to][kind], strict=True)
+                each = [mine / theirs for mine, theirs in pairs]
+                one[f"{kind} / {to}"] = [statistics.median(each), min(each), max(each)]
 
 
 def table(found: dict[str, Any], batch: int, rate: float) -> str:
     """Rows in Markdown."""
-    bases = [base for base in (PEER, FORWARD) if base in found]
+    bases = [key for key in found[FORWARD] if " / " in key]
     columns = ["step", "GFLOP", "kept, MiB", "images/s", "of the product rate"]
-    columns += [f"time / {base}" for base in bases]
+    columns += bases
     columns += ["peak, MiB"] if "peak_mib" in found[FORWARD] else []
     rows = [columns, ["---"] * len(columns)]
     for name, one in found.items():
@@ -179,7 +189,7 @@ def table(found: dict[str, Any], batch: int, rate: float) -> str:
         row = [name, f"{one['gflop']:.1f}", f"{one['kept_mib']:.1f}", f"{batch / median:.1f}"]
         row.append(f"{one['gflop'] / median / rate:.2f}")
         for base in bases:
-            middle, low, high = one[f"times {base}"]
+            middle, low, high = one[base]
             row.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
         row += [f"{one['peak_mib']:.0f}"] if "peak_mib" in one else []
         rows.append(row)

@@ -16,6 +16,9 @@ FILES = sorted([*REPOSITORY.glob("kora/**/*.py"), *REPOSITORY.glob("datamodules/
 #: From the bottom up; a layer may import those before it, never one behind it.
 LAYERS = (
     "kora.weights",
+    "kora.frozen_cast",
+    "kora.recompute",
+    "kora.kernels",
     "kora.vit_nano",
     "kora.backbones",
     "kora.sites",
@@ -87,6 +90,7 @@ def test_heads_and_adapters_do_not_know_each_other() -> None:
 def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> None:
     parts = (
         "kora.adapters",
+        "kora.kernels",
         "kora.sites",
         "kora.places",
         "kora.heads",

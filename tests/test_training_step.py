@@ -35,7 +35,7 @@ def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_pat
     assert record["machine"] in done.stdout
     for one in steps.values():
         assert len(one["seconds"]) == 2
-        middle, low, high = one["times LoRA of peft"]
+        middle, low, high = one["seconds / LoRA of peft"]
         assert 0 < low <= middle <= high
     gflop = {name: one["gflop"] for name, one in steps.items()}
     kept = {name: one["kept_mib"] for name, one in steps.items()}
