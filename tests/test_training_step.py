@@ -43,9 +43,9 @@ def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_pat
     assert gflop["linear probe"] == pytest.approx(gflop["frozen forward"], rel=0.01)
     assert gflop["KoRA-side"] < 0.55 * gflop["LoRA"]
     # With so few tokens the casts of the weights are most of what bfloat16 keeps.
-    most = 0.7 if precision == "float32" else 0.85
+    most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.08)
     assert kept["LoRA"] <= most * kept["LoRA of peft"]
-    assert kept["KoRA"] <= 1.03 * kept["LoRA"]
+    assert kept["KoRA"] <= more * kept["LoRA"]
     assert kept["KoRA-side"] < 0.1 * kept["LoRA"]
     assert kept["frozen forward"] == 0
 
