@@ -182,6 +182,7 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(make: Entry, images
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
+    torch.compiler.reset()  # above a number of graphs nothing more is compiled, silently
     plain, compiled = kick(on_tiny(make())), kick(on_tiny(make()))
     names = list(compiled.state_dict())
     compiled.compile()
