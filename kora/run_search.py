@@ -40,10 +40,21 @@ _MACHINE = {
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what of a resolved config shapes its result."""
+    """SHA-256 of what of a resolved config shapes its result.
+
+    Options that are empty (null, or a list or table of nothing) do not count: so a later version
+    with more of them finds the runs of an earlier one.
+    """
     trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
     essence = {"trainer": trainer, **{key: config.get(key) for key in _KEYS}}
-    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_filled(essence), sort_keys=True).encode()).hexdigest()
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        inner = {key: _filled(item) for key, item in value.items()}
+        return {key: item for key, item in inner.items() if item not in (None, [], {})}
+    return [_filled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def run_folders(config: Mapping[str, Any]) -> Iterator[Path]:

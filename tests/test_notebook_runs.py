@@ -52,6 +52,14 @@ def test_they_are_the_runs_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(one in wanted for one in found)
 
 
+def test_their_grid_finds_them_finished(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    done = kora(capfd, "grid", "--config", GRID, "--set", f"runs_dir={FOLDER}", "--dry_run")
+    assert done.code == 0, done.err
+    assert f"{len(RUNS)} runs, {len(RUNS)} of them finished" in done.out
+
+
 def test_one_commit_made_them_all() -> None:
     (commit,) = {read_results(run).commit for run in RUNS}
     assert commit is not None

@@ -63,6 +63,16 @@ def unfinished(config: dict[str, Any], name: str = "version_0") -> Path:
     return folder
 
 
+@pytest.mark.parametrize("empty", [None, [], {}])
+def test_an_option_of_a_later_version_that_is_left_empty_makes_no_other_run(
+    wanted: dict[str, Any], empty: Any
+) -> None:
+    folder = write_run(wanted)
+    later = changed(wanted, "model.init_args.leave_out", empty)
+    assert find_finished_run(later) == folder
+    assert find_finished_run(changed(wanted, "model.init_args.leave_out", ["macro_f1"])) is None
+
+
 def test_a_finished_run_of_the_same_config_is_found(wanted: dict[str, Any]) -> None:
     assert find_finished_run(wanted) is None
     folder = write_run(wanted)
