@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from tests.factory import nano
 
 
 @pytest.fixture
-def _no_process_group_left() -> Iterator[None]:
+def _nothing_left() -> Iterator[None]:
+    """Neither a process group nor LOCAL_RANK and the like, by which others would wait for ranks."""
+    before = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(before)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.usefixtures("_no_process_group_left")
+@pytest.mark.usefixtures("_nothing_left")
 def test_sharding_is_refused_with_what_to_use_instead(tmp_path: Path) -> None:
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
     trainer = Trainer(

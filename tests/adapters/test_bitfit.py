@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import BitFit, LoRA
+from kora.adapters import BitFit, DoRA
 from tests.adapters.support import kept_numbers
 from tests.factory import FAMILIES, built, family, kick, labels_for, nano
 
@@ -66,9 +66,9 @@ def test_gradients_equal_those_of_peft_with_all_biases(images: Tensor) -> None:
 
 
 def test_no_more_is_kept_than_by_a_gradient_that_only_passes_through(images: Tensor) -> None:
-    """The inputs of linear layers, which LoRA and full fine-tuning keep, are not."""
+    """The inputs of linear layers, which DoRA and full fine-tuning keep, are not."""
 
-    def kept(adapter: BitFit | LoRA) -> int:
+    def kept(adapter: BitFit | DoRA) -> int:
         task = built(adapter)
         return kept_numbers(lambda: task.features(images).pooled, besides=list(task.parameters()))
 
@@ -81,7 +81,7 @@ def test_no_more_is_kept_than_by_a_gradient_that_only_passes_through(images: Ten
     tokens = 3 * 65 * 128
     assert first_norm.requires_grad
     assert kept(BitFit(outer=False)) == least
-    assert kept(LoRA(1)) > least + 6 * 5 * tokens
+    assert kept(DoRA(1)) > least + 6 * 5 * tokens
 
 
 def test_the_hash_stays_that_of_the_frozen_weights() -> None:

@@ -146,15 +146,20 @@ def test_a_site_has_the_numbers_of_lora_and_one_a_row() -> None:
     assert count(DoRA(2, sites=["q", "fc2"], blocks=[0])) == 2 * (2 * 128 + 5 * 128) + 2 * 128
 
 
-def test_two_widths_of_a_block_are_kept_for_backward_beyond_lora(images: Tensor) -> None:
-    """The outputs of proj and fc2; no weight, folded or summed, is."""
+def test_inputs_and_two_outputs_of_a_block_are_kept_for_backward_beyond_lora(
+    images: Tensor,
+) -> None:
+    """The inputs that LoRA computes again (D, D and 4 D) and the outputs of proj and fc2.
+
+    No weight, folded or summed, is kept.
+    """
 
     def kept(adapter: LoRA) -> int:
         task = built(adapter)
         return kept_numbers(lambda: task.features(images).pooled, besides=list(task.parameters()))
 
     vectors = 6 * 128 * (9 * 8 + 9 * 2)  # factors, scales, offsets, and factor * B
-    assert kept(DoRA(2)) <= kept(LoRA(2)) + 6 * 2 * 128 * 3 * 65 + vectors
+    assert kept(DoRA(2)) <= kept(LoRA(2)) + 6 * (6 + 2) * 128 * 3 * 65 + vectors
 
 
 @pytest.mark.parametrize(

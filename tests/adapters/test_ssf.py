@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import SSF, LoRA
+from kora.adapters import SSF
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES
 from tests.adapters.support import kept_numbers
@@ -132,13 +132,11 @@ def test_the_counts_are_two_numbers_a_channel() -> None:
     assert 2 * (12 * 11 + 2) * 768 == 205_824
 
 
-def test_less_is_kept_for_backward_than_by_lora_and_by_the_published_computation(
-    images: Tensor,
-) -> None:
+def test_less_is_kept_for_backward_than_by_the_published_computation(images: Tensor) -> None:
     """Beyond a gradient that passes through: D for each of qkv, proj, fc1 and fc2, of a token."""
     tokens = 3 * 65
 
-    def kept(adapter: SSF | LoRA) -> int:
+    def kept(adapter: SSF) -> int:
         task = built(adapter)
         return kept_numbers(lambda: task.features(images).pooled, besides=list(task.parameters()))
 
@@ -155,7 +153,6 @@ def test_less_is_kept_for_backward_than_by_lora_and_by_the_published_computation
     # The published code keeps the output of all six layers, 11 D; the first norm is the exception
     # here, as nothing before it asks for a gradient of the frozen one.
     assert published - mine > 6 * (11 - 4 - 0.2) * 128 * tokens
-    assert mine < kept(LoRA(1))
 
 
 def test_two_that_share_a_norm_are_refused() -> None:

@@ -118,7 +118,9 @@ def _become_kora(folder: Path, args: list[str], fault: str | None, output: Path)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(folder)
         os.environ.pop("PL_GLOBAL_SEED", None)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+        # As a new process has them: a shell's background ignores the one, and Ray takes the other.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if fault is not None:
             os.environ[ARMED] = fault
         main(args)

@@ -62,6 +62,8 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    # Ray takes over signals of this process, in which other tests come next.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,6 +73,8 @@ def cluster() -> Iterator[Any]:
             yield made
         finally:
             made.shutdown()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:
