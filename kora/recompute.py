@@ -11,13 +11,13 @@ keeps it as always.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Recipe", "note", "recipe_of"]
+__all__ = ["Recipe", "is_plain_norm", "note", "recipe_of"]
 
 _NOTE = "_kora_recipe"
 _BACKWARDS = {"NativeLayerNormBackward0", "GeluBackward0"}
@@ -39,11 +39,17 @@ class Recipe(NamedTuple):
         return F.gelu(source, approximate=self.approximate)
 
 
+def is_plain_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
+    """Whether this is torch's LayerNorm or timm's of that name.
+
+    Subclasses under other names compute in another type or order.
+    """
+    return isinstance(module, nn.LayerNorm) and type(module).__name__ == "LayerNorm"
+
+
 def note(module: nn.Module) -> None:
     """Let a module say how its outputs come about, where that is worth it; once is enough."""
-    if type(module) is nn.GELU or (
-        isinstance(module, nn.LayerNorm) and type(module).__name__ == "LayerNorm"
-    ):
+    if type(module) is nn.GELU or is_plain_norm(module):
         hooks = module._forward_hooks
         if _look not in hooks.values():
             module.register_forward_hook(_look)

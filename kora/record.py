@@ -230,9 +230,7 @@ class RunRecord(Callback):
             seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             peak_memory_mib=self.peak_memory_mib or None,
             backbone=task.backbone.facts,
-            source=None
-            if task.source is None
-            else {key: task.source.get(key) for key in ("folder", "experiment", "adapter")},
+            source=task.source_record(),
             settings={"adapter": describe(task.adapter), "training": _training(self.config)},
             config_sha256=config_hash(self.config),
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kora.backbones import Backbone
 from kora.frozen_cast import autocast_type
+from kora.recompute import is_plain_norm
 from kora.sites import SiteLinear
 
 __all__ = ["Rewritten", "autocast_input", "frozen_layer", "plain_state", "rescaled", "rewrite"]
@@ -84,8 +85,7 @@ def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | Non
     if isinstance(layer, nn.Linear) and layer.out_features > layer.in_features:
         apply: Callable[..., Tensor] = _FoldedLinear.apply  # newer versions of torch type it
         return apply(autocast_input(x), layer.weight, layer.bias, scale_O, shift_O)
-    # Subclasses under other names compute in another type or order.
-    if isinstance(layer, nn.LayerNorm) and type(layer).__name__ == "LayerNorm":
+    if is_plain_norm(layer):
         offset_O = _offset(layer.bias, scale_O, shift_O)
         return F.layer_norm(x, layer.normalized_shape, layer.weight * scale_O, offset_O, layer.eps)
     y: Tensor = layer(x)

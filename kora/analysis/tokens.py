@@ -5,12 +5,13 @@ Shapes: B images, N tokens, K prompts, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.vpt import VPT, Prompt
@@ -37,11 +38,8 @@ class AdapterShares:
             module.register_forward_hook(lambda _, x, y, key=key: self._see(key, x[0], y))
             for key, module in self._adapters.items()
         ]
-        try:
+        with _removed_after(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def quantities(self) -> list[Quantity | Spectrum]:
         """One quantity."""
@@ -87,11 +85,8 @@ class PromptShares:
             )
             for key in self._prompts
         ]
-        try:
+        with _removed_after(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def quantities(self) -> list[Quantity | Spectrum]:
         """Norms of the prompts, alone and relative to the tokens."""
@@ -121,6 +116,15 @@ class PromptShares:
 
 
 @torch.no_grad()
+@contextmanager
+def _removed_after(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _sum_of_norms(tokens: Tensor) -> float:
     """Over all tokens."""
     return float(torch.linalg.vector_norm(tokens.float(), dim=-1).double().sum())

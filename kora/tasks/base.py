@@ -262,9 +262,14 @@ class AdapterTask(LightningModule):
             "sha256": self.backbone.sha256,
             "normalisation": self.backbone.normalisation,
             "adapter": describe(self.adapter) | self.adapter.origins(),
-            "source": self.source
-            and {key: self.source.get(key) for key in ("folder", "experiment", "adapter")},
+            "source": self.source_record(),
         }
+
+    def source_record(self) -> dict[str, Any] | None:
+        """Of the adapter that this started from, what a record names; None without one."""
+        if self.source is None:
+            return None
+        return {key: self.source.get(key) for key in ("folder", "experiment", "adapter")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other frozen weights.
