@@ -40,6 +40,15 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Lightning's seed_everything leaves it in the environment, and data modules read it.
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+def _no_seed_and_no_rank_of_another_test() -> None:
+    # Lightning leaves both in the environment. Data modules read the seed; a process that finds a
+    # rank waits for the others.
+    for name in (
+        "PL_GLOBAL_SEED",
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
+        os.environ.pop(name, None)
