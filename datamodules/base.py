@@ -25,6 +25,7 @@ from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.loading import ArrayDataset, as_is
+from datamodules.relay import Relay
 from datamodules.sampling import LateLoader, sample_draws, training_order
 from datamodules.splits import (
     IntArray,
@@ -94,13 +95,10 @@ class ImageDataModule(LightningDataModule):
         augment: Augment = "none",
     ) -> None:
         super().__init__()
-        for key, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("val_images", val_images, 0),
-            ("seed", seed, 0),
-        ):
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        others = {"num_workers": num_workers, "val_images": val_images, "seed": seed}
+        for key, value in {**sizes, **others}.items():
+            least = 1 if key in sizes else 0
             if value is not None and value < least:
                 raise ValueError(f"data.{key} is {value}; it must be at least {least}.")
         if not 0 <= val_fraction < 1:
@@ -120,6 +118,7 @@ class ImageDataModule(LightningDataModule):
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
+        self._relays: dict[Split, Relay] = {}
         self._data_sha256: str | None = None
         self._draws: Tensor | None = None
 
@@ -196,8 +195,16 @@ class ImageDataModule(LightningDataModule):
         """Choose the splits and decode those that `stage` needs; None: all. Idempotent."""
         self.setup_splits()
         for split in _STAGE_SPLITS[stage]:
-            if split not in self._datasets and len(self.indices(split)):
-                self._datasets[split] = self.make_dataset(split)
+            if len(self.indices(split)):
+                self.relay(split)
+
+    def relay(self, split: Split) -> Relay:
+        """What the loaders of a split read, so that something can stand in for its images."""
+        if split not in self._relays:
+            self.setup_splits()
+            self._datasets[split] = self.make_dataset(split)
+            self._relays[split] = Relay(self._datasets[split], self.collate)
+        return self._relays[split]
 
     def indices(self, split: Split) -> IntArray:
         """Positions (n,) of a split within its official part, ascending."""
@@ -278,10 +285,8 @@ class ImageDataModule(LightningDataModule):
 
     def save_splits(self, folder: str | Path) -> Path:
         """Write `splits.json` (protocol and indices) into `folder`; returns its path."""
-        record = {
-            "protocol": self.protocol(),
-            "indices": {s: self.indices(s).tolist() for s in _SPLITS},
-        }
+        record = {"protocol": self.protocol()}
+        record["indices"] = {s: self.indices(s).tolist() for s in _SPLITS}
         path = Path(folder) / "splits.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -292,12 +297,10 @@ class ImageDataModule(LightningDataModule):
     def summary(self) -> dict[str, Any]:
         """Sizes, classes, images a class (min and max over the classes) and image size (H, W)."""
         self.setup_splits()
-        splits = {}
+        splits: dict[str, dict[str, Any]] = {}
         for split in _SPLITS:
-            splits[split] = {
-                **class_counts(self.labels(split), num_classes=self.num_classes),
-                "official_split": self.official_parts[_part(split)],
-            }
+            counts = class_counts(self.labels(split), num_classes=self.num_classes)
+            splits[split] = {**counts, "official_split": self.official_parts[_part(split)]}
         return {
             "dataset": self.dataset_name,
             "num_classes": self.num_classes,
@@ -307,21 +310,18 @@ class ImageDataModule(LightningDataModule):
         }
 
     def _loader(self, split: Split, *, shared: bool = True) -> DataLoader[Any]:
-        if split not in self._datasets:
-            self.setup_splits()
-            self._datasets[split] = self.make_dataset(split)
-        training = split == "train"
-        size, seed = len(self.indices(split)), self.resolved_seed()
+        relay, training = self.relay(split), split == "train"
         options: dict[str, Any] = {
-            "dataset": self._datasets[split],
+            "dataset": relay,
             "batch_size": self.batch_size if training else self.eval_batch_size,
-            "num_workers": self.num_workers,
-            "collate_fn": self.collate,
+            "num_workers": relay.workers(self.num_workers),
+            "collate_fn": relay.collate,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
+            "persistent_workers": relay.workers(self.num_workers) > 0,
         }
         if training:
-            order = training_order(size, seed=seed, trainer=self.trainer)
+            seed = self.resolved_seed()
+            order = training_order(len(relay), seed=seed, trainer=self.trainer)
             return LateLoader(sampler=order, **options)
         return evaluation_loader(options, self.trainer if shared else None)
 

@@ -28,6 +28,7 @@ Train and compare adapters on frozen vision transformers.
   params    what trains, where and how much            kora params --config FILE [--json]
               at one budget: their ranks and widths    kora params --config FILE --match FILES...
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
+              the frozen features, computed ahead      kora data cache --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--jobs N]
   compare   a table over finished runs with intervals  kora compare RUNS...
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]

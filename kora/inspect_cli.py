@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kora.audit_depth import DepthAudit
+from kora.cache_cli import fill_cache
 from kora.lightning_cli import parse
 from kora.match_cli import matched
 from kora.params import parameter_report
@@ -67,12 +68,16 @@ def data(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="kora data",
         description="describe: sizes, classes, images a class and the audit of the splits. "
-        "prepare: download and extract. Further options are those of kora fit.",
+        "prepare: download and extract. cache: fill the feature cache of this config ahead. "
+        "Further options are those of kora fit.",
     )
-    parser.add_argument("action", choices=("describe", "prepare"))
+    parser.add_argument("action", choices=("describe", "prepare", "cache"))
     parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
     own, rest = _split(parser, args)
     configs = [part for file in own.config for part in ("--config", file)]
+    if own.action == "cache":
+        fill_cache(["fit", *configs, *rest])
+        return
     datamodule, task = _instantiate(["fit", *configs, *rest])
     datamodule.prepare_data()
     console = Console()

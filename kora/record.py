@@ -25,9 +25,10 @@ from kora.model_card import write_card
 from kora.params import ParameterReport, parameter_report
 from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.results import RunResult, write_atomically, write_results
-from kora.run_search import config_hash
+from kora.run_search import config_hash, without_cache
 from kora.summary import summary_table
 from kora.tasks import AdapterTask
+from kora.throughput import images_in
 from kora.wandb_record import end_wandb
 
 __all__ = ["RunRecord"]
@@ -147,7 +148,7 @@ class RunRecord(Callback):
         self._count(*args)
 
     def _count(self, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        self._seen += len(batch["image"])
+        self._seen += images_in(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation that stands alone; draw that of an epoch."""
@@ -216,6 +217,8 @@ class RunRecord(Callback):
         evaluation = self.report.evaluation(split)
         if evaluation:
             protocol["evaluation"] = evaluation
+        kept = task.feature_cache.record()
+        seconds = self.seconds | ({"feature_cache": kept["seconds"]} if kept else {})
         without_learning = {} if self.audit is None else self.audit.baselines()
         result = RunResult(
             experiment=self.experiment,
@@ -227,12 +230,13 @@ class RunRecord(Callback):
             protocol={**protocol, "allow_degenerate": self.allow_degenerate},
             audit={} if self.audit is None else self.audit.to_dict(),
             parameters=self.parameters.to_dict(),
-            seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
+            seconds={phase: round(value, 3) for phase, value in seconds.items()},
             peak_memory_mib=self.peak_memory_mib or None,
             backbone=task.backbone.facts,
             source=task.source_record(),
             settings={"adapter": describe(task.adapter), "training": _training(self.config)},
             config_sha256=config_hash(self.config),
+            feature_cache=kept,
         )
         if self.command == "fit":
             save_adapter(
@@ -289,7 +293,7 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
     ways = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
     shortened = ("limit_train_batches", "limit_val_batches", "overfit_batches", "max_time")
     elsewhere = ("backbone", "adapter", "adapter_from")
-    arguments = config["model"]["init_args"]
+    arguments = without_cache(config["model"])["init_args"]
     return {
         **{key: value for key, value in arguments.items() if key not in elsewhere},
         **{key: config["trainer"][key] for key in ways},

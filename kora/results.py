@@ -61,6 +61,9 @@ class RunResult:
         settings: `adapter` (class path and arguments) and `training` (optimiser, schedule, length).
         config_sha256: hash of what of the resolved config shapes the result
             (`kora.run_search.config_hash`); None in the first records.
+        feature_cache: `dtype`, `splits` and size of what training read in the place of images, and
+            the `seconds` that it took to compute, which `fit` does not count; None where it read
+            images.
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
@@ -83,6 +86,7 @@ class RunResult:
     source: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     config_sha256: str | None = None
+    feature_cache: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=collect_versions)
     commit: str | None = field(default_factory=git_commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -110,7 +114,8 @@ class RunResult:
                 f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
                 f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
             )
-        record = {"settings": {}, "config_sha256": None, **record}  # not in the first records
+        new: dict[str, Any] = {"settings": {}, "config_sha256": None, "feature_cache": None}
+        record = {**new, **record}  # not in the first records
         known = [f.name for f in fields(cls)]
         missing = [name for name in known if name not in record]
         if missing:

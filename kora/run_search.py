@@ -25,6 +25,7 @@ __all__ = [
     "find_finished_run",
     "last_checkpoint",
     "run_folders",
+    "without_cache",
 ]
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -47,7 +48,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
     essence = {"trainer": trainer, **{key: config.get(key) for key in _KEYS}}
+    essence["model"] = without_cache(config.get("model") or {})
     return hashlib.sha256(json.dumps(_filled(essence), sort_keys=True).encode()).hexdigest()
+
+
+def without_cache(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of a config without the options of the feature cache that leave results alone."""
+    arguments = dict(model.get("init_args") or {})
+    for key in ("feature_cache", "feature_cache_folder"):
+        arguments.pop(key, None)
+    if arguments.get("feature_cache_dtype") == "float32":  # the others round
+        del arguments["feature_cache_dtype"]
+    return {**model, "init_args": arguments}
 
 
 def _filled(value: Any) -> Any:

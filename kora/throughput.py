@@ -8,7 +8,12 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["Throughput"]
+__all__ = ["Throughput", "images_in"]
+
+
+def images_in(batch: Any) -> int:
+    """How many images a batch is of, also where something else stands in for them."""
+    return len(batch["image"] if "image" in batch else next(iter(batch.values())))
 
 
 class Throughput(Callback):
@@ -43,7 +48,7 @@ class Throughput(Callback):
         self._since = now
 
     def _count(self, phase: str, batch: Any) -> None:
-        self._images[phase] = self._images.get(phase, 0) + len(batch["image"])
+        self._images[phase] = self._images.get(phase, 0) + images_in(batch)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the number of processes."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of the libraries that read them.
 os.environ["WANDB_MODE"] = "disabled"
+os.environ["KORA_CACHE"] = tempfile.mkdtemp(prefix="kora-tests-")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
@@ -14,6 +18,12 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = "KORA_SHARED_DATA"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_is_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["KORA_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

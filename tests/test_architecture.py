@@ -21,6 +21,7 @@ LAYERS = (
     "kora.kernels",
     "kora.vit_nano",
     "kora.backbones",
+    "kora.frozen_inputs",
     "kora.sites",
     "kora.places",
     "kora.rewrites",

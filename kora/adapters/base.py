@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone, Features
+from kora.frozen_inputs import Inputs, features_from, named_features
 from kora.kernels import Update
 from kora.sites import Site
 
@@ -82,9 +83,30 @@ class Strategy(nn.Module, ABC):
 
     def forward(self, backbone: Backbone, images: Tensor) -> Features:
         """Adapted features of (B, 3, H, W) images."""
+        return self.from_frozen(self.frozen_inputs(backbone, images))
+
+    def frozen_inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+        """All that `from_frozen` reads of a pass, (B, ...) each: the features, by their names."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.needs_backbone_grad):
-            features: Features = backbone(images)
-        return features
+            return named_features(backbone(images))
+
+    def from_frozen(self, inputs: Inputs) -> Features:
+        """Adapted features; where `frozen_key` allows it, of inputs that were kept from before."""
+        return features_from(inputs)
+
+    def frozen_key(self) -> dict[str, Any]:
+        """What `frozen_inputs` depends on beside backbone and images, in plain types.
+
+        A strategy that says so never changes what the backbone computes: its inputs are the same
+        in every epoch, and a run may keep them (kora/feature_cache.py). It then leaves `forward`
+        as it is.
+
+        Raises:
+            ValueError: Its inputs change while it trains, as those of most strategies do.
+        """
+        raise ValueError(
+            f"{self.label} changes what the backbone computes, so nothing of a pass stays the same"
+        )
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The one truth for what trains: freezing, optimiser, counts, files and reports use it."""

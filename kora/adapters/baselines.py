@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,6 +22,10 @@ class LinearProbe(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Nothing to create."""
+
+    def frozen_key(self) -> dict[str, Any]:
+        """Nothing: the features are those of the frozen backbone."""
+        return {}
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The frozen weights, as they are."""

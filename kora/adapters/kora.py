@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ from kora.adapters.base import (
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbones import Backbone, Features
+from kora.frozen_inputs import Inputs
 from kora.kernels import Update
 from kora.sites import ALL_SITES, Site, find_sites, wrap
 
 __all__ = ["KoRA", "Node"]
 
 Pool = Literal["mean", "cls", "tokens"]
+_NODE = "node."  # before the key of a node, in the names of its inputs
 
 
 class Node(nn.Module):
@@ -69,10 +71,14 @@ class Node(nn.Module):
         update = self.delta.update()
         return None if update is None else update._replace(seen=self._keep)
 
-    def vector(self) -> Tensor:
-        """p, (B, C) or (B, N, C), of the batch that has just passed; forgets it."""
+    def taken(self) -> Tensor:
+        """What was kept of the batch that has just passed; forgets it."""
         kept, self._kept = self._kept, None
         assert kept is not None, "the site was not reached"
+        return kept
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
         low = kept if self.inject else self.delta.low(kept)
         if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
             return F.linear(low, self.project_CO @ self.delta.up_OR)
@@ -199,18 +205,36 @@ class KoRA(Strategy):
             )
         self.readout.build(self.d_comp, backbone.pooled_width)
 
-    def forward(self, backbone: Backbone, images: Tensor) -> Features:
-        """Features of (B, 3, H, W) images with the composition read out."""
-        nodes = [node for node in self.nodes.values() if isinstance(node, Node)]
-        for node in nodes:
+    def frozen_inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+        """The features, and what each node kept of the pass."""
+        for node in self._nodes().values():
             node.listen()
-        features = super().forward(backbone, images)
-        vectors = [node.vector() for node in nodes]
+        inputs = super().frozen_inputs(backbone, images)
+        return inputs | {f"{_NODE}{key}": node.taken() for key, node in self._nodes().items()}
+
+    def from_frozen(self, inputs: Inputs) -> Features:
+        """Features with the composition read out."""
+        features = super().from_frozen(inputs)
+        vectors = [node.vector(inputs[f"{_NODE}{key}"]) for key, node in self._nodes().items()]
         composed = self.composer(vectors)
         if self.observer is not None:
             self.observer(vectors, composed)
         adapted: Features = self.readout(features, composed, self.alpha)
         return adapted
+
+    def frozen_key(self) -> dict[str, Any]:
+        """Which nodes there are, and how they pool; of a side network alone."""
+        if self.inject:
+            return super().frozen_key()
+        if self.pool == "tokens":
+            raise ValueError(
+                "adapter.pool is 'tokens': to keep all tokens of every site takes longer to read "
+                "than the backbone to compute"
+            )
+        return {"nodes": list(self.nodes), "pool": self.pool}
+
+    def _nodes(self) -> dict[str, Node]:
+        return {key: node for key, node in self.nodes.items() if isinstance(node, Node)}
 
 
 def _pooled(x: Tensor, pool: Pool) -> Tensor:

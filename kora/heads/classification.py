@@ -20,6 +20,8 @@ class LinearHead(nn.Module):
         ValueError: For fewer than two classes.
     """
 
+    reads = ("pooled",)  # of the features; what is not read need not be kept
+
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:

@@ -20,6 +20,8 @@ from kora.adapters import LinearProbe, Strategy, describe
 from kora.backbones import Backbone, Features
 from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
+from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
+from kora.frozen_inputs import Inputs
 from kora.optim import Schedule, parameter_groups, schedule_factor
 from kora.ranks import refuse_sharding
 
@@ -48,9 +50,15 @@ class AdapterTask(LightningModule):
         adapter_from: Folder of an adapter to start from (its head is not taken).
         adapter_trainable: False freezes the adapter: only the head trains.
         compile: Compile the module with torch.compile.
+        feature_cache: Keep on the disk what the adapter reads of the frozen backbone, for every
+            later epoch: `on`, `off`, or `auto`, where that can be and pays. Only for adapters that
+            never change the backbone, and without augmentation (docs/FEATURE_CACHE.md).
+        feature_cache_dtype: float32; float16 or bfloat16 take half the space, and round.
+        feature_cache_folder: Where it lies; None is `$KORA_CACHE/features`, else
+            `~/.cache/kora/features`.
 
     Raises:
-        ValueError: For a warm-up outside [0, 1) or an unknown schedule.
+        ValueError: For a warm-up outside [0, 1), or an unknown schedule or kind of cache.
     """
 
     #: Quantity that chooses the best checkpoint, and whether `max` or `min` is best.
@@ -68,6 +76,9 @@ class AdapterTask(LightningModule):
         adapter_from: str | None = None,
         adapter_trainable: bool = True,
         compile: bool = False,
+        feature_cache: CacheOption = "auto",
+        feature_cache_dtype: Kind = "float32",
+        feature_cache_folder: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -88,6 +99,7 @@ class AdapterTask(LightningModule):
         self.adapter_from = adapter_from
         self.adapter_trainable = adapter_trainable
         self.compile_module = compile
+        self.feature_cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_folder)
         self.source: dict[str, Any] | None = None
         #: Checkpoint that will be loaded, for an adapter that is built from other files.
         self.checkpoint: str | None = None
@@ -152,13 +164,27 @@ class AdapterTask(LightningModule):
             self.backbone.train(False)
         return self
 
-    def features(self, images: Tensor) -> Features:
-        """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W)."""
-        features: Features = self.adapter(self.backbone, images)
-        return features
+    def inputs(self, batch: Mapping[str, Tensor]) -> Tensor | Inputs:
+        """What `forward` takes of a batch: its images, or what was kept of their pass."""
+        return self.feature_cache.unpack(batch[KEPT]) if KEPT in batch else batch["image"]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """What the head says of (B, 3, H, W) images."""
+    def cached_splits(self) -> tuple[str, ...]:
+        """The splits whose images are all that a fit feeds to `forward`."""
+        return ("train", "val")
+
+    def on_fit_start(self) -> None:
+        """Fill the feature cache, or open it."""
+        self.feature_cache.begin(self, self.trainer)
+
+    def features(self, images: Tensor | Inputs) -> Features:
+        """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W), or of what was kept."""
+        if isinstance(images, Tensor):
+            features: Features = self.adapter(self.backbone, images)
+            return features
+        return self.adapter.from_frozen(images)
+
+    def forward(self, images: Tensor | Inputs) -> Tensor:
+        """What the head says of (B, 3, H, W) images, or of what was kept of them."""
         assert self.head is not None, "build() comes first"
         output: Tensor = self.head(self.features(images))
         return output

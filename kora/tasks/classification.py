@@ -104,7 +104,7 @@ class ClassificationTask(AdapterTask):
         """Mean cross-entropy of a batch, with label smoothing."""
         self._check_labels(batch)
         loss = F.cross_entropy(
-            self(batch["image"]), batch["label"], label_smoothing=self.label_smoothing
+            self(self.inputs(batch)), batch["label"], label_smoothing=self.label_smoothing
         )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         return self.with_penalty(loss)
@@ -122,7 +122,7 @@ class ClassificationTask(AdapterTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Most probable class and its probability; float32 on the CPU."""
-        probabilities = self(batch["image"]).float().softmax(dim=-1)
+        probabilities = self(self.inputs(batch)).float().softmax(dim=-1)
         confidence, prediction = probabilities.max(dim=-1)
         result = {"prediction": prediction, "confidence": confidence}
         result |= {key: batch[key] for key in ("index", "label") if key in batch}
@@ -137,7 +137,7 @@ class ClassificationTask(AdapterTask):
         self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, name: str
     ) -> Tensor:
         self._check_labels(batch)
-        logits: Tensor = self(batch["image"]).float()
+        logits: Tensor = self(self.inputs(batch)).float()
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
         mean_loss.update(losses)
         metrics.update(logits, batch["label"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
+from kora.frozen_inputs import Inputs
 from kora.heads import DepthHead, LinearDepth
 from kora.losses import DepthLoss, SILogLoss
 from kora.metrics import DepthMetrics
@@ -80,7 +81,7 @@ class DepthTask(AdapterTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss over measured pixels in range, at the resolution of the truth."""
         truth_BHW = self._truth(batch)
-        predicted_Bhw: Tensor = self(batch["image"])
+        predicted_Bhw: Tensor = self(self.inputs(batch))
         predicted_BHW = _resized(predicted_Bhw, truth_BHW.shape[-2:])
         loss: Tensor = self.loss(predicted_BHW, truth_BHW, self.protocol.in_range(truth_BHW))
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
@@ -104,17 +105,22 @@ class DepthTask(AdapterTask):
 
     def _evaluate(self, batch: Batch, metrics: DepthMetrics) -> None:
         truth, index = self._truth(batch), batch.get("index")
-        metrics.update(self.flipped_mean(batch["image"]), truth, index)
+        metrics.update(self.flipped_mean(self.inputs(batch)), truth, index)
         if self._mean_map is None:
             return
         flat = torch.full_like(self._mean_map, self._mean_depth_m)
         for kind, constant in (("mean_depth", flat), ("mean_map", self._mean_map)):
             self._constant(kind).update(constant.expand(len(truth), -1, -1), truth, index)
 
-    def flipped_mean(self, images: Tensor) -> Tensor:
+    def cached_splits(self) -> tuple[str, ...]:
+        """Mirrored images, too, are fed to the model where `flip_tta` asks."""
+        return ("train",) if self.protocol.flip_tta else super().cached_splits()
+
+    def flipped_mean(self, images: Tensor | Inputs) -> Tensor:
         """Prediction (B, h, w), averaged with that of the mirrored image where `flip_tta` asks."""
         predicted: Tensor = self(images).float()
         if self.protocol.flip_tta:
+            assert isinstance(images, Tensor), "cached_splits leaves this one out"
             predicted = (predicted + self(images.flip(-1)).float().flip(-1)) / 2
         return predicted
 

@@ -22,6 +22,7 @@ from torch import Tensor
 import kora.adapters
 from kora.adapters import LoRA, Strategy, describe
 from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.frozen_inputs import is_read
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES, Entry
 from tests.adapters.support import gradients, loss_of, rebuild
@@ -194,3 +195,28 @@ def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_what_may_be_kept_of_a_pass_is_all_that_it_reads_and_does_not_change_by_training(
+    make: Entry, images: Tensor
+) -> None:
+    task = on_tiny(make())
+    adapter, backbone = task.adapter, task.backbone
+    if adapter.needs_backbone_grad or getattr(adapter, "pool", None) == "tokens":
+        with pytest.raises(ValueError, match=r"changes what the backbone|takes longer to read"):
+            adapter.frozen_key()
+        return
+    key = adapter.frozen_key()
+    assert json.loads(json.dumps(key)) == key
+    inputs = adapter.frozen_inputs(backbone, images)
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    kick(task).train()
+    again = adapter.frozen_inputs(backbone, images)
+    assert again.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.items())
+    assert not any(tensor.requires_grad for tensor in again.values())
+    pooled = adapter.from_frozen(before).pooled
+    assert torch.equal(pooled, adapter(backbone, images).pooled)
+    read = {name: tensor for name, tensor in before.items() if is_read(name, ("pooled",))}
+    assert torch.equal(adapter.from_frozen(read).pooled, pooled)
+    assert all(tensor.ndim == 2 for tensor in read.values()), "a vector an image, no tokens"

@@ -1,0 +1,82 @@
+"""What the loader of a split reads: its data set, or what stands in for it.
+
+Shapes: n images of a split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from datamodules.loading import ArrayDataset
+from datamodules.splits import IntArray
+
+__all__ = ["Relay"]
+
+
+class Relay(Dataset[Any]):
+    """A data set that can be exchanged for another of the same rows, also by loaders made before.
+
+    Args:
+        source: the data set of the split, n images.
+        collate: collate function for `source`; None: torch's default.
+    """
+
+    def __init__(self, source: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> None:
+        self.source: Any = source
+        #: Read in the place of `source`; its `__getitems__` gives whole batches.
+        self.instead: Any = None
+        self._collate = default_collate if collate is None else collate
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Any:
+        return (self.source if self.instead is None else self.instead)[row]
+
+    def __getitems__(self, rows: Sequence[int]) -> Any:
+        """A whole batch where the data set gives one, else its samples."""
+        read = self.source if self.instead is None else self.instead
+        whole = getattr(read, "__getitems__", None)
+        return [read[row] for row in rows] if whole is None else whole(rows)
+
+    def collate(self, fetched: Any) -> Any:
+        """As the data set wants it; what stands in for it gives whole batches."""
+        return self._collate(fetched) if self.instead is None else fetched
+
+    def workers(self, wished: int) -> int:
+        """Loader processes: none for what stands in, which is there without decoding."""
+        return wished if self.instead is None else 0
+
+    def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
+        """Whole batches of `source` without `image`, which is decoded only beside maps.
+
+        Args:
+            labels: of each image (n,).
+            indices: position of each image (n,) in its official part.
+        """
+        if isinstance(self.source, ArrayDataset):
+            columns = self.source.columns
+            return ArrayDataset({k: column for k, column in columns.items() if k != "image"})
+        known = {"label": torch.from_numpy(labels), "index": torch.from_numpy(indices)}
+        if set(self.source[0]) <= {"image", *known}:
+            return ArrayDataset(known)
+        return _WithoutImages(Relay(self.source, self._collate))
+
+
+class _WithoutImages(Dataset[dict[str, Tensor]]):
+    """For a data set that reads images and maps together."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: value for name, value in self.relay[row].items() if name != "image"}
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        batch = self.relay.collate(self.relay.__getitems__(rows))
+        return {name: column for name, column in batch.items() if name != "image"}

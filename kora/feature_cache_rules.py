@@ -1,0 +1,88 @@
+"""Where a feature cache may be used, what its numbers depend on, and where it lies."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from datamodules.base import ImageDataModule
+from kora.adapters import Strategy
+from kora.backbones import Features
+from kora.sharding import ShardedBackbone
+
+__all__ = ["cache_folder", "head_reads", "identity", "pays", "why_not"]
+
+#: Of the protocol, what chooses images but does not change how one looks.
+_CHOICE = {
+    "num_classes", "sizes", "subset", "val_fraction", "val_images", "seed", "augment", "sha256",
+}  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where tables lie unless an option says so: `$KORA_CACHE`, else the user's cache folder."""
+    named = os.environ.get("KORA_CACHE")
+    if named:
+        return Path(named).expanduser() / "features"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "kora" / "features"
+
+
+def head_reads(task: Any) -> tuple[str, ...]:
+    """The fields of `Features` that the head reads; all of them where it does not say so."""
+    return tuple(getattr(task.head, "reads", Features._fields))
+
+
+def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
+    """Why nothing can be kept, to complete a sentence; None where it can."""
+    adapter, backbone = task.adapter, task.backbone
+    try:
+        adapter.frozen_key()
+    except ValueError as error:
+        return str(error)
+    if type(adapter).forward is not Strategy.forward:
+        return f"{type(adapter).__name__} has a forward of its own, which may read the images"
+    if backbone.training:
+        return "the backbone is in training mode"
+    if isinstance(trainer.strategy, ShardedBackbone):
+        return "the backbone is in shards, which no process can run alone"
+    if not isinstance(datamodule, ImageDataModule):
+        return f"{type(datamodule).__name__} does not say which images it gives"
+    if datamodule.augment != "none":
+        return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
+    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
+            return f"{type(datamodule).__name__} changes batches in {hook}"
+    return None
+
+
+def pays(trainer: Any) -> bool:
+    """Whether all images are seen more than once."""
+    if trainer.fast_dev_run or trainer.overfit_batches or trainer.limit_train_batches != 1.0:
+        return False
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else float("inf")
+    steps = trainer.max_steps if trainer.max_steps != -1 else float("inf")
+    return epochs > 1 and steps * trainer.accumulate_grad_batches > trainer.fit_loop.max_batches
+
+
+def identity(
+    task: Any, trainer: Trainer, datamodule: ImageDataModule, *, split: str, kind: str
+) -> dict[str, Any]:
+    """All that the numbers of a split depend on, in plain types."""
+    backbone, protocol, reads = task.backbone, datamodule.protocol(), head_reads(task)
+    return {
+        "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
+        "interpolation": backbone.interpolation,
+        "levels": list(backbone.levels) if "levels" in reads else [],
+        "reads": sorted(reads),
+        "adapter": type(task.adapter).__qualname__,
+        "inputs": task.adapter.frozen_key(),
+        "data": {key: value for key, value in protocol.items() if key not in _CHOICE},
+        "split": [protocol["official_split"][split], protocol["sha256"][split]],
+        "precision": str(trainer.precision),
+        "dtype": kind,
+        "timm": metadata.version("timm"),
+    }
