@@ -142,8 +142,17 @@ def alone(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     Args:
         folder: Of the table.
         say: Is told, once, why this waits.
+
+    Raises:
+        UnwritableError: Its folder cannot be made.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(
+            f"{folder.parent} cannot be made: {error.strerror}. Set model.feature_cache_folder to "
+            "a folder that can be written to."
+        ) from error
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)

@@ -318,6 +318,19 @@ def test_auto_says_why_there_is_no_room_and_trains_on_images(
             fitted(full)
 
 
+def test_a_folder_that_cannot_be_made_stops_on_and_not_auto(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    folder = {"feature_cache_folder": str(tmp_path / "file" / "cache")}
+    task = classifier(LinearProbe(), **folder)
+    fitted(task)
+    assert task.feature_cache.record() is None
+    assert "no feature cache: " in capsys.readouterr().out
+    with pytest.raises(UnwritableError, match="cache cannot be made: Not a directory"):
+        fitted(classifier(LinearProbe(), feature_cache=True, **folder))
+
+
 def test_another_task_on_the_same_data_gets_images_again(folder: str) -> None:
     data = scenes()
     fitted(classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder), data)
