@@ -45,6 +45,12 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         return str(error)
     if type(adapter).forward is not Strategy.forward:
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
+    for step in ("training_step", "validation_step"):
+        if _owner(task, step) < _owner(task, "cached_splits") or not task.cached_splits():
+            return (
+                f"{type(task).__name__} has a {step} of its own, which may read the images (where "
+                "it takes inputs(batch) in their place, let cached_splits say so)"
+            )
     if backbone.training:
         return "the backbone is in training mode"
     if isinstance(trainer.strategy, ShardedBackbone):
@@ -57,6 +63,11 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
             return f"{type(datamodule).__name__} changes batches in {hook}"
     return None
+
+
+def _owner(obj: object, name: str) -> int:
+    """Place of the class that defines a method, from the object's own class upwards."""
+    return next(i for i, kind in enumerate(type(obj).__mro__) if name in vars(kind))
 
 
 def pays(trainer: Any) -> bool:

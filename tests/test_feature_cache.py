@@ -261,6 +261,34 @@ def test_a_strategy_with_a_forward_of_its_own_must_not_be_kept() -> None:
         fitted(classifier(OwnForward(), feature_cache=True))
 
 
+class OwnStep(ClassificationTask):
+    """A task of somebody who knows nothing of all this."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+
+class KnowingStep(OwnStep):
+    """And of somebody who does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(self.inputs(batch)), batch["label"])
+
+    def cached_splits(self) -> tuple[str, ...]:
+        return ("train",)
+
+
+def test_a_task_with_a_step_of_its_own_gets_images_until_it_says_that_it_needs_none(
+    folder: str,
+) -> None:
+    images, _ = fitted(OwnStep(tiny("tiny_vit"), LinearProbe(), feature_cache_folder=folder))
+    assert images.passes > 0
+    with pytest.raises(ValueError, match="OwnStep has a training_step of its own"):
+        fitted(OwnStep(tiny("tiny_vit"), LinearProbe(), feature_cache=True))
+    knowing = KnowingStep(tiny("tiny_vit"), LinearProbe(), feature_cache_folder=folder)
+    assert KEPT in next(iter(fitted(knowing)[0].held))
+
+
 class Noisy(Synthetic):
     """Changes every batch in a hook of its own."""
 

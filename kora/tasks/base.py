@@ -169,8 +169,8 @@ class AdapterTask(LightningModule):
         return self.feature_cache.unpack(batch[KEPT]) if KEPT in batch else batch["image"]
 
     def cached_splits(self) -> tuple[str, ...]:
-        """The splits whose images are all that a fit feeds to `forward`."""
-        return ("train", "val")
+        """The splits whose images a fit needs for nothing but `inputs`; a task says so itself."""
+        return ()
 
     def on_fit_start(self) -> None:
         """Fill the feature cache, or open it."""

@@ -92,6 +92,10 @@ class ClassificationTask(AdapterTask):
         self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
         return head
 
+    def cached_splits(self) -> tuple[str, ...]:
+        """Both: the steps read `inputs`, labels and index."""
+        return ("train", "val")
+
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:

@@ -114,7 +114,7 @@ class DepthTask(AdapterTask):
 
     def cached_splits(self) -> tuple[str, ...]:
         """Mirrored images, too, are fed to the model where `flip_tta` asks."""
-        return ("train",) if self.protocol.flip_tta else super().cached_splits()
+        return ("train",) if self.protocol.flip_tta else ("train", "val")
 
     def flipped_mean(self, images: Tensor | Inputs) -> Tensor:
         """Prediction (B, h, w), averaged with that of the mirrored image where `flip_tta` asks."""
