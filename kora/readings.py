@@ -14,7 +14,7 @@ from torch import Tensor
 from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankDelta, Strategy
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import DoRA
-from kora.adapters.kora import Node
+from kora.adapters.nodes import Node
 from kora.adapters.ssf import SSF
 from kora.adapters.vpt import VPT
 from kora.analysis.composition import Contributions, projection_spectrum
@@ -196,7 +196,7 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         ),
     ]  # fmt: skip
     if strategy.inject:
-        deltas = {key: node.delta for key, node in nodes.items()}
+        deltas = {key: node.delta for key, node in nodes.items() if node.delta is not None}
         found += low_rank_changes(strategy, model.backbone, deltas)
     return ReadOut(found, {"composed_norm": contributions.composed_norm})
 

@@ -48,6 +48,9 @@ class Strategy(nn.Module, ABC):
     #: without autograd and keeps nothing for backward.
     needs_backbone_grad: bool = True
 
+    #: Channels that it puts beside those of the pooled vector, for the head to read.
+    extra_width: int = 0
+
     #: Arguments that only say where files lie; what is in them is compared by `verify` instead.
     locations: frozenset[str] = frozenset()
 

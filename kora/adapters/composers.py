@@ -8,10 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Composer", "Sequential"]
+__all__ = [
+    "Composer",
+    "DepthAttention",
+    "DepthAverage",
+    "ResidualSequential",
+    "Sequential",
+    "Sum",
+]
 
 
 class Composer(nn.Module, ABC):
@@ -45,3 +53,100 @@ class Sequential(Composer):
         for node, phi, psi in zip(nodes[1:], self.phi[1:], self.psi, strict=True):
             composed = F.gelu(phi(node + F.gelu(psi(composed))))
         return composed
+
+
+class Sum(Composer):
+    """c = p_1 + ... + p_L: every node reaches the readout directly, and nothing is composed.
+
+    The control for every other composer. It has no parameters.
+    """
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """Nothing to create."""
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C) to their sum (..., C)."""
+        return torch.stack(tuple(nodes)).sum(dim=0)
+
+
+class ResidualSequential(Composer):
+    """A chain that forgets nothing: s_i = c_{i-1} + p_i, c_i = s_i + Phi_i(norm(s_i)), c_0 = 0.
+
+    The norm is LayerNorm without parameters, and Phi_i a linear layer, GELU and a linear layer that
+    starts at zero: so it begins as the sum, and the gradient that reaches p_i is that of c_L.
+    Against the paper's chain (`Sequential`) it adds the skip and the norm.
+    """
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """L maps Phi, each with 2 (C * C + C) parameters."""
+        self.phi = nn.ModuleList(self.stage(d_comp) for _ in range(num_nodes))
+
+    def stage(self, d_comp: int) -> nn.Module:
+        """One Phi, (..., C) to (..., C); zero at the start."""
+        last = nn.Linear(d_comp, d_comp)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(nn.Linear(d_comp, d_comp), nn.GELU(), last)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C), or the first few of them, to the last c (..., C)."""
+        composed = torch.zeros_like(nodes[0])
+        for node, phi in zip(nodes, self.phi, strict=False):
+            summed = composed + node
+            composed = summed + phi(F.layer_norm(summed, summed.shape[-1:]))
+        return composed
+
+
+class DepthAttention(Composer):
+    """Node i looks back at the c_j of earlier nodes, each image by itself, and adds what it finds.
+
+    c_i = p_i + sum_{j<i} a_ij c_j with a_i = softmax_j(q_i . norm(c_j) / sqrt(C)), and the readout
+    is given sum_j b_j c_j with b = softmax_j(q . norm(c_j) / sqrt(C)) over all j. The norm is that
+    of root mean squares. Queries q_i (C) start at zero, so each begins as an average; the values
+    c_j are as they are. Nothing is averaged over the batch: what is said of an image does not
+    depend on its neighbours.
+    Source: KoRA paper (2025), future work ("dynamic compositional attention"); learned queries and
+    plain values as in Kimi Team 2026, arXiv:2603.15031.
+    """
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """L queries of width C: of nodes 2 ... L, and of the readout."""
+        self.query_LC = nn.Parameter(torch.zeros(num_nodes, d_comp))
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C), or the first few of them, to (..., C)."""
+        found = [nodes[0]]
+        for i, node in enumerate(nodes[1:]):
+            found.append(node + self._look(found, self.query_LC[i]))
+        return self._look(found, self.query_LC[-1])
+
+    def _look(self, found: Sequence[Tensor], query_C: Tensor) -> Tensor:
+        """The mean (..., C) of J tensors, weighted by what a query makes of them."""
+        values = torch.stack(tuple(found), dim=-2)  # (..., J, C)
+        width = values.shape[-1]
+        keys = F.rms_norm(values, (width,))
+        weights = torch.softmax(keys @ query_C / width**0.5, dim=-1)  # (..., J)
+        return (weights.unsqueeze(-2) @ values).squeeze(-2)
+
+
+class DepthAverage(Composer):
+    """The same with weights that are learned and the same for every image.
+
+    c_i = p_i + sum_{j<i} a_ij c_j and sum_j b_j c_j, with a_i and b softmaxes of learned numbers
+    that start at zero: the control that shows whether attention has to look at the image.
+    """
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """L * L numbers, of which those at j < i are used, and all of the last row."""
+        self.logits_LL = nn.Parameter(torch.zeros(num_nodes, num_nodes))
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C), or the first few of them, to (..., C)."""
+        found = [nodes[0]]
+        for i, node in enumerate(nodes[1:]):
+            found.append(node + self._mean(found, self.logits_LL[i]))
+        return self._mean(found, self.logits_LL[-1])
+
+    def _mean(self, found: Sequence[Tensor], logits_L: Tensor) -> Tensor:
+        weights_J = torch.softmax(logits_L[: len(found)], dim=0)
+        return torch.einsum("j,j...c->...c", weights_J, torch.stack(tuple(found)))

@@ -5,89 +5,23 @@ Shapes: B images, N tokens, I input width, O output width, R rank, C d_comp, D w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import (
-    LowRankDelta,
-    Strategy,
-    require_choice,
-    require_effect,
-    require_positive,
-)
+from kora.adapters.base import Strategy, require_choice, require_effect, require_positive
 from kora.adapters.composers import Composer, Sequential
+from kora.adapters.feedback import Feedback
+from kora.adapters.nodes import WHOLE, Node, NodeForm, Pool, RefinedNode, overlap
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbones import Backbone, Features
 from kora.frozen_inputs import Inputs
-from kora.kernels import Update
 from kora.sites import ALL_SITES, Site, find_sites, wrap
 
 __all__ = ["KoRA", "Node"]
 
-Pool = Literal["mean", "cls", "tokens"]
 _NODE = "node."  # before the key of a node, in the names of its inputs
-
-
-class Node(nn.Module):
-    """One adapter of the graph: o = B A x and its projection p = P o (KoRA paper, equation 2).
-
-    Everything here is linear, so tokens are pooled first, exactly:
-    mean_n(P B A x_n) = P B A mean_n(x_n). What a node keeps for the composition is the smallest
-    tensor there is: the pooled input (side network) or the pooled A x (injected).
-    """
-
-    def __init__(
-        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool
-    ) -> None:
-        super().__init__()
-        self.delta = LowRankDelta(site, rank, alpha=alpha)
-        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
-        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
-        self.inject = inject
-        self.pool: Pool = pool
-        self._kept: Tensor | None = None
-        self._listening = False
-
-    def listen(self) -> None:
-        """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
-        self._listening = True
-
-    def observe(self, x: Tensor) -> Tensor | None:
-        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
-        if not self.inject:
-            self._keep(x)
-            return None
-        low = self.delta.low(x)
-        self._keep(low)
-        return self.delta.up(self.delta.alpha * low)
-
-    def update(self) -> Update | None:
-        """What `observe` does where it injects, as a low-rank update."""
-        update = self.delta.update()
-        return None if update is None else update._replace(seen=self._keep)
-
-    def taken(self) -> Tensor:
-        """What was kept of the batch that has just passed; forgets it."""
-        kept, self._kept = self._kept, None
-        assert kept is not None, "the site was not reached"
-        return kept
-
-    def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept of a batch."""
-        low = kept if self.inject else self.delta.low(kept)
-        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
-            return F.linear(low, self.project_CO @ self.delta.up_OR)
-        return F.linear(self.delta.up(low), self.project_CO)
-
-    def _keep(self, x: Tensor) -> None:
-        pooled = _pooled(x, self.pool)
-        if self._listening:
-            self._kept, self._listening = pooled, False
 
 
 class KoRA(Strategy):
@@ -105,17 +39,20 @@ class KoRA(Strategy):
             published notebook's form: a side network; no gradient passes through the backbone,
             which then runs without autograd.
         pool: What of the tokens a node sends: their `mean` (the notebook), the `cls` token, or
-            all `tokens` (a composition for each token).
+            all `tokens` (a composition for each token); with a `node_form` also `both` mean and
+            CLS, or a mean weighted by a learned `attention`.
         sites: See LoRA.
         blocks: Numbers of the adapted blocks; None means all.
         composer: How the vectors of the nodes become one; the paper's chain by default.
+        node_form: What the nodes look like; None is the paper's P B A of the tokens as they are.
+        feedback: Also adds what is composed so far to the tokens behind later blocks.
         readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
             tokens (depth) sees nothing of that: use TokenReadout with `pool: tokens` there.
 
     Raises:
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
-            site, a pool of `cls` on a backbone without CLS, or a TokenReadout without
-            `pool: tokens`.
+            site, a pool of `cls` or `both` on a backbone without CLS or of `both` or `attention`
+            without a node_form, or a TokenReadout without `pool: tokens`.
     """
 
     size_argument = "rank"
@@ -132,6 +69,8 @@ class KoRA(Strategy):
         blocks: Sequence[int] | None = None,
         composer: Composer | None = None,
         readout: Readout | None = None,
+        node_form: NodeForm | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
         super().__init__()
         require_positive("KoRA", rank=rank, d_comp=d_comp)
@@ -146,12 +85,19 @@ class KoRA(Strategy):
         self.blocks = blocks
         self.composer = Sequential() if composer is None else composer
         self.readout = ClsReadout() if readout is None else readout
+        self.node_form = node_form
+        self.feedback = feedback
+        if node_form is None and pool in ("both", "attention"):
+            raise ValueError(
+                f"KoRA: pool='{pool}' is for refined nodes. Set node_form (class_path: "
+                "kora.adapters.NodeForm), or use pool='mean'."
+            )
         if self.readout.per_token and pool != "tokens":
             raise ValueError(
                 f"KoRA: {type(self.readout).__name__} adds to every token what was composed for "
                 f"it, and pool='{pool}' composes one vector an image. Use pool='tokens'."
             )
-        self.needs_backbone_grad = inject
+        self.needs_backbone_grad = inject or feedback is not None
         self.nodes = nn.ModuleDict()
         #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
         self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None
@@ -180,22 +126,20 @@ class KoRA(Strategy):
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
         assert not self.nodes, "attached twice"
-        if self.pool == "cls" and not backbone.has_cls:
+        if self.pool in ("cls", "both") and not backbone.has_cls:
             raise ValueError(
                 f"KoRA: pool='{self.pool}' reads the CLS token, and {backbone.name} has none. "
                 "Use pool='mean'."
             )
         for site in find_sites(backbone, self.sites, blocks=self.blocks):
-            node = Node(
-                site,
-                rank=self.rank,
-                d_comp=self.d_comp,
-                alpha=self.alpha,
-                inject=self.inject,
-                pool=self.pool,
-            )
+            node = self._node(site)
             self.nodes[site.key] = node
-            wrap(backbone, site, node.observe, node.update if self.inject else None)
+            if self.inject and isinstance(node, RefinedNode):
+                wrap(backbone, site, node.look)
+                assert node.delta is not None
+                wrap(backbone, site, node.delta, node.update)
+            else:
+                wrap(backbone, site, node.observe, node.update if self.inject else None)
         self.composer.build(len(self.nodes), self.d_comp)
         if self.readout.per_token and backbone.pooled_width != backbone.width:
             raise ValueError(
@@ -204,18 +148,25 @@ class KoRA(Strategy):
                 "channels. Use ClsReadout, or another backbone."
             )
         self.readout.build(self.d_comp, backbone.pooled_width)
+        self.extra_width = self.readout.extra_width
+        if self.feedback is not None:
+            self.feedback.build(backbone, self._nodes(), self.composer, self.d_comp, self.alpha)
 
     def frozen_inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
         """The features, and what each node kept of the pass."""
         for node in self._nodes().values():
             node.listen()
+        if self.feedback is not None:
+            self.feedback.sent = []
         inputs = super().frozen_inputs(backbone, images)
         return inputs | {f"{_NODE}{key}": node.taken() for key, node in self._nodes().items()}
 
     def from_frozen(self, inputs: Inputs) -> Features:
         """Features with the composition read out."""
         features = super().from_frozen(inputs)
-        vectors = [node.vector(inputs[f"{_NODE}{key}"]) for key, node in self._nodes().items()]
+        sent = [] if self.feedback is None else self.feedback.sent
+        rest = list(self._nodes().items())[len(sent) :]
+        vectors = sent + [node.vector(inputs[f"{_NODE}{key}"]) for key, node in rest]
         composed = self.composer(vectors)
         if self.observer is not None:
             self.observer(vectors, composed)
@@ -224,20 +175,28 @@ class KoRA(Strategy):
 
     def frozen_key(self) -> dict[str, Any]:
         """Which nodes there are, and how they pool; of a side network alone."""
-        if self.inject:
+        if self.needs_backbone_grad:
             return super().frozen_key()
-        if self.pool == "tokens":
+        if self.pool in WHOLE:
             raise ValueError(
-                "adapter.pool is 'tokens': to keep all tokens of every site takes longer to read "
-                "than the backbone to compute"
+                f"adapter.pool is '{self.pool}': to keep all tokens of every site takes longer to "
+                "read than the backbone to compute"
             )
         return {"nodes": list(self.nodes), "pool": self.pool}
 
+    def penalty(self) -> Tensor | None:
+        """What the matrices of the nodes have in common, where that is to be small."""
+        if self.node_form is None or self.node_form.orthogonal != "soft":
+            return None
+        nodes = [node for node in self._nodes().values() if isinstance(node, RefinedNode)]
+        return self.node_form.penalty * overlap(nodes)
+
+    def _node(self, site: Site) -> Node:
+        options: dict[str, Any] = {"rank": self.rank, "d_comp": self.d_comp, "alpha": self.alpha}
+        options |= {"inject": self.inject, "pool": self.pool}
+        if self.node_form is None:
+            return Node(site, **options)
+        return RefinedNode(site, self.node_form, **options)
+
     def _nodes(self) -> dict[str, Node]:
         return {key: node for key, node in self.nodes.items() if isinstance(node, Node)}
-
-
-def _pooled(x: Tensor, pool: Pool) -> Tensor:
-    if pool == "mean":
-        return x.mean(dim=1)
-    return x[:, 0].clone() if pool == "cls" else x  # a view would keep all tokens for backward

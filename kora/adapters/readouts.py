@@ -8,13 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.base import require_choice
 from kora.backbones import Features, Level
 
-__all__ = ["ClsReadout", "Readout", "TokenReadout"]
+__all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
 
 Init = Literal["zero", "default"]
 
@@ -24,6 +25,9 @@ class Readout(nn.Module, ABC):
 
     #: Whether it needs a vector for every token, and so reaches a head that reads patch tokens.
     per_token: bool = False
+
+    #: Channels that it puts beside those of the pooled vector.
+    extra_width: int = 0
 
     @abstractmethod
     def build(self, d_comp: int, width: int) -> None:
@@ -79,6 +83,25 @@ class ClsReadout(Readout):
             composed = composed.mean(dim=1)  # before Proj_final, which is affine: the same, cheaper
         delta = F.linear(composed, self.weight_DC, self.bias_D)
         return features._replace(pooled=features.pooled + alpha * delta)
+
+
+class LogitReadout(Readout):
+    """logits = W h + b + alpha * V c_L: the composition says something of the classes itself.
+
+    It puts alpha * c_L beside the pooled vector that the head reads, and the head's columns for it,
+    V, start at zero. They are part of the head: another task starts without them.
+    """
+
+    def build(self, d_comp: int, width: int) -> None:
+        """Nothing to create: C K numbers of the head."""
+        self.extra_width = d_comp
+
+    def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
+        """Pooled (B, D + C); of (B, T, C) the mean over tokens."""
+        if composed.ndim == 3:
+            composed = composed.mean(dim=1)
+        pooled = torch.cat((features.pooled, alpha * composed.to(features.pooled.dtype)), dim=-1)
+        return features._replace(pooled=pooled)
 
 
 class TokenReadout(Readout):

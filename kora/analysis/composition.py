@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import KoRA
-from kora.adapters.kora import Node
+from kora.adapters.nodes import Node
 from kora.analysis.low_rank import singular_values
 
 __all__ = ["Contributions", "projection_spectrum"]
@@ -67,9 +67,9 @@ class Contributions:
 
 
 def projection_spectrum(node: Node) -> list[float]:
-    """Singular values of P B A of a node (without alpha), largest first."""
-    project_up_CR = node.project_CO.double() @ node.delta.up_OR.double()
-    return [float(value) for value in singular_values(project_up_CR, node.delta.down_RI)]
+    """Singular values of P B A of a node, or of its M (without alpha), largest first."""
+    left_CR, right_RI = node.projection()
+    return [float(value) for value in singular_values(left_CR.double(), right_RI)]
 
 
 def _sum_of_norms(tensor: Tensor) -> float:

@@ -85,7 +85,7 @@ class ClassificationTask(AdapterTask):
                 "The number of classes is not known: the data module has no num_classes. Set "
                 "model.init_args.num_classes."
             )
-        head = LinearHead(self.backbone, self.num_classes)
+        head = LinearHead(self.backbone, self.num_classes, extra=self.adapter.extra_width)
         metrics = _metrics(self.num_classes, self.leave_out)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")

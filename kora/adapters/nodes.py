@@ -1,0 +1,314 @@
+"""Nodes of KoRA: what each adapter sends into the composition.
+
+Shapes: B images, N tokens, S summaries of the tokens (1, or 2 for `both`), I input width, O output
+width, R rank, C d_comp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters.base import LowRankDelta, require_choice
+from kora.kernels import Update
+from kora.sites import Site
+
+__all__ = ["Node", "NodeForm", "Pool", "RefinedNode"]
+
+Pool = Literal["mean", "cls", "both", "attention", "tokens"]
+Orthogonal = Literal["none", "hard", "soft"]
+
+#: Pools that keep every token until the composition.
+WHOLE: tuple[Pool, ...] = ("attention", "tokens")
+
+
+class Node(nn.Module):
+    """One adapter of the graph: o = B A x and its projection p = P o (KoRA paper, equation 2).
+
+    Everything here is linear, so tokens are pooled first, exactly:
+    mean_n(P B A x_n) = P B A mean_n(x_n). What a node keeps for the composition is the smallest
+    tensor there is: the pooled input (side network) or the pooled A x (injected).
+    """
+
+    def __init__(
+        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool
+    ) -> None:
+        super().__init__()
+        self.delta: LowRankDelta | None = LowRankDelta(site, rank, alpha=alpha)
+        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
+        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
+        self.inject = inject
+        self.pool: Pool = pool
+        self._kept: Tensor | None = None
+        self._last: Tensor | None = None
+        self._listening = False
+        #: Whether what is composed goes back into the backbone while the batch still passes.
+        self.echoes = False
+
+    def listen(self) -> None:
+        """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
+        self._listening = True
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        if not self.inject:
+            self._keep(x)
+            return None
+        assert self.delta is not None
+        low = self.delta.low(x)
+        self._keep(low)
+        return self.delta.up(self.delta.alpha * low)
+
+    def update(self) -> Update | None:
+        """What `observe` does where it injects, as a low-rank update."""
+        assert self.delta is not None
+        update = self.delta.update()
+        return None if update is None else update._replace(seen=self._keep)
+
+    def seen(self) -> Tensor:
+        """What was kept of the batch that is passing, also where backward computes it again."""
+        assert self._last is not None, "the site was not reached"
+        return self._last
+
+    def taken(self) -> Tensor:
+        """What was kept of the batch that has just passed; forgets it."""
+        kept, self._kept = self._kept, None
+        assert kept is not None, "the site was not reached"
+        return kept
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        assert self.delta is not None
+        low = kept if self.inject else self.delta.low(kept)
+        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
+            return F.linear(low, self.project_CO @ self.delta.up_OR)
+        return F.linear(self.delta.up(low), self.project_CO)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """What the tokens are multiplied by, as two factors (C, R) and (R, I), without alpha."""
+        assert self.delta is not None
+        return self.project_CO @ self.delta.up_OR, self.delta.down_RI
+
+    def _keep(self, x: Tensor) -> None:
+        pooled = pooled_tokens(x, self.pool)
+        if self.echoes:
+            self._last = pooled
+        if self._listening:
+            self._kept, self._listening = pooled, False
+
+
+class RefinedNode(Node):
+    """p = sum_s M_s norm(x_s), for the summaries x_s of the tokens at a site.
+
+    Here the norm is LayerNorm without parameters (or nothing), so that no site speaks louder than
+    another because its tokens are longer. M_s is one matrix (C, I), or P_s B A.
+
+    Where it injects, it adds alpha B A x at its site as well, whatever M_s is.
+    """
+
+    def __init__(
+        self, site: Site, form: NodeForm, *, rank: int, d_comp: int, alpha: float, inject: bool,
+        pool: Pool,
+    ) -> None:  # fmt: skip
+        nn.Module.__init__(self)
+        self.form = (form,)  # a tuple is not registered as a submodule
+        self.inject = inject
+        self.pool = pool
+        self.site_name = site.name
+        self._kept = self._last = None
+        self._listening = self.echoes = False
+        summaries = 2 if pool == "both" else 1
+        low_rank = inject or not form.direct
+        self.delta = LowRankDelta(site, rank, alpha=alpha) if low_rank else None
+        if not form.direct:
+            self.project_SCO = nn.Parameter(torch.empty(summaries, d_comp, site.d_out))
+            nn.init.kaiming_uniform_(self.project_SCO.flatten(0, 1), a=math.sqrt(5))
+        elif form.shared:
+            form.share(site.name, (summaries, d_comp, site.d_in))
+            self.scale = nn.Parameter(torch.ones(()))
+        else:
+            self.matrix_SCI = nn.Parameter(started((summaries, d_comp, site.d_in)))
+        if pool == "attention":
+            self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        self._keep(x)
+        return self.delta(x) if self.inject and self.delta is not None else None
+
+    def update(self) -> Update | None:
+        """Where it injects, what it adds is no function of what it sends: see `look`."""
+        assert self.delta is not None
+        return self.delta.update()
+
+    def look(self, x: Tensor) -> None:
+        """Called by the site with its input (B, N, I), where `update` adds."""
+        self._keep(x)
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept: (B, S, I), or the tokens (B, N, I)."""
+        form = self.form[0]
+        x = F.layer_norm(kept, kept.shape[-1:]) if form.norm else kept
+        if self.pool == "attention":
+            shares_BN = torch.softmax(x @ self.query_I / math.sqrt(x.shape[-1]), dim=-1)
+            x = (shares_BN[:, None] @ x).squeeze(1)
+        if form.dropout:
+            x = F.dropout(x, form.dropout, self.training)
+        if self.pool != "both":
+            p = self._times(x, 0)
+        else:
+            p = self._times(x[:, 0], 0) + self._times(x[:, 1], 1)
+        if form.node_dropout and self.training:
+            kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= form.node_dropout
+            p = p * kept_B / (1 - form.node_dropout)
+        return p
+
+    def matrix(self) -> Tensor:
+        """M (S, C, I), without alpha."""
+        form = self.form[0]
+        if not form.direct:
+            assert self.delta is not None
+            return self.project_SCO @ self.delta.up_OR @ self.delta.down_RI
+        if form.shared:
+            return self.scale * form.of_site(self.site_name)
+        return orthogonal(self.matrix_SCI) if form.orthogonal == "hard" else self.matrix_SCI
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """What the tokens are multiplied by, as two factors (S C, R) and (R, I), without alpha."""
+        if not self.form[0].direct:
+            assert self.delta is not None
+            return (self.project_SCO @ self.delta.up_OR).flatten(0, 1), self.delta.down_RI
+        matrix_CI = self.matrix().flatten(0, 1)
+        return matrix_CI, torch.eye(matrix_CI.shape[1]).to(matrix_CI)
+
+    def _times(self, x: Tensor, summary: int) -> Tensor:
+        if self.form[0].direct:
+            return F.linear(x, self.matrix()[summary])
+        assert self.delta is not None
+        return F.linear(self.delta.low(x), self.project_SCO[summary] @ self.delta.up_OR)
+
+
+class NodeForm(nn.Module):
+    """What the nodes of a refined KoRA look like.
+
+    Args:
+        norm: LayerNorm without parameters on what a node reads.
+        direct: One matrix (C, I) in place of P B A: the same functions where C <= R, with fewer
+            numbers, as B and P of the output's width are not needed.
+        shared: One matrix for the same site of all blocks, with a scale for each block. Only with
+            `direct`.
+        dropout: Of what a node reads, in training.
+        node_dropout: Share of images for which a node says nothing, in training.
+        orthogonal: `hard`: the rows of each M are orthonormal at every step (Householder
+            reflections). `soft`: a penalty on what the matrices of two nodes have in common.
+            Only with `direct`, and not `shared`.
+        penalty: Factor of the soft penalty in the loss.
+
+    Raises:
+        ValueError: For a share outside [0, 1), or settings that exclude each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: bool = True,
+        direct: bool = True,
+        shared: bool = False,
+        dropout: float = 0.0,
+        node_dropout: float = 0.0,
+        orthogonal: Orthogonal = "none",
+        penalty: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for key, value in (("dropout", dropout), ("node_dropout", node_dropout)):
+            if not 0 <= value < 1:
+                raise ValueError(f"NodeForm: {key}={value}, expected a share in [0, 1).")
+        require_choice("NodeForm", "orthogonal", orthogonal, get_args(Orthogonal))
+        if shared and not direct:
+            raise ValueError("NodeForm: shared=True needs direct=True: it is the matrix that is.")
+        if orthogonal != "none" and (shared or not direct):
+            raise ValueError(
+                f"NodeForm: orthogonal='{orthogonal}' needs direct=True and shared=False: it is "
+                "about the matrix of each node."
+            )
+        if (penalty > 0) != (orthogonal == "soft"):
+            raise ValueError(
+                f"NodeForm: penalty={penalty} with orthogonal='{orthogonal}': a factor above 0 "
+                "goes with orthogonal='soft', and with nothing else."
+            )
+        self.norm = norm
+        self.direct = direct
+        self.shared = shared
+        self.dropout = dropout
+        self.node_dropout = node_dropout
+        self.orthogonal: Orthogonal = orthogonal
+        self.penalty = penalty
+        self.matrices = nn.ParameterDict()
+
+    def share(self, site: str, shape: Sequence[int]) -> None:
+        """Make the matrix of a site name, unless a node of another block has."""
+        if site not in self.matrices:
+            self.matrices[site] = nn.Parameter(started(shape))
+
+    def of_site(self, site: str) -> Tensor:
+        """The matrix (S, C, I) of a site name."""
+        matrix_SCI: Tensor = self.matrices[site]
+        return matrix_SCI
+
+
+def started(shape: Sequence[int]) -> Tensor:
+    """M (S, C, I) with nn.Linear's start for S I inputs."""
+    bound = 1 / math.sqrt(shape[0] * shape[-1])
+    return torch.empty(*shape).uniform_(-bound, bound)
+
+
+def orthogonal(matrix_SCI: Tensor) -> Tensor:
+    """Matrices (S, C, I) with orthonormal rows (columns, where C > I), from any numbers.
+
+    A product of Householder reflections whose vectors are the columns below the diagonal; what
+    `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, as a function, as
+    parametrised modules cannot be pickled. In float32: LAPACK knows no half precision.
+    """
+    wide = matrix_SCI.shape[1] <= matrix_SCI.shape[2]
+    tall = matrix_SCI.mT if wide else matrix_SCI
+    with torch.autocast(tall.device.type, enabled=False):
+        vectors = tall.float().tril(diagonal=-1) + torch.eye(*tall.shape[1:]).to(tall.device)
+        tau = 2 / vectors.square().sum(dim=-2)
+        found = torch.linalg.householder_product(vectors, tau).to(matrix_SCI.dtype)
+    rows: Tensor = found.mT if wide else found
+    return rows
+
+
+def overlap(nodes: Sequence[RefinedNode]) -> Tensor:
+    """The mean over pairs of nodes of ||M_i M_j^T||_F^2 / (||M_i||_F ||M_j||_F)^2.
+
+    Of nodes that read the same width; others have nothing in common. Zero where no two do.
+    """
+    by_width: dict[int, list[Tensor]] = {}
+    for node in nodes:
+        matrix_SI = node.matrix().flatten(0, 1)
+        by_width.setdefault(matrix_SI.shape[1], []).append(
+            F.normalize(matrix_SI.flatten(), dim=0).view_as(matrix_SI)
+        )
+    total, pairs = torch.zeros((), device=nodes[0].matrix().device), 0
+    for matrices in by_width.values():
+        if len(matrices) > 1:
+            gram = torch.stack(matrices)  # (L, S C, I)
+            products = torch.einsum("aci,bdi->abcd", gram, gram).square().sum(dim=(2, 3))
+            total = total + products.sum() - products.diagonal().sum()
+            pairs += len(matrices) * (len(matrices) - 1)
+    return total / max(pairs, 1)
+
+
+def pooled_tokens(x: Tensor, pool: Pool) -> Tensor:
+    """What of (B, N, I) a node keeps: (B, I), (B, 2, I) for `both`, or all tokens."""
+    if pool == "mean":
+        return x.mean(dim=1)
+    if pool == "both":
+        return torch.stack((x.mean(dim=1), x[:, 0]), dim=1)
+    return x[:, 0].clone() if pool == "cls" else x  # a view would keep all tokens for backward
