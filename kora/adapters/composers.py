@@ -31,7 +31,7 @@ class Composer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """L tensors (..., C), first node first, to (..., C)."""
+        """L tensors (..., C), first node first, to (..., C); for feedback also the first few."""
 
 
 class Sequential(Composer):
@@ -48,9 +48,9 @@ class Sequential(Composer):
         self.psi = nn.ModuleList(nn.Linear(d_comp, d_comp) for _ in range(num_nodes - 1))
 
     def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """L tensors (..., C) to c_L (..., C)."""
+        """L tensors (..., C), or the first few of them, to the last c (..., C)."""
         composed = F.gelu(self.phi[0](nodes[0]))
-        for node, phi, psi in zip(nodes[1:], self.phi[1:], self.psi, strict=True):
+        for node, phi, psi in zip(nodes[1:], self.phi[1:], self.psi, strict=False):
             composed = F.gelu(phi(node + F.gelu(psi(composed))))
         return composed
 

@@ -68,6 +68,9 @@ class Feedback(nn.Module):
             self.ups[f"b{i:02d}_feedback"] = nn.Parameter(torch.zeros(backbone.width, d_comp))
             backbone.model.blocks[i].register_forward_hook(partial(self._add, i))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sent": []}  # a copy has seen no batch
+
     def _add(self, number: int, module: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor:
         """(B, N, D) plus what is composed up to block `number`."""
         before = self._until.get(number - 1, 0)

@@ -97,6 +97,8 @@ class KoRA(Strategy):
                 f"KoRA: {type(self.readout).__name__} adds to every token what was composed for "
                 f"it, and pool='{pool}' composes one vector an image. Use pool='tokens'."
             )
+        if node_form is not None and node_form.direct and not inject:
+            self.size_argument = "d_comp"  # there is nothing of low rank
         self.needs_backbone_grad = inject or feedback is not None
         self.nodes = nn.ModuleDict()
         #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
@@ -110,7 +112,7 @@ class KoRA(Strategy):
     @property
     def starts_as_backbone(self) -> bool:
         """Not with a readout of random start, as the published notebook has it."""
-        return getattr(self.readout, "init", "zero") == "zero"
+        return getattr(self.readout, "init", "zero") == "zero" and self.readout.in_place
 
     @property
     def without_effect(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,9 @@ class Node(nn.Module):
         assert self.delta is not None
         return self.project_CO @ self.delta.up_OR, self.delta.down_RI
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "_last": None}  # a copy has seen no batch
+
     def _keep(self, x: Tensor) -> None:
         pooled = pooled_tokens(x, self.pool)
         if self.echoes:
@@ -151,8 +154,10 @@ class RefinedNode(Node):
         self._keep(x)
 
     def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept: (B, S, I), or the tokens (B, N, I)."""
+        """p, (B, C) or (B, N, C), of what was kept: (B, S I), or the tokens (B, N, I)."""
         form = self.form[0]
+        if self.pool == "both":
+            kept = kept.unflatten(1, (2, -1))
         x = F.layer_norm(kept, kept.shape[-1:]) if form.norm else kept
         if self.pool == "attention":
             shares_BN = torch.softmax(x @ self.query_I / math.sqrt(x.shape[-1]), dim=-1)
@@ -306,9 +311,9 @@ def overlap(nodes: Sequence[RefinedNode]) -> Tensor:
 
 
 def pooled_tokens(x: Tensor, pool: Pool) -> Tensor:
-    """What of (B, N, I) a node keeps: (B, I), (B, 2, I) for `both`, or all tokens."""
+    """What of (B, N, I) a node keeps: (B, I), (B, 2 I) for `both`, or all tokens."""
     if pool == "mean":
         return x.mean(dim=1)
     if pool == "both":
-        return torch.stack((x.mean(dim=1), x[:, 0]), dim=1)
+        return torch.cat((x.mean(dim=1), x[:, 0]), dim=1)
     return x[:, 0].clone() if pool == "cls" else x  # a view would keep all tokens for backward

@@ -26,6 +26,9 @@ class Readout(nn.Module, ABC):
     #: Whether it needs a vector for every token, and so reaches a head that reads patch tokens.
     per_token: bool = False
 
+    #: Whether it adds to features as they are, and puts no channels beside them.
+    in_place: bool = True
+
     #: Channels that it puts beside those of the pooled vector.
     extra_width: int = 0
 
@@ -91,6 +94,8 @@ class LogitReadout(Readout):
     It puts alpha * c_L beside the pooled vector that the head reads, and the head's columns for it,
     V, start at zero. They are part of the head: another task starts without them.
     """
+
+    in_place = False
 
     def build(self, d_comp: int, width: int) -> None:
         """Nothing to create: C K numbers of the head."""

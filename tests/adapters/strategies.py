@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kora.adapters import (
+    KAN,
     SSF,
     VPT,
     AdapterFusion,
@@ -20,14 +21,21 @@ from kora.adapters import (
     Bottleneck,
     ClsReadout,
     Composer,
+    DepthAttention,
+    DepthAverage,
     DoRA,
+    Feedback,
     FullFineTune,
     KoRA,
     LinearProbe,
+    LogitReadout,
     LoRA,
     LowRankFusion,
+    NodeForm,
+    ResidualSequential,
     Sequential,
     Strategy,
+    Sum,
     TokenReadout,
 )
 from kora.backbones import Backbone
@@ -128,6 +136,9 @@ LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
 SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
 SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
 
+#: That have no CLS token.
+NO_CLS = dict.fromkeys(("tiny_gap_registers", "tiny_siglip"), "reads the CLS token")
+
 #: Whose attention knows the place of each token.
 PLACED = dict.fromkeys(
     ("tiny_dinov3", "tiny_eva02", "tiny_eva02_split", "tiny_beit"), "knows the place of each"
@@ -167,9 +178,83 @@ STRATEGIES: dict[str, Entry] = {
             "blocks": [1],
             "composer": LastNode(),
             "readout": ClsReadout("zero"),
+            "node_form": NodeForm(),
+            "feedback": Feedback(0),
         },
         starts_elsewhere=True,
         needs=LIVE,
+    ),
+    "KoRA-refined": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "pool": "both",
+            "sites": ["proj"],
+            "node_form": NodeForm(),
+            "composer": DepthAttention(),
+        },
+        refused=NO_CLS,
+    ),
+    "KoRA-refined-injected": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "pool": "attention",
+            "sites": ["proj", "v"],
+            "node_form": NodeForm(orthogonal="soft", penalty=0.1),
+            "composer": KAN(),
+        },
+        needs=LIVE,
+    ),
+    "KoRA-refined-factors": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "sites": ["proj", "fc2"],
+            "node_form": NodeForm(direct=False),
+            "composer": ResidualSequential(),
+        },
+    ),
+    "KoRA-refined-shared": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "sites": ["proj"],
+            "node_form": NodeForm(shared=True),
+            "composer": DepthAverage(),
+        },
+    ),
+    "KoRA-refined-logits": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "sites": ["proj"],
+            "node_form": NodeForm(orthogonal="hard"),
+            "composer": Sum(),
+            "readout": LogitReadout(),
+        },
+        starts_elsewhere=True,
+    ),
+    "KoRA-feedback": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "inject": False,
+            "sites": ["proj"],
+            "node_form": NodeForm(),
+            "composer": Sum(),
+            "feedback": Feedback(1),
+        },
     ),
     "KoRA-side": Entry(
         KoRA, lambda: {"rank": 2, "d_comp": 4, "inject": False}, needs={**LIVE, **SPLIT}

@@ -71,7 +71,10 @@ def test_in_bfloat16_it_starts_within_a_rounding_of_the_frozen_features_and_trai
 ) -> None:
     """As with trainer.precision: bf16-true, where what trains is bfloat16 as well."""
     task, frozen = on_tiny(make()).bfloat16(), tiny("tiny_vit").bfloat16()
-    difference = (task.features(images).pooled - frozen(images).pooled).abs().max().item()
+    expected = frozen(images).pooled
+    difference = (
+        (task.features(images).pooled[:, : expected.shape[1]] - expected).abs().max().item()
+    )
     # DoRA's lengths are rounded; 0.017 is what the type does to the frozen features themselves.
     assert difference < 0.02 or not task.adapter.starts_as_backbone
     _, found = gradients(task, images)
