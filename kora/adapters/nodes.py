@@ -157,7 +157,7 @@ class RefinedNode(Node):
         """p, (B, C) or (B, N, C), of what was kept: (B, S I), or the tokens (B, N, I)."""
         form = self.form[0]
         if self.pool == "both":
-            kept = kept.unflatten(1, (2, -1))
+            kept = kept.view(kept.shape[0], 2, -1)
         x = F.layer_norm(kept, kept.shape[-1:]) if form.norm else kept
         if self.pool == "attention":
             shares_BN = torch.softmax(x @ self.query_I / math.sqrt(x.shape[-1]), dim=-1)

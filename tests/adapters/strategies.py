@@ -26,6 +26,7 @@ from kora.adapters import (
     DoRA,
     Feedback,
     FullFineTune,
+    GatedKoRA,
     KoRA,
     LinearProbe,
     LogitReadout,
@@ -283,6 +284,12 @@ STRATEGIES: dict[str, Entry] = {
         },
         starts_elsewhere=True,
         needs={**LIVE, **SPLIT},
+    ),
+    "KoRA-gated": Entry(
+        GatedKoRA,
+        lambda: {"rank": 2, "d_comp": 4},
+        changes=lambda: {"rank": 3, "d_comp": 5, "alpha": 0.5, "blocks": [1]},
+        refused=dict.fromkeys((*DEAD_QKV, "tiny_eva02_split"), "never called|has no site"),
     ),
     "BitFit": Entry(BitFit, changes=lambda: {"blocks": [1], "outer": False}),
     "SSF": Entry(

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from kora.adapters import ClsReadout, TokenReadout
+from kora.adapters import (
+    ClsReadout,
+    KoRA,
+    LinearProbe,
+    LogitReadout,
+    NodeForm,
+    Sum,
+    TokenReadout,
+)
 from kora.backbones import Features, Level
+from kora.heads import LinearHead
+from tests.factory import built
 
 
 def features() -> Features:
@@ -112,3 +123,27 @@ def test_the_token_readout_trains_one_projection_for_all_tokens_and_levels() -> 
     assert sum(p.numel() for p in readout.parameters()) == 3 * 6 + 6
     with pytest.raises(ValueError, match=r"TokenReadout: init='zeros', expected one of"):
         TokenReadout("zeros")  # type: ignore[arg-type]
+
+
+def test_the_logits_get_what_is_composed_through_columns_of_the_head_that_start_at_zero(
+    images: Tensor,
+) -> None:
+    strategy = KoRA(
+        2, 4, inject=False, node_form=NodeForm(), composer=Sum(), readout=LogitReadout()
+    )
+    task, probe = built(strategy), built(LinearProbe())
+    assert isinstance(task.head, LinearHead)
+    assert task.head.linear.in_features == 128 + 4
+    assert isinstance(probe.head, LinearHead)
+    with torch.no_grad():
+        probe.head.linear.bias.copy_(task.head.linear.bias)
+        probe.head.linear.weight.copy_(task.head.linear.weight[:, :128])
+    torch.testing.assert_close(task(images), probe(images))
+    composed: list[Tensor] = []
+    strategy.observer = lambda _, c: composed.append(c)
+    with torch.no_grad():
+        task.head.linear.weight[:, 128:].normal_()
+    added = task(images) - probe(images)
+    torch.testing.assert_close(
+        added, composed[0] @ task.head.linear.weight[:, 128:].T, rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,241 @@
+"""Claims about the nodes of a refined KoRA; references are written token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kora.adapters import KoRA, LoRA, NodeForm, RefinedNode, Sum
+from kora.adapters.nodes import orthogonal, overlap
+from tests.factory import built, kick, nano
+from tests.families import tiny
+
+
+def refined(**options: Any) -> KoRA:
+    """A side network on `tiny_vit`, away from its start, in eval mode."""
+    options = {"node_form": NodeForm(), "inject": False, "composer": Sum(), **options}
+    task = kick(built(KoRA(2, 3, **options), backbone=tiny("tiny_vit")), scale=0.3).eval()
+    strategy = task.adapter
+    assert isinstance(strategy, KoRA)
+    strategy.task = (task,)  # type: ignore[assignment]
+    return strategy
+
+
+def nodes_of(strategy: KoRA) -> dict[str, RefinedNode]:
+    return {k: node for k, node in strategy.nodes.items() if isinstance(node, RefinedNode)}
+
+
+def sent_and_read(strategy: KoRA, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """p of every node, and the tokens (B, N, I) that its site was given, by key."""
+    sent: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+    backbone = strategy.task[0].backbone  # type: ignore[index, union-attr]
+    places = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    for key in strategy.nodes:
+        block, _, name = key.partition("_")
+        layer = backbone.model.blocks[int(block[1:])].get_submodule(places[name])
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], key: str = key) -> None:
+            read[key] = inputs[0].detach()
+
+        layer.register_forward_pre_hook(keep)
+    strategy.observer = lambda vectors, _: sent.update(zip(strategy.nodes, vectors, strict=True))
+    strategy(backbone, images)
+    return sent, read
+
+
+def normed(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def test_a_node_reads_the_normed_mean_and_cls_through_a_matrix_each(images: Tensor) -> None:
+    strategy = refined(pool="both")
+    sent, read = sent_and_read(strategy, images)
+    for key, node in nodes_of(strategy).items():
+        mean, cls = node.matrix_SCI
+        tokens = read[key]
+        expected = normed(tokens.mean(1)) @ mean.T + normed(tokens[:, 0]) @ cls.T
+        torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_factors_are_p_b_a_on_the_same_input(images: Tensor) -> None:
+    strategy = refined(pool="cls", node_form=NodeForm(direct=False))
+    sent, read = sent_and_read(strategy, images)
+    for key, node in nodes_of(strategy).items():
+        assert node.delta is not None
+        matrix = node.project_SCO[0] @ node.delta.up_OR @ node.delta.down_RI
+        expected = normed(read[key][:, 0]) @ matrix.T
+        torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_norm_and_on_means_factors_are_the_paper_s_nodes(images: Tensor) -> None:
+    plain = KoRA(2, 3, inject=False)
+    same = KoRA(2, 3, inject=False, node_form=NodeForm(norm=False, direct=False))
+    tasks = [kick(built(one, backbone=tiny("tiny_vit"))) for one in (plain, same)]
+    for key, node in plain.nodes.items():
+        other = same.nodes[key]
+        other.delta.load_state_dict(node.delta.state_dict())
+        with torch.no_grad():
+            other.project_SCO[0].copy_(node.project_CO)
+    same.composer.load_state_dict(plain.composer.state_dict())
+    same.readout.load_state_dict(plain.readout.state_dict())
+    tasks[1].head.load_state_dict(tasks[0].head.state_dict())  # type: ignore[union-attr]
+    torch.testing.assert_close(tasks[1](images), tasks[0](images), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_begins_as_the_mean_and_then_weighs_the_tokens(images: Tensor) -> None:
+    strategy = refined(pool="attention", sites=["proj"])
+    for node in nodes_of(strategy).values():
+        nn.init.zeros_(node.query_I)
+    sent, read = sent_and_read(strategy, images)
+    for key, node in nodes_of(strategy).items():
+        expected = normed(read[key]).mean(1) @ node.matrix_SCI[0].T
+        torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+    for node in nodes_of(strategy).values():
+        nn.init.normal_(node.query_I)
+    sent, read = sent_and_read(strategy, images)
+    for key, node in nodes_of(strategy).items():
+        x = normed(read[key])
+        weights = torch.softmax(x @ node.query_I / x.shape[-1] ** 0.5, dim=1)
+        expected = (weights[..., None] * x).sum(1) @ node.matrix_SCI[0].T
+        torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_matrix_is_one_for_a_site_of_all_blocks_with_a_scale_each() -> None:
+    task = built(
+        KoRA(2, 4, inject=False, sites=["qkv", "fc2"], node_form=NodeForm(shared=True)),
+        backbone=nano(),
+    )
+    strategy = task.adapter
+    named = dict(strategy.named_parameters())
+    matrices = {name: p for name, p in named.items() if "matrices" in name}
+    assert {name: tuple(p.shape) for name, p in matrices.items()} == {
+        "node_form.matrices.qkv": (1, 4, 128),
+        "node_form.matrices.fc2": (1, 4, 512),
+    }
+    scales = [p for name, p in named.items() if name.endswith("scale")]
+    assert len(scales) == 12
+    assert all(p.numel() == 1 for p in scales)
+    assert not any("matrix" in name for name in named)
+
+
+def test_one_matrix_has_seven_numbers_where_factors_have_twenty_five() -> None:
+    """Four sites of width 1, 1, 1, 4 in and 3, 1, 4, 1 out, in D; rank and d_comp 8."""
+
+    def numbers(node_form: NodeForm | None) -> int:
+        task = built(KoRA(8, 8, inject=False, node_form=node_form), backbone=nano())
+        nodes = task.adapter.nodes
+        assert isinstance(nodes, nn.ModuleDict)
+        return sum(p.numel() for p in nodes.parameters())
+
+    assert numbers(NodeForm()) == 6 * 7 * 8 * 128
+    assert numbers(NodeForm(direct=False)) == numbers(None) == 6 * 25 * 8 * 128
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32), (2, 8, 8), (1, 40, 16)])
+def test_hard_orthogonal_matrices_have_orthonormal_rows(shape: tuple[int, ...]) -> None:
+    matrix = orthogonal(torch.randn(*shape, dtype=torch.float64).float())
+    small = min(shape[1:])
+    gram = matrix @ matrix.mT if shape[1] <= shape[2] else matrix.mT @ matrix
+    torch.testing.assert_close(gram, torch.eye(small).expand_as(gram), rtol=0, atol=1e-5)
+
+
+def test_they_stay_so_while_they_train(images: Tensor) -> None:
+    task = built(
+        KoRA(2, 4, inject=False, sites=["proj"], node_form=NodeForm(orthogonal="hard")),
+        backbone=tiny("tiny_vit"),
+    )
+    kick(task)
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        task(images).square().mean().backward()
+        optimizer.step()
+    for node in nodes_of(task.adapter).values():  # type: ignore[arg-type]
+        gram = node.matrix()[0] @ node.matrix()[0].T
+        torch.testing.assert_close(gram, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def test_the_soft_penalty_is_what_the_matrices_have_in_common() -> None:
+    strategy = refined(node_form=NodeForm(orthogonal="soft", penalty=0.5), pool="mean")
+    nodes = list(nodes_of(strategy).values())
+    by_width: dict[int, list[Tensor]] = {}
+    for node in nodes:
+        by_width.setdefault(node.matrix_SCI.shape[-1], []).append(node.matrix_SCI[0])
+    terms = []
+    for group in by_width.values():
+        for i, one in enumerate(group):
+            for j, other in enumerate(group):
+                if i != j:
+                    common = (one @ other.T).square().sum()
+                    terms.append(common / (one.norm() * other.norm()) ** 2)
+    expected = torch.stack(terms).mean()
+    torch.testing.assert_close(overlap(nodes), expected)
+    torch.testing.assert_close(strategy.penalty(), 0.5 * expected)
+
+
+def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
+    strategy = refined(node_form=NodeForm(orthogonal="soft", penalty=1.0), pool="mean")
+    before = float(strategy.penalty())  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam([n.matrix_SCI for n in nodes_of(strategy).values()], lr=0.02)
+    for _ in range(50):
+        optimizer.zero_grad()
+        penalty = strategy.penalty()
+        assert penalty is not None
+        penalty.backward()
+        optimizer.step()
+    assert float(strategy.penalty()) < 0.1 * before  # type: ignore[arg-type]
+
+
+def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images: Tensor) -> None:
+    strategy = refined(node_form=NodeForm(node_dropout=0.5), sites=["proj"])
+    node = next(iter(nodes_of(strategy).values()))
+    kept = torch.randn(4000, 32)
+    whole = node.vector(kept)
+    node.train()
+    dropped = node.vector(kept)
+    silent = (dropped == 0).all(dim=1)
+    assert 0.45 < silent.float().mean() < 0.55
+    torch.testing.assert_close(dropped[~silent], 2 * whole[~silent])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dropout": 1.0}, r"dropout=1.0, expected a share in \[0, 1\)"),
+        ({"shared": True, "direct": False}, "shared=True needs direct=True"),
+        ({"orthogonal": "hard", "shared": True}, "needs direct=True and shared=False"),
+        ({"orthogonal": "soft"}, "a factor above 0"),
+        ({"penalty": 0.1}, "goes with orthogonal='soft'"),
+        ({"orthogonal": "very"}, "expected one of none, hard, soft"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        NodeForm(**options)
+
+
+def test_pools_of_refined_nodes_need_them() -> None:
+    with pytest.raises(ValueError, match=r"kora\.adapters\.NodeForm"):
+        KoRA(pool="both")
+    with pytest.raises(ValueError, match="reads the CLS token"):
+        built(
+            KoRA(2, 2, pool="both", node_form=NodeForm(), sites=["fc1"]),
+            backbone=tiny("tiny_siglip"),
+        )
+
+
+def test_an_injected_node_adds_its_low_rank_update_and_sends_another(images: Tensor) -> None:
+    """With M zero it is LoRA: what it sends and what it adds have no weights in common."""
+    node_form = NodeForm()
+    task = kick(built(KoRA(2, 3, node_form=node_form, composer=Sum()), backbone=tiny("tiny_vit")))
+    lora = built(LoRA(2), backbone=tiny("tiny_vit"))
+    for key, node in task.adapter.nodes.items():  # type: ignore[union-attr]
+        lora.adapter.deltas[key].load_state_dict(node.delta.state_dict())  # type: ignore[union-attr]
+        nn.init.zeros_(node.matrix_SCI)
+    nn.init.zeros_(task.adapter.readout.bias_D)  # type: ignore[union-attr, arg-type]
+    lora.head.load_state_dict(task.head.state_dict())  # type: ignore[union-attr]
+    torch.testing.assert_close(task(images), lora(images), rtol=1e-5, atol=1e-5)
