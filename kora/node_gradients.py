@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from kora.adapters import KoRA
+from kora.analysis.redundancy import redundancy
 from kora.durable import write_atomically
 from kora.tasks import AdapterTask
 
@@ -33,7 +34,8 @@ _SCHEMA = 1
 _WHAT = (
     "Norm of the gradient of an image's own loss with respect to p_i of that image (of all its "
     "tokens together), the mean over the images of the step; `composed` is the same for c_L. On "
-    "the first process, before any clipping."
+    "the first process, before any clipping. `redundancy` is the mean over images and pairs of "
+    "nodes of |cos(p_i, p_j)|."
 )
 
 
@@ -53,6 +55,7 @@ class GradientNorms:
         self.keys = (*keys, COMPOSED)
         self.factor = factor
         self.images = 0
+        self._redundancy = 0.0
         self._sums = dict.fromkeys(self.keys, 0.0)
 
     def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
@@ -60,10 +63,16 @@ class GradientNorms:
         if not composed.requires_grad:
             return
         self.images += len(composed)
+        self._redundancy += len(composed) * redundancy(vectors)
         scale = self.factor * len(composed)  # the loss of a batch is the mean over its images
         for key, tensor in zip(self.keys, (*vectors, composed), strict=True):
             hook = partial(self._add, key, scale)
             tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    @property
+    def redundancy(self) -> float:
+        """The mean over images and pairs of nodes of |cos(p_i, p_j)|."""
+        return self._redundancy / max(self.images, 1)
 
     def means(self) -> dict[str, float]:
         """Norms by node and `composed`; 0 for a node that no gradient has reached."""
@@ -124,10 +133,12 @@ class NodeGradients(Callback):
             "step": self._step,
             "images": self._norms.images,
             COMPOSED: _finite(means.pop(COMPOSED)),
+            "redundancy": self._norms.redundancy,
             "nodes": {key: _finite(norm) for key, norm in means.items()},
         }
         kept = [one for one in self.readings if one["step"] in STEPS and one["step"] < self._step]
         self.readings = [*kept, reading]
+        pl_module.log("train/redundancy", self._norms.redundancy, on_step=True, on_epoch=False)
         self._stop(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,8 +177,8 @@ class NodeGradients(Callback):
 def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
     """The readings of a run, the first step first; None where it has no such file.
 
-    Each has `step`, `images`, `composed` and `nodes` (norms by key; None for one that was not
-    finite, as a loss scaler lets happen).
+    Each has `step`, `images`, `composed`, `redundancy` (not in early files) and `nodes` (norms by
+    key; None for one that was not finite, as a loss scaler lets happen).
 
     Raises:
         RuntimeError: The file is damaged.

@@ -14,6 +14,7 @@ from torch import Tensor
 from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankDelta, Strategy
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import DoRA
+from kora.adapters.gated import GatedKoRA
 from kora.adapters.nodes import Node
 from kora.adapters.ssf import SSF
 from kora.adapters.vpt import VPT
@@ -23,6 +24,7 @@ from kora.analysis.tokens import AdapterShares, PromptShares
 from kora.analysis.updates import (
     bias_changes,
     direction_changes,
+    gates,
     low_rank_changes,
     places_of,
     scale_changes,
@@ -37,7 +39,9 @@ __all__ = [
     "require_readable",
 ]  # fmt: skip
 
-READABLE: tuple[type[Strategy], ...] = (KoRA, LoRA, AdapterFusion, Bottleneck, SSF, BitFit, VPT)
+READABLE: tuple[type[Strategy], ...] = (
+    KoRA, LoRA, AdapterFusion, Bottleneck, SSF, BitFit, VPT, GatedKoRA
+)  # fmt: skip
 _FROM_IMAGES = (KoRA, AdapterFusion, Bottleneck, VPT)
 
 Images = Callable[[], Iterator[Tensor]]
@@ -93,6 +97,9 @@ def read_out(model: AdaptedModel, images: Images) -> ReadOut:
     require_readable(strategy)
     if isinstance(strategy, KoRA):
         return _composition(model, strategy, images)
+    if isinstance(strategy, GatedKoRA):
+        found = low_rank_changes(strategy, model.backbone, strategy.parts())
+        return ReadOut([*found, gates(strategy)])
     if isinstance(strategy, LoRA):  # also DoRA
         deltas = {k: d for k, d in strategy.deltas.items() if isinstance(d, LowRankDelta)}
         found = low_rank_changes(strategy, model.backbone, deltas)
@@ -198,7 +205,8 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
     if strategy.inject:
         deltas = {key: node.delta for key, node in nodes.items() if node.delta is not None}
         found += low_rank_changes(strategy, model.backbone, deltas)
-    return ReadOut(found, {"composed_norm": contributions.composed_norm})
+    scalars: dict[str, float | None] = {"composed_norm": contributions.composed_norm}
+    return ReadOut(found, scalars | {"redundancy": contributions.redundancy})
 
 
 def _attention(model: AdaptedModel, strategy: AdapterFusion, images: Images) -> ReadOut:

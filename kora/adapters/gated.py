@@ -73,6 +73,7 @@ class GatedKoRA(Strategy):
 
     size_argument = "rank"
     needs_last_tokens = False
+    sites = _PARTS
 
     def __init__(
         self,
@@ -95,6 +96,16 @@ class GatedKoRA(Strategy):
     def label(self) -> str:
         """`KoRA-gated`."""
         return "KoRA-gated"
+
+    def parts(self) -> dict[str, LowRankDelta]:
+        """The corrections by block and part: `b03_q`."""
+        found = {
+            f"{key.partition('_')[0]}_{name}": delta
+            for key, block in self.gated.items()
+            if isinstance(block, GatedBlock)
+            for name, delta in block.deltas.items()
+        }
+        return {key: delta for key, delta in found.items() if isinstance(delta, LowRankDelta)}
 
     def attach(self, backbone: Backbone) -> None:
         """Place the corrections and their networks."""

@@ -89,7 +89,7 @@ class Node(nn.Module):
             return F.linear(low, self.project_CO @ self.delta.up_OR)
         return F.linear(self.delta.up(low), self.project_CO)
 
-    def projection(self) -> tuple[Tensor, Tensor]:
+    def projection(self) -> tuple[Tensor, Tensor | None]:
         """What the tokens are multiplied by, as two factors (C, R) and (R, I), without alpha."""
         assert self.delta is not None
         return self.project_CO @ self.delta.up_OR, self.delta.down_RI
@@ -183,13 +183,12 @@ class RefinedNode(Node):
             return self.scale * form.of_site(self.site_name)
         return orthogonal(self.matrix_SCI) if form.orthogonal == "hard" else self.matrix_SCI
 
-    def projection(self) -> tuple[Tensor, Tensor]:
-        """What the tokens are multiplied by, as two factors (S C, R) and (R, I), without alpha."""
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """What summaries are multiplied by: (S C, R) and (R, I), or M (S C, I) and None."""
         if not self.form[0].direct:
             assert self.delta is not None
             return (self.project_SCO @ self.delta.up_OR).flatten(0, 1), self.delta.down_RI
-        matrix_CI = self.matrix().flatten(0, 1)
-        return matrix_CI, torch.eye(matrix_CI.shape[1]).to(matrix_CI)
+        return self.matrix().flatten(0, 1), None
 
     def _times(self, x: Tensor, summary: int) -> Tensor:
         if self.form[0].direct:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kora.adapters import KoRA
 from kora.adapters.nodes import Node
 from kora.analysis.low_rank import singular_values
+from kora.analysis.redundancy import redundancy
 
 __all__ = ["Contributions", "projection_spectrum"]
 
@@ -37,6 +38,7 @@ class Contributions:
         self.composed = 0.0  # sums over images of norms
         self.vectors = [0.0] * len(self.keys)
         self.changes = [0.0] * len(self.keys)
+        self._redundancy = 0.0
 
     @torch.no_grad()
     def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
@@ -44,6 +46,7 @@ class Contributions:
         given = [vector.detach().cpu().double() for vector in vectors]
         whole = self._compose(given)
         self.images += len(composed)
+        self._redundancy += len(composed) * redundancy(given)
         self.composed += _sum_of_norms(whole)
         for i, vector in enumerate(given):
             self.vectors[i] += _sum_of_norms(vector)
@@ -61,6 +64,11 @@ class Contributions:
         return {key: norm / images for key, norm in zip(self.keys, self.vectors, strict=True)}
 
     @property
+    def redundancy(self) -> float:
+        """The mean over images and pairs of nodes of |cos(p_i, p_j)|."""
+        return self._redundancy / max(self.images, 1)
+
+    @property
     def composed_norm(self) -> float:
         """The mean over images of ||c_L||."""
         return self.composed / max(self.images, 1)
@@ -69,6 +77,8 @@ class Contributions:
 def projection_spectrum(node: Node) -> list[float]:
     """Singular values of P B A of a node, or of its M (without alpha), largest first."""
     left_CR, right_RI = node.projection()
+    if right_RI is None:
+        return [float(value) for value in torch.linalg.svdvals(left_CR.detach().double())]
     return [float(value) for value in singular_values(left_CR.double(), right_RI)]
 
 

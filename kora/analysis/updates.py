@@ -14,6 +14,7 @@ from torch import Tensor
 from kora.adapters import KoRA, LoRA, LowRankDelta, Strategy
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import Direction, DoRA
+from kora.adapters.gated import GatedBlock, GatedKoRA
 from kora.adapters.ssf import SSF, Affine
 from kora.analysis.low_rank import norm, singular_values
 from kora.analysis.quantity import Place, Quantity, Spectrum
@@ -33,7 +34,7 @@ def places_of(strategy: Strategy, keys: Iterable[str]) -> dict[str, Place]:
 
 @torch.no_grad()
 def low_rank_changes(
-    strategy: LoRA | KoRA, backbone: Backbone, deltas: Deltas
+    strategy: LoRA | KoRA | GatedKoRA, backbone: Backbone, deltas: Deltas
 ) -> list[Quantity | Spectrum]:
     """The norm of alpha B A, alone and relative to that of the frozen rows, and its spectrum."""
     places, weights = places_of(strategy, deltas), _frozen_rows(strategy, backbone)
@@ -105,6 +106,16 @@ def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
     ]
 
 
+def gates(strategy: GatedKoRA) -> Quantity:
+    """Of GatedKoRA: the factor of what the network of a block adds to v."""
+    values = {
+        strategy.site_of(f"gated.{key}.gate"): float(block.gate)
+        for key, block in strategy.gated.items()
+        if isinstance(block, GatedBlock)
+    }
+    return Quantity("gate", "gate", "Factor of what the network of a block adds to v.", values)
+
+
 @torch.no_grad()
 def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectrum]:
     """Of BitFit: by how much the biases have moved, by layer; `original` has those of the start."""
@@ -131,7 +142,7 @@ def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectr
     ]  # fmt: skip
 
 
-def _frozen_rows(strategy: LoRA | KoRA, backbone: Backbone) -> dict[str, Tensor]:
+def _frozen_rows(strategy: LoRA | KoRA | GatedKoRA, backbone: Backbone) -> dict[str, Tensor]:
     """The frozen weight (O, I) of each site, its own rows only, by key."""
     allow = bool(getattr(strategy, "allow_dead_sites", False))
     sites = find_sites(backbone, strategy.sites, blocks=strategy.blocks, allow_dead_sites=allow)
