@@ -157,20 +157,20 @@ def find_sites(
 
 
 def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int]:
-    """Numbers of the chosen blocks, in order and each once; None means all.
+    """Numbers of the chosen blocks, in order and each once; None means all, -1 the last one.
 
     Raises:
         ValueError: For a number outside the depth, or none at all.
     """
     depth = backbone.depth
     chosen = list(range(depth)) if blocks is None else list(blocks)
-    outside = [i for i in chosen if not 0 <= i < depth]
+    outside = [i for i in chosen if not -depth <= i < depth]
     if outside or not chosen:
         raise ValueError(
-            f"blocks={chosen} of {backbone.name}: expected numbers from 0 to {depth - 1}, at "
-            "least one."
+            f"blocks={chosen} of {backbone.name}: expected numbers from 0 to {depth - 1} (or "
+            f"from the end, -1 to -{depth}), at least one."
         )
-    return sorted(set(chosen))
+    return sorted({i % depth for i in chosen})
 
 
 def wrap(

@@ -85,10 +85,15 @@ def test_no_site_at_all_is_refused() -> None:
         find_sites(nano(), [])
 
 
-@pytest.mark.parametrize("blocks", [[6], [-1], [0, 7], []])
+@pytest.mark.parametrize("blocks", [[6], [-7], [0, 7], []])
 def test_blocks_out_of_range_are_refused(blocks: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected numbers from 0 to 5, at least one"):
+    with pytest.raises(ValueError, match=r"expected numbers from 0 to 5 \(.*-6\), at least one"):
         find_sites(nano(), ["qkv"], blocks=blocks)
+
+
+def test_blocks_are_counted_from_the_end_as_well() -> None:
+    keys = [site.key for site in find_sites(nano(), ["fc2"], blocks=[-1, -6, 0])]
+    assert keys == ["b00_fc2", "b05_fc2"]
 
 
 def test_blocks_choose_and_come_in_forward_order() -> None:

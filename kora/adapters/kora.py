@@ -42,7 +42,7 @@ class KoRA(Strategy):
             all `tokens` (a composition for each token); with a `node_form` also `both` mean and
             CLS, or a mean weighted by a learned `attention`.
         sites: See LoRA.
-        blocks: Numbers of the adapted blocks; None means all.
+        blocks: Numbers of the adapted blocks, negative ones from the end; None means all.
         composer: How the vectors of the nodes become one; the paper's chain by default.
         node_form: What the nodes look like; None is the paper's P B A of the tokens as they are.
         feedback: Also adds what is composed so far to the tokens behind later blocks.
@@ -106,8 +106,13 @@ class KoRA(Strategy):
 
     @property
     def label(self) -> str:
-        """`KoRA`, or `KoRA-side` where nothing is injected; `-tokens` behind it for dense ones."""
-        return ("KoRA" if self.inject else "KoRA-side") + "-tokens" * self.readout.per_token
+        """`KoRA`, and what makes it another method: refined nodes, nothing injected (`-side`),
+        feedback, a composition of tokens.
+        """
+        refined = "-refined" * (self.node_form is not None)
+        feedback = "-feedback" * (self.feedback is not None)
+        side = "" if self.inject else "-side"
+        return f"KoRA{refined}{side}{feedback}{'-tokens' * self.readout.per_token}"
 
     @property
     def starts_as_backbone(self) -> bool:
