@@ -79,6 +79,7 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
 	@$(BIN)/python benchmarks/nyu_loading.py
 	@$(BIN)/python benchmarks/training_step.py
 	@$(BIN)/python benchmarks/training_step.py --precision bfloat16
+	@$(BIN)/python benchmarks/feature_cache.py
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
