@@ -1,6 +1,7 @@
 """What the caches share: folders that appear whole, arrays that are mapped, and the room for them.
 
-Arrays are written as files, not as maps: a full disk is then an error that can be told, not a crash.
+Arrays are written as files and not as maps: a full disk is then an error that can be told, and not
+a crash.
 """
 
 from __future__ import annotations

@@ -142,10 +142,12 @@ class CachedFrames:
             ValueError: a file is cut short, or holds another array.
         """
         if self._arrays is None:
-            shape = (self.frames, 3, *self.size)
-            images = map_array(self.folder / _FILES["images"], shape=shape, kind=np.uint8)
-            shape = (self.frames, *self.size)
-            depths = map_array(self.folder / _FILES["depth"], shape=shape, kind=np.uint16)
+            shapes = {"images": (self.frames, 3, *self.size), "depth": (self.frames, *self.size)}
+            kinds = {"images": np.uint8, "depth": np.uint16}
+            images, depths = (
+                map_array(self.folder / file, shape=shapes[name], kind=kinds[name])
+                for name, file in _FILES.items()
+            )
             self._arrays = (images, depths)
         return self._arrays
 
