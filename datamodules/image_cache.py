@@ -291,7 +291,7 @@ def _require_fresh(cache: ImageCache, positions: IntArray) -> None:
     changed = np.flatnonzero(now != then)
     if len(changed):
         path = cache.files.paths[positions[changed[0]]]
-        raise ValueError(f"{len(changed)} images were changed since, the first is {path}")
+        raise ValueError(f"images that changed since: {len(changed)}, the first is {path}")
 
 
 def _load_or_say(folder: Path, files: ImageFiles, positions: IntArray) -> ImageCache | None:

@@ -174,7 +174,7 @@ def test_the_line_names_the_image_that_changed_or_the_option(
     open_images(tmp_path / "cache", files, ALL)
     os.utime(files.paths[7], ns=(1, 1))
     with pytest.warns(
-        UserWarning, match=f"1 images were changed since, the first is {files.paths[7]}"
+        UserWarning, match=f"images that changed since: 1, the first is {files.paths[7]}"
     ):
         open_images(tmp_path / "cache", files, ALL)
     with pytest.warns(UserWarning, match=r"in another way \(resize\)"):
