@@ -65,8 +65,8 @@ class ImageCacheReport:
     def render(self) -> str:
         """One sentence for people."""
         return (
-            f"The cache {' and '.join(self.folders)} holds {self.images:,} decoded images in "
-            f"{self.cache_mib:.4g} MiB; one process reads {self.images_per_second:,.0f} images/s."
+            f"{self.images:,} decoded images lie in {' and '.join(self.folders)} "
+            f"({self.cache_mib:.4g} MiB); one process reads {self.images_per_second:,.0f} images/s."
         )
 
 
