@@ -77,6 +77,7 @@ results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md 
 
 bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
 	@$(BIN)/python benchmarks/nyu_loading.py
+	@$(BIN)/python benchmarks/image_loading.py
 	@$(BIN)/python benchmarks/training_step.py
 	@$(BIN)/python benchmarks/training_step.py --precision bfloat16
 
