@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.contenders import CONTENDERS, DEFAULT, FLOOR, FORWARD
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def bench(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "benchmarks" / "training_step.py"), *args],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+from tests.benchmarks.support import refused, written
 
 
 @pytest.mark.slow
@@ -27,16 +17,12 @@ def bench(*args: str) -> subprocess.CompletedProcess[str]:
 def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     small = ["--model", "vit_nano", "--batch", "2", "--repeats", "2", "--precision", precision]
-    done = bench(*small, "--json", str(tmp_path / "steps.json"), "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "steps.json").read_text()
-    assert (tmp_path / "out" / "training_step.json").read_text() == text
-    assert (tmp_path / "out" / "training_step.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads(text)
+    json_file = tmp_path / "steps.json"
+    record, printed = written("training_step", tmp_path / "out", *small, "--json", str(json_file))
+    assert json.loads(json_file.read_text()) == record
     steps = record["steps"]
     assert list(steps) == [*DEFAULT, FORWARD]
-    assert all(f"| {name} |" in done.stdout for name in steps)
-    assert record["machine"] in done.stdout
+    assert all(f"| {name} |" in printed for name in steps)
     for one in steps.values():
         assert len(one["seconds"]) == 2
         middle, low, high = one["seconds / LoRA of peft"]
@@ -62,9 +48,7 @@ def test_every_other_contender_makes_a_step_when_it_is_named(tmp_path: Path) -> 
     pytest.importorskip("peft")
     others = [name for name in CONTENDERS if name not in DEFAULT]
     small = ["--model", "vit_nano", "--batch", "2", "--repeats", "1", "--steps", *others]
-    done = bench(*small, "--json", str(tmp_path / "steps.json"))
-    assert done.returncode == 0, done.stderr
-    steps = json.loads((tmp_path / "steps.json").read_text())["steps"]
+    steps = written("training_step", tmp_path, *small)[0]["steps"]
     assert list(steps) == [*others, FORWARD]
     assert steps["DoRA"]["kept_mib"] < steps["DoRA of peft"]["kept_mib"]
     for name in others:  # no adapter trains at less than the forward pass
@@ -83,7 +67,4 @@ def test_every_other_contender_makes_a_step_when_it_is_named(tmp_path: Path) -> 
     ],
 )
 def test_a_wrong_option_is_one_clear_error(args: list[str], said: str) -> None:
-    done = bench(*args)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert said in refused("training_step", *args)
