@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,15 @@ def test_what_needs_no_card_and_no_compiler_runs_without_them(
     settings = results(run)["settings"]["training"]
     assert settings["precision"] == "bf16-mixed"
     assert settings["optimizer"]["init_args"]["fused"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_needs_no_card_runs_compiled(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", "--config", fragment("h100"),
+         "--trainer.accelerator", "cpu"],
+        cwd=here, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (here / "runs" / "tiny" / "LoRA" / "seed0" / "version_0" / "results.json").is_file()
