@@ -104,7 +104,8 @@ def rendered(found: dict[str, Any], batch: int, rate: float) -> str:
     for name, one in found.items():
         median = statistics.median(one["seconds"])
         row = [name, f"{one['gflop']:.1f}", f"{one['kept_mib']:.1f}", f"{batch / median:.1f}"]
-        row += [f"{one['gflop'] / median / rate:.2f}", *(shown(one[base]) for base in bases)]
+        own = statistics.median(one.get("cpu seconds", one["seconds"]))
+        row += [f"{one['gflop'] / own / rate:.2f}", *(shown(one[base]) for base in bases)]
         rows.append(row + ([f"{one['peak_mib']:.0f}"] if "peak_mib" in one else []))
     return table(columns, rows)
 
