@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -34,22 +33,27 @@ class LastBlock:
         self.active = False
         block = backbone.model.blocks[-1]
         # First, so that what looks at these inputs sees the one token too; at the end of the block
-        # last, as adapters that take their prompts away count from the end.
-        block.attn.proj.register_forward_pre_hook(self._enter, prepend=True)
-        block.norm2.register_forward_pre_hook(self._enter, prepend=True)
+        # last, as adapters that take their prompts away count from the end. `attn.norm` stands
+        # before `attn.proj`, and is mostly an identity. Layers and norms may be replaced by merged
+        # ones (kora/merging.py), these modules are not, but for norm2, which is there for a gain.
+        for module in (block.attn.norm, block.norm2, block.mlp):
+            module.register_forward_pre_hook(self._enter, prepend=True)
         block.register_forward_hook(self._leave)
 
     @staticmethod
     def fits(backbone: Backbone) -> bool:
         """Whether its head reads CLS alone, and its blocks are those that this was written for.
 
-        Blocks of timm that are derived from these add other things in another order.
+        Blocks of timm that are derived from these add other things in another order. Before 1.0.16
+        its attention had no norm, and is left as it is.
         """
         model = backbone.model
+        attention = getattr(model.blocks[-1], "attn", None)
         return (
             type(model) is VisionTransformer
             and type(model.blocks[-1]) is Block
-            and type(model.blocks[-1].attn) is Attention
+            and type(attention).__name__ == "Attention"  # it has moved between files of timm
+            and hasattr(attention, "norm")
             and model.attn_pool is None
             and model.global_pool == "token"
             and backbone.has_cls

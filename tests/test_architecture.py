@@ -27,6 +27,7 @@ LAYERS = (
     "kora.rewrites",
     "kora.adapter_folder",
     "kora.adapters",
+    "kora.merging",
     "kora.heads",
     "kora.tasks",
     "kora.lightning_cli",

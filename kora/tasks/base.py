@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from kora.adapters import LinearProbe, Strategy, describe
 from kora.backbones import Backbone, Features
 from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
+from kora.merging import MergedEvaluation
 from kora.optim import Schedule, parameter_groups, schedule_factor
 from kora.ranks import refuse_sharding
 
@@ -221,6 +223,12 @@ class AdapterTask(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Test and prediction run on merged weights, where that changes nothing but the time."""
+        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        has_one = any(isinstance(callback, MergedEvaluation) for callback in there)
+        return [] if has_one else [MergedEvaluation()]
 
     # -- checkpoints ---------------------------------------------------------------------------
 
