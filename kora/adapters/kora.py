@@ -152,6 +152,7 @@ class KoRA(Strategy):
                 f"it, and pool='{pool}' composes one vector an image. Use pool='tokens'."
             )
         self.needs_backbone_grad = inject
+        self.needs_last_tokens = pool != "cls"
         self.nodes = nn.ModuleDict()
         #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
         self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None
