@@ -75,10 +75,19 @@ results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md 
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 
-bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md
-	@$(BIN)/python benchmarks/nyu_loading.py
-	@$(BIN)/python benchmarks/training_step.py
-	@$(BIN)/python benchmarks/training_step.py --precision bfloat16
+# Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
+bench: export OMP_NUM_THREADS ?= 1
+bench: export PATH := $(abspath $(BIN)):$(PATH)
+bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers and pictures: runs/bench)
+	@python benchmarks/training_step.py --out runs/bench/float32
+	@python benchmarks/training_step.py --precision bfloat16 --out runs/bench/bfloat16
+	@python benchmarks/growth.py --out runs/bench
+	@python benchmarks/merged.py --out runs/bench
+	@python benchmarks/overhead.py --out runs/bench
+	@python benchmarks/startup.py --out runs/bench
+	@python benchmarks/feature_cache.py
+	@python benchmarks/nyu_loading.py
+	@python benchmarks/image_loading.py
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -31,7 +31,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.training_step import machine
+from benchmarks.measuring import machine
 from datamodules import Synthetic
 from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
 from kora.backbones import Backbone

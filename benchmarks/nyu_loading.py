@@ -11,40 +11,21 @@ processes and fills the page cache.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests` and `benchmarks`
 
 import h5py
 import numpy as np
 import torch
 
+from benchmarks.measuring import machine
 from datamodules import NYUDepthV2
 from tests.depth_factory import write_labelled, write_splits
-
-
-def machine() -> str:
-    """Processor, cores and the versions that matter."""
-    names = (
-        [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if Path("/proc/cpuinfo").exists()
-        else []
-    )
-    return (
-        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"h5py {h5py.__version__}, NumPy {np.__version__}"
-    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -89,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> None:
             rates = seen[name]
             every = ", ".join(f"{rate:.0f}" for rate in rates)
             print(f"| {label} | {max(rates):.0f} | {np.median(rates):.0f} | {every} |")
-        print(f"\n{machine()}")
+        print(f"\n{machine()}, h5py {h5py.__version__}, NumPy {np.__version__}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ _LAYOUTS = {
 class CIFAR(ImageDataModule):
     """CIFAR-10 or CIFAR-100: 50,000 training and 10,000 test images of 32 x 32.
 
+    There is no option `cache`: the files hold arrays, from which all images are ready after about
+    a second, and a map is read no faster than memory (`benchmarks/README.md`).
+
     Args:
         root: folder that holds, or will hold, the extracted folder.
         variant: 10 or 100 (fine labels).

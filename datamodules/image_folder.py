@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datamodules.base import ImageDataModule, Part, Split
+from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import Resize, decode_image, decode_images, unreadable
+from datamodules.image_cache import ImageFiles
+from datamodules.loading import Resize, decode_image, unreadable
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
@@ -31,7 +33,7 @@ class ImageFolder(ImageDataModule):
     """Images in `root/<train_dir>/<class>/` and `root/<test_dir>/<class>/`, at any depth there.
 
     Classes are the folders of the training part, in sorted order. Images are resized in the loader
-    processes, as they are needed; phone photographs are turned upright.
+    processes, as they are needed, or once with `cache`; phone photographs are turned upright.
 
     Args:
         root: folder that holds the two parts.
@@ -42,6 +44,9 @@ class ImageFolder(ImageDataModule):
         resize: `crop` keeps the proportions and cuts the centre, `stretch` keeps the whole image.
         on_bad_image: `error` stops at a file that cannot be decoded, and names it; `skip` decodes
             all of them once at the start, leaves those out, and counts them in the record.
+        cache: whether images stay decoded and resized in a file that later epochs and runs map into
+            memory: true (beside `root`; 147 KiB an image at 224 x 224), false, or a folder for it;
+            None: false, as nobody knows how much room there is. Use 0 `num_workers` with it.
         num_workers: loader processes, which read and resize.
         **options: the options of every data module, see `ImageDataModule`.
 
@@ -50,7 +55,6 @@ class ImageFolder(ImageDataModule):
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"
-    collate: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class ImageFolder(ImageDataModule):
         test_dir: str = "test",
         resize: Resize = "crop",
         on_bad_image: OnBadImage = "error",
+        cache: bool | str | None = None,
         num_workers: int = 2,
         **options: Any,
     ) -> None:
@@ -86,6 +91,7 @@ class ImageFolder(ImageDataModule):
         self.bad_images: dict[Part, list[str]] = {"train": [], "test": []}  # below `root`
         self.root = expand_path(root, key="data.root")
         self.archive = None if archive is None else expand_path(archive, key="data.archive")
+        self.cache = cache_parent(cache, beside=self.root, default=False)
         self.part_dirs: dict[Part, str] = {"train": train_dir, "test": test_dir}
         self._paths: dict[Part, list[Path]] = {}
         self._classes: list[str] | None = None
@@ -147,20 +153,26 @@ class ImageFolder(ImageDataModule):
         return list(found)
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
-        paths = self._part_paths(part)
-        chosen = [paths[position] for position in positions]
-        what = f"{self._folder(part)}"
-        return {"image": decode_images(chosen, size=self.image_size, resize=self.resize, what=what)}
+        return {"image": self._files(part).decode(positions)}
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        paths = self._part_paths("test" if split == "test" else "train")
-        return _FileDataset(
-            [paths[position] for position in self.indices(split)],
-            labels=self.labels(split),
-            indices=self.indices(split),
-            size=self.image_size,
-            resize=self.resize,
-        )
+        part: Part = "test" if split == "test" else "train"
+        files, labels, indices = self._files(part), self.labels(split), self.indices(split)
+        if self.cache is not None:
+            height, width = self.image_size
+            name = f"{self.root.absolute().name}.{self.part_dirs[part]}".replace(os.sep, "_")
+            folder = self.cache / f"{name}.{height}x{width}.{self.resize}.cache"
+            dataset = cached_images(folder, files, labels=labels, indices=indices)
+            if dataset is not None:
+                return dataset
+        return _FileDataset(files, labels=labels, indices=indices)
+
+    def prepare_cache(self) -> ImageCacheReport | None:
+        """Decode what every split needs, so that runs start at once; None without a cache."""
+        if self.cache is None:
+            return None
+        self.setup()
+        return report_on(self._datasets.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over the paths (below `root`) and sizes of all images."""
@@ -191,6 +203,15 @@ class ImageFolder(ImageDataModule):
             "bad_images": counts,
             "bad_image_files": [*self.bad_images["train"], *self.bad_images["test"]],
         }
+
+    def _files(self, part: Part) -> ImageFiles:
+        return ImageFiles(
+            self._part_paths(part),
+            folder=self._folder(part),
+            size=self.image_size,
+            resize=self.resize,
+            what=f"{self._folder(part)}",
+        )
 
     def _folder(self, part: Part) -> Path:
         return self.root / self.part_dirs[part]
@@ -230,20 +251,12 @@ class ImageFolder(ImageDataModule):
 class _FileDataset(Dataset[dict[str, Any]]):
     """Images read and resized one by one, in the loader's processes."""
 
-    def __init__(
-        self,
-        paths: list[Path],
-        *,
-        labels: IntArray,
-        indices: IntArray,
-        size: tuple[int, int],
-        resize: Resize,
-    ) -> None:
-        self.paths = paths
+    def __init__(self, files: ImageFiles, *, labels: IntArray, indices: IntArray) -> None:
+        self.paths = [files.paths[position] for position in indices]
         self.labels = labels
         self.indices = indices
-        self.size = size
-        self.resize: Resize = resize
+        self.size = files.size
+        self.resize = files.resize
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -252,6 +265,9 @@ class _FileDataset(Dataset[dict[str, Any]]):
         pixels = decode_image(self.paths[row], size=self.size, resize=self.resize)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         return {"image": image, "label": int(self.labels[row]), "index": int(self.indices[row])}
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        return default_collate([self[row] for row in rows])
 
 
 def _sorted_walk(folder: Path) -> Any:

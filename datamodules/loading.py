@@ -6,10 +6,10 @@ Shapes: B images a batch, n images of a split, H height, W width
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,11 +127,17 @@ def _opened(path: Path, *, upright: bool) -> Image.Image:
 
 
 def decode_images(
-    paths: Sequence[Path], *, size: tuple[int, int], resize: Resize | None, what: str
+    paths: Sequence[Path],
+    *,
+    size: tuple[int, int],
+    resize: Resize | None,
+    what: str,
+    bar: tqdm[Any] | None = None,
 ) -> Tensor:
     """uint8 images (n, 3, H, W) of these files, decoded in threads.
 
-    A progress bar, named after `what`, appears when it takes longer than two seconds.
+    A progress bar, named after `what`, appears when it takes longer than two seconds; where there
+    is a `bar` already, that is moved instead.
 
     Raises:
         UnreadableImageError: as `decode_image`.
@@ -145,9 +151,12 @@ def decode_images(
 
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        done = pool.map(decode, range(len(paths)))
-        for _ in tqdm(done, total=len(paths), desc=f"Decoding {what}", delay=2, disable=None):
-            pass
+        done: Iterable[None] = pool.map(decode, range(len(paths)))
+        if bar is None:
+            done = tqdm(done, total=len(paths), desc=f"Decoding {what}", delay=2, disable=None)
+        for _ in done:
+            if bar is not None:
+                bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
     return images

@@ -10,8 +10,6 @@ Shapes: N frames of the file, B frames read at once, H height, W width
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 import warnings
 import zlib
@@ -19,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
 from datamodules.loading import UnreadableImageError
 from datamodules.nyu_labelled import LabelledFile
 from datamodules.splits import IntArray
@@ -143,16 +142,12 @@ class CachedFrames:
             ValueError: a file is cut short, or holds another array.
         """
         if self._arrays is None:
+            shapes = {"images": (self.frames, 3, *self.size), "depth": (self.frames, *self.size)}
+            kinds = {"images": np.uint8, "depth": np.uint16}
             images, depths = (
-                np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-                for name in _FILES.values()
+                map_array(self.folder / file, shape=shapes[name], kind=kinds[name])
+                for name, file in _FILES.items()
             )
-            for array, shape, kind in (
-                (images, (self.frames, 3, *self.size), np.uint8),
-                (depths, (self.frames, *self.size), np.uint16),
-            ):
-                if array.shape != shape or array.dtype != kind:
-                    raise ValueError(f"{array.dtype} {array.shape}, expected {kind} {shape}")
             self._arrays = (images, depths)
         return self._arrays
 
@@ -207,17 +202,9 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
 def _make(folder: Path, source: LabelledFile) -> None:
     height, width = source.size
     needed = source.frames * height * width * 5  # three bytes of colour and two of depth
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed:
-        raise OSError(
-            f"The cache {folder} needs {needed >> 20} MiB, but {free >> 20} MiB are free there. "
-            "Make room, or set data.cache to a folder on another disk."
-        )
+    require_room(folder, needed)
     identity = _identity(source)
-    staging = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-    staging.mkdir()
-    try:
+    with new_folder(folder) as staging:
         seconds, largest_m, crc32 = _convert(source, staging)
         cached = CachedFrames(staging, source, crc32=crc32)
         bytes_written = sum((staging / name).stat().st_size for name in _FILES.values())
@@ -230,17 +217,10 @@ def _make(folder: Path, source: LabelledFile) -> None:
         }
         about = {"source": identity, "step_m": STEP_M, "gain": gain, "crc32": crc32}
         (staging / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str, list[int]]]:
-    """Write both arrays; returns seconds of reading, largest rounding in metres, and checksums.
-
-    Written as files, not as maps: a full disk is then an error that can be told, not a crash.
-    """
+    """Write both arrays; returns seconds of reading, largest rounding in metres, and checksums."""
     seconds, largest_m = 0.0, 0.0
     crc32: dict[str, list[int]] = {name: [] for name in _FILES}
     with (
@@ -249,8 +229,8 @@ def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str
         (folder / _FILES["depth"]).open("wb") as depths,
         tqdm(total=source.frames, desc="Caching NYU Depth V2", unit="frame", disable=None) as bar,
     ):
-        _header(images, (source.frames, 3, *source.size), "|u1")
-        _header(depths, (source.frames, *source.size), "<u2")
+        array_header(images, (source.frames, 3, *source.size), "|u1")
+        array_header(depths, (source.frames, *source.size), "<u2")
         for start in range(0, source.frames, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, source.frames))
             begun = time.perf_counter()
@@ -267,8 +247,7 @@ def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str
                 crc32[name] += [zlib.crc32(frame) for frame in array]
             bar.update(len(block))
         for file in (images, depths):
-            file.flush()
-            os.fsync(file.fileno())  # the folder must not be moved before its bytes are there
+            force(file)  # the folder must not be moved before its bytes are there
     return max(seconds, 1e-9), largest_m, crc32
 
 
@@ -303,9 +282,3 @@ def _identity(source: LabelledFile) -> dict[str, Any]:
         "depth": source.depth,
         "format": _FORMAT,
     }
-
-
-def _header(file: BinaryIO, shape: tuple[int, ...], descr: str) -> None:
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": descr, "fortran_order": False, "shape": shape}
-    )

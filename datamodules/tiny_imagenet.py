@@ -15,10 +15,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, Part
+from datamodules.base import ImageDataModule, Part, Split
+from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import decode_images
+from datamodules.image_cache import ImageFiles
 from datamodules.splits import IntArray
 
 __all__ = ["TinyImageNet"]
@@ -43,6 +45,9 @@ class TinyImageNet(ImageDataModule):
         classes: which classes, numbered 0, 1, ... in this order: "100:200" (places in
             `wnids.txt`, the last one not included), a list of places, or a list of wnids;
             None: all 200.
+        cache: whether images stay decoded in a file that later runs map into memory: true (beside
+            the extracted folder, at most 1.3 GiB), false, or a folder for it; None: true. Only
+            images that are used are decoded.
         val_layout: `annotations` reads the labels of the flat validation folder from
             `val_annotations.txt`. `folders` repeats the mistake of the published notebook, which
             took that folder for class folders: all its images become class 0, and the classes are
@@ -64,6 +69,7 @@ class TinyImageNet(ImageDataModule):
         archive: str | None = None,
         classes: int | str | list[int] | list[str] | None = None,
         val_layout: ValLayout = "annotations",
+        cache: bool | str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -75,6 +81,7 @@ class TinyImageNet(ImageDataModule):
         self.num_classes = len(self.classes)
         self.root = expand_path(root, key="data.root")
         self.archive = None if archive is None else expand_path(archive, key="data.archive")
+        self.cache = cache_parent(cache, beside=self.folder, default=True)
         self._paths: dict[Part, list[Path]] = {}
 
     @property
@@ -103,10 +110,27 @@ class TinyImageNet(ImageDataModule):
         return np.array([number.get(wnid, -1) for wnid in wnids], dtype=np.int64)
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
-        paths = self._part_paths(part)
-        chosen = [paths[position] for position in positions]
-        what = f"{self.dataset_name} {self.official_parts[part]}"
-        return {"image": decode_images(chosen, size=self.image_size, resize=None, what=what)}
+        return {"image": self._files(part).decode(positions)}
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        if self.cache is not None:
+            part: Part = "test" if split == "test" else "train"
+            dataset = cached_images(
+                self.cache / f"{_FOLDER}.{self.official_parts[part]}.cache",
+                self._files(part),
+                labels=self.labels(split),
+                indices=self.indices(split),
+            )
+            if dataset is not None:
+                return dataset
+        return super().make_dataset(split)
+
+    def prepare_cache(self) -> ImageCacheReport | None:
+        """Decode what every split needs, so that runs start at once; None without a cache."""
+        if self.cache is None:
+            return None
+        self.setup()
+        return report_on(self._datasets.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of all images, and over the annotations."""
@@ -118,6 +142,15 @@ class TinyImageNet(ImageDataModule):
 
     def protocol_extras(self) -> dict[str, Any]:
         return {"classes": self.classes_option, "val_layout": self.val_layout}
+
+    def _files(self, part: Part) -> ImageFiles:
+        return ImageFiles(
+            self._part_paths(part),
+            folder=self.folder,
+            size=self.image_size,
+            resize=None,
+            what=f"{self.dataset_name} {self.official_parts[part]}",
+        )
 
     def _part_paths(self, part: Part) -> list[Path]:
         """Paths (N,) of all images of a part, sorted."""

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -248,7 +249,9 @@ class _Computed:
         training = adapter.training
         adapter.eval()
         try:
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            # As the task's own forward pass: where it leaves out tokens, so does this.
+            leaner = getattr(task, "last_block", None) or nullcontext()
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
                 inputs = adapter.frozen_inputs(task.backbone, images)
         finally:
             adapter.train(training)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from kora.adapter_folder import expand
 from kora.image_files import Batch, ImageFiles, collate, image_files
 from kora.load import AdaptedModel, load_adapter, named_device
+from kora.merging import merged
 from kora.results import write_atomically
 from kora.tasks import DepthTask
 
@@ -45,15 +46,15 @@ def predict_command(args: Sequence[str]) -> None:
     names = [path.relative_to(folder).as_posix() for path in files]
     errors: dict[int, str] = {}
     rows: Rows = {}
-    batches = _batches(model, files, own.batch_size, own.num_workers)
-    for batch in batches:
-        errors |= batch.errors
-        if batch.places and isinstance(model.task, DepthTask):
-            rows |= _write_depth(model.task, batch, names, out, own.depth_format)
-        elif batch.places:
-            found = model.predict(batch.images)
-            for place, prediction in zip(batch.places, found, strict=True):
-                rows[place] = [prediction.name, f"{prediction.probability:.6f}"]
+    with merged(model.backbone, model.adapter):
+        for batch in _batches(model, files, own.batch_size, own.num_workers):
+            errors |= batch.errors
+            if batch.places and isinstance(model.task, DepthTask):
+                rows |= _write_depth(model.task, batch, names, out, own.depth_format)
+            elif batch.places:
+                found = model.predict(batch.images)
+                for place, prediction in zip(batch.places, found, strict=True):
+                    rows[place] = [prediction.name, f"{prediction.probability:.6f}"]
     heads = ["depth_file", "min_m", "max_m"] if depth else ["class_name", "probability"]
     table = out / "predictions.csv" if depth else out
     _write_table(table, heads, names, rows, errors)

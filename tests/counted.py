@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["counted_step"]
+__all__ = ["counted_forward", "counted_step"]
 
 
 def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
@@ -30,13 +30,23 @@ def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, 
             alive.append(tensor)
         return tensor
 
-    # By itself torch counts only the products that make a new tensor.
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place}
-    )
+    counter = _counter()
     with counter, saved_tensors_hooks(pack, lambda tensor: tensor):
         loss().backward()
     return counter.get_total_flops() / 1e9, sum(kept.values()) / 2**20
+
+
+def counted_forward(run: Callable[[], object]) -> float:
+    """GFLOP of a pass without gradients."""
+    counter = _counter()
+    with torch.no_grad(), counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def _counter() -> FlopCounterMode:
+    # By itself torch counts only the products that make a new tensor.
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place})
 
 
 def _product_in_place(to: Any, left: Any, right: Any, **_: Any) -> int:

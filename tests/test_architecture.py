@@ -22,11 +22,13 @@ LAYERS = (
     "kora.vit_nano",
     "kora.backbones",
     "kora.frozen_inputs",
+    "kora.last_block",
     "kora.sites",
     "kora.places",
     "kora.rewrites",
     "kora.adapter_folder",
     "kora.adapters",
+    "kora.merging",
     "kora.heads",
     "kora.tasks",
     "kora.lightning_cli",
@@ -101,8 +103,8 @@ def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> Non
     assert [m for m in who_imports(library) if any(below(m, part) for part in parts)] == []
 
 
-def test_only_two_files_know_timm() -> None:
-    assert who_imports("timm") == {"kora.backbones", "kora.vit_nano"}
+def test_only_three_files_know_timm() -> None:
+    assert who_imports("timm") == {"kora.backbones", "kora.last_block", "kora.vit_nano"}
 
 
 def test_data_modules_never_import_kora() -> None:

@@ -48,6 +48,11 @@ class Strategy(nn.Module, ABC):
     #: without autograd and keeps nothing for backward.
     needs_backbone_grad: bool = True
 
+    #: Whether something of it reads, behind the attention of the last block, other tokens than its
+    #: own: a mean over tokens does. Where nothing does and the head reads CLS alone, the other
+    #: tokens are not computed there (kora/last_block.py).
+    needs_last_tokens: bool = True
+
     #: Channels that it puts beside those of the pooled vector, for the head to read.
     extra_width: int = 0
 

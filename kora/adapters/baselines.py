@@ -18,6 +18,7 @@ class LinearProbe(Strategy):
     """No adapter: only the head trains, on the frozen features."""
 
     needs_backbone_grad = False
+    needs_last_tokens = False
     carries_over = False
 
     def attach(self, backbone: Backbone) -> None:
@@ -34,6 +35,8 @@ class LinearProbe(Strategy):
 
 class FullFineTune(Strategy):
     """Every weight of the backbone trains, and its dropout and drop-path run in training."""
+
+    needs_last_tokens = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ class BitFit(Strategy):
         ValueError: For a block that is not there, or a backbone that has no bias where asked.
     """
 
+    needs_last_tokens = False
+
     def __init__(self, *, blocks: Sequence[int] | None = None, outer: bool = True) -> None:
         super().__init__()
         self.blocks = blocks

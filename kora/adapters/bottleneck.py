@@ -115,6 +115,7 @@ class Bottleneck(Strategy):
     """
 
     size_argument = "rank"
+    needs_last_tokens = False
 
     @property
     def label(self) -> str:

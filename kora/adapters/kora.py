@@ -100,6 +100,7 @@ class KoRA(Strategy):
         if node_form is not None and node_form.direct and not inject:
             self.size_argument = "d_comp"  # there is nothing of low rank
         self.needs_backbone_grad = inject or feedback is not None
+        self.needs_last_tokens = pool != "cls"
         self.nodes = nn.ModuleDict()
         #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
         self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None

@@ -36,6 +36,7 @@ class LoRA(Strategy):
     """
 
     size_argument = "rank"
+    needs_last_tokens = False
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class SSF(Strategy):
             negative init_std.
     """
 
+    needs_last_tokens = False
+
     def __init__(
         self,
         sites: Sequence[str] = ALL_SITES,

@@ -70,6 +70,8 @@ class VPT(Strategy):
         self.dropout = dropout
         self.blocks = blocks
         self.tokens = nn.ModuleDict()
+        # Shallow prompts are taken away behind the last block, counted from the end.
+        self.needs_last_tokens = not deep
 
     @property
     def label(self) -> str:

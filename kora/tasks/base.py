@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
 from kora.frozen_inputs import Inputs
+from kora.merging import MergedEvaluation
 from kora.optim import Schedule, parameter_groups, schedule_factor
 from kora.ranks import refuse_sharding
 
@@ -50,12 +52,10 @@ class AdapterTask(LightningModule):
         adapter_from: Folder of an adapter to start from (its head is not taken).
         adapter_trainable: False freezes the adapter: only the head trains.
         compile: Compile the module with torch.compile.
-        feature_cache: Keep on the disk what the adapter reads of the frozen backbone, for every
-            later epoch: `on`, `off`, or `auto`, where that can be and pays. Only for adapters that
-            never change the backbone, and without augmentation (docs/FEATURE_CACHE.md).
+        feature_cache: Keep what the adapter reads of the frozen backbone from epoch to epoch: `on`,
+            `off`, or `auto`, where it can be and pays (docs/FEATURE_CACHE.md).
         feature_cache_dtype: float32; float16 or bfloat16 take half the space, and round.
-        feature_cache_folder: Where it lies; None is `$KORA_CACHE/features`, else
-            `~/.cache/kora/features`.
+        feature_cache_folder: None is `$KORA_CACHE/features`, else `~/.cache/kora/features`.
 
     Raises:
         ValueError: For a warm-up outside [0, 1), or an unknown schedule or kind of cache.
@@ -153,8 +153,8 @@ class AdapterTask(LightningModule):
         assert self.head is not None, "build() comes first"
         adapter = self.adapter.trainable() if self.adapter_trainable else ()
         named = {f"adapter.{name}": parameter for name, parameter in adapter}
-        named |= {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
-        return named
+        of_head = self.head.named_parameters()
+        return named | {f"head.{name}": parameter for name, parameter in of_head}
 
     def train(self, mode: bool = True) -> AdapterTask:
         """A frozen adapter stays in eval mode, and a backbone that it had thawed with it."""
@@ -239,14 +239,15 @@ class AdapterTask(LightningModule):
             optimizer = self.optimizer(groups)
         except ValueError as error:
             raise ValueError(f"model.optimizer: {error}. Correct its init_args.") from error
-        factor = schedule_factor(
-            self.schedule, total_steps=int(total), warmup_fraction=self.warmup_fraction
-        )
-        scheduler = LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        warmup = self.warmup_fraction
+        factor = schedule_factor(self.schedule, total_steps=int(total), warmup_fraction=warmup)
+        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Test and prediction run on merged weights, where that changes nothing but the time."""
+        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(isinstance(c, MergedEvaluation) for c in there) else [MergedEvaluation()]
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -254,8 +255,8 @@ class AdapterTask(LightningModule):
         """What a checkpoint holds: the adapter and the head, never the frozen backbone."""
         assert self.head is not None, "build() comes first"
         kept = {f"adapter.{name}": tensor for name, tensor in self.adapter.tensors().items()}
-        kept |= {f"head.{k}": v for k, v in self.head.state_dict(keep_vars=True).items()}
-        return kept
+        of_head = self.head.state_dict(keep_vars=True)
+        return kept | {f"head.{name}": tensor for name, tensor in of_head.items()}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Adapter and head only. (Lightning calls this on the root module without arguments.)"""

@@ -17,7 +17,9 @@ from torchmetrics.classification import (
 
 from kora.adapters import Strategy
 from kora.backbones import Backbone
+from kora.frozen_inputs import Inputs
 from kora.heads import LinearHead
+from kora.last_block import LastBlock
 from kora.tasks.base import AdapterTask
 
 __all__ = ["ClassificationTask"]
@@ -74,6 +76,21 @@ class ClassificationTask(AdapterTask):
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.test_confusion: Metric
+        #: Where the last block computes no more than the head reads.
+        self.last_block: LastBlock | None = None
+
+    def build(self) -> None:
+        """Also leave out of the last block what neither head nor adapter reads."""
+        super().build()
+        if not self.adapter.needs_last_tokens and LastBlock.fits(self.backbone):
+            self.last_block = LastBlock(self.backbone)
+
+    def forward(self, images: Tensor | Inputs) -> Tensor:
+        """Logits (B, K) of (B, 3, H, W) images, or of what was kept of them."""
+        if self.last_block is None:
+            return super().forward(images)
+        with self.last_block:
+            return super().forward(images)
 
     def build_head(self) -> nn.Module:
         """A linear layer, once the number of classes is known; the metrics with it."""

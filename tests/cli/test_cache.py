@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from kora.results import read_results
 from kora.run_search import config_hash, find_finished_run
 from tests.cli.faults import ARMED
-from tests.cli.support import kora, results, tiny_config, write_config
+from tests.cli.support import kora, results, started, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 SEED0 = Path("runs/tiny/KoRA-side/seed0")
@@ -113,6 +114,28 @@ def test_the_clock_of_a_fit_leaves_filling_out_and_the_record_says_how_long_it_t
     assert "feature_cache" in told.out
     seconds = results(SEED0 / "version_0")["seconds"]
     assert seconds["feature_cache"] > 0
+
+
+@pytest.mark.slow
+def test_a_filling_that_is_killed_goes_on_with_the_next_command(side: Path, capfd: Capture) -> None:
+    slow = ("--data.train_images", "480", "--data.batch_size", "1")
+
+    def done() -> int:
+        return sum(len(path.read_text().splitlines()) for path in here.glob("*.filling/done.txt"))
+
+    here = side.parent / "cache/features"
+    with started("data", "cache", "--config", side, *slow, log=side.parent / "log") as process:
+        end = time.monotonic() + 240
+        while done() < 20 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    kept = done()
+    assert 20 <= kept < 468
+    told = kora(capfd, "fit", "--config", side, *slow)
+    assert told.code == 0, told.err
+    assert f", of which {kept} images are done." in told.out
+    assert results(SEED0 / "version_0")["feature_cache"]["images_computed"] == 480 - kept
 
 
 @pytest.mark.slow

@@ -229,12 +229,15 @@ def test_two_kora_data_prepare_at_once_make_one_whole_data_set(tmp_path: Path) -
                 },
                 "data": {
                     "class_path": "datamodules.TinyImageNet",
-                    "init_args": {"root": str(tmp_path / "root"), "archive": str(archive)},
+                    "init_args": {
+                        "root": str(tmp_path / "root"), "archive": str(archive),
+                        "classes": "0:4", "val_images": 8,
+                    },
                 },
             }
         ),
         encoding="utf-8",
-    )
+    )  # fmt: skip
     command = [sys.executable, "-m", "kora", "data", "prepare", "--config", str(config)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -248,3 +251,4 @@ def test_two_kora_data_prepare_at_once_make_one_whole_data_set(tmp_path: Path) -
     folder = tmp_path / "root" / "tiny-imagenet-200"
     found = {str(path.relative_to(folder.parent)) for path in folder.rglob("*") if path.is_file()}
     assert found - {"tiny-imagenet-200/.source.json"} == expected
+    assert "52 decoded images" in out

@@ -1,0 +1,1 @@
+"""Benchmarks: each script measures one claim. See README.md."""

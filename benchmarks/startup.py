@@ -1,0 +1,106 @@
+"""How soon the command answers: `kora --help`, `--version`, `list` and `fit --help`.
+
+Each is a process of its own, from its start to its end, all in turn; beside them `import torch`
+alone, and the `fit --help` of a command of one line on LightningCLI.
+
+    python benchmarks/startup.py [--repeats 5] [--json FILE] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
+
+from benchmarks.measuring import (
+    add_options,
+    add_ratios,
+    chosen_device,
+    machine,
+    ratio_bars,
+    shown,
+    spread,
+    table,
+    write,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+KORA = (sys.executable, "-m", "kora")
+STOCK = "from lightning.pytorch.cli import LightningCLI; LightningCLI()"
+TORCH = "import torch"
+COMMANDS = {
+    "kora --help": (*KORA, "--help"),
+    "kora --version": (*KORA, "--version"),
+    "kora list": (*KORA, "list"),
+    "kora fit --help": (*KORA, "fit", "--help"),
+    "LightningCLI fit --help": (sys.executable, "-c", STOCK, "fit", "--help"),
+    TORCH: (sys.executable, "-c", TORCH),
+}
+
+
+def spent(command: Sequence[str]) -> dict[str, float]:
+    """Wall and processor seconds of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ends with {done.returncode}: {done.stderr}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu seconds": cpu}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write JSON and a picture where asked."""
+    parser = argparse.ArgumentParser(description="How soon the command answers.")
+    add_options(parser, repeats=5, devices=("cpu",))
+    own = parser.parse_args(args)
+    chosen_device(parser, own)
+    found: dict[str, dict[str, Any]] = {n: {"seconds": [], "cpu seconds": []} for n in COMMANDS}
+    for repeat in range(own.repeats + 1):  # the first fills the page cache
+        for name, command in COMMANDS.items():
+            for kind, number in spent(command).items():
+                if repeat:
+                    found[name][kind].append(number)
+        print(f"\rround {repeat} of {own.repeats}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    add_ratios(found, TORCH)
+    columns = ["command", "seconds", "cpu seconds", f"cpu seconds / {TORCH}"]
+    rows = [
+        [
+            f"`{name}`",
+            *(shown(spread(one[kind])) for kind in ("seconds", "cpu seconds")),
+            shown(one[columns[-1]]),
+        ]
+        for name, one in found.items()
+    ]
+    print(f"\nMedians of {own.repeats} rounds (lowest to highest)\n\n{table(columns, rows)}\n")
+    print(machine())
+    write(
+        own,
+        "startup",
+        {"commands": found},
+        partial(
+            ratio_bars,
+            ratios={name: spread(one["seconds"]) for name, one in found.items()},
+            title="From the start of a process to its end",
+            axis="seconds (median; whiskers: lowest, highest)",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""Claims about the mapped cache of image files, and about what faults do to it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.image_cache import ImageCache, ImageFiles, open_images
+from datamodules.loading import UnreadableImageError
+from tests.data_factory import write_class_folders
+from tests.datamodules.test_preparation_faults import LIGHT
+from tests.faults import flip, small_disk, truncate
+
+SIZE = (24, 32)
+ALL = np.arange(24)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ImageFiles:
+    """24 images of mixed sizes and formats."""
+    return files_in(write_class_folders(tmp_path / "mine"))
+
+
+def files_in(root: Path, **options: Any) -> ImageFiles:
+    paths = sorted(path for path in (root / "train").rglob("*") if path.is_file())
+    return ImageFiles(
+        paths, **{"folder": root, "size": SIZE, "resize": "crop", "what": "mine", **options}
+    )
+
+
+def read(cache: ImageCache, positions: np.ndarray = ALL) -> torch.Tensor:
+    return cache.read(positions)["image"]
+
+
+def quiet(folder: Path, files: ImageFiles, positions: np.ndarray = ALL) -> torch.Tensor:
+    """What the cache holds, and nothing is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read(open_images(folder, files, positions), positions)
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_it_gives_the_bytes_that_decoding_gives_in_any_order(
+    files: ImageFiles, tmp_path: Path, resize: Any
+) -> None:
+    files = replace(files, resize=resize)
+    cache = open_images(tmp_path / "cache", files, ALL)
+    order = np.random.default_rng(0).permutation(24)
+    for chosen in (order, order[:5], np.array([3, 3])):
+        image = read(cache, chosen)
+        assert image.dtype == torch.uint8
+        assert image.is_contiguous()
+        assert torch.equal(image, files.decode(chosen))
+
+
+def test_what_is_read_may_be_written_to_and_the_cache_stays(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    cache = open_images(tmp_path / "cache", files, ALL)
+    read(cache).zero_()
+    assert torch.equal(read(cache), files.decode(ALL))
+
+
+def spoil_source(path: Path) -> None:
+    """Replace an image by noise, so that nobody can see it but by decoding it."""
+    stat = path.stat()
+    path.write_bytes(b"\0" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_only_what_is_asked_for_is_decoded_and_only_once(files: ImageFiles, tmp_path: Path) -> None:
+    exact = files.decode(ALL)
+    some = np.array([2, 3, 9])
+    open_images(tmp_path / "cache", files, some)
+    for position in some:
+        spoil_source(files.paths[position])
+    cache = open_images(tmp_path / "cache", files, ALL)
+    assert torch.equal(read(cache), exact)
+
+
+def test_what_is_not_decoded_takes_no_room(files: ImageFiles, tmp_path: Path) -> None:
+    files = replace(files, size=(256, 256))
+    open_images(tmp_path / "cache", files, np.array([5]))
+    stat = (tmp_path / "cache" / "images.npy").stat()
+    assert stat.st_size > 24 * 3 * 256 * 256
+    if stat.st_blocks * 512 >= stat.st_size:
+        pytest.skip("this file system knows no sparse files")
+    assert stat.st_blocks * 512 < 3 * 3 * 256 * 256
+
+
+def other_content(files: ImageFiles, folder: Path) -> None:
+    shutil.copy(files.paths[9], files.paths[1])
+
+
+def other_time(files: ImageFiles, folder: Path) -> None:
+    os.utime(files.paths[1], ns=(1, 1))
+
+
+def short_images(files: ImageFiles, folder: Path) -> None:
+    truncate(folder / "images.npy", 0.9)
+
+
+def no_images(files: ImageFiles, folder: Path) -> None:
+    (folder / "images.npy").unlink()
+
+
+def other_images(files: ImageFiles, folder: Path) -> None:
+    np.save(folder / "images.npy", np.zeros((24, 3, 8, 8), dtype=np.uint8))
+
+
+def short_rows(files: ImageFiles, folder: Path) -> None:
+    truncate(folder / "rows.npy")
+
+
+def empty_rows(files: ImageFiles, folder: Path) -> None:
+    (folder / "rows.npy").write_bytes(b"")
+
+
+def pickled_rows(files: ImageFiles, folder: Path) -> None:
+    np.save(folder / "rows.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def bad_record(files: ImageFiles, folder: Path) -> None:
+    (folder / "cache.json").write_text("[]")
+
+
+def half_a_record(files: ImageFiles, folder: Path) -> None:
+    truncate(folder / "cache.json")
+
+
+def of_another_pillow(files: ImageFiles, folder: Path) -> None:
+    about = json.loads((folder / "cache.json").read_text())
+    (folder / "cache.json").write_text(json.dumps({**about, "pillow": "1.0"}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        other_content, other_time, short_images, no_images, other_images, short_rows, empty_rows,
+        pickled_rows, bad_record, half_a_record, of_another_pillow,
+    ],
+)  # fmt: skip
+def test_a_stale_or_damaged_cache_is_made_again_and_one_line_says_so(
+    files: ImageFiles, tmp_path: Path, spoil: Any
+) -> None:
+    folder = tmp_path / "cache"
+    open_images(folder, files, ALL)
+    spoil(files, folder)
+    with pytest.warns(UserWarning, match=rf"^The cache {folder} is made again: .*\.$") as said:
+        cache = open_images(folder, files, ALL)
+    assert len(said) == 1
+    assert torch.equal(read(cache), files.decode(ALL))
+    assert torch.equal(quiet(folder, files), files.decode(ALL))
+
+
+def test_the_line_names_the_image_that_changed_or_the_option(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    open_images(tmp_path / "cache", files, ALL)
+    os.utime(files.paths[7], ns=(1, 1))
+    with pytest.warns(
+        UserWarning, match=f"images that changed since: 1, the first is {files.paths[7]}"
+    ):
+        open_images(tmp_path / "cache", files, ALL)
+    with pytest.warns(UserWarning, match=r"in another way \(resize\)"):
+        open_images(tmp_path / "cache", replace(files, resize="stretch"), ALL)
+
+
+def test_a_changed_image_that_nobody_asks_for_changes_nothing(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    open_images(tmp_path / "cache", files, ALL)
+    os.utime(files.paths[7], ns=(1, 1))
+    quiet(tmp_path / "cache", files, np.array([0, 1]))
+
+
+def test_a_run_at_work_keeps_its_images_while_another_makes_the_cache_again(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    exact = files.decode(ALL)
+    at_work = open_images(tmp_path / "cache", files, ALL)
+    other_content(files, tmp_path / "cache")
+    with pytest.warns(UserWarning, match="made again"):
+        open_images(tmp_path / "cache", files, ALL)
+    assert torch.equal(read(at_work), exact)
+
+
+def test_a_flipped_byte_is_noticed_by_the_first_read_and_mended(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    exact = read(open_images(folder, files, ALL))
+    flip(folder / "images.npy")
+    cache = open_images(folder, files, ALL)
+    with pytest.warns(UserWarning, match=rf"{folder} is damaged: the image of .*checksum") as said:
+        assert torch.equal(read(cache), exact)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(read(cache), exact)
+    assert torch.equal(quiet(folder, files), exact)
+
+
+def test_an_image_that_cannot_be_decoded_or_is_gone_is_named_and_the_others_are_kept(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    open_images(tmp_path / "cache", files, ALL[:10])
+    truncate(files.paths[20])
+    with pytest.raises(UnreadableImageError, match=f"Cannot read the image {files.paths[20]}"):
+        open_images(tmp_path / "cache", files, ALL)
+    quiet(tmp_path / "cache", files, ALL[:10])
+    files.paths[20].unlink()
+    with pytest.raises(UnreadableImageError, match=rf"{files.paths[20]} \(No such file"):
+        open_images(tmp_path / "cache", files, ALL)
+
+
+@pytest.mark.slow
+def test_pickled_for_a_spawned_process_it_carries_no_pixels(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    cache = open_images(tmp_path / "cache", replace(files, size=(256, 256)), ALL)
+    exact = read(cache)
+    content = pickle.dumps(cache)
+    assert len(content) < 10_000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert torch.equal(pool.apply(read, (pickle.loads(content),)), exact)
+
+
+def test_a_cache_that_vanishes_is_told_in_one_sentence(files: ImageFiles, tmp_path: Path) -> None:
+    cache = pickle.loads(pickle.dumps(open_images(tmp_path / "cache", files, ALL)))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(
+        UnreadableImageError, match=r"was changed while it was in use.*Run again\.$"
+    ):
+        read(cache)
+
+
+def test_a_complete_cache_on_a_read_only_disk_is_used(files: ImageFiles, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_mib=2) as disk:
+        open_images(disk / "cache", files, ALL)
+        (disk / ".cache.lock").unlink(missing_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert torch.equal(quiet(disk / "cache", files), files.decode(ALL))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", size_mib=1) as disk:
+        with pytest.raises(OSError, match=r"needs 4 MiB, but 0 MiB are free.*data\.cache"):
+            open_images(disk / "cache", replace(files, size=(256, 256)), ALL)
+        assert {path.name for path in disk.iterdir()} <= {".cache.lock"}
+
+
+class Filling(ImageFiles):
+    """Somebody else fills the disk while images are decoded."""
+
+    def decode(self, positions: Any, bar: Any = None) -> torch.Tensor:
+        disk = self.folder.parent / "disk"
+        try:
+            (disk / "other").write_bytes(b"\1" * 2**21)
+        except OSError:
+            assert shutil.disk_usage(disk).free == 0
+        return super().decode(positions, bar)
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_of_the_cache(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    filling = Filling(**{**vars(files), "size": (64, 64)})
+    with small_disk(tmp_path / "disk", size_mib=1) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            open_images(disk / "cache", filling, ALL)
+        assert {path.name for path in disk.iterdir()} <= {".cache.lock", "other"}
+
+
+#: Opens the cache of a folder of images when it is told to, and says how many it decoded and read.
+OPEN = f"""{LIGHT}
+from pathlib import Path
+import numpy as np
+from datamodules.image_cache import ImageFiles, open_images
+import datamodules.image_cache as module
+module._BLOCK_BYTES = 1 << 18  # a process that is killed has then marked some
+decoded = 0
+class Counting(ImageFiles):
+    def decode(self, positions, bar=None):
+        global decoded
+        decoded += len(positions)
+        return super().decode(positions, bar)
+root = Path(sys.argv[1])
+paths = sorted(root.rglob("*.jpg"))
+files = Counting(paths, folder=root, size=(64, 64), resize="crop", what="many")
+everything = np.arange(len(paths))
+print("ready", flush=True)
+sys.stdin.readline()
+cache = open_images(root.parent / "cache", files, everything)
+same = bool((cache.read(everything)["image"] == files.decode(everything)).all())
+print(decoded - len(paths), same)
+"""
+MANY = 400
+
+
+def opening(root: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", OPEN, str(root)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()
+    return process
+
+
+def go(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("many") / "mine"
+    write_class_folders(root, train_per_class=3, test_per_class=1, sizes=((500, 700),))
+    one = next(path for path in root.rglob("*.jpg"))
+    content = one.read_bytes()
+    shutil.rmtree(root)
+    root.mkdir()
+    for number in range(MANY):
+        (root / f"{number}.jpg").write_bytes(content)
+    return root
+
+
+def ready_rows(folder: Path) -> int:
+    try:
+        return int(np.load(folder / "rows.npy")["ready"].sum())
+    except (OSError, ValueError):
+        return 0
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_loses_one_block_and_the_next_goes_on(
+    photographs: Path,
+) -> None:
+    folder = photographs.parent / "cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    first = opening(photographs)
+    go(first)
+    end = time.monotonic() + 100
+    while ready_rows(folder) < 50:
+        assert time.monotonic() < end
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    kept = ready_rows(folder)
+    assert 50 <= kept < MANY
+    second = opening(photographs)
+    go(second)
+    out, error = second.communicate(timeout=100)
+    assert out.split() == [str(MANY - kept), "True"], error
+
+
+@pytest.mark.slow
+def test_of_two_processes_at_once_one_decodes_and_both_read_the_same(photographs: Path) -> None:
+    shutil.rmtree(photographs.parent / "cache", ignore_errors=True)
+    both = [opening(photographs) for _ in range(2)]
+    go(*both)
+    said = [process.communicate(timeout=100) for process in both]
+    assert sorted(out.split()[0] for out, _ in said) == ["0", str(MANY)], said
+    assert all(out.split()[1] == "True" for out, _ in said)
