@@ -1,0 +1,25 @@
+"""The benchmark of the composers, in its smallest form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.benchmarks.support import refused, written
+
+
+def test_a_layer_of_splines_has_four_times_the_numbers_of_the_mlp_it_stands_for(
+    tmp_path: Path,
+) -> None:
+    record, printed = written(
+        "composers", tmp_path, "--nodes", "4", "--d_comp", "8", "--batch", "2", "--repeats", "1"
+    )
+    found = record["d_comp_widths"]["8"]
+    assert found["ResidualSequential"]["numbers"] == 4 * 2 * (8 * 8 + 8)
+    assert found["KAN"]["numbers"] == 4 * 8 * 8 * 8
+    assert found["Sum"]["numbers"] == found["Sum"]["mflop"] == 0
+    assert found["KAN"]["mflop"] > 3 * found["ResidualSequential"]["mflop"]
+    assert "| KAN | 2,048 |" in printed
+
+
+def test_a_wrong_size_is_one_clear_error() -> None:
+    assert "--d_comp [0]: expected 1 or more" in refused("composers", "--d_comp", "0")
