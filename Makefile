@@ -85,6 +85,7 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers an
 	@python benchmarks/merged.py --out runs/bench
 	@python benchmarks/overhead.py --out runs/bench
 	@python benchmarks/startup.py --out runs/bench
+	@python benchmarks/composers.py --out runs/bench
 	@python benchmarks/feature_cache.py
 	@python benchmarks/nyu_loading.py
 	@python benchmarks/image_loading.py

@@ -130,7 +130,7 @@ class DepthAttention(Composer):
 
 
 class DepthAverage(Composer):
-    """The same with weights that are learned and the same for every image.
+    """`DepthAttention` with weights that are learned and the same for every image.
 
     c_i = p_i + sum_{j<i} a_ij c_j and sum_j b_j c_j, with a_i and b softmaxes of learned numbers
     that start at zero: the control that shows whether attention has to look at the image.

@@ -50,7 +50,7 @@ class SplineLinear(nn.Module):
 
 
 class KAN(ResidualSequential):
-    """`ResidualSequential` with a layer of splines as Phi_i: (G + 3) C * C numbers.
+    """`ResidualSequential` with a layer of splines as Phi_i, of (G + 3) C * C numbers.
 
     The Kolmogorov-Arnold theorem is what KoRA is named after; its linear maps with GELU do not
     follow from it. Own layer, as the libraries of such layers are not kept up.
