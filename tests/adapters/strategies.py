@@ -85,6 +85,8 @@ class Entry:
         refused: Families that it cannot adapt, with a pattern of the error that says so.
         needs: Arguments that it needs on some families, and without which it is refused there.
         files: Arguments that name files of a family, written when they are first asked for.
+        everywhere: Whether it is tried on every family; not where another entry of the class
+            reaches the backbone in the same way.
     """
 
     kind: type[Strategy]
@@ -94,6 +96,7 @@ class Entry:
     refused: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     files: Callable[[str], dict[str, Any]] = lambda family: {}
+    everywhere: bool = True
 
     def __call__(self, family: str = "tiny_vit", **changed: Any) -> Strategy:
         return self.kind(**{**self.options(), **self.files(family), **changed})
@@ -220,6 +223,7 @@ STRATEGIES: dict[str, Entry] = {
             "node_form": NodeForm(direct=False),
             "composer": ResidualSequential(),
         },
+        everywhere=False,
     ),
     "KoRA-refined-shared": Entry(
         KoRA,
@@ -231,6 +235,7 @@ STRATEGIES: dict[str, Entry] = {
             "node_form": NodeForm(shared=True),
             "composer": DepthAverage(),
         },
+        everywhere=False,
     ),
     "KoRA-refined-logits": Entry(
         KoRA,
@@ -243,6 +248,7 @@ STRATEGIES: dict[str, Entry] = {
             "composer": Sum(),
             "readout": LogitReadout(),
         },
+        everywhere=False,
         starts_elsewhere=True,
     ),
     "KoRA-feedback": Entry(

@@ -22,7 +22,7 @@ ACCEPTED = [
     (name, family)
     for name, entry in STRATEGIES.items()
     for family in TINY
-    if family not in entry.refused
+    if entry.everywhere and family not in entry.refused
 ]
 REFUSED = [
     *((n, family, message) for n, e in STRATEGIES.items() for family, message in e.refused.items()),
