@@ -47,21 +47,13 @@ def test_kept_bytes_and_operations_are_linear_in_images(name: str, lines: Any) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_grows_with_the_square_of_the_number_of_sites(name: str, lines: Any) -> None:
+    """Of KoRA-side the kept bytes are those of its nodes and chain alone."""
     line = lines["sites"][name]
     assert line["size"] == [8, 16, 24]
     for what in ("kept_mib", "gflop"):
         few, more, most = line[what]
         assert few <= more <= most
         assert most - more <= 1.02 * (more - few) + 1e-3 * few, what
-
-
-def test_what_the_chain_of_kora_adds_to_lora_is_linear_in_sites_too(lines: Any) -> None:
-    for what in ("kept_mib", "gflop"):
-        pairs = zip(lines["sites"]["KoRA"][what], lines["sites"]["LoRA"][what], strict=True)
-        few, more, most = (kora - lora for kora, lora in pairs)
-        # With the square it would be 1.67. LoRA leaves out tokens of the last block, as KoRA cannot:
-        # that is a little more where more sites lie in it.
-        assert most - more == pytest.approx(more - few, rel=0.35, abs=1e-4)
 
 
 def test_a_side_network_keeps_no_token_of_the_image(lines: Any) -> None:
