@@ -98,10 +98,6 @@ class FeatureCache:
         """
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self.splits = []
-        if isinstance(datamodule, ImageDataModule):  # left by a fit before
-            for split in ("train", "val"):
-                if len(datamodule.indices(split)):
-                    datamodule.relay(split).instead = None
         if self.option is False:
             return
         why = why_not(task, trainer, datamodule)
@@ -133,6 +129,14 @@ class FeatureCache:
         for loader in _loaders_made(trainer):
             if isinstance(loader.dataset, Relay):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
+
+    @staticmethod
+    def end(trainer: Trainer) -> None:
+        """Images again: another task, or a loop that is no fit, may read the same data next."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, ImageDataModule):
+            for relay in datamodule.relays.values():
+                relay.instead = None
 
     def unpack(self, rows_BW: Tensor) -> Inputs:
         """The adapter's inputs of a batch of rows."""

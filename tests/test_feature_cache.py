@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datamodules import ImageFolder, Synthetic
 from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
@@ -77,7 +79,8 @@ def fitted(
 ) -> tuple[Watch, Trainer]:
     watch = Watch()
     options: dict[str, Any] = {**QUIET, "max_epochs": 3, **(trainer or {})}
-    made = Trainer(**options, callbacks=[watch, *options.pop("callbacks", [])])
+    callbacks = [watch, *options.pop("callbacks", [])]
+    made = Trainer(**options, callbacks=callbacks)
     torch.manual_seed(5)
     made.fit(task, datamodule=scenes() if data is None else data)
     return watch, made
@@ -364,6 +367,32 @@ def test_another_task_on_the_same_data_gets_images_again(folder: str) -> None:
     fitted(classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder), data)
     watch, _ = fitted(classifier(LoRA(2)), data)
     assert watch.held == {frozenset({"label", "index", "image"})}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_behind_a_fit_the_loaders_give_images_again(fails: bool, folder: str) -> None:
+    class Fails(Callback):
+        def on_validation_end(self, *args: Any) -> None:
+            if fails:
+                raise ZeroDivisionError
+
+    data = scenes(num_workers=2)
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        fitted(task, data, trainer={"callbacks": [Fails()]})
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert loader.num_workers == 2
+        assert loader.dataset[0].keys() == {"label", "index", "image"}
+
+
+def test_a_validation_of_one_task_reads_nothing_that_was_kept_for_another(folder: str) -> None:
+    data, options = scenes(), {"feature_cache": True, "feature_cache_folder": folder}
+    task = classifier(LinearProbe(), **options)
+    _, trainer = fitted(task, data)
+    before = trainer.validate(task, datamodule=scenes(), verbose=False)
+    fitted(classifier(LinearProbe(), tiny("tiny_deit3"), **options), data)
+    assert trainer.validate(task, datamodule=data, verbose=False) == before
 
 
 def test_image_files_are_read_for_filling_alone(tmp_path: Path, folder: str) -> None:
