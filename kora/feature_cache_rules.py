@@ -21,6 +21,8 @@ _CHOICE = {
     "num_classes", "sizes", "subset", "val_fraction", "val_images", "seed", "augment", "sha256",
 }  # fmt: skip
 
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
 
 def cache_folder() -> Path:
     """Where tables lie unless an option says so: `$KORA_CACHE`, else the user's cache folder."""
@@ -32,8 +34,15 @@ def cache_folder() -> Path:
 
 
 def head_reads(task: Any) -> tuple[str, ...]:
-    """The fields of `Features` that the head reads; all of them where it does not say so."""
-    return tuple(getattr(task.head, "reads", Features._fields))
+    """The fields of `Features` that the head reads; all of them where it does not say so.
+
+    What it says is of the forward that stands beside it, on the features as they are.
+    """
+    kind = type(task.head)
+    owns_it = "reads" not in dir(kind) or _owner(kind, "forward") < _owner(kind, "reads")
+    if owns_it or _owner(type(task), "features") < _owner(type(task), "inputs"):
+        return Features._fields
+    return tuple(task.head.reads)
 
 
 def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
@@ -45,8 +54,9 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         return str(error)
     if type(adapter).forward is not Strategy.forward:
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
-    for step in ("training_step", "validation_step"):
-        if _owner(task, step) < _owner(task, "cached_splits") or not task.cached_splits():
+    kind = type(task)
+    for step in ("training_step", "validation_step", "forward", "features"):
+        if _owner(kind, step) < _owner(kind, "cached_splits") or not task.cached_splits():
             return (
                 f"{type(task).__name__} has a {step} of its own, which may read the images (where "
                 "it takes inputs(batch) in their place, let cached_splits say so)"
@@ -59,15 +69,15 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         return f"{type(datamodule).__name__} does not say which images it gives"
     if datamodule.augment != "none":
         return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
-    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+    for hook in _HOOKS:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
             return f"{type(datamodule).__name__} changes batches in {hook}"
     return None
 
 
-def _owner(obj: object, name: str) -> int:
-    """Place of the class that defines a method, from the object's own class upwards."""
-    return next(i for i, kind in enumerate(type(obj).__mro__) if name in vars(kind))
+def _owner(kind: type, name: str) -> int:
+    """Place of the class that defines a method, from this one upwards."""
+    return next(place for place, owner in enumerate(kind.__mro__) if name in vars(owner))
 
 
 def pays(trainer: Any) -> bool:

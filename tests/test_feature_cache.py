@@ -292,6 +292,20 @@ def test_a_task_with_a_step_of_its_own_gets_images_until_it_says_that_it_needs_n
     assert KEPT in next(iter(fitted(knowing)[0].held))
 
 
+class Darker(ClassificationTask):
+    """Changes the images on their way."""
+
+    def forward(self, images: Any) -> Tensor:
+        return super().forward(images // 2)
+
+
+def test_a_task_with_a_forward_of_its_own_gets_images(folder: str) -> None:
+    watch, _ = fitted(Darker(tiny("tiny_vit"), LinearProbe(), feature_cache_folder=folder))
+    assert watch.passes > 0
+    with pytest.raises(ValueError, match="Darker has a forward of its own"):
+        fitted(Darker(tiny("tiny_vit"), LinearProbe(), feature_cache=True))
+
+
 class Noisy(Synthetic):
     """Changes every batch in a hook of its own."""
 
