@@ -7,9 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from datamodules.base import ImageDataModule
+from kora import __version__
 from kora.adapters import Strategy
 from kora.backbones import Features
 from kora.sharding import ShardedBackbone
@@ -49,7 +51,8 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
     """Why nothing can be kept, to complete a sentence; None where it can."""
     adapter, backbone = task.adapter, task.backbone
     try:
-        adapter.frozen_key()
+        for attached in backbone.adapters:
+            attached.frozen_key()
     except ValueError as error:
         return str(error)
     if type(adapter).forward is not Strategy.forward:
@@ -105,5 +108,7 @@ def identity(
         "split": [protocol["official_split"][split], protocol["sha256"][split]],
         "precision": str(trainer.precision),
         "dtype": kind,
+        "float32": torch.get_float32_matmul_precision(),  # TF32 rounds as bfloat16 does
         "timm": metadata.version("timm"),
+        "kora": __version__,
     }

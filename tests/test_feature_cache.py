@@ -16,10 +16,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules import ImageFolder, Synthetic
-from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
 from kora.backbones import Backbone
 from kora.feature_cache import KEPT, FeatureCache
 from kora.feature_cache_rules import cache_folder
@@ -290,6 +290,73 @@ def test_a_task_with_a_step_of_its_own_gets_images_until_it_says_that_it_needs_n
         fitted(OwnStep(tiny("tiny_vit"), LinearProbe(), feature_cache=True))
     knowing = KnowingStep(tiny("tiny_vit"), LinearProbe(), feature_cache_folder=folder)
     assert KEPT in next(iter(fitted(knowing)[0].held))
+
+
+@pytest.mark.parametrize("before", [lambda: LoRA(2), FullFineTune])
+def test_a_backbone_that_another_adapter_has_changed_is_not_kept_as_a_frozen_one(
+    before: Callable[[], Strategy], folder: str
+) -> None:
+    backbone = tiny("tiny_vit")
+    fitted(classifier(before(), backbone))
+    task = classifier(LinearProbe(), backbone, feature_cache=True, feature_cache_folder=folder)
+    with pytest.raises(ValueError, match=r"no feature cache: (LoRA|FullFineTune) changes what"):
+        fitted(task.eval())
+    again = classifier(LinearProbe(), backbone, feature_cache_folder=folder)
+    assert fitted(again)[0].passes > 0
+
+
+class Repainted(Synthetic):
+    """The same paths and sizes, and other images."""
+
+    def read(self, part: Any, positions: Any) -> Any:
+        batch = super().read(part, positions)
+        return {**batch, "image": 255 - batch["image"]}
+
+
+def test_a_table_that_is_not_of_these_images_is_filled_anew(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, options = STRATEGIES["KoRA"], {"feature_cache": True, "feature_cache_folder": folder}
+    fitted(classifier(make(), **options))
+    expected, _ = fitted(classifier(make(), feature_cache=False), Repainted(image_size=32, **SIZES))
+    capsys.readouterr()
+    found, _ = fitted(classifier(make(), **options), Repainted(image_size=32, **SIZES))
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-4)
+    assert capsys.readouterr().out.count("is not of these images: it is filled anew.") == 2
+
+
+class Turning(Synthetic):
+    """A data set that turns images at random by itself, as those of torchvision do."""
+
+    def make_dataset(self, split: Any) -> Any:
+        source: Any = super().make_dataset(split)
+
+        class Turned(Dataset[Any]):
+            def __len__(self) -> int:
+                return len(source)
+
+            def __getitem__(self, row: int) -> Any:
+                sample = source[row]
+                turns = int(torch.randint(4, ()))
+                return {**sample, "image": sample["image"].rot90(turns, (1, 2))}
+
+        return Turned()
+
+    collate = None
+
+
+def test_images_that_are_others_at_each_reading_are_not_kept(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(option: Any) -> Watch:
+        task = classifier(LinearProbe(), feature_cache=option, feature_cache_folder=folder)
+        return fitted(task, Turning(image_size=32, **SIZES))[0]
+
+    assert fit("auto").passes > 0
+    said = "Turning gives another image each time that it is asked for the same one"
+    assert f"no feature cache: {said}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=said):
+        fit(True)
 
 
 class Darker(ClassificationTask):

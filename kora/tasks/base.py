@@ -127,6 +127,7 @@ class AdapterTask(LightningModule):
         assert self.head is None, "built twice"
         self.recall_missing()
         self.adapter.attach(self.backbone)
+        self.backbone.adapters.append(self.adapter)
         self.head = self.build_head()
         if self.adapter_from is not None:
             self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
