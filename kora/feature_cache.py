@@ -26,7 +26,7 @@ from datamodules.base import ImageDataModule
 from datamodules.relay import Relay
 from kora.computed_inputs import ComputedInputs
 from kora.durable import DamagedFileError
-from kora.feature_cache_rules import cache_folder, identity, pays, why_not
+from kora.feature_cache_rules import cache_folder, identity, is_all, pays, why_not
 from kora.frozen_inputs import Inputs
 from kora.progress import say
 from kora.row_layout import Layout
@@ -114,7 +114,7 @@ class FeatureCache:
             split
             for split in task.cached_splits()
             if len(datamodule.indices(split))
-            and (split == "train" or trainer.limit_val_batches == 1.0)
+            and (split == "train" or is_all(trainer.limit_val_batches))
         ]
         try:
             found = [self._filled(task, trainer, split) for split in splits]

@@ -16,7 +16,7 @@ from kora.adapters import Strategy
 from kora.backbones import Features
 from kora.sharding import ShardedBackbone
 
-__all__ = ["cache_folder", "head_reads", "identity", "pays", "why_not"]
+__all__ = ["cache_folder", "head_reads", "identity", "is_all", "pays", "why_not"]
 
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
@@ -83,9 +83,14 @@ def _owner(kind: type, name: str) -> int:
     return next(place for place, owner in enumerate(kind.__mro__) if name in vars(owner))
 
 
+def is_all(limit: float) -> bool:
+    """Whether a limit of Lightning's is the whole share; a whole number 1 is a single batch."""
+    return isinstance(limit, float) and limit == 1
+
+
 def pays(trainer: Any) -> bool:
     """Whether all images are seen more than once."""
-    if trainer.fast_dev_run or trainer.overfit_batches or trainer.limit_train_batches != 1.0:
+    if trainer.fast_dev_run or trainer.overfit_batches or not is_all(trainer.limit_train_batches):
         return False
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else float("inf")
     steps = trainer.max_steps if trainer.max_steps != -1 else float("inf")

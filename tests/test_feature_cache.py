@@ -390,6 +390,7 @@ def test_data_that_change_their_batches_must_not_be_kept() -> None:
     [
         {"max_epochs": 1},
         {"max_epochs": 2, "limit_train_batches": 2},
+        {"max_epochs": 2, "limit_train_batches": 1},  # one batch; 1.0 is all of them
         {"max_epochs": None, "max_steps": 5},
         {"max_epochs": 9, "fast_dev_run": True},
         {"max_epochs": 9, "overfit_batches": 1},
@@ -406,6 +407,15 @@ def test_auto_fills_nothing_that_is_read_once_and_takes_what_is_there(
     assert record() is None
     fitted(classifier(LinearProbe(), feature_cache_folder=folder), trainer={"max_epochs": 2})
     assert record()["images_computed"] == 0
+
+
+@pytest.mark.parametrize(("limit", "splits"), [(1.0, ["train", "val"]), (1, ["train"])])
+def test_validation_images_are_kept_where_all_of_them_are_read(
+    limit: float, splits: list[str], folder: str
+) -> None:
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    fitted(task, trainer={"max_epochs": 1, "limit_val_batches": limit})
+    assert task.feature_cache.record()["splits"] == splits
 
 
 def test_auto_says_why_there_is_no_room_and_trains_on_images(
