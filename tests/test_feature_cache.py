@@ -132,7 +132,10 @@ def test_depth_keeps_the_tokens_that_its_head_reads(head: Any, flip_tta: bool, f
 
     data = {"maps": ["depth_m"]}
     images, one = fitted(task(feature_cache=False), scenes(**data))
-    kept, two = fitted(task(feature_cache=True, feature_cache_folder=folder), scenes(**data))
+    with_cache = task(feature_cache=True, feature_cache_folder=folder)
+    kept, two = fitted(with_cache, scenes(**data))
+    tokens = 1 + 4
+    assert with_cache.feature_cache.splits[0].table.layout.width == 32 * (1 + tokens)
     torch.testing.assert_close(kept.losses, images.losses, rtol=0, atol=1e-4)
     assert values(two) == pytest.approx(values(one), abs=1e-4, rel=1e-4)
     assert kept.held == {frozenset({"label", "index", "depth_m", KEPT})}
