@@ -34,16 +34,9 @@ from kora.sites import ALL_SITES, find_sites
 from tests.factory import built
 
 __all__ = [
-    "CLASSES",
-    "CONTENDERS",
-    "DEFAULT",
-    "FLOOR",
-    "FORWARD",
-    "PEER",
-    "Whole",
-    "contenders",
-    "shared",
-]
+    "CLASSES", "CONTENDERS", "DEFAULT", "FLOOR", "FORWARD", "PEER",
+    "Frozen", "contenders", "shared",
+]  # fmt: skip
 
 CLASSES = 100
 RANK = 8
@@ -74,8 +67,8 @@ class OfPeft(nn.Module):
         return logits
 
 
-class Whole(nn.Module):
-    """The frozen backbone, with every token of its last block, and a linear head."""
+class Frozen(nn.Module):
+    """The backbone and a linear head, with all tokens of the last block: what ratios refer to."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -88,8 +81,8 @@ class Whole(nn.Module):
         return logits
 
 
-class Floor(Whole):
-    """The same with one trained vector behind the patch embedding: the least of any adapter.
+class Floor(Frozen):
+    """The backbone with one trained vector behind its patch embedding: the least of any adapter.
 
     A gradient passes through all of it, and to no weight.
     """

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests` and 
 import torch
 from torch import nn
 
-from benchmarks.contenders import CLASSES, FORWARD, Whole, shared
+from benchmarks.contenders import CLASSES, FORWARD, Frozen, shared
 from benchmarks.measuring import (
     SPENT,
     add_options,
@@ -79,11 +79,11 @@ class Point:
             "KoRA": KoRA(self.rank, self.d_comp, blocks=self.blocks),
             "KoRA-side": KoRA(self.rank, self.d_comp, blocks=self.blocks, inject=False),
         }
-        made: dict[str, nn.Module] = {
+        adapted = {
             name: built(strategy, backbone=shared(backbone), num_classes=CLASSES)
             for name, strategy in strategies.items()
         }
-        return made | {FORWARD: Whole(shared(backbone))}
+        return {**adapted, FORWARD: Frozen(shared(backbone))}
 
 
 def measured(point: Point, backbone: Backbone, repeats: int, device: torch.device) -> Any:

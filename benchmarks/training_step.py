@@ -32,7 +32,7 @@ from benchmarks.contenders import (
     DEFAULT,
     FORWARD,
     PEER,
-    Whole,
+    Frozen,
     contenders,
     shared,
 )
@@ -143,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
     step = partial(Step, images=images, bfloat16=bfloat16)
     modules = contenders(backbone, own.names)
     steps = {name: step(module, trains=True) for name, module in modules.items()}
-    steps[FORWARD] = step(Whole(shared(backbone)), trains=False)
+    steps[FORWARD] = step(Frozen(shared(backbone)).to(device), trains=False)
     found = measured(steps, own.repeats, device)
     bases = [base for base in (PEER, FORWARD) if base in found]
     for base in bases:

@@ -47,13 +47,18 @@ def test_kept_bytes_and_operations_are_linear_in_images(name: str, lines: Any) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_grows_with_the_square_of_the_number_of_sites(name: str, lines: Any) -> None:
-    """Of KoRA-side the kept bytes are those of its nodes and chain alone."""
     line = lines["sites"][name]
     assert line["size"] == [8, 16, 24]
     for what in ("kept_mib", "gflop"):
         few, more, most = line[what]
         assert few <= more <= most
         assert most - more <= 1.02 * (more - few) + 1e-3 * few, what
+
+
+def test_kora_with_its_chain_is_linear_in_sites_too(lines: Any) -> None:
+    for what in ("kept_mib", "gflop"):
+        few, more, most = lines["sites"]["KoRA"][what]
+        assert most - more == pytest.approx(more - few, rel=0.05, abs=1e-4)
 
 
 def test_a_side_network_keeps_no_token_of_the_image(lines: Any) -> None:
