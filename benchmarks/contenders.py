@@ -33,7 +33,10 @@ from kora.backbones import Backbone
 from kora.sites import ALL_SITES, find_sites
 from tests.factory import built
 
-__all__ = ["CLASSES", "CONTENDERS", "DEFAULT", "FLOOR", "FORWARD", "PEER", "contenders", "shared"]
+__all__ = [
+    "CLASSES", "CONTENDERS", "DEFAULT", "FLOOR", "FORWARD", "PEER",
+    "Frozen", "contenders", "shared",
+]  # fmt: skip
 
 CLASSES = 100
 RANK = 8
@@ -64,23 +67,30 @@ class OfPeft(nn.Module):
         return logits
 
 
-class Floor(nn.Module):
+class Frozen(nn.Module):
+    """The backbone and a linear head, with all tokens of the last block: what ratios refer to."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.head = nn.Linear(backbone.pooled_width, CLASSES)
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of (B, 3, H, W) images."""
+        logits: Tensor = self.head(self.backbone(images).pooled)
+        return logits
+
+
+class Floor(Frozen):
     """The backbone with one trained vector behind its patch embedding: the least of any adapter.
 
     A gradient passes through all of it, and to no weight.
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
+        super().__init__(backbone)
         self.offset_D = nn.Parameter(torch.zeros(backbone.width))
-        self.head = nn.Linear(backbone.pooled_width, CLASSES)
-        self.backbone = backbone
         backbone.model.patch_embed.register_forward_hook(lambda *seen: seen[-1] + self.offset_D)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of (B, 3, H, W) images."""
-        logits: Tensor = self.head(self.backbone(images).pooled)
-        return logits
 
 
 class KoRAAsPublished(nn.Module):

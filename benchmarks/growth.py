@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests` and 
 import torch
 from torch import nn
 
-from benchmarks.contenders import CLASSES, FORWARD, shared
+from benchmarks.contenders import CLASSES, FORWARD, Frozen, shared
 from benchmarks.measuring import (
     SPENT,
     add_options,
@@ -37,7 +37,7 @@ from benchmarks.measuring import (
     write,
 )
 from benchmarks.training_step import Step
-from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import KoRA, LoRA, Strategy
 from kora.backbones import Backbone
 from kora.canvas import BLUE, GREEN, ORANGE, new_figure, save
 from tests.factory import built
@@ -78,12 +78,12 @@ class Point:
             "LoRA": LoRA(self.rank, blocks=self.blocks),
             "KoRA": KoRA(self.rank, self.d_comp, blocks=self.blocks),
             "KoRA-side": KoRA(self.rank, self.d_comp, blocks=self.blocks, inject=False),
-            FORWARD: LinearProbe(),
         }
-        return {
+        adapted = {
             name: built(strategy, backbone=shared(backbone), num_classes=CLASSES)
             for name, strategy in strategies.items()
         }
+        return {**adapted, FORWARD: Frozen(shared(backbone))}
 
 
 def measured(point: Point, backbone: Backbone, repeats: int, device: torch.device) -> Any:

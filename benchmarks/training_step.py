@@ -26,7 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contenders import CLASSES, CONTENDERS, DEFAULT, FORWARD, PEER, contenders
+from benchmarks.contenders import (
+    CLASSES,
+    CONTENDERS,
+    DEFAULT,
+    FORWARD,
+    PEER,
+    Frozen,
+    contenders,
+    shared,
+)
 from benchmarks.measuring import (
     add_options,
     add_ratios,
@@ -134,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
     step = partial(Step, images=images, bfloat16=bfloat16)
     modules = contenders(backbone, own.names)
     steps = {name: step(module, trains=True) for name, module in modules.items()}
-    steps[FORWARD] = step(contenders(backbone, ["linear probe"])["linear probe"], trains=False)
+    steps[FORWARD] = step(Frozen(shared(backbone)).to(device), trains=False)
     found = measured(steps, own.repeats, device)
     bases = [base for base in (PEER, FORWARD) if base in found]
     for base in bases:

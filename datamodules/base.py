@@ -118,7 +118,7 @@ class ImageDataModule(LightningDataModule):
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
-        self._relays: dict[Split, Relay] = {}
+        self.relays: dict[Split, Relay] = {}  # of the splits that were asked for
         self._data_sha256: str | None = None
         self._draws: Tensor | None = None
 
@@ -200,11 +200,11 @@ class ImageDataModule(LightningDataModule):
 
     def relay(self, split: Split) -> Relay:
         """What the loaders of a split read, so that something can stand in for its images."""
-        if split not in self._relays:
+        if split not in self.relays:
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
-            self._relays[split] = Relay(self._datasets[split], self.collate)
-        return self._relays[split]
+            self.relays[split] = Relay(self._datasets[split], self.collate)
+        return self.relays[split]
 
     def indices(self, split: Split) -> IntArray:
         """Positions (n,) of a split within its official part, ascending."""

@@ -218,7 +218,8 @@ class ImageCache:
         return self._map
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # a pickled map would hold all of its bytes
+        # A pickled map would hold all of its bytes; the one that is opened instead is unchecked.
+        return {**self.__dict__, "_map": None, "_checked": np.zeros_like(self._checked)}
 
 
 def open_images(folder: Path, files: ImageFiles, positions: IntArray) -> ImageCache:

@@ -35,6 +35,8 @@ def fill_cache(args: Sequence[str]) -> None:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "num_sanity_val_steps": 0,
+        "min_epochs": None,
+        "min_steps": None,
     }
     with without_noise():
         Trainer(**{**made.trainer, **quiet}).fit(task, datamodule=made.data)

@@ -14,21 +14,20 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule
 from datamodules.relay import Relay
+from kora.computed_inputs import ComputedInputs
 from kora.durable import DamagedFileError
-from kora.feature_cache_rules import cache_folder, head_reads, identity, pays, why_not
-from kora.frozen_inputs import Inputs, is_read
+from kora.feature_cache_rules import cache_folder, identity, is_all, pays, why_not
+from kora.frozen_inputs import Inputs
 from kora.progress import say
 from kora.row_layout import Layout
 from kora.row_table import Table, UnwritableError, alone, fill, open_table, rows_done
@@ -58,6 +57,10 @@ class FilledSplit:
         there = f"{_taken(self.table.layout)} in {self.table.folder}"
         made = f"filled in {self.seconds:.1f} s" if self.filled else there
         return f"feature cache, {self.split}: {made}."
+
+
+class _UnsteadyError(ValueError):
+    """The images are not the same at each reading."""
 
 
 class FeatureCache:
@@ -93,15 +96,11 @@ class FeatureCache:
         """Fill what is missing and let it stand in for the images; called on every process.
 
         Raises:
-            ValueError: It is on, and cannot be.
+            ValueError: It is on, and cannot be, or the images are others at each reading.
             UnwritableError: It is on, and there is no room.
         """
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self.splits = []
-        if isinstance(datamodule, ImageDataModule):  # left by a fit before
-            for split in ("train", "val"):
-                if len(datamodule.indices(split)):
-                    datamodule.relay(split).instead = None
         if self.option is False:
             return
         why = why_not(task, trainer, datamodule)
@@ -115,11 +114,11 @@ class FeatureCache:
             split
             for split in task.cached_splits()
             if len(datamodule.indices(split))
-            and (split == "train" or trainer.limit_val_batches == 1.0)
+            and (split == "train" or is_all(trainer.limit_val_batches))
         ]
         try:
             found = [self._filled(task, trainer, split) for split in splits]
-        except UnwritableError as error:
+        except (UnwritableError, _UnsteadyError) as error:
             if self.option is True:
                 raise
             say(f"no feature cache: {error}")
@@ -133,6 +132,14 @@ class FeatureCache:
         for loader in _loaders_made(trainer):
             if isinstance(loader.dataset, Relay):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
+
+    @staticmethod
+    def end(trainer: Trainer) -> None:
+        """Images again: another task, or a loop that is no fit, may read the same data next."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, ImageDataModule):
+            for relay in datamodule.relays.values():
+                relay.instead = None
 
     def unpack(self, rows_BW: Tensor) -> Inputs:
         """The adapter's inputs of a batch of rows."""
@@ -160,32 +167,39 @@ class FeatureCache:
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
         folder = root / f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
-        computed = 0
+        inputs, computed = ComputedInputs(task, trainer, split), 0
+        if not inputs.steady():
+            raise _UnsteadyError(
+                f"{type(datamodule).__name__} gives another image each time that it is asked for "
+                f"the same one ({split}); a cache would freeze the first. Set model.feature_cache: "
+                "off"
+            )
         with alone(folder, say=say):
             try:
                 table = open_table(folder, of)
+                if table is not None and not inputs.agree(table):
+                    raise DamagedFileError(f"{folder} is not of these images")
             except DamagedFileError as error:
                 say(f"{error}: it is filled anew.")
                 table = None
             if table is None:
                 if self.option == "auto" and not pays(trainer):
                     return None
-                table, computed = self._fill(task, trainer, split, folder=folder, of=of)
+                rows = len(datamodule.indices(split))
+                say_of = f"feature cache, {split}"
+                table, computed = self._fill(inputs, rows, folder=folder, of=of, name=say_of)
         filled = FilledSplit(split, table, computed, time.perf_counter() - begun)
         say(filled.render())
         return filled
 
     def _fill(
-        self, task: Any, trainer: Trainer, split: str, *, folder: Path, of: Mapping[str, Any]
+        self, computed: ComputedInputs, rows: int, *, folder: Path, of: Mapping[str, Any], name: str
     ) -> tuple[Table, int]:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        rows = len(datamodule.indices(split))
-        computed = _Computed(task, trainer, split)
         layout = Layout.of(computed.first(), rows=rows, kind=self.kind)
         done = rows_done(folder)
         self._require_room(layout, folder, done)
         more = f", of which {done:,} images are done" if done else ""
-        say(f"feature cache, {split}: {_taken(layout)} in {folder}{more}.")
+        say(f"{name}: {_taken(layout)} in {folder}{more}.")
 
         def blocks(first: int) -> Iterator[Any]:
             for tensors in computed.from_row(first):
@@ -212,50 +226,6 @@ class FeatureCache:
             f"{share}. Make room, set model.feature_cache_folder to another disk, or take "
             "model.feature_cache_dtype: bfloat16, which needs half."
         )
-
-
-class _Computed:
-    """What the adapter reads of the images of a split, from the frozen backbone."""
-
-    def __init__(self, task: Any, trainer: Trainer, split: str) -> None:
-        self.task = task
-        self.trainer = trainer
-        self.images = 0
-        self._relay = trainer.datamodule.relay(split)  # type: ignore[attr-defined]
-
-    def first(self) -> dict[str, Tensor]:
-        """Of one image: what there is to keep."""
-        return self._inputs(self._relay.collate(self._relay.__getitems__([0])))
-
-    def from_row(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Batch by batch, in the order of the split."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader: DataLoader[Any] = DataLoader(
-            self._relay,
-            batch_size=datamodule.eval_batch_size,
-            sampler=range(first, len(self._relay)),
-            num_workers=datamodule.num_workers,
-            collate_fn=self._relay.collate,
-            generator=torch.Generator(),  # that of the run draws nothing
-        )
-        for batch in loader:
-            self.images += len(batch["image"])
-            yield self._inputs(batch)
-
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        task, adapter = self.task, self.task.adapter
-        reads = head_reads(task)
-        images = batch["image"].to(task.device)
-        training = adapter.training
-        adapter.eval()
-        try:
-            # As the task's own forward pass: where it leaves out tokens, so does this.
-            leaner = getattr(task, "last_block", None) or nullcontext()
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
-                inputs = adapter.frozen_inputs(task.backbone, images)
-        finally:
-            adapter.train(training)
-        return {name: tensor for name, tensor in inputs.items() if is_read(name, reads)}
 
 
 class _KeptRows(Dataset[dict[str, Tensor]]):

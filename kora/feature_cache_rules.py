@@ -7,19 +7,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from datamodules.base import ImageDataModule
+from kora import __version__
 from kora.adapters import Strategy
 from kora.backbones import Features
 from kora.sharding import ShardedBackbone
 
-__all__ = ["cache_folder", "head_reads", "identity", "pays", "why_not"]
+__all__ = ["cache_folder", "head_reads", "identity", "is_all", "pays", "why_not"]
 
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
     "num_classes", "sizes", "subset", "val_fraction", "val_images", "seed", "augment", "sha256",
 }  # fmt: skip
+
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 def cache_folder() -> Path:
@@ -32,21 +36,30 @@ def cache_folder() -> Path:
 
 
 def head_reads(task: Any) -> tuple[str, ...]:
-    """The fields of `Features` that the head reads; all of them where it does not say so."""
-    return tuple(getattr(task.head, "reads", Features._fields))
+    """The fields of `Features` that the head reads; all of them where it does not say so.
+
+    What it says is of the forward that stands beside it, on the features as they are.
+    """
+    kind = type(task.head)
+    owns_it = "reads" not in dir(kind) or _owner(kind, "forward") < _owner(kind, "reads")
+    if owns_it or _owner(type(task), "features") < _owner(type(task), "inputs"):
+        return Features._fields
+    return tuple(task.head.reads)
 
 
 def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
     """Why nothing can be kept, to complete a sentence; None where it can."""
     adapter, backbone = task.adapter, task.backbone
     try:
-        adapter.frozen_key()
+        for attached in backbone.adapters:
+            attached.frozen_key()
     except ValueError as error:
         return str(error)
     if type(adapter).forward is not Strategy.forward:
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
-    for step in ("training_step", "validation_step"):
-        if _owner(task, step) < _owner(task, "cached_splits") or not task.cached_splits():
+    kind = type(task)
+    for step in ("training_step", "validation_step", "forward", "features"):
+        if _owner(kind, step) < _owner(kind, "cached_splits") or not task.cached_splits():
             return (
                 f"{type(task).__name__} has a {step} of its own, which may read the images (where "
                 "it takes inputs(batch) in their place, let cached_splits say so)"
@@ -59,20 +72,25 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         return f"{type(datamodule).__name__} does not say which images it gives"
     if datamodule.augment != "none":
         return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
-    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+    for hook in _HOOKS:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
             return f"{type(datamodule).__name__} changes batches in {hook}"
     return None
 
 
-def _owner(obj: object, name: str) -> int:
-    """Place of the class that defines a method, from the object's own class upwards."""
-    return next(i for i, kind in enumerate(type(obj).__mro__) if name in vars(kind))
+def _owner(kind: type, name: str) -> int:
+    """Place of the class that defines a method, from this one upwards."""
+    return next(place for place, owner in enumerate(kind.__mro__) if name in vars(owner))
+
+
+def is_all(limit: float) -> bool:
+    """Whether a limit of Lightning's is the whole share; a whole number 1 is a single batch."""
+    return isinstance(limit, float) and limit == 1
 
 
 def pays(trainer: Any) -> bool:
     """Whether all images are seen more than once."""
-    if trainer.fast_dev_run or trainer.overfit_batches or trainer.limit_train_batches != 1.0:
+    if trainer.fast_dev_run or trainer.overfit_batches or not is_all(trainer.limit_train_batches):
         return False
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else float("inf")
     steps = trainer.max_steps if trainer.max_steps != -1 else float("inf")
@@ -95,5 +113,7 @@ def identity(
         "split": [protocol["official_split"][split], protocol["sha256"][split]],
         "precision": str(trainer.precision),
         "dtype": kind,
+        "float32": torch.get_float32_matmul_precision(),  # TF32 rounds as bfloat16 does
         "timm": metadata.version("timm"),
+        "kora": __version__,
     }

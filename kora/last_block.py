@@ -69,7 +69,9 @@ class LastBlock:
     def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """(B, N, D) to (B, 1, D)."""
         x, *others = inputs
-        return (x[:, :1] if self.active else x), *others
+        # A copy: a view would keep all tokens for backward, and products of strided rows take
+        # another way with gradients than without.
+        return (x[:, :1].contiguous() if self.active else x), *others
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """(B, N, D) to (B, 1, D)."""

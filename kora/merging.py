@@ -141,7 +141,7 @@ def _is_exact(backbone: Backbone) -> bool:
     known = torch.amp.is_autocast_available(device)
     if known and torch.is_autocast_enabled(device):
         return False
-    if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
+    if torch.get_float32_matmul_precision() != "highest":
         return False
     plain = (nn.Parameter, Tensor)
     return all(type(p) in plain and p.dtype in (torch.float32, torch.float64) for p in weights)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules import ImageFolder, Synthetic
-from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
 from kora.backbones import Backbone
 from kora.feature_cache import KEPT, FeatureCache
 from kora.feature_cache_rules import cache_folder
@@ -77,7 +79,8 @@ def fitted(
 ) -> tuple[Watch, Trainer]:
     watch = Watch()
     options: dict[str, Any] = {**QUIET, "max_epochs": 3, **(trainer or {})}
-    made = Trainer(**options, callbacks=[watch, *options.pop("callbacks", [])])
+    callbacks = [watch, *options.pop("callbacks", [])]
+    made = Trainer(**options, callbacks=callbacks)
     torch.manual_seed(5)
     made.fit(task, datamodule=scenes() if data is None else data)
     return watch, made
@@ -129,7 +132,10 @@ def test_depth_keeps_the_tokens_that_its_head_reads(head: Any, flip_tta: bool, f
 
     data = {"maps": ["depth_m"]}
     images, one = fitted(task(feature_cache=False), scenes(**data))
-    kept, two = fitted(task(feature_cache=True, feature_cache_folder=folder), scenes(**data))
+    with_cache = task(feature_cache=True, feature_cache_folder=folder)
+    kept, two = fitted(with_cache, scenes(**data))
+    tokens = 1 + 4
+    assert with_cache.feature_cache.splits[0].table.layout.width == 32 * (1 + tokens)
     torch.testing.assert_close(kept.losses, images.losses, rtol=0, atol=1e-4)
     assert values(two) == pytest.approx(values(one), abs=1e-4, rel=1e-4)
     assert kept.held == {frozenset({"label", "index", "depth_m", KEPT})}
@@ -289,6 +295,87 @@ def test_a_task_with_a_step_of_its_own_gets_images_until_it_says_that_it_needs_n
     assert KEPT in next(iter(fitted(knowing)[0].held))
 
 
+@pytest.mark.parametrize("before", [lambda: LoRA(2), FullFineTune])
+def test_a_backbone_that_another_adapter_has_changed_is_not_kept_as_a_frozen_one(
+    before: Callable[[], Strategy], folder: str
+) -> None:
+    backbone = tiny("tiny_vit")
+    fitted(classifier(before(), backbone))
+    task = classifier(LinearProbe(), backbone, feature_cache=True, feature_cache_folder=folder)
+    with pytest.raises(ValueError, match=r"no feature cache: (LoRA|FullFineTune) changes what"):
+        fitted(task.eval())
+    again = classifier(LinearProbe(), backbone, feature_cache_folder=folder)
+    assert fitted(again)[0].passes > 0
+
+
+class Repainted(Synthetic):
+    """The same paths and sizes, and other images."""
+
+    def read(self, part: Any, positions: Any) -> Any:
+        batch = super().read(part, positions)
+        return {**batch, "image": 255 - batch["image"]}
+
+
+def test_a_table_that_is_not_of_these_images_is_filled_anew(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, options = STRATEGIES["KoRA"], {"feature_cache": True, "feature_cache_folder": folder}
+    fitted(classifier(make(), **options))
+    expected, _ = fitted(classifier(make(), feature_cache=False), Repainted(image_size=32, **SIZES))
+    capsys.readouterr()
+    found, _ = fitted(classifier(make(), **options), Repainted(image_size=32, **SIZES))
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-4)
+    assert capsys.readouterr().out.count("is not of these images: it is filled anew.") == 2
+
+
+class Turning(Synthetic):
+    """A data set that turns images at random by itself, as those of torchvision do."""
+
+    def make_dataset(self, split: Any) -> Any:
+        source: Any = super().make_dataset(split)
+
+        class Turned(Dataset[Any]):
+            def __len__(self) -> int:
+                return len(source)
+
+            def __getitem__(self, row: int) -> Any:
+                sample = source[row]
+                turns = int(torch.randint(4, ()))
+                return {**sample, "image": sample["image"].rot90(turns, (1, 2))}
+
+        return Turned()
+
+    collate = None
+
+
+def test_images_that_are_others_at_each_reading_are_not_kept(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(option: Any) -> Watch:
+        task = classifier(LinearProbe(), feature_cache=option, feature_cache_folder=folder)
+        return fitted(task, Turning(image_size=32, **SIZES))[0]
+
+    assert fit("auto").passes > 0
+    said = "Turning gives another image each time that it is asked for the same one"
+    assert f"no feature cache: {said}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=said):
+        fit(True)
+
+
+class Darker(ClassificationTask):
+    """Changes the images on their way."""
+
+    def forward(self, images: Any) -> Tensor:
+        return super().forward(images // 2)
+
+
+def test_a_task_with_a_forward_of_its_own_gets_images(folder: str) -> None:
+    watch, _ = fitted(Darker(tiny("tiny_vit"), LinearProbe(), feature_cache_folder=folder))
+    assert watch.passes > 0
+    with pytest.raises(ValueError, match="Darker has a forward of its own"):
+        fitted(Darker(tiny("tiny_vit"), LinearProbe(), feature_cache=True))
+
+
 class Noisy(Synthetic):
     """Changes every batch in a hook of its own."""
 
@@ -306,6 +393,7 @@ def test_data_that_change_their_batches_must_not_be_kept() -> None:
     [
         {"max_epochs": 1},
         {"max_epochs": 2, "limit_train_batches": 2},
+        {"max_epochs": 2, "limit_train_batches": 1},  # one batch; 1.0 is all of them
         {"max_epochs": None, "max_steps": 5},
         {"max_epochs": 9, "fast_dev_run": True},
         {"max_epochs": 9, "overfit_batches": 1},
@@ -322,6 +410,15 @@ def test_auto_fills_nothing_that_is_read_once_and_takes_what_is_there(
     assert record() is None
     fitted(classifier(LinearProbe(), feature_cache_folder=folder), trainer={"max_epochs": 2})
     assert record()["images_computed"] == 0
+
+
+@pytest.mark.parametrize(("limit", "splits"), [(1.0, ["train", "val"]), (1, ["train"])])
+def test_validation_images_are_kept_where_all_of_them_are_read(
+    limit: float, splits: list[str], folder: str
+) -> None:
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    fitted(task, trainer={"max_epochs": 1, "limit_val_batches": limit})
+    assert task.feature_cache.record()["splits"] == splits
 
 
 def test_auto_says_why_there_is_no_room_and_trains_on_images(
@@ -364,6 +461,32 @@ def test_another_task_on_the_same_data_gets_images_again(folder: str) -> None:
     fitted(classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder), data)
     watch, _ = fitted(classifier(LoRA(2)), data)
     assert watch.held == {frozenset({"label", "index", "image"})}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_behind_a_fit_the_loaders_give_images_again(fails: bool, folder: str) -> None:
+    class Fails(Callback):
+        def on_validation_end(self, *args: Any) -> None:
+            if fails:
+                raise ZeroDivisionError
+
+    data = scenes(num_workers=2)
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        fitted(task, data, trainer={"callbacks": [Fails()]})
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert loader.num_workers == 2
+        assert loader.dataset[0].keys() == {"label", "index", "image"}
+
+
+def test_a_validation_of_one_task_reads_nothing_that_was_kept_for_another(folder: str) -> None:
+    data, options = scenes(), {"feature_cache": True, "feature_cache_folder": folder}
+    task = classifier(LinearProbe(), **options)
+    _, trainer = fitted(task, data)
+    before = trainer.validate(task, datamodule=scenes(), verbose=False)
+    fitted(classifier(LinearProbe(), tiny("tiny_deit3"), **options), data)
+    assert trainer.validate(task, datamodule=data, verbose=False) == before
 
 
 def test_image_files_are_read_for_filling_alone(tmp_path: Path, folder: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kora.adapters import Bottleneck, KoRA, LinearProbe, LoRA, Strategy
+from kora.backbones import Features
+from kora.feature_cache_rules import head_reads
+from kora.heads import LinearHead
 from kora.last_block import LastBlock
 from kora.tasks import ClassificationTask
 from tests.adapters.strategies import STRATEGIES, Entry
@@ -58,6 +62,56 @@ def test_of_every_strategy_the_logits_are_those_of_all_tokens(key: str, images: 
     else:
         assert not reads_all or getattr(task.adapter, "pool", "") == "cls"
         torch.testing.assert_close(task(images), everywhere(task)(images), rtol=1e-5, atol=1e-5)
+
+
+class MeanHead(LinearHead):
+    """A head of somebody who knows nothing of all this."""
+
+    def forward(self, features: Features) -> Tensor:
+        return super().forward(features._replace(pooled=features.patches.mean(dim=1)))
+
+
+class OwnHead(ClassificationTask):
+    """Its head reads the patch tokens."""
+
+    def build_head(self) -> nn.Module:
+        super().build_head()
+        return MeanHead(self.backbone, 7)
+
+
+class OwnFeatures(ClassificationTask):
+    """It takes the mean of the patch tokens to the head."""
+
+    def features(self, images: Any) -> Features:
+        features = super().features(images)
+        return features._replace(pooled=features.patches.mean(dim=1))
+
+
+@pytest.mark.parametrize("kind", [OwnHead, OwnFeatures])
+def test_where_a_task_reads_patch_tokens_they_are_there(kind: Any, images: Tensor) -> None:
+    task = kind(tiny("tiny_vit"), LoRA(2), num_classes=7)
+    task.build()
+    assert head_reads(task) == Features._fields
+    assert task.last_block is None
+    assert task(images).isfinite().all()
+
+
+def test_one_whose_blocks_are_computed_again_in_backward_has_all_tokens(images: Tensor) -> None:
+    task = kick(built(LoRA(2), backbone=tiny("tiny_vit")))
+    _, expected = gradients(task, images)
+    task.backbone.model.set_grad_checkpointing(True)
+    _, found = gradients(task, images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_it_compiles_into_one_graph(images: Tensor) -> None:
+    torch.compiler.reset()
+    task = kick(built(LoRA(2), backbone=tiny("tiny_vit")))
+    assert task.last_block is not None
+    expected = task(images)
+    task.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(task(images), expected, rtol=1e-5, atol=1e-5)
+    assert not task.last_block.active
 
 
 def test_a_kora_that_sends_means_needs_every_token_and_one_of_cls_does_not() -> None:

@@ -43,8 +43,6 @@ class DepthHead(nn.Module, ABC):
         ValueError: Unless 0 < min_depth_m < max_depth_m, both finite.
     """
 
-    reads: tuple[str, ...] = ("levels",)  # of the features; what is not read need not be kept
-
     def __init__(self, *, min_depth_m: float, max_depth_m: float) -> None:
         super().__init__()
         if not 0 < min_depth_m < max_depth_m < math.inf:  # also true of NaN
@@ -123,6 +121,8 @@ class LinearDepth(DepthHead):
     Raises:
         ValueError: For a number out of range, or `cls` with a backbone that has no CLS token.
     """
+
+    reads = ("levels",)  # of the features; what is not read need not be kept
 
     def __init__(
         self,

@@ -50,6 +50,8 @@ class DPTDepth(DepthHead):
             backbone that has none.
     """
 
+    reads = ("levels",)  # of the features; what is not read need not be kept
+
     def __init__(
         self,
         *,

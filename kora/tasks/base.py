@@ -22,6 +22,7 @@ from kora.backbones import Backbone, Features
 from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
+from kora.feature_cache_callback import KeptInputs
 from kora.frozen_inputs import Inputs
 from kora.merging import MergedEvaluation
 from kora.optim import Schedule, parameter_groups, schedule_factor
@@ -126,6 +127,7 @@ class AdapterTask(LightningModule):
         assert self.head is None, "built twice"
         self.recall_missing()
         self.adapter.attach(self.backbone)
+        self.backbone.adapters.append(self.adapter)
         self.head = self.build_head()
         if self.adapter_from is not None:
             self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
@@ -171,10 +173,6 @@ class AdapterTask(LightningModule):
     def cached_splits(self) -> tuple[str, ...]:
         """The splits whose images a fit needs for nothing but `inputs`; a task says so itself."""
         return ()
-
-    def on_fit_start(self) -> None:
-        """Fill the feature cache, or open it."""
-        self.feature_cache.begin(self, self.trainer)
 
     def features(self, images: Tensor | Inputs) -> Features:
         """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W), or of what was kept."""
@@ -245,9 +243,9 @@ class AdapterTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Test and prediction run on merged weights, where that changes nothing but the time."""
-        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [] if any(isinstance(c, MergedEvaluation) for c in there) else [MergedEvaluation()]
+        """Merged weights in test and prediction and kept inputs in a fit change but the time."""
+        there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (MergedEvaluation, KeptInputs) if kind not in there]
 
     # -- checkpoints ---------------------------------------------------------------------------
 

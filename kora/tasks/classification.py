@@ -17,6 +17,7 @@ from torchmetrics.classification import (
 
 from kora.adapters import Strategy
 from kora.backbones import Backbone
+from kora.feature_cache_rules import head_reads
 from kora.frozen_inputs import Inputs
 from kora.heads import LinearHead
 from kora.last_block import LastBlock
@@ -82,15 +83,19 @@ class ClassificationTask(AdapterTask):
     def build(self) -> None:
         """Also leave out of the last block what neither head nor adapter reads."""
         super().build()
-        if not self.adapter.needs_last_tokens and LastBlock.fits(self.backbone):
+        on_pooled = head_reads(self) == ("pooled",) and not self.adapter.needs_last_tokens
+        if on_pooled and LastBlock.fits(self.backbone):
             self.last_block = LastBlock(self.backbone)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
         """Logits (B, K) of (B, 3, H, W) images, or of what was kept of them."""
-        if self.last_block is None:
+        if self.last_block is None or self.backbone.model.grad_checkpointing:
             return super().forward(images)
-        with self.last_block:
+        self.last_block.active = True  # no compiler knows how to enter a `with` of ours
+        try:
             return super().forward(images)
+        finally:
+            self.last_block.active = False
 
     def build_head(self) -> nn.Module:
         """A linear layer, once the number of classes is known; the metrics with it."""

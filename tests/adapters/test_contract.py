@@ -209,6 +209,8 @@ def test_what_may_be_kept_of_a_pass_is_all_that_it_reads_and_does_not_change_by_
         with pytest.raises(ValueError, match=r"changes what the backbone|takes longer to read"):
             adapter.frozen_key()
         return
+    if type(adapter).frozen_key is Strategy.frozen_key:
+        return  # it has not opted in
     key = adapter.frozen_key()
     assert json.loads(json.dumps(key)) == key
     inputs = adapter.frozen_inputs(backbone, images)

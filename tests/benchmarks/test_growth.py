@@ -55,10 +55,9 @@ def test_nothing_grows_with_the_square_of_the_number_of_sites(name: str, lines: 
         assert most - more <= 1.02 * (more - few) + 1e-3 * few, what
 
 
-def test_what_the_chain_of_kora_adds_to_lora_is_linear_in_sites_too(lines: Any) -> None:
+def test_kora_with_its_chain_is_linear_in_sites_too(lines: Any) -> None:
     for what in ("kept_mib", "gflop"):
-        pairs = zip(lines["sites"]["KoRA"][what], lines["sites"]["LoRA"][what], strict=True)
-        few, more, most = (kora - lora for kora, lora in pairs)
+        few, more, most = lines["sites"]["KoRA"][what]
         assert most - more == pytest.approx(more - few, rel=0.05, abs=1e-4)
 
 

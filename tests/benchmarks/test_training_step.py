@@ -30,15 +30,17 @@ def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_pat
     gflop = {name: one["gflop"] for name, one in steps.items()}
     kept = {name: one["kept_mib"] for name, one in steps.items()}
     forward = gflop["frozen forward"]
-    assert gflop["LoRA"] == pytest.approx(gflop["LoRA of peft"], rel=0.01)
-    assert gflop["linear probe"] == pytest.approx(forward, rel=0.01)
+    spared = 1 - 9 / 12 / 6  # of one of six blocks all behind its attention, but for CLS
+    assert gflop["LoRA"] == pytest.approx(spared * gflop["LoRA of peft"], rel=0.02)
+    assert gflop["linear probe"] == pytest.approx(spared * forward, rel=0.02)
     assert gflop[FLOOR] == pytest.approx(2 * forward, rel=0.03)
-    assert gflop["full fine-tuning"] == pytest.approx(3 * forward, rel=0.03)
-    assert gflop["KoRA-side"] < 0.55 * gflop["LoRA"]
+    assert gflop["full fine-tuning"] == pytest.approx(3 * spared * forward, rel=0.03)
+    assert gflop["KoRA"] == pytest.approx(gflop["LoRA of peft"], rel=0.02)
+    assert gflop["KoRA-side"] < 0.55 * gflop["KoRA"]
     # With so few tokens the casts of the weights are most of what bfloat16 keeps.
-    most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.08)
+    most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.12)
     assert kept["LoRA"] <= most * kept["LoRA of peft"]
-    assert kept["KoRA"] <= more * kept["LoRA"]
+    assert kept["KoRA"] <= more * kept[FLOOR]
     assert kept["KoRA-side"] < 0.1 * min(kept["LoRA"], kept["KoRA as published"])
     assert kept["frozen forward"] == 0
 

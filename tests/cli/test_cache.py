@@ -56,6 +56,14 @@ def test_it_fills_both_splits_and_a_fit_computes_nothing(side: Path, capfd: Capt
     }
 
 
+@pytest.mark.parametrize("least", ["min_epochs", "min_steps"])
+def test_it_makes_no_step_where_a_fit_makes_some_at_least(
+    least: str, side: Path, capfd: Capture
+) -> None:
+    told = kora(capfd, "data", "cache", "--config", side, f"--trainer.{least}", "2")
+    assert (told.code, told.err) == (0, "")
+
+
 def test_runs_with_and_without_it_are_runs_of_one_config_with_one_result(
     side: Path, capfd: Capture
 ) -> None:

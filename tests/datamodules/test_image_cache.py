@@ -68,6 +68,19 @@ def test_it_gives_the_bytes_that_decoding_gives_in_any_order(
         assert torch.equal(image, files.decode(chosen))
 
 
+def test_a_process_that_opens_it_again_compares_again(files: ImageFiles, tmp_path: Path) -> None:
+    """The folder may have been made again since: by a run that decodes other rows of it."""
+    folder, few = tmp_path / "cache", ALL[:2]
+    cache = open_images(folder, files, ALL)
+    expected = read(cache)
+    sent = pickle.dumps(cache)
+    shutil.rmtree(folder)
+    open_images(folder, files, few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(read(pickle.loads(sent)), expected)
+
+
 def test_what_is_read_may_be_written_to_and_the_cache_stays(
     files: ImageFiles, tmp_path: Path
 ) -> None:
