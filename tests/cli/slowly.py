@@ -1,4 +1,4 @@
-"""Callbacks of tests: a run that can be stopped in time, one that tells threads, one without test."""
+"""Callbacks of tests: runs that can be stopped in time, tell their threads, or refuse a test."""
 
 from __future__ import annotations
 
