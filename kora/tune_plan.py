@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +85,7 @@ def combinations(path: Path, tuning: Tuning) -> list[Combination]:
     grid = tuning.grid
     first = [job for job in grid.jobs() if job.args[-1] == f"--seed_everything={grid.seeds[0]}"]
     slugs: list[str] = []
+    known: set[str] = set()
     found = []
     for job in first:
         *args, _ = job.args
@@ -102,7 +102,7 @@ def combinations(path: Path, tuning: Tuning) -> list[Combination]:
             job.kind or path.stem, _slug(job.kind or path.stem, slugs), files, varied, options,
             space, seeds=grid.seeds,
         )  # fmt: skip
-        found.append(_checked(path, plain, tuning))
+        found.append(_checked(path, plain, tuning, known))
     refuse_equal(path, first, [one.config for one in found])
     return found
 
@@ -120,18 +120,20 @@ def _slug(name: str, taken: list[str]) -> str:
     return slug
 
 
-def _checked(path: Path, plain: Combination, tuning: Tuning) -> Combination:
-    """With its config and metric; every corner of the space parses."""
-    corners = list(zip_longest(*(one.corners for one in plain.space)))
-    configs = []
-    for corner in corners:  # as many as the longest list; the others stay at their first value
-        values = {
-            one.option: one.corners[0] if value is None and None not in one.corners else value
-            for one, value in zip(plain.space, corner, strict=True)
-        }
-        job = Job(plain.name, (*plain.args(values), f"--seed_everything={tuning.grid.seeds[0]}"))
-        configs.append(resolved(path, job))
-    config = configs[0]
+def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) -> Combination:
+    """With its config and metric; every corner of the space parses, once for each kind of model."""
+    seed = f"--seed_everything={tuning.grid.seeds[0]}"
+
+    def at(corner: int) -> dict[str, Any]:
+        values = {d.option: d.corners[min(corner, len(d.corners) - 1)] for d in plain.space}
+        return resolved(path, Job(plain.name, (*plain.args(values), seed)))
+
+    config = at(0)
+    data = str(config["data"]["class_path"])
+    kind = json.dumps([config["model"], data, [str(one) for one in plain.space]])
+    for corner in range(1, 0 if kind in known else max(len(d.corners) for d in plain.space)):
+        at(corner)
+    known.add(kind)
     metric, mode = _monitor(config)
     _require_validation(path, plain.name, config)
     return Combination(

@@ -183,13 +183,15 @@ def _said_of(job: Job, tell: Callable[[_Ended | str], None], text: str) -> None:
 
 
 def _error(log: Path, start: int) -> str:
-    """The last error that a run printed."""
+    """The last error that a run printed: in our words, or the last line of a traceback."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("kora: error: ")]
+    if not said and "Traceback (most recent call last):" in text:
+        said = [line for line in text.splitlines() if line.strip()]
     return said[-1].removeprefix("kora: error: ") if said else ""
 
 

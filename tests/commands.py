@@ -37,7 +37,7 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
             parse([name, *args])
         elif name in ("params", "data") and "--match" not in args:
             parse(["fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare"))])
-        elif name == "grid":
+        elif name in ("grid", "tune"):
             main([name, *args, "--dry_run"])
         else:
             # These load nothing big before they know that they like their options.
