@@ -30,6 +30,7 @@ Train and compare adapters on frozen vision transformers.
   data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
               the frozen features, computed ahead      kora data cache --config FILE
   grid      every combination of options and seeds     kora grid --config GRID [--jobs N]
+  tune      the same search of settings for each       kora tune --config GRID [--jobs N]
   compare   a table over finished runs with intervals  kora compare RUNS...
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
   paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
@@ -97,6 +98,12 @@ def _grid(args: Sequence[str]) -> None:
     grid(args)
 
 
+def _tune(args: Sequence[str]) -> None:
+    from kora.tune import tune
+
+    tune(args)
+
+
 def _compare(args: Sequence[str]) -> None:
     import argparse
 
@@ -157,6 +164,7 @@ _COMMANDS: dict[str, Command] = {
     "params": _params,
     "data": _data,
     "grid": _grid,
+    "tune": _tune,
     "compare": _compare,
     "cka": _cka,
     "paper": _paper,

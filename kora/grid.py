@@ -7,12 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kora.child import Stop
-from kora.grid_file import Grid, Job, is_group, read_grid
+from kora.grid_file import Grid, is_group, read_grid
 from kora.grid_local import run_here
-from kora.grid_plan import AT_WORK, FINISHED, NEW, RESUME, Entry, entry_for, listed, refuse_equal
+from kora.grid_plan import (
+    AT_WORK,
+    FINISHED,
+    NEW,
+    RESUME,
+    Entry,
+    entry_for,
+    listed,
+    refuse_equal,
+    resolved,
+)
 from kora.grid_run import Outcome, log_path
 from kora.grid_view import GridView
 from kora.progress import say
@@ -108,22 +117,10 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
 
 def _plan(path: Path, planned: Grid) -> list[Entry]:
     jobs = planned.jobs()
-    configs = [_resolved(path, job) for job in jobs]
+    configs = [resolved(path, job) for job in jobs]
     refuse_equal(path, jobs, configs)
     pairs = zip(jobs, configs, strict=True)
     return [entry_for(number, job, config) for number, (job, config) in enumerate(pairs, 1)]
-
-
-def _resolved(path: Path, job: Job) -> dict[str, Any]:
-    from kora.lightning_cli import parse  # imports torch
-
-    try:
-        return parse(["fit", *job.args]).resolved()
-    except SystemExit as stop:
-        raise ValueError(
-            f"{path}: the options of '{job.name}' are not accepted; the reason stands above. "
-            f"Nothing was started. The run is: {job.command}"
-        ) from stop
 
 
 def _say_where_it_stands(path: Path, entries: Sequence[Entry]) -> None:

@@ -31,9 +31,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Grid", "Job", "is_group", "read_grid"]
+__all__ = ["Grid", "Job", "as_text", "grid_of", "is_group", "read_content", "read_grid"]
 
 _KEYS = ("base", "vary", "seeds", "set")
+_TUNE = "tune"  # of `kora tune`, see kora.tune_file
 _FILES = "config"  # keys of `vary` whose values are files: this, or this with a name behind it
 
 
@@ -74,7 +75,7 @@ class Grid:
             options = {**self.options, **chosen}
             for seed in self.seeds:
                 args = [part for file in files for part in ("--config", file)]
-                args += [f"--{key}={_text(value)}" for key, value in options.items()]
+                args += [f"--{key}={as_text(value)}" for key, value in options.items()]
                 name = f"{kind}, seed {seed}" if kind else f"seed {seed}"
                 jobs.append(Job(name, (*args, f"--seed_everything={seed}"), kind))
         return jobs
@@ -82,7 +83,7 @@ class Grid:
     def _word(self, key: str, value: Any) -> str:
         """What tells a value from the others of its key."""
         if not is_group(key):
-            return f"{key.rpartition('.')[2]}={_text(value)}"
+            return f"{key.rpartition('.')[2]}={as_text(value)}"
         stems = [_stem(other) for other in self.vary[key]]
         return _stem(value) if stems.count(_stem(value)) == 1 else "+".join(_as_list(value))
 
@@ -106,12 +107,32 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ValueError: the file is missing, is no grid, or has a key or value that cannot be used.
     """
+    content = read_content(path)
+    if _TUNE in content:
+        raise ValueError(
+            f"{path}: has a '{_TUNE}' part, so its settings are still to be found. Find them with "
+            f"kora tune --config {path}, which writes the grid to run."
+        )
+    return grid_of(path, content, overrides)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The keys of a grid file, and what stands under them.
+
+    Raises:
+        ValueError: the file is missing, or is no table.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as a grid ({error}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a table with the keys {', '.join(_KEYS)}.")
+    return content
+
+
+def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) -> Grid:
+    """The grid that the content of a file describes; see `read_grid`."""
     for key in content:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
@@ -156,7 +177,7 @@ def _table(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
 def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"{path}: {key} is {values!r}; expected a list with at least one value.")
-    texts = [_text(value) for value in values]
+    texts = [as_text(value) for value in values]
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
         raise ValueError(f"{path}: {key} has {twice} twice. Leave one out.")
@@ -188,6 +209,6 @@ def _refuse(path: Path, table: Mapping[str, Any], keys: Sequence[str], why: str)
             raise ValueError(f"{path}: '{key}' cannot be set here: {why}.")
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)

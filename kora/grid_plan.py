@@ -16,7 +16,7 @@ from kora.run_search import (
     last_checkpoint,
 )
 
-__all__ = ["Entry", "entry_for", "listed", "refuse_equal"]
+__all__ = ["Entry", "entry_for", "listed", "refuse_equal", "resolved"]
 
 FINISHED, AT_WORK, RESUME, NEW = "finished", "at work", "to resume", "to run"
 
@@ -52,6 +52,23 @@ def entry_for(number: int, job: Job, config: dict[str, Any]) -> Entry:
     if last is not None:
         return Entry(number, job, config, RESUME, last.parent.parent)
     return Entry(number, job, config, NEW, None)
+
+
+def resolved(path: Path, job: Job) -> dict[str, Any]:
+    """The config of a run in plain types.
+
+    Raises:
+        ValueError: the parser does not take it; it has said why.
+    """
+    from kora.lightning_cli import parse  # imports torch
+
+    try:
+        return parse(["fit", *job.args]).resolved()
+    except SystemExit as stop:
+        raise ValueError(
+            f"{path}: the options of '{job.name}' are not accepted; the reason stands above. "
+            f"Nothing was started. The run is: {job.command}"
+        ) from stop
 
 
 def refuse_equal(path: Path, jobs: Sequence[Job], configs: Sequence[dict[str, Any]]) -> None:

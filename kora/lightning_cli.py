@@ -34,7 +34,7 @@ from kora.resume import (
     take_over,
     typed_options,
 )
-from kora.run_checkpoints import best_and_last
+from kora.run_checkpoints import best_and_last, load_best
 from kora.run_lock import RunLock
 from kora.run_options import add_run_options
 from kora.stages import SourceStages
@@ -272,15 +272,14 @@ class KoraCLI(LightningCLI):
         """Test the best checkpoint once, write the record and print the summary."""
         if self.record is None or self.trainer.interrupted:
             return
-        best = self.trainer.checkpoint_callback
-        path = getattr(best, "best_model_path", "")
-        self.trainer.test(
-            self.model,
-            datamodule=self.datamodule,
-            ckpt_path=path or None,
-            verbose=False,
-            weights_only=True,
-        )
+        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        if self.options.leave_out_test:
+            load_best(self.model, path)
+        else:
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False,
+                weights_only=True,
+            )  # fmt: skip
         self._finish()
 
     def after_test(self) -> None:

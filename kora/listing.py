@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["config_claim", "find_configs", "find_subclasses", "is_grid", "is_sweep", "main"]
+__all__ = [
+    "config_claim",
+    "find_configs",
+    "find_subclasses",
+    "is_grid",
+    "is_search",
+    "is_sweep",
+    "main",
+]
 
 
 def find_subclasses(folder: Path, base: str) -> dict[str, str]:
@@ -39,6 +47,12 @@ def find_configs(root: Path = Path("configs")) -> list[Path]:
 def is_grid(path: Path) -> bool:
     """Whether a config is for `kora grid`: it says on top of which configs its runs are made."""
     return re.search(r"^base:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def is_search(path: Path) -> bool:
+    """Whether a grid is for `kora tune`: it says what is tried."""
+    found = re.search(r"^tune:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    return found and is_grid(path)
 
 
 def is_sweep(path: Path) -> bool:
@@ -88,12 +102,14 @@ def main(args: Sequence[str]) -> None:
     found = find_subclasses(Path(spec.origin).parent, "ImageDataModule")
     show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
     files = find_configs()
-    grids = [path for path in files if is_grid(path)]
+    searches = [path for path in files if is_search(path)]
+    grids = [path for path in files if is_grid(path) and path not in searches]
     sweeps = [path for path in files if is_sweep(path)]
-    configs = [path for path in files if path not in [*grids, *sweeps]]
+    configs = [path for path in files if path not in [*grids, *searches, *sweeps]]
     for title, found_files in (
         ("Configs (kora fit --config)", configs),
         ("Grids (kora grid --config)", grids),
+        ("Searches (kora tune --config)", searches),
         ("Sweeps (wandb sweep)", sweeps),
     ):
         if found_files:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-__all__ = ["Saving", "best_and_last", "bring_home"]
+from kora.checkpoint_files import read_checkpoint
+
+__all__ = ["Saving", "best_and_last", "bring_home", "load_best"]
 
 
 @dataclass
@@ -79,3 +82,9 @@ def bring_home(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
             best_model_score=None, best_model_path="", best_k_models={}, kth_best_model_path="",
             kth_value=callback.kth_value,
         )  # fmt: skip
+
+
+def load_best(module: LightningModule, path: str | None) -> None:
+    """Give the module what its best checkpoint holds, as a test would; None leaves it as it is."""
+    if path is not None:
+        module.load_state_dict(read_checkpoint(path)["state_dict"])

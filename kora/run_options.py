@@ -31,6 +31,12 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         default=False,
         help="Run although the splits cannot support the metrics (published protocols).",
     )
+    parser.add_argument(
+        "--leave_out_test",
+        type=bool,
+        default=False,
+        help="Do not test at the end of `fit`, as in the trials of a search. The record says so.",
+    )
     parser.add_class_arguments(Wandb, "wandb")
     parser.add_argument(
         "--resume",

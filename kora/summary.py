@@ -61,11 +61,13 @@ def summary_table(result: RunResult) -> Table:
         caption_justify="left",
         min_width=60,
     )
+    wanted = "val" if result.stage == "validate" else "test"
     kinds = [kind for kind, scores in result.baselines.items() if scores]
+    if not any(metric.startswith(f"{wanted}/") for metric in result.metrics):
+        wanted, kinds = "best_val", []  # not tested; the baselines are of the test set
     table.add_column("metric")
     for heading in ("result", *map(baseline_name, kinds)):
         table.add_column(escape(heading), justify="right")
-    wanted = "val" if result.stage == "validate" else "test"
     for metric, value in result.metrics.items():
         stage, _, name = metric.rpartition("/")
         if stage != wanted:

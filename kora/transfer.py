@@ -36,6 +36,7 @@ def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -
     arguments = config["model"]["init_args"]
     keys = ("backbone",) if keep_adapter else ("backbone", "adapter", "optimizer")
     return {
+        **({"leave_out_test": True} if config.get("leave_out_test") else {}),
         "seed_everything": config["seed_everything"],
         "runs_dir": config["runs_dir"],
         "wandb": {**config["wandb"], "job_type": "source"},

@@ -37,7 +37,7 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
             parse([name, *args])
         elif name in ("params", "data") and "--match" not in args:
             parse(["fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare"))])
-        elif name == "grid":
+        elif name in ("grid", "tune"):
             main([name, *args, "--dry_run"])
         else:
             # These load nothing big before they know that they like their options.
@@ -52,5 +52,6 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     err = capfd.readouterr().err
     # These rightly miss runs that nobody has trained here.
     reads_runs = ("cka", "compare", "export", "inspect", "paper", "predict")
-    missing = name in reads_runs and "usage:" not in err
+    found = name == "grid" and any(arg.startswith("runs/tune_") for arg in args)  # by kora tune
+    missing = (name in reads_runs or found) and "usage:" not in err
     assert not code or missing, f"{command}\n{err}"

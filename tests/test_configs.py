@@ -12,7 +12,8 @@ import yaml
 
 from kora.grid_file import read_grid
 from kora.lightning_cli import parse
-from kora.listing import config_claim, is_grid, is_sweep
+from kora.listing import config_claim, is_grid, is_search, is_sweep
+from kora.tune_file import read_tuning
 from tests.cli.support import REPOSITORY, kora
 from tests.commands import assert_accepted, kora_commands
 
@@ -44,8 +45,13 @@ def is_complete(name: str) -> bool:
     return "class_path" in load(name).get("model", {})
 
 
-GRIDS = [name for name in NAMES if is_grid(REPOSITORY / name)]
-OTHERS = [*GRIDS, *(name for name in NAMES if is_sweep(REPOSITORY / name))]  # tests/test_sweeps.py
+SEARCHES = [name for name in NAMES if is_search(REPOSITORY / name)]
+GRIDS = [name for name in NAMES if is_grid(REPOSITORY / name) and name not in SEARCHES]
+OTHERS = [
+    *GRIDS,
+    *SEARCHES,
+    *(name for name in NAMES if is_sweep(REPOSITORY / name)),
+]  # tests/test_sweeps.py
 COMPLETE = [name for name in NAMES if is_complete(name) and name not in OTHERS]
 FRAGMENTS = [name for name in NAMES if not is_complete(name) and name not in OTHERS]
 
@@ -73,10 +79,8 @@ def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) ->
     base = parse(["fit", "--config", "configs/quickstart.yaml"]).resolved()
     both = parse(["fit", "--config", "configs/quickstart.yaml", "--config", name]).resolved()
     # The quickstart has the strategy of these.
-    own = [
-        f"configs/adapters/{name}lora.yaml" for name in ("", "matched/1200k/", "matched/nano_100k/")
-    ]
-    assert (both != base) == (name not in own)
+    stems = ("lora", "matched/1200k/lora", "matched/nano_100k/lora", "matched/small_600k/lora")
+    assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])
 
 
 def test_every_experiment_has_a_name_of_its_own() -> None:
@@ -101,6 +105,16 @@ def test_a_grid_names_the_command_that_runs_it_and_keeps_its_runs_apart(name: st
     experiment = grid.options.get("experiment", load(first)["experiment"])
     assert f"runs/{experiment}" in compare.split()
     assert len(grid.seeds) >= 3, "one seed says nothing"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_names_the_commands_that_run_it_and_its_best(name: str) -> None:
+    (run,) = labelled(name, "Run")
+    assert run.split()[:4] == ["kora", "tune", "--config", name]
+    assert f"kora grid --config runs/tune_{Path(name).stem}/best.yaml" in "\n".join(comments(name))
+    tuning = read_tuning(Path(name))
+    assert len(tuning.final_seeds) >= 5
+    assert not set(tuning.final_seeds) & set(tuning.grid.seeds)
 
 
 @pytest.mark.parametrize("name", COMPLETE)

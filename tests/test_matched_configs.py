@@ -1,7 +1,7 @@
 """Every fragment below configs/adapters/matched has the number of parameters that it is there for.
 
 Its folder states the budget in thousands, on ViT-B/16 (`300k`) or on the backbone before it
-(`nano_100k`); its first comment the count.
+(`nano_100k`, `small_150k` on ViT-S/14); its first comment the count.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ from tests.cli.support import REPOSITORY
 
 FOLDER = REPOSITORY / "configs/adapters/matched"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-VIT_B, NANO = "vit_base_patch16_224", "vit_nano"
-BUDGETS = {"300k": (VIT_B, 300_000), "1200k": (VIT_B, 1_200_000), "nano_100k": (NANO, 100_000)}
+VIT_B, VIT_S, NANO = "vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_nano"
+BUDGETS = {
+    "300k": (VIT_B, 300_000), "1200k": (VIT_B, 1_200_000), "nano_100k": (NANO, 100_000),
+    "small_150k": (VIT_S, 150_000), "small_600k": (VIT_S, 600_000),
+}  # fmt: skip
+SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
+OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine_ti100.yaml
 
 
 def name_of(path: Path) -> str:
@@ -56,10 +61,10 @@ def strategy_of(path: Path) -> Strategy:
 
 def test_every_budget_has_the_same_strategies() -> None:
     assert {path.parent for path in FILES} == {FOLDER / budget for budget in BUDGETS}
-    names = [sorted(path.name for path in (FOLDER / budget).iterdir()) for budget in BUDGETS]
-    assert names[0] == names[1] == names[2]
-    methods = ("adapter_plus", "bottleneck", "dora", "kora", "kora_side", "lora")
-    assert names[0] == [f"{method}.yaml" for method in (*methods, "low_rank_fusion", "vpt")]
+    for budget in BUDGETS:
+        wanted = SEARCHED if BUDGETS[budget][0] == VIT_S else (*SEARCHED, *OTHERS)
+        names = sorted(path.stem for path in (FOLDER / budget).iterdir())
+        assert names == sorted(wanted)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

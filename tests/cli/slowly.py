@@ -1,4 +1,4 @@
-"""Callbacks of the grid's tests: a run that can be stopped in time, and one that tells threads."""
+"""Callbacks of tests: runs that can be stopped in time, tell their threads, or refuse a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 
@@ -24,3 +24,10 @@ class Threads(Callback):
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         print(f"threads: {torch.get_num_threads()}", flush=True)
+
+
+class NoTest(Callback):
+    """Fails as soon as a test begins to be prepared."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert stage != "test", "the test set was to be left alone"

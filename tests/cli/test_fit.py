@@ -42,6 +42,26 @@ def test_a_run_is_one_folder_with_everything(run: Path) -> None:
     assert found == expected
 
 
+def test_a_run_that_leaves_the_test_out_says_so_and_stands_beside_no_tested_one(
+    here: Path, capfd: Capture
+) -> None:
+    assert kora(capfd, "fit", "--config", "tiny.yaml").code == 0
+    config = tiny_config(leave_out_test=True)
+    config["trainer"]["callbacks"] = [{"class_path": "tests.cli.slowly.NoTest"}]
+    write_config(here / "untested.yaml", config)
+    outcome = kora(capfd, "fit", "--config", "untested.yaml", "--seed_everything", "1")
+    assert outcome.code == 0, outcome.err
+    assert "best_val/accuracy" in outcome.out
+    assert "0 of 24 test" in outcome.out
+    run = here / "runs/tiny/LoRA/seed1/version_0"
+    assert results(run)["metrics"].keys() == {"best_val/accuracy"}
+    assert results(run)["protocol"]["evaluated_images"] == {"test": 0}
+    assert not (run / "test_outcomes.safetensors").exists()
+    compared = kora(capfd, "compare", "runs/tiny")
+    assert compared.code == 2
+    assert "protocol.evaluated_images.test: " in compared.err
+
+
 def test_the_record_names_everything_that_the_result_depends_on(run: Path) -> None:
     record = results(run)
     assert record["strategy"] == "LoRA"
@@ -152,8 +172,11 @@ def test_a_checkpoint_of_other_arguments_is_refused_and_leaves_no_folder(
     assert [folder.name for folder in run.parent.iterdir()] == ["version_0"]
 
 
-def test_best_checkpoint_is_chosen_by_validation_and_tested(here: Path, capfd: Capture) -> None:
-    config = tiny_config()
+@pytest.mark.parametrize("untested", [False, True])
+def test_best_checkpoint_is_chosen_by_validation_and_tested(
+    here: Path, capfd: Capture, untested: bool
+) -> None:
+    config = tiny_config(leave_out_test=untested)
     config["trainer"]["max_epochs"] = 3
     write_config(here / "three.yaml", config)
     assert kora(capfd, "fit", "--config", "three.yaml").code == 0
