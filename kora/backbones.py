@@ -93,8 +93,8 @@ class Backbone(nn.Module):
         #: `mean` and `std` where they are not those of the weights, else empty.
         self.normalisation = chosen_normalisation(mean, std)
         self.frozen = True
-        #: Every strategy that was ever attached to it.
-        self.adapters: list[Any] = []
+        #: Of each strategy that was ever attached to it and changes what it computes: how.
+        self.changes: list[str] = []
         self._create_kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
         if image_size is not None:
             self._create_kwargs["img_size"] = image_size

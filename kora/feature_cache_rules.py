@@ -50,11 +50,8 @@ def head_reads(task: Any) -> tuple[str, ...]:
 def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
     """Why nothing can be kept, to complete a sentence; None where it can."""
     adapter, backbone = task.adapter, task.backbone
-    try:
-        for attached in backbone.adapters:
-            attached.frozen_key()
-    except ValueError as error:
-        return str(error)
+    if backbone.changes:
+        return str(backbone.changes[0])
     if type(adapter).forward is not Strategy.forward:
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
     kind = type(task)

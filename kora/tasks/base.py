@@ -127,7 +127,10 @@ class AdapterTask(LightningModule):
         assert self.head is None, "built twice"
         self.recall_missing()
         self.adapter.attach(self.backbone)
-        self.backbone.adapters.append(self.adapter)
+        try:
+            self.adapter.frozen_key()
+        except ValueError as error:  # no reference to it: some hold the backbone
+            self.backbone.changes.append(str(error))
         self.head = self.build_head()
         if self.adapter_from is not None:
             self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
