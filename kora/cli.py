@@ -92,13 +92,24 @@ def _inspect(args: Sequence[str]) -> None:
     inspect_command(args)
 
 
+def _as_fit_reads() -> None:
+    """Import Lightning before rich, as `fit` does, so that a config is the same in both.
+
+    Of two equal unions typing hands out the one that was made first; rich has float before int, and
+    trainer.limit_train_batches would be read as 8.0 here and as 8 in the run.
+    """
+    import kora.lightning_cli  # noqa: F401
+
+
 def _grid(args: Sequence[str]) -> None:
+    _as_fit_reads()
     from kora.grid import grid
 
     grid(args)
 
 
 def _tune(args: Sequence[str]) -> None:
+    _as_fit_reads()
     from kora.tune import tune
 
     tune(args)

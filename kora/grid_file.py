@@ -84,8 +84,12 @@ class Grid:
         """What tells a value from the others of its key."""
         if not is_group(key):
             return f"{key.rpartition('.')[2]}={as_text(value)}"
-        stems = [_stem(other) for other in self.vary[key]]
-        return _stem(value) if stems.count(_stem(value)) == 1 else "+".join(_as_list(value))
+        files = [file for other in self.vary[key] for file in _as_list(other)]
+        for parts in range(1, 1 + max(len(Path(file).parts) for file in files)):
+            names = [_end(other, parts) for other in self.vary[key]]
+            if names.count(_end(value, parts)) == 1:
+                return _end(value, parts)
+        return "+".join(_as_list(value))
 
 
 def is_group(key: str) -> bool:
@@ -97,8 +101,10 @@ def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _stem(value: Any) -> str:
-    return "+".join(Path(file).stem for file in _as_list(value))
+def _end(value: Any, parts: int) -> str:
+    """Names of files with so many parts of their paths."""
+    paths = [Path(file).with_suffix("") for file in _as_list(value)]
+    return "+".join("/".join(path.parts[-parts:]) for path in paths)
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 from kora.grid_file import Grid, as_text, grid_of, is_group, read_content
 
-__all__ = ["Dimension", "Tuning", "read_tuning"]
+__all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
 Sampler = Literal["tpe", "random", "grid"]
 _KEYS = ("trials", "sampler", "seed", "final_seeds", "space", "only_where")

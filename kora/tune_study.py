@@ -198,7 +198,7 @@ def _sampler(tuning: Tuning, number: int) -> Any:
 
     seed = random.Random(f"{tuning.seed} {number}").getrandbits(31)
     if tuning.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP, constant_liar=True)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
     return optuna.samplers.RandomSampler(seed=seed)
 
 

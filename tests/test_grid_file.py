@@ -91,10 +91,12 @@ def test_a_value_of_a_group_may_be_several_files(folder: Path) -> None:
 
 
 def test_files_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
-    (folder / "small").mkdir()
-    (folder / "small/lora.yaml").write_text("{}\n")
-    jobs = read(folder, vary={"config": ["lora.yaml", "small/lora.yaml", "kora.yaml"]}).jobs()
-    assert [job.kind for job in jobs] == ["lora.yaml", "small/lora.yaml", "kora"]
+    files = ["lora.yaml", "sizes/small/lora.yaml", "sizes/large/lora.yaml", "kora.yaml"]
+    for file in files[1:3]:
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text("{}\n")
+    jobs = read(folder, vary={"config": files}).jobs()
+    assert [job.kind for job in jobs] == ["lora", "small/lora", "large/lora", "kora"]
 
 
 @pytest.mark.parametrize(

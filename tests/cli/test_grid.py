@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.support import kora, results, started, wait_for
+from tests.cli.support import REPOSITORY, kora, results, started, wait_for
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,6 +59,20 @@ def test_finished_runs_are_known_by_their_config(here: Path, capfd: Capture) -> 
 
     (here / "runs/tiny/LoRA/seed0/version_0/results.json").write_text("{")
     assert not lines(kora(capfd, "grid", "--config", name, "--dry_run").out, "finished")
+
+
+def test_a_grid_reads_numbers_as_the_runs_do() -> None:
+    code = (
+        "import kora.cli; kora.cli._as_fit_reads(); import kora.grid; "
+        "from kora.lightning_cli import parse; "
+        "c = parse(['fit', '--config', 'configs/quickstart.yaml', "
+        "'--trainer.limit_train_batches=8']).resolved(); "
+        "print(repr(c['trainer']['limit_train_batches']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "8"
 
 
 def test_a_test_of_a_checkpoint_is_no_finished_fit(here: Path, capfd: Capture) -> None:

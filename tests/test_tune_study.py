@@ -1,0 +1,91 @@
+"""Trials depend on what is kept, never on the process that asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kora.tune_study import Search, Trial
+from tests.tune_factory import DROPOUT, RATE, combination, searches, tuning
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
+
+
+def told(search: Search, trial: Trial) -> Trial:
+    """Ended with a value that its rate decides."""
+    rate = trial.values[RATE.option]
+    search.tell(trial, 1 - abs(rate - 0.01), seconds=1.0, folders=[Path("runs/x")])
+    return trial
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_in_pieces_tries_what_one_in_a_piece_tries(tmp_path: Path, sampler: str) -> None:
+    given = tuning(8, sampler=sampler)  # type: ignore[arg-type]
+    with searches(tmp_path / "whole", given=given) as (search,):
+        whole = [told(search, search.ask()).values for _ in range(8)]
+    pieces = []
+    for _ in range(8):
+        with searches(tmp_path / "pieces", given=given) as (search,):
+            pieces.append(told(search, search.ask()).values)
+    assert pieces == whole
+    assert len({values[RATE.option] for values in whole}) == 8
+
+
+def test_every_combination_is_drawn_the_same_first_values(tmp_path: Path) -> None:
+    other = combination("DoRA")
+    with searches(tmp_path, combination(), other) as (one, two):
+        assert [one.ask().values for _ in range(5)] == [two.ask().values for _ in range(5)]
+
+
+def test_another_seed_or_space_begins_another_study(tmp_path: Path) -> None:
+    with searches(tmp_path) as (search,):
+        told(search, search.ask())
+    with searches(tmp_path, given=tuning(seed=1)) as (search,):
+        assert search.trials() == []
+    with searches(tmp_path, combination(space=(RATE,))) as (search,):
+        assert search.trials() == []
+    with searches(tmp_path, given=tuning(7)) as (search,):
+        assert len(search.trials()) == 1, "more trials go on with it"
+
+
+def test_an_open_trial_is_found_and_has_its_values_again(tmp_path: Path) -> None:
+    with searches(tmp_path) as (search,):
+        values = search.ask().values
+        search.study.ask().suggest_float(RATE.option, RATE.low, RATE.high, log=True)  # and killed
+    with searches(tmp_path) as (search,):
+        first, second = search.open()
+        assert search.again(first).values == values
+        assert search.again(second).values.keys() == values.keys()
+        told(search, search.again(second))
+        assert [trial.state for trial in search.trials()] == ["open", "done"]
+
+
+def test_a_grid_tries_each_point_once_and_then_is_complete(tmp_path: Path) -> None:
+    one = combination(space=(DROPOUT,))
+    with searches(tmp_path, one, given=tuning(9, sampler="grid")) as (search,):
+        assert search.wanted == 3
+        tried = [search.ask().values[DROPOUT.option] for _ in range(3)]
+    assert sorted(tried) == list(DROPOUT.choices)
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 0.9), ("min", 0.1)])
+def test_the_best_follows_the_mode_and_failed_trials_are_kept_apart(
+    tmp_path: Path, mode: str, best: float
+) -> None:
+    with searches(tmp_path, combination(mode=mode)) as (search,):
+        for value in (0.5, 0.9, None, 0.1):
+            search.tell(search.ask(), value, seconds=2.0, folders=[], why="no room")
+        found = search.best()
+        assert found is not None
+        assert found.value == best
+        assert [trial.why for trial in search.trials()] == ["", "", "no room", ""]
+
+
+def test_trials_beyond_the_number_asked_for_do_not_count(tmp_path: Path) -> None:
+    with searches(tmp_path) as (search,):
+        for value in (0.5, 0.6, 0.9):
+            search.tell(search.ask(), value, seconds=2.0, folders=[])
+    with searches(tmp_path, given=tuning(2)) as (search,):
+        assert len(search.trials()) == 2
+        assert search.best() == search.trials()[1]
