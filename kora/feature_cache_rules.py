@@ -13,10 +13,10 @@ from lightning import Trainer
 from datamodules.base import ImageDataModule
 from kora import __version__
 from kora.adapters import Strategy
-from kora.backbones import Features
+from kora.backbones import Backbone, Features
 from kora.sharding import ShardedBackbone
 
-__all__ = ["cache_folder", "head_reads", "identity", "is_all", "pays", "why_not"]
+__all__ = ["cache_folder", "head_reads", "identity", "is_all", "note_changes", "pays", "why_not"]
 
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
@@ -45,6 +45,17 @@ def head_reads(task: Any) -> tuple[str, ...]:
     if owns_it or _owner(type(task), "features") < _owner(type(task), "inputs"):
         return Features._fields
     return tuple(task.head.reads)
+
+
+def note_changes(backbone: Backbone, adapter: Strategy) -> None:
+    """Let a backbone remember that this strategy, attached to it, changes what it computes.
+
+    Not the strategy itself: some hold the backbone, and neither would be freed.
+    """
+    try:
+        adapter.frozen_key()
+    except ValueError as error:
+        backbone.changes.append(str(error))
 
 
 def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:

@@ -23,6 +23,7 @@ from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
 from kora.feature_cache_callback import KeptInputs
+from kora.feature_cache_rules import note_changes
 from kora.frozen_inputs import Inputs
 from kora.merging import MergedEvaluation
 from kora.optim import Schedule, parameter_groups, schedule_factor
@@ -127,10 +128,7 @@ class AdapterTask(LightningModule):
         assert self.head is None, "built twice"
         self.recall_missing()
         self.adapter.attach(self.backbone)
-        try:
-            self.adapter.frozen_key()
-        except ValueError as error:  # no reference to it: some hold the backbone
-            self.backbone.changes.append(str(error))
+        note_changes(self.backbone, self.adapter)
         self.head = self.build_head()
         if self.adapter_from is not None:
             self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
