@@ -35,6 +35,12 @@ class Node(nn.Module):
     tensor there is: the pooled input (side network) or the pooled A x (injected).
     """
 
+    #: Whether what is composed goes back into the backbone while the batch still passes.
+    echoes: bool = False
+    _listening: bool = False
+    _kept: Tensor | None = None
+    _last: Tensor | None = None
+
     def __init__(
         self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool
     ) -> None:
@@ -44,11 +50,6 @@ class Node(nn.Module):
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
         self.inject = inject
         self.pool: Pool = pool
-        self._kept: Tensor | None = None
-        self._last: Tensor | None = None
-        self._listening = False
-        #: Whether what is composed goes back into the backbone while the batch still passes.
-        self.echoes = False
 
     def listen(self) -> None:
         """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
@@ -123,8 +124,6 @@ class RefinedNode(Node):
         self.inject = inject
         self.pool = pool
         self.site_name = site.name
-        self._kept = self._last = None
-        self._listening = self.echoes = False
         summaries = 2 if pool == "both" else 1
         low_rank = inject or not form.direct
         self.delta = LowRankDelta(site, rank, alpha=alpha) if low_rank else None

@@ -135,6 +135,9 @@ OTHER_LOW_RANK: dict[str, Any] = {
     "blocks": [1],
 }
 
+#: A side network of one node a block.
+SIDE: dict[str, Any] = {"rank": 2, "d_comp": 4, "inject": False, "sites": ["proj"]}
+
 #: Where `qkv` is never called, or is not one layer.
 LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
 SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
@@ -228,10 +231,7 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-shared": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
-            "d_comp": 4,
-            "inject": False,
-            "sites": ["proj"],
+            **SIDE,
             "node_form": NodeForm(shared=True),
             "composer": DepthAverage(),
         },
@@ -240,10 +240,7 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-logits": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
-            "d_comp": 4,
-            "inject": False,
-            "sites": ["proj"],
+            **SIDE,
             "node_form": NodeForm(orthogonal="hard"),
             "composer": Sum(),
             "readout": LogitReadout(),
@@ -254,10 +251,7 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-feedback": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
-            "d_comp": 4,
-            "inject": False,
-            "sites": ["proj"],
+            **SIDE,
             "node_form": NodeForm(),
             "composer": Sum(),
             "feedback": Feedback(1),
