@@ -39,11 +39,15 @@ def checkpoints(here: Path, number: int, process: subprocess.Popen[bytes]) -> li
 
 
 def runs_of_kora(folder: Path) -> list[int]:
-    """Processes that work in a folder, by what the system says."""
+    """Processes of `kora` that work in a folder, by what the system says.
+
+    That of a checkout may be called kora too, and stands in the command of all that Python starts.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if (entry / "cwd").resolve() == folder and b"kora" in (entry / "cmdline").read_bytes():
+            words = (entry / "cmdline").read_bytes().split(b"\0")[:4]  # python -m kora, or bin/kora
+            if (entry / "cwd").resolve() == folder and b"kora" in map(os.path.basename, words):
                 found.append(int(entry.name))
         except OSError:
             continue
