@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import KoRA, LoRA, NodeForm, RefinedNode, Sum
-from kora.adapters.nodes import orthogonal, overlap
+from kora.adapters.nodes import orthogonal, overlap, token_mean
 from tests.factory import built, kick, nano
 from tests.families import tiny
 
@@ -59,6 +59,19 @@ def test_a_node_reads_the_normed_mean_and_cls_through_a_matrix_each(images: Tens
         tokens = read[key]
         expected = normed(tokens.mean(1)) @ mean.T + normed(tokens[:, 0]) @ cls.T
         torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_mean_over_tokens_sums_exactly_and_has_the_gradient_of_a_mean(
+    dtype: torch.dtype,
+) -> None:
+    tokens = (torch.randn(3, 197, 12) + 1).to(dtype).requires_grad_()
+    exact = tokens.double().mean(1)
+    once_rounded = torch.finfo(dtype).eps
+    torch.testing.assert_close(token_mean(tokens).double(), exact, rtol=once_rounded, atol=1e-6)
+    token_mean(tokens).sum().backward()
+    assert tokens.grad is not None
+    torch.testing.assert_close(tokens.grad, torch.full_like(tokens, 1 / 197))
 
 
 def test_factors_are_p_b_a_on_the_same_input(images: Tensor) -> None:
