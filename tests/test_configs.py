@@ -76,8 +76,11 @@ def test_a_complete_config_parses_by_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", FRAGMENTS)
 def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) -> None:
-    base = parse(["fit", "--config", "configs/quickstart.yaml"]).resolved()
-    both = parse(["fit", "--config", "configs/quickstart.yaml", "--config", name]).resolved()
+    files = ["--config", "configs/quickstart.yaml"]
+    if "/ablations/" in name:  # these change a strategy
+        files += ["--config", "configs/adapters/kora_refined.yaml"]
+    base = parse(["fit", *files]).resolved()
+    both = parse(["fit", *files, "--config", name]).resolved()
     # The quickstart has the strategy of these.
     stems = ("lora", "matched/1200k/lora", "matched/nano_100k/lora", "matched/small_600k/lora")
     assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])
