@@ -136,7 +136,13 @@ def _compare(args: Sequence[str]) -> None:
         "--reference", metavar="NAME", help="what differences refer to (default: LinearProbe)"
     )
     parser.add_argument("--out", help="folder for the table as .html, .md, .tex, .csv and .png")
+    parser.add_argument(
+        "--against", action="append", default=[], choices=("images", "seconds", "trainable"),
+        help="draw the metric of all tables over training images, seconds or parameters, in --out",
+    )  # fmt: skip
     own = parser.parse_args(args)
+    if own.against and own.out is None:
+        parser.error(f"--against {own.against[0]} draws a picture; say where with --out FOLDER")
     if not own.runs and own.wandb is None:
         parser.error("name runs, or a project with --wandb ENTITY/PROJECT")
     from kora.compare import compare_command
@@ -147,7 +153,10 @@ def _compare(args: Sequence[str]) -> None:
 
         found, notes = fetch_runs(address_of(own.wandb))
         own.runs += found
-    compare_command(own.runs, own.metric, own.out, by=own.by, reference=own.reference, notes=notes)
+    compare_command(
+        own.runs, own.metric, own.out, by=own.by, reference=own.reference, against=own.against,
+        notes=notes,
+    )  # fmt: skip
 
 
 def _cka(args: Sequence[str]) -> None:

@@ -120,6 +120,7 @@ def compare_command(
     *,
     by: str = "strategy",
     reference: str | None = None,
+    against: Sequence[str] = (),
     notes: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
@@ -131,6 +132,7 @@ def compare_command(
         out: folder for the files of `kora.compare_files`; None writes nothing.
         by: what makes a group, see `kora.grouping`.
         reference: the group that differences refer to; None: LinearProbe, where there is one.
+        against: what the metric is also drawn over, see `kora.figures_against`.
         notes: sentences on runs that are not under `paths`.
         console: where to print; None: standard output.
 
@@ -138,7 +140,10 @@ def compare_command(
         ValueError: nothing can be compared; names every reason.
     """
     runs, more = load_runs(paths)
-    return present(runs, [*notes, *more], metric, out, by=by, reference=reference, console=console)
+    notes = [*notes, *more]
+    return present(
+        runs, notes, metric, out, by=by, reference=reference, against=against, console=console
+    )
 
 
 def present(
@@ -149,6 +154,7 @@ def present(
     *,
     by: str = "strategy",
     reference: str | None = None,
+    against: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """What `compare_command` does with the runs that were loaded, and notes on the others.
@@ -186,7 +192,7 @@ def present(
         return []
     from kora.compare_files import write_files
 
-    written = write_files(Path(out), comparisons, notes)
+    written = write_files(Path(out), comparisons, notes, against=against)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return written

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from kora import figures
+from kora import figures, figures_against
 from kora.comparison import Comparison, to_csv
 from kora.latex import to_latex
 from kora.page import to_html
@@ -16,13 +16,23 @@ from kora.results import write_atomically
 __all__ = ["write_files"]
 
 
-def write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> list[Path]:
+def write_files(
+    out: Path,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+    *,
+    against: Sequence[str] = (),
+) -> list[Path]:
     """Write `compare.md`, `.tex`, `.csv` and `.html` and a picture a table; returns the files.
 
     Args:
         out: the folder, made where it is missing.
         comparisons: the tables.
         notes: on what was left out.
+        against: what the metric is drawn over, for all tables together, see `figures_against`.
+
+    Raises:
+        ValueError: a picture over something cannot be drawn.
     """
     sections: list[str] = []
     pictures: list[Path] = []
@@ -32,6 +42,9 @@ def write_files(out: Path, comparisons: Sequence[Comparison], notes: Sequence[st
         name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
         pictures.append(figures.comparison(comparison, out / name))
         sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
+    for what in against:
+        pictures.append(figures_against.against(comparisons, what, out / f"against_{what}.png"))
+        sections.append(f"![Against {what}](against_{what}.png)\n")
     if notes:
         sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     texts = {

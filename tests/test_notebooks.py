@@ -42,6 +42,17 @@ CLAIMS = {
         r"\nLoRA: exactly the frozen backbone's: embedding\n",
         r"KoRA-side minus frozen backbone: (?:0\.0e\+00|\d\.\de-1\d) at most",
     ),
+    "04_why_the_chain_forgets": (
+        r"Sequential, d_comp 4: a stage divides the gradient by 1\d\.\d\d",
+        r"Sequential, d_comp 64: a stage divides the gradient by (?:9|1\d)\.\d\d",
+        r"ResidualSequential, d_comp 4: a stage divides the gradient by 1\.00",
+        r"KoRA-side: at the last step the first node gets \de-2\d of the last",
+        r"KoRA-refined-side: at the last step the first node gets 1e\+00 of the last",
+        r"KoRA-side: (?:1\d|2[0-3]) of 24 nodes contribute less than a millionth",
+        r"KoRA-refined-side: 0 of 24 nodes contribute less than a millionth",
+        r"(KoRA-side +\d +\d\d\.\d % +0\.0 %.*\n){3}",  # silence changes no prediction
+        r"KoRA-refined-side +3 +\d\d\.\d\d % +± \d",
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+"""The pictures of `kora compare --against`: a metric over what it was had for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from kora.canvas import GREY, ORANGE, PERCENT, new_figure, save
+from kora.comparison import Comparison, Group
+from kora.formats import is_rate
+
+__all__ = ["AGAINST", "against"]
+
+_Amount = Callable[[Comparison, Group], float | None]
+
+
+def _training_images(table: Comparison, _: Group) -> float | None:
+    images: float | None = (table.protocol.get("sizes") or {}).get("train")
+    return images
+
+
+#: What a metric is drawn over, with the label of its axis.
+AGAINST: dict[str, tuple[str, _Amount]] = {
+    "images": ("training images", _training_images),
+    "seconds": ("seconds of training with its validations", lambda _, group: group.fit_seconds),
+    "trainable": ("trainable parameters, the head included", lambda _, group: group.trainable),
+}
+_MARKS = "osD^vP*X"
+
+
+def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -> Path:
+    """Mean and 95 % interval of each group; a line joins those of one name from several tables.
+
+    Args:
+        comparisons: Tables of one metric.
+        what: One of `AGAINST`.
+        out_png: The picture.
+
+    Raises:
+        ValueError: the tables are of different metrics, or no run says how much of it there was.
+    """
+    label, amount = AGAINST[what]
+    metrics = sorted({table.metric for table in comparisons})
+    if len(metrics) != 1:
+        raise ValueError(
+            f"--against draws one metric, and the tables are of {' and '.join(metrics)}. Name one "
+            "with --metric, or fewer runs."
+        )
+    lines: dict[str, list[tuple[float, Group]]] = {}
+    for table in comparisons:
+        for group in table.groups:
+            x = amount(table, group)
+            if x is not None:
+                lines.setdefault(group.name, []).append((x, group))
+    if not lines:
+        raise ValueError(f"--against {what}: no run says how many {label} it had.")
+    figure, (axis,) = new_figure(1, size=(7.2, 4.6), title=", ".join(t.title for t in comparisons))
+    for place, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0])
+        axis.errorbar(
+            [x for x, _ in points],
+            [group.mean for _, group in points],
+            yerr=[group.half_width or 0.0 for _, group in points],
+            fmt=f"{_MARKS[place % len(_MARKS)]}-",
+            color=f"C{place}", ms=5, capsize=3, lw=1.4, label=name,
+        )  # fmt: skip
+    _levels(axis, comparisons)
+    amounts = [x for points in lines.values() for x, _ in points]
+    if min(amounts) > 0 and max(amounts) > 5 * min(amounts):
+        axis.set_xscale("log")
+    axis.set_xlabel(label)
+    axis.set_ylabel(metrics[0] + ("" if is_rate(metrics[0]) else " (lower is better)"))
+    if is_rate(metrics[0]):
+        axis.yaxis.set_major_formatter(PERCENT)
+        axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title("mean and 95 % interval over seeds", fontsize=8, color=GREY)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save(figure, out_png)
+
+
+def _levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
+    """Lines for what scores without learning, where it is the same in all tables."""
+    for place, (kind, name, value) in enumerate(comparisons[0].baseline_rows()):
+        if all(table.baselines.get(kind) == value for table in comparisons):
+            colour, style = ((GREY, ":"), (ORANGE, "--"))[place % 2]
+            axis.axhline(value, color=colour, ls=style, lw=1.4, label=name)
