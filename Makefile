@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched bench faults clean
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched results-refined bench faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,16 @@ results-depth: $(BIN)/kora  ## the depth tables of docs/RESULTS.md (within two h
 results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md (an hour on two cores)
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
+
+results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches, and ablations (hours on two cores; needs KORA_SHARED_DATA)
+	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
+	@$(BIN)/kora tune --config configs/grids/refine_ti100_cpu.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_refine_ti100_cpu/best.yaml --jobs 2
+	@$(BIN)/kora grid --config configs/grids/refine_ablation.yaml --jobs 2
+	@$(BIN)/kora compare runs/refine_ti100_5 runs/refine_ti100_20 runs/refine_ti100_95 \
+	  --against images --against seconds --out runs/refine_ti100
+	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --reference refine_ablation_as_it_is \
+	  --out runs/refine_ablation
 
 # Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
 bench: export OMP_NUM_THREADS ?= 1

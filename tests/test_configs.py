@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def test_a_grid_names_the_command_that_runs_it_and_keeps_its_runs_apart(name: st
     assert run.split()[:4] == ["kora", "grid", "--config", name]
     (compare,) = labelled(name, "Compare")
     grid = read_grid(Path(name))
-    first = grid.jobs()[0].args[1]
-    experiment = grid.options.get("experiment", load(first)["experiment"])
-    assert f"runs/{experiment}" in compare.split()
+    files = [word for word in grid.jobs()[0].args if word.endswith(".yaml")]
+    named = [load(file)["experiment"] for file in files if "experiment" in load(file)]
+    experiment = grid.options.get("experiment", named[-1])  # later files win
+    assert any(fnmatch(f"runs/{experiment}", word) for word in compare.split())
     assert len(grid.seeds) >= 3, "one seed says nothing"
 
 
