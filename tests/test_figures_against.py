@@ -113,3 +113,8 @@ def test_without_a_folder_for_it_the_remedy_is_told(capfd: pytest.CaptureFixture
     done = kora(capfd, "compare", "runs", "--against", "images")
     assert done.code == 2
     assert "say where with --out FOLDER" in done.err
+
+
+def test_the_command_knows_all_that_can_be_drawn(capfd: pytest.CaptureFixture[str]) -> None:
+    done = kora(capfd, "compare", "--help")
+    assert "--against {" + ",".join(figures_against.AGAINST) + "}" in done.out
