@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kora.formats import baseline_name, format_metric, format_number, is_rate
+from kora.formats import baseline_name, format_metric, format_number, is_rate, named_metric
 from kora.summary import evaluation_sentence, split_sizes
 from kora.tables import markdown_table
 
@@ -91,9 +91,7 @@ class Comparison:
 
     def heading(self) -> str:
         """Title and metric, and that the lower is the better where it is so."""
-        return f"{self.title}: {self.metric}" + (
-            "" if is_rate(self.metric) else " (lower is better)"
-        )
+        return f"{self.title}: {named_metric(self.metric)}"
 
     def baseline_rows(self) -> list[tuple[str, str, float]]:
         """Kind, name and value of each baseline, the best first as with the groups."""

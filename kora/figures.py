@@ -16,10 +16,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, new_figure, save
+from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, level_style, new_figure, save
 from kora.comparison import Comparison
 from kora.curves import read_curves
-from kora.formats import format_metric, is_rate
+from kora.formats import format_metric, is_rate, named_metric
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
 
@@ -207,12 +207,12 @@ def comparison(result: Comparison, out_png: str | Path) -> Path:
     axis.plot([], [], "o", color=BLUE, alpha=0.55, ms=4, label="one seed")
     axis.errorbar([], [], xerr=[], fmt="D", color="black", ms=5, label="mean, 95 % interval")
     for kind, name, value in result.baseline_rows():
-        style, colour = ("--", ORANGE) if kind in ("majority", "mean_map") else (":", GREY)
+        style, colour = level_style(kind)
         label = f"{name} {format_metric(result.metric, value)}"
         axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
     axis.set_yticks(range(len(groups)), [group.name for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
-    axis.set_xlabel(result.metric + ("" if is_rate(result.metric) else " (lower is better)"))
+    axis.set_xlabel(named_metric(result.metric))
     axis.set_title("\n".join(headline), fontsize=8, color=GREY)
     if is_rate(result.metric):
         axis.xaxis.set_major_formatter(PERCENT)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from kora.canvas import GREY, ORANGE, PERCENT, new_figure, save
+from kora.canvas import GREY, PERCENT, level_style, new_figure, save
 from kora.comparison import Comparison, Group
-from kora.formats import is_rate
+from kora.formats import is_rate, named_metric
 
 __all__ = ["AGAINST", "against"]
 
@@ -71,7 +71,7 @@ def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -
     if min(amounts) > 0 and max(amounts) > 5 * min(amounts):
         axis.set_xscale("log")
     axis.set_xlabel(label)
-    axis.set_ylabel(metrics[0] + ("" if is_rate(metrics[0]) else " (lower is better)"))
+    axis.set_ylabel(named_metric(metrics[0]))
     if is_rate(metrics[0]):
         axis.yaxis.set_major_formatter(PERCENT)
         axis.set_ylim(bottom=0)
@@ -84,7 +84,7 @@ def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -
 
 def _levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
     """Lines for what scores without learning, where it is the same in all tables."""
-    for place, (kind, name, value) in enumerate(comparisons[0].baseline_rows()):
+    for kind, name, value in comparisons[0].baseline_rows():
         if all(table.baselines.get(kind) == value for table in comparisons):
-            colour, style = ((GREY, ":"), (ORANGE, "--"))[place % 2]
+            style, colour = level_style(kind)
             axis.axhline(value, color=colour, ls=style, lw=1.4, label=name)

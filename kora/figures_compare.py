@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kora.comparison import Comparison
 from kora.curves import Curve
-from kora.formats import format_metric, is_rate
+from kora.formats import format_metric, is_rate, named_metric
 
 __all__ = ["COLOURS", "curve_chart", "mark", "size_chart"]
 
@@ -62,7 +62,7 @@ def size_chart(comparison: Comparison) -> str | None:
             f'trainable</title><path d="{line}{caps}"/>{_mark(place, at, middle)}</g>'
         )
     labels = _labels(points, names, bars)
-    return _chart(x, y, [*body, *labels], "trainable parameters", _named(comparison.metric))
+    return _chart(x, y, [*body, *labels], "trainable parameters", named_metric(comparison.metric))
 
 
 def curve_chart(
@@ -96,7 +96,7 @@ def curve_chart(
         lines += [_mark(place, x.place(s), y.place(v)) for s, v in marked if math.isfinite(v)]
         title = f"<title>{escape(name)}</title>"
         body.append(f'<g class="c{place % COLOURS}">{title}{"".join(lines)}</g>')
-    return _chart(x, y, body, "optimiser step", _named(metric))
+    return _chart(x, y, body, "optimiser step", named_metric(metric))
 
 
 def mark(place: int) -> str:
@@ -186,10 +186,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:g} {unit}"
     return f"{value:g}"
-
-
-def _named(metric: str) -> str:
-    return metric + ("" if is_rate(metric) else " (lower is better)")
 
 
 def _path(curve: Curve, x: _Axis, y: _Axis) -> str:

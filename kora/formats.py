@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["baseline_name", "format_metric", "format_number", "is_rate"]
+__all__ = ["baseline_name", "format_metric", "format_number", "is_rate", "named_metric"]
 
 _RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
     f"delta{power}" for power in (1, 2, 3)
@@ -20,6 +20,11 @@ _BASELINE_NAMES = {
 def is_rate(metric: str) -> bool:
     """Whether a metric is a share in [0, 1], which reads best in per cent."""
     return bool(_RATE_WORDS & set(re.split(r"[/_]", metric.lower())))
+
+
+def named_metric(metric: str) -> str:
+    """The metric, and that the lower is the better where it is so."""
+    return metric + ("" if is_rate(metric) else " (lower is better)")
 
 
 def format_metric(metric: str, value: float | None) -> str:
