@@ -46,7 +46,7 @@ PEER, FORWARD, FLOOR = "LoRA of peft", "frozen forward", "frozen forward and bac
 class OfPeft(nn.Module):
     """peft's LoRA or DoRA on the same four layers of each block, and a linear head."""
 
-    def __init__(self, backbone: Backbone, *, use_dora: bool = False) -> None:
+    def __init__(self, backbone: Backbone, *, use_dora: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         import peft
 
@@ -56,10 +56,17 @@ class OfPeft(nn.Module):
             lora_alpha=RANK,
             target_modules=r"blocks\..*\.(qkv|proj|fc1|fc2)",
             use_dora=use_dora,
+            lora_dropout=dropout,
         )
         self.head = nn.Linear(backbone.pooled_width, CLASSES)
         backbone.model = peft.get_peft_model(backbone.model, config).base_model.model
         self.backbone = backbone
+
+    def train(self, mode: bool = True) -> OfPeft:
+        """peft's dropout too, which lies in a backbone that stays in eval mode."""
+        super().train(mode)
+        self.backbone.model.train(mode)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of (B, 3, H, W) images."""
@@ -160,14 +167,17 @@ def _bare(kind: Callable[[Backbone], nn.Module], backbone: Backbone) -> nn.Modul
 
 
 _ADAPTER_PLUS = {"position": "post", "activation": "gelu", "scale": "channel"}
+_DROPOUT = 0.3
 
 #: What makes each, given the backbone; peers first. All have rank 8 and, where they have one,
 #: width 8 of the composition.
 CONTENDERS: dict[str, Callable[[Backbone], nn.Module]] = {
     PEER: _peer,
     "DoRA of peft": partial(_peer, use_dora=True),
+    "LoRA with dropout of peft": partial(_peer, dropout=_DROPOUT),
     "KoRA as published": partial(_bare, KoRAAsPublished),
     "LoRA": partial(_with, partial(LoRA, RANK)),
+    "LoRA with dropout": partial(_with, partial(LoRA, RANK, dropout=_DROPOUT)),
     "KoRA": partial(_with, partial(KoRA, RANK, 8)),
     "KoRA-side": partial(_with, partial(KoRA, RANK, 8, inject=False)),
     "KoRA-tokens": partial(_with, partial(KoRA, RANK, 8, pool="tokens")),

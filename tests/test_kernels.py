@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
 
 from kora.adapters import KoRA, LoRA, Strategy, TokenReadout
 from kora.frozen_cast import FrozenCast
-from kora.kernels import Update, updated_linear
+from kora.kernels import Update, keep_mask, updated_linear
 from kora.recompute import note
 from kora.sites import SiteLinear
 from kora.tasks import ClassificationTask
@@ -43,7 +44,7 @@ def layer_of(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear
 
 
 def updates_of(
-    name: str, dtype: torch.dtype, seen: list[Tensor]
+    name: str, dtype: torch.dtype, seen: list[Tensor], dropout: float = 0.0
 ) -> list[tuple[tuple[int, int] | None, Update]]:
     torch.manual_seed(1)
     made = []
@@ -51,14 +52,15 @@ def updates_of(
         wide = 12 if rows is None else rows[1] - rows[0]
         down = torch.randn(2, 6, dtype=dtype, requires_grad=True)
         up = torch.randn(wide, 2, dtype=dtype, requires_grad=True)
-        made.append((rows, Update(down, up, 0.5 + i, seen.append)))
+        made.append((rows, Update(down, up, 0.5 + i, seen.append, dropout)))
     return made
 
 
 def plain(layer: nn.Linear, x: Tensor, updates: Any) -> Tensor:
     y = layer(x)
-    for rows, update in updates:
-        low = x @ update.down.T
+    masks = [keep_mask(x, update.dropout) if update.dropout else 1 for _, update in updates]
+    for (rows, update), mask in zip(updates, masks, strict=True):
+        low = (x * mask / (1 - update.dropout)) @ update.down.T
         update.seen(low)
         first, end = rows or (0, 12)
         delta = update.alpha * low @ update.up.T
@@ -66,12 +68,14 @@ def plain(layer: nn.Linear, x: Tensor, updates: Any) -> Tensor:
     return y
 
 
-def check_against_plain(form: Callable[..., Tensor], name: str, x: Tensor, *, lows: bool) -> None:
+def check_against_plain(
+    form: Callable[..., Tensor], name: str, x: Tensor, *, lows: bool, dropout: float
+) -> None:
     """`form` is given the layer, x and the updates; with `lows`, A x is read by the loss too."""
     results = []
     for compute in (form, plain):
         seen: list[Tensor] = []
-        updates = updates_of(name, x.dtype, seen)
+        updates = updates_of(name, x.dtype, seen, dropout)  # seeds the draws of dropout, too
         leaf = x.detach().requires_grad_()
         given = leaf.view_as(leaf)
         y = compute(layer_of(dtype=x.dtype), given, updates)
@@ -88,11 +92,12 @@ def fused(layer: nn.Linear, x: Tensor, updates: Any) -> Tensor:
     return updated_linear(layer, FrozenCast(), x, updates)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4], ids=["all of x", "dropout"])
 @pytest.mark.parametrize("lows", [False, True], ids=["alone", "A x is read too"])
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("shape", ["flat", "tokens", "not contiguous", "one"])
 def test_output_and_gradients_are_those_of_the_plain_form(
-    shape: str, name: str, lows: bool
+    shape: str, name: str, lows: bool, dropout: float
 ) -> None:
     torch.manual_seed(2)
     x = {
@@ -101,12 +106,27 @@ def test_output_and_gradients_are_those_of_the_plain_form(
         "not contiguous": torch.randn(6, 4, 3).permute(2, 1, 0),
         "one": torch.randn(6),
     }[shape]
-    check_against_plain(fused, name, x, lows=lows)
+    x = x.double() if dropout else x  # where less is left, gradients are differences of more
+    check_against_plain(fused, name, x, lows=lows, dropout=dropout)
 
 
+@pytest.mark.parametrize("dropout", [1e-9, 0.1, 0.5, 1 - 1e-9])
+def test_a_mask_keeps_its_share_and_each_number_by_itself(dropout: float) -> None:
+    torch.manual_seed(0)
+    kept = keep_mask(torch.empty(401, 499), dropout)
+    assert kept.shape == (401, 499)
+    assert kept.dtype == torch.bool
+    assert kept.float().mean().item() == pytest.approx(1 - dropout, abs=0.005)
+    if 0.1 <= dropout <= 0.5:
+        pairs = torch.corrcoef(kept.flatten()[: 401 * 498].view(-1, 6).float().T)
+        assert (pairs - torch.eye(6)).abs().max() < 0.03
+        assert not torch.equal(kept, keep_mask(kept, dropout))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4], ids=["all of x", "dropout"])
 @pytest.mark.parametrize("source", ["alone", "norm", "gelu", "tanh"])
 def test_gradients_are_those_of_finite_differences_and_have_gradients_themselves(
-    source: str,
+    source: str, dropout: float
 ) -> None:
     kind = torch.float64
     layer = layer_of(bias=source != "gelu", dtype=kind)
@@ -122,8 +142,9 @@ def test_gradients_are_those_of_finite_differences_and_have_gradients_themselves
         seen: list[Tensor] = []
         updates = [
             ((0, 4), Update(factors[0], factors[1], 0.5, seen.append)),
-            (None, Update(factors[2], factors[3], 1.5, seen.append)),
+            (None, Update(factors[2], factors[3], 1.5, seen.append, dropout)),
         ]
+        torch.manual_seed(4)  # the same numbers are dropped each time
         return fused(layer, before(2 * x), updates), *seen
 
     torch.manual_seed(3)
@@ -248,6 +269,32 @@ def test_only_the_small_tensors_are_kept_beyond_what_the_frozen_backbone_keeps(
     assert kept(mine) == kept(bare) + sites * tokens * 2
     wide = 2 * tokens * (32 + 32 + 128)  # what came out of norm1, norm2 and GELU, in two blocks
     assert kept(theirs) == kept(mine) + wide
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "autocast"])
+def test_of_dropout_a_mask_is_kept_and_no_second_input(kind: torch.dtype) -> None:
+    def kept(dropout: float) -> int:
+        task = kick(built(LoRA(2, dropout=dropout), backbone=tiny("tiny_vit"))).train()
+        x = 2 * torch.randn(8, 5, 32, requires_grad=True)
+        with torch.autocast("cpu", kind, enabled=kind != torch.float32):
+            return kept_numbers(
+                lambda: task.backbone.model.blocks(x), besides=[x, *task.parameters()]
+            )
+
+    assert kept(0.5) == kept(0.0) + 2 * 8 * 5 * (32 + 32 + 32 + 128)  # what the sites read
+
+
+def test_dropout_drops_the_same_where_a_block_is_computed_again() -> None:
+    task = kick(built(LoRA(2, dropout=0.5), backbone=tiny("tiny_vit")), scale=0.2).train()
+    block = task.backbone.model.blocks[0]
+    leaves = [torch.randn(3, 5, 32, requires_grad=True)]
+    leaves += [p for name, p in task.trainables().items() if "b00_" in name]
+    found = []
+    for compute in (block, lambda x: checkpoint(block, x, use_reentrant=False)):
+        torch.manual_seed(5)
+        found.append(torch.autograd.grad(compute(leaves[0]).square().sum(), leaves))
+    assert len(leaves) == 9
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 def test_nothing_of_a_pass_is_alive_after_it(images: Tensor) -> None:

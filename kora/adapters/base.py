@@ -220,11 +220,10 @@ class LowRankDelta(nn.Module):
         """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
         return self.up(self.alpha * self.low(x))
 
-    def update(self) -> Update | None:
-        """A, B and alpha for one operation with the frozen layer; None while inputs are dropped."""
-        if self.dropout and self.training:
-            return None
-        return Update(self.down_RI, self.up_OR, self.alpha)
+    def update(self) -> Update:
+        """A, B, alpha and dropout for one operation with the frozen layer."""
+        dropout = self.dropout if self.training else 0.0
+        return Update(self.down_RI, self.up_OR, self.alpha, dropout=dropout)
 
     def folded(self, weight_OI: Tensor) -> Tensor:
         """The weight (O, I) with the correction: W + alpha B A."""
