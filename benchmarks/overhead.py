@@ -45,6 +45,7 @@ from benchmarks.measuring import (
 from kora.adapters import KoRA, LoRA
 from kora.backbones import Backbone
 from kora.lightning_cli import KoraCLI
+from kora.optim import fuse_on_cpu
 from kora.progress import without_noise
 from tests.factory import built
 
@@ -72,7 +73,7 @@ class InTurn(Callback):
     def __init__(self, bare: nn.Module, device: torch.device) -> None:
         self.bare = bare.to(device).train()
         trained = [p for p in bare.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        self.optimizer = fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
         self.clock = Clock(device)
         self.steps: dict[str, list[dict[str, float]]] = {BARE: [], FIT: []}
         self._since: dict[str, float] | None = None

@@ -1,7 +1,7 @@
 """What a training step costs: LoRA, KoRA, their peers, and the frozen backbone.
 
 All contenders are built on copies of one backbone with random weights and get the same images. In
-every round each makes one step (forward, backward, AdamW) in turn, so that whatever else the
+every round each makes one step (forward, backward, fused AdamW) in turn, so that whatever else the
 machine does falls on all alike; times are given as ratios within a round. The first round is not
 counted. Operations and kept bytes are counted, and are the same on every machine.
 
@@ -49,6 +49,7 @@ from benchmarks.measuring import (
     write,
 )
 from kora.backbones import Backbone
+from kora.optim import fuse_on_cpu
 from tests.counted import counted_step
 
 
@@ -61,7 +62,7 @@ class Step:
         self.labels = torch.arange(len(images), device=images.device) % CLASSES
         self.bfloat16 = bfloat16
         trained = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained) if trains else None
+        self.optimizer = fuse_on_cpu(torch.optim.AdamW(trained)) if trains else None
 
     def loss(self) -> Tensor:
         """Cross-entropy of the images."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kora.adapters import FullFineTune, KoRA
-from kora.optim import parameter_groups, schedule_factor
+from kora.optim import fuse_on_cpu, parameter_groups, schedule_factor
 from tests.factory import built
 
 NAMED = {
@@ -96,3 +96,45 @@ def test_what_timm_does_not_decay_is_not_decayed() -> None:
     assert id(task.backbone.model.pos_embed) in spared
     assert id(task.backbone.model.cls_token) in spared
     assert id(task.backbone.model.blocks[0].attn.qkv.weight) not in spared
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_fused_step_on_a_cpu_is_the_loop_over_tensors(kind: type[torch.optim.Optimizer]) -> None:
+    results = []
+    for change in (fuse_on_cpu, lambda optimizer: optimizer):
+        tensors = [nn.Parameter(torch.linspace(-1, 1, n).reshape(n, 1)) for n in (1, 7, 40)]
+        idle = nn.Parameter(torch.ones(3))  # gets no gradient
+        options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        optimizer = change(
+            kind([{"params": tensors}, {"params": [idle]}], lr=0.1, weight_decay=0.1, **options)
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(tensor.sin().sum() for tensor in tensors).backward()
+            optimizer.step()
+        results.append([*tensors, idle])
+    assert torch.equal(results[0][-1], torch.ones(3))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"fused": False}, False),
+        ({"foreach": True}, None),
+        ({"foreach": False}, None),
+        ({"capturable": True}, None),
+        ({"differentiable": True}, None),
+    ],
+)
+def test_what_an_option_settles_stays(options: dict[str, bool], expected: bool | None) -> None:
+    optimizer = fuse_on_cpu(torch.optim.AdamW([nn.Parameter(torch.zeros(2))], **options))
+    assert optimizer.param_groups[0]["fused"] is expected
+
+
+def test_only_what_can_be_fused_on_a_cpu_is() -> None:
+    elsewhere = fuse_on_cpu(torch.optim.AdamW([nn.Parameter(torch.zeros(2, device="meta"))]))
+    assert elsewhere.param_groups[0]["fused"] is None
+    without = fuse_on_cpu(torch.optim.NAdam([nn.Parameter(torch.zeros(2))]))
+    assert "fused" not in without.param_groups[0]

@@ -26,7 +26,7 @@ from kora.feature_cache_callback import KeptInputs
 from kora.feature_cache_rules import note_changes
 from kora.frozen_inputs import Inputs
 from kora.merging import MergedEvaluation
-from kora.optim import Schedule, parameter_groups, schedule_factor
+from kora.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
 from kora.ranks import refuse_sharding
 
 __all__ = ["AdapterTask"]
@@ -235,7 +235,7 @@ class AdapterTask(LightningModule):
         undecayed = {f"adapter.{name}" for name in self.backbone.model.no_weight_decay()}
         groups = parameter_groups(self.trainables(), head_lr=self.head_lr, undecayed=undecayed)
         try:
-            optimizer = self.optimizer(groups)
+            optimizer = fuse_on_cpu(self.optimizer(groups))
         except ValueError as error:
             raise ValueError(f"model.optimizer: {error}. Correct its init_args.") from error
         warmup = self.warmup_fraction

@@ -88,6 +88,21 @@ def test_the_optimiser_holds_exactly_what_trains(
         assert in_head == {group["initial_lr"] == 0.5}
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_it_steps_in_one_operation_and_gradients_are_clipped_for_it(
+    precision: str, tmp_path: Path
+) -> None:
+    fit = trainer(
+        tmp_path, max_steps=1, enable_checkpointing=False, precision=precision,
+        gradient_clip_val=1e-3,
+    )  # fmt: skip
+    task = unbuilt()
+    fit.fit(task, datamodule=Colours())
+    assert {group["fused"] for group in fit.optimizers[0].param_groups} == {True}
+    norm = torch.stack([p.grad.norm() for p in task.trainables().values()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=0.01)
+
+
 def test_the_optimiser_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     task = unbuilt(optimizer=lambda params: torch.optim.SGD(params, lr=0.3, momentum=0.9))
     fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
