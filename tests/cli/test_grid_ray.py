@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,38 +46,53 @@ def test_without_ray_the_remedy_is_told(
     assert "pip install 'kora-vit[ray]'" in outcome.err
 
 
+def needs_ray() -> None:
+    # It is not imported, see tests/ray_cluster.py.
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'kora-vit[ray]'")
+
+
 @pytest.mark.slow
-def test_without_a_cluster_the_way_to_start_one_is_told(here: Path, capfd: Capture) -> None:
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'kora-vit[ray]'")
-    name = write_grid(here)
-    outcome = kora(
-        capfd, "grid", "--config", name, "--launcher", "ray", "--ray_address", "127.0.0.1:1"
-    )
-    assert outcome.code == 1
-    assert "There is no Ray cluster at 127.0.0.1:1" in outcome.err
-    assert "ray start --head" in outcome.err
+def test_without_a_cluster_the_way_to_start_one_is_told(here: Path) -> None:
+    needs_ray()
+    out = here / "out.txt"
+    options = ("--launcher", "ray", "--ray_address", "127.0.0.1:1")
+    with started("grid", "--config", write_grid(here), *options, log=out) as process:
+        assert process.wait(timeout=120) == 1
+    assert "There is no Ray cluster at 127.0.0.1:1" in out.read_text()
+    assert "ray start --head" in out.read_text()
+
+
+class TwoNodes:
+    """Talks to tests/ray_cluster.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.address, self.other = self._answer().split()
+
+    def lose_the_other(self) -> None:
+        """Kill its processes; returns when they are gone."""
+        assert self.process.stdin is not None
+        print("lose", file=self.process.stdin, flush=True)
+        assert self._answer() == "removed\n"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the cluster did not start"
+        return line
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster() -> Iterator[TwoNodes]:
     """Two nodes of one core each."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'kora-vit[ray]'")
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    # Ray takes over signals of this process, in which other tests come next.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        made.other = made.add_node(**small)
-        try:
-            yield made
-        finally:
-            made.shutdown()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    needs_ray()
+    with subprocess.Popen(
+        [sys.executable, REPOSITORY / "tests/ray_cluster.py"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
+    ) as process:  # fmt: skip
+        yield TwoNodes(process)
 
 
 def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:
@@ -89,7 +106,7 @@ def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:
     raise AssertionError(log.read_text())
 
 
-def on_ray(name: str, cluster: Any) -> tuple[str, ...]:
+def on_ray(name: str, cluster: TwoNodes) -> tuple[str, ...]:
     return ("grid", "--config", name, "--launcher", "ray", "--ray_address", cluster.address)
 
 
@@ -100,7 +117,9 @@ def node_of(text: str, rank: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_whose_node_dies_goes_on_on_the_other(here: Path, cluster: Any, gone: None) -> None:
+def test_a_run_whose_node_dies_goes_on_on_the_other(
+    here: Path, cluster: TwoNodes, gone: None
+) -> None:
     name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, set=LONG)
     out = here / "out.txt"
     with started(*on_ray(name, cluster), log=out) as process:
@@ -111,9 +130,9 @@ def test_a_run_whose_node_dies_goes_on_on_the_other(here: Path, cluster: Any, go
             return len(list(last)) == 2 and bool(node_of(text, 1) and node_of(text, 2))
 
         wait_until(process, out, both)
-        lost = cluster.other.node_id[:8]
+        lost = cluster.other[:8]
         (rank,) = (rank for rank in (1, 2) if node_of(out.read_text(), rank) == [lost])
-        cluster.remove_node(cluster.other, allow_graceful=False)
+        cluster.lose_the_other()
         (here / "hurry").touch()
         assert process.wait(timeout=400) == 0, out.read_text()
     text = out.read_text()
@@ -134,7 +153,7 @@ def test_a_run_whose_node_dies_goes_on_on_the_other(here: Path, cluster: Any, go
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_takes_its_run_along_and_it_goes_on(
-    here: Path, cluster: Any, gone: None
+    here: Path, cluster: TwoNodes, gone: None
 ) -> None:
     name = write_grid(here, set=LONG)
     out = here / "out.txt"
@@ -161,7 +180,7 @@ def test_a_killed_worker_takes_its_run_along_and_it_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_stopped_grid_stops_its_runs_on_ray(here: Path, cluster: Any, gone: None) -> None:
+def test_a_stopped_grid_stops_its_runs_on_ray(here: Path, cluster: TwoNodes, gone: None) -> None:
     name = write_grid(here, seeds=[0, 1, 2], set=LONG)
     out = here / "out.txt"
     with started(*on_ray(name, cluster), log=out) as process:
