@@ -16,8 +16,9 @@ __all__ = ["counted_forward", "counted_step"]
 def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
     """GFLOP of `loss` and its backward, and the MiB that are kept between the two.
 
-    Floating-point operations are those of matrix products and attention, by torch's counter. Kept
-    is what autograd saves beyond the parameters and buffers of the module, each storage once.
+    Floating-point operations are those of matrix products, by torch's counter, without those of
+    fused attention on a CPU. Kept is what autograd saves beyond the parameters and buffers of the
+    module, each storage once.
     """
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
@@ -45,9 +46,23 @@ def counted_forward(run: Callable[[], object]) -> float:
 
 
 def _counter() -> FlopCounterMode:
-    # By itself torch counts only the products that make a new tensor.
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place})
+    # By itself torch counts only the products that make a new tensor, and attention on a CPU in
+    # some versions alone (in 2.15, not in 2.13).
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten.addmm_: _product_in_place,
+            attention: _nothing,
+            backward: _nothing,
+        },
+    )
 
 
 def _product_in_place(to: Any, left: Any, right: Any, **_: Any) -> int:
     return 2 * int(left[0]) * int(left[1]) * int(right[1])
+
+
+def _nothing(*_: Any, **__: Any) -> int:
+    return 0

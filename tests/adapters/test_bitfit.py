@@ -62,7 +62,7 @@ def test_gradients_equal_those_of_peft_with_all_biases(images: Tensor) -> None:
     mine = dict(task.adapter.trainable())
     assert mine.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        torch.testing.assert_close(mine[name].grad, gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mine[name].grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_no_more_is_kept_than_by_a_gradient_that_only_passes_through(images: Tensor) -> None:
