@@ -22,12 +22,11 @@ from kora.backbones import Backbone, Features
 from kora.checkpoint_files import require_record
 from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
-from kora.feature_cache_callback import KeptInputs
 from kora.feature_cache_rules import note_changes
 from kora.frozen_inputs import Inputs
-from kora.merging import MergedEvaluation
 from kora.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
 from kora.ranks import refuse_sharding
+from kora.task_callbacks import TASK_CALLBACKS
 
 __all__ = ["AdapterTask"]
 
@@ -244,9 +243,9 @@ class AdapterTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Merged weights in test and prediction and kept inputs in a fit change but the time."""
+        """Those of every task, but for those that the trainer has."""
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [kind() for kind in (MergedEvaluation, KeptInputs) if kind not in there]
+        return [kind() for kind in TASK_CALLBACKS if kind not in there]
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -1,0 +1,11 @@
+"""The callbacks that every task brings along: they change nothing but the time."""
+
+from __future__ import annotations
+
+from kora.denormals import FlushedDenormals
+from kora.feature_cache_callback import KeptInputs
+from kora.merging import MergedEvaluation
+
+__all__ = ["TASK_CALLBACKS"]
+
+TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FlushedDenormals)
