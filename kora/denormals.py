@@ -29,7 +29,7 @@ class FlushedDenormals(Callback):
     """
 
     def __init__(self) -> None:
-        self._before = False
+        self._before: bool | None = None  # outside of a fit
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin."""
@@ -41,8 +41,10 @@ class FlushedDenormals(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave it as it was."""
-        torch.set_flush_denormal(self._before)
+        if self._before is not None:
+            torch.set_flush_denormal(self._before)
+            self._before = None
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Leave it as it was."""
-        torch.set_flush_denormal(self._before)
+        """Leave it as it was, also where a test or a prediction fails."""
+        self.on_fit_end(trainer, pl_module)

@@ -55,6 +55,18 @@ def test_they_are_as_before_behind_an_error(tmp_path: Path) -> None:
     assert not are_flushed()
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_an_error_outside_of_a_fit_changes_nothing(before: bool, tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_test_start(self, *args: Any) -> None:
+            raise RuntimeError("stop")
+
+    torch.set_flush_denormal(before)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(tmp_path, callbacks=[Fails()]).test(unbuilt(), datamodule=Colours(), verbose=False)
+    assert are_flushed() == before
+
+
 def test_numpy_does_not_warn_of_them(tmp_path: Path) -> None:
     class Asks(Callback):
         def on_train_start(self, *args: Any) -> None:
