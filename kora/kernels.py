@@ -73,11 +73,11 @@ def updated_linear(
         return F.linear(x, weight_OI, bias_O)
     whole = (0, layer.out_features)
     spans = tuple(_Span(*(rows or whole), u.alpha, u.dropout) for rows, u in updates)
-    masks = [keep_mask(_rows(x), u.dropout) if u.dropout else None for _, u in updates]
+    masks = tuple(keep_mask(_rows(x), u.dropout) if u.dropout else None for _, u in updates)
     pairs = [(update.down.to(dtype), update.up.to(dtype)) for _, update in updates]
     flat = [tensor for pair in pairs for tensor in pair]
     apply: Callable[..., tuple[Tensor, ...]] = _UpdatedLinear.apply
-    y, *lows = apply(x, weight_OI, bias_O, recipe, spans, *flat, *masks)
+    y, *lows = apply(x, weight_OI, bias_O, recipe, spans, masks, *flat)
     for (_, update), low in zip(updates, lows, strict=True):
         if update.seen is not None:
             update.seen(low)
@@ -98,10 +98,7 @@ def keep_mask(x: Tensor, dropout: float) -> Tensor:
 
 
 class _UpdatedLinear(torch.autograd.Function):
-    """All tensors are of one type; W and b are frozen. Gives y and each A x.
-
-    `tensors` are A and B of each update and then, for each, the mask of its dropout or None.
-    """
+    """All tensors but masks are of one type; W and b are frozen. Gives y and each A x."""
 
     @staticmethod
     def forward(
@@ -111,10 +108,10 @@ class _UpdatedLinear(torch.autograd.Function):
         bias_O: Tensor | None,
         recipe: Recipe | None,
         spans: tuple[_Span, ...],
-        *tensors: Tensor | None,
+        masks: tuple[Tensor | None, ...],
+        *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         """(..., I) to (..., O), and (..., R) for each update."""
-        factors, masks = _split(tensors, spans)
         with _no_autocast(x):
             y = F.linear(x, weight_OI, bias_O)
             x_MI, y_MO = _rows(x), _rows(y)
@@ -127,13 +124,13 @@ class _UpdatedLinear(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.spans, ctx.recipe = spans, None
         kept: tuple[Tensor | None, ...] = (x,)
-        if not any(ctx.needs_input_grad[5 : 5 + len(factors) : 2]):  # only that of an A reads x
+        if not any(ctx.needs_input_grad[6::2]):  # only the gradient of an A reads x
             kept = ()
         elif recipe is not None:
             kept = recipe.tensors
             ctx.recipe = recipe._replace(tensors=())  # tensors are held by autograd alone
         lows = [low_MR.view(*x.shape[:-1], -1) for low_MR in lows_MR]
-        ctx.save_for_backward(weight_OI, *tensors, *lows, *kept)
+        ctx.save_for_backward(weight_OI, *factors, *lows, *masks, *kept)
         return y, *lows
 
     @staticmethod
@@ -141,10 +138,10 @@ class _UpdatedLinear(torch.autograd.Function):
         """Gradients of x and of each A and B."""
         count = len(ctx.spans)
         weight_OI, *saved = ctx.saved_tensors
-        tensors, lows, kept = saved[: 3 * count], saved[3 * count : 4 * count], saved[4 * count :]
+        factors, lows = saved[: 2 * count], saved[2 * count : 3 * count]
+        masks, kept = saved[3 * count : 4 * count], saved[4 * count :]
         with _no_autocast(weight_OI):
-            found = _backward(ctx, grads[0], grads[1:], weight_OI, tensors, lows, kept)
-        return *found, *[None] * count
+            return _backward(ctx, grads[0], grads[1:], weight_OI, factors, lows, masks, kept)
 
 
 def _backward(
@@ -152,12 +149,12 @@ def _backward(
     grad: Tensor | None,
     grad_lows: Sequence[Tensor | None],
     weight_OI: Tensor,
-    tensors: Sequence[Tensor | None],
+    factors: Sequence[Tensor],
     lows: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
     kept: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    factors, masks = _split(tensors, ctx.spans)
     grad_MO = None if grad is None else _rows(grad)
     back_MR = [
         _to_low(grad_MO, grad_low, up_SR, span)
@@ -168,12 +165,12 @@ def _backward(
     for i, (span, mask) in enumerate(zip(ctx.spans, masks, strict=True)):
         back = back_MR[i]
         grad_down_RI = grad_up_SR = None
-        if needs[5 + 2 * i] and back is not None:
+        if needs[6 + 2 * i] and back is not None:
             if x_MI is None:
                 x = kept[0] if ctx.recipe is None else ctx.recipe(*kept).to(weight_OI.dtype)
                 x_MI = _rows(x)
             grad_down_RI = back.T @ _masked(x_MI, mask)
-        if needs[6 + 2 * i] and grad_MO is not None:
+        if needs[7 + 2 * i] and grad_MO is not None:
             grad_up_SR = (grad_MO[:, span.first : span.end].T @ _rows(lows[i])).mul_(span.alpha)
         grad_factors += [grad_down_RI, grad_up_SR]
     grad_x = None
@@ -187,7 +184,7 @@ def _backward(
                 grad_MI = grad_MI.addmm_(back, down_RI)
         assert grad_MI is not None
         grad_x = grad_MI.view(*lows[0].shape[:-1], -1)
-    return grad_x, None, None, None, None, *grad_factors
+    return grad_x, None, None, None, None, None, *grad_factors
 
 
 def _to_low(
@@ -202,14 +199,6 @@ def _to_low(
         own_MR = grad_MO[:, span.first : span.end] @ (span.alpha * up_SR)
         back_MR = own_MR if back_MR is None else own_MR + back_MR
     return None if back_MR is None else _scaled(back_MR, span)
-
-
-def _split(
-    tensors: Sequence[Tensor | None], spans: Sequence[_Span]
-) -> tuple[list[Tensor], Sequence[Tensor | None]]:
-    """Every A and B in turn, and the masks."""
-    factors = [tensor for tensor in tensors[: 2 * len(spans)] if tensor is not None]
-    return factors, tensors[2 * len(spans) :]
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
