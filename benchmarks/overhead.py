@@ -4,7 +4,9 @@ A real `kora fit` trains on the synthetic data (run folder, metrics.csv, checkpo
 always; no W&B, no progress bar). After each of its steps the same batch is given to a bare step on
 another copy of the same model (forward, backward, AdamW). What lies between two bare steps is a
 step of `kora fit` with everything around it: loading, hooks, callbacks, schedule, logging. Steps
-are summed over blocks of five, as every fifth is logged; ratios are taken within a block.
+are summed over blocks of five, as every fifth is logged; ratios are taken within a block. The same
+is then done with Lightning's Trainer alone (no logger, no checkpoint), which says how much of it is
+the loop that `kora fit` runs in.
 
     python benchmarks/overhead.py [--batch 8] [--repeats 12] [--device cpu|cuda]
         [--adapter LoRA|KoRA] [--json FILE] [--out FOLDER]
@@ -13,6 +15,7 @@ are summed over blocks of five, as every fifth is logged; ratios are taken withi
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -29,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from benchmarks.measuring import (
     SPENT,
@@ -44,12 +48,14 @@ from benchmarks.measuring import (
 )
 from kora.adapters import KoRA, LoRA
 from kora.backbones import Backbone
+from kora.denormals import FlushedDenormals
 from kora.lightning_cli import KoraCLI
 from kora.optim import fuse_on_cpu
 from kora.progress import without_noise
 from tests.factory import built
 
-BARE, FIT = "bare loop", "kora fit"
+BARE, FIT, ALONE = "bare loop", "kora fit", "Lightning alone"
+CLASSES = 12
 BLOCK = 5  # steps: trainer.log_every_n_steps
 WARM = 2 * BLOCK  # steps that are not counted
 
@@ -68,14 +74,19 @@ class Clock:
 
 
 class InTurn(Callback):
-    """Makes a bare step after each step of the trainer, and times both."""
+    """Makes a bare step after each step of the trainer, and times both.
 
-    def __init__(self, bare: nn.Module, device: torch.device) -> None:
+    Args:
+        trainer: What to call the trainer's steps.
+    """
+
+    def __init__(self, bare: nn.Module, device: torch.device, trainer: str = FIT) -> None:
         self.bare = bare.to(device).train()
         trained = [p for p in bare.parameters() if p.requires_grad]
         self.optimizer = fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
         self.clock = Clock(device)
-        self.steps: dict[str, list[dict[str, float]]] = {BARE: [], FIT: []}
+        self.name = trainer
+        self.steps: dict[str, list[dict[str, float]]] = {BARE: [], trainer: []}
         self._since: dict[str, float] | None = None
 
     def on_train_batch_end(
@@ -84,7 +95,7 @@ class InTurn(Callback):
         """One step of each is behind us after this."""
         begun = self.clock()
         if self._since is not None:
-            self._add(FIT, self._since, begun)
+            self._add(self.name, self._since, begun)
         loss = F.cross_entropy(self.bare(batch["image"]), batch["label"])
         loss.backward()
         self.optimizer.step()
@@ -107,7 +118,51 @@ class InTurn(Callback):
                 kind: [sum(step[kind] for step in counted[i : i + BLOCK]) for i in firsts]
                 for kind in kinds
             }
+        add_ratios(found, BARE)
         return found
+
+
+class Alone(LightningModule):
+    """The same model and optimiser with what Lightning needs, and the loss logged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch."""
+        loss = F.cross_entropy(self.model(batch["image"]), batch["label"])
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what trains."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
+
+
+def trained_alone(in_turn: InTurn, model: nn.Module, batch: int, steps: int) -> None:
+    """Train with Lightning's Trainer and nothing of kora around it, on random images."""
+    batches = [
+        {
+            "image": torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8),
+            "label": torch.arange(batch) % CLASSES,
+        }
+        for _ in range(steps)
+    ]
+    off = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    accelerator = "gpu" if in_turn.clock.device.type == "cuda" else "cpu"
+    with without_noise(), redirect_stdout(sys.stderr):
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=1,
+            callbacks=[FlushedDenormals(), in_turn],  # the numbers as in `kora fit`
+            **off,
+        )
+        trainer.fit(Alone(model), DataLoader(batches, batch_size=None))
 
 
 def fitted(in_turn: InTurn, args: Sequence[str]) -> None:
@@ -124,6 +179,12 @@ def fitted(in_turn: InTurn, args: Sequence[str]) -> None:
         WithOneMore(["fit", *args])
 
 
+def _more(found: dict[str, dict[str, Any]], name: str, kind: str) -> float:
+    """Milliseconds of a step beyond those of the bare step beside it, the median of all blocks."""
+    pairs = zip(found[name][kind], found[BARE][kind], strict=True)
+    return 1e3 * statistics.median(mine - theirs for mine, theirs in pairs) / BLOCK
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write JSON and a picture where asked."""
     parser = argparse.ArgumentParser(description="What kora fit costs beside the computation.")
@@ -133,8 +194,11 @@ def main(args: Sequence[str] | None = None) -> None:
     own = parser.parse_args(args)
     device = chosen_device(parser, own)
     torch.manual_seed(0)
-    adapter = {"LoRA": LoRA, "KoRA": KoRA}[own.adapter]()
-    bare = built(adapter, backbone=Backbone("vit_nano", weights="random"), num_classes=12)
+    adapter = {"LoRA": LoRA, "KoRA": KoRA}[own.adapter]
+    backbone = Backbone("vit_nano", weights="random")
+    bare, alone, beside_alone = (
+        built(adapter(), backbone=copy.deepcopy(backbone), num_classes=CLASSES) for _ in range(3)
+    )
     in_turn = InTurn(bare, device)
     steps = WARM + own.repeats * BLOCK + 1  # the first begins the clock
     with tempfile.TemporaryDirectory() as folder:
@@ -160,24 +224,26 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     kinds = SPENT if device.type == "cpu" else SPENT[:1]
     found = in_turn.blocks(kinds)
-    add_ratios(found, BARE)
+    other = InTurn(beside_alone, device, ALONE)
+    trained_alone(other, alone, own.batch, steps)
+    beside = other.blocks(kinds)
+    found[ALONE] = beside[ALONE]
     best = kinds[-1]
     step_ms = 1e3 * statistics.median(found[BARE][best]) / BLOCK
-    pairs = zip(found[FIT][best], found[BARE][best], strict=True)
-    more_ms = 1e3 * statistics.median(mine - theirs for mine, theirs in pairs) / BLOCK
+    more_ms, alone_ms = _more(found, FIT, best), _more(beside, ALONE, best)
     ratios = [f"{kind} / {BARE}" for kind in kinds]
     rows = [[name, *(shown(one[kind]) for kind in ratios)] for name, one in found.items()]
     setting = f"{own.adapter} on vit_nano, {own.batch} images of 64 x 64"
     print(
         f"\n{setting}, medians of {own.repeats} blocks of {BLOCK} steps (lowest to highest)\n\n"
         f"{table(['step', *ratios], rows)}\n\n"
-        f"A bare step takes {step_ms:.0f} ms ({best}), kora fit {more_ms:+.2f} ms more. "
-        f"{machine(device)}"
+        f"A bare step takes {step_ms:.0f} ms ({best}), kora fit {more_ms:+.2f} ms more, and "
+        f"Lightning alone {alone_ms:+.2f} ms. {machine(device)}"
     )
     write(
         own,
         "overhead",
-        {"steps": found, "bare_step_ms": step_ms, "more_ms": more_ms},
+        {"steps": found, "bare_step_ms": step_ms, "more_ms": more_ms, "alone_ms": alone_ms},
         partial(
             ratio_bars,
             ratios={name: one[ratios[-1]] for name, one in found.items()},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.measuring import in_turn
 from kora.denormals import are_flushed
 from tests.tasks.test_base import Colours, trainer, unbuilt
 
@@ -64,6 +65,15 @@ def test_an_error_outside_of_a_fit_changes_nothing(before: bool, tmp_path: Path)
     torch.set_flush_denormal(before)
     with pytest.raises(RuntimeError, match="stop"):
         trainer(tmp_path, callbacks=[Fails()]).test(unbuilt(), datamodule=Colours(), verbose=False)
+    assert are_flushed() == before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_they_are_zero_while_a_benchmark_measures_and_as_before_behind_it(before: bool) -> None:
+    torch.set_flush_denormal(before)
+    seen: list[bool] = []
+    in_turn({"probe": lambda: seen.append(are_flushed())}, 1, torch.device("cpu"))
+    assert seen == [True] * 2
     assert are_flushed() == before
 
 

@@ -36,11 +36,13 @@ def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_pat
     assert gflop[FLOOR] == pytest.approx(2 * forward, rel=0.03)
     assert gflop["full fine-tuning"] == pytest.approx(3 * spared * forward, rel=0.03)
     assert gflop["KoRA"] == pytest.approx(gflop["LoRA of peft"], rel=0.02)
+    assert gflop["KoRA on CLS"] <= 1.01 * gflop["LoRA"]  # it needs no mean of the last block
     assert gflop["KoRA-side"] < 0.55 * gflop["KoRA"]
     # With so few tokens the casts of the weights are most of what bfloat16 keeps.
     most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.12)
     assert kept["LoRA"] <= most * kept["LoRA of peft"]
     assert kept["KoRA"] <= more * kept[FLOOR]
+    assert kept["KoRA on CLS"] <= more * kept["LoRA"]
     assert kept["KoRA-side"] < 0.1 * min(kept["LoRA"], kept["KoRA as published"])
     assert kept["frozen forward"] == 0
 
