@@ -15,7 +15,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,9 @@ class Strategy(nn.Module, ABC):
 
     #: Channels that it puts beside those of the pooled vector, for the head to read.
     extra_width: int = 0
+
+    #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
+    extra_init: Literal["zero", "orthogonal"] = "zero"
 
     #: Arguments that only say where files lie; what is in them is compared by `verify` instead.
     locations: frozenset[str] = frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy, require_choice, require_effect, require_positive
@@ -52,7 +53,8 @@ class KoRA(Strategy):
     Raises:
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
             site, a pool of `cls` or `both` on a backbone without CLS or of `both` or `attention`
-            without a node_form, or a TokenReadout without `pool: tokens`.
+            without a node_form, a TokenReadout without `pool: tokens`, or where nothing would ever
+            train as all of it starts at zero.
     """
 
     size_argument = "rank"
@@ -108,12 +110,13 @@ class KoRA(Strategy):
     @property
     def label(self) -> str:
         """`KoRA`, and what makes it another method: refined nodes, nothing injected (`-side`),
-        feedback, a composition of tokens.
+        feedback, a composition of tokens, or one that goes to the logits.
         """
         refined = "-refined" * (self.node_form is not None)
+        logits = "-logits" * (not self.readout.in_place)
         feedback = "-feedback" * (self.feedback is not None)
         side = "" if self.inject else "-side"
-        return f"KoRA{refined}{side}{feedback}{'-tokens' * self.readout.per_token}"
+        return f"KoRA{refined}{side}{feedback}{'-tokens' * self.readout.per_token}{logits}"
 
     @property
     def starts_as_backbone(self) -> bool:
@@ -157,6 +160,8 @@ class KoRA(Strategy):
             )
         self.readout.build(self.d_comp, backbone.pooled_width)
         self.extra_width = self.readout.extra_width
+        self.extra_init = self.readout.extra_init
+        self._refuse_silence()
         if self.feedback is not None:
             self.feedback.build(backbone, self._nodes(), self.composer, self.d_comp, self.alpha)
 
@@ -198,6 +203,25 @@ class KoRA(Strategy):
             return None
         nodes = [node for node in self._nodes().values() if isinstance(node, RefinedNode)]
         return self.node_form.penalty * overlap(nodes)
+
+    def _refuse_silence(self) -> None:
+        """A product of two zeros has no gradient: neither would ever leave zero."""
+        first = next(iter(self._nodes().values()))
+        place = next(first.parameters()).device
+        if self.inject or not first.starts_silent or not self.readout.starts_closed:
+            return
+        with torch.no_grad():
+            silence = torch.zeros(1, self.d_comp, device=place)
+            composed = self.composer([silence] * len(self.nodes))
+        if place.type == "meta" or composed.any():
+            return
+        raise ValueError(
+            f"KoRA: nothing of it would ever train: its nodes send zero at the start, "
+            f"{type(self.composer).__name__} makes zero of that, and {type(self.readout).__name__} "
+            "starts at zero too. Use nodes that start at random (node_form: NodeForm), composer "
+            "Sequential or ResidualSequential, inject: true, or a readout that starts elsewhere "
+            "(ClsReadout with init: default, LogitReadout with init: orthogonal)."
+        )
 
     def _node(self, site: Site) -> Node:
         options: dict[str, Any] = {"rank": self.rank, "d_comp": self.d_comp, "alpha": self.alpha}

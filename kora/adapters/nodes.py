@@ -22,6 +22,7 @@ __all__ = ["Node", "NodeForm", "Pool", "RefinedNode"]
 
 Pool = Literal["mean", "cls", "both", "attention", "tokens"]
 Orthogonal = Literal["none", "hard", "soft"]
+NodeInit = Literal["default", "zero"]
 
 #: Pools that keep every token until the composition.
 WHOLE: tuple[Pool, ...] = ("attention", "tokens")
@@ -50,6 +51,11 @@ class Node(nn.Module):
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
         self.inject = inject
         self.pool: Pool = pool
+
+    @property
+    def starts_silent(self) -> bool:
+        """Whether it sends zero before the first step: B starts at zero."""
+        return True
 
     def listen(self) -> None:
         """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
@@ -112,7 +118,8 @@ class RefinedNode(Node):
     Here the norm is LayerNorm without parameters (or nothing), so that no site speaks louder than
     another because its tokens are longer. M_s is one matrix (C, I), or P_s B A.
 
-    Where it injects, it adds alpha B A x at its site as well, whatever M_s is.
+    Where it injects, it adds alpha B A x at its site as well, whatever M_s is. Where it does not,
+    B starts at random: nothing else keeps P B A from staying zero behind a readout from zero.
     """
 
     def __init__(
@@ -127,6 +134,8 @@ class RefinedNode(Node):
         summaries = 2 if pool == "both" else 1
         low_rank = inject or not form.direct
         self.delta = LowRankDelta(site, rank, alpha=alpha) if low_rank else None
+        if self.delta is not None and not inject:
+            nn.init.kaiming_uniform_(self.delta.up_OR, a=math.sqrt(5))
         if not form.direct:
             self.project_SCO = nn.Parameter(torch.empty(summaries, d_comp, site.d_out))
             nn.init.kaiming_uniform_(self.project_SCO.flatten(0, 1), a=math.sqrt(5))
@@ -134,9 +143,14 @@ class RefinedNode(Node):
             form.share(site.name, (summaries, d_comp, site.d_in))
             self.scale = nn.Parameter(torch.ones(()))
         else:
-            self.matrix_SCI = nn.Parameter(started((summaries, d_comp, site.d_in)))
+            self.matrix_SCI = nn.Parameter(form.started((summaries, d_comp, site.d_in)))
         if pool == "attention":
             self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
+
+    @property
+    def starts_silent(self) -> bool:
+        """Whether it sends zero before the first step."""
+        return self.inject if not self.form[0].direct else self.form[0].init == "zero"
 
     def observe(self, x: Tensor) -> Tensor | None:
         """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
@@ -211,6 +225,8 @@ class NodeForm(nn.Module):
             reflections). `soft`: a penalty on what the matrices of two nodes have in common.
             Only with `direct`, and not `shared`.
         penalty: Factor of the soft penalty in the loss.
+        init: Of each M: that of a linear layer (`default`), for readouts that start at zero, or
+            `zero`, for those that do not. Only with `direct`, and without `orthogonal`.
 
     Raises:
         ValueError: For a share outside [0, 1), or settings that exclude each other.
@@ -226,6 +242,7 @@ class NodeForm(nn.Module):
         node_dropout: float = 0.0,
         orthogonal: Orthogonal = "none",
         penalty: float = 0.0,
+        init: NodeInit = "default",
     ) -> None:
         super().__init__()
         for key, value in (("dropout", dropout), ("node_dropout", node_dropout)):
@@ -244,6 +261,14 @@ class NodeForm(nn.Module):
                 f"NodeForm: penalty={penalty} with orthogonal='{orthogonal}': a factor above 0 "
                 "goes with orthogonal='soft', and with nothing else."
             )
+        require_choice("NodeForm", "init", init, get_args(NodeInit))
+        if init == "zero" and (orthogonal != "none" or not direct):
+            raise ValueError(
+                f"NodeForm: init='zero' needs direct=True and orthogonal='none', and there are "
+                f"direct={direct} and orthogonal='{orthogonal}': it is about the one matrix of a "
+                "node, and no row of length 1 is zero."
+            )
+        self.init: NodeInit = init
         self.norm = norm
         self.direct = direct
         self.shared = shared
@@ -256,18 +281,19 @@ class NodeForm(nn.Module):
     def share(self, site: str, shape: Sequence[int]) -> None:
         """Make the matrix of a site name, unless a node of another block has."""
         if site not in self.matrices:
-            self.matrices[site] = nn.Parameter(started(shape))
+            self.matrices[site] = nn.Parameter(self.started(shape))
+
+    def started(self, shape: Sequence[int]) -> Tensor:
+        """M (S, C, I) at zero, or with nn.Linear's start for S I inputs."""
+        bound = 1 / math.sqrt(shape[0] * shape[-1])
+        if self.init == "zero":
+            return torch.zeros(*shape)
+        return torch.empty(*shape).uniform_(-bound, bound)
 
     def of_site(self, site: str) -> Tensor:
         """The matrix (S, C, I) of a site name."""
         matrix_SCI: Tensor = self.matrices[site]
         return matrix_SCI
-
-
-def started(shape: Sequence[int]) -> Tensor:
-    """M (S, C, I) with nn.Linear's start for S I inputs."""
-    bound = 1 / math.sqrt(shape[0] * shape[-1])
-    return torch.empty(*shape).uniform_(-bound, bound)
 
 
 def orthogonal(matrix_SCI: Tensor) -> Tensor:

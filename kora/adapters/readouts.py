@@ -18,6 +18,7 @@ from kora.backbones import Features, Level
 __all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
 
 Init = Literal["zero", "default"]
+LogitInit = Literal["zero", "orthogonal"]
 
 
 class Readout(nn.Module, ABC):
@@ -31,6 +32,12 @@ class Readout(nn.Module, ABC):
 
     #: Channels that it puts beside those of the pooled vector.
     extra_width: int = 0
+
+    #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
+    extra_init: LogitInit = "zero"
+
+    #: Whether it says nothing of any c at the start, and lets no gradient through to it.
+    starts_closed: bool = False
 
     @abstractmethod
     def build(self, d_comp: int, width: int) -> None:
@@ -69,6 +76,7 @@ class ClsReadout(Readout):
             )
         self.init: Init = init
         self.trainable = trainable
+        self.starts_closed = init == "zero"
 
     def build(self, d_comp: int, width: int) -> None:
         """Proj_final: C * D + D numbers."""
@@ -91,11 +99,29 @@ class ClsReadout(Readout):
 class LogitReadout(Readout):
     """logits = W h + b + alpha * V c_L: the composition says something of the classes itself.
 
-    It puts alpha * c_L beside the pooled vector that the head reads, and the head's columns for it,
-    V, start at zero. They are part of the head: another task starts without them.
+    It puts alpha * c_L beside the pooled vector that the head reads. V are the head's columns for
+    it, and part of the head: another task starts without them, and at zero with an adapter that was
+    trained elsewhere.
+
+    Args:
+        init: Of V. `zero` for nodes that start at random. `orthogonal`: rows of length 1 that are
+            orthogonal to each other where d_comp is at least the number of classes, for nodes that
+            start at zero (`NodeForm(init="zero")`): each class then has a direction of its own in
+            the composition space, and what a node says of it is learned by one matrix, not by a
+            product of two.
+
+    Raises:
+        ValueError: For an unknown `init`.
     """
 
     in_place = False
+
+    def __init__(self, init: LogitInit = "zero") -> None:
+        super().__init__()
+        require_choice("LogitReadout", "init", init, get_args(LogitInit))
+        self.init: LogitInit = init
+        self.extra_init = init
+        self.starts_closed = init == "zero"
 
     def build(self, d_comp: int, width: int) -> None:
         """Nothing to create: C K numbers of the head."""
@@ -130,6 +156,7 @@ class TokenReadout(Readout):
         super().__init__()
         require_choice("TokenReadout", "init", init, get_args(Init))
         self.init: Init = init
+        self.starts_closed = init == "zero"
 
     def build(self, d_comp: int, width: int) -> None:
         """Proj_final: C * D + D numbers, shared by all tokens and levels."""

@@ -1,7 +1,7 @@
 """Heads: from features to predictions."""
 
-from kora.heads.classification import LinearHead
+from kora.heads.classification import HeadInit, LinearHead
 from kora.heads.depth import DepthHead, LinearDepth
 from kora.heads.dpt import DPTDepth
 
-__all__ = ["DPTDepth", "DepthHead", "LinearDepth", "LinearHead"]
+__all__ = ["DPTDepth", "DepthHead", "HeadInit", "LinearDepth", "LinearHead"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone, Features
 
-__all__ = ["LinearHead"]
+__all__ = ["HeadInit", "LinearHead"]
+
+HeadInit = Literal["default", "zero"]
 
 
 class LinearHead(nn.Module):
@@ -17,7 +20,11 @@ class LinearHead(nn.Module):
     Args:
         backbone: Gives the width.
         num_classes: K, two or more.
-        extra: Channels beside those of the backbone, whose columns start at zero.
+        init: `default` is nn.Linear's random start. `zero`, as in Kolesnikov et al. 2019
+            (arXiv:1912.11370), begins with equal logits: there is no noise to unlearn, which pays
+            where steps are few or small.
+        extra: Channels beside those of the backbone.
+        extra_init: Of their columns: `zero`, or `orthogonal` rows of length 1.
 
     Raises:
         ValueError: For fewer than two classes.
@@ -25,17 +32,32 @@ class LinearHead(nn.Module):
 
     reads = ("pooled",)  # of the features; what is not read need not be kept
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, extra: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        init: HeadInit = "default",
+        extra: int = 0,
+        extra_init: Literal["zero", "orthogonal"] = "zero",
+    ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}; a classifier needs two classes or more.")
         width = backbone.pooled_width
         self.linear = nn.Linear(width, num_classes)
+        if init == "zero":
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
         if extra:
-            known_KD = self.linear.weight.detach()
+            known = self.linear
+            columns_KC = torch.zeros(num_classes, extra)
+            if extra_init == "orthogonal":
+                nn.init.orthogonal_(columns_KC)
             self.linear = nn.Linear(width + extra, num_classes)
             with torch.no_grad():
-                self.linear.weight.copy_(F.pad(known_KD, (0, extra)))
+                self.linear.weight.copy_(torch.cat((known.weight, columns_KC), dim=1))
+                self.linear.bias.copy_(known.bias)
 
     def forward(self, features: Features) -> Tensor:
         """Features of B images to logits (B, K)."""

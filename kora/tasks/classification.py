@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from kora.adapters import Strategy
 from kora.backbones import Backbone
 from kora.feature_cache_rules import head_reads
 from kora.frozen_inputs import Inputs
-from kora.heads import LinearHead
+from kora.heads import HeadInit, LinearHead
 from kora.last_block import LastBlock
 from kora.tasks.base import AdapterTask
 
@@ -40,6 +40,8 @@ class ClassificationTask(AdapterTask):
         adapter: The strategy; None is a linear probe.
         num_classes: K; None asks the data module.
         label_smoothing: In [0, 1), for the training loss only.
+        head_init: How the head starts: `default` as nn.Linear, at random, or at `zero`, which pays
+            where steps are few or small.
         leave_out: Metrics that are not measured, of `weighted_f1`, `macro_f1` and `top5_accuracy`:
             those that a split cannot bear, such as F1 on a single class.
 
@@ -57,6 +59,7 @@ class ClassificationTask(AdapterTask):
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        head_init: HeadInit = "default",
         leave_out: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -69,7 +72,11 @@ class ClassificationTask(AdapterTask):
                 f"leave_out has {unknown[0]!r}; what may be left out is "
                 f"{', '.join(_MAY_BE_LEFT_OUT)}."
             )
+        if head_init not in get_args(HeadInit):
+            expected = " or ".join(get_args(HeadInit))
+            raise ValueError(f"head_init='{head_init}', expected {expected}.")
         self.num_classes = num_classes
+        self.head_init: HeadInit = head_init
         self.leave_out = tuple(leave_out)
         self.label_smoothing = label_smoothing
         self.val_metrics: MetricCollection
@@ -107,7 +114,14 @@ class ClassificationTask(AdapterTask):
                 "The number of classes is not known: the data module has no num_classes. Set "
                 "model.init_args.num_classes."
             )
-        head = LinearHead(self.backbone, self.num_classes, extra=self.adapter.extra_width)
+        head = LinearHead(
+            self.backbone,
+            self.num_classes,
+            init=self.head_init,
+            extra=self.adapter.extra_width,
+            # What was trained elsewhere is no zero, and says nothing of these classes yet.
+            extra_init="zero" if self.adapter_from else self.adapter.extra_init,
+        )
         metrics = _metrics(self.num_classes, self.leave_out)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
