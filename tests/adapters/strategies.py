@@ -248,6 +248,17 @@ STRATEGIES: dict[str, Entry] = {
         everywhere=False,
         starts_elsewhere=True,
     ),
+    "KoRA-refined-logits-from-zero": Entry(
+        KoRA,
+        lambda: {
+            **SIDE,
+            "node_form": NodeForm(init="zero"),
+            "composer": Sum(),
+            "readout": LogitReadout("orthogonal"),
+        },
+        everywhere=False,
+        starts_elsewhere=True,
+    ),
     "KoRA-feedback": Entry(
         KoRA,
         lambda: {

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import ClsReadout, KoRA, Sequential
+from kora.adapters import (
+    ClsReadout,
+    DepthAttention,
+    KoRA,
+    LogitReadout,
+    NodeForm,
+    ResidualSequential,
+    Sequential,
+    Sum,
+)
 from kora.backbones import Backbone
 from kora.sites import ALL_SITES
 from tests.factory import built, family, kick, labels_for, nano
@@ -245,3 +254,48 @@ def test_the_pool_of_cls_is_refused_without_one() -> None:
 def test_a_wrong_setting_is_one_clear_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KoRA(**options).attach(nano())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"composer": Sum()},
+        {"composer": DepthAttention()},
+        {"composer": ResidualSequential(), "node_form": NodeForm(init="zero")},
+        {"composer": Sum(), "node_form": NodeForm(init="zero"), "readout": LogitReadout()},
+    ],
+)
+def test_what_starts_with_nothing_but_zeros_is_refused_as_it_would_never_train(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(ValueError, match=r"nothing of it would ever train.*LogitReadout with init"):
+        built(KoRA(2, 3, inject=False, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"composer": Sum(), "inject": True},
+        {"composer": Sum(), "node_form": NodeForm(direct=False)},
+        {"composer": Sum(), "readout": ClsReadout("default")},
+        {"composer": Sequential()},
+        {
+            "composer": Sum(),
+            "node_form": NodeForm(init="zero"),
+            "readout": LogitReadout("orthogonal"),
+        },
+    ],
+)
+def test_all_of_it_trains_within_a_few_steps_where_it_is_not_refused(
+    options: dict[str, Any], images: Tensor
+) -> None:
+    strategy = KoRA(2, 8, **{"inject": False, "sites": ["proj"], **options})
+    task = built(strategy)
+    before = {name: tensor.detach().clone() for name, tensor in task.trainables().items()}
+    optimizer = torch.optim.Adam(list(task.trainables().values()), lr=0.01, eps=1e-30)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(task(images), labels_for(images)).backward()
+        optimizer.step()
+    same = [name for name, tensor in task.trainables().items() if torch.equal(tensor, before[name])]
+    assert not same

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import KoRA, LoRA, NodeForm, RefinedNode, Sum
+from kora.adapters import KoRA, LogitReadout, LoRA, NodeForm, RefinedNode, Sum
 from kora.adapters.nodes import orthogonal, overlap, token_mean
 from tests.factory import built, kick, nano
 from tests.families import tiny
@@ -224,11 +224,26 @@ def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images
         ({"orthogonal": "soft"}, "a factor above 0"),
         ({"penalty": 0.1}, "goes with orthogonal='soft'"),
         ({"orthogonal": "very"}, "expected one of none, hard, soft"),
+        ({"init": "zeros"}, "expected one of default, zero"),
+        ({"init": "zero", "orthogonal": "hard"}, "init='zero' needs direct=True and orthogonal"),
+        ({"init": "zero", "direct": False}, "init='zero' needs direct=True and orthogonal"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         NodeForm(**options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nodes_say_nothing_at_the_start_where_that_is_asked(shared: bool) -> None:
+    form = NodeForm(init="zero", shared=shared)
+    strategy = KoRA(
+        2, 3, inject=False, node_form=form, composer=Sum(), readout=LogitReadout("orthogonal")
+    )
+    built(strategy, backbone=tiny("tiny_vit"))
+    nodes = nodes_of(strategy).values()
+    assert len(nodes) == 8
+    assert not any(node.matrix().any() for node in nodes)
 
 
 def test_pools_of_refined_nodes_need_them() -> None:

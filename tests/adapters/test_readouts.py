@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,10 @@ from kora.adapters import (
     TokenReadout,
 )
 from kora.backbones import Features, Level
+from kora.checkpoints import save_adapter
 from kora.heads import LinearHead
+from kora.tasks import ClassificationTask
+from tests.adapters.support import gradients
 from tests.factory import built
 
 
@@ -147,3 +152,42 @@ def test_the_logits_get_what_is_composed_through_columns_of_the_head_that_start_
     torch.testing.assert_close(
         added, composed[0] @ task.head.linear.weight[:, 128:].T, rtol=1e-4, atol=1e-5
     )
+
+
+def logit_kora(d_comp: int = 9) -> KoRA:
+    """Nodes from zero, a readout with a direction for each of seven classes."""
+    return KoRA(
+        2, d_comp, inject=False, node_form=NodeForm(init="zero"), composer=Sum(),
+        readout=LogitReadout("orthogonal"),
+    )  # fmt: skip
+
+
+def columns_of(task: ClassificationTask) -> Tensor:
+    """V (K, C)."""
+    assert isinstance(task.head, LinearHead)
+    return task.head.linear.weight[:, 128:]
+
+
+def test_each_class_may_have_a_direction_of_its_own_in_the_composition_space() -> None:
+    assert logit_kora().label == "KoRA-refined-side-logits"
+    columns_KC = columns_of(built(logit_kora()))
+    torch.testing.assert_close(columns_KC @ columns_KC.T, torch.eye(7))
+    with pytest.raises(ValueError, match=r"LogitReadout: init='ones', expected one of zero"):
+        LogitReadout("ones")  # type: ignore[arg-type]
+
+
+def test_every_node_learns_from_the_first_step_though_it_and_the_head_start_at_zero(
+    images: Tensor,
+) -> None:
+    task = built(logit_kora(), head_init="zero")
+    assert not task(images).any()
+    _, found = gradients(task, images)
+    assert all(found[name].any() for name in found if "matrix" in name)
+    assert sum("matrix" in name for name in found) == 24
+
+
+def test_with_nodes_that_were_trained_elsewhere_the_columns_start_at_zero(tmp_path: Path) -> None:
+    source = built(logit_kora())
+    save_adapter(tmp_path, source.kept_tensors(), adapter=source.adapter, backbone=source.backbone)
+    task = built(logit_kora(), adapter_from=str(tmp_path))
+    assert not columns_of(task).any()

@@ -1,0 +1,33 @@
+"""Claims about the head of a classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kora.adapters import LinearProbe
+from kora.heads import LinearHead
+from kora.tasks import ClassificationTask
+from tests.factory import built, nano
+
+
+def test_a_head_from_zero_begins_with_equal_logits(images: Tensor) -> None:
+    assert not built(LinearProbe(), head_init="zero")(images).any()
+    assert built(LinearProbe())(images).any()
+
+
+def test_columns_for_more_channels_leave_the_others_as_they_would_be() -> None:
+    def head(**options: int) -> LinearHead:
+        torch.manual_seed(0)
+        return LinearHead(nano(), 3, **options)
+
+    alone, wider = head().linear, head(extra=5).linear
+    assert torch.equal(wider.weight[:, :128], alone.weight)
+    assert torch.equal(wider.bias, alone.bias)
+    assert not wider.weight[:, 128:].any()
+
+
+def test_an_unknown_start_of_the_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="head_init='ones', expected default or zero"):
+        ClassificationTask(nano(), head_init="ones")  # type: ignore[arg-type]
