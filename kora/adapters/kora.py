@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kora.adapters.base import Strategy, require_choice, require_effect, require_positive
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.feedback import Feedback
-from kora.adapters.nodes import WHOLE, Node, NodeForm, Pool, RefinedNode, overlap
+from kora.adapters.node_form import NodeForm
+from kora.adapters.nodes import WHOLE, Node, Pool, RefinedNode, overlap
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbones import Backbone, Features
 from kora.frozen_inputs import Inputs

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta, require_choice
+from kora.adapters.base import LowRankDelta
+from kora.adapters.node_form import NodeForm, orthogonal
 from kora.kernels import Update
 from kora.sites import Site
 
-__all__ = ["Node", "NodeForm", "Pool", "RefinedNode"]
+__all__ = ["Node", "Pool", "RefinedNode"]
 
 Pool = Literal["mean", "cls", "both", "attention", "tokens"]
-Orthogonal = Literal["none", "hard", "soft"]
-NodeInit = Literal["default", "zero"]
 
 #: Pools that keep every token until the composition.
 WHOLE: tuple[Pool, ...] = ("attention", "tokens")
@@ -208,109 +207,6 @@ class RefinedNode(Node):
             return F.linear(x, self.matrix()[summary])
         assert self.delta is not None
         return F.linear(self.delta.low(x), self.project_SCO[summary] @ self.delta.up_OR)
-
-
-class NodeForm(nn.Module):
-    """What the nodes of a refined KoRA look like.
-
-    Args:
-        norm: LayerNorm without parameters on what a node reads.
-        direct: One matrix (C, I) in place of P B A: the same functions where C <= R, with fewer
-            numbers, as B and P of the output's width are not needed.
-        shared: One matrix for the same site of all blocks, with a scale for each block. Only with
-            `direct`.
-        dropout: Of what a node reads, in training.
-        node_dropout: Share of images for which a node says nothing, in training.
-        orthogonal: `hard`: the rows of each M are orthonormal at every step (Householder
-            reflections). `soft`: a penalty on what the matrices of two nodes have in common.
-            Only with `direct`, and not `shared`.
-        penalty: Factor of the soft penalty in the loss.
-        init: Of each M: that of a linear layer (`default`), for readouts that start at zero, or
-            `zero`, for those that do not. Only with `direct`, and without `orthogonal`.
-
-    Raises:
-        ValueError: For a share outside [0, 1), or settings that exclude each other.
-    """
-
-    def __init__(
-        self,
-        *,
-        norm: bool = True,
-        direct: bool = True,
-        shared: bool = False,
-        dropout: float = 0.0,
-        node_dropout: float = 0.0,
-        orthogonal: Orthogonal = "none",
-        penalty: float = 0.0,
-        init: NodeInit = "default",
-    ) -> None:
-        super().__init__()
-        for key, value in (("dropout", dropout), ("node_dropout", node_dropout)):
-            if not 0 <= value < 1:
-                raise ValueError(f"NodeForm: {key}={value}, expected a share in [0, 1).")
-        require_choice("NodeForm", "orthogonal", orthogonal, get_args(Orthogonal))
-        if shared and not direct:
-            raise ValueError("NodeForm: shared=True needs direct=True: it is the matrix that is.")
-        if orthogonal != "none" and (shared or not direct):
-            raise ValueError(
-                f"NodeForm: orthogonal='{orthogonal}' needs direct=True and shared=False: it is "
-                "about the matrix of each node."
-            )
-        if (penalty > 0) != (orthogonal == "soft"):
-            raise ValueError(
-                f"NodeForm: penalty={penalty} with orthogonal='{orthogonal}': a factor above 0 "
-                "goes with orthogonal='soft', and with nothing else."
-            )
-        require_choice("NodeForm", "init", init, get_args(NodeInit))
-        if init == "zero" and (orthogonal != "none" or not direct):
-            raise ValueError(
-                f"NodeForm: init='zero' needs direct=True and orthogonal='none', and there are "
-                f"direct={direct} and orthogonal='{orthogonal}': it is about the one matrix of a "
-                "node, and no row of length 1 is zero."
-            )
-        self.init: NodeInit = init
-        self.norm = norm
-        self.direct = direct
-        self.shared = shared
-        self.dropout = dropout
-        self.node_dropout = node_dropout
-        self.orthogonal: Orthogonal = orthogonal
-        self.penalty = penalty
-        self.matrices = nn.ParameterDict()
-
-    def share(self, site: str, shape: Sequence[int]) -> None:
-        """Make the matrix of a site name, unless a node of another block has."""
-        if site not in self.matrices:
-            self.matrices[site] = nn.Parameter(self.started(shape))
-
-    def started(self, shape: Sequence[int]) -> Tensor:
-        """M (S, C, I) at zero, or with nn.Linear's start for S I inputs."""
-        bound = 1 / math.sqrt(shape[0] * shape[-1])
-        if self.init == "zero":
-            return torch.zeros(*shape)
-        return torch.empty(*shape).uniform_(-bound, bound)
-
-    def of_site(self, site: str) -> Tensor:
-        """The matrix (S, C, I) of a site name."""
-        matrix_SCI: Tensor = self.matrices[site]
-        return matrix_SCI
-
-
-def orthogonal(matrix_SCI: Tensor) -> Tensor:
-    """Matrices (S, C, I) with orthonormal rows (columns, where C > I), from any numbers.
-
-    A product of Householder reflections whose vectors are the columns below the diagonal; what
-    `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, as a function, as
-    parametrised modules cannot be pickled. In float32: LAPACK knows no half precision.
-    """
-    wide = matrix_SCI.shape[1] <= matrix_SCI.shape[2]
-    tall = matrix_SCI.mT if wide else matrix_SCI
-    with torch.autocast(tall.device.type, enabled=False):
-        vectors = tall.float().tril(diagonal=-1) + torch.eye(*tall.shape[1:]).to(tall.device)
-        tau = 2 / vectors.square().sum(dim=-2)
-        found = torch.linalg.householder_product(vectors, tau).to(matrix_SCI.dtype)
-    rows: Tensor = found.mT if wide else found
-    return rows
 
 
 def overlap(nodes: Sequence[RefinedNode]) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import KoRA, LogitReadout, LoRA, NodeForm, RefinedNode, Sum
-from kora.adapters.nodes import orthogonal, overlap, token_mean
+from kora.adapters.node_form import orthogonal
+from kora.adapters.nodes import overlap, token_mean
 from tests.factory import built, kick, nano
 from tests.families import tiny
 
