@@ -82,7 +82,7 @@ results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches
 	@$(BIN)/kora grid --config configs/grids/refine_ablation.yaml --jobs 2
 	@$(BIN)/kora tune --config configs/grids/refine_cifar10_cpu.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_refine_cifar10_cpu/best.yaml --jobs 2
-	@$(BIN)/kora tune --config configs/grids/refine.yaml --trials 6 --jobs 2
+	@$(BIN)/kora tune --config configs/grids/refine.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_refine/best.yaml --jobs 2
 	@$(BIN)/kora compare runs/refine_ti100_1 runs/refine_ti100_5 runs/refine_ti100_20 runs/refine_ti100_95 \
 	  --against images --against seconds --out runs/refine_ti100
