@@ -209,7 +209,7 @@ class KoRA(Strategy):
         """A product of two zeros has no gradient: neither would ever leave zero."""
         first = next(iter(self._nodes().values()))
         place = next(first.parameters()).device
-        if self.inject or not first.starts_silent or not self.readout.starts_closed:
+        if not (first.starts_silent and self.readout.starts_closed):
             return
         with torch.no_grad():
             silence = torch.zeros(1, self.d_comp, device=place)
@@ -217,11 +217,11 @@ class KoRA(Strategy):
         if place.type == "meta" or composed.any():
             return
         raise ValueError(
-            f"KoRA: nothing of it would ever train: its nodes send zero at the start, "
+            "KoRA: nothing of the composition would ever train: the nodes send zero at the start, "
             f"{type(self.composer).__name__} makes zero of that, and {type(self.readout).__name__} "
-            "starts at zero too. Use nodes that start at random (node_form: NodeForm), composer "
-            "Sequential or ResidualSequential, inject: true, or a readout that starts elsewhere "
-            "(ClsReadout with init: default, LogitReadout with init: orthogonal)."
+            "starts at zero too. Use nodes that start at random (node_form: NodeForm with init: "
+            "default), composer Sequential, or a readout that starts elsewhere (ClsReadout with "
+            "init: default, LogitReadout with init: orthogonal)."
         )
 
     def _node(self, site: Site) -> Node:

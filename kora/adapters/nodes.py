@@ -53,8 +53,11 @@ class Node(nn.Module):
 
     @property
     def starts_silent(self) -> bool:
-        """Whether it sends zero before the first step: B starts at zero."""
-        return True
+        """Whether it sends zero at the start, and only what reads it can change that.
+
+        B starts at zero; where it injects, its site trains it.
+        """
+        return not self.inject
 
     def listen(self) -> None:
         """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
@@ -148,8 +151,8 @@ class RefinedNode(Node):
 
     @property
     def starts_silent(self) -> bool:
-        """Whether it sends zero before the first step."""
-        return self.inject if not self.form[0].direct else self.form[0].init == "zero"
+        """Whether its one matrix starts at zero."""
+        return self.form[0].direct and self.form[0].init == "zero"
 
     def observe(self, x: Tensor) -> Tensor | None:
         """Called by the site with its input (B, N, I); returns alpha * o where it injects."""

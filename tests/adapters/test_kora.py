@@ -263,19 +263,21 @@ def test_a_wrong_setting_is_one_clear_error(options: dict[str, Any], message: st
         {"composer": DepthAttention()},
         {"composer": ResidualSequential(), "node_form": NodeForm(init="zero")},
         {"composer": Sum(), "node_form": NodeForm(init="zero"), "readout": LogitReadout()},
+        {"composer": Sum(), "node_form": NodeForm(init="zero"), "inject": True},
     ],
 )
 def test_what_starts_with_nothing_but_zeros_is_refused_as_it_would_never_train(
     options: dict[str, Any],
 ) -> None:
-    with pytest.raises(ValueError, match=r"nothing of it would ever train.*LogitReadout with init"):
-        built(KoRA(2, 3, inject=False, **options))
+    with pytest.raises(ValueError, match=r"nothing of the composition would ever.*Logit"):
+        built(KoRA(2, 3, **{"inject": False, **options}))
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"composer": Sum(), "inject": True},
+        {"composer": Sum(), "inject": True, "node_form": NodeForm(direct=False)},
         {"composer": Sum(), "node_form": NodeForm(direct=False)},
         {"composer": Sum(), "readout": ClsReadout("default")},
         {"composer": Sequential()},
