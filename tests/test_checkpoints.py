@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kora.adapters import FullFineTune, KoRA, LoRA, Strategy
+from kora.adapters import ClsReadout, FullFineTune, KoRA, LoRA, NodeForm, Strategy, Sum
 from kora.checkpoints import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -229,3 +229,28 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=r"is no adapter folder.*version_<n>/adapter"):
             read_adapter_config(path)
+
+
+def _refined(init: str = "default") -> KoRA:
+    form = NodeForm(init=init)  # type: ignore[arg-type]
+    return KoRA(2, 3, inject=False, node_form=form, composer=Sum(), readout=ClsReadout("default"))
+
+
+@pytest.mark.parametrize(("adapter", "older"), [("", "feedback"), ("node_form", "init")])
+def test_a_folder_from_before_an_argument_was_there_has_its_default(
+    adapter: str, older: str, tmp_path: Path
+) -> None:
+    task = kick(built(_refined()))
+    save_adapter(tmp_path, task.kept_tensors(), adapter=task.adapter, backbone=task.backbone)
+
+    record = read_adapter_config(tmp_path)["adapter"]
+    arguments = record["init_args"][adapter]["init_args"] if adapter else record["init_args"]
+    del arguments[older]
+    edit_record(tmp_path, adapter=record)
+    loaded = built(_refined())
+    load_adapter(tmp_path, loaded.adapter, loaded.backbone)
+    for name, tensor in loaded.adapter.trainable():
+        assert torch.equal(tensor, task.trainables()[f"adapter.{name}"])
+    if older == "init":
+        with pytest.raises(ValueError, match=r"'init': 'default'.* there, .*'init': 'zero'"):
+            load_adapter(tmp_path, (other := built(_refined("zero"))).adapter, other.backbone)
