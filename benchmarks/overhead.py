@@ -73,6 +73,12 @@ class Clock:
         return {"seconds": time.perf_counter(), "cpu seconds": time.process_time()}
 
 
+def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what trains."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
+
+
 class InTurn(Callback):
     """Makes a bare step after each step of the trainer, and times both.
 
@@ -82,8 +88,7 @@ class InTurn(Callback):
 
     def __init__(self, bare: nn.Module, device: torch.device, trainer: str = FIT) -> None:
         self.bare = bare.to(device).train()
-        trained = [p for p in bare.parameters() if p.requires_grad]
-        self.optimizer = fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
+        self.optimizer = optimizer_of(bare)
         self.clock = Clock(device)
         self.name = trainer
         self.steps: dict[str, list[dict[str, float]]] = {BARE: [], trainer: []}
@@ -137,8 +142,7 @@ class Alone(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return fuse_on_cpu(torch.optim.AdamW(trained, lr=1e-3))
+        return optimizer_of(self)
 
 
 def trained_alone(in_turn: InTurn, model: nn.Module, batch: int, steps: int) -> None:

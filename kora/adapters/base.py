@@ -37,6 +37,8 @@ __all__ = [
     "resized",
 ]
 
+ExtraInit = Literal["zero", "orthogonal"]
+
 
 class Strategy(nn.Module, ABC):
     """One way to adapt a frozen backbone.
@@ -58,7 +60,7 @@ class Strategy(nn.Module, ABC):
     extra_width: int = 0
 
     #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
-    extra_init: Literal["zero", "orthogonal"] = "zero"
+    extra_init: ExtraInit = "zero"
 
     #: Arguments that only say where files lie; what is in them is compared by `verify` instead.
     locations: frozenset[str] = frozenset()

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import require_choice
+from kora.adapters.base import ExtraInit, require_choice
 from kora.backbones import Features, Level
 
 __all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
 
 Init = Literal["zero", "default"]
-LogitInit = Literal["zero", "orthogonal"]
 
 
 class Readout(nn.Module, ABC):
@@ -34,7 +33,7 @@ class Readout(nn.Module, ABC):
     extra_width: int = 0
 
     #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
-    extra_init: LogitInit = "zero"
+    extra_init: ExtraInit = "zero"
 
     #: Whether it says nothing of any c at the start, and lets no gradient through to it.
     starts_closed: bool = False
@@ -116,10 +115,10 @@ class LogitReadout(Readout):
 
     in_place = False
 
-    def __init__(self, init: LogitInit = "zero") -> None:
+    def __init__(self, init: ExtraInit = "zero") -> None:
         super().__init__()
-        require_choice("LogitReadout", "init", init, get_args(LogitInit))
-        self.init: LogitInit = init
+        require_choice("LogitReadout", "init", init, get_args(ExtraInit))
+        self.init: ExtraInit = init
         self.extra_init = init
         self.starts_closed = init == "zero"
 
