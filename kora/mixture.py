@@ -7,6 +7,7 @@ from typing import Any
 
 from kora.grouping import Grouping
 from kora.results import Run
+from kora.run_search import are_of_one_config
 
 __all__ = ["refuse_mixture", "training_differences", "without_strays"]
 
@@ -19,7 +20,7 @@ def refuse_mixture(runs: Sequence[Run], group: Grouping) -> None:
     """Raise ValueError where a mean or a difference would mix unlike things; names run and key."""
     findings = _differences([(run, _shared(run)) for run in runs])
     for members in _grouped(runs, group).values():
-        findings += _differences([(run, _within(run)) for run in members])
+        findings += _differences(_within(members))
     if findings:
         raise ValueError(
             "These runs cannot be compared, they differ in more than the strategy and the seed:\n"
@@ -37,7 +38,7 @@ def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], lis
     kept, notes = _majority([(run, _shared(run)) for run in runs])
     agreeing: list[Run] = []
     for members in _grouped(kept, group).values():
-        same, words = _majority([(run, _within(run)) for run in members])
+        same, words = _majority(_within(members))
         agreeing += same
         notes += words
     return agreeing, notes
@@ -69,13 +70,22 @@ def _shared(run: Run) -> dict[str, Any]:
     )
 
 
-def _within(run: Run) -> dict[str, Any]:
-    """What all runs of a group must have in common."""
-    own = {
-        "strategy": run.result.strategy,
-        "parameters.trainable": run.result.parameters.get("trainable"),
-    }
-    return own | _flat(run.result.settings, "settings", drop=set())
+def _within(members: Sequence[Run]) -> Described:
+    """What all runs of a group must have in common, of each of them."""
+    own = [
+        {
+            "strategy": run.result.strategy,
+            "parameters.trainable": run.result.parameters.get("trainable"),
+        }
+        for run in members
+    ]
+    settings = [_flat(run.result.settings, "settings", drop=set()) for run in members]
+    # Records of an earlier version lack what came later; then the configs tell, with defaults.
+    if any(other != settings[0] for other in settings[1:]) and are_of_one_config(
+        (run.folder, run.result.config_sha256) for run in members
+    ):
+        settings = [{} for _ in members]
+    return [(run, a | b) for run, a, b in zip(members, own, settings, strict=True)]
 
 
 def _grouped(runs: Iterable[Run], group: Grouping) -> dict[str, list[Run]]:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kora.config_defaults import with_defaults
 from kora.progress import say
 
 __all__ = ["Settings", "changes", "flat", "settings_of"]
@@ -81,7 +82,7 @@ class Settings:
             ValueError: With what cannot be honoured and the remedy.
         """
         old = resumed["settings"]
-        different = changes(old["config"], self.config)
+        different = changes(with_defaults(old["config"]), self.config)
         place = f"epoch {resumed['epoch']}, {resumed['batches']} of {old['batches']} batches done"
         lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in different.items()]
         told = "Changed since the checkpoint:\n" + "\n".join(lines) if lines else "Nothing changed."

@@ -2,24 +2,27 @@
 
 Two configs are of one run where all is equal that shapes its result: data, model, training, seed,
 experiment and source stage. Where it runs (devices, loggers, folders) does not matter. Files that
-a config only names (weights, data, the source config) are not compared.
+a config only names (weights, data, the source config) are not compared. A run of an earlier version
+is found by its config.yaml, with the options that came later at their defaults.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kora.config_defaults import with_defaults
 from kora.results import RESULTS_NAME, read_results, run_versions
 from kora.run_lock import RunLock
 
 __all__ = [
     "LAST_CHECKPOINT",
+    "are_of_one_config",
     "config_hash",
     "find_at_work",
     "find_finished_run",
@@ -92,7 +95,7 @@ def find_finished_run(
         except (OSError, RuntimeError, ValueError):
             continue
         trained = result.finished and result.stage == "fit"
-        if trained and (result.config_sha256 or _hash_of(folder)) == wanted and accept(folder):
+        if trained and _is_of(folder, result.config_sha256, wanted) and accept(folder):
             return folder
     return None
 
@@ -115,14 +118,38 @@ def find_at_work(config: Mapping[str, Any]) -> Path | None:
 def _unfinished(config: Mapping[str, Any]) -> Iterator[Path]:
     wanted = config_hash(config)
     for folder in run_folders(config):
-        if not (folder / RESULTS_NAME).exists() and _hash_of(folder) == wanted:
+        if not (folder / RESULTS_NAME).exists() and _is_of(folder, None, wanted):
             yield folder
 
 
-def _hash_of(folder: Path) -> str | None:
-    """By its config.yaml; None where that cannot be read."""
+def are_of_one_config(runs: Iterable[tuple[Path, str | None]]) -> bool:
+    """Whether runs differ in no more than seed and experiment, later options at their defaults.
+
+    Args:
+        runs: Their folders, and the hash each has recorded.
+    """
+    found = set()
+    for folder, recorded in runs:
+        config = _config_of(folder, recorded)
+        if config is None:
+            return False
+        found.add(config_hash(with_defaults({**config, "seed_everything": 0, "experiment": ""})))
+    return len(found) == 1
+
+
+def _is_of(folder: Path, recorded: str | None, wanted: str) -> bool:
+    """By the recorded hash, or else by config.yaml."""
+    if recorded == wanted:
+        return True
+    config = _config_of(folder, recorded)
+    return config is not None and wanted in map(config_hash, (config, with_defaults(config)))
+
+
+def _config_of(folder: Path, recorded: str | None) -> dict[str, Any] | None:
+    """The config.yaml of a run; None where it cannot be read, or has not the hash of its record."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return config_hash(config)
+        found = config_hash(config)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, AttributeError):
         return None
+    return dict(config) if recorded in (None, found) else None

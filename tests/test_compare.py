@@ -1,13 +1,18 @@
+import copy
 import csv
 import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from kora.compare import compare, compare_command, load_runs
+from kora.config_defaults import with_defaults
 from kora.results import Run, RunResult, write_results
+from kora.run_search import config_hash
+from tests.test_transfer import CONFIG
 
 PROTOCOL = {
     "dataset": "Tiny",
@@ -349,3 +354,29 @@ def test_runs_that_trained_differently_are_not_averaged(tmp_path: Path) -> None:
     runs = [run("LoRA", k, 0.5, settings=settings(8, epochs=k + 1)) for k in range(2)]
     with pytest.raises(ValueError, match=r"settings\.training\.max_epochs: 1 in .*; 2 in "):
         compare(runs)
+
+
+def test_a_run_of_an_earlier_version_is_averaged_where_only_later_options_are_missing(
+    tmp_path: Path,
+) -> None:
+    now: dict[str, Any] = with_defaults(CONFIG)  # with all options, as a run resolves it
+    earlier = copy.deepcopy(now)
+    del earlier["model"]["init_args"]["head_init"]
+    records = (
+        {"training": {"max_epochs": 7}},
+        {"training": {"max_epochs": 7, "head_init": "default"}},
+    )
+    made = [
+        run("LoRA", k, 0.5, settings=record, config_sha256=config_hash(config))
+        for k, (record, config) in enumerate(zip(records, (earlier, now), strict=True))
+    ]
+    write(tmp_path, *made)
+    with pytest.raises(ValueError, match=r"settings\.training\.head_init: absent in "):
+        compare(load_runs([tmp_path])[0])
+    for one, config in zip(made, (earlier, now), strict=True):
+        (tmp_path / one.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [group.mean for group in compare(load_runs([tmp_path])[0]).groups] == [0.5]
+    changed = {**earlier, "trainer": {**earlier["trainer"], "max_epochs": 9}}
+    (tmp_path / made[0].folder / "config.yaml").write_text(yaml.safe_dump(changed))
+    with pytest.raises(ValueError, match=r"settings\.training\.head_init: absent in "):
+        compare(load_runs([tmp_path])[0])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.config_defaults import with_defaults
 from kora.results import RunResult, write_results
 from kora.run_lock import RunLock
 from kora.run_search import (
@@ -120,6 +121,26 @@ def test_a_record_from_before_the_hash_is_known_by_its_config(wanted: dict[str, 
     assert find_finished_run(wanted) == folder
     (folder / "config.yaml").unlink()
     assert find_finished_run(wanted) is None
+
+
+def test_an_option_that_came_later_is_taken_at_its_default(wanted: dict[str, Any]) -> None:
+    now = with_defaults(wanted)  # with all options, as a run resolves it
+    earlier = copy.deepcopy(now)
+    del earlier["model"]["init_args"]["head_init"]
+    folder = write_run(earlier)
+    assert find_finished_run(now) == folder
+    assert find_finished_run(changed(now, "model.init_args.head_init", "zero")) is None
+    (folder / "config.yaml").write_text(yaml.safe_dump(changed(earlier, "trainer.max_epochs", 1)))
+    assert find_finished_run(changed(now, "trainer.max_epochs", 1)) is None, "edited later"
+    assert find_finished_run(now) is None
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(wanted: dict[str, Any]) -> None:
+    now = with_defaults(wanted)
+    earlier = copy.deepcopy(now)
+    del earlier["model"]["init_args"]["head_init"]
+    assert last_checkpoint(now) is None
+    assert unfinished(earlier) in (last_checkpoint(now) or Path()).parents
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
