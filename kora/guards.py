@@ -74,8 +74,18 @@ class FiniteGuard(Callback):
 
 
 def _finite_gradients(optimizer: Optimizer) -> bool:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    found = [gradient for gradient in gradients if gradient is not None]
-    if not found:
-        return True
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(found)))
+    """Looks at all in one pass, as the loss scaler of torch does; it multiplies by one here."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                gradient = parameter.grad.detach()
+                alike.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+    found = []
+    for (device, _), gradients in alike.items():
+        wrong = torch.zeros((), device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            gradients, wrong, torch.ones((), device=device)
+        )
+        found.append(wrong)
+    return not any(map(bool, found))

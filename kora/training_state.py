@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kora.csv_log import count_rows
+from kora.loop_state import loop_state
 from kora.preemption import Preemption
 from kora.progress import say
 from kora.resume import how_to_go_on
@@ -169,12 +170,12 @@ class TrainingState(Callback):
         """Keep where the loops are, after a whole step."""
         if not trainer.fit_loop._should_accumulate():
             self._stepping = False
-            self._validated = trainer.fit_loop.state_dict()
+            self._validated = loop_state(trainer.fit_loop)
             self._loops = _with_validation_to_do(trainer, self._validated)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep where the loops are between two epochs."""
-        self._loops, self._validated = trainer.fit_loop.state_dict(), None
+        self._loops, self._validated = loop_state(trainer.fit_loop), None
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # by others
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

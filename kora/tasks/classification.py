@@ -191,9 +191,11 @@ class ClassificationTask(AdapterTask):
         if labels is None or labels.device.type != "cpu":  # looked at before it was moved
             return
         assert self.num_classes is not None
-        wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten()
-        if len(wrong):
-            place = int(wrong[0])
+        if not labels.numel():
+            return
+        lowest, highest = labels.aminmax()  # one pass, as every batch is looked at
+        if lowest < 0 or highest >= self.num_classes:
+            place = int(torch.nonzero((labels < 0) | (labels >= self.num_classes))[0])
             sample = f" (sample {int(batch['index'][place])})" if "index" in batch else ""
             raise ValueError(
                 f"Label {int(labels[place])}{sample} is out of range; expected 0 to "
