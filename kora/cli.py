@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -201,6 +202,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     shows the traceback as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _command(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _fail("interrupted.", code=128 + signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(128 + signal.SIGPIPE)
+        told = _told(error)
+        code = 1 if told is None or not isinstance(told, ValueError) else 2
+        if told is None or os.environ.get("KORA_DEBUG"):
+            traceback.print_exc()
+            sys.exit(code)
+        _fail(str(told), code=code)
+
+
+def _command(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return
@@ -212,17 +230,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
-    try:
-        command(args[1:])
-    except KeyboardInterrupt:
-        _fail("interrupted.", code=128 + signal.SIGINT)
-    except Exception as error:
-        told = _told(error)
-        code = 1 if told is None or not isinstance(told, ValueError) else 2
-        if told is None or os.environ.get("KORA_DEBUG"):
-            traceback.print_exc()
-            sys.exit(code)
-        _fail(str(told), code=code)
+    command(args[1:])
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as behind `kora ... | head`."""
+    look = select.poll()
+    look.register(sys.stdout, 0)
+    if not look.poll(0):
+        return False
+    with open(os.devnull, "wb") as nowhere:  # or Python would tell of it at its end
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return True
 
 
 def _fail(message: str, *, code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,22 @@ def test_a_bug_shows_its_traceback_and_exits_with_one(here: Path, capfd: Capture
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "attach" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["list"], ["grid", "--config", "configs/grids/notebooks.yaml", "--dry_run"]],
+)
+def test_a_reader_that_has_seen_enough_is_told_of_no_error(command: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kora", *command], cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == ""
+    assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich ends with 1
 
 
 def test_kora_debug_shows_the_traceback_of_a_mistake_too(
