@@ -92,19 +92,22 @@ results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches
 	@$(BIN)/kora compare runs/refine
 
 # Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
+# REPEATS sets the rounds that are counted, and DEVICE=cuda measures on a GPU what is not of the CPU alone.
 bench: export OMP_NUM_THREADS ?= 1
 bench: export PATH := $(abspath $(BIN)):$(PATH)
+bench: ROUNDS = $(if $(REPEATS),--repeats $(REPEATS))
+bench: TIMED = $(ROUNDS) $(if $(DEVICE),--device $(DEVICE))
 bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers and pictures: runs/bench)
-	@python benchmarks/training_step.py --out runs/bench/float32
-	@python benchmarks/training_step.py --precision bfloat16 --out runs/bench/bfloat16
-	@python benchmarks/growth.py --out runs/bench
-	@python benchmarks/merged.py --out runs/bench
-	@python benchmarks/overhead.py --out runs/bench
-	@python benchmarks/startup.py --out runs/bench
-	@python benchmarks/composers.py --out runs/bench
-	@python benchmarks/feature_cache.py
-	@python benchmarks/nyu_loading.py
-	@python benchmarks/image_loading.py
+	@python benchmarks/training_step.py $(TIMED) --out runs/bench/float32
+	@python benchmarks/training_step.py $(TIMED) --precision bfloat16 --out runs/bench/bfloat16
+	@python benchmarks/growth.py $(TIMED) --out runs/bench
+	@python benchmarks/merged.py $(TIMED) --out runs/bench
+	@python benchmarks/overhead.py $(TIMED) --out runs/bench
+	@python benchmarks/startup.py $(ROUNDS) --out runs/bench
+	@python benchmarks/composers.py $(TIMED) --out runs/bench
+	@python benchmarks/feature_cache.py $(TIMED)
+	@python benchmarks/nyu_loading.py $(ROUNDS)
+	@python benchmarks/image_loading.py $(ROUNDS)
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
