@@ -16,8 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from kora.canvas import BLUE, GREY, new_figure, save
-from kora.denormals import are_flushed
+from kora.denormals import flushed
 from kora.durable import write_atomically
 
 __all__ = [
@@ -78,7 +77,7 @@ def in_turn(
     """Seconds of every round by name and, on a GPU, the peak of its memory."""
     kinds = SPENT if device.type == "cpu" else SPENT[:1]
     found: Found = {name: {kind: [] for kind in kinds} for name in runs}
-    with _flushed(device):
+    with flushed(device):
         for repeat in range(repeats + 1):
             for name, run in runs.items():
                 spent = _spent(run, device)
@@ -100,17 +99,6 @@ def _spent(run: Callable[[], object], device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         spent["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return spent
-
-
-@contextmanager
-def _flushed(device: torch.device) -> Iterator[None]:
-    """On a CPU, numbers too small for the normal form are zero (kora/denormals.py)."""
-    before = are_flushed()
-    torch.set_flush_denormal(before or device.type == "cpu")
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -6,6 +6,8 @@ by the thousand: of the gradients of KoRA's 48 nodes most are so small, or zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["FlushedDenormals", "are_flushed"]
+__all__ = ["FlushedDenormals", "are_flushed", "flushed"]
 
 
 def are_flushed() -> bool:
@@ -21,30 +23,37 @@ def are_flushed() -> bool:
     return (torch.tensor([2e-38]) / 4).item() == 0
 
 
-class FlushedDenormals(Callback):
-    """For the time of a fit on a CPU, in the thread that trains.
+@contextmanager
+def flushed(device: torch.device) -> Iterator[None]:
+    """They are zero within, for computations on a CPU and in this thread, and as before behind it.
 
-    Where the processor cannot do it, nothing changes. Outside of a fit all is as it was, since
-    others may ask for the smallest number.
+    Where the processor cannot do it, nothing changes.
     """
+    before = are_flushed()
+    if device.type == "cpu":
+        for kind in (np.float32, np.float64):
+            np.finfo(kind)  # asks for the smallest number once, and warns if that is zero
+        torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+class FlushedDenormals(Callback):
+    """For the time of a fit; outside of it all is as it was, as others may ask for the smallest."""
 
     def __init__(self) -> None:
-        self._before: bool | None = None  # outside of a fit
+        self._within = ExitStack()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin."""
-        self._before = are_flushed()
-        if trainer.strategy.root_device.type == "cpu":
-            for kind in (np.float32, np.float64):
-                np.finfo(kind)  # asks for the smallest number once, and warns if that is zero
-            torch.set_flush_denormal(True)
+        self._within.enter_context(flushed(trainer.strategy.root_device))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave it as it was."""
-        if self._before is not None:
-            torch.set_flush_denormal(self._before)
-            self._before = None
+        self._within.close()
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave it as it was, also where a test or a prediction fails."""
-        self.on_fit_end(trainer, pl_module)
+        self._within.close()
