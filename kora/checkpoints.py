@@ -29,9 +29,9 @@ from kora.adapter_folder import (
     record_sha256,
 )
 from kora.adapters import Strategy, describe
-from kora.adapters.base import completed
 from kora.backbones import Backbone
 from kora.checkpoint_files import read_checkpoint, require_record
+from kora.config_defaults import with_defaults
 from kora.durable import write_atomically
 
 __all__ = [
@@ -145,7 +145,7 @@ def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str
             f"{source} is of {theirs['class_path']}; this run has {mine['class_path']}. Make "
             "model.adapter equal to it."
         )
-    ours, other = mine["init_args"], completed(adapter, theirs)["init_args"]
+    ours, other = mine["init_args"], with_defaults(theirs)["init_args"]
     wrong = [
         f"{key}={other.get(key)!r} there, {ours.get(key)!r} here"
         for key in dict.fromkeys([*ours, *other])

@@ -1,7 +1,7 @@
-"""Resolved configs of earlier versions, with the options that came later at their defaults.
+"""Configs and records of earlier versions, with the options that came later at their defaults.
 
 An option that is added keeps by its default what was done before it was there, so a config without
-it and a config that names its default are of one run.
+it and a config that names its default are of one run, and a record without it of one strategy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["with_defaults"]
 
 
 def with_defaults(config: Any) -> Any:
-    """A copy of a resolved config in plain types, each of its classes with all its options.
+    """A copy of a config or record in plain types, each of its classes with all options.
 
     Options whose default is no plain value, and classes that cannot be imported, stay as they are.
     """
@@ -40,7 +40,8 @@ def _defaults(class_path: str) -> dict[str, Any]:
         parser.add_class_arguments(getattr(import_module(module), name))
     except (ImportError, AttributeError, TypeError, ValueError):
         return {}
-    return {key: value for key, value in vars(parser.get_defaults()).items() if _is_plain(value)}
+    defaults = vars(parser.get_defaults())
+    return {key: with_defaults(value) for key, value in defaults.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -29,7 +29,6 @@ from kora.sites import Site
 __all__ = [
     "LowRankDelta",
     "Strategy",
-    "completed",
     "describe",
     "require_choice",
     "require_effect",
@@ -245,23 +244,6 @@ def describe(obj: Any) -> dict[str, Any]:
         module = "kora.adapters"
     arguments = {k: _plain(v) for k, v in _arguments(obj).items()}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
-
-
-def completed(obj: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of `describe` with the defaults of arguments that came after it was written.
-
-    Args:
-        obj: One of the same class, where the record is of its class; it is only asked for types.
-    """
-    given = dict(record["init_args"])
-    for name, value in _arguments(obj).items():
-        default = inspect.signature(type(obj)).parameters[name].default
-        if name not in given and default is not inspect.Parameter.empty:
-            given[name] = _plain(default)
-        elif isinstance(value, nn.Module) and isinstance(given.get(name), Mapping):
-            same = given[name].get("class_path") == describe(value)["class_path"]
-            given[name] = completed(value, given[name]) if same else given[name]
-    return {**record, "init_args": given}
 
 
 def resized(strategy: Strategy, size: int) -> Strategy:
