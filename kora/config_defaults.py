@@ -6,6 +6,7 @@ it and a config that names its default are of one run, and a record without it o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -17,7 +18,8 @@ __all__ = ["with_defaults"]
 def with_defaults(config: Any) -> Any:
     """A copy of a config or record in plain types, each of its classes with all options.
 
-    Options whose default is no plain value, and classes that cannot be imported, stay as they are.
+    Options whose default is no plain value stay as they are, and so do classes that are neither of
+    this project nor loaded already: a file of somebody else must not choose what is imported.
     """
     if isinstance(config, list | tuple):
         return [with_defaults(item) for item in config]
@@ -29,17 +31,23 @@ def with_defaults(config: Any) -> Any:
     return made
 
 
-@cache
 def _defaults(class_path: str) -> dict[str, Any]:
-    """Plain values of the options that a class leaves open, by name."""
+    """Plain values of the options that a class leaves open, by name; nothing of unknown classes."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        ours = module.partition(".")[0] in ("kora", "datamodules")
+        kind = getattr(import_module(module) if ours else sys.modules[module], name)
+        return _of_class(kind)
+    except (ImportError, KeyError, AttributeError, TypeError, ValueError):
+        return {}
+
+
+@cache
+def _of_class(kind: type) -> dict[str, Any]:
     from jsonargparse import ArgumentParser
 
-    module, _, name = class_path.rpartition(".")
     parser = ArgumentParser()
-    try:
-        parser.add_class_arguments(getattr(import_module(module), name))
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return {}
+    parser.add_class_arguments(kind)
     defaults = vars(parser.get_defaults())
     return {key: with_defaults(value) for key, value in defaults.items() if _is_plain(value)}
 

@@ -81,11 +81,12 @@ def _finite_gradients(optimizer: Optimizer) -> bool:
             if parameter.grad is not None:
                 gradient = parameter.grad.detach()
                 alike.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    found = []
-    for (device, _), gradients in alike.items():
-        wrong = torch.zeros((), device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            gradients, wrong, torch.ones((), device=device)
-        )
-        found.append(wrong)
-    return not any(map(bool, found))
+    return all(_finite(gradients, device) for (device, _), gradients in alike.items())
+
+
+def _finite(gradients: list[Tensor], device: torch.device) -> bool:
+    if device.type not in ("cpu", "cuda"):  # others may not have that operation
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    wrong, one = torch.zeros((), device=device), torch.ones((), device=device)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, wrong, one)
+    return not wrong

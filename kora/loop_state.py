@@ -12,9 +12,9 @@ __all__ = ["loop_state"]
 
 
 def loop_state(loop: _Loop, prefix: str = "") -> dict[str, Any]:
-    """What `loop.state_dict(prefix=prefix)` gives, in a third of its time.
+    """What `loop.state_dict(prefix=prefix)` gives, without deep copies of single numbers.
 
-    Lightning copies every counter with `dataclasses.asdict`, number by number and deeply.
+    Lightning copies every counter with `dataclasses.asdict`, which was most of that call's time.
     """
     found: dict[str, Any] = {f"{prefix}state_dict": loop.on_save_checkpoint()}
     for name, part in vars(loop).items():

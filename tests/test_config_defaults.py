@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +35,19 @@ def test_a_class_that_is_not_there_stays_as_it_is() -> None:
     for path in ("nowhere.Adapter", "kora.adapters.Nobody", "Bare"):
         config = {"class_path": path, "init_args": {"rank": 4}}
         assert with_defaults(config) == config
+
+
+def test_a_file_does_not_choose_what_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign.py").write_text("class Adapter:\n    def __init__(self, a=1): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = {"class_path": "foreign.Adapter", "init_args": {}}
+    assert with_defaults(config) == config
+    assert "foreign" not in sys.modules
+    importlib.import_module("foreign")
+    assert with_defaults(config)["init_args"] == {"a": 1}
+    del sys.modules["foreign"]
 
 
 def test_what_the_parser_resolves_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
