@@ -92,20 +92,20 @@ results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches
 	@$(BIN)/kora compare runs/refine
 
 # Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
-# REPEATS sets the rounds that are counted, and DEVICE=cuda measures on a GPU what is not of the CPU alone.
+# REPEATS sets the rounds of what takes long, and DEVICE=cuda measures on a GPU what is not of the CPU alone.
 bench: export OMP_NUM_THREADS ?= 1
 bench: export PATH := $(abspath $(BIN)):$(PATH)
 bench: ROUNDS = $(if $(REPEATS),--repeats $(REPEATS))
-bench: TIMED = $(ROUNDS) $(if $(DEVICE),--device $(DEVICE))
+bench: ON = $(if $(DEVICE),--device $(DEVICE))
 bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers and pictures: runs/bench)
-	@python benchmarks/training_step.py $(TIMED) --out runs/bench/float32
-	@python benchmarks/training_step.py $(TIMED) --precision bfloat16 --out runs/bench/bfloat16
-	@python benchmarks/growth.py $(TIMED) --out runs/bench
-	@python benchmarks/merged.py $(TIMED) --out runs/bench
-	@python benchmarks/overhead.py $(TIMED) --out runs/bench
-	@python benchmarks/startup.py $(ROUNDS) --out runs/bench
-	@python benchmarks/composers.py $(TIMED) --out runs/bench
-	@python benchmarks/feature_cache.py $(TIMED)
+	@python benchmarks/training_step.py $(ON) $(ROUNDS) --out runs/bench/float32
+	@python benchmarks/training_step.py $(ON) $(ROUNDS) --precision bfloat16 --out runs/bench/bfloat16
+	@python benchmarks/growth.py $(ON) $(ROUNDS) --out runs/bench
+	@python benchmarks/merged.py $(ON) $(ROUNDS) --out runs/bench
+	@python benchmarks/overhead.py $(ON) --out runs/bench
+	@python benchmarks/startup.py --out runs/bench
+	@python benchmarks/composers.py $(ON) --out runs/bench
+	@python benchmarks/feature_cache.py $(ON) $(ROUNDS)
 	@python benchmarks/nyu_loading.py $(ROUNDS)
 	@python benchmarks/image_loading.py $(ROUNDS)
 
