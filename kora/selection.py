@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kora.config_defaults import with_defaults
 from kora.grouping import Grouping, brief
 from kora.results import RESULTS_NAME, Run, find_runs, read_results
 
@@ -52,22 +53,27 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 def _named_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs of one strategy with other arguments get other names: `LoRA (sites=[q, v])`."""
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    kinds: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        arguments = run.result.settings.get("adapter", {}).get("init_args", {})
-        seen = kinds.setdefault((run.result.experiment, run.result.strategy), [])
-        if arguments not in seen:
-            seen.append(arguments)
-    named = []
-    for folder, result in runs:
-        mine = result.settings.get("adapter", {}).get("init_args", {})
-        others = kinds[result.experiment, result.strategy]
-        differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
-        if differing:
-            text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
-            result = replace(result, strategy=f"{result.strategy} ({text})")
-        named.append(Run(folder, result))
-    return named
+        kinds.setdefault((run.result.experiment, run.result.strategy), []).append(run)
+    named = {}
+    for same in kinds.values():
+        arguments = _arguments(same)
+        for (folder, result), mine in zip(same, arguments, strict=True):
+            differing = [k for k in mine if any(other.get(k) != mine[k] for other in arguments)]
+            if differing:
+                text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
+                result = replace(result, strategy=f"{result.strategy} ({text})")
+            named[folder] = Run(folder, result)
+    return [named[run.folder] for run in runs]
+
+
+def _arguments(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The arguments of their adapters; of earlier versions, later options at their defaults."""
+    adapters = [run.result.settings.get("adapter", {}) for run in runs]
+    if any(adapter != adapters[0] for adapter in adapters):  # only then: it loads the strategies
+        adapters = [with_defaults(adapter) for adapter in adapters]
+    return [adapter.get("init_args", {}) for adapter in adapters]
 
 
 def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:

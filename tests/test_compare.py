@@ -350,6 +350,23 @@ def test_one_strategy_with_other_arguments_is_another_row(tmp_path: Path) -> Non
     ]
 
 
+def test_runs_from_before_an_option_was_there_are_of_the_strategy_at_its_default(
+    tmp_path: Path,
+) -> None:
+    form = {"class_path": "kora.adapters.NodeForm", "init_args": {"norm": True, "direct": True}}
+    late = with_defaults(form)
+    late["init_args"]["init"] = "zero"
+    for seed, node_form in enumerate((form, with_defaults(form), late)):
+        adapter = {
+            "class_path": "kora.adapters.KoRA",
+            "init_args": {"rank": 4, "node_form": node_form},
+        }
+        write(tmp_path, run("KoRA", seed, 0.5, settings={"adapter": adapter}))
+    old, new, other = (each.result.strategy for each in load_runs([tmp_path])[0])
+    assert old == new != other
+    assert "init=zero" in other
+
+
 def test_runs_that_trained_differently_are_not_averaged(tmp_path: Path) -> None:
     runs = [run("LoRA", k, 0.5, settings=settings(8, epochs=k + 1)) for k in range(2)]
     with pytest.raises(ValueError, match=r"settings\.training\.max_epochs: 1 in .*; 2 in "):
