@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,16 +15,10 @@ from kora.csv_log import RowByRow
 from kora.durable import require_room
 from kora.progress import say
 from kora.results import run_versions
-from kora.wandb_run import (
-    BoundedWandb,
-    keep_run_id,
-    server_answers,
-    sweep_run_id,
-    wandb_base_url,
-    wandb_run_id,
-)
+from kora.wandb_run import BoundedWandb, keep_run_id, sweep_run_id, wandb_run_id
+from kora.wandb_server import has_credentials, server_answers, wandb_base_url
 
-__all__ = ["Wandb", "claim_run_folder", "has_credentials", "make_loggers", "wandb_offline"]
+__all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
 
 _LEAST_ROOM = 2**20  # bytes, for the config, the splits and a record
 
@@ -111,22 +103,6 @@ def wandb_offline(mode: str) -> bool:
 def _asked(mode: str) -> str | None:
     """What the user said, in the config or else in W&B's own variable; None if nothing."""
     return mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
-
-
-def has_credentials() -> bool:
-    """Whether there is a login at the W&B server: a key, or an entry in netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    hosts = {urlsplit(wandb_base_url()).netloc}
-    if not os.environ.get("WANDB_BASE_URL"):
-        hosts.add("api.wandb.ai")  # older versions of wandb log in there
-    named = os.environ.get("NETRC")
-    path = Path(named or "~/.netrc").expanduser()
-    try:
-        found = netrc.netrc(path)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any(found.authenticators(host) is not None for host in hosts)
 
 
 def make_loggers(

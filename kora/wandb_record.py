@@ -16,19 +16,15 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from kora.outcomes import OUTCOMES_NAME
 from kora.reports import Report
 from kora.results import RESULTS_NAME, RunResult
 from kora.throughput import Throughput
-from kora.wandb_run import PANELS_S, BoundedWandb, finish_wandb, server_answers, wandb_base_url
+from kora.wandb_run import PANELS_S, BoundedWandb, finish_wandb
+from kora.wandb_runs import KEPT_FILES, RESULTS_KEY
+from kora.wandb_server import server_answers, wandb_base_url
 
-__all__ = ["KEPT_FILES", "RESULTS_KEY", "columns", "confusion_rows", "end_wandb"]
+__all__ = ["columns", "confusion_rows", "end_wandb"]
 
-#: Config key of the text of results.json. The API gives the configs of many runs in one answer; as
-#: text, because W&B would make a column of every value in a table.
-RESULTS_KEY = "kora_results"
-#: What `kora compare` reads beside it: outcomes of the test images, and learning curves.
-KEPT_FILES = (OUTCOMES_NAME, f"{OUTCOMES_NAME}.sha256", "metrics.csv")
 _MOST_CELLS = 10_000  # rows of a table that W&B draws
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,50 +22,22 @@ __all__ = [
     "BoundedWandb",
     "finish_wandb",
     "keep_run_id",
-    "server_answers",
     "sweep_run_id",
-    "wandb_base_url",
     "wandb_run_id",
 ]
 
-#: Seconds: a look at the server, the start of a run, and at its end what W&B asks the server for,
+#: Seconds: the start of a run, and at its end what W&B asks the server for,
 #: and then the upload. What W&B does after that takes as long as the upload again, and all of the
 #: end is to take a minute at most.
-_LOOK_S, _START_S, PANELS_S, FINISH_S = 4.0, 30.0, 9.0, 24.0
+_START_S, PANELS_S, FINISH_S = 30.0, 9.0, 24.0
 _ID_FILE = "wandb_run.json"
 #: By these a W&B agent tells its run which one it is; a run that this one starts is another.
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
-def wandb_base_url() -> str:
-    """The server that W&B talks to."""
-    import wandb
-
-    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
-
-
 def sweep_run_id() -> str | None:
     """Id that the agent of a sweep has given to this run; None outside of a sweep."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
-def server_answers(base_url: str) -> bool:
-    """Whether a W&B server answers what a run would ask first, also that it wants a login.
-
-    A connection alone says little: a server in trouble, or a proxy, accepts it and says nothing.
-    """
-    try:
-        answer = requests.post(
-            f"{base_url.rstrip('/')}/graphql",
-            json={"query": "query Viewer { viewer { id } }"},
-            timeout=_LOOK_S,
-        )
-        if answer.status_code != 401:
-            answer.raise_for_status()
-            answer.json()  # a proxy would send a page for people
-    except requests.RequestException:
-        return False
-    return True
 
 
 def wandb_run_id(place: Path) -> str | None:

@@ -15,13 +15,25 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from kora.loggers import has_credentials
+from kora.outcomes import OUTCOMES_NAME
 from kora.results import RESULTS_NAME, write_atomically
-from kora.wandb_record import KEPT_FILES, RESULTS_KEY
-from kora.wandb_run import server_answers, wandb_base_url
+from kora.wandb_server import has_credentials, server_answers, wandb_base_url
 
-__all__ = ["Address", "address_of", "fetch_runs", "record_of", "run_cache"]
+__all__ = [
+    "KEPT_FILES",
+    "RESULTS_KEY",
+    "Address",
+    "address_of",
+    "fetch_runs",
+    "record_of",
+    "run_cache",
+]
 
+#: Config key of the text of results.json. The API gives the configs of many runs in one answer; as
+#: text, because W&B would make a column of every value in a table.
+RESULTS_KEY = "kora_results"
+#: What `kora compare` reads beside it: outcomes of the test images, and learning curves.
+KEPT_FILES = (OUTCOMES_NAME, f"{OUTCOMES_NAME}.sha256", "metrics.csv")
 _PAGE, _TIMEOUT_S, _AT_ONCE = 100, 60, 8
 _MARK = ".fetched"
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from kora.results import read_results
-from kora.wandb_record import RESULTS_KEY, columns, confusion_rows
+from kora.wandb_record import columns, confusion_rows
+from kora.wandb_runs import RESULTS_KEY
 from tests.cli.support import tiny_config, write_config
 from tests.cli.test_depth import depth_config
 from tests.test_compare import run

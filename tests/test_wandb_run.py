@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from kora.loggers import claim_run_folder
-from kora.wandb_run import FINISH_S, keep_run_id, server_answers, wandb_run_id
+from kora.wandb_run import FINISH_S, keep_run_id, wandb_run_id
+from kora.wandb_server import server_answers
 from tests.cli.support import tiny_config, write_config
 from tests.test_loggers import KEY, fit_command, in_a_terminal
 

@@ -21,8 +21,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from kora.wandb_record import RESULTS_KEY
-from kora.wandb_runs import Address, address_of, record_of
+from kora.wandb_runs import RESULTS_KEY, Address, address_of, record_of
 from tests.cli.support import tiny_config, write_config
 from tests.test_loggers import KEY
 from tests.wandb_files import config_of, offline_folder
@@ -186,7 +185,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kora(
-    folder: Path, *args: str, server: Any = None, key: str = KEY
+    folder: Path, *args: str, server: Any = None, key: str = KEY, python: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
     environment = {**clean, "HOME": str(folder), "COLUMNS": "220"}
@@ -195,7 +194,7 @@ def kora(
         environment |= {"WANDB_BASE_URL": server.url}
         environment |= {"WANDB_API_KEY": key} if key else {}
     return subprocess.run(
-        [sys.executable, "-m", "kora", *args], cwd=folder, env=environment,
+        [sys.executable, *python, "-m", "kora", *args], cwd=folder, env=environment,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -241,6 +240,18 @@ def test_the_tables_are_those_of_the_run_folders(
     assert "val/accuracy" in page.read_text()  # learning curves
     assert server.asked.count("Runs") == 2 * 2  # four runs in pages of three
     assert server.asked.count("RunFiles") == 4
+
+
+@pytest.mark.slow
+def test_runs_are_fetched_and_compared_without_loading_torch(trained: Path, server: Any) -> None:
+    put(server, trained)
+    done = kora(
+        trained, "compare", "--wandb", "me/kora", server=server, python=("-X", "importtime")
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "wandb" in loaded
+    assert not loaded & {"torch", "lightning", "timm"}
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""The W&B server: where it is, whether it answers, and whether there is a login.
+
+Nothing here loads torch or Lightning, so `kora compare --wandb` starts at once.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+__all__ = ["has_credentials", "server_answers", "wandb_base_url"]
+
+_LOOK_S = 4.0
+
+
+def wandb_base_url() -> str:
+    """The server that W&B talks to."""
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def has_credentials() -> bool:
+    """Whether there is a login at the W&B server: a key, or an entry in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    hosts = {urlsplit(wandb_base_url()).netloc}
+    if not os.environ.get("WANDB_BASE_URL"):
+        hosts.add("api.wandb.ai")  # older versions of wandb log in there
+    named = os.environ.get("NETRC")
+    path = Path(named or "~/.netrc").expanduser()
+    try:
+        found = netrc.netrc(path)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(found.authenticators(host) is not None for host in hosts)
+
+
+def server_answers(base_url: str) -> bool:
+    """Whether a W&B server answers what a run would ask first, also that it wants a login.
+
+    A connection alone says little: a server in trouble, or a proxy, accepts it and says nothing.
+    """
+    try:
+        answer = requests.post(
+            f"{base_url.rstrip('/')}/graphql",
+            json={"query": "query Viewer { viewer { id } }"},
+            timeout=_LOOK_S,
+        )
+        if answer.status_code != 401:
+            answer.raise_for_status()
+            answer.json()  # a proxy would send a page for people
+    except requests.RequestException:
+        return False
+    return True
