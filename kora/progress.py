@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 __all__ = ["ProgressBar", "say", "without_noise"]
+
+_READ_EVERY_S = 0.5
 
 #: Warnings of Lightning and torch that tell a user of kora nothing.
 _NOISE = (
@@ -36,12 +41,25 @@ def say(text: str) -> None:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with its estimate, less the version number."""
+    """Lightning's bar with its estimate, less the version number.
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        metrics = dict(super().get_metrics(*args))
-        metrics.pop("v_num", None)
-        return metrics
+    It is drawn once a second, so within an epoch its metrics are read no more than twice in one:
+    to read them takes time, and on a GPU waits for the step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shown: dict[str, Any] = {}
+        self._read_at = -math.inf
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        now = time.monotonic()
+        if not trainer.training or trainer.is_last_batch or now - self._read_at >= _READ_EVERY_S:
+            self._shown = dict(super().get_metrics(trainer, pl_module))
+            self._shown.pop("v_num", None)
+            self._read_at = now
+        return self._shown
 
 
 @contextmanager
