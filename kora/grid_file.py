@@ -102,8 +102,13 @@ def _as_list(value: Any) -> list[str]:
 
 
 def _end(value: Any, parts: int) -> str:
-    """Names of files with so many parts of their paths."""
+    """Names of files with so many parts of their paths.
+
+    What `kora tune` found for files bears their names, and adds nothing to them.
+    """
     paths = [Path(file).with_suffix("") for file in _as_list(value)]
+    if len(paths) > 1 and paths[-1].name == "+".join(path.name for path in paths[:-1]):
+        paths.pop()
     return "+".join("/".join(path.parts[-parts:]) for path in paths)
 
 

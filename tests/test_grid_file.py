@@ -90,6 +90,23 @@ def test_a_value_of_a_group_may_be_several_files(folder: Path) -> None:
     assert two.args[:4] == ("--config", "base.yaml", "--config", "kora.yaml")
 
 
+def test_what_a_search_found_for_files_adds_nothing_to_their_name(folder: Path) -> None:
+    (folder / "best").mkdir()
+    for name in ("more+lora", "kora"):
+        (folder / "best" / f"{name}.yaml").write_text("{}\n")
+    both, one = read(
+        folder,
+        vary={
+            "config": [
+                ["more.yaml", "lora.yaml", "best/more+lora.yaml"],
+                ["kora.yaml", "best/kora.yaml"],
+            ]
+        },
+    ).jobs()
+    assert (both.name, one.name) == ("more+lora, seed 0", "kora, seed 0")
+    assert both.args[6:8] == ("--config", "best/more+lora.yaml")
+
+
 def test_files_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
     files = ["lora.yaml", "sizes/small/lora.yaml", "sizes/large/lora.yaml", "kora.yaml"]
     for file in files[1:3]:
