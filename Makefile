@@ -88,7 +88,7 @@ results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches
 	  --against images --against seconds --out runs/refine_ti100
 	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --reference refine_ablation_as_it_is \
 	  --out runs/refine_ablation
-	@$(BIN)/kora compare runs/refine_cifar10_5
+	@$(BIN)/kora compare runs/refine_cifar10_5 runs/refine_cifar10_50 --against images --out runs/refine_cifar10
 	@$(BIN)/kora compare runs/refine
 
 # Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
