@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from kora.cli import main
-from kora.lightning_cli import parse
+from kora.lightning_cli import KoraCLI, parse
 
-__all__ = ["assert_accepted", "kora_commands"]
+__all__ = ["assert_accepted", "kora_commands", "parsed"]
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -27,6 +29,16 @@ def kora_commands(text: str) -> list[str]:
     return commands
 
 
+def parsed(*args: str) -> KoraCLI:
+    """What `kora.lightning_cli.parse` makes of these, once for all who ask: it takes its time."""
+    return _parsed(Path.cwd(), *args)
+
+
+@cache
+def _parsed(folder: Path, *args: str) -> KoraCLI:
+    return parse(args)
+
+
 def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Parse a command with the real parsers: its configs exist and its options are known."""
     name, *args = shlex.split(command)[1:]
@@ -34,9 +46,9 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     code: int | str | None = 0
     try:
         if name in _LIGHTNING and "--images" not in args:
-            parse([name, *args])
+            parsed(name, *args)
         elif name in ("params", "data") and "--match" not in args:
-            parse(["fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare"))])
+            parsed("fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare")))
         elif name in ("grid", "tune"):
             main([name, *args, "--dry_run"])
         else:

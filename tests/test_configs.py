@@ -12,11 +12,10 @@ import pytest
 import yaml
 
 from kora.grid_file import read_grid
-from kora.lightning_cli import parse
 from kora.listing import config_claim, is_grid, is_search, is_sweep
 from kora.tune_file import read_tuning
 from tests.cli.support import REPOSITORY, kora
-from tests.commands import assert_accepted, kora_commands
+from tests.commands import assert_accepted, kora_commands, parsed
 
 Capture = pytest.CaptureFixture[str]
 
@@ -70,7 +69,7 @@ def test_configs_and_fragments_are_there() -> None:
 
 @pytest.mark.parametrize("name", COMPLETE)
 def test_a_complete_config_parses_by_itself(name: str) -> None:
-    options = parse(["fit", "--config", name]).options
+    options = parsed("fit", "--config", name).options
     assert options.experiment == load(name)["experiment"]
     assert options.model.class_path == load(name)["model"]["class_path"]
 
@@ -80,8 +79,8 @@ def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) ->
     files = ["--config", "configs/quickstart.yaml"]
     if "/ablations/" in name:  # these change a strategy
         files += ["--config", "configs/adapters/kora_refined.yaml"]
-    base = parse(["fit", *files]).resolved()
-    both = parse(["fit", *files, "--config", name]).resolved()
+    base = parsed("fit", *files).resolved()
+    both = parsed("fit", *files, "--config", name).resolved()
     # The quickstart has the strategy of these.
     stems = ("lora", "matched/1200k/lora", "matched/nano_100k/lora", "matched/small_600k/lora")
     assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])
