@@ -59,8 +59,12 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
     named = {}
     for same in kinds.values():
         arguments = _arguments(same)
+        others: list[dict[str, Any]] = []
+        for each in arguments:
+            if each not in others:
+                others.append(each)
         for (folder, result), mine in zip(same, arguments, strict=True):
-            differing = [k for k in mine if any(other.get(k) != mine[k] for other in arguments)]
+            differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
             if differing:
                 text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
                 result = replace(result, strategy=f"{result.strategy} ({text})")
