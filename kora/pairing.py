@@ -65,8 +65,9 @@ def with_differences(
     if silent:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         notes.append(
-            f"{silent[0]}{more}: no {OUTCOMES_NAME}, which earlier versions did not write, so "
-            "there is no bootstrap interval and no p-value. Run again to have them."
+            f"{silent[0]}{more}: no {OUTCOMES_NAME}, as they were not tested or an earlier version "
+            "did not write it, so there is no bootstrap interval and no p-value. Run again, with "
+            "the test, to have them."
         )
     told = _explained(list(found.values()))
     return (
