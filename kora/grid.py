@@ -17,10 +17,10 @@ from kora.grid_plan import (
     NEW,
     RESUME,
     Entry,
+    all_resolved,
     entry_for,
     listed,
     refuse_equal,
-    resolved,
 )
 from kora.grid_run import Outcome, log_path
 from kora.grid_view import GridView
@@ -117,7 +117,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
 
 def _plan(path: Path, planned: Grid) -> list[Entry]:
     jobs = planned.jobs()
-    configs = [resolved(path, job) for job in jobs]
+    configs = all_resolved(path, jobs)
     refuse_equal(path, jobs, configs)
     pairs = zip(jobs, configs, strict=True)
     return [entry_for(number, job, config) for number, (job, config) in enumerate(pairs, 1)]

@@ -31,9 +31,20 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Grid", "Job", "as_text", "grid_of", "is_group", "read_content", "read_grid"]
+__all__ = [
+    "SEED_OPTION",
+    "Grid",
+    "Job",
+    "as_text",
+    "grid_of",
+    "is_group",
+    "read_content",
+    "read_grid",
+]
 
 _KEYS = ("base", "vary", "seeds", "set")
+#: How the last argument of a job begins.
+SEED_OPTION = "--seed_everything="
 _TUNE = "tune"  # of `kora tune`, see kora.tune_file
 _FILES = "config"  # keys of `vary` whose values are files: this, or this with a name behind it
 
@@ -77,7 +88,7 @@ class Grid:
                 args = [part for file in files for part in ("--config", file)]
                 args += [f"--{key}={as_text(value)}" for key, value in options.items()]
                 name = f"{kind}, seed {seed}" if kind else f"seed {seed}"
-                jobs.append(Job(name, (*args, f"--seed_everything={seed}"), kind))
+                jobs.append(Job(name, (*args, f"{SEED_OPTION}{seed}"), kind))
         return jobs
 
     def _word(self, key: str, value: Any) -> str:
@@ -95,6 +106,10 @@ class Grid:
 def is_group(key: str) -> bool:
     """Whether the values of a key of `vary` are files."""
     return key == _FILES or key.startswith(f"{_FILES}.")
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _as_list(value: Any) -> list[str]:
@@ -161,9 +176,13 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     else:
         base = _files(path, "base", [base] if isinstance(base, str) else base)
     seeds = _values(path, "seeds", content.get("seeds", [0]))
-    wrong = [s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or s < 0]
+    wrong = [
+        s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32
+    ]
     if wrong:
-        raise ValueError(f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 up.")
+        raise ValueError(
+            f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 to {2**32 - 1}."
+        )
     options = _table(path, content, "set")
     for text in overrides:
         key, equals, value = text.partition("=")

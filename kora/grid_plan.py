@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kora.grid_file import Job
+from kora.grid_file import SEED_OPTION, Job
 from kora.run_search import (
     config_hash,
     find_at_work,
@@ -16,7 +17,7 @@ from kora.run_search import (
     last_checkpoint,
 )
 
-__all__ = ["Entry", "entry_for", "listed", "refuse_equal", "resolved"]
+__all__ = ["Entry", "all_resolved", "entry_for", "listed", "refuse_equal", "resolved"]
 
 FINISHED, AT_WORK, RESUME, NEW = "finished", "at work", "to resume", "to run"
 
@@ -69,6 +70,24 @@ def resolved(path: Path, job: Job) -> dict[str, Any]:
             f"{path}: the options of '{job.name}' are not accepted; the reason stands above. "
             f"Nothing was started. The run is: {job.command}"
         ) from stop
+
+
+def all_resolved(path: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """The configs of runs, each parsed once for all its seeds: that is most of a grid's start.
+
+    Raises:
+        ValueError: the parser does not take one of them; it has said why.
+    """
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    configs = []
+    for job in jobs:
+        *rest, last = job.args
+        seed = last.removeprefix(SEED_OPTION)
+        assert last != seed, "a job ends with its seed"
+        if tuple(rest) not in known:
+            known[tuple(rest)] = resolved(path, job)
+        configs.append({**copy.deepcopy(known[tuple(rest)]), "seed_everything": int(seed)})
+    return configs
 
 
 def refuse_equal(path: Path, jobs: Sequence[Job], configs: Sequence[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kora.child import Stop
 from kora.grid_file import Job
-from kora.grid_plan import FINISHED, NEW, Entry, resolved
+from kora.grid_plan import FINISHED, NEW, Entry, all_resolved
 from kora.grid_run import Outcome, run_job, share_of_threads
 from kora.grid_view import GridView
 from kora.results import read_results
@@ -150,7 +150,7 @@ def run_trials(
 def _runs(path: Path, search: Search, trial: Trial) -> list[tuple[Job, Mapping[str, object]]]:
     one = search.combination
     jobs = [one.job(trial.number, trial.values, seed) for seed in one.seeds]
-    return [(job, resolved(path, job)) for job in jobs]
+    return list(zip(jobs, all_resolved(path, jobs), strict=True))
 
 
 def _run(

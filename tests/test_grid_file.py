@@ -161,6 +161,7 @@ def test_overrides_win_over_set_and_keep_the_equals_signs_of_their_value(folder:
         ({"seeds": 3}, ["seeds is 3", "list"]),
         ({"seeds": [0, 0]}, ["seeds has 0 twice"]),
         ({"seeds": [0, -1]}, ["seeds has -1", "whole numbers"]),
+        ({"seeds": [2**32]}, ["seeds has 4294967296", "from 0 to 4294967295"]),
         ({"seeds": [True]}, ["seeds has True"]),
         ({"seeds": ["one"]}, ["seeds has 'one'"]),
         ({"vary": {"model.x": []}}, ["vary.model.x is []"]),

@@ -131,7 +131,7 @@ def test_a_comparison_that_is_refused_is_said_and_is_no_failure(here: Path, capf
         ({"set": {"trainer.max_epoch": 1}}, ["Did you mean 'trainer.max_epochs'?", "kora fit"]),
         ({"vary": {"model.adapter.rank": [2, "2"]}}, ["has 2 twice"]),
         ({"vary": {"model.adapter": ["LoRA", "kora.adapters.LoRA"]}}, ["are the same run"]),
-        ({"seeds": [2**32]}, ["seed_everything=4294967296"]),
+        ({"seeds": [2**32]}, ["grid.yaml: seeds has 4294967296"]),
         ({"base": "nowhere.yaml"}, ["grid.yaml: base names 'nowhere.yaml'"]),
     ],
 )
