@@ -59,12 +59,10 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
     named = {}
     for same in kinds.values():
         arguments = _arguments(same)
-        others: list[dict[str, Any]] = []
-        for each in arguments:
-            if each not in others:
-                others.append(each)
+        first = arguments[0]
+        varied = {k for each in arguments for k in first | each if each.get(k) != first.get(k)}
         for (folder, result), mine in zip(same, arguments, strict=True):
-            differing = [k for k in mine if any(other.get(k) != mine[k] for other in others)]
+            differing = [key for key in mine if key in varied]
             if differing:
                 text = ", ".join(f"{key}={brief(mine[key])}" for key in differing)
                 result = replace(result, strategy=f"{result.strategy} ({text})")
