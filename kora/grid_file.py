@@ -176,9 +176,7 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     else:
         base = _files(path, "base", [base] if isinstance(base, str) else base)
     seeds = _values(path, "seeds", content.get("seeds", [0]))
-    wrong = [
-        s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32
-    ]
+    wrong = [seed for seed in seeds if not _is_seed(seed)]
     if wrong:
         raise ValueError(
             f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 to {2**32 - 1}."

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kora.grid_file import Job, as_text
+from kora.grid_file import SEED_OPTION, Job, as_text
 from kora.grid_plan import refuse_equal, resolved
 from kora.run_search import config_hash
 from kora.tune_file import Dimension, Tuning
@@ -65,7 +65,7 @@ class Combination:
         """One run of a trial, which leaves the test out."""
         name = f"{self.name}, trial {trial}" + (f", seed {seed}" if len(self.seeds) > 1 else "")
         apart = (f"--experiment={self.experiment}_tune", "--leave_out_test=true")
-        args = (*self.args(values), *apart, f"--seed_everything={seed}")
+        args = (*self.args(values), *apart, f"{SEED_OPTION}{seed}")
         return Job(name, args, self.name)
 
     def study(self, tuning: Tuning) -> str:
@@ -83,7 +83,7 @@ def combinations(path: Path, tuning: Tuning) -> list[Combination]:
         ValueError: one is not accepted, has nothing to search, or nothing to go by.
     """
     grid = tuning.grid
-    first = [job for job in grid.jobs() if job.args[-1] == f"--seed_everything={grid.seeds[0]}"]
+    first = [job for job in grid.jobs() if job.args[-1] == f"{SEED_OPTION}{grid.seeds[0]}"]
     slugs: list[str] = []
     known: set[str] = set()
     found = []
@@ -122,7 +122,7 @@ def _slug(name: str, taken: list[str]) -> str:
 
 def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) -> Combination:
     """With its config and metric; every corner of the space parses, once for each kind of model."""
-    seed = f"--seed_everything={tuning.grid.seeds[0]}"
+    seed = f"{SEED_OPTION}{tuning.grid.seeds[0]}"
 
     def at(corner: int) -> dict[str, Any]:
         values = {d.option: d.corners[min(corner, len(d.corners) - 1)] for d in plain.space}
