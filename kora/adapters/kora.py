@@ -11,7 +11,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy, require_choice, require_effect, require_positive
+from kora.adapters.base import (
+    LowRankDelta,
+    Strategy,
+    require_choice,
+    require_effect,
+    require_positive,
+)
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.feedback import Feedback
 from kora.adapters.node_form import NodeForm
@@ -48,13 +54,17 @@ class KoRA(Strategy):
         composer: How the vectors of the nodes become one; the paper's chain by default.
         node_form: What the nodes look like; None is the paper's P B A of the tokens as they are.
         feedback: Also adds what is composed so far to the tokens behind later blocks.
+        node_sites: Which of the adapted sites are nodes; None means all. The others inject alone,
+            as LoRA does, so this is for `inject`.
+        node_blocks: In which of the adapted blocks they are; None means all.
         readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
             tokens (depth) sees nothing of that: use TokenReadout with `pool: tokens` there.
 
     Raises:
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
             site, a pool of `cls` or `both` on a backbone without CLS or of `both` or `attention`
-            without a node_form, a TokenReadout without `pool: tokens`, or where nothing would ever
+            without a node_form, a TokenReadout without `pool: tokens`, nodes at places that are not
+            adapted or, without `inject`, places that are no nodes, or where nothing would ever
             train as all of it starts at zero.
     """
 
@@ -74,6 +84,8 @@ class KoRA(Strategy):
         readout: Readout | None = None,
         node_form: NodeForm | None = None,
         feedback: Feedback | None = None,
+        node_sites: Sequence[str] | None = None,
+        node_blocks: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         require_positive("KoRA", rank=rank, d_comp=d_comp)
@@ -90,6 +102,14 @@ class KoRA(Strategy):
         self.readout = ClsReadout() if readout is None else readout
         self.node_form = node_form
         self.feedback = feedback
+        self.node_sites = node_sites
+        self.node_blocks = node_blocks
+        if not inject and (node_sites, node_blocks) != (None, None):
+            raise ValueError(
+                f"KoRA: node_sites={node_sites} and node_blocks={node_blocks} say which of the "
+                "adapters are nodes, and with inject=False an adapter that is none does nothing. "
+                "Give the places of the nodes as sites and blocks, or inject."
+            )
         if node_form is None and pool in ("both", "attention"):
             raise ValueError(
                 f"KoRA: pool='{pool}' is for refined nodes. Set node_form (class_path: "
@@ -105,6 +125,7 @@ class KoRA(Strategy):
         self.needs_backbone_grad = inject or feedback is not None
         self.needs_last_tokens = pool != "cls"
         self.nodes = nn.ModuleDict()
+        self.silent = nn.ModuleDict()  # what injects and is no node
         #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
         self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None
 
@@ -143,7 +164,13 @@ class KoRA(Strategy):
                 f"KoRA: pool='{self.pool}' reads the CLS token, and {backbone.name} has none. "
                 "Use pool='mean'."
             )
-        for site in find_sites(backbone, self.sites, blocks=self.blocks):
+        adapted = find_sites(backbone, self.sites, blocks=self.blocks)
+        places = self._node_places(backbone, adapted)
+        for site in adapted:
+            if site not in places:
+                self.silent[site.key] = delta = LowRankDelta(site, self.rank, alpha=self.alpha)
+                wrap(backbone, site, delta, delta.update)
+                continue
             node = self._node(site)
             self.nodes[site.key] = node
             if self.inject and isinstance(node, RefinedNode):
@@ -223,6 +250,22 @@ class KoRA(Strategy):
             "default), composer Sequential, or a readout that starts elsewhere (ClsReadout with "
             "init: default, LogitReadout with init: orthogonal)."
         )
+
+    def _node_places(self, backbone: Backbone, adapted: list[Site]) -> list[Site]:
+        """Those of the adapted sites that are nodes."""
+        if self.node_sites is None and self.node_blocks is None:
+            return adapted
+        names = self.sites if self.node_sites is None else self.node_sites
+        blocks = self.blocks if self.node_blocks is None else self.node_blocks
+        places = find_sites(backbone, names, blocks=blocks)
+        strange = [site.key for site in places if site not in adapted]
+        if strange:
+            raise ValueError(
+                f"KoRA: node_sites={names} and node_blocks={blocks} name {strange[0]}, which is "
+                f"not adapted: sites={list(self.sites)}, blocks={self.blocks}. Add it there, or "
+                "leave it out here."
+            )
+        return places
 
     def _node(self, site: Site) -> Node:
         options: dict[str, Any] = {"rank": self.rank, "d_comp": self.d_comp, "alpha": self.alpha}

@@ -187,6 +187,8 @@ STRATEGIES: dict[str, Entry] = {
             "readout": ClsReadout("zero"),
             "node_form": NodeForm(),
             "feedback": Feedback(0),
+            "node_sites": ["proj"],
+            "node_blocks": [1],
         },
         starts_elsewhere=True,
         needs=LIVE,
@@ -215,6 +217,19 @@ STRATEGIES: dict[str, Entry] = {
             "composer": KAN(),
         },
         needs=LIVE,
+    ),
+    "KoRA-refined-apart": Entry(
+        KoRA,
+        lambda: {
+            "rank": 2,
+            "d_comp": 4,
+            "sites": ["proj", "fc1"],
+            "node_sites": ["proj"],
+            "node_blocks": [-1],
+            "node_form": NodeForm(),
+            "composer": Sum(),
+        },
+        everywhere=False,
     ),
     "KoRA-refined-factors": Entry(
         KoRA,

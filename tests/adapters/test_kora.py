@@ -14,6 +14,7 @@ from kora.adapters import (
     DepthAttention,
     KoRA,
     LogitReadout,
+    LoRA,
     NodeForm,
     ResidualSequential,
     Sequential,
@@ -301,3 +302,59 @@ def test_all_of_it_trains_within_a_few_steps_where_it_is_not_refused(
         optimizer.step()
     same = [name for name, tensor in task.trainables().items() if torch.equal(tensor, before[name])]
     assert not same
+
+
+APART: dict[str, Any] = {
+    "sites": ["proj", "fc1"], "node_sites": ["proj"], "node_blocks": [-1],
+    "node_form": NodeForm(), "composer": Sum(),
+}  # fmt: skip
+
+
+def test_what_is_no_node_injects_as_lora_does_and_sends_nothing(images: Tensor) -> None:
+    strategy = KoRA(2, 3, **APART)
+    task = built(strategy)
+    assert list(strategy.nodes) == ["b05_proj"]
+    assert len(strategy.silent) == 11
+    lora = LoRA(2, sites=["proj", "fc1"])
+    other = built(lora)
+    with torch.no_grad():
+        for key, delta in lora.deltas.items():
+            own = strategy.silent[key] if key in strategy.silent else strategy.nodes[key].delta
+            delta.down_RI.copy_(own.down_RI)
+            delta.up_OR.copy_(own.up_OR.normal_())
+    other.head.load_state_dict(task.head.state_dict())
+    torch.testing.assert_close(task(images), other(images))  # Proj_final starts at zero
+
+
+def test_nodes_pass_a_gradient_to_what_injects_before_them(images: Tensor) -> None:
+    strategy = KoRA(2, 3, **APART, readout=ClsReadout("default"))
+    task = built(strategy)
+    for name, tensor in task.trainables().items():
+        if "up_OR" in name:
+            torch.nn.init.normal_(tensor, std=0.01)
+    with torch.no_grad():
+        for tensor in task.head.parameters():
+            tensor.normal_()
+    sent: list[Tensor] = []
+    strategy.observer = lambda vectors, composed: sent.extend(vectors)
+    task(images)
+    sent[0].sum().backward()
+    for key in ("b00_proj", "b00_fc1", "b04_fc1"):
+        assert strategy.silent[key].down_RI.grad.abs().max() > 0
+    assert strategy.silent["b05_fc1"].down_RI.grad is None  # behind the node
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"node_sites": ["qkv"]}, r"name b00_qkv, which is not adapted: sites=\['proj'\]"),
+        ({"blocks": [0, 1], "node_blocks": [2]}, r"name b02_proj, which is not adapted.*\[0, 1\]"),
+        ({"node_blocks": [7]}, r"blocks=\[7\] of vit_nano: expected numbers from 0 to 5"),
+        ({"inject": False, "node_blocks": [1]}, r"with inject=False an adapter that is none does"),
+    ],
+)
+def test_nodes_where_nothing_is_adapted_are_one_clear_error(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        built(KoRA(2, 3, **{"sites": ["proj"], **options}))
