@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 
 from kora.canvas import BLUE, GREY, new_figure, save
+from kora.denormals import flushed
 from kora.durable import write_atomically
-from kora.within_fit import faster_on_cpu
 
 __all__ = [
     "add_options",
@@ -73,19 +72,12 @@ def chosen_device(parser: argparse.ArgumentParser, own: argparse.Namespace) -> t
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], object]],
-    repeats: int,
-    device: torch.device,
-    *,
-    within: Callable[[torch.device], AbstractContextManager[None]] = faster_on_cpu,
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every round by name and, on a GPU, the peak of its memory.
-
-    All of them run `within` the context that a fit has.
-    """
+    """Seconds of every round by name and, on a GPU, the peak of its memory."""
     kinds = SPENT if device.type == "cpu" else SPENT[:1]
     found: Found = {name: {kind: [] for kind in kinds} for name in runs}
-    with within(device):
+    with flushed(device):
         for repeat in range(repeats + 1):
             for name, run in runs.items():
                 spent = _spent(run, device)

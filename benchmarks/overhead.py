@@ -48,10 +48,10 @@ from benchmarks.measuring import (
 )
 from kora.adapters import KoRA, LoRA
 from kora.backbones import Backbone
+from kora.denormals import FlushedDenormals
 from kora.lightning_cli import KoraCLI
 from kora.optim import fuse_on_cpu
 from kora.progress import without_noise
-from kora.within_fit import FasterOnCPU
 from tests.factory import built
 
 BARE, FIT, ALONE = "bare loop", "kora fit", "Lightning alone"
@@ -163,7 +163,7 @@ def trained_alone(in_turn: InTurn, model: nn.Module, batch: int, steps: int) -> 
             accelerator=accelerator,
             devices=1,
             max_epochs=1,
-            callbacks=[FasterOnCPU(), in_turn],  # the numbers as in `kora fit`
+            callbacks=[FlushedDenormals(), in_turn],  # the numbers as in `kora fit`
             **off,
         )
         trainer.fit(Alone(model), DataLoader(batches, batch_size=None))

@@ -7,12 +7,15 @@ by the thousand: of the gradients of KoRA's 48 nodes most are so small, or zero.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 
-__all__ = ["are_flushed", "flushed"]
+__all__ = ["FlushedDenormals", "are_flushed", "flushed"]
 
 
 def are_flushed() -> bool:
@@ -35,3 +38,22 @@ def flushed(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+class FlushedDenormals(Callback):
+    """For the time of a fit; outside of it all is as it was, as others may ask for the smallest."""
+
+    def __init__(self) -> None:
+        self._within = ExitStack()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Begin."""
+        self._within.enter_context(flushed(trainer.strategy.root_device))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Leave it as it was."""
+        self._within.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave it as it was, also where a test or a prediction fails."""
+        self._within.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from kora.denormals import FlushedDenormals
 from kora.feature_cache_callback import KeptInputs
 from kora.merging import MergedEvaluation
 from kora.slow_bfloat16 import SlowBfloat16
-from kora.within_fit import FasterOnCPU
 
 __all__ = ["TASK_CALLBACKS"]
 
-TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FasterOnCPU, SlowBfloat16)
+TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FlushedDenormals, SlowBfloat16)
