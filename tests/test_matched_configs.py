@@ -31,7 +31,7 @@ BUDGETS = {
 }  # fmt: skip
 SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
 OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine_ti100.yaml
-LARGEST = ("kora_refined_lora",)  # at one size alone
+ONE_SIZE = ("kora_refined_lora",)  # in small_600k alone
 DENSE = ("kora_tokens", "kora_side_tokens", "kora_refined_tokens")  # for depth
 
 
@@ -66,7 +66,7 @@ def test_every_budget_has_the_same_strategies() -> None:
     for budget in BUDGETS:
         wanted = SEARCHED if BUDGETS[budget][0] == VIT_S else (*SEARCHED, *OTHERS)
         wanted += DENSE if BUDGETS[budget][0] == NANO else ()
-        wanted += LARGEST if budget == "small_600k" else ()
+        wanted += ONE_SIZE if budget == "small_600k" else ()
         names = sorted(path.stem for path in (FOLDER / budget).iterdir())
         assert names == sorted(wanted)
 
