@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from kora.canvas import new_figure, save
 __all__ = ["place_maps", "spectrum_maps"]
 
 _DECADES = 2.0  # from which on the colours are those of the logarithm
-_WRITTEN_ROWS = 32  # above, numbers in the cells would be smaller than can be read
+_WRITTEN = 32  # rows and columns up to which there is room for numbers in the cells
 _ACROSS = 4  # maps beside each other
 _NONE = "#DDDDDD"
 
@@ -55,17 +56,18 @@ def place_maps(quantities: Sequence[Quantity], out_png: str | Path, *, title: st
 
 def spectrum_maps(spectra: Sequence[Spectrum], out_png: str | Path, *, title: str = "") -> Path:
     """A map for each spectrum: a row a place, a column a singular value, the largest first."""
-    places = list(dict.fromkeys(place for one in spectra for place in one.values))
-    longest = max(len(values) for one in spectra for values in one.values.values())
+    found = dict.fromkeys(place for one in spectra for place in one.values)
+    blocks, sites = _axes_of(list(found))
+    places = [place for place in product(blocks, sites) if place in found]
     drawn = []
     for one in spectra:
-        grid = np.full((len(places), longest), np.nan)
+        grid = np.full((len(places), max(map(len, one.values.values()))), np.nan)
         for row, place in enumerate(places):
             values = one.values.get(place, [])
             grid[row, : len(values)] = values
         drawn.append((one.title, grid, _norm(grid.ravel())))
     rows = [" ".join(place) for place in places]
-    columns = [str(number + 1) for number in range(longest)]
+    columns = [str(number + 1) for number in range(max(grid.shape[1] for _, grid, _ in drawn))]
     labels = ("singular value", "place (block, site)")
     return _draw(drawn, rows, columns, out_png, title=title, labels=labels)
 
@@ -105,15 +107,18 @@ def _draw(
     title: str,
     labels: tuple[str, str],
 ) -> Path:
+    """A map may have the first of the columns alone."""
     across = min(_ACROSS, len(drawn))
     down = math.ceil(len(drawn) / across)
-    written = len(rows) <= _WRITTEN_ROWS
-    cell = 0.58 if written else 0.35  # inches
-    width = 1.5 + max(cell * len(columns), 1.6)
-    height = 1.1 + max((0.25 if written else 0.16) * len(rows), 0.8)
-    figure, axes = new_figure(across, rows=down, size=(width * across, height * down), title=title)
+    room = len(rows) <= _WRITTEN
+    widths = [_width(grid.shape[1], room=room) for _, grid, _ in drawn[:across]]
+    height = 1.1 + max((0.25 if room else 0.16) * len(rows), 0.8)
+    figure, axes = new_figure(
+        across, rows=down, size=(sum(widths), height * down), widths=widths, title=title
+    )
     colours = colormaps["viridis"]
     for axis, (name, grid, norm) in zip(axes, drawn, strict=False):
+        written = room and grid.shape[1] <= _WRITTEN
         image = axis.imshow(
             np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto",
             interpolation="nearest",
@@ -121,15 +126,22 @@ def _draw(
         _mark(axis, grid, norm, colours, written=written)
         figure.colorbar(image, ax=axis, shrink=0.85).ax.tick_params(labelsize=7)
         axis.set_title(name, fontsize=9)
-        axis.set_xticks(range(len(columns)), columns, fontsize=8)
+        ticks = range(0, grid.shape[1], math.ceil(grid.shape[1] / _WRITTEN))
+        axis.set_xticks(ticks, [columns[tick] for tick in ticks], fontsize=8)
         if max(map(len, columns)) > 5:
             axis.tick_params(axis="x", rotation=45)
-        axis.set_yticks(range(len(rows)), rows, fontsize=8 if written else 6)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8 if room else 6)
         axis.set_xlabel(labels[0], fontsize=8)
         axis.set_ylabel(labels[1], fontsize=8)
     for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     return save(figure, out_png)
+
+
+def _width(columns: int, *, room: bool) -> float:
+    """Inches of a map with its margins; more columns than can be written in get no wider."""
+    cell = 0.58 if room and columns <= _WRITTEN else 0.35
+    return 1.5 + max(cell * min(columns, _WRITTEN), 1.6)
 
 
 def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written: bool) -> None:

@@ -96,3 +96,14 @@ def test_a_spectrum_has_a_row_a_place_and_series_may_differ_in_length(tmp_path: 
     two = picture(spectrum_maps([short, long], tmp_path / "two.png"))
     assert two.shape[0] > one.shape[0]
     assert two.shape[1] > one.shape[1]
+
+
+def test_hundreds_of_singular_values_make_no_picture_that_is_wider_than_a_screen(
+    tmp_path: Path,
+) -> None:
+    many = Spectrum("s", "s", "Of it.", {("0", "a"): [1.0 / (1 + n) for n in range(384)]})
+    few = Spectrum("t", "t", "Of it.", {("0", "a"): [2.0, 1.0]})
+    both = picture(spectrum_maps([many, few], tmp_path / "both.png"))
+    assert both.shape[1] <= 2500
+    alone = picture(spectrum_maps([few], tmp_path / "alone.png"))
+    assert alone.shape[1] < both.shape[1] / 2

@@ -19,7 +19,7 @@ from kora.readings import (
     require_readable,
 )
 from kora.readings_cli import _summed_up
-from kora.tasks import DepthTask
+from kora.tasks import ClassificationTask, DepthTask
 from tests.adapter_factory import write_folder
 from tests.adapters.strategies import STRATEGIES
 from tests.factory import kick
@@ -77,6 +77,20 @@ def test_a_composition_of_tokens_is_read_and_its_gradient_measured(tmp_path: Pat
     assert adapter.observer is None
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_updates_are_read_where_there_is_no_node_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    adapter = KoRA(2, 4, sites=["qkv", "proj"], node_sites=["proj"], node_blocks=[-1])
+    task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
+    task.build()
+    model = load_adapter(write_folder(tmp_path / "adapter", kick(task)))  # type: ignore[type-var]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    read = {one.name: one.values for one in read_out(model, lambda: iter([images])).quantities}
+    assert list(read["contribution"]) == [("5", "proj")]
+    assert len(read["update_norm"]) == 12
+    assert set(read["update_norm"]) == set(read["update_share"])
+    assert all(read["update_norm"].values())
 
 
 def test_what_was_not_finite_is_none_and_the_newest_step_is_the_last(tmp_path: Path) -> None:
