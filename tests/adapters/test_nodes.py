@@ -157,6 +157,20 @@ def test_hard_orthogonal_matrices_have_orthonormal_rows(shape: tuple[int, ...]) 
     torch.testing.assert_close(gram, torch.eye(small).expand_as(gram), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 32), (2, 130, 384), (2, 8, 8), (1, 40, 16)])
+def test_they_are_the_product_of_householder_reflections(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(*shape, requires_grad=True)
+    tall = matrix.mT if shape[1] <= shape[2] else matrix
+    vectors = tall.tril(diagonal=-1) + torch.eye(*tall.shape[1:])
+    one_by_one = torch.linalg.householder_product(vectors, 2 / vectors.square().sum(dim=-2))
+    one_by_one = one_by_one.mT if shape[1] <= shape[2] else one_by_one
+    found = orthogonal(matrix)
+    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-5)
+    direction = torch.randn(shape)
+    gradients = [torch.autograd.grad(q, matrix, direction)[0] for q in (found, one_by_one)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_they_stay_so_while_they_train(images: Tensor) -> None:
     task = built(
         KoRA(2, 4, inject=False, sites=["proj"], node_form=NodeForm(orthogonal="hard")),
