@@ -33,6 +33,7 @@ __all__ = [
     "require_choice",
     "require_effect",
     "require_positive",
+    "require_share",
     "resized",
 ]
 
@@ -253,6 +254,13 @@ def resized(strategy: Strategy, size: int) -> Strategy:
     made = type(strategy)(**arguments)
     made.take_over(strategy)
     return made
+
+
+def require_share(strategy: str, **settings: float) -> None:
+    """Refuse probabilities outside [0, 1): of 1 nothing would be left."""
+    for key, value in settings.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{strategy}: {key}={value}, expected a probability in [0, 1).")
 
 
 def require_positive(strategy: str, **settings: int) -> None:

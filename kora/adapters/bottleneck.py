@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy, require_choice, require_effect, require_positive
+from kora.adapters.base import (
+    Strategy,
+    require_choice,
+    require_effect,
+    require_positive,
+    require_share,
+)
 from kora.backbones import Backbone
 from kora.places import Position, add_at_place, find_places
 
@@ -144,9 +150,7 @@ class Bottleneck(Strategy):
         require_choice("Bottleneck", "activation", activation, get_args(Activation))
         require_choice("Bottleneck", "scale", scale, get_args(Scale))
         require_choice("Bottleneck", "init", init, get_args(Init))
-        for key, value in (("dropout", dropout), ("drop_path", drop_path)):
-            if not 0 <= value < 1:
-                raise ValueError(f"Bottleneck: {key}={value}, expected a probability in [0, 1).")
+        require_share("Bottleneck", dropout=dropout, drop_path=drop_path)
         self.rank = rank
         self.position: Position = position
         self.activation: Activation = activation

@@ -17,6 +17,7 @@ from kora.adapters.base import (
     require_choice,
     require_effect,
     require_positive,
+    require_share,
 )
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.feedback import Feedback
@@ -57,6 +58,8 @@ class KoRA(Strategy):
         node_sites: Which of the adapted sites are nodes; None means all. The others inject alone,
             as LoRA does, so this is for `inject`.
         node_blocks: In which of the adapted blocks they are; None means all.
+        dropout: Probability with which inputs of A are dropped in training, as LoRA's, so this is
+            for `inject`. A node without node_form sends P B A of what is left.
         readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
             tokens (depth) sees nothing of that: use TokenReadout with `pool: tokens` there.
 
@@ -64,8 +67,8 @@ class KoRA(Strategy):
         ValueError: For a rank or d_comp below 1, an alpha of 0, an unknown pool, an unknown or dead
             site, a pool of `cls` or `both` on a backbone without CLS or of `both` or `attention`
             without a node_form, a TokenReadout without `pool: tokens`, nodes at places that are not
-            adapted or, without `inject`, places that are no nodes, or where nothing would ever
-            train as all of it starts at zero.
+            adapted or, without `inject`, places that are no nodes, a dropout outside [0, 1) or
+            without `inject`, or where nothing would ever train as all of it starts at zero.
     """
 
     size_argument = "rank"
@@ -86,10 +89,12 @@ class KoRA(Strategy):
         feedback: Feedback | None = None,
         node_sites: Sequence[str] | None = None,
         node_blocks: Sequence[int] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_positive("KoRA", rank=rank, d_comp=d_comp)
         require_effect("KoRA", alpha)
+        require_share("KoRA", dropout=dropout)
         require_choice("KoRA", "pool", pool, get_args(Pool))
         self.rank = rank
         self.d_comp = d_comp
@@ -104,6 +109,12 @@ class KoRA(Strategy):
         self.feedback = feedback
         self.node_sites = node_sites
         self.node_blocks = node_blocks
+        self.dropout = dropout
+        if dropout and not inject:
+            raise ValueError(
+                f"KoRA: dropout={dropout} is of what is injected, and inject=False injects "
+                "nothing. For what nodes read, use node_form: NodeForm with dropout, or inject."
+            )
         if not inject and (node_sites, node_blocks) != (None, None):
             raise ValueError(
                 f"KoRA: node_sites={node_sites} and node_blocks={node_blocks} say which of the "
@@ -168,7 +179,8 @@ class KoRA(Strategy):
         places = self._node_places(backbone, adapted)
         for site in adapted:
             if site not in places:
-                self.silent[site.key] = delta = LowRankDelta(site, self.rank, alpha=self.alpha)
+                delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
+                self.silent[site.key] = delta
                 wrap(backbone, site, delta, delta.update)
                 continue
             node = self._node(site)
@@ -269,7 +281,7 @@ class KoRA(Strategy):
 
     def _node(self, site: Site) -> Node:
         options: dict[str, Any] = {"rank": self.rank, "d_comp": self.d_comp, "alpha": self.alpha}
-        options |= {"inject": self.inject, "pool": self.pool}
+        options |= {"inject": self.inject, "pool": self.pool, "dropout": self.dropout}
         if self.node_form is None:
             return Node(site, **options)
         return RefinedNode(site, self.node_form, **options)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta, Strategy, require_effect, require_positive
+from kora.adapters.base import (
+    LowRankDelta,
+    Strategy,
+    require_effect,
+    require_positive,
+    require_share,
+)
 from kora.backbones import Backbone
 from kora.rewrites import plain_state
 from kora.sites import ALL_SITES, find_sites, wrap
@@ -52,8 +58,7 @@ class LoRA(Strategy):
         name = type(self).__name__  # or that of DoRA
         require_positive(name, rank=rank)
         require_effect(name, alpha)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{name}: dropout={dropout}, expected a probability in [0, 1).")
+        require_share(name, dropout=dropout)
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import require_choice
+from kora.adapters.base import require_choice, require_share
 
 __all__ = ["NodeForm"]
 
@@ -39,7 +39,7 @@ class NodeForm(nn.Module):
             `zero`, for those that do not. Only with `direct`, and without `orthogonal`.
 
     Raises:
-        ValueError: For a share outside [0, 1), or settings that exclude each other.
+        ValueError: For a probability outside [0, 1), or settings that exclude each other.
     """
 
     def __init__(
@@ -55,9 +55,7 @@ class NodeForm(nn.Module):
         init: NodeInit = "default",
     ) -> None:
         super().__init__()
-        for key, value in (("dropout", dropout), ("node_dropout", node_dropout)):
-            if not 0 <= value < 1:
-                raise ValueError(f"NodeForm: {key}={value}, expected a share in [0, 1).")
+        require_share("NodeForm", dropout=dropout, node_dropout=node_dropout)
         require_choice("NodeForm", "orthogonal", orthogonal, get_args(Orthogonal))
         if shared and not direct:
             raise ValueError("NodeForm: shared=True needs direct=True: it is the matrix that is.")

@@ -42,10 +42,11 @@ class Node(nn.Module):
     _last: Tensor | None = None
 
     def __init__(
-        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool
-    ) -> None:
+        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.delta: LowRankDelta | None = LowRankDelta(site, rank, alpha=alpha)
+        self.delta: LowRankDelta | None = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
         self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
         self.inject = inject
@@ -126,7 +127,7 @@ class RefinedNode(Node):
 
     def __init__(
         self, site: Site, form: NodeForm, *, rank: int, d_comp: int, alpha: float, inject: bool,
-        pool: Pool,
+        pool: Pool, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         self.form = (form,)  # a tuple is not registered as a submodule
@@ -135,7 +136,9 @@ class RefinedNode(Node):
         self.site_name = site.name
         summaries = 2 if pool == "both" else 1
         low_rank = inject or not form.direct
-        self.delta = LowRankDelta(site, rank, alpha=alpha) if low_rank else None
+        self.delta = None
+        if low_rank:
+            self.delta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
         if self.delta is not None and not inject:
             nn.init.kaiming_uniform_(self.delta.up_OR, a=math.sqrt(5))
         if not form.direct:

@@ -358,3 +358,34 @@ def test_nodes_where_nothing_is_adapted_are_one_clear_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         built(KoRA(2, 3, **{"sites": ["proj"], **options}))
+
+
+def test_dropout_is_of_all_that_injects_and_in_training_only(images: Tensor) -> None:
+    strategy = KoRA(2, 3, **APART, dropout=0.5)
+    task = kick(built(strategy))
+    assert torch.equal(task.eval()(images), task.eval()(images))
+    assert not torch.equal(task.train()(images), task.train()(images))
+    deltas = [*strategy.silent.values(), *(node.delta for node in strategy.nodes.values())]
+    assert [delta.dropout for delta in deltas] == [0.5] * 12
+
+
+def test_a_node_of_the_paper_sends_what_dropout_left(images: Tensor) -> None:
+    """It has one A x, which its site adds and the composition reads."""
+    task = kick(built(KoRA(2, 3, sites=["fc2"], blocks=[-1], dropout=0.5)))
+    sent: list[Tensor] = []
+    task.adapter.observer = lambda vectors, composed: sent.append(vectors[0])
+    for _ in range(2):
+        task.train()(images)
+    assert not torch.equal(*sent)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, r"KoRA: dropout=1.0, expected a probability in \[0, 1\)"),
+        ({"dropout": 0.1, "inject": False}, "inject=False injects nothing.*NodeForm with dropout"),
+    ],
+)
+def test_a_dropout_that_cannot_be_is_one_clear_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KoRA(2, 3, **options)

@@ -233,7 +233,7 @@ def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dropout": 1.0}, r"dropout=1.0, expected a share in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout=1.0, expected a probability in \[0, 1\)"),
         ({"shared": True, "direct": False}, "shared=True needs direct=True"),
         ({"orthogonal": "hard", "shared": True}, "needs direct=True and shared=False"),
         ({"orthogonal": "soft"}, "a factor above 0"),
