@@ -189,6 +189,7 @@ STRATEGIES: dict[str, Entry] = {
             "feedback": Feedback(0),
             "node_sites": ["proj"],
             "node_blocks": [1],
+            "dropout": 0.5,
         },
         starts_elsewhere=True,
         needs=LIVE,
