@@ -111,8 +111,8 @@ def orthogonal(matrix_SCI: Tensor) -> Tensor:
     `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, as a function, as
     parametrised modules cannot be pickled. In closed form, I - V T V^T with a triangular T of which
     the inverse is known (the UT transform, Joffrain et al. 2006, doi:10.1145/1141885.1141886):
-    nothing goes reflection by reflection, forward or backward. In float32; orthonormal to 1e-5, and
-    to 1e-3 where a GPU may multiply in TF32.
+    nothing goes reflection by reflection, forward or backward. In float32; orthonormal to 1e-5,
+    less so where a GPU may multiply in TF32.
     """
     wide = matrix_SCI.shape[1] <= matrix_SCI.shape[2]
     tall = matrix_SCI.mT if wide else matrix_SCI
