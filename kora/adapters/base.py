@@ -33,7 +33,7 @@ __all__ = [
     "require_choice",
     "require_effect",
     "require_positive",
-    "require_share",
+    "require_probability",
     "resized",
 ]
 
@@ -256,7 +256,7 @@ def resized(strategy: Strategy, size: int) -> Strategy:
     return made
 
 
-def require_share(strategy: str, **settings: float) -> None:
+def require_probability(strategy: str, **settings: float) -> None:
     """Refuse probabilities outside [0, 1): of 1 nothing would be left."""
     for key, value in settings.items():
         if not 0 <= value < 1:

@@ -18,7 +18,7 @@ from kora.adapters.base import (
     require_choice,
     require_effect,
     require_positive,
-    require_share,
+    require_probability,
 )
 from kora.backbones import Backbone
 from kora.places import Position, add_at_place, find_places
@@ -150,7 +150,7 @@ class Bottleneck(Strategy):
         require_choice("Bottleneck", "activation", activation, get_args(Activation))
         require_choice("Bottleneck", "scale", scale, get_args(Scale))
         require_choice("Bottleneck", "init", init, get_args(Init))
-        require_share("Bottleneck", dropout=dropout, drop_path=drop_path)
+        require_probability("Bottleneck", dropout=dropout, drop_path=drop_path)
         self.rank = rank
         self.position: Position = position
         self.activation: Activation = activation

@@ -17,7 +17,7 @@ from kora.adapters.base import (
     require_choice,
     require_effect,
     require_positive,
-    require_share,
+    require_probability,
 )
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.feedback import Feedback
@@ -94,7 +94,7 @@ class KoRA(Strategy):
         super().__init__()
         require_positive("KoRA", rank=rank, d_comp=d_comp)
         require_effect("KoRA", alpha)
-        require_share("KoRA", dropout=dropout)
+        require_probability("KoRA", dropout=dropout)
         require_choice("KoRA", "pool", pool, get_args(Pool))
         self.rank = rank
         self.d_comp = d_comp

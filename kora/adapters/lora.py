@@ -12,7 +12,7 @@ from kora.adapters.base import (
     Strategy,
     require_effect,
     require_positive,
-    require_share,
+    require_probability,
 )
 from kora.backbones import Backbone
 from kora.rewrites import plain_state
@@ -58,7 +58,7 @@ class LoRA(Strategy):
         name = type(self).__name__  # or that of DoRA
         require_positive(name, rank=rank)
         require_effect(name, alpha)
-        require_share(name, dropout=dropout)
+        require_probability(name, dropout=dropout)
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout

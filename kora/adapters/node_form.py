@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import require_choice, require_share
+from kora.adapters.base import require_choice, require_probability
 
 __all__ = ["NodeForm"]
 
@@ -55,7 +55,7 @@ class NodeForm(nn.Module):
         init: NodeInit = "default",
     ) -> None:
         super().__init__()
-        require_share("NodeForm", dropout=dropout, node_dropout=node_dropout)
+        require_probability("NodeForm", dropout=dropout, node_dropout=node_dropout)
         require_choice("NodeForm", "orthogonal", orthogonal, get_args(Orthogonal))
         if shared and not direct:
             raise ValueError("NodeForm: shared=True needs direct=True: it is the matrix that is.")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy, require_positive, require_share
+from kora.adapters.base import Strategy, require_positive, require_probability
 from kora.backbones import Backbone
 from kora.sites import require_blocks
 
@@ -58,7 +58,7 @@ class VPT(Strategy):
     ) -> None:
         super().__init__()
         require_positive("VPT", prompts=prompts)
-        require_share("VPT", dropout=dropout)
+        require_probability("VPT", dropout=dropout)
         if not deep and blocks is not None:
             raise ValueError(
                 f"VPT: blocks={list(blocks)} with deep=False. Shallow prompts enter at the first "
