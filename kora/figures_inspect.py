@@ -111,19 +111,19 @@ def _draw(
     across = min(_ACROSS, len(drawn))
     down = math.ceil(len(drawn) / across)
     room = len(rows) <= _WRITTEN
-    widths = [_width(grid.shape[1], room=room) for _, grid, _ in drawn[:across]]
+    written = [room and grid.shape[1] <= _WRITTEN for _, grid, _ in drawn]
+    widths = [_width(drawn[i][1].shape[1], written=written[i]) for i in range(across)]
     height = 1.1 + max((0.25 if room else 0.16) * len(rows), 0.8)
     figure, axes = new_figure(
         across, rows=down, size=(sum(widths), height * down), widths=widths, title=title
     )
     colours = colormaps["viridis"]
-    for axis, (name, grid, norm) in zip(axes, drawn, strict=False):
-        written = room and grid.shape[1] <= _WRITTEN
+    for axis, (name, grid, norm), numbers in zip(axes, drawn, written, strict=False):
         image = axis.imshow(
             np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto",
             interpolation="nearest",
         )  # fmt: skip
-        _mark(axis, grid, norm, colours, written=written)
+        _mark(axis, grid, norm, colours, written=numbers)
         figure.colorbar(image, ax=axis, shrink=0.85).ax.tick_params(labelsize=7)
         axis.set_title(name, fontsize=9)
         ticks = range(0, grid.shape[1], math.ceil(grid.shape[1] / _WRITTEN))
@@ -138,9 +138,9 @@ def _draw(
     return save(figure, out_png)
 
 
-def _width(columns: int, *, room: bool) -> float:
+def _width(columns: int, *, written: bool) -> float:
     """Inches of a map with its margins; more columns than can be written in get no wider."""
-    cell = 0.58 if room and columns <= _WRITTEN else 0.35
+    cell = 0.58 if written else 0.35
     return 1.5 + max(cell * min(columns, _WRITTEN), 1.6)
 
 
