@@ -75,7 +75,7 @@ results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md 
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 
-results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches, and ablations (hours on two cores; needs KORA_SHARED_DATA)
+results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches, and ablations (a day on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@$(BIN)/kora tune --config configs/grids/refine_ti100_cpu.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_refine_ti100_cpu/best.yaml --jobs 2
