@@ -138,7 +138,10 @@ class NodeGradients(Callback):
         }
         kept = [one for one in self.readings if one["step"] in STEPS and one["step"] < self._step]
         self.readings = [*kept, reading]
-        pl_module.log("train/redundancy", self._norms.redundancy, on_step=True, on_epoch=False)
+        # Not by `log`, which would wait for log_every_n_steps and then repeat it for an epoch.
+        row = {"train/redundancy": self._norms.redundancy, "epoch": trainer.current_epoch}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=self._step - 1)  # as Lightning counts them
         self._stop(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

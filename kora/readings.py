@@ -126,7 +126,7 @@ def read_out(model: AdaptedModel, images: Images) -> ReadOut:
 def gradient_quantities(
     strategy: KoRA, readings: list[dict[str, Any]]
 ) -> tuple[list[Quantity | Spectrum], dict[str, float | None]]:
-    """The gradient at every node at each step that a run has kept, and that at c_L."""
+    """The gradient at every node at each step that a run has kept, that at c_L, the redundancy."""
     found: list[Quantity | Spectrum] = []
     scalars: dict[str, float | None] = {}
     for number, reading in enumerate(readings, start=1):
@@ -139,6 +139,8 @@ def gradient_quantities(
         )
         found.append(_gradient(strategy, name, title, text, reading["nodes"]))
         scalars[f"{name}_composed"] = reading[COMPOSED]
+        if "redundancy" in reading:  # not in early files
+            scalars[f"{name}_redundancy"] = reading["redundancy"]
     return found, scalars
 
 

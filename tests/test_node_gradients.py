@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from datamodules import Synthetic
@@ -123,6 +125,27 @@ def test_the_first_the_second_the_hundredth_and_the_last_step_are_read(
 def test_max_steps_ends_it_too(tmp_path: Path) -> None:
     fitted(tmp_path, max_epochs=-1, max_steps=9)
     assert steps(tmp_path) == [1, 2, 9]
+
+
+def test_the_log_has_the_redundancy_of_each_step_that_is_read_and_of_no_other(
+    tmp_path: Path,
+) -> None:
+    """At the number that Lightning gives the step, whether or not it would log it."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    fitted(tmp_path, max_steps=14, max_epochs=-1, logger=logger, log_every_n_steps=4)
+    with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/redundancy"]]
+    readings = read_gradients(tmp_path) or []
+    # The end of an epoch (6, 12) is read in case it is the last, and kept in the log alone.
+    assert [int(row["step"]) for row in rows] == [0, 1, 5, 11, 13]
+    assert [int(row["epoch"]) for row in rows] == [0, 0, 0, 1, 2]
+    logged = {int(row["step"]) + 1: float(row["train/redundancy"]) for row in rows}
+    assert {one["step"]: one["redundancy"] for one in readings} == {
+        step: pytest.approx(logged[step]) for step in (1, 2, 14)
+    }
+    assert logged.pop(1) == 0  # B is zero yet, and what says nothing is orthogonal to all
+    assert len(set(logged.values())) == 4
+    assert all(0 < value < 1 for value in logged.values())
 
 
 def test_a_run_that_stops_early_has_the_last_step_of_its_last_epoch(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_what_was_not_finite_is_none_and_the_newest_step_is_the_last(tmp_path: P
     names = ["gradient_step_1", "gradient_step_2", "gradient_step_100", "gradient_last"]
     assert [one.name for one in found] == names
     assert list(scalars) == [f"{name}_composed" for name in names]
+    _, scalars = gradient_quantities(adapter, [one | {"redundancy": 0.25} for one in readings])
+    assert [scalars[f"{name}_redundancy"] for name in names] == [0.25] * 4
     assert found[-1].title == "gradient at p, step 300 (last)"
     assert found[-1].values["5", "fc2"] is None
     assert len({one.family for one in found if hasattr(one, "family")}) == 1
