@@ -68,7 +68,8 @@ class KoRA(Strategy):
             site, a pool of `cls` or `both` on a backbone without CLS or of `both` or `attention`
             without a node_form, a TokenReadout without `pool: tokens`, nodes at places that are not
             adapted or, without `inject`, places that are no nodes, a dropout outside [0, 1) or
-            without `inject`, or where nothing would ever train as all of it starts at zero.
+            without `inject`, a soft penalty where no two nodes read the same width, or where
+            nothing would ever train as all of it starts at zero.
     """
 
     size_argument = "rank"
@@ -177,6 +178,7 @@ class KoRA(Strategy):
             )
         adapted = find_sites(backbone, self.sites, blocks=self.blocks)
         places = self._node_places(backbone, adapted)
+        self._require_pairs(places)
         for site in adapted:
             if site not in places:
                 delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
@@ -243,6 +245,18 @@ class KoRA(Strategy):
             return None
         nodes = [node for node in self._nodes().values() if isinstance(node, RefinedNode)]
         return self.node_form.penalty * overlap(nodes)
+
+    def _require_pairs(self, places: list[Site]) -> None:
+        """A penalty on what nodes have in common needs two that can have something."""
+        if self.node_form is None or self.node_form.orthogonal != "soft":
+            return
+        widths = [site.d_in for site in places]
+        if len(set(widths)) == len(widths):
+            raise ValueError(
+                "KoRA: orthogonal='soft' penalises what two nodes have in common, and no two of "
+                f"the {len(widths)} nodes read the same width ({', '.join(map(str, widths))}). "
+                "Place nodes in more blocks, or leave orthogonal out."
+            )
 
     def _refuse_silence(self) -> None:
         """A product of two zeros has no gradient: neither would ever leave zero."""

@@ -32,8 +32,9 @@ class NodeForm(nn.Module):
         dropout: Of what a node reads, in training.
         node_dropout: Share of images for which a node says nothing, in training.
         orthogonal: `hard`: the rows of each M are orthonormal at every step (Householder
-            reflections). `soft`: a penalty on what the matrices of two nodes have in common.
-            Only with `direct`, and not `shared`.
+            reflections); weight decay draws them to single channels. `soft`: a penalty on what
+            the matrices of two nodes that read the same width have in common. Only with `direct`,
+            and not `shared`.
         penalty: Factor of the soft penalty in the loss.
         init: Of each M: that of a linear layer (`default`), for readouts that start at zero, or
             `zero`, for those that do not. Only with `direct`, and without `orthogonal`.
@@ -92,10 +93,17 @@ class NodeForm(nn.Module):
             self.matrices[site] = nn.Parameter(self.started(shape))
 
     def started(self, shape: Sequence[int]) -> Tensor:
-        """M (S, C, I) at zero, or with nn.Linear's start for S I inputs."""
+        """M (S, C, I) at zero, or with nn.Linear's start for S I inputs.
+
+        Where its rows are to be orthonormal these are the reflections' vectors: below the 1 on the
+        diagonal of length 1 too, as QR has them of random matrices. Shorter ones would hardly
+        reflect, and row c of every node would lean to channel c.
+        """
         bound = 1 / math.sqrt(shape[0] * shape[-1])
         if self.init == "zero":
             return torch.zeros(*shape)
+        if self.orthogonal == "hard":
+            bound = math.sqrt(3 / max(shape[1:]))
         return torch.empty(*shape).uniform_(-bound, bound)
 
     def of_site(self, site: str) -> Tensor:

@@ -182,10 +182,7 @@ class RefinedNode(Node):
             x = (shares_BN[:, None] @ x).squeeze(1)
         if form.dropout:
             x = F.dropout(x, form.dropout, self.training)
-        if self.pool != "both":
-            p = self._times(x, 0)
-        else:
-            p = self._times(x[:, 0], 0) + self._times(x[:, 1], 1)
+        p = self._times(x)
         if form.node_dropout and self.training:
             kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= form.node_dropout
             p = p * kept_B / (1 - form.node_dropout)
@@ -208,17 +205,23 @@ class RefinedNode(Node):
             return (self.project_SCO @ self.delta.up_OR).flatten(0, 1), self.delta.down_RI
         return self.matrix().flatten(0, 1), None
 
-    def _times(self, x: Tensor, summary: int) -> Tensor:
+    def _times(self, x: Tensor) -> Tensor:
+        """M x, of two summaries (B, 2, I) their sum."""
         if self.form[0].direct:
-            return F.linear(x, self.matrix()[summary])
-        assert self.delta is not None
-        return F.linear(self.delta.low(x), self.project_SCO[summary] @ self.delta.up_OR)
+            matrix_SCI = self.matrix()
+        else:
+            assert self.delta is not None
+            x = F.linear(x, self.delta.down_RI)  # without the dropout of what is injected
+            matrix_SCI = self.project_SCO @ self.delta.up_OR
+        if self.pool != "both":
+            return F.linear(x, matrix_SCI[0])
+        return F.linear(x[:, 0], matrix_SCI[0]) + F.linear(x[:, 1], matrix_SCI[1])
 
 
 def overlap(nodes: Sequence[RefinedNode]) -> Tensor:
     """The mean over pairs of nodes of ||M_i M_j^T||_F^2 / (||M_i||_F ||M_j||_F)^2.
 
-    Of nodes that read the same width; others have nothing in common. Zero where no two do.
+    Of nodes that read the same width, of which there must be two; others have nothing in common.
     """
     by_width: dict[int, list[Tensor]] = {}
     for node in nodes:
@@ -233,7 +236,7 @@ def overlap(nodes: Sequence[RefinedNode]) -> Tensor:
             products = torch.einsum("aci,bdi->abcd", gram, gram).square().sum(dim=(2, 3))
             total = total + products.sum() - products.diagonal().sum()
             pairs += len(matrices) * (len(matrices) - 1)
-    return total / max(pairs, 1)
+    return total / pairs
 
 
 def token_mean(x: Tensor) -> Tensor:

@@ -136,17 +136,46 @@ def test_a_shared_matrix_is_one_for_a_site_of_all_blocks_with_a_scale_each() -> 
     assert not any("matrix" in name for name in named)
 
 
+def test_a_shared_matrix_is_sent_times_the_scale_of_the_block(images: Tensor) -> None:
+    strategy = refined(sites=["proj", "fc2"], node_form=NodeForm(shared=True))
+    for i, node in enumerate(nodes_of(strategy).values()):
+        nn.init.constant_(node.scale, i + 2.0)
+    sent, read = sent_and_read(strategy, images)
+    assert strategy.node_form is not None
+    for i, key in enumerate(strategy.nodes):
+        matrix = strategy.node_form.of_site(key.partition("_")[2])[0]
+        expected = (i + 2) * normed(read[key].mean(1)) @ matrix.T
+        torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_any_one_matrix_is_some_p_b_a_where_d_comp_is_no_more_than_the_rank() -> None:
+    one = refined(sites=["proj"])
+    task = built(
+        KoRA(3, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=False), composer=Sum()),
+        backbone=tiny("tiny_vit"),
+    )
+    for key, node in task.adapter.nodes.items():  # type: ignore[union-attr]
+        matrix = one.nodes[key].matrix()
+        nn.init.eye_(node.project_SCO[0])
+        nn.init.eye_(node.delta.up_OR)
+        with torch.no_grad():
+            node.delta.down_RI.copy_(matrix[0])
+        torch.testing.assert_close(node.matrix(), matrix)
+
+
 def test_one_matrix_has_seven_numbers_where_factors_have_twenty_five() -> None:
     """Four sites of width 1, 1, 1, 4 in and 3, 1, 4, 1 out, in D; rank and d_comp 8."""
 
-    def numbers(node_form: NodeForm | None) -> int:
-        task = built(KoRA(8, 8, inject=False, node_form=node_form), backbone=nano())
+    def numbers(node_form: NodeForm | None, d_comp: int = 8) -> int:
+        task = built(KoRA(8, d_comp, inject=False, node_form=node_form), backbone=nano())
         nodes = task.adapter.nodes
         assert isinstance(nodes, nn.ModuleDict)
         return sum(p.numel() for p in nodes.parameters())
 
     assert numbers(NodeForm()) == 6 * 7 * 8 * 128
     assert numbers(NodeForm(direct=False)) == numbers(None) == 6 * 25 * 8 * 128
+    assert numbers(NodeForm(), d_comp=4) == 6 * 7 * 4 * 128  # about a sixth of
+    assert numbers(None, d_comp=4) == 6 * (16 * 8 + 9 * 4) * 128
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 32), (2, 8, 8), (1, 40, 16)])
@@ -169,6 +198,39 @@ def test_they_are_the_product_of_householder_reflections(shape: tuple[int, ...])
     direction = torch.randn(shape)
     gradients = [torch.autograd.grad(q, matrix, direction)[0] for q in (found, one_by_one)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("summaries", "d_comp", "width"), [(1, 130, 384), (2, 130, 384), (2, 8, 384), (1, 4, 128)]
+)
+def test_at_the_start_those_of_two_nodes_have_no_more_in_common_than_chance(
+    summaries: int, d_comp: int, width: int
+) -> None:
+    """The squared cosine of two random directions of I channels is 1 / I in the mean."""
+    torch.manual_seed(0)
+    form = NodeForm(orthogonal="hard")
+    one, other = (
+        torch.cat([orthogonal(form.started((summaries, d_comp, width))) for _ in range(20)])
+        for _ in range(2)
+    )
+    of_rows = torch.einsum("nci,nci->nc", one, other)  # row c of one node and row c of another
+    assert of_rows.square().mean() < 1.5 / width
+    assert of_rows.mean().abs() < 0.1  # no common lean
+    every = (one @ other.mT).square().mean()
+    assert 0.8 / width < every < 1.2 / width
+
+
+def test_they_are_computed_once_a_pass(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = refined(pool="both", sites=["proj"], node_form=NodeForm(orthogonal="hard"))
+    computed: list[Tensor] = []
+
+    def counted(matrix_SCI: Tensor) -> Tensor:
+        computed.append(matrix_SCI)
+        return orthogonal(matrix_SCI)
+
+    monkeypatch.setattr("kora.adapters.nodes.orthogonal", counted)
+    strategy(strategy.task[0].backbone, images)  # type: ignore[index, union-attr, arg-type]
+    assert len(computed) == len(strategy.nodes)
 
 
 def test_they_stay_so_while_they_train(images: Tensor) -> None:
@@ -216,6 +278,38 @@ def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
         penalty.backward()
         optimizer.step()
     assert float(strategy.penalty()) < 0.1 * before  # type: ignore[arg-type]
+
+
+def test_a_soft_penalty_needs_two_nodes_of_one_width() -> None:
+    """Otherwise nothing would ever be penalised, and nobody told."""
+    form = NodeForm(orthogonal="soft", penalty=0.5)
+    with pytest.raises(ValueError, match=r"no two of the 2 nodes read the same width"):
+        built(
+            KoRA(2, 3, inject=False, sites=["proj", "fc2"], blocks=[1], node_form=form),
+            backbone=tiny("tiny_vit"),
+        )
+
+
+@pytest.mark.parametrize("pool", ["mean", "both", "attention", "tokens"])
+def test_what_a_node_reads_is_dropped_in_training_and_its_expectation_stays(pool: Any) -> None:
+    torch.manual_seed(0)
+    strategy = refined(node_form=NodeForm(dropout=0.5), sites=["proj"], pool=pool)
+    node = next(iter(nodes_of(strategy).values()))
+    kept = torch.randn({"mean": (1, 32), "both": (1, 64)}.get(pool, (1, 5, 32)))
+    whole = node.vector(kept)
+    node.train()
+    draws = torch.stack([node.vector(kept) for _ in range(4000)])
+    assert draws.std(dim=0).min() > 0.1 * whole.abs().max()
+    error = draws.std(dim=0) / len(draws) ** 0.5
+    assert ((draws.mean(dim=0) - whole).abs() < 5 * error).all()
+
+
+def test_dropout_of_what_is_injected_does_not_touch_what_refined_nodes_send() -> None:
+    options: dict[str, Any] = {"inject": True, "dropout": 0.5, "sites": ["proj"]}
+    strategy = refined(node_form=NodeForm(direct=False), **options)
+    node = next(iter(nodes_of(strategy).values())).train()
+    kept = torch.randn(3, 32)
+    torch.testing.assert_close(node.vector(kept), node.vector(kept), rtol=0, atol=0)
 
 
 def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images: Tensor) -> None:
