@@ -29,8 +29,8 @@ class Feedback(nn.Module):
     into later blocks token by token.
 
     Args:
-        from_block: Number of the first block behind which it adds; the last one has no effect on
-            later nodes, but on the features.
+        from_block: Number of the first block behind which it adds, a negative one from the end;
+            the last one has no effect on later nodes, but on the features.
     """
 
     def __init__(self, from_block: int) -> None:
@@ -53,9 +53,9 @@ class Feedback(nn.Module):
         Raises:
             ValueError: For a block that is not there, or no node up to it.
         """
-        require_blocks(backbone, [self.from_block])
+        (first,) = require_blocks(backbone, [self.from_block])
         of_block = [int(key[1:3]) for key in nodes]
-        if not of_block or min(of_block) > self.from_block:
+        if not of_block or min(of_block) > first:
             raise ValueError(
                 f"Feedback: from_block={self.from_block}, and no node of the composition lies in "
                 "a block up to it. Use a later block, or earlier nodes."
@@ -63,7 +63,7 @@ class Feedback(nn.Module):
         self._nodes, self._composer, self.alpha = tuple(nodes.values()), (composer,), alpha
         for node in self._nodes:
             node.echoes = True
-        for i in range(self.from_block, backbone.depth):
+        for i in range(first, backbone.depth):
             self._until[i] = sum(block <= i for block in of_block)
             self.ups[f"b{i:02d}_feedback"] = nn.Parameter(torch.zeros(backbone.width, d_comp))
             backbone.model.blocks[i].register_forward_hook(partial(self._add, i))

@@ -100,6 +100,29 @@ def test_it_needs_a_node_up_to_its_first_block() -> None:
         built(KoRA(2, 4, feedback=Feedback(6)), backbone=nano())
 
 
+def test_its_first_block_counts_from_the_end_too() -> None:
+    ups = fed(-3).adapter.feedback.ups  # type: ignore[union-attr]
+    assert list(ups) == ["b03_feedback", "b04_feedback", "b05_feedback"]  # type: ignore[call-overload]
+
+
+def test_each_token_gets_what_is_composed_for_it(images: Tensor) -> None:
+    task = kick(fed(pool="tokens"))
+    strategy = task.adapter
+    assert isinstance(strategy, KoRA)
+    seen: list[Tensor] = []
+    block = task.backbone.model.blocks[4]
+    for prepend in (True, False):  # before it adds, and after
+        block.register_forward_hook(lambda _, i, out: seen.append(out.detach()), prepend=prepend)
+    sent: list[Tensor] = []
+    strategy.observer = lambda vectors, _: sent.extend(vectors)
+    strategy(task.backbone, images)
+    assert strategy.feedback is not None
+    expected = torch.stack(sent[:5]).sum(0) @ strategy.feedback.ups["b04_feedback"].T
+    assert expected.shape == seen[0].shape
+    assert expected.std(dim=1).min() > 0  # not the same for every token
+    torch.testing.assert_close(seen[1] - seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_it_starts_as_the_backbone(images: Tensor) -> None:
     task = fed()
     assert torch.equal(task.features(images).patches, nano()(images).patches)
