@@ -275,6 +275,28 @@ STRATEGIES: dict[str, Entry] = {
         everywhere=False,
         starts_elsewhere=True,
     ),
+    "KoRA-refined-tokens": Entry(
+        KoRA,
+        lambda: {
+            **SIDE,
+            "pool": "tokens",
+            "node_form": NodeForm(),
+            "composer": Sum(),
+            "readout": TokenReadout(),
+        },
+        everywhere=False,
+    ),
+    "KoRA-feedback-of-tokens": Entry(
+        KoRA,
+        lambda: {
+            **SIDE,
+            "pool": "tokens",
+            "node_form": NodeForm(),
+            "composer": DepthAttention(),
+            "feedback": Feedback(0),
+        },
+        everywhere=False,
+    ),
     "KoRA-feedback": Entry(
         KoRA,
         lambda: {

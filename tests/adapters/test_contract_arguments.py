@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from kora.adapters import LoRA, Strategy, resized
+from kora.adapters import (
+    KAN,
+    ClsReadout,
+    Composer,
+    Feedback,
+    KoRA,
+    LogitReadout,
+    LoRA,
+    NodeForm,
+    Readout,
+    Strategy,
+    Sum,
+    TokenReadout,
+    resized,
+)
 from kora.backbones import Backbone
 from kora.matching import count_trainable
 from tests.adapters.strategies import STRATEGIES, Change, Entry
@@ -18,7 +33,7 @@ from tests.factory import built, kick
 from tests.families import tiny
 
 
-def arguments_of(kind: type[Strategy]) -> list[str]:
+def arguments_of(kind: type) -> list[str]:
     parameters = inspect.signature(kind).parameters.values()
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
@@ -128,3 +143,86 @@ def test_it_can_be_counted_without_storage(name: str) -> None:
     backbone = tiny("tiny_vit")
     trained = built(STRATEGIES[name](), backbone=tiny("tiny_vit")).adapter.trainable()
     assert count_trainable(strategy, backbone.to("meta")) == sum(p.numel() for _, p in trained)
+
+
+def side(**part: Any) -> KoRA:
+    """A refined side network that no part of its start is silent in."""
+    options = {"node_form": NodeForm(), "composer": Sum(), "readout": ClsReadout("default")}
+    return KoRA(2, 4, inject=False, sites=["proj"], **{**options, **part})
+
+
+class Part(NamedTuple):
+    """An object that KoRA is composed of.
+
+    Args:
+        place: Makes a strategy with it.
+        changes: For each argument another value, and what both sides have beside it.
+        given: Arguments that it needs.
+    """
+
+    place: Callable[[Any], KoRA]
+    changes: Mapping[str, tuple[Any, dict[str, Any]]]
+    given: Mapping[str, Any] = {}
+
+
+PARTS: dict[type, Part] = {
+    NodeForm: Part(
+        lambda form: side(node_form=form),
+        {
+            "norm": (False, {}),
+            "direct": (False, {}),
+            "shared": (True, {}),
+            "dropout": (0.5, {}),
+            "node_dropout": (0.5, {}),
+            "orthogonal": ("hard", {}),
+            "penalty": (0.2, {"orthogonal": "soft", "penalty": 0.1}),
+            "init": ("zero", {}),
+        },
+    ),
+    Feedback: Part(
+        lambda feedback: side(feedback=feedback), {"from_block": (1, {})}, {"from_block": 0}
+    ),
+    KAN: Part(lambda composer: side(composer=composer), {"intervals": (3, {})}),
+    ClsReadout: Part(
+        lambda readout: side(readout=readout),
+        {"init": ("default", {}), "trainable": (False, {"init": "default"})},
+    ),
+    LogitReadout: Part(lambda readout: side(readout=readout), {"init": ("orthogonal", {})}),
+    TokenReadout: Part(
+        lambda readout: side(readout=readout, pool="tokens"), {"init": ("default", {})}
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument"), [(kind, name) for kind in PARTS for name in arguments_of(kind)]
+)
+def test_every_argument_of_a_part_changes_something(
+    kind: type, argument: str, images: Tensor
+) -> None:
+    part = PARTS[kind]
+    if argument not in part.changes:
+        pytest.fail(f"{kind.__name__}: no other value of '{argument}' is known. Add one to PARTS.")
+    value, beside = part.changes[argument]
+
+    def found(**changed: Any) -> Evidence:
+        strategy = part.place(kind(**{**part.given, **beside, **changed}))
+        return evidence(strategy, tiny("tiny_vit"), images)
+
+    assert not differ(found(), found()), "the comparison itself is not stable"
+    assert differ(found(), found(**{argument: value}))
+
+
+def test_every_part_that_has_arguments_is_held_against_it() -> None:
+    import kora.adapters as exported
+
+    kinds = [getattr(exported, name) for name in dir(exported)]
+    parts = {
+        kind
+        for kind in kinds
+        if inspect.isclass(kind)
+        and issubclass(kind, Composer | Readout | NodeForm | Feedback)
+        and not inspect.isabstract(kind)
+        and arguments_of(kind)
+    }
+    assert parts == set(PARTS)
