@@ -86,7 +86,7 @@ results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches
 	@$(BIN)/kora grid --config runs/tune_refine/best.yaml --jobs 2
 	@$(BIN)/kora compare runs/refine_ti100_1 runs/refine_ti100_5 runs/refine_ti100_20 runs/refine_ti100_95 \
 	  --against images --against seconds --out runs/refine_ti100
-	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --reference refine_ablation_as_it_is \
+	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --metric best_val/accuracy --reference refine_ablation_as_it_is \
 	  --out runs/refine_ablation
 	@$(BIN)/kora compare runs/refine_cifar10_5 runs/refine_cifar10_50 --against images --out runs/refine_cifar10
 	@$(BIN)/kora compare runs/refine
