@@ -185,6 +185,8 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         strategy.observer = None
     nodes = {key: node for key, node in strategy.nodes.items() if isinstance(node, Node)}
     places = places_of(strategy, nodes)
+    direct = strategy.node_form is not None and strategy.node_form.direct
+    matrix, symbol = ("M", "M_i") if direct else ("P B A", "P_i B_i A_i")
     found: list[Quantity | Spectrum] = [
         Quantity(
             "contribution", "contribution to c_L",
@@ -198,9 +200,9 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
             _by_place(strategy, contributions.vector_norms()),
         ),
         Spectrum(
-            "singular_value", "singular values of P B A",
-            "Singular values of P_i B_i A_i, by which p_i follows from the input of the site; from "
-            "the QR decompositions of the small factors.",
+            "singular_value", f"singular values of {matrix}",
+            f"Singular values of {symbol}, by which p_i follows from what the node reads"
+            + ("." if direct else "; from the QR decompositions of the small factors."),
             {places[key]: projection_spectrum(node) for key, node in nodes.items()},
         ),
     ]  # fmt: skip

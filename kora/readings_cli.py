@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kora inspect",
         description="Numbers and heat maps by block and site. KoRA: what each node contributes to "
         "c_L, the norm of its p, the gradient that reached it in training, the singular values of "
-        "P B A. LoRA, DoRA: norm and singular values of each update. Fusion: the attention. "
-        "Bottleneck, VPT, SSF, BitFit: norms of what they add or change.",
+        "P B A or M. LoRA, DoRA, GatedKoRA: norm and singular values of each update. Fusion: the "
+        "attention. Bottleneck, VPT, SSF, BitFit: norms of what they add or change.",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder")

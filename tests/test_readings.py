@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kora.adapters import FullFineTune, KoRA, LinearProbe, Strategy, TokenReadout
+from kora.adapters import FullFineTune, KoRA, LinearProbe, NodeForm, Strategy, TokenReadout
 from kora.backbones import Backbone
 from kora.heads import LinearDepth
 from kora.load import load_adapter
@@ -91,6 +91,21 @@ def test_updates_are_read_where_there_is_no_node_as_well(tmp_path: Path) -> None
     assert len(read["update_norm"]) == 12
     assert set(read["update_norm"]) == set(read["update_share"])
     assert all(read["update_norm"].values())
+
+
+@pytest.mark.parametrize(("direct", "matrix"), [(True, "M"), (False, "P B A")])
+def test_singular_values_say_of_which_matrix(tmp_path: Path, direct: bool, matrix: str) -> None:
+    adapter = KoRA(2, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=direct))
+    task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
+    task.build()
+    model = load_adapter(write_folder(tmp_path / "adapter", kick(task)))  # type: ignore[type-var]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    read = {one.name: one for one in read_out(model, lambda: iter([images])).quantities}
+    spectrum = read["singular_value"]
+    assert spectrum.title == f"singular values of {matrix}"
+    first = adapter.nodes["b00_proj"].matrix()[0].double()  # type: ignore[operator]
+    values = torch.linalg.svdvals(first)[: 3 if direct else 2]
+    assert spectrum.values["0", "proj"] == pytest.approx(values.tolist(), rel=1e-4)
 
 
 def test_what_was_not_finite_is_none_and_the_newest_step_is_the_last(tmp_path: Path) -> None:

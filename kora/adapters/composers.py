@@ -38,7 +38,7 @@ class Sequential(Composer):
     """The paper's chain: c_1 = Phi_1(p_1); c_i = Phi_i(p_i + Psi_{i-1}(c_{i-1})).
 
     Phi and Psi are each a linear layer and GELU, as in the published notebook. Beware: the
-    gradient that reaches p_i shrinks by more than a factor of ten a stage.
+    gradient that reaches p_i shrinks by about a factor of ten a stage.
     Source: KoRA paper (2025), section 2, equation 3.
     """
 
