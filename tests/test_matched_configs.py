@@ -32,7 +32,9 @@ BUDGETS = {
 SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
 OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine_ti100.yaml
 ONE_SIZE = ("kora_refined_lora",)  # in small_600k alone
-DENSE = ("kora_tokens", "kora_side_tokens", "kora_refined_tokens")  # for depth
+DENSE = (  # for depth
+    "kora_tokens", "kora_side_tokens", "kora_refined_tokens", "kora_refined_injected_tokens"
+)  # fmt: skip
 
 
 def name_of(path: Path) -> str:
