@@ -53,7 +53,8 @@ class KAN(ResidualSequential):
     """`ResidualSequential` with a layer of splines as Phi_i, of (G + 3) C * C numbers.
 
     The Kolmogorov-Arnold theorem is what KoRA is named after; its linear maps with GELU do not
-    follow from it. Own layer, as the libraries of such layers are not kept up.
+    follow from it. Own layer, as the best known library (pykan) has had no release since 0.2.8 of
+    November 2024.
 
     Args:
         intervals: G, the intervals of the grid.
