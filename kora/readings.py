@@ -207,9 +207,7 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         ),
     ]  # fmt: skip
     if strategy.inject:
-        deltas = {key: d for key, d in strategy.silent.items() if isinstance(d, LowRankDelta)}
-        deltas |= {key: node.delta for key, node in nodes.items() if node.delta is not None}
-        found += low_rank_changes(strategy, model.backbone, deltas)
+        found += low_rank_changes(strategy, model.backbone, strategy.parts())
     scalars: dict[str, float | None] = {"composed_norm": contributions.composed_norm}
     return ReadOut(found, scalars | {"redundancy": contributions.redundancy})
 

@@ -168,6 +168,13 @@ class KoRA(Strategy):
             "(--config configs/adapters/kora_tokens.yaml)."
         )
 
+    def parts(self) -> dict[str, LowRankDelta]:
+        """The corrections that it injects, by site: those of nodes and those that are none."""
+        if not self.inject:
+            return {}
+        found = [*self.silent.items(), *((k, node.delta) for k, node in self._nodes().items())]
+        return {key: delta for key, delta in found if isinstance(delta, LowRankDelta)}
+
     def attach(self, backbone: Backbone) -> None:
         """Place the nodes, then size the composer and the readout."""
         assert not self.nodes, "attached twice"

@@ -318,8 +318,9 @@ def test_what_is_no_node_injects_as_lora_does_and_sends_nothing(images: Tensor) 
     lora = LoRA(2, sites=["proj", "fc1"])
     other = built(lora)
     with torch.no_grad():
-        for key, delta in lora.deltas.items():
-            own = strategy.silent[key] if key in strategy.silent else strategy.nodes[key].delta
+        assert strategy.parts().keys() == set(lora.deltas)
+        for key, own in strategy.parts().items():
+            delta = lora.deltas[key]
             delta.down_RI.copy_(own.down_RI)
             delta.up_OR.copy_(own.up_OR.normal_())
     other.head.load_state_dict(task.head.state_dict())
@@ -365,8 +366,7 @@ def test_dropout_is_of_all_that_injects_and_in_training_only(images: Tensor) -> 
     task = kick(built(strategy))
     assert torch.equal(task.eval()(images), task.eval()(images))
     assert not torch.equal(task.train()(images), task.train()(images))
-    deltas = [*strategy.silent.values(), *(node.delta for node in strategy.nodes.values())]
-    assert [delta.dropout for delta in deltas] == [0.5] * 12
+    assert [delta.dropout for delta in strategy.parts().values()] == [0.5] * 12
 
 
 def test_a_node_of_the_paper_sends_what_dropout_left(images: Tensor) -> None:
