@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kora.adapters import FullFineTune, KoRA, LinearProbe, NodeForm, Strategy, TokenReadout
+from kora.analysis.quantity import Quantity, Spectrum
 from kora.backbones import Backbone
 from kora.heads import LinearDepth
 from kora.load import load_adapter
@@ -79,29 +80,29 @@ def test_a_composition_of_tokens_is_read_and_its_gradient_measured(tmp_path: Pat
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def read_by_name(adapter: KoRA, folder: Path) -> dict[str, Quantity | Spectrum]:
+    """What is read out of it on `vit_nano`, away from its start, after a file."""
+    task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
+    task.build()
+    model = load_adapter(write_folder(folder / "adapter", kick(task)))  # type: ignore[type-var]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    return {one.name: one for one in read_out(model, lambda: iter([images])).quantities}
+
+
 def test_updates_are_read_where_there_is_no_node_as_well(tmp_path: Path) -> None:
     torch.manual_seed(2)
     adapter = KoRA(2, 4, sites=["qkv", "proj"], node_sites=["proj"], node_blocks=[-1])
-    task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
-    task.build()
-    model = load_adapter(write_folder(tmp_path / "adapter", kick(task)))  # type: ignore[type-var]
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    read = {one.name: one.values for one in read_out(model, lambda: iter([images])).quantities}
-    assert list(read["contribution"]) == [("5", "proj")]
-    assert len(read["update_norm"]) == 12
-    assert set(read["update_norm"]) == set(read["update_share"])
-    assert all(read["update_norm"].values())
+    read = read_by_name(adapter, tmp_path)
+    assert list(read["contribution"].values) == [("5", "proj")]
+    assert len(read["update_norm"].values) == 12
+    assert set(read["update_norm"].values) == set(read["update_share"].values)
+    assert all(read["update_norm"].values.values())
 
 
 @pytest.mark.parametrize(("direct", "matrix"), [(True, "M"), (False, "P B A")])
 def test_singular_values_say_of_which_matrix(tmp_path: Path, direct: bool, matrix: str) -> None:
     adapter = KoRA(2, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=direct))
-    task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
-    task.build()
-    model = load_adapter(write_folder(tmp_path / "adapter", kick(task)))  # type: ignore[type-var]
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    read = {one.name: one for one in read_out(model, lambda: iter([images])).quantities}
-    spectrum = read["singular_value"]
+    spectrum = read_by_name(adapter, tmp_path)["singular_value"]
     assert spectrum.title == f"singular values of {matrix}"
     first = adapter.nodes["b00_proj"].matrix()[0].double()  # type: ignore[operator]
     values = torch.linalg.svdvals(first)[: 3 if direct else 2]

@@ -99,11 +99,12 @@ class NodeForm(nn.Module):
         diagonal of length 1 too, as QR has them of random matrices. Shorter ones would hardly
         reflect, and row c of every node would lean to channel c.
         """
-        bound = 1 / math.sqrt(shape[0] * shape[-1])
         if self.init == "zero":
             return torch.zeros(*shape)
         if self.orthogonal == "hard":
             bound = math.sqrt(3 / max(shape[1:]))
+        else:
+            bound = 1 / math.sqrt(shape[0] * shape[-1])
         return torch.empty(*shape).uniform_(-bound, bound)
 
     def of_site(self, site: str) -> Tensor:

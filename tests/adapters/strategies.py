@@ -43,7 +43,7 @@ from kora.backbones import Backbone
 from tests.families import DEAD_QKV, tiny
 from tests.fusion_factory import tiny_sources
 
-__all__ = ["STRATEGIES", "Change", "Entry"]
+__all__ = ["SIDE", "STRATEGIES", "Change", "Entry"]
 
 Options = Callable[[], dict[str, Any]]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import kora.adapters
 from kora.adapters import (
     KAN,
     ClsReadout,
@@ -27,7 +28,7 @@ from kora.adapters import (
 )
 from kora.backbones import Backbone
 from kora.matching import count_trainable
-from tests.adapters.strategies import STRATEGIES, Change, Entry
+from tests.adapters.strategies import SIDE, STRATEGIES, Change, Entry
 from tests.adapters.support import gradients
 from tests.factory import built, kick
 from tests.families import tiny
@@ -148,7 +149,7 @@ def test_it_can_be_counted_without_storage(name: str) -> None:
 def side(**part: Any) -> KoRA:
     """A refined side network that no part of its start is silent in."""
     options = {"node_form": NodeForm(), "composer": Sum(), "readout": ClsReadout("default")}
-    return KoRA(2, 4, inject=False, sites=["proj"], **{**options, **part})
+    return KoRA(**{**SIDE, **options, **part})
 
 
 class Part(NamedTuple):
@@ -214,14 +215,11 @@ def test_every_argument_of_a_part_changes_something(
 
 
 def test_every_part_that_has_arguments_is_held_against_it() -> None:
-    import kora.adapters as exported
-
-    kinds = [getattr(exported, name) for name in dir(exported)]
+    kinds = [kind for kind in vars(kora.adapters).values() if inspect.isclass(kind)]
     parts = {
         kind
         for kind in kinds
-        if inspect.isclass(kind)
-        and issubclass(kind, Composer | Readout | NodeForm | Feedback)
+        if issubclass(kind, Composer | Readout | NodeForm | Feedback)
         and not inspect.isabstract(kind)
         and arguments_of(kind)
     }
