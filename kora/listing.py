@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = [
+    "PARTS",
     "config_claim",
+    "describe_classes",
     "find_configs",
     "find_subclasses",
     "is_grid",
@@ -20,23 +22,48 @@ __all__ = [
 ]
 
 
+#: Parts of a KoRA of which there is one class, by its name: where a config names it.
+PARTS = {
+    "NodeForm": "model.adapter.node_form",
+    "Feedback": "model.adapter.feedback",
+}
+
+
 def find_subclasses(folder: Path, base: str) -> dict[str, str]:
     """Names of the classes below `base` in the files of a folder, with their first line of doc."""
-    parents: dict[str, set[str]] = {}
-    docs: dict[str, str] = {}
-    for file in sorted(folder.glob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                names = (
-                    b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases
-                )
-                parents[node.name] = set(names)
-                docs[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
+    classes = _classes(folder)
+    parents = {
+        node.name: {b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases}
+        for node in classes
+    }
 
     def descends(name: str) -> bool:
         return base in parents.get(name, ()) or any(map(descends, parents.get(name, ())))
 
-    return {name: docs[name] for name in parents if descends(name) and not name.startswith("_")}
+    return {
+        node.name: _first_line(node)
+        for node in classes
+        if descends(node.name) and not node.name.startswith("_")
+    }
+
+
+def describe_classes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The first line of doc of the classes of these names in the files of a folder."""
+    found = {node.name: _first_line(node) for node in _classes(folder)}
+    return {name: found[name] for name in names}
+
+
+def _classes(folder: Path) -> list[ast.ClassDef]:
+    return [
+        node
+        for file in sorted(folder.glob("*.py"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def _first_line(node: ast.ClassDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n")[0]
 
 
 def find_configs(root: Path = Path("configs")) -> list[Path]:
@@ -94,6 +121,8 @@ def main(args: Sequence[str]) -> None:
     show("Strategies (model.adapter)", find_subclasses(adapters, "Strategy"))
     show("Composers (model.adapter.composer)", find_subclasses(adapters, "Composer"))
     show("Readouts (model.adapter.readout)", find_subclasses(adapters, "Readout"))
+    parts = describe_classes(adapters, PARTS)
+    show("Parts of KoRA", {f"{PARTS[name]}: {name}": text for name, text in parts.items()})
     show("Depth heads (model.head)", find_subclasses(package / "heads", "DepthHead"))
     show("Depth losses (model.loss)", find_subclasses(package, "DepthLoss"))
     spec = find_spec("datamodules")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from pathlib import Path
 
 import pytest
 from lightning import LightningDataModule
+from torch import nn
 
 import datamodules
 import kora.adapters
@@ -14,7 +16,14 @@ import kora.heads
 import kora.losses
 from kora.adapters import Composer, Readout, Strategy
 from kora.heads import DepthHead
-from kora.listing import config_claim, find_configs, find_subclasses, is_grid
+from kora.listing import (
+    PARTS,
+    config_claim,
+    describe_classes,
+    find_configs,
+    find_subclasses,
+    is_grid,
+)
 from kora.losses import DepthLoss
 from tests.cli.support import REPOSITORY
 
@@ -32,6 +41,21 @@ def exported(module: object, base: type) -> set[str]:
 def test_every_exported_part_of_an_adapter_is_listed(base: type) -> None:
     found = find_subclasses(REPOSITORY / "kora/adapters", base.__name__)
     assert found.keys() == exported(kora.adapters, base)
+
+
+def test_every_other_part_of_a_kora_is_listed() -> None:
+    """What `KoRA` takes as an object of its own, beside a composer and a readout."""
+    hints = typing.get_type_hints(kora.adapters.KoRA.__init__)
+    objects = {
+        kind.__name__
+        for hint in hints.values()
+        for kind in (hint, *typing.get_args(hint))
+        if inspect.isclass(kind) and issubclass(kind, nn.Module)
+    } - {"Composer", "Readout"}
+    assert objects == {"NodeForm", "Feedback"} == set(PARTS)
+    found = describe_classes(REPOSITORY / "kora/adapters", PARTS)
+    assert list(found) == list(PARTS)
+    assert all(found.values())
 
 
 def test_every_depth_head_and_loss_is_listed() -> None:
