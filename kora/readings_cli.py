@@ -187,7 +187,23 @@ def _told(model: AdaptedModel, read: ReadOut) -> list[str]:
         if one.name == "contribution" or one.name.startswith("gradient"):
             assert isinstance(one, Quantity)
             lines.append(f"{one.title}: {_summed_up(list(one.values.values()))}")
-    return lines
+    return [*lines, _redundancy(read.scalars)]
+
+
+def _redundancy(scalars: Mapping[str, float | None]) -> str:
+    """How much of what nodes say another one says as well, on the images and in training."""
+    ends, start = "_redundancy", "gradient_"
+    found = {
+        name.removeprefix(start).removesuffix(ends).replace("_", " "): value
+        for name, value in scalars.items()
+        if name.startswith(start) and name.endswith(ends)
+    }
+    steps = ", ".join(
+        f"{value:.2f} at {'the last step that was read' if step == 'last' else step}"
+        for step, value in found.items()
+    )
+    said = f"redundancy, mean |cos(p_i, p_j)|: {scalars['redundancy']:.2f} on the images"
+    return f"{said}; in training {steps}." if steps else f"{said}."
 
 
 def _summed_up(values: Sequence[float | None]) -> str:

@@ -19,7 +19,7 @@ from kora.readings import (
     read_out,
     require_readable,
 )
-from kora.readings_cli import _summed_up
+from kora.readings_cli import _redundancy, _summed_up
 from kora.tasks import ClassificationTask, DepthTask
 from tests.adapter_factory import write_folder
 from tests.adapters.strategies import STRATEGIES
@@ -133,3 +133,20 @@ def test_a_line_says_how_much_takes_part() -> None:
     )
     assert _summed_up([0.0, 0.0]).startswith("0 at every node")
     assert _summed_up([None]) == "finite at no node."
+
+
+def test_a_line_says_how_redundant_the_nodes_were_and_are() -> None:
+    scalars: dict[str, float | None] = {
+        "composed_norm": 2.0,
+        "redundancy": 0.551,
+        "gradient_step_1_composed": 3.0,
+        "gradient_step_1_redundancy": 0.0,
+        "gradient_step_100_redundancy": 0.25,
+        "gradient_last_redundancy": 0.5,
+    }
+    assert _redundancy(scalars) == (
+        "redundancy, mean |cos(p_i, p_j)|: 0.55 on the images; "
+        "in training 0.00 at step 1, 0.25 at step 100, 0.50 at the last step that was read."
+    )
+    alone = _redundancy({"redundancy": 1.0})
+    assert alone == "redundancy, mean |cos(p_i, p_j)|: 1.00 on the images."

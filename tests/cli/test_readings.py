@@ -77,6 +77,8 @@ def test_a_composition_is_read_node_by_node(here: Path, capfd: Capture, inject: 
     for picture in ("inspect.png", "singular_values.png"):
         assert (run / "inspect" / picture).read_bytes()[:4] == b"\x89PNG"
     assert "of 24 nodes have less than a millionth" in outcome.out
+    assert "redundancy, mean |cos(p_i, p_j)|: 0." in outcome.out
+    assert f"{kept[0]['redundancy']:.2f} at step 1" in outcome.out
 
 
 @pytest.mark.slow
