@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from kora.canvas import GREY, PERCENT, level_style, new_figure, save
 from kora.comparison import Comparison, Group
 from kora.formats import is_rate, named_metric
 
-__all__ = ["AGAINST", "against"]
+__all__ = ["AGAINST", "Point", "against", "draw_lines"]
 
 _Amount = Callable[[Comparison, Group], float | None]
 
@@ -28,6 +30,14 @@ AGAINST: dict[str, tuple[str, _Amount]] = {
     "trainable": ("trainable parameters, the head included", lambda _, group: group.trainable),
 }
 _MARKS = "osD^vP*X"
+
+
+class Point(NamedTuple):
+    """A mean, and half of its 95 % interval, that was had for x."""
+
+    x: float
+    mean: float
+    half_width: float
 
 
 def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -> Path:
@@ -48,38 +58,46 @@ def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -
             f"--against draws one metric, and the tables are of {' and '.join(metrics)}. Name one "
             "with --metric, or fewer runs."
         )
-    lines: dict[str, list[tuple[float, Group]]] = {}
+    lines: dict[str, list[Point]] = {}
     for table in comparisons:
         for group in table.groups:
             x = amount(table, group)
             if x is not None:
-                lines.setdefault(group.name, []).append((x, group))
+                point = Point(x, group.mean, group.half_width or 0.0)
+                lines.setdefault(group.name, []).append(point)
     if not lines:
         raise ValueError(f"--against {what}: no run says how many {label} it had.")
-    figure, (axis,) = new_figure(1, size=(7.2, 4.6), title=", ".join(t.title for t in comparisons))
+    title = ", ".join(table.title for table in comparisons)
+    figure, axis = draw_lines(lines, metric=metrics[0], over=label, title=title)
+    _levels(axis, comparisons)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save(figure, out_png)
+
+
+def draw_lines(
+    lines: Mapping[str, Sequence[Point]], *, metric: str, over: str, title: str
+) -> tuple[Figure, Axes]:
+    """A figure with a line for each name through its points, from left to right."""
+    figure, (axis,) = new_figure(1, size=(7.2, 4.6), title=title)
     for place, (name, points) in enumerate(lines.items()):
-        points.sort(key=lambda point: point[0])
+        xs, means, half_widths = zip(*sorted(points), strict=True)
         axis.errorbar(
-            [x for x, _ in points],
-            [group.mean for _, group in points],
-            yerr=[group.half_width or 0.0 for _, group in points],
+            xs, means, yerr=half_widths,
             fmt=f"{_MARKS[place % len(_MARKS)]}-",
             color=f"C{place}", ms=5, capsize=3, lw=1.4, label=name,
         )  # fmt: skip
-    _levels(axis, comparisons)
-    amounts = [x for points in lines.values() for x, _ in points]
+    amounts = [point.x for points in lines.values() for point in points]
     if min(amounts) > 0 and max(amounts) > 5 * min(amounts):
         axis.set_xscale("log")
-    axis.set_xlabel(label)
-    axis.set_ylabel(named_metric(metrics[0]))
-    if is_rate(metrics[0]):
+    axis.set_xlabel(over)
+    axis.set_ylabel(named_metric(metric))
+    if is_rate(metric):
         axis.yaxis.set_major_formatter(PERCENT)
         axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("mean and 95 % interval over seeds", fontsize=8, color=GREY)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    return save(figure, out_png)
+    return figure, axis
 
 
 def _levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
