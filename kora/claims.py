@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from kora.run_search import config_hash, find_at_work
 
-__all__ = ["alone_with"]
+__all__ = ["alone_with", "is_taken"]
 
 _LOOK_S = 1.0
 
@@ -36,9 +36,7 @@ def alone_with(
     Yields:
         False where waiting was given up.
     """
-    folder = Path(config["runs_dir"]) / config["experiment"] / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{config_hash(config)[:16]}.lock")
+    lock = _lock_of(config)
     told = False
 
     def wait_for(who: str) -> None:
@@ -50,16 +48,42 @@ def alone_with(
     held = False
     try:
         while not (held or given_up()):
-            try:
-                lock.acquire(timeout=_LOOK_S)
-                held = True
-            except Timeout:
+            held = _acquired(lock, timeout_s=_LOOK_S)
+            if not held:
                 wait_for("another process that sees to the same run")
-            except (NotImplementedError, OSError):
-                held = True  # a file system without locks
         while held and not given_up() and (at_work := find_at_work(config)) is not None:
             wait_for(f"another process that is at work on {at_work}")
             time.sleep(_LOOK_S)
         yield held and not given_up()
     finally:
         lock.release()
+
+
+def is_taken(config: Mapping[str, Any]) -> bool:
+    """Whether another process sees to a config now; waits for none.
+
+    Args:
+        config: Resolved, in plain types.
+    """
+    lock = _lock_of(config)
+    try:
+        return not _acquired(lock, timeout_s=0) or find_at_work(config) is not None
+    finally:
+        lock.release()
+
+
+def _lock_of(config: Mapping[str, Any]) -> FileLock:
+    folder = Path(config["runs_dir"]) / config["experiment"] / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{config_hash(config)[:16]}.lock")
+
+
+def _acquired(lock: FileLock, *, timeout_s: float) -> bool:
+    """Also where the file system has no locks."""
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout:
+        return False
+    except (NotImplementedError, OSError):
+        return True
+    return True

@@ -6,10 +6,11 @@ import os
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from kora.child import Stop
+from kora.claims import is_taken
 from kora.grid_plan import Entry
 from kora.grid_run import Outcome, run_job, share_of_threads
 from kora.grid_view import GridView
@@ -29,7 +30,7 @@ def run_here(
     """Run what is not finished; outcomes by the number of the run.
 
     Args:
-        entries: What to run, in this order.
+        entries: What to run, in this order; but what another process sees to comes last.
         at_once: So many at a time; above 1 each gets its share of the cores.
         logs: Where each prints, by its number; the others print where this process does.
         env: Of the runs; None: that of this process.
@@ -40,8 +41,12 @@ def run_here(
     env = env if at_once == 1 else share_of_threads(at_once, env)
     # The threads only report: one thread alone prints, and it is the one that signals reach.
     events: queue.Queue[tuple[Entry, Outcome | str | None]] = queue.Queue()
+    rest, picking = list(entries), Lock()
 
-    def run(entry: Entry) -> None:
+    def run() -> None:
+        with picking:
+            entry = _next_of(rest) if stop.signal is None else rest[0]
+            rest.remove(entry)
         outcome = Outcome(None, "stopped")
         try:
             if stop.signal is None:
@@ -57,8 +62,8 @@ def run_here(
 
     outcomes: dict[int, Outcome] = {}
     with ThreadPoolExecutor(at_once) as pool:
-        for entry in entries:
-            pool.submit(partial(run, entry))
+        for _ in entries:
+            pool.submit(run)
         while len(outcomes) < len(entries):
             entry, event = events.get()
             if event is None:
@@ -70,3 +75,15 @@ def run_here(
                 if stop.signal is None or event.folder is not None:
                     view.ended(entry, event)
     return outcomes
+
+
+def _next_of(rest: Sequence[Entry]) -> Entry:
+    """The first that no other process sees to, or the first of all."""
+    return next((entry for entry in rest if not _is_elsewhere(entry)), rest[0])
+
+
+def _is_elsewhere(entry: Entry) -> bool:
+    try:
+        return is_taken(entry.config)
+    except OSError:  # the attempt to run it fails of the same, and tells
+        return False

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kora.claims import alone_with
+from kora.grid import _plan
+from kora.grid_file import read_grid
+from kora.run_search import find_finished_run
 from tests.cli.support import kora, results, started, tiny_config, write_config
 from tests.cli.test_grid import lines, write_grid
 
@@ -140,7 +145,31 @@ def test_two_grids_at_once_train_each_run_once(here: Path, gone: None) -> None:
     texts = [(here / f"{n}.txt").read_text() for n in ("one", "two")]
     assert codes == (0, 0), texts
     assert len(list(here.glob("runs/tiny/LoRA/seed0/version_*"))) == 2
-    assert any("waiting for another process" in text for text in texts)
+    assert sum(text.count("Run folder") for text in texts) == 2
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_another_process_sees_to_is_waited_for_at_the_end(
+    here: Path, gone: None, jobs: str
+) -> None:
+    """So two grids of one file share its runs, whichever began."""
+    name = write_grid(here, vary={"model.adapter.rank": [1, 2, 3]})
+    path = here / name
+    (first, *others) = [one.config for one in _plan(path, read_grid(path, []))]
+    log = here / "out.txt"
+    with ExitStack() as other, ExitStack() as grid:
+        other.enter_context(alone_with(first, say=print))
+        process = grid.enter_context(started("grid", "--config", name, "--jobs", jobs, log=log))
+        end = time.monotonic() + 240
+        while "waiting for another process" not in log.read_text() and time.monotonic() < end:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        assert any(map(find_finished_run, others)), log.read_text()
+        other.close()
+        assert process.wait(timeout=240) == 0, log.read_text()
+    order = re.findall(r"run \d of 3: (rank=\d), seed 0", log.read_text())
+    assert order == ["rank=2", "rank=3", "rank=1"]
+    assert all(map(find_finished_run, (first, *others)))
 
 
 def source_grid(here: Path, **more: Any) -> str:
