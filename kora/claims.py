@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from kora.locks import acquired
 from kora.run_search import config_hash, find_at_work
 
 __all__ = ["alone_with", "is_taken"]
@@ -48,7 +49,7 @@ def alone_with(
     held = False
     try:
         while not (held or given_up()):
-            held = _acquired(lock, timeout_s=_LOOK_S)
+            held = acquired(lock, timeout_s=_LOOK_S)
             if not held:
                 wait_for("another process that sees to the same run")
         while held and not given_up() and (at_work := find_at_work(config)) is not None:
@@ -67,7 +68,7 @@ def is_taken(config: Mapping[str, Any]) -> bool:
     """
     lock = _lock_of(config)
     try:
-        return not _acquired(lock, timeout_s=0) or find_at_work(config) is not None
+        return not acquired(lock, timeout_s=0) or find_at_work(config) is not None
     finally:
         lock.release()
 
@@ -76,14 +77,3 @@ def _lock_of(config: Mapping[str, Any]) -> FileLock:
     folder = Path(config["runs_dir"]) / config["experiment"] / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{config_hash(config)[:16]}.lock")
-
-
-def _acquired(lock: FileLock, *, timeout_s: float) -> bool:
-    """Also where the file system has no locks."""
-    try:
-        lock.acquire(timeout=timeout_s)
-    except Timeout:
-        return False
-    except (NotImplementedError, OSError):
-        return True
-    return True

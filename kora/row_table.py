@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from kora.durable import DamagedFileError, read_checked, write_atomically
+from kora.locks import acquired
 from kora.row_layout import KINDS, Layout
 
 __all__ = ["Table", "UnwritableError", "alone", "fill", "open_table", "rows_done"]
@@ -154,13 +155,9 @@ def alone(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
             "a folder that can be written to."
         ) from error
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not acquired(lock, timeout_s=0):
         say("waiting for another process that fills the same feature cache.")
         lock.acquire()
-    except (NotImplementedError, OSError):
-        pass  # a file system without locks
     try:
         yield
     finally:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from kora.locks import acquired
 from kora.tune_file import Dimension, Tuning
 from kora.tune_plan import Combination
 
@@ -141,15 +142,11 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STUDIES
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+    if not acquired(lock, timeout_s=0):
         raise RuntimeError(
             f"{folder}: another kora tune is at work on this search. Wait for it; --jobs N runs "
             "several trials at once."
-        ) from error
-    except (NotImplementedError, OSError):
-        pass  # a file system without locks
+        )
     try:
         try:
             storage = optuna.storages.RDBStorage(
