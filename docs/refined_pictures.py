@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from kora.canvas import GREY, PERCENT, level_style, save
 from kora.figures_against import Point, draw_lines
 
-__all__ = ["Row", "draw", "read_tables"]
+__all__ = ["Row", "describe", "draw", "read_tables"]
 
 HERE = Path(__file__).parent
 SECTION = "## The refined KoRA and LoRA after equal searches, on real photographs"
@@ -89,8 +89,15 @@ def draw(tables: dict[int, list[Row]], folder: Path) -> list[Path]:
     written = []
     for figure, name in ((over_images, "images"), (over_time, "time")):
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-        written.append(save(figure, folder / f"refined_against_{name}.png"))
+        path = folder / f"refined_against_{name}.png"
+        written.append(save(figure, path, description=describe(tables)))
     return written
+
+
+def describe(tables: dict[int, list[Row]]) -> str:
+    """What a picture of these tables says of itself: all that it was drawn from."""
+    lines = (f"{size} a class: {tuple(row)}" for size, rows in tables.items() for row in rows)
+    return "\n".join(lines)
 
 
 def _figure(lines: dict[str, list[Point]], over: str) -> tuple[Figure, Axes]:

@@ -52,6 +52,11 @@ def new_figure(
     return figure, list(axes.flat)
 
 
-def save(figure: Figure, out_png: str | Path) -> Path:
-    """Write a figure as PNG, atomically; returns its path."""
-    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))
+def save(figure: Figure, out_png: str | Path, *, description: str | None = None) -> Path:
+    """Write a figure as PNG, atomically; returns its path.
+
+    `description` is kept in the file, as text of that name.
+    """
+    metadata = None if description is None else {"Description": description}
+    write = partial(figure.savefig, format="png", dpi=_DPI, metadata=metadata)
+    return write_atomically(out_png, write)
