@@ -10,6 +10,7 @@ see configs/grids/refine_ti100_cpu.yaml.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,10 +69,15 @@ def read_tables(results: str) -> dict[int, list[Row]]:
 
 
 def draw(tables: dict[int, list[Row]], folder: Path) -> list[Path]:
-    """Accuracy over training images, and over training time as a share of LoRA's."""
+    """Accuracy over training images, and over training time as a share of LoRA's.
+
+    Of the strategies that stand in more than one table.
+    """
+    times = Counter(row.name for rows in tables.values() for row in rows)
+    shown = {size: [row for row in rows if times[row.name] > 1] for size, rows in tables.items()}
     of_strategy: dict[str, list[Point]] = {}
     of_size: dict[str, list[Point]] = {}
-    for size, rows in tables.items():
+    for size, rows in shown.items():
         (lora_seconds,) = (row.fit_seconds for row in rows if row.name == "LoRA")
         for row in rows:
             of_strategy.setdefault(row.name, []).append(Point(size * CLASSES, *row[1:3]))
@@ -81,7 +87,7 @@ def draw(tables: dict[int, list[Row]], folder: Path) -> list[Path]:
     over_time, axis = _figure(of_size, "training time, as a share of LoRA's with as many images")
     axis.axvline(0.05, color=GREY, ls="--", lw=1, label="a twentieth of LoRA's time")
     axis.xaxis.set_major_formatter(PERCENT)
-    for row, point in zip(tables[max(tables)], of_size[f"{max(tables)} a class"], strict=True):
+    for row, point in zip(shown[max(shown)], of_size[f"{max(shown)} a class"], strict=True):
         axis.annotate(
             row.name, point[:2], (0, -14 if row.name == "LoRA" else 8), textcoords="offset points",
             fontsize=7, color=GREY, ha="right" if point.x > 0.5 else "center",
