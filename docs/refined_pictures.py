@@ -83,7 +83,7 @@ def draw(tables: dict[int, list[Row]], folder: Path) -> list[Path]:
             of_strategy.setdefault(row.name, []).append(Point(size * CLASSES, *row[1:3]))
             share = Point(row.fit_seconds / lora_seconds, *row[1:3])
             of_size.setdefault(f"{size} a class", []).append(share)
-    over_images, axis = _figure(of_strategy, f"training images of {CLASSES} classes")
+    over_images, _ = _figure(of_strategy, f"training images of {CLASSES} classes")
     over_time, axis = _figure(of_size, "training time, as a share of LoRA's with as many images")
     axis.axvline(0.05, color=GREY, ls="--", lw=1, label="a twentieth of LoRA's time")
     axis.xaxis.set_major_formatter(PERCENT)
@@ -92,11 +92,11 @@ def draw(tables: dict[int, list[Row]], folder: Path) -> list[Path]:
             row.name, point[:2], (0, -14 if row.name == "LoRA" else 8), textcoords="offset points",
             fontsize=7, color=GREY, ha="right" if point.x > 0.5 else "center",
         )  # fmt: skip
-    written = []
+    written, description = [], describe(tables)
     for figure, name in ((over_images, "images"), (over_time, "time")):
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         path = folder / f"refined_against_{name}.png"
-        written.append(save(figure, path, description=describe(tables)))
+        written.append(save(figure, path, description=description))
     return written
 
 
