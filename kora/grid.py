@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kora.child import Stop
-from kora.grid_file import Grid, is_group, read_grid
+from kora.grid_file import Grid, add_only, is_group, picked, read_grid
 from kora.grid_local import run_here
 from kora.grid_plan import (
     AT_WORK,
@@ -43,7 +43,12 @@ def grid(args: Sequence[str]) -> None:
     environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
     planned = read_grid(path, own.overrides)
     entries = _plan(path, planned)
-    _say_where_it_stands(path, entries)
+    of = ""
+    if own.only:
+        names = picked(path, "run", {e.job.name: e.job.kind for e in entries}, own.only)
+        of = f" of {len(entries)}"
+        entries = [entry for entry in entries if entry.job.name in names]
+    _say_where_it_stands(path, entries, of)
     if own.dry_run:
         for entry in entries:
             print(listed(entry))
@@ -78,6 +83,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and start none")
+    add_only(parser, "the runs")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
         help="options of kora fit for all runs; they win over `set` of the file",
@@ -123,11 +129,11 @@ def _plan(path: Path, planned: Grid) -> list[Entry]:
     return [entry_for(number, job, config) for number, (job, config) in enumerate(pairs, 1)]
 
 
-def _say_where_it_stands(path: Path, entries: Sequence[Entry]) -> None:
+def _say_where_it_stands(path: Path, entries: Sequence[Entry], of: str) -> None:
     counts = {s: sum(e.state == s for e in entries) for s in (FINISHED, RESUME, AT_WORK, NEW)}
     others = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != FINISHED)
     rest = f" ({others})" if others else ""
-    say(f"{path}: {len(entries)} runs, {counts[FINISHED]} of them finished{rest}.")
+    say(f"{path}: {len(entries)}{of} runs, {counts[FINISHED]} of them finished{rest}.")
 
 
 def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict[int, Path]:

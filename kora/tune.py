@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kora.child import Stop
+from kora.grid_file import add_only, picked
 from kora.grid_view import GridView
 from kora.progress import say
 from kora.tune_file import Tuning, read_tuning
@@ -39,13 +40,17 @@ def tune(args: Sequence[str]) -> None:
     found = combinations(path, tuning)
     folder = Path(str(found[0].config["runs_dir"])) / f"tune_{path.stem}"
     seeds = f" of {len(tuning.grid.seeds)} seeds" * (len(tuning.grid.seeds) > 1)
-    say(f"{path}: {len(found)} combinations, {tuning.trials} trials{seeds} each.")
-    _say_of_the_data(found)
+    names = picked(path, "combination", {one.name: one.name for one in found}, own.only)
+    chosen = [one for one in found if one.name in names]
+    of = f"{len(chosen)} of {len(found)}" if own.only else len(found)
+    say(f"{path}: {of} combinations, {tuning.trials} trials{seeds} each.")
+    _say_of_the_data(chosen)
     if own.dry_run:
-        _dry_run(found, tuning, folder)
+        _dry_run(chosen, tuning, folder)
         return
     with opened(folder, found, tuning) as searches:
-        trouble = _run(path, searches, folder, own.jobs, environment)
+        mine = [search for search in searches if search.combination.name in names]
+        trouble = _run(path, mine, folder, own.jobs, environment)
         written = write_best(path, folder, searches, tuning)
         out = Path(own.out) if own.out else None
         written += write_report(path, folder, searches, tuning, out)
@@ -54,7 +59,7 @@ def tune(args: Sequence[str]) -> None:
             written if len(written) < 8 else [f for f in written if f.parent.name != "best"]
         ):
             say(f"wrote {file}")
-        _end(searches, trouble, folder)
+        _end(mine, trouble, folder)
 
 
 def _options(args: Sequence[str]) -> argparse.Namespace:
@@ -74,6 +79,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         help="so many trials at once on this machine, which share its cores",
     )  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="show what would run")
+    add_only(parser, "the combinations")
     parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",

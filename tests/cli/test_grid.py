@@ -42,6 +42,21 @@ def test_a_dry_run_lists_the_commands_and_starts_none(here: Path, capfd: Capture
     assert not (here / "runs").exists()
 
 
+def test_only_the_runs_with_a_text_in_their_name_are_run(here: Path, capfd: Capture) -> None:
+    name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, seeds=[0, 1])
+    outcome = kora(capfd, "grid", "--config", name, "--dry_run", "--only", "rank=2, seed 1")
+    assert outcome.code == 0, outcome.err
+    assert "1 of 4 runs, 0 of them finished" in outcome.out
+    (line,) = lines(outcome.out, "to run")
+    assert line.endswith("--model.adapter.rank=2 --seed_everything=1")
+
+    wrong = kora(capfd, "grid", "--config", name, "--dry_run", "--only", "rank=3")
+    assert wrong.code == 2
+    assert "--only rank=3: no run of grid.yaml has this in its name" in wrong.err
+    assert "rank=1, seed 0, rank=1, seed 1" not in wrong.err, "seeds are not repeated"
+    assert "rank=1, rank=2" in wrong.err
+
+
 def test_finished_runs_are_known_by_their_config(here: Path, capfd: Capture) -> None:
     for seed, more in (("0", ()), ("1", ("--trainer.max_epochs", "2"))):
         args = ("--config", "tiny.yaml", "--model.adapter.rank", "1", "--seed_everything", seed)

@@ -74,6 +74,40 @@ def test_a_dry_run_shows_the_trials_of_each_and_starts_none(here: Path, capfd: C
     assert not (here / "runs").exists()
 
 
+def found_in(best: Path) -> list[str]:
+    """The combinations of a grid of the best."""
+    return [Path(files[-1]).stem for files in yaml.safe_load(best.read_text())["vary"]["config"]]
+
+
+@pytest.mark.slow
+def test_only_some_combinations_are_searched_and_the_next_ones_join_them(
+    here: Path, capfd: Capture
+) -> None:
+    name = write_search(here, {"trials": 1})
+    dry = kora(capfd, "tune", "--config", name, "--only", "lora", "--dry_run")
+    assert "1 of 2 combinations, 1 trials each" in dry.out
+    assert "lora: 1 trials" in dry.out
+    assert "bitfit" not in dry.out
+
+    first = kora(capfd, "tune", "--config", name, "--only", "lora")
+    assert first.code == 0, first.err
+    assert "Trials: 1 in lora; 0 in bitfit" in first.out
+    best = here / "runs/tune_search/best.yaml"
+    assert "# Missing:  bitfit, of which no trial came to its end" in best.read_text()
+    assert found_in(best) == ["lora"]
+
+    second = kora(capfd, "tune", "--config", name, "--only", "bitfit")
+    assert second.code == 0, second.err
+    assert found_in(best) == ["lora", "bitfit"], "what was found before stays"
+
+
+def test_a_search_of_nothing_names_what_there_is(here: Path, capfd: Capture) -> None:
+    outcome = kora(capfd, "tune", "--config", write_search(here), "--only", "dora", "lora")
+    assert outcome.code == 2
+    assert "--only dora: no combination of search.yaml has this in its name" in outcome.err
+    assert "lora, bitfit" in outcome.err
+
+
 def mistakes() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     rate = LR["model.optimizer.lr"]
     return [
