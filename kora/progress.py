@@ -61,6 +61,11 @@ class ProgressBar(RichProgressBar):
             self._read_at = now
         return self._shown
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Lightning's, which names the last epoch -2 where steps alone end the training."""
+        text = super()._get_train_description(current_epoch)
+        return text if self.trainer.max_epochs != -1 else text.replace("/-2", "")
+
 
 @contextmanager
 def without_noise() -> Iterator[None]:

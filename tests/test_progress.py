@@ -52,3 +52,15 @@ def test_metrics_are_read_now_and_then_and_after_the_last_step(
     assert list(dict.fromkeys(told)) == pytest.approx([losses.seen[k] for k in steps_read])
     assert all("v_num" not in row for row in bar.told)
     assert "val/accuracy" in bar.told[-1]
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(2, "Epoch 0/1"), (-1, "Epoch 0 ")])
+def test_the_bar_names_the_last_epoch_only_where_there_is_one(
+    epochs: int, shown: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit = trainer(
+        tmp_path, max_epochs=epochs, max_steps=1, enable_checkpointing=False,
+        enable_progress_bar=True, num_sanity_val_steps=0, callbacks=[ProgressBar()],
+    )  # fmt: skip
+    fit.fit(unbuilt(), datamodule=Colours())
+    assert shown in capfd.readouterr().out
