@@ -45,7 +45,8 @@ def grid(args: Sequence[str]) -> None:
     entries = _plan(path, planned)
     of = ""
     if own.only:
-        names = picked(path, "run", {e.job.name: e.job.kind for e in entries}, own.only)
+        kinds = {e.job.name: e.job.kind or e.job.name for e in entries}
+        names = picked(path, "run", kinds, own.only)
         of = f" of {len(entries)}"
         entries = [entry for entry in entries if entry.job.name in names]
     _say_where_it_stands(path, entries, of)

@@ -56,6 +56,10 @@ def test_only_the_runs_with_a_text_in_their_name_are_run(here: Path, capfd: Capt
     assert "rank=1, seed 0, rank=1, seed 1" not in wrong.err, "seeds are not repeated"
     assert "rank=1, rank=2" in wrong.err
 
+    plain = write_grid(here, seeds=[0, 1])
+    wrong = kora(capfd, "grid", "--config", plain, "--dry_run", "--only", "seed 2")
+    assert "There are: seed 0, seed 1." in wrong.err
+
 
 def test_finished_runs_are_known_by_their_config(here: Path, capfd: Capture) -> None:
     for seed, more in (("0", ()), ("1", ("--trainer.max_epochs", "2"))):
