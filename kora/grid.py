@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kora.child import Stop
-from kora.grid_file import Grid, add_only, is_group, picked, read_grid
+from kora.grid_file import Grid, is_group, read_grid
 from kora.grid_local import run_here
+from kora.grid_options import add_file_options, picked
 from kora.grid_plan import (
     AT_WORK,
     FINISHED,
@@ -42,13 +43,8 @@ def grid(args: Sequence[str]) -> None:
     path = Path(own.config)
     environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
     planned = read_grid(path, own.overrides)
-    entries = _plan(path, planned)
-    of = ""
-    if own.only:
-        kinds = {e.job.name: e.job.kind or e.job.name for e in entries}
-        names = picked(path, "run", kinds, own.only)
-        of = f" of {len(entries)}"
-        entries = [entry for entry in entries if entry.job.name in names]
+    entries = _plan(path, planned, own.only)
+    of = f" of {len(planned.jobs())}" if own.only else ""
     _say_where_it_stands(path, entries, of)
     if own.dry_run:
         for entry in entries:
@@ -84,11 +80,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and start none")
-    add_only(parser, "the runs")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="options of kora fit for all runs; they win over `set` of the file",
-    )  # fmt: skip
+    add_file_options(parser, "the runs")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N",
         help="so many runs at once on this machine, which share its cores; each has a log file",
@@ -122,12 +114,13 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     return own
 
 
-def _plan(path: Path, planned: Grid) -> list[Entry]:
+def _plan(path: Path, planned: Grid, only: Sequence[str]) -> list[Entry]:
     jobs = planned.jobs()
+    names = picked(path, "run", {job.name: job.kind or job.name for job in jobs}, only)
     configs = all_resolved(path, jobs)
     refuse_equal(path, jobs, configs)
-    pairs = zip(jobs, configs, strict=True)
-    return [entry_for(number, job, config) for number, (job, config) in enumerate(pairs, 1)]
+    pairs = enumerate(zip(jobs, configs, strict=True), 1)
+    return [entry_for(n, job, config) for n, (job, config) in pairs if job.name in names]
 
 
 def _say_where_it_stands(path: Path, entries: Sequence[Entry], of: str) -> None:

@@ -20,7 +20,6 @@ The files of a run are those of `base` and then one value of each group, in this
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import itertools
 import json
@@ -36,11 +35,9 @@ __all__ = [
     "SEED_OPTION",
     "Grid",
     "Job",
-    "add_only",
     "as_text",
     "grid_of",
     "is_group",
-    "picked",
     "read_content",
     "read_grid",
 ]
@@ -109,35 +106,6 @@ class Grid:
 def is_group(key: str) -> bool:
     """Whether the values of a key of `vary` are files."""
     return key == _FILES or key.startswith(f"{_FILES}.")
-
-
-def add_only(parser: argparse.ArgumentParser, what: str) -> None:
-    """The option of the commands that take a part of their file."""
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="TEXT",
-        help=f"{what} with one of these in their names, as --dry_run shows them",
-    )  # fmt: skip
-
-
-def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str]) -> set[str]:
-    """The names that hold one of some texts; all of them where none is asked for.
-
-    Args:
-        path: Of the file.
-        what: The names are of, for a message.
-        names: Each with the shorter name that a message says.
-        only: The texts.
-
-    Raises:
-        ValueError: no name holds one of the texts.
-    """
-    for text in only:
-        if not any(text in name for name in names):
-            there = ", ".join(dict.fromkeys(names.values()))
-            raise ValueError(
-                f"--only {text}: no {what} of {path} has this in its name. There are: {there}."
-            )
-    return {name for name in names if not only or any(text in name for text in only)}
 
 
 def _is_seed(value: Any) -> bool:

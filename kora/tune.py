@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kora.child import Stop
-from kora.grid_file import add_only, picked
+from kora.grid_options import add_file_options, picked
 from kora.grid_view import GridView
 from kora.progress import say
 from kora.tune_file import Tuning, read_tuning
@@ -79,12 +79,8 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         help="so many trials at once on this machine, which share its cores",
     )  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="show what would run")
-    add_only(parser, "the combinations")
+    add_file_options(parser, "the combinations")
     parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="options of kora fit for all runs; they win over `set` of the file",
-    )  # fmt: skip
     own = parser.parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more trials at once.")
