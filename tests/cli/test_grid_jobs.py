@@ -155,7 +155,7 @@ def test_what_another_process_sees_to_is_waited_for_at_the_end(
     """So two grids of one file share its runs, whichever began."""
     name = write_grid(here, vary={"model.adapter.rank": [1, 2, 3]})
     path = here / name
-    (first, *others) = [one.config for one in _plan(path, read_grid(path, []))]
+    (first, *others) = [one.config for one in _plan(path, read_grid(path, []), [])]
     log = here / "out.txt"
     with ExitStack() as other, ExitStack() as grid:
         other.enter_context(alone_with(first, say=print))
