@@ -45,7 +45,7 @@ lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev  ## mypy, strict
+types: $(VENV)/.dev  ## mypy: strict for the code, calls alone for the tests
 	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## let ruff mend what it can

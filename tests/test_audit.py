@@ -1,5 +1,6 @@
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,9 @@ def test_a_label_out_of_range_is_never_allowed_and_located(label: int) -> None:
         ({"train": TRAIN[None]}, {"num_classes": 4}, r"\(1, 20\)"),
     ],
 )
-def test_wrong_arguments_are_named(splits: dict, options: dict, match: str) -> None:
+def test_wrong_arguments_are_named(
+    splits: dict[str, np.ndarray], options: dict[str, Any], match: str
+) -> None:
     with pytest.raises(ValueError, match=match):
         audit(splits, **options)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -99,7 +101,9 @@ def test_what_timm_does_not_decay_is_not_decayed() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_a_fused_step_on_a_cpu_is_the_loop_over_tensors(kind: type[torch.optim.Optimizer]) -> None:
+def test_a_fused_step_on_a_cpu_is_the_loop_over_tensors(
+    kind: Callable[..., torch.optim.Optimizer],
+) -> None:
     results = []
     for change in (fuse_on_cpu, lambda optimizer: optimizer):
         tensors = [nn.Parameter(torch.linspace(-1, 1, n).reshape(n, 1)) for n in (1, 7, 40)]

@@ -86,7 +86,8 @@ def test_a_depth_run_stands_beside_its_own_baselines() -> None:
 
 
 def test_without_baselines_there_is_no_column_of_dashes() -> None:
-    for baselines in ({}, {"chance": {}}):
+    nothing: list[dict[str, dict[str, float]]] = [{}, {"chance": {}}]
+    for baselines in nothing:
         assert rows(shown(result(baselines=baselines)))[0] == ["metric", "result"]
 
 

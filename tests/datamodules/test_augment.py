@@ -167,8 +167,10 @@ ORACLES = {
 @pytest.mark.parametrize("kind", ORACLES)
 def test_each_factor_does_what_torchvision_does(images: torch.Tensor, kind: str) -> None:
     some = (images[:3] // 2) + 50  # nothing is clamped on the way
-    factors = {name: torch.ones(3) for name in ORACLES} | {kind: torch.tensor(FACTORS)}
-    changed = recolour(some, *factors.values(), torch.zeros(3))
+    factors = dict.fromkeys(ORACLES, torch.ones(3)) | {kind: torch.tensor(FACTORS)}
+    changed = recolour(
+        some, factors["brightness"], factors["contrast"], factors["saturation"], torch.zeros(3)
+    )
     for image, after, factor in zip(some, changed, FACTORS, strict=True):
         expected = ORACLES[kind](image.float() / 255, factor) * 255
         assert (after.float() - expected).abs().max() <= 0.75  # half a level, and rounding of luma

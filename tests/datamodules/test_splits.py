@@ -38,7 +38,7 @@ def subset_of(labels: np.ndarray, seed: int = 0, **options: object) -> np.ndarra
         ({"per_class": 1, "how": "last"}, "'last'; use stratified, random or first"),
     ],
 )
-def test_a_subset_that_makes_no_sense_is_refused(options: dict, message: str) -> None:
+def test_a_subset_that_makes_no_sense_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Subset(**options)
 
@@ -111,7 +111,9 @@ def test_a_class_with_too_few_images_is_named_with_found_and_wanted() -> None:
         subset_of(BALANCED, per_class=100, how="first")
 
 
-def split(labels: np.ndarray, subset: Subset | None = None, **options: object) -> tuple:
+def split(
+    labels: np.ndarray, subset: Subset | None = None, **options: object
+) -> tuple[np.ndarray, ...]:
     settings = {"val_fraction": 0.2, "val_images": None, "seed": 0, **options}
     return choose_train_and_validation(labels, subset, class_names=NAMES, **settings)  # type: ignore[arg-type]
 
