@@ -39,7 +39,7 @@ def bottleneck_sources(position: str = "houlsby") -> tuple[str, ...]:
     return tuple(
         write_source(
             _folder(f"bottleneck_{position}_{rank}"),
-            Bottleneck(rank, position, scale="channel", drop_path=0.5, blocks=[0, 2]),  # type: ignore[arg-type]
+            Bottleneck(rank, position, scale="channel", drop_path=0.5, blocks=[0, 2]),
             seed=rank,
             experiment=style,
         )

@@ -40,7 +40,7 @@ def audit(protocol: DepthProtocol = FULL, **changes: Tensor | None) -> DepthAudi
 def shown(found: DepthAudit, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(found.render(**options))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    text: str = console.file.getvalue()
     return text
 
 

@@ -232,7 +232,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def _refined(init: str = "default") -> KoRA:
-    form = NodeForm(init=init)  # type: ignore[arg-type]
+    form = NodeForm(init=init)
     return KoRA(2, 3, inject=False, node_form=form, composer=Sum(), readout=ClsReadout("default"))
 
 

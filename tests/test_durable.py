@@ -47,7 +47,7 @@ def test_the_checksum_beside_a_file_is_one_of_sha256sum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoil", [flip, truncate, lambda path: path.write_bytes(b"")])
 def test_a_file_that_was_changed_is_named(spoil: object, tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", b"content")
-    spoil(path)  # type: ignore[operator]
+    spoil(path)
     with pytest.raises(DamagedFileError, match=r"a\.ckpt is damaged: its SHA-256 .*says ed7002b"):
         read_checked(path)
 

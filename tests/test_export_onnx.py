@@ -86,7 +86,7 @@ def test_depth_in_metres_can_be_exported(tmp_path: Path) -> None:
     backbone = tiny_in_file("tiny_vit", tmp_path)
     task = DepthTask(backbone, LoRA(2), head=LinearDepth(bins=16), protocol="full")
     task.build()
-    folder = write_folder(tmp_path / "adapter", kick(task))  # type: ignore[arg-type]
+    folder = write_folder(tmp_path / "adapter", kick(task))
     written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")
     assert written.difference is not None
     assert written.difference < 1e-4

@@ -37,15 +37,15 @@ def loaded(folder: Path, adapter: Strategy) -> AdaptedModel:
 def test_peft_loads_it_over_the_plain_model_and_gives_the_same_logits(
     kind: type[LoRA], settings: dict[str, object], tmp_path: Path, images: Tensor
 ) -> None:
-    model = loaded(tmp_path / "adapter", kind(**settings))  # type: ignore[arg-type]
+    model = loaded(tmp_path / "adapter", kind(**settings))
     written = export(model, "peft", tmp_path / "out")
     assert written.difference is not None
     assert written.difference < 1e-5
     theirs = run_lines(tmp_path / "out")
     with torch.no_grad():
         found = theirs(model.backbone.preprocess(images))
-        frozen = theirs.get_base_model()  # type: ignore[operator]
-        with theirs.disable_adapter():  # type: ignore[operator]
+        frozen = theirs.get_base_model()
+        with theirs.disable_adapter():
             without = frozen(model.backbone.preprocess(images))
     torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
     assert (found - without).abs().max() > 1e-2, "the adapter does something"

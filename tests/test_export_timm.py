@@ -107,7 +107,7 @@ def test_what_has_no_merge_is_refused_with_the_reason_and_leaves_nothing(tmp_pat
 def test_a_depth_head_is_refused(tmp_path: Path) -> None:
     task = DepthTask(kicked(None).backbone, LoRA(2))
     task.build()
-    model = kora.load_adapter(write_folder(tmp_path / "a", kick(task)))  # type: ignore[arg-type]
+    model = kora.load_adapter(write_folder(tmp_path / "a", kick(task)))
     with pytest.raises(ValueError, match=r"LinearDepth of this run is no classifier"):
         export(model, "timm", tmp_path / "out")
 

@@ -52,7 +52,7 @@ def lines(figure: Figure) -> dict[str, list[tuple[float, float]]]:
     (axis,) = figure.axes
     found = {}
     for container in axis.containers:
-        line = container.lines[0]  # type: ignore[attr-defined]
+        line = container.lines[0]
         found[str(container.get_label())] = [tuple(point) for point in line.get_xydata()]
     return found
 

@@ -132,8 +132,7 @@ def test_three_quarters_of_the_last_blocks_products_are_saved(images: Tensor) ->
     """`vit_nano`: 65 tokens of width D = 128, 6 blocks; proj, fc1 and fc2 are 9 D^2 of 12 D^2."""
     task = built(LinearProbe(), backbone=nano())
     few, all_of_them = (
-        counted_step(one, lambda one=one: one(images).sum())[0]  # type: ignore[misc]
-        for one in (task, everywhere(task))
+        counted_step(one, lambda one=one: one(images).sum())[0] for one in (task, everywhere(task))
     )
     tokens = len(images) * (65 - 1)
     assert all_of_them - few == pytest.approx(2 * tokens * 9 * 128**2 / 1e9, rel=1e-6)

@@ -36,7 +36,7 @@ def test_blocks_are_those_of_timms_own_intermediates(
         with pytest.raises(ValueError, match=r"has none\. Use --features mean"):
             LayerReader(backbone, "cls")
         return
-    found = LayerReader(backbone, kind)(images)  # type: ignore[arg-type]
+    found = LayerReader(backbone, kind)(images)
     prefix = backbone.num_prefix_tokens
     with torch.no_grad():
         tokens, raw = backbone.model.forward_intermediates(
@@ -95,7 +95,7 @@ def test_the_final_feature_of_depth_is_the_last_level_that_its_head_reads(
     task = DepthTask(tiny("tiny_vit"), LinearProbe(), head=LinearDepth())
     task.build()
     task.eval()
-    found = LayerReader(task.backbone, kind, task.features)(images)  # type: ignore[arg-type]
+    found = LayerReader(task.backbone, kind, task.features)(images)
     with torch.no_grad():
         (level,) = task.features(images).levels
     expected = level.patches.mean(1) if kind == "mean" else level.prefix[:, 0]

@@ -63,7 +63,7 @@ def test_a_depth_model_gives_metres_at_the_size_of_the_images(
     protocol = {"preset": "full", "max_depth_m": 3.5, "flip_tta": True}
     task = DepthTask(Backbone("vit_nano"), LoRA(2), head=head, protocol=protocol)
     task.build()
-    kick(task).eval()  # type: ignore[arg-type]
+    kick(task).eval()
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task, class_names=[]))
     with torch.no_grad():
         expected = task.predict_step({"image": images}, 0)["depth_m"]

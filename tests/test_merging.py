@@ -128,7 +128,7 @@ def test_test_and_predict_run_merged_and_say_what_they_said_unmerged(
     predicted = trainer.predict(task, datamodule=data())
     assert task.seen() == {len(layers) if adapter.label == "KoRA" else 0}
     assert wrapped(task) == layers
-    assert sum(isinstance(c, MergedEvaluation) for c in trainer.callbacks) == 1  # type: ignore[attr-defined]
+    assert sum(isinstance(c, MergedEvaluation) for c in trainer.callbacks) == 1
     with torch.inference_mode():
         for ours, batch in zip(predicted, data_batches(), strict=True):
             probabilities = task(batch["image"]).softmax(-1).max(-1)
@@ -153,7 +153,7 @@ def test_an_error_in_a_test_leaves_the_wrapped_layers(tmp_path: Path) -> None:
         assert wrapped(task) == []
         raise ZeroDivisionError
 
-    task.test_step = broken  # type: ignore[method-assign]
+    task.test_step = broken
     with pytest.raises(ZeroDivisionError):
         trainer.test(task, datamodule=data(), verbose=False)
     assert wrapped(task) == layers

@@ -66,7 +66,7 @@ class ThisInterpreter(AsyncKernelManager):
 
 
 def read(path: Path) -> Any:
-    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return nbformat.read(path, as_version=4)
 
 
 def run(path: Path, folder: Path) -> str:
@@ -118,5 +118,5 @@ def test_the_quickstart_finds_the_configs_from_the_repository_too(tmp_path: Path
     commands = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("kora(")]
     notebook.cells = notebook.cells[: commands[0] + 1]
     short = tmp_path / "short.ipynb"
-    nbformat.write(notebook, short)  # type: ignore[no-untyped-call]
+    nbformat.write(notebook, short)
     assert "configs/quickstart.yaml" in run(short, REPOSITORY)

@@ -151,7 +151,7 @@ def test_mistakes_are_told(
 def depth_run(tmp_path: Path) -> Path:
     task = DepthTask(kicked(None).backbone, LoRA(2), head=LinearDepth(bins=16), protocol="full")
     task.build()
-    write_folder(tmp_path / "depth" / "adapter", kick(task), class_names=[])  # type: ignore[arg-type]
+    write_folder(tmp_path / "depth" / "adapter", kick(task), class_names=[])
     return tmp_path / "depth"
 
 

@@ -46,7 +46,7 @@ def test_to_dict_survives_json_and_makes_the_same_protocol() -> None:
 
 def test_protocol_cannot_be_changed_after_the_fact() -> None:
     with pytest.raises(FrozenInstanceError):
-        DepthProtocol().crop = "none"  # type: ignore[misc]
+        DepthProtocol().crop = "none"
 
 
 @pytest.mark.parametrize(

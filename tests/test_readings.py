@@ -35,7 +35,7 @@ def depth_folder(folder: Path) -> Path:
     adapter = KoRA(2, 4, pool="tokens", readout=TokenReadout("default"), blocks=[4, 5])
     task = DepthTask(backbone, adapter, head=LinearDepth())
     task.build()
-    return write_folder(folder, kick(task))  # type: ignore[type-var]
+    return write_folder(folder, kick(task))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -84,7 +84,7 @@ def read_by_name(adapter: KoRA, folder: Path) -> dict[str, Quantity | Spectrum]:
     """What is read out of it on `vit_nano`, away from its start, after a file."""
     task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
     task.build()
-    model = load_adapter(write_folder(folder / "adapter", kick(task)))  # type: ignore[type-var]
+    model = load_adapter(write_folder(folder / "adapter", kick(task)))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     return {one.name: one for one in read_out(model, lambda: iter([images])).quantities}
 
@@ -104,7 +104,7 @@ def test_singular_values_say_of_which_matrix(tmp_path: Path, direct: bool, matri
     adapter = KoRA(2, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=direct))
     spectrum = read_by_name(adapter, tmp_path)["singular_value"]
     assert spectrum.title == f"singular values of {matrix}"
-    first = adapter.nodes["b00_proj"].matrix()[0].double()  # type: ignore[operator]
+    first = adapter.nodes["b00_proj"].matrix()[0].double()
     values = torch.linalg.svdvals(first)[: 3 if direct else 2]
     assert spectrum.values["0", "proj"] == pytest.approx(values.tolist(), rel=1e-4)
 

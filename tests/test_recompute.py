@@ -134,6 +134,6 @@ def test_what_is_written_to_before_backward_is_an_error_as_in_torch(what: str) -
     layer = nn.Linear(8, 4).requires_grad_(False)
     y = updated_linear(layer, FrozenCast(), norm(given), [(None, Update(down, up, 1.0))])
     with torch.no_grad():
-        (given if what == "input" else norm.weight).add_(1)  # type: ignore[operator]
+        (given if what == "input" else norm.weight).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()

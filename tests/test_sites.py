@@ -114,7 +114,7 @@ def test_separate_projections_are_found_by_the_same_names() -> None:
     for model in (backbone.model, twin.model):
         for block in model.blocks:
             block.attn = Separate(block.attn)
-    backbone.meta_twin = lambda: twin.to("meta").model  # type: ignore[method-assign]
+    backbone.meta_twin = lambda: twin.to("meta").model
     found = find_sites(backbone, ["q", "v_proj"], blocks=[0])
     assert [site.path for site in found] == ["blocks.0.attn.q_proj", "blocks.0.attn.v_proj"]
     assert all(site.rows is None for site in found)

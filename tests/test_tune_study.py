@@ -21,7 +21,7 @@ def told(search: Search, trial: Trial) -> Trial:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_search_in_pieces_tries_what_one_in_a_piece_tries(tmp_path: Path, sampler: str) -> None:
-    given = tuning(8, sampler=sampler)  # type: ignore[arg-type]
+    given = tuning(8, sampler=sampler)
     with searches(tmp_path / "whole", given=given) as (search,):
         whole = [told(search, search.ask()).values for _ in range(8)]
     pieces = []

@@ -32,7 +32,7 @@ def on_two_ranks(function: Callable[[int], Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, args=(function, str(folder), port), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+    mp.spawn(_process, args=(function, str(folder), port), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -15,8 +15,8 @@ from tests.factory import built, family, kick, labels_for, nano
 def test_a_linear_probe_is_a_linear_layer_on_frozen_features(images: Tensor) -> None:
     task = built(LinearProbe())
     assert list(task.trainables()) == ["head.linear.weight", "head.linear.bias"]
-    expected = task.head.linear(nano()(images).pooled)  # type: ignore[union-attr]
-    assert torch.equal(task.head(task.features(images)), expected)  # type: ignore[misc]
+    expected = task.head.linear(nano()(images).pooled)
+    assert torch.equal(task.head(task.features(images)), expected)
     torch.testing.assert_close(task(images), expected)
 
 
@@ -44,7 +44,7 @@ def test_full_fine_tuning_equals_plain_timm(images: Tensor) -> None:
     """One step of SGD on the model in its wrapping and on the bare model, with the same numbers."""
     task, plain = built(FullFineTune()), nano()
     head = nn.Linear(128, 7)
-    head.load_state_dict(task.head.linear.state_dict())  # type: ignore[union-attr]
+    head.load_state_dict(task.head.linear.state_dict())
     plain.model.requires_grad_(True)
     for forward, parameters in (
         (task, list(task.trainables().values())),

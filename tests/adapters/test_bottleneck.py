@@ -21,7 +21,7 @@ POSITIONS = ["houlsby", "pfeiffer", "parallel", "post"]
 def adapted(backbone: Backbone, position: str, **options: Any) -> Bottleneck:
     """Bottleneck adapters with random weights, biases and scales."""
     torch.manual_seed(4)
-    strategy = Bottleneck(5, position, **options)  # type: ignore[arg-type]
+    strategy = Bottleneck(5, position, **options)
     strategy.attach(backbone)
     with torch.no_grad():
         for parameter in strategy.parameters():
@@ -126,7 +126,7 @@ def test_every_family_has_every_place(name: str, position: str) -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 def test_the_counts_are_those_of_the_formula(position: str, scale: str) -> None:
     depth, width, rank = 6, 128, 5
-    backbone, strategy = nano(), Bottleneck(rank, position, scale=scale)  # type: ignore[arg-type]
+    backbone, strategy = nano(), Bottleneck(rank, position, scale=scale)
     strategy.attach(backbone)
     one = 2 * width * rank + rank + width + {"none": 0, "layer": 1, "channel": width}[scale]
     number = depth * (2 if position == "houlsby" else 1)
@@ -145,7 +145,7 @@ def test_the_published_start_is_near_the_backbone_and_the_lora_start_is_equal(
     expected = nano()(images).pooled
     for init, most in (("houlsby", 0.02), ("bert", 0.1), ("lora", 0.0)):
         torch.manual_seed(0)
-        backbone, strategy = nano(), Bottleneck(8, "post", init=init)  # type: ignore[arg-type]
+        backbone, strategy = nano(), Bottleneck(8, "post", init=init)
         strategy.attach(backbone)
         distance = (strategy(backbone, images).pooled - expected).norm() / expected.norm()
         assert distance <= most
@@ -232,5 +232,5 @@ def test_a_wrong_setting_is_one_clear_error(options: dict[str, Any], message: st
 def test_a_branch_that_is_never_called_is_refused(kind: str, position: str) -> None:
     backbone = tiny(kind)
     with pytest.raises(ValueError, match=rf"Block 0 of vit_test_{kind} .*has no place"):
-        Bottleneck(2, position).attach(backbone)  # type: ignore[arg-type]
+        Bottleneck(2, position).attach(backbone)
     Bottleneck(2, "post").attach(backbone)

@@ -15,18 +15,18 @@ from tests.families import tiny
 def test_it_begins_as_lora_on_q_k_and_v(images: Tensor) -> None:
     gated = kick(built(GatedKoRA(2, 4, alpha=0.5), backbone=tiny("tiny_vit")))
     lora = built(LoRA(2, alpha=0.5, sites=["q", "k", "v"]), backbone=tiny("tiny_vit"))
-    for key, block in gated.adapter.gated.items():  # type: ignore[operator, union-attr]
+    for key, block in gated.adapter.gated.items():
         nn.init.zeros_(block.gate)
         for name, delta in block.deltas.items():
-            mine = lora.adapter.deltas[f"{key[:3]}_{name}"]  # type: ignore[index, union-attr]
+            mine = lora.adapter.deltas[f"{key[:3]}_{name}"]
             mine.load_state_dict(delta.state_dict())
-    lora.head.load_state_dict(gated.head.state_dict())  # type: ignore[union-attr]
+    lora.head.load_state_dict(gated.head.state_dict())
     torch.testing.assert_close(gated(images), lora(images), rtol=1e-5, atol=1e-5)
 
 
 def test_the_corrections_meet_in_the_network_and_v_is_given_what_it_says(images: Tensor) -> None:
     task = kick(built(GatedKoRA(2, 4, alpha=0.5), backbone=tiny("tiny_vit")), scale=0.5)
-    block = task.adapter.gated["b00_qkv"]  # type: ignore[index, union-attr]
+    block = task.adapter.gated["b00_qkv"]
     assert isinstance(block, GatedBlock)
     x = torch.randn(2, 5, 32)
     deltas = [0.5 * x @ block.deltas[name].down_RI.T @ block.deltas[name].up_OR.T for name in "qkv"]

@@ -162,7 +162,7 @@ def test_it_starts_as_the_identity_and_not_with_the_documented_exception(
     frozen = nano()(images).pooled
     for init, equal in (("zero", True), ("default", False)):
         backbone = nano()
-        strategy = KoRA(inject=inject, readout=ClsReadout(init))  # type: ignore[arg-type]
+        strategy = KoRA(inject=inject, readout=ClsReadout(init))
         strategy.attach(backbone)
         assert torch.equal(strategy(backbone, images).pooled, frozen) == equal
 

@@ -21,7 +21,7 @@ def refined(**options: Any) -> KoRA:
     task = kick(built(KoRA(2, 3, **options), backbone=tiny("tiny_vit")), scale=0.3).eval()
     strategy = task.adapter
     assert isinstance(strategy, KoRA)
-    strategy.task = (task,)  # type: ignore[assignment]
+    strategy.task = (task,)
     return strategy
 
 
@@ -33,7 +33,7 @@ def sent_and_read(strategy: KoRA, images: Tensor) -> tuple[dict[str, Tensor], di
     """p of every node, and the tokens (B, N, I) that its site was given, by key."""
     sent: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
-    backbone = strategy.task[0].backbone  # type: ignore[index, union-attr]
+    backbone = strategy.task[0].backbone
     places = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     for key in strategy.nodes:
         block, _, name = key.partition("_")
@@ -96,7 +96,7 @@ def test_without_norm_and_on_means_factors_are_the_paper_s_nodes(images: Tensor)
             other.project_SCO[0].copy_(node.project_CO)
     same.composer.load_state_dict(plain.composer.state_dict())
     same.readout.load_state_dict(plain.readout.state_dict())
-    tasks[1].head.load_state_dict(tasks[0].head.state_dict())  # type: ignore[union-attr]
+    tasks[1].head.load_state_dict(tasks[0].head.state_dict())
     torch.testing.assert_close(tasks[1](images), tasks[0](images), rtol=1e-5, atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_any_one_matrix_is_some_p_b_a_where_d_comp_is_no_more_than_the_rank() ->
         KoRA(3, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=False), composer=Sum()),
         backbone=tiny("tiny_vit"),
     )
-    for key, node in task.adapter.nodes.items():  # type: ignore[union-attr]
+    for key, node in task.adapter.nodes.items():
         matrix = one.nodes[key].matrix()
         nn.init.eye_(node.project_SCO[0])
         nn.init.eye_(node.delta.up_OR)
@@ -229,7 +229,7 @@ def test_they_are_computed_once_a_pass(images: Tensor, monkeypatch: pytest.Monke
         return orthogonal(matrix_SCI)
 
     monkeypatch.setattr("kora.adapters.nodes.orthogonal", counted)
-    strategy(strategy.task[0].backbone, images)  # type: ignore[index, union-attr, arg-type]
+    strategy(strategy.task[0].backbone, images)
     assert len(computed) == len(strategy.nodes)
 
 
@@ -244,7 +244,7 @@ def test_they_stay_so_while_they_train(images: Tensor) -> None:
         optimizer.zero_grad()
         task(images).square().mean().backward()
         optimizer.step()
-    for node in nodes_of(task.adapter).values():  # type: ignore[arg-type]
+    for node in nodes_of(task.adapter).values():
         gram = node.matrix()[0] @ node.matrix()[0].T
         torch.testing.assert_close(gram, torch.eye(4), rtol=0, atol=1e-5)
 
@@ -269,7 +269,7 @@ def test_the_soft_penalty_is_what_the_matrices_have_in_common() -> None:
 
 def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
     strategy = refined(node_form=NodeForm(orthogonal="soft", penalty=1.0), pool="mean")
-    before = float(strategy.penalty())  # type: ignore[arg-type]
+    before = float(strategy.penalty())
     optimizer = torch.optim.Adam([n.matrix_SCI for n in nodes_of(strategy).values()], lr=0.02)
     for _ in range(50):
         optimizer.zero_grad()
@@ -277,7 +277,7 @@ def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
         assert penalty is not None
         penalty.backward()
         optimizer.step()
-    assert float(strategy.penalty()) < 0.1 * before  # type: ignore[arg-type]
+    assert float(strategy.penalty()) < 0.1 * before
 
 
 def test_a_soft_penalty_needs_two_nodes_of_one_width() -> None:
@@ -370,9 +370,9 @@ def test_an_injected_node_adds_its_low_rank_update_and_sends_another(images: Ten
     node_form = NodeForm()
     task = kick(built(KoRA(2, 3, node_form=node_form, composer=Sum()), backbone=tiny("tiny_vit")))
     lora = built(LoRA(2), backbone=tiny("tiny_vit"))
-    for key, node in task.adapter.nodes.items():  # type: ignore[union-attr]
-        lora.adapter.deltas[key].load_state_dict(node.delta.state_dict())  # type: ignore[union-attr]
+    for key, node in task.adapter.nodes.items():
+        lora.adapter.deltas[key].load_state_dict(node.delta.state_dict())
         nn.init.zeros_(node.matrix_SCI)
-    nn.init.zeros_(task.adapter.readout.bias_D)  # type: ignore[union-attr, arg-type]
-    lora.head.load_state_dict(task.head.state_dict())  # type: ignore[union-attr]
+    nn.init.zeros_(task.adapter.readout.bias_D)
+    lora.head.load_state_dict(task.head.state_dict())
     torch.testing.assert_close(task(images), lora(images), rtol=1e-5, atol=1e-5)

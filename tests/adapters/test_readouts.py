@@ -61,7 +61,7 @@ def test_alpha_scales_the_addition() -> None:
 
 def test_init_zero_is_the_identity_and_default_is_not() -> None:
     for init, identity in (("zero", True), ("default", False)):
-        readout = ClsReadout(init)  # type: ignore[arg-type]
+        readout = ClsReadout(init)
         readout.build(3, 6)
         after = readout(features(), torch.randn(2, 3), 1.0)
         assert torch.equal(after.pooled, features().pooled) == identity
@@ -87,7 +87,7 @@ def test_a_readout_that_could_never_leave_zero_is_refused() -> None:
 
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ClsReadout: init='zeros', expected one of"):
-        ClsReadout("zeros")  # type: ignore[arg-type]
+        ClsReadout("zeros")
 
 
 def with_levels() -> Features:
@@ -114,7 +114,7 @@ def test_the_token_readout_adds_to_each_token_what_was_composed_for_it() -> None
 
 def test_the_token_readout_starts_as_the_identity_unless_asked_otherwise() -> None:
     for init, identity in (("zero", True), ("default", False)):
-        readout = TokenReadout(init)  # type: ignore[arg-type]
+        readout = TokenReadout(init)
         readout.build(3, 6)
         before = with_levels()
         after = readout(before, torch.randn(2, 5, 3), 1.0)
@@ -127,7 +127,7 @@ def test_the_token_readout_trains_one_projection_for_all_tokens_and_levels() -> 
     readout.build(3, 6)
     assert sum(p.numel() for p in readout.parameters()) == 3 * 6 + 6
     with pytest.raises(ValueError, match=r"TokenReadout: init='zeros', expected one of"):
-        TokenReadout("zeros")  # type: ignore[arg-type]
+        TokenReadout("zeros")
 
 
 def test_the_logits_get_what_is_composed_through_columns_of_the_head_that_start_at_zero(
@@ -173,7 +173,7 @@ def test_each_class_may_have_a_direction_of_its_own_in_the_composition_space() -
     columns_KC = columns_of(built(logit_kora()))
     torch.testing.assert_close(columns_KC @ columns_KC.T, torch.eye(7))
     with pytest.raises(ValueError, match=r"LogitReadout: init='ones', expected one of zero"):
-        LogitReadout("ones")  # type: ignore[arg-type]
+        LogitReadout("ones")
 
 
 def test_every_node_learns_from_the_first_step_though_it_and_the_head_start_at_zero(

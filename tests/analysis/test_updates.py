@@ -27,7 +27,7 @@ def named(found: list[Quantity | Spectrum], name: str) -> Quantity | Spectrum:
 def test_norms_are_those_of_the_update_and_of_its_own_rows(kind: type[LoRA]) -> None:
     backbone, strategy = nano(), kind(2, 0.5, sites=SITES, blocks=[1, 4])
     kick(built(strategy, backbone=backbone))
-    found = low_rank_changes(strategy, backbone, dict(strategy.deltas))  # type: ignore[arg-type]
+    found = low_rank_changes(strategy, backbone, dict(strategy.deltas))
     norms = named(found, "update_norm").values
     places: list[Place] = [(block, site) for block in "14" for site in SITES]
     assert list(norms) == places
@@ -55,7 +55,7 @@ def test_dora_has_the_lengths_and_the_whole_weight_too() -> None:
     backbone, strategy = nano(), DoRA(2, sites=SITES, blocks=[2])
     task = built(strategy, backbone=backbone)
     for one in direction_changes(strategy, backbone):
-        assert max(map(float, one.values.values())) < 1e-6  # type: ignore[arg-type]
+        assert max(map(float, one.values.values())) < 1e-6
     kick(task)
     found = direction_changes(strategy, backbone)
     before = plain_state(backbone)["blocks.2.attn.proj.weight"]

@@ -137,7 +137,7 @@ def tar_bomb(path: Path) -> Path:
         small = tarfile.TarInfo("data/a.txt")
         small.size = 1
         file.addfile(small, io.BytesIO(b"a"))
-        file.fileobj.write(info.tobuf())  # type: ignore[union-attr]
+        file.fileobj.write(info.tobuf())
     return path
 
 

@@ -35,7 +35,7 @@ def damaged(tmp_path: Path) -> tuple[Path, list[Path]]:
 
 def make(root: Path, **options: object) -> ImageFolder:
     settings = {"image_size": 24, "num_workers": 0, "val_fraction": 0.25, "batch_size": 5}
-    return ImageFolder(str(root), **{**settings, **options})  # type: ignore[arg-type]
+    return ImageFolder(str(root), **{**settings, **options})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -59,8 +59,8 @@ def test_skip_leaves_them_out_of_every_split_and_names_the_first(
     whole = make(write_whole(root))
     whole.setup()
     for part, splits in (("train", ("train", "val")), ("test", ("test",))):
-        ours = sum(len(data.indices(s)) for s in splits)  # type: ignore[arg-type]
-        theirs = sum(len(whole.indices(s)) for s in splits)  # type: ignore[arg-type]
+        ours = sum(len(data.indices(s)) for s in splits)
+        theirs = sum(len(whole.indices(s)) for s in splits)
         assert ours == theirs - 1, part
     seen = torch.cat([batch["index"] for batch in data.test_dataloader()])
     assert len(seen) == len(data.indices("test"))

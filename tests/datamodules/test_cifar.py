@@ -20,7 +20,7 @@ def make(tmp_path: Path, *, variant: int = 10, **options: Any) -> CIFAR:
     archive = tmp_path / f"small-{variant}.tar.gz"
     if not archive.exists():
         write_cifar_archive(archive, variant=variant)
-    data = CIFAR(str(tmp_path / "root"), variant=variant, archive=str(archive), **options)  # type: ignore[arg-type]
+    data = CIFAR(str(tmp_path / "root"), variant=variant, archive=str(archive), **options)
     data.prepare_data()
     return data
 
@@ -135,7 +135,7 @@ def test_the_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
 
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="variant is 20; CIFAR has variants 10 and 100"):
-        CIFAR(variant=20)  # type: ignore[arg-type]
+        CIFAR(variant=20)
 
 
 def test_official_checksums_are_those_of_the_data_sets_page() -> None:

@@ -151,7 +151,7 @@ def test_most_images_are_spread_evenly_from_the_first_to_the_last() -> None:
 
 def test_each_split_has_its_own_images_and_what_is_decoded_is_not_read_again() -> None:
     data = Steps()
-    read = {split: data.depth_statistics(split) for split in ("train", "val")}  # type: ignore[arg-type]
+    read = {split: data.depth_statistics(split) for split in ("train", "val")}
     assert read["train"].of_images == 34
     assert read["val"].of_images == 6
     total = read["train"].mean_m * 34 + read["val"].mean_m * 6
@@ -178,7 +178,7 @@ def test_rendered_scenes_have_depth_where_it_was_asked_for() -> None:
 def test_nothing_to_look_at_is_named(split: str, most: int, message: str) -> None:
     data = Synthetic(image_size=32, train_images=24, test_images=12, val_images=0, maps=["depth_m"])
     with pytest.raises(ValueError, match=message):
-        data.depth_statistics(split, most_images=most)  # type: ignore[arg-type]
+        data.depth_statistics(split, most_images=most)
 
 
 def printed(stats: dict[str, DepthStatistics]) -> list[str]:

@@ -190,9 +190,9 @@ def test_an_archive_put_there_by_hand_is_used_if_it_is_the_right_one(tmp_path: P
 def test_a_local_archive_needs_no_checksum_and_only_once(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "small.zip", {"data/a.txt": b"a"})
     options = {"archive": archive, "url": "http://127.0.0.1:9/x.zip", "md5": "0" * 32}
-    obtain_folder(tmp_path / "root" / "data", inside="data", **options)  # type: ignore[arg-type]
+    obtain_folder(tmp_path / "root" / "data", inside="data", **options)
     archive.unlink()
-    obtain_folder(tmp_path / "root" / "data", inside="data", **options)  # type: ignore[arg-type]
+    obtain_folder(tmp_path / "root" / "data", inside="data", **options)
     assert (tmp_path / "root" / "data" / "a.txt").exists()
 
 

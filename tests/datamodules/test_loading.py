@@ -17,7 +17,7 @@ from tests.data_factory import class_image
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:
     image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(path, **options)  # type: ignore[arg-type]
+    (image.convert(mode) if mode else image).save(path, **options)
     return path
 
 

@@ -222,7 +222,7 @@ def test_a_cache_that_vanishes_is_told_by_the_worker_in_one_sentence(root: Path)
     batches = iter(DataLoader(copy, num_workers=1, collate_fn=as_is))
     with pytest.raises(RuntimeError, match=rf"^The cache .*{FOLDER} was changed.*Run again\.$"):
         next(batches)
-    batches._shutdown_workers()  # type: ignore[attr-defined]
+    batches._shutdown_workers()
 
 
 def test_a_pickled_array_is_never_loaded(root: Path) -> None:

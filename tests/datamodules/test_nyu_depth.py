@@ -115,7 +115,7 @@ def test_per_frame_files_have_no_raw_depth(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'raw', but .*frames holds the per-frame layout"):
         folders(tmp_path, depth="raw").prepare_data()
     with pytest.raises(ValueError, match=r"data\.depth is 'metric'; use depths or raw"):
-        NYUDepthV2("x", depth="metric")  # type: ignore[arg-type]
+        NYUDepthV2("x", depth="metric")
 
 
 def test_root_may_be_the_labelled_file_itself_and_splits_any_file(tmp_path: Path) -> None:

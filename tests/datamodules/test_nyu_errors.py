@@ -53,7 +53,7 @@ def read_all(data: NYUDepthV2) -> None:
         list(batches)
     finally:
         if data.num_workers:  # left to the garbage collector, each takes five seconds
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            batches._shutdown_workers()
 
 
 def told(data: NYUDepthV2) -> str:

@@ -155,12 +155,12 @@ class Slow(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(archive: Path) -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        server.content, server.asked = archive.read_bytes(), []  # type: ignore[attr-defined]
-        server.go_on = threading.Event()  # type: ignore[attr-defined]
+        server.content, server.asked = archive.read_bytes(), []
+        server.go_on = threading.Event()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
-        server.go_on.set()  # type: ignore[attr-defined]
+        server.go_on.set()
         server.shutdown()
         thread.join()
 

@@ -39,7 +39,7 @@ def test_loaders_made_before_read_what_stands_in_from_then_on(workers: int) -> N
         batches = list(loader)
         assert [set(batch) for batch in batches] == [{"kept"}] * len(batches)
         rows = torch.cat([batch["kept"] for batch in batches])
-        assert rows.sort().values.tolist() == list(range(len(data.indices(split))))  # type: ignore[arg-type]
+        assert rows.sort().values.tolist() == list(range(len(data.indices(split))))
 
 
 def test_the_rows_are_those_that_the_images_would_have_had() -> None:

@@ -24,7 +24,7 @@ SKEWED = np.repeat(np.arange(4), [60, 30, 8, 2])
 
 
 def subset_of(labels: np.ndarray, seed: int = 0, **options: object) -> np.ndarray:
-    return choose_subset(labels, Subset(**options), class_names=NAMES, seed=seed)  # type: ignore[arg-type]
+    return choose_subset(labels, Subset(**options), class_names=NAMES, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def split(
     labels: np.ndarray, subset: Subset | None = None, **options: object
 ) -> tuple[np.ndarray, ...]:
     settings = {"val_fraction": 0.2, "val_images": None, "seed": 0, **options}
-    return choose_train_and_validation(labels, subset, class_names=NAMES, **settings)  # type: ignore[arg-type]
+    return choose_train_and_validation(labels, subset, class_names=NAMES, **settings)
 
 
 def test_validation_is_stratified_and_training_gets_the_rest() -> None:

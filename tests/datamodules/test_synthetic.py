@@ -24,7 +24,7 @@ def test_batches_hold_the_rendered_scene_of_their_index() -> None:
     data.setup()
     for split, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
         batch = next(iter(loader))
-        expected = render(batch["index"].numpy(), style="night", seed=3, split=split, size=32)  # type: ignore[arg-type]
+        expected = render(batch["index"].numpy(), style="night", seed=3, split=split, size=32)
         assert set(batch) == {"image", "label", "index", "depth_m", "mask"}
         for name, column in expected.items():
             assert torch.equal(batch[name], column), (split, name)
@@ -42,7 +42,7 @@ def test_validation_scenes_are_training_scenes_and_no_test_scene_is_either() -> 
     assert data.protocol()["sizes"] == {"train": 96, "val": 24, "test": 48}
     assert not set(data.indices("train")) & set(data.indices("val"))
     images = {
-        split: {i.numpy().tobytes() for i in data.images(split, np.arange(n))}  # type: ignore[arg-type]
+        split: {i.numpy().tobytes() for i in data.images(split, np.arange(n))}
         for split, n in (("train", 96), ("val", 24), ("test", 48))
     }
     assert len(images["train"] | images["val"] | images["test"]) == 168

@@ -68,7 +68,7 @@ def test_both_pictures_show_what_stands_in_several_tables(
     ]
     found = [
         {
-            str(one.get_label()): one.lines[0].get_xydata().tolist()  # type: ignore[attr-defined]
+            str(one.get_label()): one.lines[0].get_xydata().tolist()
             for one in figure.axes[0].containers
         }
         for figure in drawn

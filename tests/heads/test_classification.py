@@ -30,4 +30,4 @@ def test_columns_for_more_channels_leave_the_others_as_they_would_be() -> None:
 
 def test_an_unknown_start_of_the_head_is_refused() -> None:
     with pytest.raises(ValueError, match="head_init='ones', expected default or zero"):
-        ClassificationTask(nano(), head_init="ones")  # type: ignore[arg-type]
+        ClassificationTask(nano(), head_init="ones")

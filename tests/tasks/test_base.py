@@ -34,7 +34,7 @@ class Colours(LightningDataModule):
             }
             for i in range(12)
         ]
-        return DataLoader(rows, batch_size=4)  # type: ignore[arg-type]
+        return DataLoader(rows, batch_size=4)
 
     val_dataloader = test_dataloader = train_dataloader
 
@@ -82,7 +82,7 @@ def test_the_optimiser_holds_exactly_what_trains(
     assert {id(p) for p in task.parameters() if p.requires_grad} == set(map(id, held))
     decayed = {g["weight_decay"] for g in optimizer.param_groups for p in g["params"] if p.ndim < 2}
     assert decayed == {0.0}
-    head = {id(p) for p in task.head.parameters()}  # type: ignore[union-attr]
+    head = {id(p) for p in task.head.parameters()}
     for group in optimizer.param_groups:
         in_head = {id(p) in head for p in group["params"]}
         assert in_head == {group["initial_lr"] == 0.5}
@@ -130,10 +130,10 @@ def test_the_rate_rises_and_falls_by_optimiser_steps(tmp_path: Path) -> None:
 
 def test_one_step_alone_already_trains(tmp_path: Path) -> None:
     task = unbuilt(LinearProbe())
-    task.build_head = _counted(task.build_head)  # type: ignore[method-assign]
+    task.build_head = _counted(task.build_head)
     fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
     fit.fit(task, datamodule=Colours())
-    assert not torch.equal(task.head.linear.weight, task.head.start)  # type: ignore[union-attr]
+    assert not torch.equal(task.head.linear.weight, task.head.start)
 
 
 def _counted(make: Callable[[], Any]) -> Callable[[], Any]:

@@ -36,7 +36,7 @@ class Noise(LightningDataModule):
             {"image": image, "label": label, "index": torch.tensor(100 + i)}
             for i, (image, label) in enumerate(zip(self.images, self.labels, strict=True))
         ]
-        return DataLoader(rows, batch_size=8)  # type: ignore[arg-type]
+        return DataLoader(rows, batch_size=8)
 
     train_dataloader = val_dataloader = predict_dataloader = test_dataloader
 
@@ -88,8 +88,8 @@ def half_right(data: Noise) -> ClassificationTask:
         features = task.features(data.images).pooled.double()
         rows = torch.cat([features, torch.ones(len(features), 1)], dim=1)
         solution = torch.linalg.pinv(rows) @ wanted  # 129 unknowns: 29 images are met exactly
-        task.head.linear.weight.copy_(solution[:-1].T)  # type: ignore[union-attr]
-        task.head.linear.bias.copy_(solution[-1])  # type: ignore[union-attr]
+        task.head.linear.weight.copy_(solution[:-1].T)
+        task.head.linear.bias.copy_(solution[-1])
     return task
 
 
@@ -135,9 +135,9 @@ def test_predictions_name_their_image_and_are_probabilities(tmp_path: Path) -> N
     task, data = ClassificationTask(nano()), Noise()
     batches = trainer(tmp_path).predict(task, datamodule=data)
     assert batches is not None
-    index = torch.cat([batch["index"] for batch in batches])  # type: ignore[call-overload,index]
-    guess = torch.cat([batch["prediction"] for batch in batches])  # type: ignore[call-overload,index]
-    sure = torch.cat([batch["confidence"] for batch in batches])  # type: ignore[call-overload,index]
+    index = torch.cat([batch["index"] for batch in batches])  # type: ignore[call-overload]
+    guess = torch.cat([batch["prediction"] for batch in batches])  # type: ignore[call-overload]
+    sure = torch.cat([batch["confidence"] for batch in batches])  # type: ignore[call-overload]
     logits = task(data.images)
     assert index.tolist() == list(range(100, 129))
     assert torch.equal(guess, logits.argmax(1))
@@ -147,7 +147,7 @@ def test_predictions_name_their_image_and_are_probabilities(tmp_path: Path) -> N
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_label_smoothing_is_in_the_training_loss_only(smoothing: float, images: Tensor) -> None:
     task = built(LinearProbe(), label_smoothing=smoothing)
-    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    task.log = lambda *args, **kwargs: None
     batch = {"image": images, "label": torch.tensor([0, 3, 6])}
     loss = task.training_step(batch, 0)
     log_p = task(images).log_softmax(1)

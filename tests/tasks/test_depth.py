@@ -82,7 +82,7 @@ def batch_of(data: Synthetic, split: Any = "test", images: int = 4) -> Batch:
 )
 def test_it_learns_the_depth_of_a_few_scenes(head: Any, loss: Any) -> None:
     task = built(LoRA(4), head=head, loss=loss)
-    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    task.log = lambda *args, **kwargs: None
     batch = batch_of(scenes(), "train")
     optimizer = torch.optim.Adam(task.trainables().values(), lr=3e-3)
     losses = []
@@ -97,7 +97,7 @@ def test_it_learns_the_depth_of_a_few_scenes(head: Any, loss: Any) -> None:
 
 def test_unmeasured_and_out_of_range_pixels_teach_nothing() -> None:
     task = built(LoRA(2), protocol=DepthProtocol(crop="none", max_depth_m=4.0))
-    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    task.log = lambda *args, **kwargs: None
     batch = batch_of(scenes(), "train")
     blind, far = batch["depth_m"].clone(), batch["depth_m"].clone()
     blind[:, :10] = 0.0
@@ -115,7 +115,7 @@ def test_unmeasured_and_out_of_range_pixels_teach_nothing() -> None:
 
 def test_the_backbone_returns_the_levels_that_the_head_reads(images: Tensor) -> None:
     task = built(head=LinearDepth(levels=4))
-    assert task.backbone.levels == task.head.blocks(task.backbone.depth)  # type: ignore[union-attr, operator]
+    assert task.backbone.levels == task.head.blocks(task.backbone.depth)
     assert len(task.features(images).levels) == 4
     assert task(images).shape[0] == len(images)
 
@@ -141,8 +141,8 @@ def test_the_papers_readout_leaves_a_patch_token_head_unchanged_to_the_bit(image
     for readout, unchanged in (("cls", True), ("tokens", False)):
         task = built(kora(readout, inject=False), head=LinearDepth(levels=4))
         with torch.no_grad():
-            for name, tensor in alone.head.state_dict().items():  # type: ignore[union-attr]
-                task.head.state_dict()[name].copy_(tensor)  # type: ignore[union-attr]
+            for name, tensor in alone.head.state_dict().items():
+                task.head.state_dict()[name].copy_(tensor)
             for parameter in task.adapter.parameters():
                 parameter += 0.3
         assert torch.equal(task(images), alone(images)) == unchanged
@@ -201,7 +201,7 @@ def test_nothing_is_said_where_all_of_it_has_influence(adapter: Any, tmp_path: P
 
 
 def test_the_logged_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
-    task, data = kick(built(LoRA(2))), scenes(eval_batch_size=7)  # type: ignore[arg-type, type-var]
+    task, data = kick(built(LoRA(2))), scenes(eval_batch_size=7)
     (logged,) = trainer(tmp_path).test(task, datamodule=data, verbose=False)
     truth = data.samples("test", list(range(24)))
     with torch.no_grad():
@@ -230,8 +230,8 @@ def test_the_constants_beside_the_model_come_from_training_depth_alone(tmp_path:
 
 
 def test_a_flipped_image_is_averaged_in_where_the_protocol_says_so(images: Tensor) -> None:
-    plain = kick(built())  # type: ignore[type-var]
-    flipped = kick(built(protocol=DepthProtocol(crop="none", flip_tta=True)))  # type: ignore[type-var]
+    plain = kick(built())
+    flipped = kick(built(protocol=DepthProtocol(crop="none", flip_tta=True)))
     one, other = plain(images), plain(images.flip(-1)).flip(-1)
     assert not torch.allclose(one, other)
     torch.testing.assert_close(flipped.flipped_mean(images), (one + other) / 2)
