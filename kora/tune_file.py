@@ -5,7 +5,7 @@ vary: {config: [configs/adapters/lora.yaml, configs/adapters/bitfit.yaml]}
 seeds: [0]                   # a trial trains with each; its value is the mean
 tune:
   trials: 12                 # of every combination of `vary`
-  sampler: tpe               # or random, or grid (every combination of choices)
+  sampler: tpe               # or gp, random, or grid (every combination of choices)
   seed: 0                    # of the sampler
   final_seeds: 5             # of the runs with what was found: so many, or a list
   space:
@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,9 +28,11 @@ from kora.grid_file import Grid, as_text, grid_of, is_group, read_content
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
-Sampler = Literal["tpe", "random", "grid"]
+Sampler = Literal["tpe", "gp", "random", "grid"]
 _KEYS = ("trials", "sampler", "seed", "final_seeds", "space", "only_where")
 _RANGE = ("low", "high", "log")
+#: A best value this near to an end of a log range, as a share of the range, lies at its edge.
+_EDGE = 0.1
 #: What names or places a run, or says how it is measured, is no setting to search.
 _NO_SETTINGS = ("experiment", "runs_dir", "seed_everything", "seeds", "leave_out_test", "tune")
 
@@ -59,6 +61,30 @@ class Dimension:
     def corners(self) -> tuple[Any, ...]:
         """Both ends of the range, or every choice."""
         return self.choices or (self.low, self.high)
+
+    def from_the_edge(self, value: float) -> float:
+        """Decades between a value and the nearer end of a log range."""
+        assert self.log
+        return min(math.log10(value / self.low), math.log10(self.high / value))
+
+    def at_the_edge(self, value: float) -> bool:
+        """Whether a value lies in the outer tenth of a log range, at either end."""
+        return self.log and self.from_the_edge(value) < _EDGE * math.log10(self.high / self.low)
+
+    def widened(self, best: Any) -> Dimension:
+        """With a third more of a log range at the end where the best value lies, if at an end.
+
+        The ends of other ranges, such as 0 of a dropout, are limits of what they mean.
+        """
+        if not self.at_the_edge(best):
+            return self
+        third = (self.high / self.low) ** (1 / 3)
+        low_end = best / self.low < self.high / best
+        low = self.low / third if low_end else self.low
+        high = self.high if low_end else self.high * third
+        if self.whole:
+            low, high = max(1, math.floor(low)), math.ceil(high)
+        return replace(self, low=low, high=high)
 
     @property
     def whole(self) -> bool:

@@ -24,7 +24,10 @@ from kora.tune_plan import Combination
 __all__ = ["STUDIES", "Search", "Trial", "opened"]
 
 STUDIES = "studies.sqlite3"
-_STARTUP = 5  # trials at random before TPE has something to go by
+#: Trials at random before the sampler has something to go by.
+_STARTUP = {"tpe": 5, "gp": 4}
+#: Finished trials before a range is widened: the best of one or two says little.
+_BEFORE_WIDENING = 4
 _PATIENCE_S = 60.0
 
 
@@ -81,6 +84,23 @@ class Search:
         found = [_plain(frozen) for frozen in self.study.get_trials(deepcopy=False)]
         return [one for one in found if one is not None and one.number < self.wanted]
 
+    @property
+    def space(self) -> tuple[Dimension, ...]:
+        """What is searched now: the file's ranges, widened where a best trial lay at an end."""
+        space = self.combination.space
+        done = [one for one in self.trials() if one.value is not None]
+        best: Trial | None = None
+        for number, one in enumerate(done, start=1):
+            better = best is None or self._better(one.value or 0.0, best.value or 0.0)
+            best = one if better else best
+            assert best is not None
+            if number == _BEFORE_WIDENING or (better and number > _BEFORE_WIDENING):
+                space = tuple(d.widened(best.values[d.option]) for d in space)
+        return space
+
+    def _better(self, value: float, than: float) -> bool:
+        return value > than if self.combination.mode == "max" else value < than
+
     def best(self) -> Trial | None:
         """The one with the best value, the first of several; None while there is none."""
         done = [one for one in self.trials() if one.value is not None]
@@ -93,7 +113,8 @@ class Search:
 
     def ask(self) -> Trial:
         """A new trial."""
-        self.study.sampler = _sampler(self.tuning, len(self.study.get_trials(deepcopy=False)))
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = _sampler(self.tuning, number, self.space)
         return self._suggested(self.study.ask())
 
     def again(self, trial: Trial) -> Trial:
@@ -101,11 +122,11 @@ class Search:
         import optuna
 
         (frozen,) = (f for f in self.study.get_trials(deepcopy=False) if f.number == trial.number)
-        self.study.sampler = _sampler(self.tuning, trial.number)
+        self.study.sampler = _sampler(self.tuning, trial.number, self.space)
         return self._suggested(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def _suggested(self, asked: Any) -> Trial:
-        values = {one.option: _suggest(asked, one) for one in self.combination.space}
+        values = {one.option: _suggest(asked, one) for one in self.space}
         return Trial(asked.number, values, "open")
 
     def tell(
@@ -189,14 +210,33 @@ def _study(optuna: Any, storage: Any, one: Combination, tuning: Tuning) -> Any:
     return study
 
 
-def _sampler(tuning: Tuning, number: int) -> Any:
+def _sampler(tuning: Tuning, number: int, space: Sequence[Dimension]) -> Any:
     """Made anew for each trial, so that a search goes on as it would have."""
     import optuna
 
     seed = random.Random(f"{tuning.seed} {number}").getrandbits(31)
     if tuning.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
-    return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP["tpe"])
+    if tuning.sampler != "gp":
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    class Wide(optuna.samplers.GPSampler):  # type: ignore[misc]
+        """Optuna leaves out what trials drew from another range; earlier ones lie in this too."""
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return {one.option: _distribution(one) for one in space}
+
+    return Wide(seed=seed, n_startup_trials=_STARTUP["gp"])
+
+
+def _distribution(one: Dimension) -> Any:
+    import optuna
+
+    if one.choices:
+        return optuna.distributions.CategoricalDistribution(one.choices)
+    if one.whole:
+        return optuna.distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
+    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
 
 
 def _suggest(asked: Any, one: Dimension) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def told(search: Search, trial: Trial) -> Trial:
     return trial
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_a_search_in_pieces_tries_what_one_in_a_piece_tries(tmp_path: Path, sampler: str) -> None:
     given = tuning(8, sampler=sampler)
     with searches(tmp_path / "whole", given=given) as (search,):
@@ -89,3 +90,34 @@ def test_trials_beyond_the_number_asked_for_do_not_count(tmp_path: Path) -> None
     with searches(tmp_path, given=tuning(2)) as (search,):
         assert len(search.trials()) == 2
         assert search.best() == search.trials()[1]
+
+
+def test_a_range_is_widened_by_a_third_where_the_best_trial_lies_at_its_end(tmp_path: Path) -> None:
+    with searches(tmp_path, given=tuning(9, sampler="gp")) as (search,):
+        for value in (0.1, 0.2, 0.3):
+            search.tell(tried(search, 0.09), value, seconds=1.0, folders=[])
+        assert search.space[0] == RATE, "three trials say little"
+        search.tell(tried(search, 0.002), 0.2, seconds=1.0, folders=[])
+        assert search.space[0] == replace(RATE, high=pytest.approx(1.0))
+        assert search.space[1] == DROPOUT
+        search.tell(tried(search, 0.002), 0.9, seconds=1.0, folders=[])
+        assert search.space[0].high == pytest.approx(1.0), "what was tried stays within the range"
+        drawn = {search.ask().values[RATE.option] for _ in range(4)}
+        assert all(1e-4 <= rate <= 1.0 for rate in drawn)
+    with searches(tmp_path, given=tuning(9, sampler="gp")) as (search,):
+        assert search.space[0].high == pytest.approx(1.0), "known from the trials alone"
+
+
+def test_where_fewer_is_better_the_lowest_value_widens(tmp_path: Path) -> None:
+    one = combination(space=(RATE,), mode="min")
+    with searches(tmp_path, one, given=tuning(9)) as (search,):
+        for rate, value in ((0.01, 0.5), (0.02, 0.6), (0.00011, 0.1), (0.03, 0.7)):
+            search.tell(tried(search, rate), value, seconds=1.0, folders=[])
+        assert search.space[0] == replace(RATE, low=pytest.approx(1e-5))
+
+
+def tried(search: Search, rate: float) -> Trial:
+    """A trial of this rate."""
+    others = {one.option: one.choices[0] for one in search.combination.space if one.choices}
+    search.study.enqueue_trial({RATE.option: rate, **others})
+    return search.ask()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbones import Backbone, Features
@@ -25,9 +26,10 @@ class LinearHead(nn.Module):
             where steps are few or small.
         extra: Channels beside those of the backbone.
         extra_init: Of their columns: `zero`, or `orthogonal` rows of length 1.
+        dropout: Probability with which what the layer reads is dropped in training.
 
     Raises:
-        ValueError: For fewer than two classes.
+        ValueError: For fewer than two classes, or a dropout outside [0, 1).
     """
 
     reads = ("pooled",)  # of the features; what is not read need not be kept
@@ -40,8 +42,12 @@ class LinearHead(nn.Module):
         init: HeadInit = "default",
         extra: int = 0,
         extra_init: Literal["zero", "orthogonal"] = "zero",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"head_dropout={dropout}, expected a probability in [0, 1).")
+        self.dropout = dropout
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}; a classifier needs two classes or more.")
         width = backbone.pooled_width
@@ -61,5 +67,5 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Features of B images to logits (B, K)."""
-        logits: Tensor = self.linear(features.pooled)
+        logits: Tensor = self.linear(F.dropout(features.pooled, self.dropout, self.training))
         return logits

@@ -42,6 +42,7 @@ class ClassificationTask(AdapterTask):
         label_smoothing: In [0, 1), for the training loss only.
         head_init: How the head starts: `default` as nn.Linear, at random, or at `zero`, which pays
             where steps are few or small.
+        head_dropout: Probability with which what the head reads is dropped in training.
         leave_out: Metrics that are not measured, of `weighted_f1`, `macro_f1` and `top5_accuracy`:
             those that a split cannot bear, such as F1 on a single class.
 
@@ -60,6 +61,7 @@ class ClassificationTask(AdapterTask):
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         head_init: HeadInit = "default",
+        head_dropout: float = 0.0,
         leave_out: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -77,6 +79,7 @@ class ClassificationTask(AdapterTask):
             raise ValueError(f"head_init='{head_init}', expected {expected}.")
         self.num_classes = num_classes
         self.head_init: HeadInit = head_init
+        self.head_dropout = head_dropout
         self.leave_out = tuple(leave_out)
         self.label_smoothing = label_smoothing
         self.val_metrics: MetricCollection
@@ -121,6 +124,7 @@ class ClassificationTask(AdapterTask):
             extra=self.adapter.extra_width,
             # What was trained elsewhere is no zero, and says nothing of these classes yet.
             extra_init="zero" if self.adapter_from else self.adapter.extra_init,
+            dropout=self.head_dropout,
         )
         metrics = _metrics(self.num_classes, self.leave_out)
         self.val_metrics = metrics.clone(prefix="val/")

@@ -114,7 +114,7 @@ def mistakes() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({"trials": 0}, {}, "tune.trials is 0; expected a whole number from 1 up"),
         ({"space": {}}, {}, "tune.space is empty"),
         ({"space": {"model.optimizer.lrr": rate}, "only_where": {}}, {}, "Did you mean"),
-        ({"sampler": "cmaes"}, {}, "expected one of tpe, random, grid"),
+        ({"sampler": "cmaes"}, {}, "expected one of tpe, gp, random, grid"),
         ({"sampler": "grid"}, {}, "is a range, and sampler: grid tries lists"),
         ({"space": {"model.optimizer.lr": {"low": 1, "high": 0.1}}, "only_where": {}}, {},
          "goes from 1 to 0.1"),

@@ -31,3 +31,16 @@ def test_columns_for_more_channels_leave_the_others_as_they_would_be() -> None:
 def test_an_unknown_start_of_the_head_is_refused() -> None:
     with pytest.raises(ValueError, match="head_init='ones', expected default or zero"):
         ClassificationTask(nano(), head_init="ones")
+
+
+def test_dropout_of_the_head_acts_in_training_alone(images: Tensor) -> None:
+    task = built(LinearProbe(), head_dropout=0.5)
+    task.eval()
+    assert torch.equal(task(images), task(images))
+    task.train()
+    assert not torch.equal(task(images), task(images))
+
+
+def test_a_dropout_of_the_head_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"head_dropout=1\.0, expected a probability in \[0, 1\)"):
+        built(LinearProbe(), head_dropout=1.0)
