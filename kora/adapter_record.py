@@ -66,6 +66,8 @@ def _described(task: AdapterTask) -> dict[str, Any] | None:
     """Class path and the arguments that shape predictions; None for a task of another kind."""
     if type(task) is ClassificationTask:
         arguments: dict[str, Any] = {"num_classes": task.num_classes}
+        if task.head_layers is not None:
+            arguments["head_layers"] = describe(task.head_layers)
     elif type(task) is DepthTask:
         arguments = {"head": describe(task.head), "protocol": task.protocol.to_dict()}
     else:

@@ -40,6 +40,7 @@ class Features(NamedTuple):
     patches: Tensor  # (B, N, D), after the final norm
     prefix: Tensor  # (B, P, D)
     levels: tuple[Level, ...] = ()
+    layers: Tensor | None = None  # (B, E), where something reads them: kora/layer_summaries.py
 
 
 class Backbone(nn.Module):
@@ -105,6 +106,8 @@ class Backbone(nn.Module):
         self.image_size: int | tuple[int, int] = image_size or cfg["input_size"][-1]
         #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
         self.levels: tuple[int, ...] = ()
+        #: What of its layers every pass returns as `Features.layers` (kora/layer_summaries.py).
+        self.layer_summaries: Any = None
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         for key in ("mean", "std"):
             values_3 = torch.tensor(self.normalisation.get(key, cfg[key]))
@@ -241,6 +244,8 @@ class Backbone(nn.Module):
         levels = self.levels if levels is None else levels
         x = self.preprocess(images)
         prefix = self.num_prefix_tokens
+        if self.layer_summaries is not None:
+            self.layer_summaries.begin()
         taken: dict[int, Level] = {}
         if levels:
             wanted = sorted(set(levels))
@@ -259,7 +264,8 @@ class Backbone(nn.Module):
             tokens = self.model.forward_features(x)
         pooled = self.model.forward_head(tokens, pre_logits=True)
         chosen = tuple(taken[number] for number in levels)  # in the order of the question
-        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen)
+        layers = None if self.layer_summaries is None else self.layer_summaries.taken()
+        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:

@@ -66,6 +66,12 @@ def linear_head(model: AdaptedModel, form: str) -> LinearHead:
             f"--format {form} puts the head into timm's classifier, and {kind} "
             "of this run is no classifier. Use --format onnx, or kora.load_adapter."
         )
+    if model.head.reads != ("pooled",):
+        raise ValueError(
+            f"--format {form} puts the head into timm's classifier, which reads the pooled vector "
+            f"alone, and the head of this run reads {' and '.join(model.head.reads)}. Use --format "
+            "onnx, or kora.load_adapter."
+        )
     return model.head
 
 

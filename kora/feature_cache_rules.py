@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from datamodules.base import ImageDataModule
 from kora import __version__
-from kora.adapters import Strategy
+from kora.adapters import Strategy, describe
 from kora.backbones import Backbone, Features
 from kora.sharding import ShardedBackbone
 
@@ -114,6 +114,7 @@ def identity(
         "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
         "interpolation": backbone.interpolation,
         "levels": list(backbone.levels) if "levels" in reads else [],
+        "layers": describe(backbone.layer_summaries) if "layers" in reads else None,
         "reads": sorted(reads),
         "adapter": type(task.adapter).__qualname__,
         "inputs": task.adapter.frozen_key(),

@@ -18,11 +18,14 @@ Inputs = Mapping[str, Tensor]
 
 
 def named_features(features: Features) -> dict[str, Tensor]:
-    """`pooled`, `patches`, `prefix`, and of each level `levels.0.patches`, `levels.0.prefix`."""
+    """`pooled`, `patches`, `prefix`, of each level `levels.0.patches` and `levels.0.prefix`.
+
+    And `layers`, where something reads them.
+    """
     named = {"pooled": features.pooled, "patches": features.patches, "prefix": features.prefix}
     for number, level in enumerate(features.levels):
         named |= {f"levels.{number}.{part}": getattr(level, part) for part in Level._fields}
-    return named
+    return named if features.layers is None else named | {"layers": features.layers}
 
 
 def features_from(inputs: Inputs) -> Features:
@@ -38,6 +41,7 @@ def features_from(inputs: Inputs) -> Features:
             Level(inputs[f"levels.{number}.patches"], inputs[f"levels.{number}.prefix"])
             for number in range(numbers)
         ),
+        layers=inputs.get("layers"),
     )
 
 

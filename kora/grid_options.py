@@ -27,7 +27,9 @@ def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str]) -> set[str]:
-    """The names that hold one of some texts; all of them where none is asked for.
+    """The names that hold one of some texts, or are it: a whole name is that one alone.
+
+    All of them where none is asked for.
 
     Args:
         path: Of the file.
@@ -44,4 +46,8 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
             raise ValueError(
                 f"--only {text}: no {what} of {path} has this in its name. There are: {there}."
             )
-    return {name for name in names if not only or any(text in name for text in only)}
+    return {
+        name
+        for name in names
+        if not only or any(text == name or (text not in names and text in name) for text in only)
+    }

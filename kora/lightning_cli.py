@@ -185,7 +185,7 @@ class KoraCLI(LightningCLI):
         if trainer_config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not trainer_config.get("fast_dev_run"):
-            experiment, strategy = self.options.experiment, task.adapter.label
+            experiment, strategy = self.options.experiment, task.label
             seed = int(self.options.seed_everything)
             parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
             self.run_folder = self._claim(parent, config)

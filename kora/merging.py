@@ -36,7 +36,8 @@ class Merged:
         self._model = backbone.model
         self._taken: dict[str, nn.Module] = {}
         for path, layer in _plain_layers(backbone, adapter).items():
-            self._taken[path] = self._model.get_submodule(path)
+            taken = self._taken[path] = self._model.get_submodule(path)
+            layer._forward_pre_hooks = taken._forward_pre_hooks  # who reads its input still does
             self._put(path, layer)
 
     @property

@@ -85,7 +85,7 @@ def parameter_report(task: AdapterTask) -> ParameterReport:
         cells[cell] += parameter.numel()
     order = sorted(cells, key=lambda cell: int(cell[0]) if cell[0].isdigit() else 10**6)
     return ParameterReport(
-        strategy=task.adapter.label,
+        strategy=task.label,
         backbone=task.backbone.name,
         trainable=_count(trainables.values()),
         total=_count(task.parameters()),

@@ -222,7 +222,7 @@ class RunRecord(Callback):
         without_learning = {} if self.audit is None else self.audit.baselines()
         result = RunResult(
             experiment=self.experiment,
-            strategy=task.adapter.label,
+            strategy=task.label,
             stage=self.command,
             seed=self.seed,
             metrics=self.metrics,

@@ -220,7 +220,7 @@ def _sampler(tuning: Tuning, number: int, space: Sequence[Dimension]) -> Any:
     if tuning.sampler != "gp":
         return optuna.samplers.RandomSampler(seed=seed)
 
-    class Wide(optuna.samplers.GPSampler):  # type: ignore[misc]
+    class Wide(optuna.samplers.GPSampler):
         """Optuna leaves out what trials drew from another range; earlier ones lie in this too."""
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:

@@ -86,10 +86,6 @@ def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) ->
     assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])
 
 
-def test_the_form_of_the_paper_has_two_names_and_one_meaning() -> None:
-    assert load("configs/adapters/kora_paper.yaml") == load("configs/adapters/kora.yaml")
-
-
 def test_every_experiment_has_a_name_of_its_own() -> None:
     names = [load(name)["experiment"] for name in COMPLETE]
     assert len(set(names)) == len(names)

@@ -31,7 +31,7 @@ BUDGETS = {
 }  # fmt: skip
 SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
 OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine*.yaml
-ONE_SIZE = ("kora_refined_lora",)  # in small_600k alone
+ONE_SIZE = ("kora_over_lora",)  # in small_600k alone
 DENSE = (  # for depth
     "kora_tokens", "kora_side_tokens", "kora_refined_tokens", "kora_refined_injected_tokens"
 )  # fmt: skip

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kora.backbones import Backbone, Features
 from kora.frozen_inputs import Inputs, features_from, named_features
 from kora.kernels import Update
+from kora.layer_summaries import LayerSummaries
 from kora.sites import Site
 
 __all__ = [
@@ -76,6 +77,11 @@ class Strategy(nn.Module, ABC):
     def label(self) -> str:
         """Name in folders and tables; differs where a setting makes it another method."""
         return type(self).__name__
+
+    @property
+    def head_layers(self) -> LayerSummaries | None:
+        """What of earlier layers a classifier's head is to read beside the pooled vector."""
+        return None
 
     @property
     def starts_as_backbone(self) -> bool:

@@ -143,14 +143,25 @@ class KoRA(Strategy):
 
     @property
     def label(self) -> str:
-        """`KoRA`, and what makes it another method: refined nodes, nothing injected (`-side`),
-        feedback, a composition of tokens, or one that goes to the logits.
+        """`KoRA` of the paper, `KoRA-side` where nothing is injected.
+
+        With refined nodes `KoRA-refined`, which injects nothing; `KoRA-refined-injected`;
+        `KoRA-over-LoRA`, where only some of the adapted sites are nodes. With `-feedback`, and
+        `-tokens` or, for refined nodes, `-pooled` where the composition does not go to the logits.
         """
-        refined = "-refined" * (self.node_form is not None)
-        logits = "-logits" * (not self.readout.in_place)
         feedback = "-feedback" * (self.feedback is not None)
-        side = "" if self.inject else "-side"
-        return f"KoRA{refined}{side}{feedback}{'-tokens' * self.readout.per_token}{logits}"
+        place = "-tokens" * self.readout.per_token
+        if self.node_form is None:
+            name = f"KoRA{'' if self.inject else '-side'}"
+        elif (self.node_sites, self.node_blocks) != (None, None):
+            name = "KoRA-over-LoRA"
+        else:
+            name = f"KoRA-refined{'-injected' * self.inject}"
+        if self.node_form is not None and self.readout.in_place and not place:
+            place = "-pooled"
+        if self.node_form is None and not self.readout.in_place:
+            place = "-logits"
+        return f"{name}{feedback}{place}"
 
     @property
     def starts_as_backbone(self) -> bool:

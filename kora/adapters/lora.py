@@ -67,6 +67,12 @@ class LoRA(Strategy):
         self.allow_dead_sites = allow_dead_sites
         self.deltas = nn.ModuleDict()
 
+    @property
+    def label(self) -> str:
+        """`LoRA`, or `LoRA-qv` where parts of the attention's input alone are adapted."""
+        parts = [site for site in ("q", "k", "v") if site in self.sites]
+        return type(self).__name__ + f"-{''.join(parts)}" * (len(parts) == len(self.sites))
+
     def attach(self, backbone: Backbone) -> None:
         """Wrap the sites."""
         assert not self.deltas, "attached twice"

@@ -169,7 +169,7 @@ class TokenReadout(Readout):
         delta_BTD = alpha * F.linear(composed, self.weight_DC, self.bias_D)
         prefix_tokens = features.prefix.shape[1]
         prefix_BPD, patches_BND = delta_BTD[:, :prefix_tokens], delta_BTD[:, prefix_tokens:]
-        return Features(
+        return features._replace(
             pooled=features.pooled + delta_BTD.mean(dim=1),
             patches=features.patches + patches_BND,
             prefix=features.prefix + prefix_BPD,

@@ -16,7 +16,8 @@ HeadInit = Literal["default", "zero"]
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the vector that the adapter left for it (`Features.pooled`).
+    """One linear layer on the vector that the adapter left for it (`Features.pooled`), and on what
+    of earlier layers is read beside it (`Features.layers`).
 
     Args:
         backbone: Gives the width.
@@ -24,15 +25,16 @@ class LinearHead(nn.Module):
         init: `default` is nn.Linear's random start. `zero`, as in Kolesnikov et al. 2019
             (arXiv:1912.11370), begins with equal logits: there is no noise to unlearn, which pays
             where steps are few or small.
-        extra: Channels beside those of the backbone.
+        extra: Channels that the adapter puts beside those of the backbone.
         extra_init: Of their columns: `zero`, or `orthogonal` rows of length 1.
+        layers: E, the channels of earlier layers; their columns start at zero.
         dropout: Probability with which what the layer reads is dropped in training.
 
     Raises:
         ValueError: For fewer than two classes, or a dropout outside [0, 1).
     """
 
-    reads = ("pooled",)  # of the features; what is not read need not be kept
+    reads: tuple[str, ...] = ("pooled",)  # of the features; what is not read need not be kept
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class LinearHead(nn.Module):
         init: HeadInit = "default",
         extra: int = 0,
         extra_init: Literal["zero", "orthogonal"] = "zero",
+        layers: int = 0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -55,17 +58,23 @@ class LinearHead(nn.Module):
         if init == "zero":
             nn.init.zeros_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
-        if extra:
+        if layers:
+            self.reads = ("pooled", "layers")
+        if extra or layers:
             known = self.linear
             columns_KC = torch.zeros(num_classes, extra)
             if extra_init == "orthogonal":
                 nn.init.orthogonal_(columns_KC)
-            self.linear = nn.Linear(width + extra, num_classes)
+            self.linear = nn.Linear(width + extra + layers, num_classes)
+            zeros_KE = torch.zeros(num_classes, layers)
             with torch.no_grad():
-                self.linear.weight.copy_(torch.cat((known.weight, columns_KC), dim=1))
+                self.linear.weight.copy_(torch.cat((known.weight, columns_KC, zeros_KE), dim=1))
                 self.linear.bias.copy_(known.bias)
 
     def forward(self, features: Features) -> Tensor:
         """Features of B images to logits (B, K)."""
-        logits: Tensor = self.linear(F.dropout(features.pooled, self.dropout, self.training))
+        x = features.pooled
+        if features.layers is not None:
+            x = torch.cat((x, features.layers.to(x.dtype)), dim=1)
+        logits: Tensor = self.linear(F.dropout(x, self.dropout, self.training))
         return logits

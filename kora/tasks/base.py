@@ -108,6 +108,11 @@ class AdapterTask(LightningModule):
         #: Of each image that this process tested, in batches of columns (B,) with its `index`.
         self.tested: list[dict[str, Tensor]] = []
 
+    @property
+    def label(self) -> str:
+        """Name of the method in folders and tables."""
+        return self.adapter.label
+
     @abstractmethod
     def build_head(self) -> nn.Module:
         """The head for this backbone and data."""

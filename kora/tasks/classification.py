@@ -21,6 +21,7 @@ from kora.feature_cache_rules import head_reads
 from kora.frozen_inputs import Inputs
 from kora.heads import HeadInit, LinearHead
 from kora.last_block import LastBlock
+from kora.layer_summaries import LayerSummaries
 from kora.tasks.base import AdapterTask
 
 __all__ = ["ClassificationTask"]
@@ -43,12 +44,14 @@ class ClassificationTask(AdapterTask):
         head_init: How the head starts: `default` as nn.Linear, at random, or at `zero`, which pays
             where steps are few or small.
         head_dropout: Probability with which what the head reads is dropped in training.
+        head_layers: What of earlier layers the head reads beside the pooled vector, with any
+            strategy; None: nothing, or what the strategy names (MultiLayerProbe).
         leave_out: Metrics that are not measured, of `weighted_f1`, `macro_f1` and `top5_accuracy`:
             those that a split cannot bear, such as F1 on a single class.
 
     Raises:
-        ValueError: If neither an argument nor the data module tells the number of classes, or a
-            label lies outside of it.
+        ValueError: If layers are named both here and by the strategy, if neither an argument nor
+            the data module tells the number of classes, or a label lies outside of it.
     """
 
     monitor = ("val/accuracy", "max")
@@ -62,6 +65,7 @@ class ClassificationTask(AdapterTask):
         label_smoothing: float = 0.0,
         head_init: HeadInit = "default",
         head_dropout: float = 0.0,
+        head_layers: LayerSummaries | None = None,
         leave_out: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -80,6 +84,12 @@ class ClassificationTask(AdapterTask):
         self.num_classes = num_classes
         self.head_init: HeadInit = head_init
         self.head_dropout = head_dropout
+        if head_layers is not None and self.adapter.head_layers is not None:
+            raise ValueError(
+                f"model.head_layers is given, and {self.adapter.label} names what the head reads "
+                "itself. Leave one of them out."
+            )
+        self.head_layers = head_layers
         self.leave_out = tuple(leave_out)
         self.label_smoothing = label_smoothing
         self.val_metrics: MetricCollection
@@ -90,11 +100,24 @@ class ClassificationTask(AdapterTask):
         #: Where the last block computes no more than the head reads.
         self.last_block: LastBlock | None = None
 
+    @property
+    def label(self) -> str:
+        """That of the strategy, with `-layers` where the head reads earlier layers as well."""
+        return f"{self.adapter.label}{'-layers' * (self.head_layers is not None)}"
+
+    @property
+    def read_layers(self) -> LayerSummaries | None:
+        """What of earlier layers the head reads, by the task's own option or the strategy's."""
+        return self.adapter.head_layers if self.head_layers is None else self.head_layers
+
     def build(self) -> None:
         """Also leave out of the last block what neither head nor adapter reads."""
         super().build()
-        on_pooled = head_reads(self) == ("pooled",) and not self.adapter.needs_last_tokens
-        if on_pooled and LastBlock.fits(self.backbone):
+        layers = self.read_layers
+        on_cls = {"pooled", "layers"}.issuperset(head_reads(self)) and not (
+            self.adapter.needs_last_tokens or (layers is not None and layers.needs_last_tokens)
+        )
+        if on_cls and LastBlock.fits(self.backbone):
             self.last_block = LastBlock(self.backbone)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
@@ -117,6 +140,9 @@ class ClassificationTask(AdapterTask):
                 "The number of classes is not known: the data module has no num_classes. Set "
                 "model.init_args.num_classes."
             )
+        if self.head_layers is not None:
+            self.head_layers.install(self.backbone)
+        layers = self.read_layers
         head = LinearHead(
             self.backbone,
             self.num_classes,
@@ -124,6 +150,7 @@ class ClassificationTask(AdapterTask):
             extra=self.adapter.extra_width,
             # What was trained elsewhere is no zero, and says nothing of these classes yet.
             extra_init="zero" if self.adapter_from else self.adapter.extra_init,
+            layers=0 if layers is None else layers.width,
             dropout=self.head_dropout,
         )
         metrics = _metrics(self.num_classes, self.leave_out)

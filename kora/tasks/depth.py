@@ -71,6 +71,11 @@ class DepthTask(AdapterTask):
 
     def build_head(self) -> nn.Module:
         """The head, sized for the backbone, which from now on returns the levels that it reads."""
+        if self.adapter.head_layers is not None:
+            raise ValueError(
+                f"{self.adapter.label} is for classifiers: for depth, use LinearProbe. The heads "
+                "of depth read several levels by themselves (LinearDepth: four)."
+            )
         head = self._head_to_build.pop()
         head.build(self.backbone)
         self.backbone.levels = head.blocks(self.backbone.depth)

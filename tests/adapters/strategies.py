@@ -32,6 +32,7 @@ from kora.adapters import (
     LogitReadout,
     LoRA,
     LowRankFusion,
+    MultiLayerProbe,
     NodeForm,
     ResidualSequential,
     Sequential,
@@ -153,6 +154,12 @@ PLACED = dict.fromkeys(
 
 STRATEGIES: dict[str, Entry] = {
     "LinearProbe": Entry(LinearProbe),
+    "MultiLayerProbe": Entry(
+        MultiLayerProbe,
+        lambda: {"cls_blocks": [0, 1], "mean_blocks": [1]},
+        changes=lambda: {"layer": "block", "cls_blocks": [0], "mean_blocks": [0, 1]},
+        refused=NO_CLS,
+    ),
     "FullFineTune": Entry(FullFineTune),
     "LoRA": Entry(
         LoRA,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.grid_options import picked
 from tests.cli.support import REPOSITORY, kora, results, started, wait_for
 
 Capture = pytest.CaptureFixture[str]
@@ -40,6 +41,12 @@ def test_a_dry_run_lists_the_commands_and_starts_none(here: Path, capfd: Capture
         "kora fit --config tiny.yaml --model.adapter.rank=2 --seed_everything=1"
     )
     assert not (here / "runs").exists()
+
+
+def test_a_whole_name_picks_that_one_alone() -> None:
+    names = {"5+lora": "5+lora", "5+lora_layers": "5+lora_layers"}
+    assert picked(Path("g.yaml"), "run", names, ["5+lora"]) == {"5+lora"}
+    assert picked(Path("g.yaml"), "run", names, ["+lora"]) == names.keys()
 
 
 def test_only_the_runs_with_a_text_in_their_name_are_run(here: Path, capfd: Capture) -> None:
