@@ -42,7 +42,7 @@ def _picture(searches: Sequence[Search], options: Sequence[str], out_png: Path) 
         title=f"Trials by {', '.join(metrics)} (diamond: best, cross: failed)",
     )  # fmt: skip
     for row, search in enumerate(searches):
-        mine = {one.option: one for one in search.combination.space}
+        mine = {one.option: one for one in search.space}
         limits = _limits(search)
         for column, option in enumerate(options):
             axis = axes[row * len(options) + column]

@@ -22,7 +22,8 @@ __all__ = ["equality", "fragment_of", "record", "rows", "table", "write_best", "
 
 def rows(searches: Sequence[Search]) -> tuple[list[str], list[list[str]]]:
     """Headings and a row for each combination, as text."""
-    heads = ["combination", "trials", "failed", "options", "best value", "settings", "seconds"]
+    heads = ["combination", "trials", "failed", "options", "best value", "settings", "to the edge",
+             "seconds"]  # fmt: skip
     lines = []
     for search in searches:
         trials, best = search.trials(), search.best()
@@ -36,6 +37,7 @@ def rows(searches: Sequence[Search]) -> tuple[list[str], list[list[str]]]:
                 str(len(search.combination.space)),
                 "–" if best is None else format_metric(search.combination.metric, best.value),
                 "–" if best is None else _settings(best.values),
+                _to_the_edge(search),
                 f"{sum(one.seconds for one in over):,.0f}",
             ]
         )
@@ -50,6 +52,37 @@ def _settings(values: Mapping[str, Any]) -> str:
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in zip(names, values.values(), strict=True)
     )
+
+
+def _to_the_edge(search: Search) -> str:
+    """Of the best trial: decades from each of its values to the nearer end of what was searched."""
+    best = search.best()
+    logs = [one for one in search.space if one.log]
+    if best is None or not logs:
+        return "–"
+    found = {one.option: one.from_the_edge(best.values[one.option]) for one in logs}
+    return _settings({option: round(decades, 1) for option, decades in found.items()})
+
+
+def _at_the_edge(searches: Sequence[Search]) -> list[str]:
+    """The best settings that lie at an end of what was searched, with the name of each search."""
+    return [
+        f"{search.combination.name} ({one.option}={best.values[one.option]:.3g})"
+        for search in searches
+        if (best := search.best()) is not None
+        for one in search.space
+        if one.at_the_edge(best.values[one.option])
+    ]
+
+
+def _widened(searches: Sequence[Search]) -> list[str]:
+    """The ranges that were widened, with the name of each search."""
+    return [
+        f"{search.combination.name} ({now})"
+        for search in searches
+        for given, now in zip(search.combination.space, search.space, strict=True)
+        if given != now
+    ]
 
 
 def equality(searches: Sequence[Search], tuning: Tuning) -> list[str]:
@@ -70,6 +103,14 @@ def equality(searches: Sequence[Search], tuning: Tuning) -> list[str]:
         f"Options: {_who(options, ', '.join)}.",
     ]
     metrics = dict.fromkeys((s.combination.metric, s.combination.mode) for s in searches)
+    widened, edge = _widened(searches), _at_the_edge(searches)
+    if widened:
+        said.append(f"Widened, as the best trial lay at an end: {'; '.join(widened)}.")
+    if edge:
+        said.append(
+            f"At the edge: {'; '.join(edge)}. A better setting may lie beyond it: ask for more "
+            "trials (--trials), which search a wider range."
+        )
     said += [f"Value: {metric}, {mode}imum, over the seed{several} the mean." if several else
              f"Value: {metric}, the {mode}imum is best." for metric, mode in metrics]  # fmt: skip
     return said
@@ -121,6 +162,7 @@ def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
                 "mode": s.combination.mode,
                 "seeds": list(s.combination.seeds),
                 "space": {one.option: one.to_dict() for one in s.combination.space},
+                "searched": {one.option: one.to_dict() for one in s.space},
                 "trials": [one._asdict() for one in s.trials()],
             }
             for s in searches
