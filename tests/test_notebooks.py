@@ -47,11 +47,11 @@ CLAIMS = {
         r"Sequential, d_comp 64: a stage divides the gradient by (?:9|1\d)\.\d\d",
         r"ResidualSequential, d_comp 4: a stage divides the gradient by 1\.00",
         r"KoRA-side: at the last step the first node gets \de-2\d of the last",
-        r"KoRA-refined-side: at the last step the first node gets 1e\+00 of the last",
+        r"KoRA-refined-pooled: at the last step the first node gets 1e\+00 of the last",
         r"KoRA-side: (?:1\d|2[0-3]) of 24 nodes contribute less than a millionth",
-        r"KoRA-refined-side: 0 of 24 nodes contribute less than a millionth",
+        r"KoRA-refined-pooled: 0 of 24 nodes contribute less than a millionth",
         r"(KoRA-side +\d +\d\d\.\d % +0\.0 %.*\n){3}",  # silence changes no prediction
-        r"KoRA-refined-side +3 +\d\d\.\d\d % +± \d",
+        r"KoRA-refined-pooled +3 +\d\d\.\d\d % +± \d",
     ),
 }  # fmt: skip
 

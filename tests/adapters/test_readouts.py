@@ -169,7 +169,7 @@ def columns_of(task: ClassificationTask) -> Tensor:
 
 
 def test_each_class_may_have_a_direction_of_its_own_in_the_composition_space() -> None:
-    assert logit_kora().label == "KoRA-refined-side-logits"
+    assert logit_kora().label == "KoRA-refined"
     columns_KC = columns_of(built(logit_kora()))
     torch.testing.assert_close(columns_KC @ columns_KC.T, torch.eye(7))
     with pytest.raises(ValueError, match=r"LogitReadout: init='ones', expected one of zero"):
