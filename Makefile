@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched results-refined bench faults clean
+.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,17 +75,22 @@ results-matched: $(BIN)/kora  ## every strategy at one size, in docs/RESULTS.md 
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 
-results-refined: $(VENV)/.dev  ## LoRA and the refined KoRA after equal searches, and ablations (a day on two cores; needs KORA_SHARED_DATA)
+results-photos: $(VENV)/.dev  ## every strategy after equal searches on real photographs (days on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
-	@$(BIN)/kora tune --config configs/grids/refine_ti100_cpu.yaml --jobs 2
-	@$(BIN)/kora grid --config runs/tune_refine_ti100_cpu/best.yaml --jobs 2
+	@$(BIN)/kora tune --config configs/grids/photos.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_photos/best.yaml --jobs 2
+	@$(BIN)/kora tune --config configs/grids/photos_95.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_photos_95/best.yaml --jobs 2
+	@$(BIN)/kora compare runs/photos_1 runs/photos_5 runs/photos_20 runs/photos_95 \
+	  --against images --against seconds --out runs/photos
+
+results-refined: $(VENV)/.dev  ## the refined KoRA: ablations, CIFAR-10, scenes (a day on two cores; needs KORA_SHARED_DATA)
+	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@$(BIN)/kora grid --config configs/grids/refine_ablation.yaml --jobs 2
 	@$(BIN)/kora tune --config configs/grids/refine_cifar10_cpu.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_refine_cifar10_cpu/best.yaml --jobs 2
 	@$(BIN)/kora tune --config configs/grids/refine.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_refine/best.yaml --jobs 2
-	@$(BIN)/kora compare runs/refine_ti100_1 runs/refine_ti100_5 runs/refine_ti100_20 runs/refine_ti100_95 \
-	  --against images --against seconds --out runs/refine_ti100
 	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --metric best_val/accuracy --reference refine_ablation_as_it_is \
 	  --out runs/refine_ablation
 	@$(BIN)/kora compare runs/refine_cifar10_5 runs/refine_cifar10_50 --against images --out runs/refine_cifar10
