@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, level_style, new_figure, save
 from kora.comparison import Comparison
-from kora.curves import read_curves
+from kora.curves import read_curves, tested_place
 from kora.formats import format_metric, is_rate, named_metric
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
@@ -27,10 +27,24 @@ _NAMED_CLASSES = 40  # above, class names on the axes would overlap
 _COUNTED_CLASSES = 15  # above, counts in the cells would
 
 
-def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str = "") -> Path:
+def learning_curves(
+    metrics_csv: str | Path,
+    out_png: str | Path,
+    *,
+    title: str = "",
+    tested_step: int | None = None,
+) -> Path:
     """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
 
-    What the file does not have is left out. A test value is a diamond at the last step.
+    What the file does not have is left out. A test value is a diamond at the step of the
+    checkpoint that was tested.
+
+    Args:
+        metrics_csv: of a run.
+        out_png: the picture.
+        title: above it.
+        tested_step: optimiser steps behind the tested weights, as in results.json; None: the step
+            of the best validation, and the legend says so.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -49,13 +63,22 @@ def learning_curves(metrics_csv: str | Path, out_png: str | Path, *, title: str 
         )
     figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
     last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
+    monitored = next((n for n in ("accuracy", "rmse_m") if f"val/{n}" in curves), "loss")
+    tested = tested_place(curves, monitored, tested_step)
     for axis, (name, stages) in zip(axes, drawn.items(), strict=True):
         for stage, (steps, values) in stages.items():
             label, colour, marker = _STAGES[stage]
             if stage == "test":
                 unit = " m" if name == "rmse_m" else ""
                 label = f"{label} {format_metric(name, values[-1])}{unit}"
-                axis.plot(last_step, values[-1], marker, color=colour, label=label, clip_on=False)
+                place, known = (last_step, False) if tested is None else tested
+                if not known:
+                    label += " (at the last step)" if tested is None else " (at best validation)"
+                axis.axvline(place, color=colour, lw=1, ls=":", zorder=0)
+                axis.plot(
+                    place, values[-1], marker, color=colour, ms=7, mec="white", label=label,
+                    clip_on=False, zorder=4,
+                )  # fmt: skip
                 continue
             alone = len(steps) <= 40  # a dot for each value, while they can be told apart
             axis.plot(

@@ -52,6 +52,35 @@ def test_learning_curves_show_training_validation_and_test(tmp_path: Path) -> No
     assert one_panel[0] == pytest.approx(two_panels[0] / 2, abs=2)
 
 
+def diamond(csv: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The line of the test in the last panel."""
+    found: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, out: found.append(figure) or Path(out))
+    (folder / "metrics.csv").write_text(csv)
+    figures.learning_curves(folder / "metrics.csv", folder / "curves.png", **options)
+    (line,) = (line for line in found[0].axes[-1].lines if line.get_marker() == "D")
+    return line
+
+
+LATE = CSV.replace("1,3,,,,0.6,1.8", "1,3,,,,0.3,1.8")  # the first validation was the best
+
+
+def test_the_diamond_stands_at_the_checkpoint_that_was_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = diamond(LATE, tmp_path, monkeypatch, tested_step=3)
+    assert line.get_xdata() == [2]  # the third step, counted from 0
+    assert line.get_label() == "test 55.00 %"
+
+
+def test_without_a_record_of_it_the_diamond_stands_at_the_best_validation_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = diamond(LATE, tmp_path, monkeypatch)
+    assert line.get_xdata() == [1]
+    assert line.get_label() == "test 55.00 % (at best validation)"
+
+
 def test_learning_curves_show_depth_error_where_there_is_no_accuracy(tmp_path: Path) -> None:
     source = tmp_path / "metrics.csv"
     source.write_text(CSV)
