@@ -21,7 +21,7 @@ __all__ = ["Cell", "Comparison", "Difference", "Group", "to_csv"]
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (group - reference) over the n seeds that both have; no interval for n = 1.
+    """Mean of (group - reference) over the n seeds that both have; no t-interval for n = 1.
 
     What of each image was kept gives the rest; see `kora.analysis.statistics`.
     """
@@ -29,10 +29,12 @@ class Difference:
     n: int
     mean: float
     half_width: float | None  # of the 95 % t-interval over seeds
+    std: float | None = None  # of the differences over seeds; None for one
     images: int | None = None  # test images behind what follows
-    bootstrap: tuple[float, float] | None = None  # 95 %, seeds and images drawn anew
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images drawn anew
     p: float | None = None  # signs flipped per image
     p_holm: float | None = None  # corrected over the groups of the comparison
+    image_std: float | None = None  # over images, of the difference averaged over seeds
 
 
 @dataclass(frozen=True)
