@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, level_style, ne
 from kora.comparison import Comparison
 from kora.curves import read_curves, tested_place
 from kora.formats import format_metric, is_rate, named_metric
+from kora.identity import Look, looks
 
 __all__ = ["comparison", "confusion_matrix", "learning_curves", "sample_grid"]
 
@@ -215,25 +216,48 @@ def confusion_matrix(
     return save(figure, out_png)
 
 
-def comparison(result: Comparison, out_png: str | Path) -> Path:
-    """A dot a seed, the mean and its 95 % interval for each group; baselines as lines."""
+def comparison(
+    result: Comparison, out_png: str | Path, *, shown: Mapping[str, Look] | None = None
+) -> Path:
+    """A dot a seed, the mean and its 95 % interval for each group; baselines as lines.
+
+    A seed that not all groups have is a hollow dot, as the mean is not over it.
+
+    Args:
+        result: the comparison.
+        out_png: the picture.
+        shown: colour and marker of each group; None: those of the groups alone.
+    """
+    shown = shown or looks(group.name for group in result.groups)
     groups = result.groups[::-1]  # the best on top
     headline = textwrap.wrap(result.headline(), 85)  # the evaluation of depth makes it long
     size = (7.2, 1.75 + 0.15 * len(headline) + 0.5 * len(groups))
     figure, (axis,) = new_figure(1, size=size, title=result.title)
+    hollow = False
     for row, group in enumerate(groups):
+        look = shown[group.name]
         offsets = np.linspace(-0.16, 0.16, len(group.values)) if len(group.values) > 1 else [0.0]
-        axis.plot(group.values, row + np.asarray(offsets), "o", color=BLUE, alpha=0.55, ms=4)
+        for seed, value, offset in zip(group.seeds, group.values, offsets, strict=True):
+            counted = not result.common_seeds or seed in result.common_seeds
+            hollow = hollow or not counted
+            axis.plot(
+                value, row + offset, "o", color=look.hex, alpha=0.6, ms=4,
+                mfc=look.hex if counted else "none",
+            )  # fmt: skip
         axis.errorbar(
-            group.mean, row, xerr=group.half_width, fmt="D", color="black", ms=5, capsize=4, lw=1.6
-        )
-    axis.plot([], [], "o", color=BLUE, alpha=0.55, ms=4, label="one seed")
-    axis.errorbar([], [], xerr=[], fmt="D", color="black", ms=5, label="mean, 95 % interval")
+            group.mean, row, xerr=group.half_width, fmt=look.sign, color=look.hex, ms=8,
+            mec="black", mew=0.8, capsize=4, lw=1.8, zorder=4,
+        )  # fmt: skip
+    axis.plot([], [], "o", color=GREY, alpha=0.6, ms=4, label="one seed")
+    if hollow:
+        axis.plot([], [], "o", color=GREY, mfc="none", ms=4, label="seed that not all have")
+    interval = ", 95 % interval" * any(group.half_width is not None for group in groups)
+    axis.errorbar([], [], xerr=[], fmt="D", color=GREY, mec="black", ms=7, label=f"mean{interval}")
     for kind, name, value in result.baseline_rows():
         style, colour = level_style(kind)
         label = f"{name} {format_metric(result.metric, value)}"
         axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
-    axis.set_yticks(range(len(groups)), [group.name for group in groups])
+    axis.set_yticks(range(len(groups)), [group.name.replace("$", r"\$") for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
     axis.set_xlabel(named_metric(result.metric))
     axis.set_title("\n".join(headline), fontsize=8, color=GREY)

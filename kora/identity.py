@@ -4,9 +4,9 @@ Known strategies have theirs for good. Any other name gets one by a hash of it; 
 taken by another name of the same picture, it goes on to the next free one. Neither depends on the
 order of the names, so a change in the ranking changes no colour.
 
-Colours began as those of Okabe and Ito (2008) and were moved until every two of them, seen with full
-colour vision, protanopia or deuteranopia, lie more than 20 apart in CIELAB. A marker and a dash go
-with each, so that no meaning hangs on colour alone.
+Colours began as those of Okabe and Ito (2008) and were moved until every two of them, seen with
+full colour vision, protanopia or deuteranopia, lie more than 20 apart in CIELAB. A marker and a
+dash go with each, so that no meaning hangs on colour alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ DARK = (
     "#0d6eff", "#f3a444", "#018c4b", "#c5789d", "#e3ce9c", "#7bd0fc", "#f2f2f2", "#8569c0",
 )  # fmt: skip
 MARKERS = "osD^vPX"  # as matplotlib names them
-_DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3), (5, 2), (1, 2), (12, 4))  # lengths in points, by marker
+_DASHES = (
+    (),
+    (7, 4),
+    (2, 3),
+    (9, 3, 2, 3),
+    (5, 2),
+    (1, 2),
+    (12, 4),
+)  # lengths in points, by marker
 _BLUE, _ORANGE, _GREEN, _PINK, _BROWN, _SKY, _INK, _VIOLET = range(8)
 
 

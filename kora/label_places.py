@@ -1,7 +1,8 @@
 """Where the names of points go in a picture, so that none covers another, a marker or a bar.
 
-A greedy search over places around each point, the most crowded points first. (adjustText moves
-texts of a matplotlib figure; the charts of the page are SVG, and its places change with the version.)
+A greedy search over places around each point, the most crowded points first. (adjustText, which is
+well kept, moves texts of matplotlib figures only; the charts of the page are SVG of its own, whose
+colours follow the screen.)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a difference between two groups of runs says, in a word and a sentence, by one rule.
 
 The rule: *ahead* or *behind* is said only where everything that could be computed excludes zero:
-the t-interval over seeds, the bootstrap interval over seeds and test images, and p below 0.05 after
-Holm's correction. Else the two are *not told apart*, and the sentence says what is missing. With one
-common seed nothing speaks of other seeds; then the word is restricted to that seed.
+the t-interval over seeds, the bootstrap interval over seeds and test images, and p below 0.05
+after Holm's correction. Else the two are *not told apart*, and the sentence says what is missing.
+With one common seed nothing speaks of other seeds; then the word is restricted to that seed.
 """
 
 from __future__ import annotations

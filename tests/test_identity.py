@@ -72,9 +72,7 @@ def lab(colour: str, seen: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
-def test_colours_stay_apart_with_any_colour_vision(
-    palette: tuple[str, ...], vision: str
-) -> None:
+def test_colours_stay_apart_with_any_colour_vision(palette: tuple[str, ...], vision: str) -> None:
     seen = [lab(colour, VISION[vision]) for colour in palette]
     distances = {
         (palette[a], palette[b]): float(np.linalg.norm(seen[a] - seen[b]))

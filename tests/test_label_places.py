@@ -20,7 +20,9 @@ def layout(kind: str, seed: int = 0) -> list[tuple[float, float]]:
     elif kind == "a cluster":
         points = draw.normal([300, 150], [15, 6], (7, 2))
     elif kind == "corners":
-        points = np.array([[66, 14], [544, 14], [66, 294], [544, 294], [305, 14], [66, 150], [544, 150]])
+        points = np.array(
+            [[66, 14], [544, 14], [66, 294], [544, 294], [305, 14], [66, 150], [544, 150]]
+        )
     else:
         points = draw.uniform([80, 25], [530, 285], (7, 2))
     return [(float(x), float(y)) for x, y in points]
