@@ -108,9 +108,11 @@ def compare(
         notes.append(f"No differences: there is no {reference}. Name a row with --reference.")
     single = [group.name for group in groups if group.std is None]
     if single:
+        who = (
+            "Only one seed is common to all rows" if common else f"One seed only: {_listed(single)}"
+        )
         notes.append(
-            f"One seed only: {', '.join(single)}. There is no interval (–), and a difference may "
-            "be chance; run more seeds."
+            f"{who}. There is no interval (–), and a difference may be chance; run more seeds."
         )
     first = measured[0].result
     names = sorted({run.result.experiment for run in measured})
@@ -206,9 +208,11 @@ def present(
     if together is not None:
         console.print(together.render())
         console.print()
+    told: set[str] = set()
     for comparison in comparisons:
-        console.print(comparison.render())
+        console.print(comparison.render(told=told))
         console.print()
+        told |= set(comparison.notes)
     for note in notes:
         console.print(note, markup=False, highlight=False)
     if out is None:
@@ -253,14 +257,14 @@ def _seeds_note(groups: Sequence[Group], common: Sequence[int | None]) -> str:
             "may be due to the seeds. Run the same seeds for all."
         )
     return (
-        f"Mean, interval, std and order are over the common seeds {_listed(common)}, as the rows "
-        f"have different ones: {theirs}. 'all its seeds' is over all that a row has; a difference "
-        "is over the seeds that the two of it share."
+        f"Means, intervals and order are over the seeds that all rows have ({_listed(common)}); "
+        f"the rows have {theirs}. 'all its seeds' is over all that a row has, and a difference "
+        "over all that its two rows share."
     )
 
 
-def _listed(seeds: Sequence[int | None]) -> str:
-    return ", ".join(map(str, seeds))
+def _listed(items: Sequence[int | str | None]) -> str:
+    return ", ".join(map(str, items))
 
 
 def _with_verdicts(
@@ -302,7 +306,6 @@ def _group(
         peak_memory_mib=max(memory, default=None),
         folders=tuple(run.folder for run in runs),
         own_mean=statistics.fmean(values) if common else None,
-        own_half_width=t_half_width(values) if common else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,7 +62,6 @@ class Group:
     difference: Difference | None = None
     verdict: Verdict | None = None
     own_mean: float | None = None  # over all its seeds; None where those are the common ones
-    own_half_width: float | None = None
 
 
 _OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
@@ -76,6 +75,14 @@ class Cell(NamedTuple):
     key: float | str | None
 
 
+def _bullet(text: str) -> Table:
+    from rich.table import Table
+
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_row("•", text)
+    return row
+
+
 class Detail(NamedTuple):
     """A table of text with its title and a sentence on it."""
 
@@ -83,6 +90,7 @@ class Detail(NamedTuple):
     note: str
     heads: list[str]
     rows: list[list[str]]
+    left: int = 1  # columns of words, aligned left; the others are numbers
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class Comparison:
         """What the means are over, where groups have different seeds."""
         if self.common_seeds is None:
             return "mean"
-        return "mean (common seeds)" if self.common_seeds else "mean (own seeds)"
+        return "mean, common seeds" if self.common_seeds else "mean, own seeds"
 
     def table(self) -> tuple[list[str], list[list[Cell]]]:
         """Headings and rows, a row a group and then one a baseline."""
@@ -184,8 +192,11 @@ class Comparison:
         heads, rows = self.table()
         return heads, [[cell.text for cell in row] for row in rows]
 
-    def render(self) -> Table:
-        """The table for a terminal, in two where it would be too wide, its notes below it."""
+    def render(self, *, told: Collection[str] = ()) -> Table:
+        """The table for a terminal, in two where it would be too wide, its notes below it.
+
+        Notes that were `told` already, with another table, are not told again.
+        """
         from rich.markup import escape
         from rich.table import Table
 
@@ -202,11 +213,12 @@ class Comparison:
             page.add_row(self._rich([0, *apart], compared))
             page.add_row("")
         for sentence in self.verdicts():
-            page.add_row(f"[bold]{escape(sentence)}[/bold]")
+            page.add_row(_bullet(f"[bold]{escape(sentence)}[/bold]"))
         if self.verdicts():
             page.add_row("")
         for note in self.notes:
-            page.add_row(escape(note))
+            if note not in told:
+                page.add_row(_bullet(escape(note)))
         return page
 
     def _rich(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:
@@ -217,7 +229,9 @@ class Comparison:
         heads, _ = self.cells()
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for place in columns:
-            table.add_column(escape(heads[place]), justify="right" if place else "left")
+            table.add_column(
+                escape(heads[place]), justify="right" if place else "left", no_wrap=not place
+            )
         for number, row in enumerate(rows):
             style = None if number < len(self.groups) else "dim"
             table.add_row(*(escape(row[place]) for place in columns), style=style)
@@ -232,9 +246,8 @@ class Comparison:
             lines += ["", *(f"- **{sentence}**" for sentence in self.verdicts())]
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
-        for title, note, heads, rows in self.details():
-            lines += ["", f"### {title}", "", *([note, ""] if note else [])]
-            lines += markdown_table(heads, rows)
+        for title, note, heads, rows, left in self.details():
+            lines += ["", f"### {title}", "", note, "", *markdown_table(heads, rows, left=left)]
         return "\n".join(lines) + "\n"
 
     def details(self) -> list[Detail]:
@@ -243,8 +256,9 @@ class Comparison:
         if self.settings:
             names = [group.name for group in self.groups]
             rows = [[key, *values] for key, values in self.settings]
-            note = "Only settings that are not the same everywhere; – where a strategy has none."
-            found.append(Detail("Differences of settings", note, ["setting", *names], rows))
+            note = "Only settings that are not the same; – where a strategy has no such setting."
+            heads = ["setting", *names]
+            found.append(Detail("Differences of settings", note, heads, rows, len(heads)))
         if self.answers is not None:
             found += [
                 _class_detail(self.answers),
@@ -318,8 +332,7 @@ class Comparison:
     def _own(self, group: Group) -> str:
         if group.own_mean is None:
             return "–"
-        spread = "" if group.own_half_width is None else f" {self._spread(group.own_half_width)}"
-        return f"{format_metric(self.metric, group.own_mean)}{spread}"
+        return format_metric(self.metric, group.own_mean)
 
     def _bracket(self, d: Difference | None) -> str:
         if d is None or d.bootstrap is None:
@@ -385,7 +398,8 @@ def _pair_detail(pair: Pair) -> Detail:
         for image in shown
     ]  # fmt: skip
     heads = ["index", "truth", pair.name, pair.other]
-    return Detail(f"Images on which {pair.name} and {pair.other} differ", note, heads, rows)
+    title = f"Images on which {pair.name} and {pair.other} differ"
+    return Detail(title, note, heads, rows, len(heads))
 
 
 def _share(value: float) -> str:

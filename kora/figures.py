@@ -221,7 +221,9 @@ def comparison(
 ) -> Path:
     """A dot a seed, the mean and its 95 % interval for each group; baselines as lines.
 
-    A seed that not all groups have is a hollow dot, as the mean is not over it.
+    A seed that not all groups have is a hollow dot, as the mean is not over it. The verdict stands
+    at the right. Where the groups lie close together, the axis leaves out what is far from them:
+    baselines too, which the legend then names as off the axis.
 
     Args:
         result: the comparison.
@@ -253,21 +255,51 @@ def comparison(
         axis.plot([], [], "o", color=GREY, mfc="none", ms=4, label="seed that not all have")
     interval = ", 95 % interval" * any(group.half_width is not None for group in groups)
     axis.errorbar([], [], xerr=[], fmt="D", color=GREY, mec="black", ms=7, label=f"mean{interval}")
+    limits = _limits(result)
+    axis.set_xlim(limits)
     for kind, name, value in result.baseline_rows():
         style, colour = level_style(kind)
         label = f"{name} {format_metric(result.metric, value)}"
-        axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
+        if limits[0] <= value <= limits[1]:
+            axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
+        else:
+            axis.plot(
+                [], [], linestyle=style, color=colour, label=f"{label} (off the axis)", lw=1.5
+            )
+    if result.reference is not None:
+        for row, group in enumerate(groups):
+            word = "reference" if group.name == result.reference else "–"
+            word = group.verdict.word if group.verdict else word
+            axis.annotate(
+                word, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8,
+                color=GREY,
+            )  # fmt: skip
     axis.set_yticks(range(len(groups)), [group.name.replace("$", r"\$") for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
     axis.set_xlabel(named_metric(result.metric))
     axis.set_title("\n".join(headline), fontsize=8, color=GREY)
     if is_rate(result.metric):
         axis.xaxis.set_major_formatter(PERCENT)
-        axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return save(figure, out_png)
+
+
+def _limits(result: Comparison) -> tuple[float, float]:
+    """Of the axis of values: from zero with the baselines, or close around close values."""
+    ends = [v for group in result.groups for v in (*group.values, group.mean)]
+    for group in result.groups:
+        ends += [group.mean - (group.half_width or 0), group.mean + (group.half_width or 0)]
+    low, high = min(ends), max(ends)
+    everything = [*ends, *result.baselines.values(), *([0.0] if is_rate(result.metric) else [])]
+    all_low, all_high = min(everything), max(everything)
+    if high - low < 0.4 * (all_high - all_low):
+        room = 0.12 * (high - low) or 0.05 * (all_high - all_low)
+        return low - room, high + room
+    room = 0.05 * (all_high - all_low) or 0.05 * abs(all_high) or 1.0
+    left = all_low if all_low == 0 and is_rate(result.metric) else all_low - room
+    return left, all_high + room
 
 
 _PANELS = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}

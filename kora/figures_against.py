@@ -107,7 +107,7 @@ def draw_lines(
     axis.set_ylabel(named_metric(metric))
     if is_rate(metric):
         axis.yaxis.set_major_formatter(PERCENT)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("mean and 95 % interval over seeds", fontsize=8, color=GREY)

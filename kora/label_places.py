@@ -54,10 +54,10 @@ def place_labels(
     found: dict[int, Label] = {}
     for number in sorted(range(len(points)), key=lambda k: (-crowd[k], points[k])):
         point = points[number]
-        best = min(
-            _candidates(point, widths[number], height),
-            key=lambda box: _cost(box, point, hard, taken, lines, frame),
-        )
+        boxes = _candidates(point, widths[number], height)
+        costs = [_cost(box, point, hard, taken, lines, frame) for box in boxes]
+        # Of equal ones the first: to the right of its marker.
+        best = min(zip(costs, range(len(boxes)), boxes, strict=True), key=_rounded)[2]
         leader = _leader(point, best)
         taken.append(best)
         lines += [leader] if leader else []
@@ -102,6 +102,10 @@ def _candidates(point: tuple[float, float], width: float, height: float) -> list
             ):
                 boxes.append((left + dx, top + dy, left + dx + width, top + dy + height))
     return boxes
+
+
+def _rounded(candidate: tuple[float, int, Box]) -> tuple[float, int]:
+    return round(candidate[0], 6), candidate[1]
 
 
 def _cost(

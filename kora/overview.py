@@ -16,9 +16,8 @@ __all__ = ["Overview", "overview"]
 
 _SIGNS = {"ahead": "▲", "behind": "▼", "not told apart": "≈"}
 LEGEND = (
-    "Mean ± half of the 95 % interval over seeds. Against {reference}: ▲ ahead, ▼ behind, ≈ not "
-    "told apart, in brackets with one seed only; as the verdicts of the tables below say. The best "
-    "mean of a column is marked *, which is no verdict."
+    "Mean ± half of the 95 % interval over seeds; * the best mean of a column, which is no "
+    "verdict. Against {reference}: ▲ ahead, ▼ behind, ≈ not told apart; in brackets with one seed only."
 )
 
 

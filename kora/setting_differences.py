@@ -13,10 +13,14 @@ __all__ = ["SettingRow", "setting_differences", "training_note"]
 
 SettingRow = tuple[str, tuple[str, ...]]  # a setting, and its value in each group in their order
 ABSENT = "–"
+_ADAPTER = "adapter."
 
 
 def setting_differences(groups: Mapping[str, Sequence[Run]]) -> list[SettingRow]:
-    """The settings that are not the same in all groups; – where a strategy has no such setting."""
+    """The settings that are not the same in all groups that have them; – in those that do not.
+
+    Arguments that not all strategies have, and on which those that do agree, are in one last row.
+    """
     adapters = [runs[0].result.settings.get("adapter") or {} for runs in groups.values()]
     kinds: dict[Any, set[frozenset[str]]] = {}
     for adapter in adapters:
@@ -27,9 +31,19 @@ def setting_differences(groups: Mapping[str, Sequence[Run]]) -> list[SettingRow]
     tables = [
         _settings(adapter, runs[0]) for adapter, runs in zip(adapters, groups.values(), strict=True)
     ]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    rows = [(key, tuple(table.get(key, ABSENT) for table in tables)) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows: list[SettingRow] = []
+    own: list[list[str]] = [[] for _ in tables]
+    for key in dict.fromkeys(key for table in tables for key in table):
+        values = [table[key] for table in tables if key in table]
+        if len(set(values)) > 1 or (len(values) < len(tables) and not key.startswith(_ADAPTER)):
+            rows.append((key, tuple(table.get(key, ABSENT) for table in tables)))
+        elif len(values) < len(tables):
+            for table, words in zip(tables, own, strict=True):
+                if key in table and table[key] != "null":
+                    words.append(f"{key.removeprefix(_ADAPTER)}={table[key]}")
+    if any(own):
+        rows.append(("adapter's own", tuple(", ".join(words) or ABSENT for words in own)))
+    return rows
 
 
 def training_note(groups: Mapping[str, Sequence[Run]]) -> str | None:
@@ -67,7 +81,7 @@ def _settings(adapter: Mapping[str, Any], run: Run) -> dict[str, str]:
     found = {}
     if "class_path" in adapter:
         found["adapter"] = str(adapter["class_path"]).rpartition(".")[2]
-    found |= {f"adapter.{k}": brief(v) for k, v in (adapter.get("init_args") or {}).items()}
+    found |= {f"{_ADAPTER}{k}": _said(v) for k, v in (adapter.get("init_args") or {}).items()}
     return found | _leaves(run.result.settings.get("training", {}))
 
 
@@ -81,5 +95,12 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif isinstance(item, Mapping):
             found |= _leaves(item, key)
         else:
-            found[key] = brief(item)
+            found[key] = _said(item)
     return found
+
+
+def _said(value: Any) -> str:
+    """As in a config."""
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else brief(value)
+    )

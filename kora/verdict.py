@@ -65,44 +65,40 @@ def verdict(
         seed: the common seed, where it is one.
     """
     d = difference
-    better = (d.mean > 0) == is_rate(metric)
-    by_images = _excludes_by_images(d)
     if d.n == 1:
         return _of_one_seed(name, reference, d, metric, comparisons=comparisons, seed=seed)
-    over_seeds = _excludes(_bounds(d))
-    size = signed(metric, d.mean, unit=True)
-    span = _span(metric, _bounds(d))
+    over_seeds, by_images = _excludes(_bounds(d)), _excludes_by_images(d)
     if over_seeds and by_images is not False:
-        word = "ahead" if better else "behind"
-        of = "" if by_images is None else f" and of images (p {_p(d.p_holm)})"
-        tail = "" if by_images is not None else " Test images were not considered."
-        sentence = (
-            f"{name} is {word} {'of ' if better else ''}{reference}: {size}; chance of seeds "
-            f"({span}, {d.n} seeds){of} does not explain it.{tail}"
+        word = "ahead" if _better(d, metric) else "behind"
+        of = "" if by_images is None else f", and p {_p(d.p_holm)} over {d.images:,} test images"
+        tail = " Test images were not considered." if by_images is None else ""
+        return Verdict(
+            word,
+            f"{_how(name, reference, d, metric)}: {_span(metric, _bounds(d))} over {d.n} seeds{of}."
+            + tail,
         )
-        return Verdict(word, sentence)
     reasons, more = [], []
     seeds = images = None
     if not over_seeds:
-        reasons.append(f"the difference between seeds may be chance ({span} over {d.n} seeds)")
+        reasons.append(f"{d.n} seeds leave {_span(metric, _bounds(d))} possible")
         seeds = seeds_needed(d.mean, d.std or 0.0, level=LEVEL)
         more.append(_told(seeds, "common seeds", d.n))
     if by_images is False:
-        if d.p_holm is not None and d.p_holm >= LEVEL:
+        assert d.bootstrap is not None
+        assert d.p_holm is not None
+        if d.p_holm >= LEVEL:
             reasons.append(f"{d.images:,} test images are too few for it (p {_p(d.p_holm)})")
             images = images_needed(d.mean, d.image_std or 0.0, level=LEVEL / comparisons)
             more.append(_told(images, "test images", d.images or 0))
         else:
-            low, high = d.bootstrap or (0.0, 0.0)
-            reasons.append(
-                f"the bootstrap over seeds and images includes zero ({_span(metric, (low, high))})"
-            )
+            reasons.append(f"seeds and images together leave {_span(metric, d.bootstrap)} possible")
     but = ""
     if by_images and not over_seeds:
-        but = f" These trained models do differ on images like these (p {_p(d.p_holm)})."
+        but = f" On images like these the trained models do differ (p {_p(d.p_holm)})."
     sentence = (
-        f"{name} and {reference} are not told apart ({size}): {' and '.join(reasons)}.{but}"
-        + (f" {_joined(more)}" if more else " More seeds would tell.")
+        f"{name} and {reference} are not told apart. The difference is "
+        f"{signed(metric, d.mean, unit=True)}, but {' and '.join(reasons)}.{but} "
+        + (_joined(more) if more else "More seeds would tell.")
     )
     return Verdict("not told apart", sentence, seeds, images)
 
@@ -111,32 +107,38 @@ def _of_one_seed(
     name: str, reference: str, d: Difference, metric: str, *, comparisons: int, seed: int | None
 ) -> Verdict:
     """Images can tell two trained models apart; that the strategies differ, one seed cannot say."""
-    only = f"seed {seed} only" if seed is not None else "one seed only"
-    size = signed(metric, d.mean, unit=True)
+    with_seed = "one seed" if seed is None else f"seed {seed}"
     caution = "One seed says nothing of other seeds: run three or more."
+    apart = (
+        f"{name} and {reference} are not told apart. The difference is "
+        f"{signed(metric, d.mean, unit=True)} with {with_seed} alone"
+    )
     by_images = _excludes_by_images(d)
     if by_images is None:
-        sentence = (
-            f"{name} and {reference} are not told apart ({size}): one common seed, and nothing is "
-            f"known of single images. {caution}"
-        )
-        return Verdict("not told apart", sentence)
+        return Verdict("not told apart", f"{apart}. {caution}")
     assert d.bootstrap is not None
-    span = f"{_span(metric, d.bootstrap)} over {d.images:,} test images alone, p {_p(d.p_holm)}"
-    better = (d.mean > 0) == is_rate(metric)
+    span, p = _span(metric, d.bootstrap), _p(d.p_holm)
     if by_images:
-        word = "ahead" if better else "behind"
-        sentence = (
-            f"{name} is {word} {'of ' if better else ''}{reference} with this one seed: {size} "
-            f"({span}). {caution}"
+        word = "ahead" if _better(d, metric) else "behind"
+        return Verdict(
+            f"{word} ({with_seed} only)",
+            f"{_how(name, reference, d, metric)} with {with_seed} alone: {span} over {d.images:,} "
+            f"test images, p {p}. {caution}",
         )
-        return Verdict(f"{word} ({only})", sentence)
     images = images_needed(d.mean, d.image_std or 0.0, level=LEVEL / comparisons)
-    sentence = (
-        f"{name} and {reference} are not told apart ({size}): chance of images may explain it "
-        f"({span}). {_joined([_told(images, 'test images', d.images or 0)])} {caution}"
-    )
-    return Verdict("not told apart", sentence, None, images)
+    more = _joined([_told(images, "test images", d.images or 0)])
+    sentence = f"{apart}, but {d.images:,} test images leave {span} possible (p {p}). "
+    return Verdict("not told apart", f"{sentence}{more} {caution}", None, images)
+
+
+def _better(d: Difference, metric: str) -> bool:
+    return (d.mean > 0) == is_rate(metric)
+
+
+def _how(name: str, reference: str, d: Difference, metric: str) -> str:
+    """KoRA is ahead of LinearProbe by 3.00 points."""
+    word = "ahead of" if _better(d, metric) else "behind"
+    return f"{name} is {word} {reference} by {signed(metric, abs(d.mean), unit=True)[1:]}"
 
 
 def signed(metric: str, value: float, *, unit: bool = False) -> str:

@@ -98,11 +98,11 @@ def test_means_and_order_are_over_the_seeds_that_all_rows_have() -> None:
     heads, rows = result.cells()
     lora = dict(zip(heads, rows[1], strict=True))
     assert lora["seeds"] == "1 of 2"
-    assert lora["mean (common seeds)"] == "40.00 %"
+    assert lora["mean, common seeds"] == "40.00 %"
     assert lora["all its seeds"].startswith("50.00 %")
     assert lora["minus LinearProbe"].startswith("+10.00 ± "), "on the seeds that the two share"
     assert any(
-        "over the common seeds 0" in note and "LoRA 0, 1" in note and "KoRA 0" in note
+        "seeds that all rows have (0)" in note and "LoRA 0, 1" in note and "KoRA 0" in note
         for note in result.notes
     )
     (row,) = (r for r in csv.DictReader(io.StringIO(to_csv([result]))) if r["strategy"] == "LoRA")
@@ -111,7 +111,7 @@ def test_means_and_order_are_over_the_seeds_that_all_rows_have() -> None:
 
 def test_rows_that_share_no_seed_are_marked() -> None:
     result = compare([run("LoRA", 0, 0.4), run("KoRA", 1, 0.5)])
-    assert "mean (own seeds)" in result.cells()[0]
+    assert "mean, own seeds" in result.cells()[0]
     assert any("share no seed" in note for note in result.notes)
 
 

@@ -27,7 +27,10 @@ def said(
 
 def test_ahead_only_where_seeds_and_images_agree() -> None:
     assert said().word == "ahead"
-    assert "KoRA is ahead of LinearProbe: +3.00 points" in said().sentence
+    assert (
+        "KoRA is ahead of LinearProbe by 3.00 points: +2.00 to +4.00 over 3 seeds"
+        in said().sentence
+    )
     assert said(-0.03, bootstrap=(-0.06, -0.01)).word == "behind"
     assert said(half_width=0.05).word == "not told apart"
     assert said(p_holm=0.2).word == "not told apart"
@@ -37,7 +40,7 @@ def test_ahead_only_where_seeds_and_images_agree() -> None:
 def test_less_is_better_of_an_error() -> None:
     found = said(-0.03, metric="test/rmse_m", bootstrap=(-0.06, -0.01))
     assert found.word == "ahead"
-    assert "−0.0300" in found.sentence
+    assert "ahead of LinearProbe by 0.0300: −0.0400 to −0.0200" in found.sentence
     assert "points" not in found.sentence
 
 
@@ -49,7 +52,7 @@ def test_where_seeds_and_images_disagree_the_reason_is_given_with_the_seeds_that
         0.0317, n=2, half_width=0.2541, std=0.0283, bootstrap=(-0.0075, 0.07), p_holm=0.017
     )
     assert found.word == "not told apart"
-    assert "chance (−22.24 to +28.58 over 2 seeds)" in found.sentence
+    assert "2 seeds leave −22.24 to +28.58 possible" in found.sentence
     assert found.seeds_needed == seeds_needed(0.0317, 0.0283)
     assert f"bout {found.seeds_needed} common seeds (there are 2)" in found.sentence
 
@@ -65,7 +68,7 @@ def test_where_images_are_too_few_it_says_how_many_would_tell() -> None:
 def test_one_seed_speaks_of_images_alone_and_says_so() -> None:
     found = said(n=1, half_width=None, std=None)
     assert found.word == "ahead (seed 0 only)"
-    assert "over 1,000 test images alone" in found.sentence
+    assert "with seed 0 alone: +1.00 to +6.00 over 1,000 test images" in found.sentence
     assert "One seed says nothing of other seeds" in found.sentence
     assert said(n=1, half_width=None, std=None, p_holm=0.4).word == "not told apart"
     nothing = said(n=1, half_width=None, std=None, bootstrap=None, p=None, p_holm=None)
