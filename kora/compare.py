@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kora.analysis.statistics import t_half_width
 from kora.answers import answers_of
 from kora.comparison import Comparison, Difference, Group
-from kora.formats import is_rate
+from kora.formats import format_metric, is_rate
 from kora.grouping import grouping
 from kora.mixture import refuse_mixture, without_strays
 from kora.outcomes import read_outcomes
@@ -101,7 +101,7 @@ def compare(
         paired = f"; differences are paired on common seeds{unit}" if compared else unit
         explained.insert(0, f"Intervals are 95 % t-intervals over seeds{paired}.")
     if common is not None:
-        explained.insert(0, _seeds_note(groups, common))
+        explained.insert(0, _seeds_note(groups, common, metric))
     trained = training_note(grouped)
     notes = explained + notes + ([trained] if trained else [])
     if len(groups) > 1 and not compared:
@@ -248,18 +248,22 @@ def _common_seeds(grouped: Mapping[str, Sequence[Run]]) -> tuple[int | None, ...
     return tuple(seed for seed in seeds[0] if all(seed in each for each in seeds))
 
 
-def _seeds_note(groups: Sequence[Group], common: Sequence[int | None]) -> str:
+def _seeds_note(groups: Sequence[Group], common: Sequence[int | None], metric: str) -> str:
     """Which seeds means and order are over."""
-    theirs = "; ".join(f"{group.name} {_listed(group.seeds)}" for group in groups)
     if not common:
+        theirs = "; ".join(f"{group.name} {_listed(group.seeds)}" for group in groups)
         return (
             f"The rows share no seed ({theirs}): means are each over its own seeds, so their order "
             "may be due to the seeds. Run the same seeds for all."
         )
+    theirs = "; ".join(
+        f"{group.name} {_listed(group.seeds)} ({format_metric(metric, group.own_mean)})"
+        for group in groups
+    )
     return (
-        f"Means, intervals and order are over the seeds that all rows have ({_listed(common)}); "
-        f"the rows have {theirs}. 'all its seeds' is over all that a row has, and a difference "
-        "over all that its two rows share."
+        f"Means, intervals and order are over the seeds that all rows have: {_listed(common)}. A "
+        "difference is over all seeds that its two rows share. All seeds of each row, with the "
+        f"mean over them: {theirs}."
     )
 
 

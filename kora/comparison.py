@@ -66,6 +66,7 @@ class Group:
 
 _OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
 _VERDICT = "verdict"
+_OWN = "all its seeds"
 
 
 class Cell(NamedTuple):
@@ -152,7 +153,7 @@ class Comparison:
         has_memory = any(g.peak_memory_mib is not None for g in self.groups)
         has_own = any(g.own_mean is not None for g in self.groups)
         heads = [self.by, "seeds", self.mean_heading(), "95 % interval", "std"]
-        heads += ["all its seeds"] * has_own
+        heads += [_OWN] * has_own
         heads += [f"minus {self.reference}"] if self.reference else []
         heads += [_OF_IMAGES[0]] * has_bootstrap + [_OF_IMAGES[1]] * has_p
         heads += [_VERDICT] if self.reference else []
@@ -206,7 +207,8 @@ class Comparison:
         page = Table.grid()
         page.add_row(f"[bold]{escape(self.heading())}[/bold]")
         page.add_row(f"{escape(self.headline())}\n")
-        page.add_row(self._rich([k for k in range(len(heads)) if k not in apart], rows))
+        hidden = [*apart, *(k for k, head in enumerate(heads) if head == _OWN)]  # a note has it
+        page.add_row(self._rich([k for k in range(len(heads)) if k not in hidden], rows))
         page.add_row("")
         if apart:
             compared = [row for row in rows[: len(self.groups)] if row[0] != self.reference]
@@ -230,7 +232,10 @@ class Comparison:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for place in columns:
             table.add_column(
-                escape(heads[place]), justify="right" if place else "left", no_wrap=not place
+                escape(heads[place]),
+                justify="right" if place else "left",
+                no_wrap=not place,
+                min_width=max(map(len, heads[place].split())),
             )
         for number, row in enumerate(rows):
             style = None if number < len(self.groups) else "dim"
@@ -319,7 +324,8 @@ class Comparison:
         if d is None:
             return "–"
         on = "" if d.n == n else f" (n={d.n})"
-        return f"{self._with_sign(d.mean)} {self._spread(d.half_width)}{on}"
+        spread = "" if d.half_width is None else f" {self._spread(d.half_width)}"
+        return f"{self._with_sign(d.mean)}{spread}{on}"
 
     def _with_sign(self, value: float) -> str:
         return signed(self.metric, value)

@@ -135,7 +135,7 @@ def _nearest(point: tuple[float, float], box: Box) -> tuple[float, float]:
 
 
 def _distance(point: tuple[float, float], box: Box) -> float:
-    return math.dist(point, _nearest(point, box))
+    return max(math.dist(point, _nearest(point, box)), _MARKER + _GAP)
 
 
 def _leader(point: tuple[float, float], box: Box) -> tuple[float, float, float, float] | None:

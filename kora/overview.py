@@ -17,7 +17,8 @@ __all__ = ["Overview", "overview"]
 _SIGNS = {"ahead": "▲", "behind": "▼", "not told apart": "≈"}
 LEGEND = (
     "Mean ± half of the 95 % interval over seeds; * the best mean of a column, which is no "
-    "verdict. Against {reference}: ▲ ahead, ▼ behind, ≈ not told apart; in brackets with one seed only."
+    "verdict. Against {reference}: ▲ ahead, ▼ behind, ≈ not told apart; in brackets with one seed "
+    "only."
 )
 
 

@@ -102,7 +102,9 @@ def test_means_and_order_are_over_the_seeds_that_all_rows_have() -> None:
     assert lora["all its seeds"].startswith("50.00 %")
     assert lora["minus LinearProbe"].startswith("+10.00 ± "), "on the seeds that the two share"
     assert any(
-        "seeds that all rows have (0)" in note and "LoRA 0, 1" in note and "KoRA 0" in note
+        "seeds that all rows have: 0." in note
+        and "LoRA 0, 1 (50.00 %)" in note
+        and "KoRA 0 (45.00 %)" in note
         for note in result.notes
     )
     (row,) = (r for r in csv.DictReader(io.StringIO(to_csv([result]))) if r["strategy"] == "LoRA")
