@@ -177,7 +177,9 @@ class ClassificationTask(AdapterTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of training beside that of validation."""
-        value = self.train_accuracy.read() if self.trainer.state.fn == "fit" else None
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        value = self.train_accuracy.read()
         if value is not None:
             self.log("train/accuracy", value, sync_dist=True)
 
