@@ -18,16 +18,31 @@ from matplotlib.ticker import FuncFormatter
 
 from kora.results import write_atomically
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PERCENT", "RED", "level_style", "new_figure", "save"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "LEVEL",
+    "ORANGE",
+    "PERCENT",
+    "RED",
+    "level_style",
+    "new_figure",
+    "save",
+]
 
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+LEVEL = "#8A8C92"  # of the best without learning
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 _DPI = 130
 
 
 def level_style(kind: str) -> tuple[str, str]:
-    """Style and colour of the line of a baseline: of the best without learning, or another."""
-    return ("--", ORANGE) if kind in ("majority", "mean_map") else (":", GREY)
+    """Style and colour of the line of a baseline: of the best without learning, or another.
+
+    Greys, as colours are the strategies'.
+    """
+    return ("--", LEVEL) if kind in ("majority", "mean_map") else (":", GREY)
 
 
 def new_figure(

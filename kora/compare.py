@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kora.analysis.statistics import t_half_width
+from kora.answers import answers_of
 from kora.comparison import Comparison, Difference, Group
-from kora.formats import is_rate
+from kora.formats import format_metric, is_rate
 from kora.grouping import grouping
-from kora.mixture import refuse_mixture, training_differences, without_strays
+from kora.mixture import refuse_mixture, without_strays
+from kora.outcomes import read_outcomes
+from kora.overview import overview
 from kora.pairing import with_differences
 from kora.results import Run
 from kora.selection import load_runs, newest
+from kora.setting_differences import setting_differences, training_note
+from kora.verdict import RULE, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,25 +85,34 @@ def compare(
             f"The reference {reference!r} is none of the groups: {', '.join(sorted(grouped))}."
         )
     reference = reference or _USUAL_REFERENCE
-    groups = [_group(name, members, metric) for name, members in grouped.items()]
+    common = _common_seeds(grouped)
+    groups = [_group(name, members, metric, common) for name, members in grouped.items()]
     groups.sort(key=lambda group: group.mean, reverse=is_rate(metric))
+    grouped = {group.name: grouped[group.name] for group in groups}
     compared = len(groups) > 1 and reference in grouped
     explained: list[str] = []
+    read = cache(read_outcomes)
     if compared:
-        groups, explained = with_differences(groups, grouped, metric, reference)
+        groups, explained = with_differences(groups, grouped, metric, reference, read=read)
+        groups = _with_verdicts(groups, grouped, metric, reference)
+        explained.append(RULE)
     if any(group.half_width is not None for group in groups):
         unit = ", in percentage points" if is_rate(metric) else ""
         paired = f"; differences are paired on common seeds{unit}" if compared else unit
         explained.insert(0, f"Intervals are 95 % t-intervals over seeds{paired}.")
-    trained = training_differences(measured, group_of)
+    if common is not None:
+        explained.insert(0, _seeds_note(groups, common, metric))
+    trained = training_note(grouped)
     notes = explained + notes + ([trained] if trained else [])
     if len(groups) > 1 and not compared:
         notes.append(f"No differences: there is no {reference}. Name a row with --reference.")
-    single = [group.name for group in groups if len(group.seeds) == 1]
+    single = [group.name for group in groups if group.std is None]
     if single:
+        who = (
+            "Only one seed is common to all rows" if common else f"One seed only: {_listed(single)}"
+        )
         notes.append(
-            f"One seed only: {', '.join(single)}. There is no interval (–), and a difference may "
-            "be chance; run more seeds."
+            f"{who}. There is no interval (–), and a difference may be chance; run more seeds."
         )
     first = measured[0].result
     names = sorted({run.result.experiment for run in measured})
@@ -110,6 +126,9 @@ def compare(
         protocol=first.protocol,
         backbone=str(first.backbone.get("name", "")),
         notes=tuple(notes),
+        common_seeds=common,
+        settings=tuple(setting_differences(grouped)),
+        answers=answers_of(grouped, reference if compared else groups[0].name, read),
     )
 
 
@@ -124,7 +143,9 @@ def compare_command(
     notes: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
-    """Print a table for each experiment under `paths`; returns the files written.
+    """Print a table for each experiment under `paths`, and one over all of them.
+
+    Returns the files written.
 
     Args:
         paths: runs, or folders above runs.
@@ -183,9 +204,15 @@ def present(
             notes.append(f"{members[0].result.experiment}: {error}")
     if not comparisons:
         raise ValueError("\n".join(notes))
-    for comparison in comparisons:
-        console.print(comparison.render())
+    together = overview(comparisons)
+    if together is not None:
+        console.print(together.render())
         console.print()
+    told: set[str] = set()
+    for comparison in comparisons:
+        console.print(comparison.render(told=told))
+        console.print()
+        told |= set(comparison.notes)
     for note in notes:
         console.print(note, markup=False, highlight=False)
     if out is None:
@@ -213,14 +240,67 @@ def _metric(runs: Sequence[Run], metric: str | None) -> str:
     return metric
 
 
-def _group(name: str, runs: Sequence[Run], metric: str) -> Group:
-    sample = [run.result.metrics[metric] for run in runs]
+def _common_seeds(grouped: Mapping[str, Sequence[Run]]) -> tuple[int | None, ...] | None:
+    """The seeds that all groups have, where some have others; None where all have the same."""
+    seeds = [[run.result.seed for run in members] for members in grouped.values()]
+    if all(set(each) == set(seeds[0]) for each in seeds):
+        return None
+    return tuple(seed for seed in seeds[0] if all(seed in each for each in seeds))
+
+
+def _seeds_note(groups: Sequence[Group], common: Sequence[int | None], metric: str) -> str:
+    """Which seeds means and order are over."""
+    if not common:
+        theirs = "; ".join(f"{group.name} {_listed(group.seeds)}" for group in groups)
+        return (
+            f"The rows share no seed ({theirs}): means are each over its own seeds, so their order "
+            "may be due to the seeds. Run the same seeds for all."
+        )
+    theirs = "; ".join(
+        f"{group.name} {_listed(group.seeds)} ({format_metric(metric, group.own_mean)})"
+        for group in groups
+    )
+    return (
+        f"Means, intervals and order are over the seeds that all rows have: {_listed(common)}. A "
+        "difference is over all seeds that its two rows share. All seeds of each row, with the "
+        f"mean over them: {theirs}."
+    )
+
+
+def _listed(items: Sequence[int | str | None]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _with_verdicts(
+    groups: Sequence[Group], grouped: Mapping[str, Sequence[Run]], metric: str, reference: str
+) -> list[Group]:
+    tested = [g for g in groups if g.difference is not None and g.difference.p is not None]
+    theirs = {run.result.seed for run in grouped[reference]}
+    found = []
+    for group in groups:
+        if group.difference is not None:
+            (first, *_) = (seed for seed in group.seeds if seed in theirs)
+            said = verdict(
+                group.name, reference, group.difference, metric,
+                comparisons=max(len(tested), 1), seed=first,
+            )  # fmt: skip
+            group = replace(group, verdict=said)
+        found.append(group)
+    return found
+
+
+def _group(
+    name: str, runs: Sequence[Run], metric: str, common: Sequence[int | None] | None = None
+) -> Group:
+    """A row, its mean over the common seeds where there are some that not all have."""
+    values = [run.result.metrics[metric] for run in runs]
+    sample = [run.result.metrics[metric] for run in runs if not common or run.result.seed in common]
     parameters = runs[0].result.parameters
     memory = [r.result.peak_memory_mib for r in runs if r.result.peak_memory_mib is not None]
     return Group(
         name=name,
         seeds=tuple(run.result.seed for run in runs),
-        values=tuple(sample),
+        values=tuple(values),
         mean=statistics.fmean(sample),
         std=statistics.stdev(sample) if len(sample) > 1 else None,
         half_width=t_half_width(sample),
@@ -229,6 +309,7 @@ def _group(name: str, runs: Sequence[Run], metric: str) -> Group:
         fit_seconds=_mean(run.result.seconds.get("fit") for run in runs),
         peak_memory_mib=max(memory, default=None),
         folders=tuple(run.folder for run in runs),
+        own_mean=statistics.fmean(values) if common else None,
     )
 
 

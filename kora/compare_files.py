@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from kora import figures, figures_against
+from kora.answers import classes_csv, differing_csv
 from kora.comparison import Comparison, to_csv
+from kora.identity import looks
 from kora.latex import to_latex
+from kora.overview import overview
 from kora.page import to_html
 from kora.results import write_atomically
 
@@ -25,6 +28,8 @@ def write_files(
 ) -> list[Path]:
     """Write `compare.md`, `.tex`, `.csv` and `.html` and a picture a table; returns the files.
 
+    Where runs kept their answers, `classes.csv` and `differing_images.csv` as well.
+
     Args:
         out: the folder, made where it is missing.
         comparisons: the tables.
@@ -36,14 +41,19 @@ def write_files(
     """
     sections: list[str] = []
     pictures: list[Path] = []
+    shown = looks(group.name for comparison in comparisons for group in comparison.groups)
+    together = overview(comparisons)
+    if together is not None:
+        sections.append(together.to_markdown())
     for comparison in comparisons:
         # "fewshot (test only)" -> comparison_fewshot_test_only.png
         suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")
         name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
-        pictures.append(figures.comparison(comparison, out / name))
+        pictures.append(figures.comparison(comparison, out / name, shown=shown))
         sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
     for what in against:
-        pictures.append(figures_against.against(comparisons, what, out / f"against_{what}.png"))
+        picture = out / f"against_{what}.png"
+        pictures.append(figures_against.against(comparisons, what, picture, shown=shown))
         sections.append(f"![Against {what}](against_{what}.png)\n")
     if notes:
         sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
@@ -51,8 +61,12 @@ def write_files(
         "compare.md": "\n".join(sections),
         "compare.tex": to_latex(comparisons),
         "compare.csv": to_csv(comparisons),
-        "compare.html": to_html(comparisons, notes),
+        "compare.html": to_html(comparisons, notes, beside=out),
     }
+    answers = [(table.title, table.answers) for table in comparisons if table.answers is not None]
+    if answers:
+        texts["classes.csv"] = classes_csv(answers)
+        texts["differing_images.csv"] = differing_csv(answers)
     files = [
         write_atomically(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
         for name, text in texts.items()

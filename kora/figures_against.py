@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from kora.canvas import GREY, PERCENT, level_style, new_figure, save
 from kora.comparison import Comparison, Group
 from kora.formats import is_rate, named_metric
+from kora.identity import Look, looks
 
 __all__ = ["AGAINST", "Point", "against", "draw_lines"]
 
@@ -29,7 +30,6 @@ AGAINST: dict[str, tuple[str, _Amount]] = {
     "seconds": ("seconds of training with its validations", lambda _, group: group.fit_seconds),
     "trainable": ("trainable parameters, the head included", lambda _, group: group.trainable),
 }
-_MARKS = "osD^vP*X"
 
 
 class Point(NamedTuple):
@@ -40,13 +40,20 @@ class Point(NamedTuple):
     half_width: float
 
 
-def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -> Path:
+def against(
+    comparisons: Sequence[Comparison],
+    what: str,
+    out_png: str | Path,
+    *,
+    shown: Mapping[str, Look] | None = None,
+) -> Path:
     """Mean and 95 % interval of each group; a line joins those of one name from several tables.
 
     Args:
         comparisons: Tables of one metric.
         what: One of `AGAINST`.
         out_png: The picture.
+        shown: Colour and marker of each group; None: those of the groups alone.
 
     Raises:
         ValueError: the tables are of different metrics, or no run says how much of it there was.
@@ -68,23 +75,30 @@ def against(comparisons: Sequence[Comparison], what: str, out_png: str | Path) -
     if not lines:
         raise ValueError(f"--against {what}: no run says how many {label} it had.")
     title = ", ".join(table.title for table in comparisons)
-    figure, axis = draw_lines(lines, metric=metrics[0], over=label, title=title)
+    figure, axis = draw_lines(lines, metric=metrics[0], over=label, title=title, shown=shown)
     _levels(axis, comparisons)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return save(figure, out_png)
 
 
 def draw_lines(
-    lines: Mapping[str, Sequence[Point]], *, metric: str, over: str, title: str
+    lines: Mapping[str, Sequence[Point]],
+    *,
+    metric: str,
+    over: str,
+    title: str,
+    shown: Mapping[str, Look] | None = None,
 ) -> tuple[Figure, Axes]:
     """A figure with a line for each name through its points, from left to right."""
     figure, (axis,) = new_figure(1, size=(7.2, 4.6), title=title)
-    for place, (name, points) in enumerate(lines.items()):
+    shown = shown or looks(lines)
+    for name, points in lines.items():
+        look = shown[name]
         xs, means, half_widths = zip(*sorted(points), strict=True)
         axis.errorbar(
             xs, means, yerr=half_widths,
-            fmt=f"{_MARKS[place % len(_MARKS)]}-",
-            color=f"C{place}", ms=5, capsize=3, lw=1.4, label=name,
+            fmt=f"{look.sign}-",
+            color=look.hex, ms=6, capsize=3, lw=1.4, label=name.replace("$", r"\$"),
         )  # fmt: skip
     amounts = [point.x for points in lines.values() for point in points]
     if min(amounts) > 0 and max(amounts) > 5 * min(amounts):
@@ -93,7 +107,7 @@ def draw_lines(
     axis.set_ylabel(named_metric(metric))
     if is_rate(metric):
         axis.yaxis.set_major_formatter(PERCENT)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("mean and 95 % interval over seeds", fontsize=8, color=GREY)

@@ -1,7 +1,7 @@
 """The charts of the page that `kora compare` writes, as SVG inside of it.
 
-Colours come from the style sheet of the page, which has other ones for a dark screen; each group
-has a mark and a dash of its own as well, so that nothing hangs on colour alone.
+Colours and marks are those of `kora.identity`. The colours themselves come from the style sheet of
+the page, which has other ones for a dark screen.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import NamedTuple
 from kora.comparison import Comparison
 from kora.curves import Curve
 from kora.formats import format_metric, is_rate, named_metric
+from kora.identity import MARKERS, Look, looks
+from kora.label_places import Box, place_labels, text_width
 
-__all__ = ["COLOURS", "curve_chart", "mark", "size_chart"]
+__all__ = ["Tested", "curve_chart", "mark", "size_chart"]
 
-COLOURS = 8  # of the style sheet: .c0 to .c7
-_DASHES = ("", "7 4", "2 3", "9 3 2 3")
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
-_LETTER = 6.7  # pixels of a letter at 12 pixels, at most on average
+_TEXT = 12  # pixels
 
-
-_Box = tuple[float, float, float, float]  # left, top, right, bottom
+Tested = tuple[int, float]  # the step of the tested weights, and the value of the test
 
 
 class _Axis(NamedTuple):
@@ -34,89 +33,109 @@ class _Axis(NamedTuple):
     ticks: list[tuple[float, str]]
 
 
-def size_chart(comparison: Comparison) -> str | None:
+def size_chart(comparison: Comparison, shown: Mapping[str, Look] | None = None) -> str | None:
     """The metric of each group with its interval, against what trains; None where that is unknown.
 
     The number of trainable parameters is on a logarithmic axis.
     """
-    groups = [(place, g, g.trainable) for place, g in enumerate(comparison.groups) if g.trainable]
+    groups = [(g, g.trainable) for g in comparison.groups if g.trainable]
     if not groups:
         return None
-    halves = [group.half_width or 0.0 for _, group, _ in groups]
-    lows = [group.mean - half for (_, group, _), half in zip(groups, halves, strict=True)]
-    highs = [group.mean + half for (_, group, _), half in zip(groups, halves, strict=True)]
-    x = _log_axis([size for *_, size in groups if size])
+    shown = shown or looks(group.name for group in comparison.groups)
+    halves = [group.half_width or 0.0 for group, _ in groups]
+    lows = [group.mean - half for (group, _), half in zip(groups, halves, strict=True)]
+    highs = [group.mean + half for (group, _), half in zip(groups, halves, strict=True)]
+    x = _log_axis([size for _, size in groups if size])
     y = _axis([*lows, *highs], comparison.metric, (_HEIGHT - _BOTTOM, _TOP))
     body, points, names, bars = [], [], [], []
-    for (place, group, size), low, high in zip(groups, lows, highs, strict=True):
-        assert size is not None
+    for (group, size), low, high in zip(groups, lows, highs, strict=True):
+        look = shown[group.name]
         at, middle = x.place(size), y.place(group.mean)
         points.append((at, middle))
         names.append(group.name)
-        bars.append((at - 4, y.place(high), at + 4, y.place(low)))
+        if high > low:
+            bars.append((at - 4, y.place(high), at + 4, y.place(low)))
         value = format_metric(comparison.metric, group.mean)
         line = f"M{at:.1f} {y.place(low):.1f}V{y.place(high):.1f}"
         caps = "".join(f"M{at - 4:.1f} {y.place(v):.1f}h8" for v in (low, high))
         body.append(
-            f'<g class="c{place % COLOURS}"><title>{escape(group.name)}: {value}, {size:,} '
-            f'trainable</title><path d="{line}{caps}"/>{_mark(place, at, middle)}</g>'
+            f'<g class="c{look.colour}"><title>{escape(group.name)}: {value}, {size:,} '
+            f'trainable</title><path d="{line}{caps}"/>{_mark(look, at, middle)}</g>'
         )
     labels = _labels(points, names, bars)
     return _chart(x, y, [*body, *labels], "trainable parameters", named_metric(comparison.metric))
 
 
 def curve_chart(
-    curves: Mapping[str, Sequence[Curve]], metric: str, groups: Sequence[str]
+    curves: Mapping[str, Sequence[Curve]],
+    metric: str,
+    shown: Mapping[str, Look] | None = None,
+    *,
+    tested: Mapping[str, Sequence[Tested]] | None = None,
 ) -> str | None:
     """A metric over the optimiser's steps: each seed faint, the mean of a group's seeds strong.
 
     Args:
         curves: steps and values of each seed, by group.
         metric: what they show.
-        groups: all groups of the comparison, whose order gives colours.
+        shown: colour and mark of each group; None: those of the groups alone.
+        tested: where the tested weights of each seed stand, and the value of the test: a diamond.
 
     None where there is no curve. The mean is drawn where all seeds of a group have a value.
     """
     drawn = {name: seeds for name, seeds in curves.items() if seeds}
+    tested = {name: points for name, points in (tested or {}).items() if name in drawn}
     values = [v for seeds in drawn.values() for _, ys in seeds for v in ys if math.isfinite(v)]
     if not values:
         return None
+    shown = shown or looks(curves)
+    values += [value for points in tested.values() for _, value in points]
     last = max(step for seeds in drawn.values() for steps, _ in seeds for step in steps)
     x = _axis([0.0, float(max(last, 1))], "steps", (_LEFT, _WIDTH - _RIGHT))
     y = _axis(values, metric, (_HEIGHT - _BOTTOM, _TOP))
     body = []
     for name, seeds in drawn.items():
-        place = groups.index(name)
+        look = shown[name]
         lines = [f'<path class="seed" d="{_path(curve, x, y)}"/>' for curve in seeds[:50]]
         mean = _mean(seeds)
-        dash = _DASHES[place // COLOURS % len(_DASHES)]
+        dash = " ".join(map(str, look.dash))
         lines.append(f'<path class="mean" stroke-dasharray="{dash}" d="{_path(mean, x, y)}"/>')
         few = len(mean[0]) <= 40  # a mark for each value, while they can be told apart
         marked = zip(*mean, strict=True) if few else []
-        lines += [_mark(place, x.place(s), y.place(v)) for s, v in marked if math.isfinite(v)]
+        lines += [_mark(look, x.place(s), y.place(v)) for s, v in marked if math.isfinite(v)]
+        lines += [
+            f'<path class="tested" transform="translate({x.place(s):.1f} {y.place(v):.1f})" '
+            'd="M0 -6L6 0L0 6L-6 0z"/>'
+            for s, v in tested.get(name, ())
+        ]
         title = f"<title>{escape(name)}</title>"
-        body.append(f'<g class="c{place % COLOURS}">{title}{"".join(lines)}</g>')
+        body.append(f'<g class="c{look.colour}">{title}{"".join(lines)}</g>')
     return _chart(x, y, body, "optimiser step", named_metric(metric))
 
 
-def mark(place: int) -> str:
-    """The mark of a group by its place, as a small SVG for a legend."""
-    dash = _DASHES[place // COLOURS % len(_DASHES)]
+def mark(look: Look) -> str:
+    """The mark of a group as a small SVG for a legend."""
+    dash = " ".join(map(str, look.dash))
     return (
-        f'<svg class="key c{place % COLOURS}" viewBox="0 0 28 12" aria-hidden="true">'
-        f'<path class="mean" stroke-dasharray="{dash}" d="M1 6H27"/>{_mark(place, 14, 6)}</svg>'
+        f'<svg class="key c{look.colour}" viewBox="0 0 28 12" aria-hidden="true">'
+        f'<path class="mean" stroke-dasharray="{dash}" d="M1 6H27"/>{_mark(look, 14, 6)}</svg>'
     )
 
 
-def _mark(place: int, x: float, y: float) -> str:
-    shapes = (
-        "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
-        "M-4 -4h8v8h-8z",
-        "M0 -5L5 4H-5z",
-        "M0 -5.5L5.5 0L0 5.5L-5.5 0z",
-        "M0 5L5 -4H-5z",
-    )
-    shape = shapes[place % len(shapes)]
+_SHAPES = {
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+    "s": "M-4 -4h8v8h-8z",
+    "D": "M0 -5.5L5.5 0L0 5.5L-5.5 0z",
+    "^": "M0 -5L5 4H-5z",
+    "v": "M0 5L5 -4H-5z",
+    "P": "M-2 -5h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0z",
+}
+assert set(_SHAPES) == set(MARKERS)
+
+
+def _mark(look: Look, x: float, y: float) -> str:
+    shape = _SHAPES[look.sign]
     return f'<path class="mark" transform="translate({x:.1f} {y:.1f})" d="{shape}"/>'
 
 
@@ -205,28 +224,17 @@ def _mean(seeds: Sequence[Curve]) -> Curve:
 
 
 def _labels(
-    points: Sequence[tuple[float, float]], names: Sequence[str], bars: Sequence[_Box]
+    points: Sequence[tuple[float, float]], names: Sequence[str], bars: Sequence[Box]
 ) -> list[str]:
-    """A name beside each point: at the first of some places where it covers least."""
-    taken = [(px - 7, py - 7, px + 7, py + 7) for px, py in points] + list(bars)
+    """A name beside each point; a line leads to one that lies apart."""
+    frame = (_LEFT + 2, float(_TOP), _WIDTH - 2.0, float(_HEIGHT - _BOTTOM))
+    widths = [text_width(name, _TEXT) for name in names]
+    placed = place_labels(points, widths, height=14, frame=frame, obstacles=bars)
     lines = []
-    for (px, py), name in zip(points, names, strict=True):
-        width = _LETTER * len(name)
-        places = [(dx, dy) for dy in (4, -9, 18, -23, 32, -37, 46) for dx in (11, -11 - width)]
-        boxes = [(px + dx, py + dy - 11, px + dx + width, py + dy + 3) for dx, dy in places]
-        box = min(boxes, key=lambda box: sum(_covered(box, other) for other in taken) + _out(box))
-        taken.append(box)
-        lines.append(f'<text x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{escape(name)}</text>')
+    for name, label in zip(names, placed, strict=True):
+        if label.leader is not None:
+            x0, y0, x1, y1 = label.leader
+            lines.append(f'<path class="leader" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
+        left, _, _, bottom = label.box
+        lines.append(f'<text x="{left:.1f}" y="{bottom - 3:.1f}">{escape(name)}</text>')
     return lines
-
-
-def _covered(one: _Box, other: _Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _out(box: _Box) -> float:
-    """What of a box lies outside of the chart, weighed heavily."""
-    sides = (_LEFT - box[0], _TOP - box[1], box[2] - _WIDTH + 2, box[3] - _HEIGHT + _BOTTOM)
-    return 1000 * sum(max(side, 0) for side in sides)

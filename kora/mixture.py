@@ -9,7 +9,7 @@ from kora.grouping import Grouping
 from kora.results import Run
 from kora.run_search import are_of_one_config
 
-__all__ = ["refuse_mixture", "training_differences", "without_strays"]
+__all__ = ["refuse_mixture", "without_strays"]
 
 # These legitimately vary with the seed: the seed itself and the hashes of the chosen images.
 _SEED_KEYS = {"seed", "sha256"}
@@ -42,20 +42,6 @@ def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], lis
         agreeing += same
         notes += words
     return agreeing, notes
-
-
-def training_differences(runs: Sequence[Run], group: Grouping) -> str | None:
-    """What of training is not the same in all groups, in a sentence."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name, (first, *_) in _grouped(runs, group).items():
-        for key, value in _flat(first.result.settings.get("training", {}), "", drop=set()).items():
-            found.setdefault(key.lstrip("."), {}).setdefault(repr(value), []).append(name)
-    parts = [
-        f"{key} is " + ", ".join(f"{value} in {' and '.join(who)}" for value, who in values.items())
-        for key, values in found.items()
-        if len(values) > 1
-    ]
-    return f"Not all groups were trained alike: {'; '.join(parts)}." if parts else None
 
 
 def _shared(run: Run) -> dict[str, Any]:

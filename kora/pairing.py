@@ -51,7 +51,12 @@ def with_differences(
         if group.name == reference or not seeds:
             continue
         values = [_value(mine[seed], metric) - _value(baseline[seed], metric) for seed in seeds]
-        difference = Difference(len(values), statistics.fmean(values), t_half_width(values))
+        difference = Difference(
+            len(values),
+            statistics.fmean(values),
+            t_half_width(values),
+            statistics.stdev(values) if len(values) > 1 else None,
+        )
         try:
             pairs = [(mine[seed], baseline[seed]) for seed in seeds]
             difference = _by_image(difference, _image_differences(pairs, metric, read))
@@ -141,12 +146,13 @@ def _same_images(one: Outcomes, other: Outcomes) -> bool:
 
 
 def _by_image(difference: Difference, difference_SI: NDArray[np.float64]) -> Difference:
-    seeds, images = difference_SI.shape
+    mean_I = difference_SI.mean(axis=0)
     return replace(
         difference,
-        images=images,
-        bootstrap=crossed_bootstrap(difference_SI) if seeds > 1 else None,
-        p=sign_flip_p(difference_SI.mean(axis=0)),
+        images=len(mean_I),
+        bootstrap=crossed_bootstrap(difference_SI),
+        p=sign_flip_p(mean_I),
+        image_std=float(mean_I.std(ddof=1)) if len(mean_I) > 1 else None,
     )
 
 
@@ -159,6 +165,7 @@ def _explained(differences: Sequence[Difference]) -> list[str]:
         notes.append(
             f"Bootstrap: 95 % percentile interval of the difference over {RESAMPLES:,} draws of "
             f"seeds and of the {tested[0].images:,} test images, each drawn anew (crossed)."
+            + (" With one common seed, of images alone." if any(d.n == 1 for d in tested) else "")
         )
     number = f"for {len(tested)} comparisons" if len(tested) > 1 else "for 1 comparison"
     notes.append(

@@ -69,6 +69,7 @@ class RunRecord(Callback):
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.peak_memory_mib = 0.0
+        self.tested_step: int | None = None
         self._seen = 0  # images evaluated by this process, then by all of them
         self._started: dict[str, float] = {}
         self._before = 0.0  # seconds of training before a resume
@@ -168,6 +169,8 @@ class RunRecord(Callback):
         self._report(trainer, pl_module, show=False)
         if self.fusion is not None:
             self.fusion.begin()
+        assert isinstance(pl_module, AdapterTask)
+        self.tested_step = pl_module.loaded_step if trainer.ckpt_path else trainer.global_step
         self._start("test")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -237,6 +240,7 @@ class RunRecord(Callback):
             settings={"adapter": describe(task.adapter), "training": _training(self.config)},
             config_sha256=config_hash(self.config),
             feature_cache=kept,
+            tested_step=self.tested_step,
         )
         if self.command == "fit":
             save_adapter(
@@ -271,7 +275,11 @@ class RunRecord(Callback):
         if self.command == "fit" and _has_curves(metrics):
             from kora import figures
 
-            made.append(figures.learning_curves(metrics, self.folder / "learning_curves.png"))
+            made.append(
+                figures.learning_curves(
+                    metrics, self.folder / "learning_curves.png", tested_step=self.tested_step
+                )
+            )
         if self.command in ("fit", "test"):
             made += self.report.pictures(self.folder)
         if self.fusion is not None:

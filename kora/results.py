@@ -64,6 +64,8 @@ class RunResult:
         feature_cache: `dtype`, `splits` and size of what training read in the place of images, and
             the `seconds` that it took to compute, which `fit` does not count; None where it read
             images.
+        tested_step: optimiser steps behind the weights that were tested; None where nothing was
+            tested, and in records of earlier versions.
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
@@ -87,6 +89,7 @@ class RunResult:
     settings: dict[str, Any] = field(default_factory=dict)
     config_sha256: str | None = None
     feature_cache: dict[str, Any] | None = None
+    tested_step: int | None = None
     versions: dict[str, str] = field(default_factory=collect_versions)
     commit: str | None = field(default_factory=git_commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -114,7 +117,9 @@ class RunResult:
                 f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
                 f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
             )
-        new: dict[str, Any] = {"settings": {}, "config_sha256": None, "feature_cache": None}
+        new: dict[str, Any] = {
+            "settings": {}, "config_sha256": None, "feature_cache": None, "tested_step": None,
+        }  # fmt: skip
         record = {**new, **record}  # not in the first records
         known = [f.name for f in fields(cls)]
         missing = [name for name in known if name not in record]

@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from kora.compare import compare, compare_command, load_runs
+from kora.comparison import to_csv
 from kora.config_defaults import with_defaults
 from kora.results import Run, RunResult, write_results
 from kora.run_search import config_hash
@@ -86,6 +87,56 @@ def test_differences_are_paired_on_common_seeds_only() -> None:
     assert difference.half_width == pytest.approx(12.7062 * 0.0282843 / 2**0.5, rel=1e-5)
     assert groups["KoRA"].difference is None
     assert groups["LinearProbe"].difference is None
+
+
+def test_means_and_order_are_over_the_seeds_that_all_rows_have() -> None:
+    # Seed 1 is an easy one, which LoRA alone has: over all its seeds LoRA would come first.
+    runs = [run("LoRA", 0, 0.40), run("LoRA", 1, 0.60), run("KoRA", 0, 0.45)]
+    runs += [run("LinearProbe", 0, 0.3), run("LinearProbe", 1, 0.5)]
+    result = compare(runs)
+    assert [group.name for group in result.groups] == ["KoRA", "LoRA", "LinearProbe"]
+    heads, rows = result.cells()
+    lora = dict(zip(heads, rows[1], strict=True))
+    assert lora["seeds"] == "1 of 2"
+    assert lora["mean, common seeds"] == "40.00 %"
+    assert lora["all its seeds"].startswith("50.00 %")
+    assert lora["minus LinearProbe"].startswith("+10.00 ± "), "on the seeds that the two share"
+    assert any(
+        "seeds that all rows have: 0." in note
+        and "LoRA 0, 1 (50.00 %)" in note
+        and "KoRA 0 (45.00 %)" in note
+        for note in result.notes
+    )
+    (row,) = (r for r in csv.DictReader(io.StringIO(to_csv([result]))) if r["strategy"] == "LoRA")
+    assert (row["mean"], row["mean_seeds"], row["mean_of_all_seeds"]) == ("0.4", "0", "0.5")
+
+
+def test_rows_that_share_no_seed_are_marked() -> None:
+    result = compare([run("LoRA", 0, 0.4), run("KoRA", 1, 0.5)])
+    assert "mean, own seeds" in result.cells()[0]
+    assert any("share no seed" in note for note in result.notes)
+
+
+def test_rows_of_the_same_seeds_need_no_mark() -> None:
+    result = compare([run("LoRA", k, 0.4) for k in (1, 0)] + [run("KoRA", k, 0.5) for k in (0, 1)])
+    assert result.common_seeds is None
+    assert "mean" in result.cells()[0]
+
+
+def test_every_row_that_is_compared_has_a_verdict_in_words(tmp_path: Path) -> None:
+    runs = [run("LinearProbe", k, 0.30 + k / 100) for k in range(3)]
+    runs += [run("LoRA", k, 0.40 + k / 100) for k in range(3)]
+    runs += [run("KoRA", k, value) for k, value in enumerate((0.2, 0.5, 0.35))]
+    words = {g.name: g.verdict and g.verdict.word for g in compare(runs).groups}
+    assert words == {"LoRA": "ahead", "KoRA": "not told apart", "LinearProbe": None}
+    write(tmp_path, *runs)
+    console = Console(width=400, record=True, file=io.StringIO())
+    written = compare_command([tmp_path], out=tmp_path / "out", console=console)
+    texts = [console.export_text(), *(f.read_text() for f in written[:4] if f.suffix != ".tex")]
+    for text in (texts[0], texts[1], texts[3]):
+        assert "KoRA and LinearProbe are not told apart" in text
+        assert "LoRA is ahead of LinearProbe" in text
+    assert "ahead" in texts[2]
 
 
 def test_the_best_group_comes_first_by_accuracy_and_by_loss() -> None:
@@ -210,10 +261,10 @@ def test_seconds_are_the_mean_and_memory_the_largest_of_the_seeds() -> None:
     assert "peak memory" not in compare([run("KoRA", 0, 0.1)]).cells()[0]
 
 
-def test_groups_that_were_not_trained_alike_are_told() -> None:
+def test_settings_of_training_that_differ_are_told() -> None:
     longer = run("LoRA", 0, 0.5, settings=settings(8, epochs=20))
     result = compare([longer, run("KoRA", 0, 0.4, settings=settings(8)), run("VPT", 0, 0.3)])
-    assert "not trained alike" not in " ".join(compare([longer]).notes).lower()
+    assert "Settings of training" not in " ".join(compare([longer]).notes)
     assert any("max_epochs is 20 in LoRA, 1 in KoRA" in note for note in result.notes)
 
 
@@ -223,7 +274,9 @@ def test_markdown_and_csv_carry_the_numbers(tmp_path: Path) -> None:
     written = compare_command([tmp_path], out=tmp_path / "out", console=screen())
     assert [path.name for path in written] == FILES
     markdown = written[0].read_text()
-    assert "| LoRA | 3 | 40.00 % | ± 0.00 | 0.00 | +9.00 ± 2.48 | 1,000 | 11 s |" in markdown
+    assert (
+        "| LoRA | 3 | 40.00 % | ± 0.00 | 0.00 | +9.00 ± 2.48 | ahead | 1,000 | 11 s |" in markdown
+    )
     assert "Tiny · vit_nano · 50 train · 20 val · 100 test · 5 a class" in markdown
     assert "(comparison.png)" in markdown
     rows = list(csv.DictReader(io.StringIO(written[2].read_text())))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kora import figures
+from kora import canvas, figures
 from kora.comparison import Comparison, Group
+from kora.identity import look_of
+from kora.verdict import Verdict
 
 RNG = np.random.default_rng(0)
 
@@ -14,10 +17,10 @@ RNG = np.random.default_rng(0)
 def colours(path: Path) -> dict[str, int]:
     """Pixels of each named colour of the module in a picture."""
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    names = ("BLUE", "GREEN", "RED", "ORANGE")
+    names = ("BLUE", "GREEN", "RED", "ORANGE", "LEVEL")
     found = {}
     for name in names:
-        value = getattr(figures, name).lstrip("#")
+        value = getattr(canvas, name).lstrip("#")
         rgb = [int(value[k : k + 2], 16) for k in (0, 2, 4)]
         found[name] = int((pixels == rgb).all(axis=1).sum())
     return found
@@ -50,6 +53,35 @@ def test_learning_curves_show_training_validation_and_test(tmp_path: Path) -> No
     source.write_text("epoch,step,train/loss\n0,0,2.5\n0,1,2.0\n")
     one_panel = size(figures.learning_curves(source, path))
     assert one_panel[0] == pytest.approx(two_panels[0] / 2, abs=2)
+
+
+def diamond(csv: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The line of the test in the last panel."""
+    found: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, out: found.append(figure) or Path(out))
+    (folder / "metrics.csv").write_text(csv)
+    figures.learning_curves(folder / "metrics.csv", folder / "curves.png", **options)
+    (line,) = (line for line in found[0].axes[-1].lines if line.get_marker() == "D")
+    return line
+
+
+LATE = CSV.replace("1,3,,,,0.6,1.8", "1,3,,,,0.3,1.8")  # the first validation was the best
+
+
+def test_the_diamond_stands_at_the_checkpoint_that_was_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = diamond(LATE, tmp_path, monkeypatch, tested_step=3)
+    assert line.get_xdata() == [2]  # the third step, counted from 0
+    assert line.get_label() == "test 55.00 %"
+
+
+def test_without_a_record_of_it_the_diamond_stands_at_the_best_validation_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = diamond(LATE, tmp_path, monkeypatch)
+    assert line.get_xdata() == [1]
+    assert line.get_label() == "test 55.00 % (at best validation)"
 
 
 def test_learning_curves_show_depth_error_where_there_is_no_accuracy(tmp_path: Path) -> None:
@@ -160,11 +192,47 @@ def comparison(**changes: Any) -> Comparison:
 
 def test_comparison_draws_a_line_for_each_baseline_that_there_is(tmp_path: Path) -> None:
     path = tmp_path / "comparison.png"
-    assert colours(figures.comparison(comparison(), path))["ORANGE"] > 50
+    assert colours(figures.comparison(comparison(), path))["LEVEL"] > 50
     without = comparison(baselines={}, metric="test/loss")
-    assert colours(figures.comparison(without, path))["ORANGE"] == 0
+    assert colours(figures.comparison(without, path))["LEVEL"] == 0
     depth = comparison(baselines={"mean_depth": 1.2, "mean_map": 1.0}, metric="test/rmse_m")
-    assert colours(figures.comparison(depth, path))["ORANGE"] > 50
+    assert colours(figures.comparison(depth, path))["LEVEL"] > 50
+
+
+def drawn(result: Comparison, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The axes of a comparison's picture, and its legend's texts."""
+    found: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, out: found.append(figure) or Path(out))
+    figures.comparison(result, folder / "x.png")
+    texts = [text.get_text() for text in found[0].legends[0].get_texts()]
+    return found[0].axes[0], texts
+
+
+def test_groups_that_lie_close_together_are_shown_close_and_baselines_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Group("LoRA", (0, 1), (0.80, 0.81), 0.805, 0.01, 0.02, 10, 1.0, 1.0)
+    other = Group("LinearProbe", (0, 1), (0.79, 0.80), 0.795, 0.01, 0.02, 10, 1.0, 1.0)
+    axis, texts = drawn(comparison(groups=(one, other)), tmp_path, monkeypatch)
+    assert axis.get_xlim()[0] > 0.7
+    assert "chance 10.00 % (off the axis)" in texts
+    axis, texts = drawn(comparison(), tmp_path, monkeypatch)
+    assert axis.get_xlim()[0] == 0
+    assert "chance 10.00 %" in texts
+
+
+def test_a_strategy_has_its_own_colour_and_its_verdict_and_uncommon_seeds_are_hollow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, probe = comparison().groups
+    lora = replace(lora, verdict=Verdict("ahead", "LoRA is ahead."))
+    result = comparison(groups=(lora, probe), reference="LinearProbe", common_seeds=(0,))
+    axis, texts = drawn(result, tmp_path, monkeypatch)
+    assert {text.get_text() for text in axis.texts} == {"ahead", "reference"}
+    dots = [line for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    mine = [line for line in dots if line.get_color() == look_of("LoRA").hex]
+    assert [line.get_markerfacecolor() for line in mine] == [look_of("LoRA").hex, "none"]
+    assert "seed that not all have" in texts
 
 
 def test_comparison_grows_with_its_groups(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from kora.compare import compare
 from kora.figures_compare import curve_chart, mark, size_chart
+from kora.identity import MARKERS, Look, look_of
+from kora.label_places import overlap, text_width
 from tests.compare_factory import five_strategies
 from tests.test_compare import run
 
@@ -35,42 +38,47 @@ def test_more_parameters_stand_to_the_right_and_better_values_higher(tmp_path: P
     assert min(places, key=lambda name: places[name][1]) == "KoRA"
 
 
-def test_labels_of_points_that_lie_together_do_not_cover_each_other() -> None:
+def test_labels_of_points_that_lie_together_cover_neither_each_other_nor_a_mark() -> None:
     runs = [run(f"Strategy{k}", 0, 0.5 + k / 10_000) for k in range(6)]
     svg = size_chart(compare([*runs, run("Other", 0, 0.2)]))
     assert svg is not None
     texts = [t for t in ElementTree.fromstring(svg).iter("text") if "Strategy" in (t.text or "")]
-    boxes = [(float(t.get("x", 0)), float(t.get("y", 0))) for t in texts]
-    assert len(boxes) == 6
-    for k, (x, y) in enumerate(boxes):
-        for other_x, other_y in boxes[k + 1 :]:
-            assert abs(x - other_x) > 60 or abs(y - other_y) > 12
+    assert len(texts) == 6
+    boxes = []
+    for text in texts:
+        x, y = float(text.get("x", 0)), float(text.get("y", 0))
+        boxes.append((x, y - 11, x + text_width(text.text or ""), y + 3))
+    for one, other in itertools.combinations(boxes, 2):
+        assert overlap(one, other) == 0
+    for x, y in (place for places in marks(svg).values() for place in places):
+        assert all(overlap(box, (x - 5, y - 5, x + 5, y + 5)) == 0 for box in boxes)
+    assert 'class="leader"' in svg
 
 
 def test_one_value_alone_or_equal_ones_can_be_drawn() -> None:
     assert size_chart(compare([run("LoRA", 0, 0.0), run("KoRA", 0, 0.0)])) is not None
-    assert curve_chart({"LoRA": [([0], [0.5])]}, "val/accuracy", ["LoRA"]) is not None
+    assert curve_chart({"LoRA": [([0], [0.5])]}, "val/accuracy") is not None
 
 
 def test_without_values_there_is_no_chart() -> None:
     unknown = compare([run("LoRA", 0, 0.5, parameters={})])
     assert size_chart(unknown) is None
-    assert curve_chart({"LoRA": [], "KoRA": [([1], [math.nan])]}, "val/loss", ["LoRA"]) is None
+    assert curve_chart({"LoRA": [], "KoRA": [([1], [math.nan])]}, "val/loss") is None
 
 
 def test_the_strong_line_is_the_mean_of_the_seeds_at_their_common_steps() -> None:
     seeds = [([0, 10, 20], [0.2, 0.4, 0.9]), ([0, 10], [0.4, 0.4])]
-    svg = curve_chart({"LoRA": seeds}, "val/accuracy", ["LoRA"])
+    svg = curve_chart({"LoRA": seeds}, "val/accuracy")
     assert svg is not None
     (places,) = marks(svg).values()
     assert len(places) == 2
-    alone = curve_chart({"LoRA": [([0, 10, 20], [0.3, 0.4, 0.9])]}, "val/accuracy", ["LoRA"])
+    alone = curve_chart({"LoRA": [([0, 10, 20], [0.3, 0.4, 0.9])]}, "val/accuracy")
     assert alone is not None
     assert svg.count('class="seed"') == 2
 
 
 def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
-    svg = curve_chart({"L": [([0, 1, 2, 3], [1.0, math.nan, 2.0, 1.0])]}, "val/loss", ["L"])
+    svg = curve_chart({"L": [([0, 1, 2, 3], [1.0, math.nan, 2.0, 1.0])]}, "val/loss")
     assert svg is not None
     (line,) = re.findall(r'class="mean"[^>]* d="([^"]*)"', svg)
     assert line.count("M") == 2
@@ -84,7 +92,36 @@ def test_names_are_escaped() -> None:
     ElementTree.fromstring(svg)
 
 
-@pytest.mark.parametrize("count", [8, 20])
-def test_groups_can_be_told_apart_without_colour(count: int) -> None:
-    drawn = {re.sub(r" c\d", "", mark(place)) for place in range(count)}
-    assert len(drawn) >= min(count, 10) // 2
+@pytest.mark.parametrize("name", ["LoRA", "KoRA", "LinearProbe", "VPT"])
+def test_a_group_has_the_same_colour_and_mark_in_the_legend_and_in_both_charts(
+    name: str, tmp_path: Path
+) -> None:
+    look = look_of(name)
+    shape = re.findall(r' d="([^"]*)"/></svg>', mark(look))[0]
+    result = compare(five_strategies(tmp_path))
+    size = size_chart(result)
+    curve = curve_chart({n: [([0, 1], [0.1, 0.2])] for n in ("SSF", name)}, "val/accuracy")
+    for svg in (size, curve):
+        assert svg is not None
+        (group,) = (
+            g
+            for g in ElementTree.fromstring(svg).iter("g")
+            if (g.findtext("title") or "").partition(":")[0] == name
+        )
+        assert group.get("class") == f"c{look.colour}"
+        drawn = {p.get("d") for p in group.iter("path") if p.get("class") == "mark"}
+        assert drawn == {shape}
+
+
+def test_the_test_is_a_hollow_diamond_at_its_step() -> None:
+    curves = {"LoRA": [([0, 10], [0.2, 0.4])]}
+    svg = curve_chart(curves, "val/accuracy", tested={"LoRA": [(10, 0.3)], "KoRA": [(5, 0.1)]})
+    assert svg is not None
+    (place,) = re.findall(r'class="tested" transform="translate\(([\d.]+) ', svg)
+    last = marks(svg)["LoRA"][-1]
+    assert float(place) == last[0]
+
+
+def test_groups_can_be_told_apart_without_colour() -> None:
+    drawn = {re.sub(r" c\d", "", mark(Look(0, marker))) for marker in range(len(MARKERS))}
+    assert len(drawn) == len(MARKERS)

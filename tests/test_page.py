@@ -8,6 +8,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -39,7 +40,7 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "tr":
             self.rows.append([])
-        self._in_cell = tag in ("td", "th", "button")
+        self._in_cell = self._in_cell or tag in ("td", "th", "button")
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
@@ -48,7 +49,7 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_cell = False
+        self._in_cell = self._in_cell and tag not in ("td", "th", "button")
 
 
 @pytest.fixture
@@ -64,10 +65,52 @@ def test_the_page_has_table_charts_notes_and_what_is_left_out(page: Path) -> Non
     read = Reader(text)
     assert [row[0] for row in read.rows[1:6]] == ["KoRA", "LoRA", "VPT", "KoRA-side", "LinearProbe"]
     assert "p (Holm)" in read.rows[0]
-    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in read.tags) == 2
-    assert "val/accuracy" in text
+    assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in read.tags) == 3
+    assert "Learning curves: val/accuracy" in text
+    assert "Learning curves: train/accuracy" in text
+    assert text.count('class="tested"') == 15, "a diamond a run"
     assert "10,000 draws" in text
     assert "seed9/version_0: has no results.json" in text
+
+
+def test_links_lead_to_the_pictures_of_the_runs(page: Path) -> None:
+    links = [a["href"] for tag, a in Reader(page.read_text()).tags if tag == "a"]
+    assert len(links) == 15
+    for link in links:
+        assert link is not None
+        assert not Path(link).is_absolute()
+        assert (page.parent / unquote(link)).is_file()
+
+
+def test_the_page_says_who_is_ahead_and_where_strategies_differ(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "KoRA is ahead of LinearProbe" in text
+    for heading in (
+        "Accuracy by class", "Most frequent confusions",
+        "Images on which KoRA and LinearProbe differ",
+    ):  # fmt: skip
+        assert f"<summary>{heading}</summary>" in text
+    assert "kind 3 → kind 4" in text
+
+
+def test_several_experiments_have_a_table_together(tmp_path: Path) -> None:
+    runs = [run(s, k, 0.3 + k / 100) for s in ("LinearProbe", "LoRA") for k in (0, 1, 2)]
+    runs += [run("LoRA", k, 0.6 + k / 100, experiment="more", protocol={}) for k in (0, 1, 2)]
+    for folder, made in runs:
+        write_results(tmp_path / folder, made)
+    console = screen()
+    compare_command([tmp_path], out=tmp_path / "out", console=console)
+    said = console.export_text()
+    for text in (
+        said,
+        *((tmp_path / "out" / n).read_text() for n in ("compare.md", "compare.html")),
+    ):
+        assert "All experiments" in text
+    rows = Reader((tmp_path / "out/compare.html").read_text()).rows
+    assert rows[0] == ["strategy (test/accuracy)", "fewshot", "more"]
+    assert [row[0] for row in rows[1:3]] == ["LoRA", "LinearProbe"]
+    assert rows[1][2].startswith("61.00 %")
+    assert rows[2][2] == "–"
 
 
 def test_nothing_is_loaded_from_anywhere(page: Path) -> None:
@@ -75,7 +118,8 @@ def test_nothing_is_loaded_from_anywhere(page: Path) -> None:
     assert not re.findall(r"https?:|//\w|url\(|@import|fetch\(|XMLHttp", text)
     for tag, attributes in Reader(text).tags:
         assert tag not in ("link", "img", "iframe", "object", "embed")
-        assert not {"src", "href", "srcset", "xlink:href"} & attributes.keys()
+        assert not {"src", "srcset", "xlink:href"} & attributes.keys()
+        assert tag == "a" or "href" not in attributes
     assert "default-src 'none'" in text, "the browser itself is told to load nothing"
 
 

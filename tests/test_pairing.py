@@ -29,7 +29,7 @@ def difference(result: Comparison, name: str) -> Difference:
     return found
 
 
-def test_p_of_one_seed_is_mcnemars_and_has_no_interval(tmp_path: Path) -> None:
+def test_p_of_one_seed_is_mcnemars_and_its_interval_is_over_images_alone(tmp_path: Path) -> None:
     mine, theirs = right(0.7, 1), right(0.4, 2)
     runs = [
         run_on_images(tmp_path, "LoRA", 0, mine),
@@ -38,7 +38,12 @@ def test_p_of_one_seed_is_mcnemars_and_has_no_interval(tmp_path: Path) -> None:
     found = difference(compare(runs), "LoRA")
     gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
     assert found.p == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
-    assert found.bootstrap is found.half_width is None
+    assert found.half_width is None
+    assert found.bootstrap is not None
+    # The normal interval of a mean over 100 images, which the bootstrap comes near.
+    each = mine.astype(float) - theirs
+    half = 1.96 * each.std() / IMAGES**0.5
+    assert found.bootstrap == pytest.approx((each.mean() - half, each.mean() + half), abs=0.02)
     assert found.images == IMAGES
 
 

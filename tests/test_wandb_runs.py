@@ -230,7 +230,7 @@ def test_the_tables_are_those_of_the_run_folders(
     assert "p: two-sided" in there.stdout  # so the outcomes of the images were read
     tables = []
     for place in ("here", "there"):
-        (file,) = (tmp_path / place).glob("*.csv")
+        file = tmp_path / place / "compare.csv"
         rows = list(csv.DictReader(file.open(encoding="utf-8")))
         tables.append([{k: v for k, v in row.items() if k != "runs"} for row in rows])
     assert tables[0] == tables[1]

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "crossed_bootstrap", "holm", "sign_flip_p", "t_half_width"]
+__all__ = [
+    "RESAMPLES",
+    "crossed_bootstrap",
+    "holm",
+    "images_needed",
+    "seeds_needed",
+    "sign_flip_p",
+    "t_half_width",
+]
 
 Floats = NDArray[np.float64]
 
@@ -45,15 +53,16 @@ def crossed_bootstrap(
     """Percentile interval of the mean difference, seeds and images drawn anew independently.
 
     Each resample draws S seeds and I images with replacement; every drawn seed keeps every drawn
-    image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111).
+    image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111). Of one
+    seed it is the interval over images alone.
 
     Raises:
-        ValueError: fewer than two seeds, or no image.
+        ValueError: no seed, or no image.
     """
     difference_SI = np.asarray(difference_SI, dtype=np.float64)
     seeds, images = difference_SI.shape
-    if seeds < 2 or images < 1:
-        raise ValueError(f"There are {seeds} seeds and {images} images; expected 2 seeds or more.")
+    if seeds < 1 or images < 1:
+        raise ValueError(f"There are {seeds} seeds and {images} images; expected one or more.")
     # Equal images are drawn together: how often each kind comes is multinomial. Right and wrong
     # leave few kinds, which makes ten thousand images as quick as ten.
     kinds_SU, counts_U = np.unique(difference_SI, axis=1, return_counts=True)
@@ -103,6 +112,41 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, p * (len(ordered) - place)))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
+
+
+def seeds_needed(
+    mean: float, std: float, *, level: float = 0.05, power: float = 0.8, most: int = 1000
+) -> int | None:
+    """Seeds with which a paired t-test would find a mean difference with this power.
+
+    The smallest n with n >= ((t(n - 1, 1 - level / 2) + t(n - 1, power)) std / mean)^2, the usual
+    formula for paired differences (Chow, Shao and Wang 2008, Sample Size Calculations in Clinical
+    Research, section 3.2, with t in place of the normal distribution). None above `most`.
+    """
+    if not mean:
+        return None
+    from scipy.special import stdtrit
+
+    n = np.arange(2, most + 1)
+    quantiles = stdtrit(n - 1, 1 - level / 2) + stdtrit(n - 1, power)
+    enough = n[n >= (quantiles * std / mean) ** 2]
+    return int(enough[0]) if len(enough) else None
+
+
+def images_needed(
+    mean: float, std: float, *, level: float = 0.05, power: float = 0.8, most: int = 1_000_000
+) -> int | None:
+    """Test images with which a mean paired difference would be found with this power.
+
+    ((z(1 - level / 2) + z(power)) std / mean)^2, as in `seeds_needed` with the normal distribution.
+    None above `most`.
+    """
+    if not mean:
+        return None
+    from scipy.special import ndtri
+
+    needed = ((ndtri(1 - level / 2) + ndtri(power)) * std / mean) ** 2
+    return math.ceil(needed) if needed <= most else None
 
 
 def _all_sums(size_U: Floats, counts_U: NDArray[Any]) -> tuple[Floats, Floats]:

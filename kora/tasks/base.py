@@ -105,6 +105,8 @@ class AdapterTask(LightningModule):
         #: Checkpoint that will be loaded, for an adapter that is built from other files.
         self.checkpoint: str | None = None
         self._looked_for_idle = False
+        #: Optimiser steps behind the weights of the checkpoint that was loaded last.
+        self.loaded_step: int | None = None
         #: Of each image that this process tested, in batches of columns (B,) with its `index`.
         self.tested: list[dict[str, Tensor]] = []
 
@@ -324,6 +326,7 @@ class AdapterTask(LightningModule):
                 f"{self.backbone.normalisation or _OWN}. Set "
                 "model.backbone.mean and std as in the config.yaml beside the checkpoint."
             )
+        self.loaded_step = checkpoint.get("global_step")
         if self.source is None:  # a resume reads no source: what came of it is in the checkpoint
             self.source = record.get("source")
 

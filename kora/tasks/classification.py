@@ -23,6 +23,7 @@ from kora.heads import HeadInit, LinearHead
 from kora.last_block import LastBlock
 from kora.layer_summaries import LayerSummaries
 from kora.tasks.base import AdapterTask
+from kora.tasks.train_accuracy import TrainAccuracy
 
 __all__ = ["ClassificationTask"]
 
@@ -32,6 +33,9 @@ _MAY_BE_LEFT_OUT = ("weighted_f1", "macro_f1", "top5_accuracy")
 
 class ClassificationTask(AdapterTask):
     """Cross-entropy on the head's logits; accuracy, top-5, weighted and macro F1, loss.
+
+    `train/accuracy` is that of the training batches as they came, each before its step, with its
+    augmentation and dropout. It is logged with each validation, or else with the epoch.
 
     Batches are dicts with `image` (B, 3, H, W) and `label` (B,); `index` (B,) names the images in
     predictions. Options besides these are those of `AdapterTask`.
@@ -97,6 +101,7 @@ class ClassificationTask(AdapterTask):
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.test_confusion: Metric
+        self.train_accuracy = TrainAccuracy()
         #: Where the last block computes no more than the head reads.
         self.last_block: LastBlock | None = None
 
@@ -175,11 +180,62 @@ class ClassificationTask(AdapterTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch, with label smoothing."""
         self._check_labels(batch)
-        loss = F.cross_entropy(
-            self(self.inputs(batch)), batch["label"], label_smoothing=self.label_smoothing
-        )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
+        logits: Tensor = self(self.inputs(batch))
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        right = (logits.detach().argmax(dim=-1) == batch["label"]).sum()
+        shown = self._of_all_processes(loss.detach(), right, len(logits))
+        self.log("train/loss", shown, prog_bar=True, on_step=True, on_epoch=False)
         return self.with_penalty(loss)
+
+    def _of_all_processes(self, loss: Tensor, right: Tensor, images: int) -> Tensor:
+        """The mean loss, while the right answers are counted: one exchange for all of them."""
+        counts = torch.stack([right, torch.full_like(right, images)])
+        if self._trainer is not None and self._trainer.world_size > 1:
+            shared = torch.cat([loss.float()[None], counts.float()])
+            shared = self._trainer.strategy.reduce(shared, reduce_op="sum")
+            loss = (shared[0] / self._trainer.world_size).to(loss.dtype)
+            counts = shared[1:].round().long()
+        self.train_accuracy.add(counts)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The batches since the last step are part of this one."""
+        self.train_accuracy.on_step()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count them."""
+        self.train_accuracy.on_batch_end()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of training beside that of validation."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        value = self.train_accuracy.read()
+        if value is not None:
+            self.log("train/accuracy", value, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Log it where no validation came after the last step.
+
+        Past Lightning's own log, which comes after the checkpoint of the epoch: a run that goes on
+        from there would lack the row.
+        """
+        value = self.train_accuracy.read()
+        if value is None:
+            return
+        row = {"train/accuracy": value, "epoch": self.trainer.current_epoch}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=self.trainer.global_step - 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also what was counted since the last validation."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kora"]["train_accuracy"] = self.train_accuracy.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting from there, in training."""
+        super().on_load_checkpoint(checkpoint)
+        self.train_accuracy.load(checkpoint["kora"].get("train_accuracy", (0, 0)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the metrics of the validation part."""

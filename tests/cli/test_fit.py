@@ -42,6 +42,19 @@ def test_a_run_is_one_folder_with_everything(run: Path) -> None:
     assert found == expected
 
 
+def test_a_run_says_after_which_step_its_tested_weights_were_and_logs_training_accuracy(
+    run: Path,
+) -> None:
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert results(run)["tested_step"] == best["global_step"] > 0
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    both = [row for row in rows if row["val/accuracy"]]
+    assert both
+    assert all(0 <= float(row["train/accuracy"]) <= 1 for row in both)
+    assert sum(bool(row["train/accuracy"]) for row in rows) == len(both)
+
+
 def test_a_run_that_leaves_the_test_out_says_so_and_stands_beside_no_tested_one(
     here: Path, capfd: Capture
 ) -> None:

@@ -1,0 +1,108 @@
+"""One colour and marker for a strategy, the same in every picture and page.
+
+Known strategies have theirs for good. Any other name gets one by a hash of it; where that colour is
+taken by another name of the same picture, it goes on to the next free one. Neither depends on the
+order of the names, so a change in the ranking changes no colour.
+
+Colours began as those of Okabe and Ito (2008) and were moved until every two of them, seen with
+full colour vision, protanopia or deuteranopia, lie more than 20 apart in CIELAB. A marker and a
+dash go with each, so that no meaning hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["DARK", "LIGHT", "MARKERS", "Look", "look_of", "looks"]
+
+#: By number, on white and on a dark ground.
+LIGHT = (
+    "#005fa2", "#e48704", "#00ae68", "#c78bb3", "#6c4505", "#4da3ff", "#1b1d21", "#3a0a8a",
+)  # fmt: skip
+DARK = (
+    "#0d6eff", "#f3a444", "#018c4b", "#c5789d", "#e3ce9c", "#7bd0fc", "#f2f2f2", "#8569c0",
+)  # fmt: skip
+MARKERS = "osD^vPX"  # as matplotlib names them
+_DASHES = (
+    (),
+    (7, 4),
+    (2, 3),
+    (9, 3, 2, 3),
+    (5, 2),
+    (1, 2),
+    (12, 4),
+)  # lengths in points, by marker
+_BLUE, _ORANGE, _GREEN, _PINK, _BROWN, _SKY, _INK, _VIOLET = range(8)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker by number, of `LIGHT` or `DARK` and of `MARKERS`."""
+
+    colour: int
+    marker: int
+
+    @property
+    def hex(self) -> str:
+        """The colour on white."""
+        return LIGHT[self.colour]
+
+    @property
+    def sign(self) -> str:
+        """The marker, as matplotlib names it."""
+        return MARKERS[self.marker]
+
+    @property
+    def dash(self) -> tuple[int, ...]:
+        """Lengths of strokes and gaps of a line; empty for a whole one."""
+        return _DASHES[self.marker]
+
+
+_CIRCLE, _SQUARE, _DIAMOND, _UP, _DOWN, _PLUS, _CROSS = range(7)
+_KNOWN = {
+    "LinearProbe": Look(_INK, _CIRCLE),
+    "MultiLayerProbe": Look(_BROWN, _SQUARE),
+    "LoRA": Look(_ORANGE, _UP),
+    "KoRA": Look(_BLUE, _DIAMOND),
+    "KoRA-side": Look(_SKY, _DIAMOND),
+    "KoRA-gated": Look(_VIOLET, _DIAMOND),
+    "BitFit": Look(_PINK, _DOWN),
+    "Adapter+": Look(_GREEN, _PLUS),
+    "Bottleneck": Look(_GREEN, _SQUARE),
+    "AdapterFusion": Look(_VIOLET, _SQUARE),
+    "LowRankFusion": Look(_VIOLET, _UP),
+    "DoRA": Look(_PINK, _UP),
+    "VPT": Look(_GREEN, _CROSS),
+    "SSF": Look(_BROWN, _DOWN),
+    "FullFineTune": Look(_INK, _CROSS),
+}
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each name of a picture, no two alike as long as there are enough of them."""
+    wanted = dict.fromkeys(names)
+    found = {name: _KNOWN[name] for name in wanted if name in _KNOWN}
+    for name in sorted(set(wanted) - set(found)):
+        found[name] = _free(name, set(found.values()))
+    return {name: found[name] for name in wanted}
+
+
+def look_of(name: str) -> Look:
+    """The look of a name that stands alone."""
+    return looks([name])[name]
+
+
+def _free(name: str, taken: set[Look]) -> Look:
+    """The look by hash, or the next with a free colour, or the next that is free at all."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    total = len(LIGHT) * len(MARKERS)
+    # A step without common factors with the total visits every look once, colours in turn.
+    order = [(number + 9 * k) % total for k in range(total)]
+    candidates = [Look(at % len(LIGHT), at // len(LIGHT)) for at in order]
+    colours = {look.colour for look in taken}
+    for look in candidates:
+        if look.colour not in colours and look not in taken:
+            return look
+    return next((look for look in candidates if look not in taken), candidates[0])

@@ -1,0 +1,53 @@
+"""The accuracy of training, counted from the logits of the steps themselves: no extra pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["TrainAccuracy"]
+
+
+class TrainAccuracy:
+    """Right answers and images of the training batches since the last reading.
+
+    A batch counts for good with the optimiser step that it is part of. A checkpoint holds the
+    state after a whole step, and a resumed run does the batches after it again.
+    """
+
+    def __init__(self) -> None:
+        self._before = [0, 0]  # right answers and images that a checkpoint brought along
+        self._done: list[Tensor] = []  # at most one, (2,): the same, of this process's steps
+        self._open: list[Tensor] = []  # of batches whose optimiser step is not made yet
+        self._stepped = False
+
+    def add(self, counts: Tensor) -> None:
+        """Note right answers and images, (2,) whole numbers, of a batch of all processes."""
+        self._open.append(counts)
+
+    def on_step(self) -> None:
+        """The optimiser steps with this batch."""
+        self._stepped = True
+
+    def on_batch_end(self) -> None:
+        """Keep what was noted, where the optimiser has made its step."""
+        if self._stepped:
+            self._done = [torch.stack([*self._done, *self._open]).sum(dim=0)]
+            self._open, self._stepped = [], False
+
+    def state(self) -> list[int]:
+        """Right answers and images, for a checkpoint."""
+        done = self._done[0].tolist() if self._done else [0, 0]
+        return [a + b for a, b in zip(self._before, done, strict=True)]
+
+    def load(self, state: Sequence[int]) -> None:
+        """Go on from a checkpoint."""
+        self._before, self._done, self._open, self._stepped = list(state), [], [], False
+
+    def read(self) -> float | None:
+        """The accuracy since the last reading; None where no step was made."""
+        right, images = self.state()
+        self._before, self._done = [0, 0], []
+        return right / images if images else None
