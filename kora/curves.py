@@ -8,9 +8,12 @@ from pathlib import Path
 
 from kora.formats import is_rate
 
-__all__ = ["Curve", "best_step", "read_curves", "tested_place"]
+__all__ = ["CURVES", "Curve", "best_step", "read_curves", "tested_place"]
 
 Curve = tuple[list[int], list[float]]  # steps and values
+
+#: What is drawn of training and validation, with the label of its axis.
+CURVES = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, level_style, new_figure, save
 from kora.comparison import Comparison
-from kora.curves import read_curves, tested_place
+from kora.curves import CURVES, read_curves, tested_place
 from kora.formats import format_metric, is_rate, named_metric
 from kora.identity import Look, looks
 
@@ -54,7 +54,7 @@ def learning_curves(
     curves = read_curves(Path(metrics_csv))
     drawn = {
         name: {stage: curves[f"{stage}/{name}"] for stage in _STAGES if f"{stage}/{name}" in curves}
-        for name in _PANELS
+        for name in CURVES
     }
     drawn = {name: stages for name, stages in drawn.items() if stages}
     if not any(stage != "test" for stages in drawn.values() for stage in stages):
@@ -85,7 +85,7 @@ def learning_curves(
             axis.plot(
                 steps, values, color=colour, label=label, marker=marker if alone else None, ms=3.5
             )
-        axis.set(xlabel="optimiser step", ylabel=_PANELS[name])
+        axis.set(xlabel="optimiser step", ylabel=CURVES[name])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.set_xlim(-0.02 * last_step, 1.02 * last_step + 0.1)
         if is_rate(name):
@@ -302,7 +302,6 @@ def _limits(result: Comparison) -> tuple[float, float]:
     return left, all_high + room
 
 
-_PANELS = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}
 _STAGES = {
     "train": ("training", BLUE, "."),
     "val": ("validation", ORANGE, "o"),

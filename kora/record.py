@@ -20,6 +20,7 @@ from kora.adapters import describe
 from kora.audit import Audit
 from kora.audit_depth import DepthAudit
 from kora.checkpoints import save_adapter
+from kora.curves import CURVES
 from kora.memory import peak_memory_mib
 from kora.model_card import write_card
 from kora.params import ParameterReport, parameter_report
@@ -312,8 +313,9 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_curves(metrics_csv: Path) -> bool:
-    """Whether training or validation was logged at all; a run of a few steps may log neither."""
+    """Whether there is a curve to draw: a run of a few steps may log redundancy alone, say."""
     if not metrics_csv.is_file():
         return False
     with metrics_csv.open(encoding="utf-8") as file:
-        return any(name.startswith(("train/", "val/")) for name in file.readline().split(","))
+        logged = file.readline().strip().split(",")
+    return any(f"{stage}/{name}" in logged for stage in ("train", "val") for name in CURVES)
