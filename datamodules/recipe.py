@@ -46,7 +46,8 @@ class ImageRecipe:
     2. The picture is turned upright, as its EXIF orientation says.
     3. It becomes RGB. Grey is repeated, a palette looked up, CMYK converted by Pillow's formula
        without a colour profile. More than 8 bits in a single channel are refused.
-    4. `fit` brings it to `size`, with Pillow's antialiased bicubic filter on 8 bits.
+    4. `fit` brings it to `size`, with Pillow's antialiased bicubic filter on 8 bits,
+       first the width, then the height.
 
     Args:
         fit: `crop` scales the picture to cover `size` and cuts the centre, `stretch` ignores its
@@ -95,12 +96,19 @@ class ImageRecipe:
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """The fitted pixels (3, H, W) of what `open` gave."""
-        if self.size is not None:
-            width_height = (self.size[1], self.size[0])
+        if self.fit is not None and self.size is not None:
+            height, width = self.size
+            high, wide = float(image.height), float(image.width)
             if self.fit == "crop":
-                image = ImageOps.fit(image, width_height, method=Image.Resampling.BICUBIC)
-            elif self.fit == "stretch":
-                image = image.resize(width_height, Image.Resampling.BICUBIC)
+                ratio = width / height
+                high, wide = min(high, wide / ratio), min(wide, high * ratio)
+            left, top = (image.width - wide) * 0.5, (image.height - high) * 0.5
+            # One axis after the other: which comes first in one call depends on Pillow's version.
+            for size, box in (
+                ((width, image.height), (left, 0, left + wide, image.height)),
+                ((width, height), (0, top, width, top + high)),
+            ):
+                image = image.resize(size, Image.Resampling.BICUBIC, box=box)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def shown(self, size: tuple[int, int]) -> tuple[int, int]:
