@@ -15,7 +15,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ CLASSES = (
 MODEL = "vit_small_patch14_dinov2"
 
 ELSEWHERE = """
-import json, sys, time
+import json, sys
 for name in ("kora", "datamodules"):
     sys.modules[name] = None
 import torch
@@ -45,13 +44,13 @@ record = json.load(open(f"{sys.argv[1]}/export.json"))
 names = {}
 exec("\\n".join(record["load"]).replace("FOLDER", sys.argv[1]), names)
 use = "\\n".join(record["use"]).replace("FOLDER", sys.argv[1])
-found, started = [], time.perf_counter()
+found = []
 for photo in json.load(sys.stdin):
     with torch.no_grad():
         exec(use.replace("photo.jpg", photo), names)
     logits = torch.as_tensor(names.get("outputs", names.get("logits")))
     found.append(logits.float().softmax(-1)[0].tolist())
-print(json.dumps([time.perf_counter() - started, found]))
+print(json.dumps(found))
 """
 
 
@@ -108,14 +107,14 @@ def predicted(run: Path, files: list[Path], out: Path) -> list[list[float]]:
     return found
 
 
-def exported(folder: Path, files: list[Path]) -> tuple[float, list[list[float]]]:
+def exported(folder: Path, files: list[Path]) -> list[list[float]]:
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(folder.absolute())],
         input=json.dumps([str(file.absolute()) for file in files]),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    seconds, found = json.loads(done.stdout)
-    return seconds, found
+    found: list[list[float]] = json.loads(done.stdout)
+    return found
 
 
 def main() -> None:
@@ -153,21 +152,19 @@ def main() -> None:
         command("export", run, "--format", form, "--out", own.out / own.fit / form)
         ways[f"`--format {form}`, `prepare.py`"] = lambda form=form: exported(
             own.out / own.fit / form, files
-        )[1]
+        )
     ways["`--format onnx`, whole pixels"] = lambda: whole_pixels(own.out / own.fit / "onnx", files)
     for name, way in ways.items():
-        started = time.perf_counter()
         with torch.no_grad():
             found = torch.tensor(way())
         same = int((found.argmax(-1) == truth.argmax(-1)).sum())
         difference = (found - truth).abs().max().item()
-        rows.append((name, same, difference, time.perf_counter() - started))
+        rows.append((name, same, difference))
     accuracy = (truth.argmax(-1) == labels).float().mean().item()
     print(f"\n{len(files)} photos, {own.fit}; test accuracy {accuracy:.1%}\n")
-    print("| way | same class | largest difference of a probability | seconds |")
-    print("| --- | --: | --: | --: |")
-    for name, same, difference, seconds in rows:
-        print(f"| {name} | {same} of {len(files)} | {difference:.1e} | {seconds:.0f} |")
+    print("| way | same class | largest difference of a probability |\n| --- | --: | --: |")
+    for name, same, difference in rows:
+        print(f"| {name} | {same} of {len(files)} | {difference:.1e} |")
 
 
 def pixels(file: Path) -> torch.Tensor:
