@@ -82,10 +82,14 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
 def image_files(folder: Path) -> tuple[list[Path], int]:
     """Images below a folder, sorted, and how many other files lie there; hidden ones do not count.
 
+    A file is taken as the one image that is meant, whatever its name.
+
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If there is neither.
         ValueError: If no image is in it.
     """
+    if folder.is_file():
+        return [folder], 0
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder.")
     suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}

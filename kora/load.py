@@ -115,7 +115,7 @@ class AdaptedModel(nn.Module):
         """Logits (B, K), or depth in metres (B, H, W), of uint8 images (B, 3, H, W), any size.
 
         Images of another size than those of the training are first fitted by `recipe`, as a photo
-        with these pixels would be: `model(images)` and `predict` are of one mind. Depth is at the
+        with these pixels would be, so `model(images)` and `predict` agree. Depth is at the
         size of the images, without what the recipe cuts off.
 
         Raises:
@@ -206,8 +206,8 @@ class AdaptedModel(nn.Module):
 def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
     """A list of pictures, and whether one was meant."""
     if isinstance(pictures, (str, os.PathLike)):
-        folder = expand(os.fspath(pictures))
-        return (image_files(folder)[0], False) if folder.is_dir() else ([folder], True)
+        path = expand(os.fspath(pictures))
+        return (image_files(path)[0], False) if path.is_dir() else ([path], True)
     if isinstance(pictures, (list, tuple)):
         return [expand(p) if isinstance(p, str) else p for p in pictures], False
     if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4:

@@ -43,7 +43,8 @@ def predict_command(args: Sequence[str]) -> None:
     out = expand(own.out or ("predictions" if depth else "predictions.csv"))
     _check_out(model, out, own.depth_format if depth else None)
     files, others = image_files(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    above = folder if folder.is_dir() else folder.parent
+    names = [path.relative_to(above).as_posix() for path in files]
     errors: dict[int, str] = {}
     rows: Rows = {}
     with merged(model.backbone, model.adapter):
@@ -74,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder, or the folder adapter in it")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="the images")
+    parser.add_argument(
+        "--images", required=True, metavar="PATH", help="a folder of images, or one"
+    )
     parser.add_argument(
         "--out", metavar="PATH",
         help="file of the predictions (predictions.csv), or of depth a new folder (predictions)",

@@ -145,6 +145,14 @@ def test_bad_images_keep_a_row_with_the_line_that_every_way_of_prediction_gives(
         assert text == str(caught.value)
 
 
+def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> None:
+    out = run.parent / "out.csv"
+    assert kora(capfd, "predict", run, "--images", photos / "2.png", "--out", out).code == 0
+    (row,) = rows(out)
+    assert row["file"] == "2.png"
+    assert row["class_name"] == package.load_adapter(run).predict(photos / "2.png").name
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
