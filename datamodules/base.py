@@ -25,6 +25,7 @@ from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.loading import ArrayDataset, as_is
+from datamodules.recipe import ImageRecipe
 from datamodules.relay import Relay
 from datamodules.sampling import LateLoader, sample_draws, training_order
 from datamodules.splits import (
@@ -140,6 +141,15 @@ class ImageDataModule(LightningDataModule):
     def protocol_extras(self) -> dict[str, Any]:
         """Options of this data set that belong in the protocol; plain types."""
         return {}
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """What makes any picture look like an image of this data; a run keeps it for predictions.
+
+        The centre is cut to the proportions of the data and scaled to its size. Override it where
+        an answer must cover the whole picture, as a depth map does.
+        """
+        return ImageRecipe("crop", self.image_size)
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
         """The data set of a split. Decodes it into memory once; override to stream from disk."""

@@ -33,12 +33,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
-from datamodules.loading import Resize, UnreadableImageError, decode_images
+from datamodules.loading import decode_images
+from datamodules.recipe import ImageRecipe, UnreadableImageError
 from datamodules.splits import IntArray
 
 __all__ = ["ImageCache", "ImageFiles", "open_images"]
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK_BYTES = 1 << 25  # of decoded images between two marks
 _IMAGES, _ROWS, _ABOUT = "images.npy", "rows.npy", "cache.json"
 _ROW = np.dtype([("bytes", "<i8"), ("modified_ns", "<i8"), ("crc32", "<u4"), ("ready", "?")])
@@ -52,21 +53,25 @@ class ImageFiles:
     Args:
         paths: of every image (N,), below `folder`.
         folder: the names that a cache remembers begin here.
-        size: height and width in pixels.
-        resize: as in `decode_image`.
+        recipe: what decodes them; it has a size.
         what: their name, for people.
     """
 
     paths: Sequence[Path]
     folder: Path
-    size: tuple[int, int]
-    resize: Resize | None
+    recipe: ImageRecipe
     what: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        assert self.recipe.size is not None
+        return self.recipe.size
 
     def decode(self, positions: IntArray, bar: tqdm[Any] | None = None) -> Tensor:
         """uint8 images (n, 3, H, W) at these positions, as `decode_images` gives them."""
         chosen = [self.paths[position] for position in positions]
-        return decode_images(chosen, size=self.size, resize=self.resize, what=self.what, bar=bar)
+        return decode_images(chosen, self.recipe, what=self.what, bar=bar)
 
     def identity(self) -> dict[str, Any]:
         """What a cache must have been made from: names, size and what decodes them."""
@@ -77,7 +82,8 @@ class ImageFiles:
             "images": len(self.paths),
             "names_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
             "size": list(self.size),
-            "resize": self.resize,
+            "fit": self.recipe.fit,
+            "transparency": self.recipe.transparency,
             "pillow": PIL.__version__,  # another version may round otherwise
         }
 

@@ -21,7 +21,8 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
-from datamodules.loading import Resize, decode_image, unreadable
+from datamodules.loading import unreadable
+from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
@@ -32,8 +33,9 @@ OnBadImage = Literal["error", "skip"]
 class ImageFolder(ImageDataModule):
     """Images in `root/<train_dir>/<class>/` and `root/<test_dir>/<class>/`, at any depth there.
 
-    Classes are the folders of the training part, in sorted order. Images are resized in the loader
-    processes, as they are needed, or once with `cache`; phone photographs are turned upright.
+    Classes are the folders of the training part, in sorted order. Images are read by
+    `recipe` (upright, RGB, one size) in the loader processes, as they are needed, or once with
+    `cache`.
 
     Args:
         root: folder that holds the two parts.
@@ -64,7 +66,7 @@ class ImageFolder(ImageDataModule):
         archive: str | None = None,
         train_dir: str = "train",
         test_dir: str = "test",
-        resize: Resize = "crop",
+        resize: Fit = "crop",
         on_bad_image: OnBadImage = "error",
         cache: bool | str | None = None,
         num_workers: int = 2,
@@ -76,7 +78,7 @@ class ImageFolder(ImageDataModule):
             raise ValueError(
                 f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
             )
-        if resize not in get_args(Resize):
+        if resize not in get_args(Fit):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"data.on_bad_image is {on_bad_image!r}; use error or skip.")
@@ -86,7 +88,7 @@ class ImageFolder(ImageDataModule):
                 "training images. Put the test images into a folder of their own."
             )
         self.image_size = (size[0], size[1])
-        self.resize: Resize = resize
+        self.resize: Fit = resize
         self.on_bad_image: OnBadImage = on_bad_image
         self.bad_images: dict[Part, list[str]] = {"train": [], "test": []}  # below `root`
         self.root = expand_path(root, key="data.root")
@@ -95,6 +97,11 @@ class ImageFolder(ImageDataModule):
         self.part_dirs: dict[Part, str] = {"train": train_dir, "test": test_dir}
         self._paths: dict[Part, list[Path]] = {}
         self._classes: list[str] | None = None
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """By which every image is read, whatever its size."""
+        return ImageRecipe(self.resize, self.image_size)
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -142,7 +149,7 @@ class ImageFolder(ImageDataModule):
         """Positions of the images of a part that cannot be decoded; says so."""
         paths = self._part_paths(part)
         what = f"{self._folder(part)}"
-        found = unreadable(paths, size=self.image_size, resize=self.resize, what=what)
+        found = unreadable(paths, self.recipe, what=what)
         self.bad_images[part] = [paths[at].relative_to(self.root).as_posix() for at in found]
         if found:
             warnings.warn(
@@ -208,8 +215,7 @@ class ImageFolder(ImageDataModule):
         return ImageFiles(
             self._part_paths(part),
             folder=self._folder(part),
-            size=self.image_size,
-            resize=self.resize,
+            recipe=self.recipe,
             what=f"{self._folder(part)}",
         )
 
@@ -255,15 +261,13 @@ class _FileDataset(Dataset[dict[str, Any]]):
         self.paths = [files.paths[position] for position in indices]
         self.labels = labels
         self.indices = indices
-        self.size = files.size
-        self.resize = files.resize
+        self.recipe = files.recipe
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        pixels = decode_image(self.paths[row], size=self.size, resize=self.resize)
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        image = torch.from_numpy(self.recipe(self.paths[row]))
         return {"image": image, "label": int(self.labels[row]), "index": int(self.indices[row])}
 
     def __getitems__(self, rows: list[int]) -> Any:

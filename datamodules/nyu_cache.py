@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
-from datamodules.loading import UnreadableImageError
 from datamodules.nyu_labelled import LabelledFile
+from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
 
 __all__ = ["STEP_M", "CacheReport", "CachedFrames", "open_cache", "write_cache"]

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import UnreadableImageError
 
 __all__ = ["FAR_M", "check_depth", "find_array", "open_hdf5", "read_into"]
 

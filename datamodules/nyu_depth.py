@@ -34,6 +34,7 @@ from datamodules.nyu_layout import (
     labelled_in,
 )
 from datamodules.nyu_splits import choose_by_scene
+from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["NYUDepthV2"]
@@ -100,6 +101,11 @@ class NYUDepthV2(ImageDataModule):
     def image_size(self) -> tuple[int, int]:  # type: ignore[override]
         """Height and width of every frame; 480 x 640 in the official files."""
         return self.layout.size
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """A depth map covers the whole picture, so nothing is cut off."""
+        return ImageRecipe()
 
     @property
     def official_parts(self) -> dict[Part, str]:  # type: ignore[override]

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.loading import UnreadableImageError
 from datamodules.nyu_checks import check_depth, find_array, open_hdf5, read_into
+from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
 
 __all__ = ["FrameFolder"]

@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 
 from datamodules.base import Part
-from datamodules.loading import UnreadableImageError
 from datamodules.nyu_cache import open_cache
 from datamodules.nyu_dataset import FrameReader
 from datamodules.nyu_frames import FrameFolder
 from datamodules.nyu_labelled import DepthKind, LabelledFile
 from datamodules.nyu_splits import read_official_split
+from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
 
 __all__ = [

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.base import ImageDataModule, Part
+from datamodules.recipe import ImageRecipe
 from datamodules.scenes import CLASS_NAMES, Style, check_scene_options, render
 from datamodules.splits import IntArray
 
@@ -87,6 +88,11 @@ class Synthetic(ImageDataModule):
         self.maps: tuple[SceneMap, ...] = tuple(maps or ())
         self.class_names = list(CLASS_NAMES)
         self._part_images: dict[Part, int] = {"train": train_images, "test": test_images}
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """A map is wanted of the whole picture, so there nothing is cut off."""
+        return ImageRecipe() if self.maps else super().recipe
 
     def read_labels(self, part: Part) -> IntArray:
         return np.arange(self._part_images[part], dtype=np.int64) % self.num_classes

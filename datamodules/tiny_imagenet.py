@@ -21,6 +21,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
+from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["TinyImageNet"]
@@ -147,8 +148,7 @@ class TinyImageNet(ImageDataModule):
         return ImageFiles(
             self._part_paths(part),
             folder=self.folder,
-            size=self.image_size,
-            resize=None,
+            recipe=ImageRecipe(size=self.image_size),
             what=f"{self.dataset_name} {self.official_parts[part]}",
         )
 

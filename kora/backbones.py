@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kora.vit_nano  # noqa: F401  (registers the embedded model with timm)
-from kora.image_input import check_images, chosen_normalisation
+from kora.image_input import chosen_normalisation, resized
 from kora.weights import by_hand, load_file_exactly, require_fetchable
 
 __all__ = ["Backbone", "Features", "Level"]
@@ -224,13 +223,7 @@ class Backbone(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
-        check_images(images)
-        x = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-        if x.shape[-2:] != self.size:
-            x = F.interpolate(
-                x, self.size, mode=self.interpolation, antialias=True, align_corners=False
-            ).clamp_(0, 1)  # bicubic overshoots
-        x = (x - self.mean) / self.std
+        x = (resized(images, self.size, self.interpolation) - self.mean) / self.std
         return x.to(next(self.model.parameters()).dtype)
 
     def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:

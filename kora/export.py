@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from kora import __version__, export_onnx, export_peft, export_timm
 from kora.adapter_folder import expand
 from kora.export_check import Written
+from kora.export_prepare import PREPARE
 from kora.load import AdaptedModel, load_adapter
 from kora.model_card import write_card
 
@@ -65,7 +68,7 @@ def export_command(args: Sequence[str]) -> None:
             f"(the largest output is {written.largest:.3g})"
         )
     print(f"Written: {out}\n\nTo load it:")
-    for line in written.load:
+    for line in (*written.load, *written.use):
         print(f"  {line.replace('FOLDER', str(out))}")
     write_card(model.folder)
 
@@ -122,10 +125,11 @@ def _record(model: AdaptedModel, form: str, written: Written, limit: float) -> d
         "backbone": model.record["backbone"],
         "adapter": model.record["adapter"],
         "class_names": model.class_names,
-        "preprocessing": model.preprocessing,
+        "preprocessing": {"code": PREPARE, "pillow": PIL.__version__, **model.preprocessing},
         **written.details,
         "largest_difference": written.difference,
         "largest_output": written.largest,
         "tolerance": limit,
         "load": list(written.load),
+        "use": list(written.use),
     }

@@ -5,17 +5,28 @@ Shapes: B images, K classes, H and W pixels at which the backbone runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kora.backbones import Backbone
+from kora.export_prepare import load_prepare
 from kora.heads import LinearHead
 from kora.load import AdaptedModel
 
-__all__ = ["Written", "compared", "creation", "linear_head", "probe_images"]
+__all__ = [
+    "Written",
+    "compared",
+    "compared_pictures",
+    "creation",
+    "linear_head",
+    "probe_images",
+    "probe_pictures",
+    "worst",
+]
 
 _PROBES = 8
 
@@ -24,6 +35,7 @@ class Written(NamedTuple):
     """What an export has put into its folder."""
 
     load: tuple[str, ...]  # lines of Python that load it again, with FOLDER for where it lies
+    use: tuple[str, ...]  # lines that then give the outputs for a picture
     details: dict[str, Any]  # for export.json
     difference: float | None  # the largest of all outputs on the probe batch; None: not compared
     largest: float  # the largest output there, without its sign
@@ -33,14 +45,43 @@ class Written(NamedTuple):
 def probe_images(backbone: Backbone) -> Tensor:
     """uint8 images (8, 3, H, W), always the same: noise, and slopes of light in six directions."""
     height, width = backbone.size
-    noise = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (_PROBES, 3, height, width), dtype=torch.uint8, generator=noise)
+    return torch.stack([_probe(number, (height, width)) for number in range(_PROBES)])
+
+
+def probe_pictures(backbone: Backbone) -> list[Tensor]:
+    """The same kinds, uint8 (3, H, W), at other sizes: wide, tall, small, large, and just so."""
+    height, width = backbone.size
+    sizes = ((height, 2 * width), (2 * height + 3, width), (height // 2 + 1, width // 2 + 1),
+             (3 * height + 1, 4 * width), (height + 1, width - 1), (height, width))  # fmt: skip
+    return [_probe(number, size) for number, size in enumerate(sizes)]
+
+
+def _probe(number: int, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    if number < 2:
+        noise = torch.Generator().manual_seed(number)
+        return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=noise)
     rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)[None]
-    for number in range(2, _PROBES):
-        angle = torch.tensor(number * 0.8)
-        slope = (torch.cos(angle) * rows + torch.sin(angle) * columns).sigmoid() * 255
-        images[number] = slope.to(torch.uint8) // torch.tensor([1, 2, 3])[:, None, None]
-    return images
+    angle = torch.tensor(number * 0.8)
+    slope = (torch.cos(angle) * rows + torch.sin(angle) * columns).sigmoid() * 255
+    return (slope // torch.tensor([1, 2, 3])[:, None, None]).to(torch.uint8)
+
+
+def compared_pictures(
+    model: AdaptedModel, folder: Path, theirs: Callable[[Any], Tensor]
+) -> tuple[float, float]:
+    """The run's model on pictures of many sizes, and an export behind its own `prepare.py`."""
+    prepare = load_prepare(folder)
+    found = [
+        compared(model(picture[None]), theirs(prepare(picture)))
+        for picture in probe_pictures(model.backbone)
+    ]
+    return worst(found)
+
+
+def worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The largest difference, and the largest output, of several comparisons."""
+    return max(difference for difference, _ in found), max(largest for _, largest in found)
 
 
 def compared(ours: Tensor, theirs: Tensor) -> tuple[float, float]:

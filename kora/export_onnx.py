@@ -1,14 +1,18 @@
 """Export as an ONNX graph, checked with onnxruntime; needs the extra `onnx`.
 
-The graph takes uint8 images (B, 3, H, W) at the size of the backbone, any B, and normalises them
-itself. Resizing is left to whoever calls it, as export.json says. Where the adapter can be folded
-into the weights the graph is timm's plain model; otherwise (KoRA) it holds the adapter.
+The graph takes uint8 images (B, 3, H, W) of any size and any number, in RGB and upright, as
+`prepare.py` gives them; it fits, resizes and normalises them itself, as the run does. Where the
+adapter can be folded into the weights the graph is timm's plain model behind that; otherwise (KoRA)
+it holds the adapter.
+
+Shapes: B images, K classes, H and W pixels of an image, h and w those at which the backbone runs.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,16 +20,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kora.backbones import Backbone
-from kora.export_check import Written, compared, probe_images
+from kora.export_check import (
+    Written,
+    compared,
+    compared_pictures,
+    probe_images,
+    probe_pictures,
+    worst,
+)
+from kora.export_prepare import USE, write_prepare
 from kora.export_timm import merged_model, merged_state
+from kora.graph_resize import fit_pixels, resize_pixels
 from kora.load import AdaptedModel
-from kora.tasks import ClassificationTask
+from kora.tasks import ClassificationTask, DepthTask
 
 __all__ = ["GRAPH", "write"]
 
 GRAPH = "model.onnx"
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")
+_DIM = torch.export.Dim
+_TWO = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)  # two images, to be traced with
 
 
 def write(model: AdaptedModel, folder: Path) -> Written:
@@ -39,52 +53,91 @@ def write(model: AdaptedModel, folder: Path) -> Written:
         raise RuntimeError(
             f"--format onnx needs {', '.join(missing)}: pip install 'kora-vit[onnx]'"
         )
-    module, merged = _module(model)
+    graph, merged = _graph(model)
     output = "logits" if isinstance(model.task, ClassificationTask) else "depth_m"
-    images = probe_images(model.backbone)
     path = folder / GRAPH
-    _trace(module.eval(), images[:2], path, output)
+    height, width = model.backbone.size
+    _trace(graph.eval(), _TWO.expand(2, 3, height + 3, width + 5).contiguous(), path, output)
+    write_prepare(model, folder, pixels=True)
+    run = _session(path)
+    images = probe_images(model.backbone)
     with torch.inference_mode():
-        difference, largest = compared(model(images), _run(path, images))
+        whole = [
+            compared(model(p[None]), run(p[None].numpy())) for p in probe_pictures(model.backbone)
+        ]
+        found = [compared(model(images), run(images.numpy())), *whole]
+        found.append(compared_pictures(model, folder, run))
+    difference, largest = worst(found)
     return Written(
         load=(
             "import onnxruntime",
             f"session = onnxruntime.InferenceSession('FOLDER/{GRAPH}')",
-            f"outputs = session.run(['{output}'], {{'images': images}})  # uint8 (B, 3, "
-            f"{', '.join(map(str, model.backbone.size))})",
         ),
-        details={"graph": GRAPH, "input": "images", "output": output, "merged": merged},
+        use=(
+            *USE,
+            "images = prepare('photo.jpg')  # uint8 (1, 3, H, W)",
+            f"(outputs,) = session.run(['{output}'], {{'images': images}})",
+        ),
+        details={
+            "graph": GRAPH,
+            "input": "images",
+            "input_takes": "uint8 (B, 3, H, W), RGB, upright, any size",
+            "output": output,
+            "merged": merged,
+        },
         difference=difference,
         largest=largest,
     )
 
 
-class _Plain(nn.Module):
-    """Merged weights behind the backbone's own normalisation."""
+class _Graph(nn.Module):
+    """The whole way from pixels to the output, with sizes as numbers of the graph.
+
+    Args:
+        model: Of the run.
+        plain: timm's model with merged weights; None: the task of the run.
+    """
+
+    def __init__(self, model: AdaptedModel, plain: nn.Module | None) -> None:
+        super().__init__()
+        self.recipe = model.recipe
+        self.size = model.backbone.size
+        self.interpolation = model.backbone.interpolation
+        self.plain = plain
+        self.task = model.task if plain is None else None
+        self.register_buffer("mean", model.backbone.mean)
+        self.register_buffer("std", model.backbone.std)
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, model: Any) -> None:
-        super().__init__()
-        self.register_buffer("mean", backbone.mean)
-        self.register_buffer("std", backbone.std)
-        self.model = model
-
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images to logits (B, K)."""
-        logits: Tensor = self.model((images.float() / 255 - self.mean) / self.std)
-        return logits
+        """(B, 3, H, W) uint8 to logits (B, K), or to depth in metres."""
+        pixels = fit_pixels(images, self.recipe)
+        if self.recipe.size == self.size:
+            x = pixels.float() / 255
+        else:
+            x = resize_pixels(pixels, self.size, self.interpolation)
+        output: Tensor
+        if self.plain is not None:
+            output = self.plain((x - self.mean) / self.std)
+        elif isinstance(self.task, DepthTask):
+            size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+            output = self.task.at_size(self.task.flipped_mean(x), size)
+        else:
+            assert self.task is not None
+            output = self.task(x)
+        return output
 
 
-def _module(model: AdaptedModel) -> tuple[nn.Module, bool]:
+def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
     if isinstance(model.task, ClassificationTask):
         try:
             state = merged_state(model)
         except ValueError:  # its weights cannot take the adapter: the graph holds it
-            return model, False
-        return _Plain(model.backbone, merged_model(model, state)), True
-    return model, False
+            return _Graph(model, None), False
+        return _Graph(model, merged_model(model, state)), True
+    return _Graph(model, None), False
 
 
 def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
@@ -101,7 +154,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
                 verbose=False,
                 input_names=["images"],
                 output_names=[output],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: _DIM("batch"), 2: _DIM("height"), 3: _DIM("width")},),
             )
             assert graph is not None
             graph.save(str(path), external_data=False)
@@ -111,7 +164,8 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
         loud.setLevel(level)
 
 
-def _run(path: Path, images: Tensor) -> Tensor:
+def _session(path: Path) -> Callable[[Any], Tensor]:
+    """What onnxruntime makes of arrays (B, 3, H, W) with this graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -120,10 +174,17 @@ def _run(path: Path, images: Tensor) -> Tensor:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        (found,) = session.run(None, {"images": images.numpy()})
     except Exception as error:  # its errors are classes of a compiled module
-        raise RuntimeError(f"onnxruntime cannot run the graph: {_first(error)}") from error
-    return torch.from_numpy(found)
+        raise RuntimeError(f"onnxruntime cannot load the graph: {_first(error)}") from error
+
+    def run(images: Any) -> Tensor:
+        try:
+            (found,) = session.run(None, {"images": images})
+        except Exception as error:
+            raise RuntimeError(f"onnxruntime cannot run the graph: {_first(error)}") from error
+        return torch.from_numpy(found)
+
+    return run
 
 
 def _first(error: Exception) -> str:

@@ -24,7 +24,14 @@ from torch import Tensor
 from kora.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kora.adapters import LoRA, LowRankDelta
 from kora.adapters.dora import Direction, DoRA
-from kora.export_check import Written, compared, creation, linear_head, probe_images
+from kora.export_check import (
+    Written,
+    compared_pictures,
+    creation,
+    linear_head,
+    probe_pictures,
+)
+from kora.export_prepare import USE, write_prepare
 from kora.export_timm import classifier_names, with_head
 from kora.load import AdaptedModel
 from kora.rewrites import frozen_layer, plain_state
@@ -64,9 +71,11 @@ def write(model: AdaptedModel, folder: Path) -> Written:
               folder / ADAPTER_WEIGHTS)  # fmt: skip
     config = _config(model, adapter, ranks, names)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_prepare(model, folder, pixels=False)
     difference, largest = _compare(model, folder)
     return Written(
         load=_load_lines(model, head.linear.out_features),
+        use=(*USE, "logits = model(prepare('photo.jpg'))"),
         details={"weights": ADAPTER_WEIGHTS, "num_classes": head.linear.out_features},
         difference=difference,
         largest=largest,
@@ -161,11 +170,11 @@ def _load_lines(model: AdaptedModel, num_classes: int) -> tuple[str, ...]:
 
 
 def _compare(model: AdaptedModel, folder: Path) -> tuple[float | None, float]:
-    images = probe_images(model.backbone)
-    with torch.inference_mode():
-        ours = model(images)
     if find_spec("peft") is None:
-        return None, ours.abs().max().item()
+        with torch.inference_mode():
+            return None, max(
+                model(p[None]).abs().max().item() for p in probe_pictures(model.backbone)
+            )
     from peft import PeftModel
 
     head = linear_head(model, "peft")
@@ -178,4 +187,4 @@ def _compare(model: AdaptedModel, folder: Path) -> tuple[float | None, float]:
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(base, str(folder)).eval()
     with torch.inference_mode():
-        return compared(ours, adapted(model.backbone.preprocess(images)))
+        return compared_pictures(model, folder, adapted)

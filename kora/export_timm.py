@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kora.export_check import Written, compared, creation, linear_head, probe_images
+from kora.export_check import Written, compared_pictures, creation, linear_head
+from kora.export_prepare import USE, write_prepare
 from kora.heads import LinearHead
 from kora.load import AdaptedModel
 
@@ -30,10 +31,9 @@ def write(model: AdaptedModel, folder: Path) -> Written:
     state = merged_state(model)
     save_file(state, folder / WEIGHTS)
     plain = merged_model(model, load_file(folder / WEIGHTS))
-    images = probe_images(model.backbone)
+    write_prepare(model, folder, pixels=False)
     with torch.inference_mode():
-        theirs = plain(model.backbone.preprocess(images))
-        difference, largest = compared(model(images), theirs)
+        difference, largest = compared_pictures(model, folder, plain)
     classes = linear_head(model, "timm").linear.out_features
     imports, create = creation(model.backbone, classes)
     return Written(
@@ -43,6 +43,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
             f"model = {create}.eval()",
             f"model.load_state_dict(load_file('FOLDER/{WEIGHTS}'))",
         ),
+        use=(*USE, "logits = model(prepare('photo.jpg'))"),
         details={"weights": WEIGHTS, "num_classes": classes},
         difference=difference,
         largest=largest,

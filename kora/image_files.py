@@ -6,18 +6,17 @@ Shapes: H and W pixels of an image, h and w those at which the backbone runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import UnreadableImageError, fit_image, read_upright
+from datamodules.recipe import ImageRecipe, UnreadableImageError
+from kora.image_input import resized
 
 __all__ = ["Batch", "ImageFiles", "collate", "image_files"]
 
@@ -32,41 +31,39 @@ class Batch(NamedTuple):
 
 
 class ImageFiles(Dataset[dict[str, Any]]):
-    """Files as tensors (3, h, w) in [0, 1], resized as the run resized them.
-
-    The backbone resizes a whole image; where the data module of the run had cut or stretched it
-    before, that comes first.
+    """Files as tensors (3, h, w) in [0, 1], prepared as the run prepared its own.
 
     Args:
         files: The images.
-        preprocessing: As in adapter_config.json.
+        recipe: Of the run.
+        size: Height and width (h, w) at which the backbone runs.
+        interpolation: By which it resizes.
     """
 
-    def __init__(self, files: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        recipe: ImageRecipe,
+        *,
+        size: tuple[int, int],
+        interpolation: str,
+    ) -> None:
         self.files = list(files)
-        self.size: tuple[int, int] = (preprocessing["size"][0], preprocessing["size"][1])
-        self.interpolation = str(preprocessing["interpolation"])
-        self.loader = preprocessing.get("loader")
+        self.recipe = recipe
+        self.size = size
+        self.interpolation = interpolation
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
-            picture = read_upright(self.files[place])
+            picture = self.recipe.open(self.files[place])
         except UnreadableImageError as error:
             return {"place": place, "error": str(error)}
-        size = (picture.height, picture.width)
-        if self.loader is not None:
-            fitted = (self.loader["image_size"][0], self.loader["image_size"][1])
-            picture = fit_image(picture, size=fitted, resize=self.loader["resize"])
-            size = fitted if self.loader["resize"] == "crop" else size  # the rest is cut off
-        pixels = np.asarray(picture).transpose(2, 0, 1).copy()
-        image = torch.from_numpy(pixels).float().div_(255)
-        if image.shape[-2:] != self.size:  # as Backbone.preprocess does
-            image = F.interpolate(
-                image[None], self.size, mode=self.interpolation, antialias=True, align_corners=False
-            )[0].clamp_(0, 1)
+        pixels = torch.from_numpy(self.recipe.pixels(picture))
+        image = resized(pixels[None], self.size, self.interpolation)[0]
+        size = self.recipe.shown((picture.height, picture.width))
         return {"place": place, "image": image, "size": size}
 
 
@@ -85,12 +82,16 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
 def image_files(folder: Path) -> tuple[list[Path], int]:
     """Images below a folder, sorted, and how many other files lie there; hidden ones do not count.
 
+    A file is taken as the one image that is meant, whatever its name.
+
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If there is neither.
         ValueError: If no image is in it.
     """
+    if folder.is_file():
+        return [folder], 0
     if not folder.is_dir():
-        raise FileNotFoundError(f"--images {folder}: there is no such folder.")
+        raise FileNotFoundError(f"{folder}: there is no such folder.")
     suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found, others = [], 0
     for here, folders, names in os.walk(folder):
@@ -105,7 +106,7 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
     if not found:
         known = ", ".join(sorted(s for s in suffixes if s in (".jpg", ".png", ".webp", ".tif")))
         raise ValueError(
-            f"--images {folder} holds no image, by the names of its {others} files. Expected "
+            f"{folder} holds no image, by the names of its {others} files. Expected "
             f"{known} or another format that Pillow reads."
         )
     return found, others

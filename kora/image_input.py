@@ -1,4 +1,7 @@
-"""What a backbone takes as images, and how it normalises them."""
+"""What a backbone takes as images, and how it resizes and normalises them.
+
+Shapes: B images, H and W pixels of an image, h and w those at which the backbone runs.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["check_images", "chosen_normalisation"]
+__all__ = ["check_images", "chosen_normalisation", "resized"]
 
 
 def chosen_normalisation(
@@ -61,11 +65,26 @@ def check_images(images: Tensor) -> None:
             f"Images have dtype {images.dtype}; expected uint8 in [0, 255] or floating point in "
             "[0, 1]."
         )
-    # On a GPU this look would stall the stream, so it is made where it is free.
-    if images.is_floating_point() and images.device.type == "cpu":
+    # On a GPU this look would stall the stream, and a graph cannot hold it.
+    looks = images.device.type == "cpu" and not torch.compiler.is_compiling()
+    if images.is_floating_point() and looks:
         low, high = images.min().item(), images.max().item()
         if not (low >= 0 and high <= 1):  # also true of NaN
             raise ValueError(
                 f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
                 "backbone normalises them itself: pass raw images, not normalised ones."
             )
+
+
+def resized(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """(B, 3, H, W) images in [0, 1], as a whole at `size` (h, w), antialiased.
+
+    Raises:
+        ValueError: As `check_images`.
+    """
+    check_images(images)
+    x = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    if x.shape[-2:] == size:
+        return x
+    fitted = F.interpolate(x, size, mode=interpolation, antialias=True, align_corners=False)
+    return fitted.clamp_(0, 1)  # bicubic overshoots

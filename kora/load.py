@@ -1,15 +1,19 @@
 """A ready model from the adapter folder of a run: `kora.load_adapter`.
 
-Shapes: B images, K classes, H and W pixels.
+Shapes: B images, K classes, C channels, H and W pixels, h and w those at which the backbone runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from kora import checkpoints
@@ -21,13 +25,17 @@ from kora.adapter_folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from kora.adapter_record import preprocessing, rebuild
+from kora.adapter_record import preprocessing, rebuild, recipe_of
 from kora.adapters import FullFineTune, Strategy
 from kora.backbones import Backbone
+from kora.image_files import image_files
+from kora.image_input import check_images, resized
 from kora.tasks import AdapterTask, DepthTask
 
 __all__ = [
     "AdaptedModel",
+    "Choice",
+    "Picture",
     "Prediction",
     "adapter_folder",
     "load_adapter",
@@ -36,12 +44,26 @@ __all__ = [
 ]
 
 
-class Prediction(NamedTuple):
-    """The most probable class of one image."""
+class Choice(NamedTuple):
+    """A class that the model considers, and how probable it is."""
 
     name: str  # its number where the data had no names
     probability: float
     label: int
+
+
+class Prediction(NamedTuple):
+    """The most probable class of one picture, and those behind it."""
+
+    name: str  # its number where the data had no names
+    probability: float
+    label: int
+    top: tuple[Choice, ...]  # as many as were asked for, the most probable first
+    source: str = ""  # the file, where the picture was one
+
+
+#: A picture as `predict` takes it: see `ImageRecipe`.
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 
 class AdaptedModel(nn.Module):
@@ -58,6 +80,8 @@ class AdaptedModel(nn.Module):
         self.task = task.requires_grad_(False)
         self.record = dict(record)
         self.folder = folder
+        #: From a picture to the image that the run trained on.
+        self.recipe = recipe_of(record)
         self.class_names: list[str] = list(record.get("class_names") or ())
         self.eval()
 
@@ -79,8 +103,8 @@ class AdaptedModel(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the model of timm; of early folders without a loader."""
-        return dict(self.record.get("preprocessing") or preprocessing(self.backbone))
+        """What happens to a picture before the model of timm: steps in their order."""
+        return preprocessing(self.backbone, self.recipe)
 
     @property
     def device(self) -> torch.device:
@@ -90,35 +114,105 @@ class AdaptedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), or depth in metres (B, H, W), of uint8 images (B, 3, H, W), any size.
 
+        Images of another size than those of the training are first fitted by `recipe`, as a photo
+        with these pixels would be, so `model(images)` and `predict` agree. Depth is at the
+        size of the images, without what the recipe cuts off.
+
         Raises:
             ValueError: For images of another type, range or shape.
         """
+        check_images(images)
+        size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+        if self.recipe.size not in (None, (images.shape[-2], images.shape[-1])):
+            images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
         images = images.to(self.device)
         if isinstance(self.task, DepthTask):
-            size = (images.shape[-2], images.shape[-1])
             return self.task.at_size(self.task.flipped_mean(images), size)
         output: Tensor = self.task(images)
         return output
 
-    @torch.inference_mode()
-    def predict(self, images: Tensor) -> list[Prediction]:
-        """The most probable class of each of (B, 3, H, W) images, with its name and probability.
+    @overload
+    def predict(
+        self, pictures: Sequence[Picture], *, top_k: int = 1, batch_size: int = 64
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, pictures: Picture, *, top_k: int = 1, batch_size: int = 64
+    ) -> Prediction | list[Prediction]: ...
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = 64
+    ) -> Prediction | list[Prediction]:
+        """Classes with their names and probabilities, of one picture or of several.
+
+        One picture is a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W), and
+        gives one `Prediction`. A list of these, an array (B, H, W, C), a tensor (B, C, H, W), or a
+        folder (its images at any depth, sorted) gives a list. All are prepared by `recipe`.
+
+        Args:
+            pictures: One or several.
+            top_k: How many classes each prediction names; at most all of them.
+            batch_size: Pictures that pass through the model at once.
 
         Raises:
-            ValueError: If the model is none of classes, or as `forward`.
+            ValueError: If the model is none of classes, or a folder holds no image.
+            UnreadableImageError: If a picture cannot be read.
         """
         if isinstance(self.task, DepthTask):
             raise ValueError(
                 f"{self.folder} is a model of depth, which has no classes. Call the model itself: "
-                "it gives metres."
+                "it gives metres; or kora predict RUN --images FOLDER, which writes maps."
             )
-        best = self(images).float().softmax(dim=-1).max(dim=-1)
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k={top_k}, batch_size={batch_size}: expected 1 or more.")
+        several, single = _several(pictures)
+        found: list[Prediction] = []
+        for start in range(0, len(several), batch_size):
+            some = several[start : start + batch_size]
+            inputs = [self.prepare(picture) for picture in some]
+            names = [os.fspath(p) if isinstance(p, (str, os.PathLike)) else "" for p in some]
+            ranked = self.ranked(torch.cat(inputs), top_k)
+            found += [
+                Prediction(*top[0], top, name) for top, name in zip(ranked, names, strict=True)
+            ]
+        return found[0] if single else found
+
+    def prepare(self, picture: Picture) -> Tensor:
+        """A picture as the backbone runs on it: (1, 3, h, w) in [0, 1], before the normalisation.
+
+        Raises:
+            UnreadableImageError: If it cannot be read.
+        """
+        pixels = torch.from_numpy(self.recipe(picture))
+        return resized(pixels[None], self.backbone.size, self.backbone.interpolation)
+
+    @torch.inference_mode()
+    def ranked(self, inputs: Tensor, top_k: int) -> list[tuple[Choice, ...]]:
+        """The most probable classes of each of these inputs, which `prepare` gave."""
+        best = self.task(inputs.to(self.device)).float().softmax(dim=-1)
+        best = best.topk(min(top_k, best.shape[-1]), dim=-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Prediction(self.name_of(label), sure, label) for label, sure in pairs]
+        return [
+            tuple(Choice(self.name_of(k), p, k) for k, p in zip(labels, sure, strict=True))
+            for labels, sure in pairs
+        ]
 
     def name_of(self, label: int) -> str:
         """Name of a class, or its number where the data had no names."""
         return self.class_names[label] if self.class_names else str(label)
+
+
+def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
+    """A list of pictures, and whether one was meant."""
+    if isinstance(pictures, (str, os.PathLike)):
+        path = expand(os.fspath(pictures))
+        return (image_files(path)[0], False) if path.is_dir() else ([path], True)
+    if isinstance(pictures, (list, tuple)):
+        return [expand(p) if isinstance(p, str) else p for p in pictures], False
+    if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4:
+        return list(pictures), False
+    return [pictures], True  # type: ignore[list-item]
 
 
 def load_adapter(

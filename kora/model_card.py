@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kora.adapter_folder import read_adapter_config
+from kora.adapter_record import recipe_of
 from kora.compare import compare
 from kora.comparison import Comparison
 from kora.formats import baseline_name, format_metric
@@ -84,19 +85,22 @@ def _what(record: Mapping[str, Any], result: RunResult | None) -> str:
 
 
 def _call(record: Mapping[str, Any]) -> str:
-    depth = "Depth" in str((record.get("task") or {}).get("class_path"))
-    gives = (
-        "`model(images)` gives metres (B, H, W)"
-        if depth
-        else ("`model(images)` gives logits, `model.predict(images)` names and probabilities")
+    recipe = recipe_of(record)
+    how = "made upright and RGB"
+    if recipe.size is not None:
+        cut = {"crop": "cut to its centre", "stretch": "stretched", None: "taken"}[recipe.fit]
+        how += f", {cut} at {recipe.size[0]}x{recipe.size[1]} pixels"
+    if "Depth" in str((record.get("task") or {}).get("class_path")):
+        return (
+            "`model(images)` gives metres (B, H, W), for uint8 images (B, 3, H, W) of any size. "
+            f"Each is {how} as in training, then resized and normalised for the backbone."
+        )
+    return (
+        '`model.predict("photo.jpg", top_k=3)` gives names and probabilities: of a path, a PIL '
+        "image, an array, a tensor, a list of these, or a folder. `model(images)` gives logits of "
+        f"uint8 images (B, 3, H, W). Each is {how} as in training, then resized and normalised "
+        "for the backbone."
     )
-    text = f"{gives}, for uint8 images (B, 3, H, W) of any size: it resizes and normalises itself."
-    loader = (record.get("preprocessing") or {}).get("loader")
-    if loader:
-        height, width = loader["image_size"]
-        how = "cut to the centre" if loader["resize"] == "crop" else "stretched"
-        text += f" In training each image was first {how} at {height}x{width} pixels."
-    return text
 
 
 def _backbone(record: Mapping[str, Any]) -> str:

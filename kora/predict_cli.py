@@ -43,7 +43,8 @@ def predict_command(args: Sequence[str]) -> None:
     out = expand(own.out or ("predictions" if depth else "predictions.csv"))
     _check_out(model, out, own.depth_format if depth else None)
     files, others = image_files(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    above = folder if folder.is_dir() else folder.parent
+    names = [path.relative_to(above).as_posix() for path in files]
     errors: dict[int, str] = {}
     rows: Rows = {}
     with merged(model.backbone, model.adapter):
@@ -52,10 +53,12 @@ def predict_command(args: Sequence[str]) -> None:
             if batch.places and isinstance(model.task, DepthTask):
                 rows |= _write_depth(model.task, batch, names, out, own.depth_format)
             elif batch.places:
-                found = model.predict(batch.images)
-                for place, prediction in zip(batch.places, found, strict=True):
-                    rows[place] = [prediction.name, f"{prediction.probability:.6f}"]
-    heads = ["depth_file", "min_m", "max_m"] if depth else ["class_name", "probability"]
+                found = model.ranked(batch.images, own.top_k)
+                for place, top in zip(batch.places, found, strict=True):
+                    rows[place] = [
+                        text for one in top for text in (one.name, f"{one.probability:.6f}")
+                    ]
+    heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(rows)
     table = out / "predictions.csv" if depth else out
     _write_table(table, heads, names, rows, errors)
     _say(table, folder, names, errors, others)
@@ -72,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder, or the folder adapter in it")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="the images")
+    parser.add_argument(
+        "--images", required=True, metavar="PATH", help="a folder of images, or one"
+    )
     parser.add_argument(
         "--out", metavar="PATH",
         help="file of the predictions (predictions.csv), or of depth a new folder (predictions)",
@@ -80,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--depth_format", choices=("png", "npy"), default="png",
         help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top_k", type=positive, default=1, metavar="K",
+        help="classes named for each image, the most probable first",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N")
     parser.add_argument("--num_workers", type=int, default=2, metavar="N", help="loader processes")
@@ -116,7 +125,12 @@ def _batches(
     model: AdaptedModel, files: Sequence[Path], size: int, workers: int
 ) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
-        ImageFiles(files, model.preprocessing),
+        ImageFiles(
+            files,
+            model.recipe,
+            size=model.backbone.size,
+            interpolation=model.backbone.interpolation,
+        ),
         batch_size=size,
         num_workers=min(workers, len(files)),
         collate_fn=collate,
@@ -148,6 +162,13 @@ def _write_map(path: Path, depth_HW: Tensor, form: str) -> None:
             np.save(file, metres)
         else:
             Image.fromarray((metres * 1000).round().astype(np.uint16)).save(file, format="PNG")
+
+
+def _class_heads(rows: Rows) -> list[str]:
+    """Two columns a class: class_name and probability, then class_name_2, probability_2 ..."""
+    classes = max((len(row) for row in rows.values()), default=2) // 2
+    ends = ["", *(f"_{number}" for number in range(2, classes + 1))]
+    return [head + end for end in ends for head in ("class_name", "probability")]
 
 
 def _write_table(

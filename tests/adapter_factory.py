@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from datamodules.recipe import ImageRecipe
 from kora.adapter_folder import ADAPTER_CONFIG
-from kora.adapter_record import task_record
+from kora.adapter_record import preprocessing, task_record
 from kora.adapters import Strategy
 from kora.backbones import Backbone
 from kora.checkpoints import save_adapter
@@ -17,7 +18,7 @@ from kora.tasks import AdapterTask, ClassificationTask
 from tests.factory import built, kick
 from tests.families import TINY, tiny
 
-__all__ = ["CLASSES", "edit_record", "kicked", "tiny_in_file", "write_folder"]
+__all__ = ["CLASSES", "edit_record", "kicked", "tiny_in_file", "write_fitted", "write_folder"]
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -45,6 +46,11 @@ def write_folder(folder: Path, task: AdapterTask, **extra: Any) -> Path:
         backbone=task.backbone,
         extra={**task_record(task), "class_names": CLASSES, "metrics": {}, **extra},
     )
+
+
+def write_fitted(folder: Path, task: AdapterTask, recipe: ImageRecipe) -> Path:
+    """The adapter folder of a run whose data module had this recipe."""
+    return write_folder(folder, task, preprocessing=preprocessing(task.backbone, recipe))
 
 
 def edit_record(folder: str | Path, **changes: Any) -> None:

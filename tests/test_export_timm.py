@@ -84,16 +84,16 @@ def test_preprocessing_is_recorded_beside_it_and_is_what_the_backbone_does(
     export(model, "timm", tmp_path / "out")
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert record["class_names"] == CLASSES
-    stated = record["preprocessing"]
+    *_, scale, resize, normalise = record["preprocessing"]["steps"]
     images = torch.randint(0, 256, (2, 3, 50, 90), dtype=torch.uint8)
     x = torch.nn.functional.interpolate(
-        images.float() * stated["scale"],
-        stated["size"],
-        mode=stated["interpolation"],
-        antialias=stated["antialias"],
+        images.float() * scale["factor"],
+        resize["size"],
+        mode=resize["filter"],
+        antialias=resize["antialias"],
         align_corners=False,
-    ).clamp(0, 1)
-    mean, std = (torch.tensor(stated[key])[:, None, None] for key in ("mean", "std"))
+    ).clamp(*resize["clip"])
+    mean, std = (torch.tensor(normalise[key])[:, None, None] for key in ("mean", "std"))
     torch.testing.assert_close((x - mean) / std, model.backbone.preprocess(images))
 
 

@@ -7,18 +7,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import kora
+from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora.adapters import FullFineTune, LoRA
 from kora.backbones import Backbone
 from kora.heads.dpt import DPTDepth
+from kora.load import AdaptedModel
 from kora.tasks import DepthTask
-from tests.adapter_factory import CLASSES, edit_record, kicked, tiny_in_file, write_folder
+from tests.adapter_factory import (
+    CLASSES,
+    edit_record,
+    kicked,
+    tiny_in_file,
+    write_fitted,
+    write_folder,
+)
 from tests.adapters.strategies import STRATEGIES
 from tests.factory import built, kick, nano
+from tests.picture_factory import bad_files, write_photos
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -38,7 +50,7 @@ def test_a_normalisation_of_its_own_comes_back(tmp_path: Path, images: Tensor) -
     own = {"mean": [0.507, 0.487, 0.441], "std": [0.268, 0.257, 0.276]}
     task = kick(built(LoRA(2), backbone=Backbone("vit_nano", **own))).eval()
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
-    assert {key: model.preprocessing[key] for key in own} == own
+    assert model.preprocessing["steps"][-1] == {"step": "normalise", **own}
     assert model.backbone.normalisation == own
     with torch.no_grad():
         assert torch.equal(model(images), task(images))
@@ -54,6 +66,106 @@ def test_predictions_carry_names_and_probabilities(tmp_path: Path, images: Tenso
     assert [p.probability for p in found] == pytest.approx(best.values.tolist())
     nameless = kora.load_adapter(write_folder(tmp_path / "b", task, class_names=[]))
     assert [p.name for p in nameless.predict(images)] == [str(int(i)) for i in best.indices]
+
+
+FIT = ImageRecipe("crop", (40, 24))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> AdaptedModel:
+    """The model of a run whose data module cut every image to 40 x 24 pixels."""
+    task = kicked(LoRA(2))
+    return kora.load_adapter(write_fitted(tmp_path_factory.mktemp("run") / "adapter", task, FIT))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def test_a_photo_gets_one_answer_in_whatever_form_it_comes(
+    fitted: AdaptedModel, photos: list[Path]
+) -> None:
+    for path in photos:
+        found = fitted.predict(path)
+        assert found.source == str(path)
+        whole = np.asarray(ImageRecipe().open(path)).copy()
+        tensor = torch.from_numpy(whole).permute(2, 0, 1)
+        as_trained = torch.from_numpy(FIT(path))[None]
+        with torch.no_grad():
+            best = fitted.task(as_trained).softmax(-1).max(-1)
+            called = fitted(tensor[None]).softmax(-1).max(-1)
+        assert found[:3] == (CLASSES[best.indices[0]], pytest.approx(best.values[0].item()),
+                             int(best.indices[0]))  # fmt: skip
+        assert called.values[0].item() == pytest.approx(found.probability, abs=1e-6)
+        with Image.open(path) as opened:
+            others = [fitted.predict(picture) for picture in (str(path), opened, whole, tensor)]
+        others += fitted.predict(tensor[None]) + fitted.predict(whole[None] / 255)
+        assert all(
+            (one.label, one.probability) == (found.label, pytest.approx(found.probability))
+            for one in others
+        )
+
+
+def test_a_list_and_a_folder_give_a_list_and_one_picture_one_answer(
+    fitted: AdaptedModel, photos: list[Path]
+) -> None:
+    one_by_one = [fitted.predict(path) for path in photos]
+    for several in (photos, [str(path) for path in photos], photos[0].parent):
+        found = fitted.predict(several, batch_size=5)
+        assert [p.source for p in found] == [str(path) for path in photos]
+        assert [p.label for p in found] == [p.label for p in one_by_one]
+        assert [p.probability for p in found] == pytest.approx([p.probability for p in one_by_one])
+    assert fitted.predict([]) == []
+
+
+def test_top_k_names_the_next_classes_with_their_probabilities(
+    fitted: AdaptedModel, photos: list[Path]
+) -> None:
+    found = fitted.predict(photos[0], top_k=3)
+    assert found.top[0] == found[:3]
+    assert [c.probability for c in found.top] == sorted([c.probability for c in found.top])[::-1]
+    assert [c.name for c in found.top] == [CLASSES[c.label] for c in found.top]
+    everything = fitted.predict(photos[0], top_k=99).top
+    assert len(everything) == len(CLASSES)
+    assert sum(c.probability for c in everything) == pytest.approx(1)
+    with pytest.raises(ValueError, match="top_k=0"):
+        fitted.predict(photos[0], top_k=0)
+
+
+def test_a_bad_picture_has_one_line_and_a_folder_with_none_has_one(
+    fitted: AdaptedModel, tmp_path: Path
+) -> None:
+    for name, reason in bad_files(tmp_path / "bad").items():
+        with pytest.raises(UnreadableImageError, match=f"{name} \\(.*{reason}"):
+            fitted.predict(tmp_path / "bad" / name)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none holds no image, by the names of its 0 files"):
+        fitted.predict(tmp_path / "none")
+
+
+def test_folders_of_before_the_steps_were_stored_mean_the_same(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "adapter", kicked(LoRA(2)))
+    before = {"size": [32, 32], "resize": "stretch", "interpolation": "bicubic"}
+    loader = {"image_size": [24, 40], "resize": "crop"}
+    edit_record(folder, preprocessing={"loader": loader, **before})
+    assert kora.load_adapter(folder).recipe == ImageRecipe("crop", (24, 40), "dropped")
+    edit_record(folder, preprocessing={"loader": None, **before})
+    assert kora.load_adapter(folder).recipe == ImageRecipe(transparency="dropped")
+    edit_record(folder, preprocessing=None)
+    assert kora.load_adapter(folder).recipe == ImageRecipe(transparency="dropped")
+
+
+@pytest.mark.parametrize("recipe", [FIT, ImageRecipe("stretch", (32, 32)), ImageRecipe()])
+def test_the_steps_of_a_record_say_the_recipe_once(recipe: ImageRecipe, tmp_path: Path) -> None:
+    folder = write_fitted(tmp_path / "adapter", kicked(None), recipe)
+    model = kora.load_adapter(folder)
+    assert model.recipe == recipe
+    names = [step["step"] for step in model.preprocessing["steps"]]
+    resizes = (recipe.size is not None) + (recipe.size != model.backbone.size)
+    middle = ["resize"] * (recipe.size is not None) + ["scale"]
+    middle += ["resize"] * (resizes - (recipe.size is not None))
+    assert names == ["open", "orient", "convert", *middle, "normalise"]
 
 
 def test_a_depth_model_gives_metres_at_the_size_of_the_images(

@@ -96,7 +96,8 @@ def test_the_record_of_a_run_holds_what_the_model_needs(here: Path, capfd: Captu
     assert record["adapter"]["init_args"]["rank"] == 2
     assert len(record["backbone"]["sha256"]) == 64
     assert len(record["class_names"]) == 12
-    assert record["preprocessing"]["size"] == [32, 32]
+    resizes = [s for s in record["preprocessing"]["steps"] if s["step"] == "resize"]
+    assert [(s["fit"], s["size"]) for s in resizes] == [("crop", [32, 32])]
     assert record["metrics"]["test/accuracy"] == results(run)["metrics"]["test/accuracy"]
     assert record["kora_version"]
     for form in ("timm", "peft"):

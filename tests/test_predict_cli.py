@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import kora as package
+from datamodules.recipe import ImageRecipe
 from kora.adapters import LoRA
 from kora.heads.depth import LinearDepth
 from kora.tasks import DepthTask
-from tests.adapter_factory import kicked, write_folder
+from tests.adapter_factory import kicked, write_fitted, write_folder
 from tests.cli.support import kora
 from tests.factory import kick
+from tests.picture_factory import bad_files, write_photos
 
 Capture = pytest.CaptureFixture[str]
 
@@ -109,28 +111,52 @@ def test_a_folder_where_nothing_can_be_read_is_an_error_that_leaves_the_reasons(
     assert "Cannot read" in rows(out)[0]["error"]
 
 
-def test_images_are_cut_as_in_training(run: Path, photos: Path, capfd: Capture) -> None:
-    folder = run / "adapter"
-    task = package.load_adapter(folder).task
-    stated = {**package.load_adapter(folder).preprocessing}
-    stated["loader"] = {"image_size": [64, 64], "resize": "crop"}
-    write_folder(folder, task, preprocessing=stated)
+def test_images_are_cut_as_in_training_and_top_k_is_that_of_the_model(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    files = write_photos(tmp_path / "photos")
+    run = write_fitted(tmp_path / "adapter", kicked(LoRA(2)), ImageRecipe("crop", (48, 64)))
+    out = tmp_path / "out.csv"
+    done = kora(capfd, "predict", run, "--images", tmp_path / "photos", "--out", out,
+                "--top_k", "3", "--batch_size", "5")  # fmt: skip
+    assert done.code == 0, done.err
+    expected = package.load_adapter(run).predict(files, top_k=3)
+    heads = [
+        ("class_name", "probability"),
+        *((f"class_name_{k}", f"probability_{k}") for k in (2, 3)),
+    ]
+    for row, prediction in zip(rows(out), expected, strict=True):
+        for (name, probability), choice in zip(heads, prediction.top, strict=True):
+            assert row[name] == choice.name
+            assert float(row[probability]) == pytest.approx(choice.probability, abs=2e-6)
+
+
+def test_bad_images_keep_a_row_with_the_line_that_every_way_of_prediction_gives(
+    run: Path, photos: Path, capfd: Capture
+) -> None:
+    bad = bad_files(photos)
     out = run.parent / "out.csv"
     assert kora(capfd, "predict", run, "--images", photos, "--out", out).code == 0
-    from PIL import ImageOps
+    found = {row["file"]: row["error"] for row in rows(out) if row["error"]}
+    assert set(found) == set(bad)
+    for name, text in found.items():
+        with pytest.raises(RuntimeError) as caught:
+            package.load_adapter(run).predict(photos / name)
+        assert text == str(caught.value)
 
-    image = ImageOps.fit(
-        Image.open(photos / "2.png").convert("RGB"), (64, 64), Image.Resampling.BICUBIC
-    )
-    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
-    (expected,) = package.load_adapter(run).predict(pixels)
-    assert float(rows(out)[2]["probability"]) == pytest.approx(expected.probability, abs=2e-6)
+
+def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> None:
+    out = run.parent / "out.csv"
+    assert kora(capfd, "predict", run, "--images", photos / "2.png", "--out", out).code == 0
+    (row,) = rows(out)
+    assert row["file"] == "2.png"
+    assert row["class_name"] == package.load_adapter(run).predict(photos / "2.png").name
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--images", "nowhere"], "--images nowhere: there is no such folder"),
+        (["--images", "nowhere"], "nowhere: there is no such folder"),
         (["--images", "adapter"], "holds no image, by the names of its 2 files"),
         ([], "--images"),
         (["--images", "adapter", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),

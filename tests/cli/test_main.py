@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 import kora as package
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import UnreadableImageError
 from kora.backbones import Backbone
 from kora.cli import _told
 from tests.cli.support import REPOSITORY, kora, tiny_config, write_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import ImageFolder
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import UnreadableImageError
 from tests.cli.support import results, tiny_config, write_config
 from tests.data_factory import write_class_folders
 

@@ -13,7 +13,7 @@ import torch
 
 from datamodules import ImageDataModule, ImageFolder, Subset, TinyImageNet
 from datamodules.cached_images import CachedImages, ImageCacheReport
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import UnreadableImageError
 from tests.cli.support import kora, tiny_config, write_config
 from tests.data_factory import write_class_folders, write_tiny_imagenet_zip
 from tests.faults import small_disk, truncate

@@ -21,13 +21,14 @@ import pytest
 import torch
 
 from datamodules.image_cache import ImageCache, ImageFiles, open_images
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import ImageRecipe, UnreadableImageError
 from tests.data_factory import write_class_folders
 from tests.datamodules.test_preparation_faults import LIGHT
 from tests.faults import flip, small_disk, truncate
 
 SIZE = (24, 32)
 ALL = np.arange(24)
+CROP = ImageRecipe("crop", SIZE)
 
 
 @pytest.fixture
@@ -38,9 +39,7 @@ def files(tmp_path: Path) -> ImageFiles:
 
 def files_in(root: Path, **options: Any) -> ImageFiles:
     paths = sorted(path for path in (root / "train").rglob("*") if path.is_file())
-    return ImageFiles(
-        paths, **{"folder": root, "size": SIZE, "resize": "crop", "what": "mine", **options}
-    )
+    return ImageFiles(paths, **{"folder": root, "recipe": CROP, "what": "mine", **options})
 
 
 def read(cache: ImageCache, positions: np.ndarray = ALL) -> torch.Tensor:
@@ -54,11 +53,11 @@ def quiet(folder: Path, files: ImageFiles, positions: np.ndarray = ALL) -> torch
         return read(open_images(folder, files, positions), positions)
 
 
-@pytest.mark.parametrize("resize", ["crop", "stretch"])
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
 def test_it_gives_the_bytes_that_decoding_gives_in_any_order(
-    files: ImageFiles, tmp_path: Path, resize: Any
+    files: ImageFiles, tmp_path: Path, fit: Any
 ) -> None:
-    files = replace(files, resize=resize)
+    files = replace(files, recipe=replace(CROP, fit=fit))
     cache = open_images(tmp_path / "cache", files, ALL)
     order = np.random.default_rng(0).permutation(24)
     for chosen in (order, order[:5], np.array([3, 3])):
@@ -107,7 +106,7 @@ def test_only_what_is_asked_for_is_decoded_and_only_once(files: ImageFiles, tmp_
 
 
 def test_what_is_not_decoded_takes_no_room(files: ImageFiles, tmp_path: Path) -> None:
-    files = replace(files, size=(256, 256))
+    files = replace(files, recipe=replace(CROP, size=(256, 256)))
     open_images(tmp_path / "cache", files, np.array([5]))
     stat = (tmp_path / "cache" / "images.npy").stat()
     assert stat.st_size > 24 * 3 * 256 * 256
@@ -190,8 +189,8 @@ def test_the_line_names_the_image_that_changed_or_the_option(
         UserWarning, match=f"images that changed since: 1, the first is {files.paths[7]}"
     ):
         open_images(tmp_path / "cache", files, ALL)
-    with pytest.warns(UserWarning, match=r"in another way \(resize\)"):
-        open_images(tmp_path / "cache", replace(files, resize="stretch"), ALL)
+    with pytest.warns(UserWarning, match=r"in another way \(fit\)"):
+        open_images(tmp_path / "cache", replace(files, recipe=replace(CROP, fit="stretch")), ALL)
 
 
 def test_a_changed_image_that_nobody_asks_for_changes_nothing(
@@ -246,7 +245,9 @@ def test_an_image_that_cannot_be_decoded_or_is_gone_is_named_and_the_others_are_
 def test_pickled_for_a_spawned_process_it_carries_no_pixels(
     files: ImageFiles, tmp_path: Path
 ) -> None:
-    cache = open_images(tmp_path / "cache", replace(files, size=(256, 256)), ALL)
+    cache = open_images(
+        tmp_path / "cache", replace(files, recipe=replace(CROP, size=(256, 256))), ALL
+    )
     exact = read(cache)
     content = pickle.dumps(cache)
     assert len(content) < 10_000
@@ -276,7 +277,7 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(
 ) -> None:
     with small_disk(tmp_path / "disk", size_mib=1) as disk:
         with pytest.raises(OSError, match=r"needs 4 MiB, but 0 MiB are free.*data\.cache"):
-            open_images(disk / "cache", replace(files, size=(256, 256)), ALL)
+            open_images(disk / "cache", replace(files, recipe=replace(CROP, size=(256, 256))), ALL)
         assert {path.name for path in disk.iterdir()} <= {".cache.lock"}
 
 
@@ -295,7 +296,7 @@ class Filling(ImageFiles):
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_of_the_cache(
     files: ImageFiles, tmp_path: Path
 ) -> None:
-    filling = Filling(**{**vars(files), "size": (64, 64)})
+    filling = Filling(**{**vars(files), "recipe": replace(CROP, size=(64, 64))})
     with small_disk(tmp_path / "disk", size_mib=1) as disk:
         with pytest.raises(OSError, match="No space left"):
             open_images(disk / "cache", filling, ALL)
@@ -307,6 +308,7 @@ OPEN = f"""{LIGHT}
 from pathlib import Path
 import numpy as np
 from datamodules.image_cache import ImageFiles, open_images
+from datamodules.recipe import ImageRecipe
 import datamodules.image_cache as module
 module._BLOCK_BYTES = 1 << 18  # a process that is killed has then marked some
 decoded = 0
@@ -317,7 +319,7 @@ class Counting(ImageFiles):
         return super().decode(positions, bar)
 root = Path(sys.argv[1])
 paths = sorted(root.rglob("*.jpg"))
-files = Counting(paths, folder=root, size=(64, 64), resize="crop", what="many")
+files = Counting(paths, folder=root, recipe=ImageRecipe("crop", (64, 64)), what="many")
 everything = np.arange(len(paths))
 print("ready", flush=True)
 sys.stdin.readline()

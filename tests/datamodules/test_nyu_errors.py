@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datamodules import NYUDepthV2
-from datamodules.loading import UnreadableImageError
+from datamodules.recipe import UnreadableImageError
 from tests.depth_factory import depth_frame, write_frame, write_frame_folders, write_labelled
 from tests.depth_factory import write_splits as write_official_splits
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import datamodules.loading
+import datamodules.recipe
 from datamodules import ImageFolder, Synthetic
 from datamodules.loading import ArrayDataset
 from datamodules.relay import Relay
@@ -81,7 +81,7 @@ def test_image_files_are_not_decoded_for_their_labels(
     data.setup()
     whole = next(iter(data.val_dataloader()))
     rest = rest_of(data, "val")
-    monkeypatch.setattr(datamodules.loading.Image, "open", None)  # it would fail
+    monkeypatch.setattr(datamodules.recipe.Image, "open", None)  # it would fail
     batch = rest.__getitems__(range(len(whole["label"])))
     assert torch.equal(batch["label"], whole["label"])
     assert torch.equal(batch["index"], whole["index"])

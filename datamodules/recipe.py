@@ -1,0 +1,180 @@
+"""One recipe from a picture to the pixels of a model, in training and in every prediction.
+
+Needs Pillow and NumPy alone: an export puts the code of this file into its `prepare.py`.
+
+Shapes: H height, W width, C channels
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["Fit", "ImageRecipe", "Transparency", "UnreadableImageError"]
+
+Fit = Literal["crop", "stretch"]
+Transparency = Literal["white", "dropped"]
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of an array
+
+
+class UnreadableImageError(RuntimeError):
+    """A picture that cannot be used; the message names it, in one line.
+
+    A loader process hands an error on as the text of a traceback: only our message is kept of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """Pixels (3, H, W), uint8 in RGB, of a picture.
+
+    A picture is a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W); C is 1
+    for grey, 3 for RGB and 4 for RGBA, the numbers uint8, or floating point in [0, 1], which is
+    rounded to 8 bits. An array is treated as a photo of these pixels would be. In this order:
+
+    1. Of a file with several frames (animation, pages) the first is taken.
+    2. The picture is turned upright, as its EXIF orientation says.
+    3. It becomes RGB. Grey is repeated, a palette looked up, CMYK converted by Pillow's formula
+       without a colour profile. More than 8 bits in a single channel are refused.
+    4. `fit` brings it to `size`, with Pillow's antialiased bicubic filter on 8 bits,
+       first the width, then the height.
+
+    Args:
+        fit: `crop` scales the picture to cover `size` and cuts the centre, `stretch` ignores its
+            proportions; None keeps its size.
+        size: height and width in pixels; without `fit` a picture must have it already.
+        transparency: what is transparent becomes `white`; `dropped` shows the colours that lie
+            hidden there.
+
+    Raises:
+        UnreadableImageError: the picture cannot be read, has no pixels, more than 8 bits in a
+            channel, or another size than it must have.
+    """
+
+    fit: Fit | None = None
+    size: tuple[int, int] | None = None
+    transparency: Transparency = "white"
+
+    def __post_init__(self) -> None:
+        assert self.fit is None or self.size is not None, "a fit needs a size"
+
+    def __call__(self, picture: Any) -> NDArray[np.uint8]:
+        return self.pixels(self.open(picture))
+
+    def open(self, picture: Any) -> Image.Image:
+        """The whole picture, upright and in RGB, at its own size."""
+        is_file = isinstance(picture, (str, os.PathLike))
+        what = _name(picture)
+        advice = " Replace or remove this file." if is_file else ""
+        try:
+            if is_file:
+                with Image.open(picture) as opened:
+                    image = self._rgb(opened)
+            else:
+                whole = picture if isinstance(picture, Image.Image) else _from_array(picture)
+                image = self._rgb(whole)
+        except Exception as error:  # a damaged file can raise anything
+            reason = _reason(error, picture)
+            raise UnreadableImageError(f"Cannot read {what} ({reason}).{advice}") from error
+        if self.fit is None and self.size not in (None, (image.height, image.width)):
+            assert self.size is not None
+            raise UnreadableImageError(
+                f"{what[0].upper()}{what[1:]} is {image.height} x {image.width} pixels, expected "
+                f"{self.size[0]} x {self.size[1]}.{advice}"
+            )
+        return image
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The fitted pixels (3, H, W) of what `open` gave."""
+        if self.fit is not None and self.size is not None:
+            height, width = self.size
+            high, wide = float(image.height), float(image.width)
+            if self.fit == "crop":
+                ratio = width / height
+                high, wide = min(high, wide / ratio), min(wide, high * ratio)
+            left, top = (image.width - wide) * 0.5, (image.height - high) * 0.5
+            # One axis after the other: which comes first in one call depends on Pillow's version.
+            for size, box in (
+                ((width, image.height), (left, 0, left + wide, image.height)),
+                ((width, height), (0, top, width, top + high)),
+            ):
+                image = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def shown(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of a picture of `size` (H, W) the size that the model sees: less what a crop cuts off."""
+        return self.size if self.fit == "crop" and self.size is not None else size
+
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel; convert it to 8-bit RGB")
+        if 0 in image.size:
+            raise ValueError(f"it has no pixels: {image.height} x {image.width}")
+        upright = ImageOps.exif_transpose(image)
+        see_through = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+        if see_through and self.transparency == "white":
+            over = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+        return upright.convert("RGB")
+
+
+def _from_array(picture: Any) -> Image.Image:
+    """An array (H, W), (H, W, C) or a tensor (C, H, W) as a PIL image."""
+    if hasattr(picture, "detach"):  # a tensor of torch
+        array, channels, layout = picture.detach().cpu().numpy(), 0, "(C, H, W)"
+    else:
+        array, channels, layout = picture, -1, "(H, W) or (H, W, C)"
+        array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[channels] not in _MODES:
+        raise ValueError(f"expected {layout} with 1, 3 or 4 channels")
+    pixels = np.moveaxis(array, channels, -1)
+    if pixels.size == 0:
+        raise ValueError(f"it has no pixels: {pixels.shape[0]} x {pixels.shape[1]}")
+    if pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:
+        raise ValueError("more than 8 bits a channel; convert it to 8-bit RGB")
+    if pixels.dtype.kind == "f":
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ValueError(
+                f"floating point from {low:.3g} to {high:.3g}; expected [0, 1], not normalised"
+            )
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{pixels.dtype}; expected uint8, or floating point in [0, 1]")
+    squeezed = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return Image.fromarray(np.ascontiguousarray(squeezed))
+
+
+def _name(picture: Any) -> str:
+    if isinstance(picture, (str, os.PathLike)):
+        return f"the image {os.fspath(picture)}"
+    if isinstance(picture, Image.Image):
+        named = getattr(picture, "filename", "")
+        return f"the image {named}" if named else "the PIL image"
+    if not hasattr(picture, "shape"):
+        raise TypeError(
+            f"A picture is a path, a PIL image, an array or a tensor, not {type(picture).__name__}."
+        )
+    kind = "tensor" if hasattr(picture, "detach") else "array"
+    return f"the {kind} of shape {tuple(picture.shape)} and {picture.dtype}"
+
+
+def _reason(error: Exception, picture: Any) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if isinstance(picture, (str, os.PathLike)) and Path(picture).stat().st_size == 0:
+            return "the file is empty"
+        return "it is no image, or of a format that Pillow does not read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
