@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,16 @@ from kora.tune_file import Tuning
 from kora.tune_plan import Combination
 from kora.tune_study import Search, Trial
 
-__all__ = ["equality", "fragment_of", "record", "rows", "table", "write_best", "write_report"]
+__all__ = [
+    "equality",
+    "fragment_of",
+    "record",
+    "rows",
+    "table",
+    "trials_csv",
+    "write_best",
+    "write_report",
+]
 
 
 def rows(searches: Sequence[Search]) -> tuple[list[str], list[list[str]]]:
@@ -170,6 +181,21 @@ def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
     }
 
 
+def trials_csv(searches: Sequence[Search]) -> str:
+    """Every trial in a line: its combination, number, value, seconds, state and settings."""
+    options = list(dict.fromkeys(d.option for s in searches for d in s.combination.space))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["combination", "trial", "metric", "value", "seconds", "state", *options])
+    for search in searches:
+        for one in search.trials():
+            value = "" if one.value is None else one.value
+            start = [search.combination.name, one.number, search.combination.metric, value]
+            settings = [one.values.get(option, "") for option in options]
+            writer.writerow([*start, one.seconds, one.state, *settings])
+    return out.getvalue()
+
+
 def fragment_of(path: Path, one: Combination, trial: Trial) -> dict[str, Any]:
     """What of a config the grid's options and the trial's values decide, as nested keys."""
     config = resolved(path, one.job(trial.number, trial.values, one.seeds[0]))
@@ -226,7 +252,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
 def write_report(
     path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning, out: Path | None
 ) -> list[Path]:
-    """Table, record and pictures."""
+    """Table, record, trials and pictures."""
     from kora.figures_tune import trial_pictures
 
     text = table(f"Search of {path.stem}", searches, tuning)
@@ -234,6 +260,7 @@ def write_report(
     written = [
         _write(out or folder / "table.md", text),
         _write(folder / "record.json", content),
+        _write(folder / "trials.csv", trials_csv(searches)),
     ]
     return written + trial_pictures(searches, folder / "trials.png")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kora.tune_report import equality, record, rows
+from kora.tune_report import equality, record, rows, trials_csv
 from kora.tune_study import Search
 from tests.tune_factory import RATE, combination, searches, tuning
 
@@ -45,3 +45,14 @@ def test_a_best_trial_at_the_edge_is_told_and_so_is_the_wider_range(tmp_path: Pa
         assert "At the edge" not in said
         kept = record(found, tuning(9))["combinations"][0]
         assert kept["space"] != kept["searched"]
+
+
+def test_every_trial_is_a_line_with_its_value_and_settings(tmp_path: Path) -> None:
+    one = combination(space=(RATE,))
+    with searches(tmp_path, one, given=tuning(4)) as found:
+        searched(found[0], (1e-3, 0.9), (1e-2, 0.5))
+        assert trials_csv(found).splitlines() == [
+            "combination,trial,metric,value,seconds,state,model.optimizer.lr",
+            "LoRA,0,best_val/accuracy,0.9,1.0,done,0.001",
+            "LoRA,1,best_val/accuracy,0.5,1.0,done,0.01",
+        ]
