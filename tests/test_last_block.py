@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import AdapterFusion, Bottleneck, KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import (
+    AdapterFusion,
+    Bottleneck,
+    KoRA,
+    LinearProbe,
+    LoRA,
+    MultiLayerProbe,
+    Strategy,
+)
 from kora.backbones import Features
 from kora.feature_cache_rules import head_reads
 from kora.heads import LinearHead
@@ -55,7 +63,8 @@ def test_of_every_strategy_the_logits_are_those_of_all_tokens(key: str, images: 
     entry: Entry = STRATEGIES[key]
     task = kick(built(entry(), backbone=tiny("tiny_vit"))).eval()
     # Those that read other tokens there themselves.
-    reads_all = isinstance(task.adapter, KoRA | AdapterFusion) or key == "VPT-shallow"
+    reads_all = isinstance(task.adapter, KoRA | AdapterFusion | MultiLayerProbe)
+    reads_all |= key == "VPT-shallow"
     if task.last_block is None:
         assert reads_all
     else:

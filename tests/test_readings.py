@@ -25,7 +25,7 @@ from tests.adapter_factory import write_folder
 from tests.adapters.strategies import STRATEGIES
 from tests.factory import kick
 
-NOTHING = {"LinearProbe", "FullFineTune"}
+NOTHING = {"LinearProbe", "MultiLayerProbe", "FullFineTune"}
 
 
 def depth_folder(folder: Path) -> Path:

@@ -33,7 +33,7 @@ class TrainAccuracy:
 
     def on_batch_end(self) -> None:
         """Keep what was noted, where the optimiser has made its step."""
-        if self._stepped:
+        if self._stepped and self._open:  # a task with a step of its own notes nothing
             self._done = [torch.stack([*self._done, *self._open]).sum(dim=0)]
             self._open, self._stepped = [], False
 

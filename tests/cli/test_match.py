@@ -57,7 +57,7 @@ def rows(outcome: Outcome) -> list[tuple[Any, ...]]:
 
 EXPECTED = [
     ("tiny.yaml", "LoRA", "rank", 2, 2, 2 * ALL_SITES),
-    ("lora_qv.yaml", "LoRA", "rank", 5, 8, 8 * Q_V),
+    ("lora_qv.yaml", "LoRA-qv", "rank", 5, 8, 8 * Q_V),
     ("probe.yaml", "LinearProbe", None, None, None, 0),
 ]
 
@@ -77,7 +77,7 @@ def test_of_a_complete_experiment_the_adapter_alone_is_taken(files: Path, capfd:
     configs = ("--config", "tiny.yaml", "--config", "own.yaml")
     outcome = kora(capfd, "params", *configs, "--match", "--json")
     assert json.loads(outcome.out)["backbone"] == "vit_nano"
-    assert rows(outcome)[1] == ("own.yaml", "LoRA", "rank", 7, 16, 6 * 256 * 16)
+    assert rows(outcome)[1] == ("own.yaml", "LoRA-q", "rank", 7, 16, 6 * 256 * 16)
 
 
 def test_target_sets_another_number(files: Path, capfd: Capture) -> None:
