@@ -1,61 +1,99 @@
-"""Draw every strategy over the number of images a class, from the values in docs/results.
+"""Draw how far every strategy is ahead of a linear probe, from the values in docs/results.
 
     python docs/photos_picture.py
 
-The tables came from several sessions, and `kora compare --against images` needs all runs at hand.
+The tables came from several sessions; `kora compare --against images` needs all runs at hand.
 """
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
-from kora.canvas import level_style, save
-from kora.figures_against import Point, draw_lines
+from kora.analysis.statistics import t_half_width
+from kora.canvas import GREY, new_figure, save
+from kora.identity import looks
 
-__all__ = ["draw", "read"]
+__all__ = ["Ahead", "describe", "draw", "read"]
 
 HERE = Path(__file__).parent
 SIZES = (1, 5, 20, 95)  # images of each class
-CLASSES = 100
+PROBE = "LinearProbe"
 
 
-def read(folder: Path) -> dict[str, list[Point]]:
-    """Mean and half of the 95 % interval of each strategy, by images a class.
+class Ahead(NamedTuple):
+    """Points ahead of the probe on common seeds: mean, and half of the 95 % t-interval."""
 
-    Of `photos_1.csv` and the like, as `kora compare --out` writes them; what is not there yet is
-    left out, and so are the rows of those that learn nothing.
+    mean: float
+    half_width: float
+    seeds: int
+
+
+def read(folder: Path) -> dict[int, dict[str, Ahead]]:
+    """By images a class and strategy, of `photos_1.csv` and the like (`kora compare --out`).
+
+    Sizes that are not measured yet are left out.
     """
-    lines: dict[str, list[Point]] = {}
+    found: dict[int, dict[str, Ahead]] = {}
     for size in SIZES:
         path = folder / f"photos_{size}.csv"
         if not path.is_file():
             continue
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["n"]:
-                    mean, high = float(row["mean"]), float(row["ci95_high"])
-                    lines.setdefault(row["strategy"], []).append(Point(size, mean, high - mean))
-    return lines
+            values = {
+                row["strategy"]: dict(
+                    zip(row["seeds"].split(), map(float, row["values"].split()), strict=True)
+                )
+                for row in csv.DictReader(file)
+                if row["n"]
+            }
+        probe = values.pop(PROBE)
+        found[size] = {
+            name: _ahead([100 * (mine[seed] - probe[seed]) for seed in mine if seed in probe])
+            for name, mine in values.items()
+        }
+    return found
 
 
-def describe(lines: dict[str, list[Point]]) -> str:
+def _ahead(points: list[float]) -> Ahead:
+    return Ahead(fmean(points), t_half_width(points) or 0.0, len(points))
+
+
+def describe(found: dict[int, dict[str, Ahead]]) -> str:
     """What the picture says of itself: all that it was drawn from."""
-    return "\n".join(f"{name}: {[tuple(p) for p in points]}" for name, points in lines.items())
+    return "\n".join(
+        f"{size} a class, {name}: {tuple(ahead)}"
+        for size, rows in found.items()
+        for name, ahead in rows.items()
+    )
 
 
-def draw(lines: dict[str, list[Point]], out_png: Path) -> Path:
-    """Accuracy over images a class."""
-    figure, axis = draw_lines(
-        lines, metric="test/accuracy", over=f"training images of each of {CLASSES} classes",
-        title=f"The last {CLASSES} classes of Tiny ImageNet, ViT-S/14 at 70 pixels",
-    )  # fmt: skip
-    axis.set_xticks(SIZES, [str(size) for size in SIZES])
-    axis.minorticks_off()
-    style, colour = level_style("chance")
-    axis.axhline(1 / CLASSES, color=colour, ls=style, lw=1.4, label="chance, majority class")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return save(figure, out_png, description=describe(lines))
+def draw(found: dict[int, dict[str, Ahead]], out_png: Path) -> Path:
+    """A group of points for each number of images, side by side so that none hides another."""
+    names = sorted({name for rows in found.values() for name in rows})
+    look = looks([*names, PROBE])
+    figure, (axis,) = new_figure(
+        1, size=(7.2, 4.2), title="100 new classes of Tiny ImageNet, ViT-S/14 at 70 pixels"
+    )
+    for place, name in enumerate(names):
+        offset = 0.6 * (place - (len(names) - 1) / 2) / max(1, len(names))
+        shown = [(x, rows[name]) for x, rows in enumerate(found.values()) if name in rows]
+        axis.errorbar(
+            [x + offset for x, _ in shown], [ahead.mean for _, ahead in shown],
+            yerr=[ahead.half_width for _, ahead in shown],
+            fmt=look[name].sign, color=look[name].hex, ms=7, capsize=4, lw=1.6, label=name,
+        )  # fmt: skip
+    axis.axhline(0, color=look[PROBE].hex, lw=1.4, label=PROBE)
+    axis.set_xticks(range(len(found)), [str(size) for size in found])
+    axis.set_xlabel("training images a class")
+    axis.set_ylabel("points of test accuracy ahead of LinearProbe")
+    axis.grid(alpha=0.25, axis="y")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title("mean over seeds, paired, with 95 % interval", fontsize=8, color=GREY)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save(figure, out_png, description=describe(found))
 
 
 if __name__ == "__main__":
