@@ -2,7 +2,7 @@
 
     python docs/photos_picture.py
 
-The tables came from several sessions; `kora compare --against images` needs all runs at hand.
+`kora compare --against images` needs all runs at hand; this needs their values alone.
 """
 
 from __future__ import annotations
