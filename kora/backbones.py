@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -149,6 +150,11 @@ class Backbone(nn.Module):
     def num_prefix_tokens(self) -> int:
         """P: CLS and register tokens before the patch tokens."""
         return int(self.model.num_prefix_tokens)
+
+    def patches_of(self, tokens: Tensor) -> Tensor:
+        """The patch tokens (B, N, D) among all, without CLS, registers and prompts behind them."""
+        first = self.num_prefix_tokens
+        return tokens[:, first : first + math.prod(self.grid)]
 
     @property
     def has_cls(self) -> bool:

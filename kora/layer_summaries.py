@@ -5,7 +5,6 @@ Shapes: B images, P prefix tokens, N patch tokens, K prompts, D width, E channel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -112,8 +111,7 @@ class LayerSummaries(nn.Module):
         if (number, "cls") in self._order:
             found[number, "cls"] = self._normed(backbone, tokens[:, :1])[:, 0]
         if (number, "mean") in self._order:
-            prefix = backbone.num_prefix_tokens
-            patches = tokens[:, prefix : prefix + math.prod(backbone.grid)]
+            patches = backbone.patches_of(tokens)
             if self.layer == "proj":  # the mean first: it is the summary that is normalised
                 patches = patches.mean(dim=1, keepdim=True)
             found[number, "mean"] = self._normed(backbone, patches).mean(dim=1)

@@ -5,7 +5,6 @@ Shapes: B images, N patch tokens, P prefix tokens (CLS, registers), K prompts, D
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -57,7 +56,6 @@ class LayerReader:
         self.backbone = backbone
         self.kind: Kind = kind
         self.forward = backbone if forward is None else forward
-        self._patches = math.prod(backbone.grid)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Vectors:
@@ -85,8 +83,7 @@ class LayerReader:
         """(B, P + N, D), or (B, P + N + K, D), to (B, D)."""
         if self.kind == "cls":
             return tokens[:, 0].clone()  # a view would keep all tokens
-        prefix = self.backbone.num_prefix_tokens
-        return tokens[:, prefix : prefix + self._patches].mean(dim=1)
+        return self.backbone.patches_of(tokens).mean(dim=1)
 
     def _final(self, features: Features) -> Tensor:
         if not features.levels:
