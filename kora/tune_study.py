@@ -88,22 +88,22 @@ class Search:
     def space(self) -> tuple[Dimension, ...]:
         """What is searched now: the file's ranges, widened where a best trial lay at an end."""
         space = self.combination.space
-        done = [one for one in self.trials() if one.value is not None]
-        best: Trial | None = None
-        for number, one in enumerate(done, start=1):
-            better = best is None or self._better(one.value or 0.0, best.value or 0.0)
-            best = one if better else best
+        done = self._done()
+        for count in range(_BEFORE_WIDENING, len(done) + 1):
+            best = self._best(done[:count])
             assert best is not None
-            if number == _BEFORE_WIDENING or (better and number > _BEFORE_WIDENING):
+            if count == _BEFORE_WIDENING or best is done[count - 1]:
                 space = tuple(d.widened(best.values[d.option]) for d in space)
         return space
 
-    def _better(self, value: float, than: float) -> bool:
-        return value > than if self.combination.mode == "max" else value < than
-
     def best(self) -> Trial | None:
         """The one with the best value, the first of several; None while there is none."""
-        done = [one for one in self.trials() if one.value is not None]
+        return self._best(self._done())
+
+    def _done(self) -> list[Trial]:
+        return [one for one in self.trials() if one.value is not None]
+
+    def _best(self, done: Sequence[Trial]) -> Trial | None:
         sign = -1 if self.combination.mode == "max" else 1
         return min(done, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
 
