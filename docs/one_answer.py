@@ -35,22 +35,25 @@ CLASSES = (
 )  # fmt: skip
 MODEL = "vit_small_patch14_dinov2"
 
+#: The lines of export.json for one photo after another, where there is no kora: a line of
+#: probabilities each, or the error.
 ELSEWHERE = """
 import json, sys
 for name in ("kora", "datamodules"):
     sys.modules[name] = None
-import torch
+import numpy, torch
 record = json.load(open(f"{sys.argv[1]}/export.json"))
 names = {}
 exec("\\n".join(record["load"]).replace("FOLDER", sys.argv[1]), names)
-use = "\\n".join(record["use"]).replace("FOLDER", sys.argv[1])
-found = []
-for photo in json.load(sys.stdin):
-    with torch.no_grad():
-        exec(use.replace("photo.jpg", photo), names)
-    logits = torch.as_tensor(names.get("outputs", names.get("logits")))
-    found.append(logits.float().softmax(-1)[0].tolist())
-print(json.dumps(found))
+for photo in json.loads(sys.argv[2]):
+    try:
+        with torch.no_grad():
+            exec(compile("\\n".join(record["use"]).replace("FOLDER", sys.argv[1])
+                         .replace("photo.jpg", photo), "use", "exec"), names)
+        logits = torch.as_tensor(names.get("outputs", names.get("logits")))
+        print(json.dumps(logits.float().softmax(-1)[0].tolist()))
+    except Exception as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"))
 """
 
 
@@ -108,12 +111,14 @@ def predicted(run: Path, files: list[Path], out: Path) -> list[list[float]]:
 
 
 def exported(folder: Path, files: list[Path]) -> list[list[float]]:
+    photos = json.dumps([str(file.absolute()) for file in files])
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(folder.absolute())],
-        input=json.dumps([str(file.absolute()) for file in files]),
+        [sys.executable, "-c", ELSEWHERE, str(folder.absolute()), photos],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found: list[list[float]] = json.loads(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    errors = [line for line in found if isinstance(line, str)]
+    assert not errors, errors[0]
     return found
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from kora.export import RECORD, export
 from kora.load import AdaptedModel
 from kora.tasks import ClassificationTask
 from tests.adapter_factory import CLASSES, write_folder
-from tests.cli.support import kora
+from tests.cli.support import REPOSITORY, kora
 from tests.factory import kick
 from tests.picture_factory import bad_files, scene, write_photos
 
@@ -33,24 +34,7 @@ needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs 
 FITS = [pytest.param(fit, id=fit or "whole") for fit in ("crop", "stretch", None)]
 
 #: The lines of export.json for one photo after another, where there is no kora.
-ELSEWHERE = """
-import json, sys
-for name in ("kora", "datamodules"):
-    sys.modules[name] = None
-import numpy, torch
-record = json.load(open(f"{sys.argv[1]}/export.json"))
-names = {}
-exec("\\n".join(record["load"]).replace("FOLDER", sys.argv[1]), names)
-for photo in json.loads(sys.argv[2]):
-    try:
-        with torch.no_grad():
-            exec(compile("\\n".join(record["use"]).replace("FOLDER", sys.argv[1])
-                         .replace("photo.jpg", photo), "use", "exec"), names)
-        logits = torch.as_tensor(names.get("outputs", names.get("logits")))
-        print(json.dumps(logits.float().softmax(-1)[0].tolist()))
-    except Exception as error:
-        print(json.dumps(f"{type(error).__name__}: {error}"))
-"""
+ELSEWHERE: str = run_path(str(REPOSITORY / "docs/one_answer.py"))["ELSEWHERE"]
 
 
 @pytest.fixture(scope="module")
