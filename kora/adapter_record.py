@@ -6,18 +6,15 @@ whole model again without the config of the run.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
-
-from torch import nn
 
 from datamodules.recipe import ImageRecipe
 from kora.adapters import describe
 from kora.backbones import Backbone
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 
-__all__ = ["preprocessing", "rebuild", "recipe_of", "task_record"]
+__all__ = ["preprocessing", "recipe_of", "task_record"]
 
 
 def task_record(task: AdapterTask, datamodule: Any = None) -> dict[str, Any]:
@@ -33,35 +30,6 @@ def task_record(task: AdapterTask, datamodule: Any = None) -> dict[str, Any]:
             "licence": _licence(task.backbone),
         },
     }
-
-
-def rebuild(described: Any, *, origin: str) -> Any:
-    """The object that `describe` gave a class path and arguments for; other values as they are.
-
-    Nothing is imported for it, so a file cannot name code that this process has not chosen to load.
-
-    Raises:
-        ValueError: If the class is not known here, or does not take these arguments.
-    """
-    if not isinstance(described, Mapping) or "class_path" not in described:
-        return described
-    path = str(described["class_path"])
-    module, _, name = path.rpartition(".")
-    kind = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(
-            f"{origin} names {path}, which is not known here. Import the module that defines it "
-            "before you load the folder."
-        )
-    arguments = {
-        key: rebuild(value, origin=origin) for key, value in described["init_args"].items()
-    }
-    try:
-        return kind(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{origin} has arguments of {path} that this version of kora does not take: {error}"
-        ) from error
 
 
 def _described(task: AdapterTask) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ def fill_cache(args: Sequence[str]) -> None:
         OSError: There is no room.
     """
     cli = parse(args)
-    made = cli.parser.instantiate_classes(cli.config)[cli.command]
+    made = cli.parser.instantiate(cli.config)[cli.command]
     task = made.model
     task.feature_cache.option = True
     cli.source_stages.foresee(task)

@@ -42,6 +42,7 @@ Train and compare adapters on frozen vision transformers.
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
   kora fit --config A.yaml --config B.yaml --model.adapter.rank 4
                                                        later files and options win
+  kora test --trust MODULE ...                         a run may name the classes of MODULE too
   kora COMMAND --help                                  the options of a command
   kora --version
 """
@@ -193,6 +194,9 @@ _COMMANDS: dict[str, Command] = {
     "list": _list,
 }
 
+#: Commands that read files in which classes may be named.
+_NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
@@ -230,7 +234,13 @@ def _command(args: list[str]) -> None:
         close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
-    command(args[1:])
+    if args[0] not in _NAMES_CLASSES or "--help" in args or "-h" in args:
+        command(args[1:])
+        return
+    from kora.trust import policy_for, split_trust
+
+    with policy_for(args):
+        command(split_trust(args[1:])[0])
 
 
 def _reader_is_gone() -> bool:

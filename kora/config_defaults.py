@@ -12,6 +12,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from kora.trust import OURS
+
 __all__ = ["with_defaults"]
 
 
@@ -35,9 +37,8 @@ def _defaults(class_path: str) -> dict[str, Any]:
     """Plain values of the options that a class leaves open, by name; nothing of unknown classes."""
     module, _, name = class_path.rpartition(".")
     try:
-        ours = module.partition(".")[0] in ("kora", "datamodules")
-        kind = getattr(import_module(module) if ours else sys.modules[module], name)
-        return _of_class(kind)
+        found = import_module(module) if module in OURS else sys.modules[module]
+        return _of_class(vars(found)[name])
     except (ImportError, KeyError, AttributeError, TypeError, ValueError):
         return {}
 

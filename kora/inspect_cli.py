@@ -125,6 +125,6 @@ def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
     """Data module and model of a config, without a trainer and without fetching weights."""
     cli = parse(args)
     cli.options.model.init_args.backbone.init_args.weights = "random"
-    made = cli.parser.instantiate_classes(cli.config)[cli.command]
+    made = cli.parser.instantiate(cli.config)[cli.command]
     cli.source_stages.foresee(made.model)
     return made.data, made.model

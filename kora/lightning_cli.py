@@ -102,6 +102,10 @@ class KoraCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
         super().parse_arguments(parser, args)
+        for group in ("trainer", "wandb", "save"):
+            found = self.config[self.command].get(group)
+            if not hasattr(found, "items"):
+                raise ValueError(f"{group} is {found!r}, expected options by name.")
         seed = self.config[self.command].seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(

@@ -25,12 +25,13 @@ from kora.adapter_folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from kora.adapter_record import preprocessing, rebuild, recipe_of
-from kora.adapters import FullFineTune, Strategy
+from kora.adapter_record import preprocessing, recipe_of
+from kora.adapters import FullFineTune, Strategy, describe
 from kora.backbones import Backbone
 from kora.image_files import image_files
 from kora.image_input import check_images, resized
-from kora.tasks import AdapterTask, DepthTask
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.trust import build, build_arguments
 
 __all__ = [
     "AdaptedModel",
@@ -216,7 +217,11 @@ def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], 
 
 
 def load_adapter(
-    path: str | Path, *, weights: str | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
 ) -> AdaptedModel:
     """The model of a run, ready for images: verified backbone, adapter, head, eval mode.
 
@@ -225,6 +230,7 @@ def load_adapter(
         weights: Where the backbone's weights are by now, as in `Backbone`; None: where the run took
             them from. They have to be the same weights.
         device: Where to put the model.
+        trust: Modules of your own whose classes the folder may name, beside those of KoRA.
 
     Raises:
         FileNotFoundError: If there is no adapter folder, or no file of weights.
@@ -234,11 +240,12 @@ def load_adapter(
     folder = adapter_folder(path)
     record = read_adapter_config(folder)
     origin = str(folder / ADAPTER_CONFIG)
-    adapter = rebuild(_without_sources(record["adapter"]), origin=origin)
-    if not isinstance(adapter, Strategy):
-        raise ValueError(f"{origin} names {type(adapter).__name__}, which is no strategy.")
+    described = _without_sources(record["adapter"])
+    adapter = build(Strategy, described, origin=origin, trust=trust)  # type: ignore[type-abstract]
     tensors = read_adapter_tensors(folder)
     head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+    if not trust:
+        _check_sizes(record, adapter, head, tensors, folder)
     full = isinstance(adapter, FullFineTune)
     backbone = _backbone(record, weights or ("random" if full else None), str(folder))
     if full:
@@ -303,6 +310,31 @@ def _without_sources(described: Mapping[str, Any]) -> dict[str, Any]:
     return {key: described[key] for key in ("class_path", "init_args")}
 
 
+def _check_sizes(
+    record: Mapping[str, Any],
+    adapter: Strategy,
+    head: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    """Refuse a folder whose record asks for other sizes than its tensors have, without memory."""
+    origin = str(folder / ADAPTER_CONFIG)
+    with torch.device("meta"):
+        twin = build(type(adapter), describe(adapter), origin=origin)
+        backbone = _backbone(record, "random", str(folder))
+        task = _task(record, backbone, twin, head, origin)
+        if twin.missing():
+            checkpoints.recall_adapter(folder, twin)
+        try:
+            task.build()
+        except (ValueError, RuntimeError) as error:  # torch's own, where sizes overflow
+            raise ValueError(f"{origin} cannot be used: {error}") from error
+    assert task.head is not None
+    sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}
+    sizes |= {f"head.{k}": v for k, v in task.head.state_dict(keep_vars=True).items()}
+    check_keys(sizes, tensors, str(folder / ADAPTER_WEIGHTS))
+
+
 def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Backbone:
     known = record["backbone"]
     origin = record.get("weights") or {}
@@ -358,8 +390,14 @@ def _task(
             f"{record.get('kora_version')}, or by a task of your own. Use its checkpoint with the "
             "config.yaml beside it."
         )
-    arguments = {"backbone": backbone, "adapter": adapter, **described["init_args"]}
-    task = rebuild({**described, "init_args": arguments}, origin=origin)
-    if not isinstance(task, AdapterTask):
-        raise ValueError(f"{origin} names {described['class_path']}, which is no task of kora.")
-    return task
+    if not (isinstance(described, Mapping) and isinstance(described.get("init_args"), Mapping)):
+        raise ValueError(f"{origin}: task is {described!r:.80}, expected class_path and init_args.")
+    kinds = {f"kora.tasks.{kind.__name__}": kind for kind in (ClassificationTask, DepthTask)}
+    kind = kinds.get(str(described.get("class_path")))
+    if kind is None:
+        named = described.get("class_path")
+        raise ValueError(f"{origin} names {named!r:.80}, which is no task of kora.")
+    arguments = build_arguments(
+        kind, described["init_args"], origin=origin, skip={"backbone", "adapter"}
+    )
+    return kind(backbone, adapter, **arguments)

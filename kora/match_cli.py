@@ -84,7 +84,7 @@ def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
     options.model.init_args.backbone.init_args.weights = "random"
     options.data = None  # only the head depends on it
     with torch.device("meta"):
-        task = parser.instantiate_classes(options).model
+        task = parser.instantiate(options).model
     cli.source_stages.foresee(task)
     return task.backbone, task.adapter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,6 +15,9 @@ __all__ = ["KoraParser"]
 
 class KoraParser(LightningArgumentParser):
     """Says what is wrong in one line, and exits with 2."""
+
+    #: The config file that is parsed now.
+    _file: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Abbreviated options would hide typing errors.
@@ -27,11 +30,21 @@ class KoraParser(LightningArgumentParser):
             args = [f"{args[0].removesuffix('None')}null"]
         return super().parse_args(args, namespace, **kw)
 
+    def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
+        """Parse a config file, whose name stands in front of what is wrong with it."""
+        KoraParser._file = str(path)
+        parsed = super().parse_path(path, *args, **kw)
+        KoraParser._file = None
+        return parsed
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line that matters; the whole listing with KORA_DEBUG=1."""
         if os.environ.get("KORA_DEBUG"):
             super().error(message, ex)
-        print(f"kora: error: {explain(message, self._keys())}", file=sys.stderr)
+        told, file = explain(message, self._keys()), KoraParser._file
+        KoraParser._file = None
+        where = "" if file is None or file in told else f"{file}: "
+        print(f"kora: error: {where}{told}", file=sys.stderr)
         sys.exit(2)
 
     def _keys(self) -> list[str]:

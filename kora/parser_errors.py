@@ -30,6 +30,9 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     nearest known name.
     """
     text = str(message)
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", text)
+    if denied is not None:
+        return _of_denied(denied.group(1))
     place = ".".join(re.findall(r"Parser key \"([^\"]+)\"", text))
     reason = _deepest(text)
     given = re.search(r"Given value: (.+)", text)
@@ -55,6 +58,13 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     if "abstract" in reason:
         parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
+
+
+def _of_denied(path: str) -> str:
+    return (
+        f"it names {path}, and what is read from a run may name classes of KoRA alone. If the run "
+        f"is yours, or you trust that module: --trust {path.rpartition('.')[0]}."
+    )
 
 
 def _names(reason: str, place: str) -> bool:

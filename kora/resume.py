@@ -25,6 +25,7 @@ from kora.results import RESULTS_NAME
 from kora.resume_changes import changes
 from kora.run_lock import RunLock
 from kora.run_search import LAST_CHECKPOINT, run_folders
+from kora.trust import modules_to_trust
 
 __all__ = [
     "after_interruption",
@@ -44,7 +45,9 @@ _FOUND = "KORA_RESUMES"
 def how_to_go_on(folder: Path) -> str:
     """The command that goes on with a run."""
     config, last = str(folder / "config.yaml"), str(folder / LAST_CHECKPOINT)
-    return shlex.join(["kora", "fit", "--config", config, "--ckpt_path", last])
+    named = modules_to_trust(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
+    trust = [part for module in named for part in ("--trust", module)]
+    return shlex.join(["kora", "fit", "--config", config, "--ckpt_path", last, *trust])
 
 
 def after_interruption(folder: Path | None) -> str:

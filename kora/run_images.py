@@ -36,7 +36,7 @@ def run_data(run: Path) -> tuple[ImageDataModule, AdapterTask]:
     """
     cli = parsed_config(run)
     cli.options.model.init_args.backbone.init_args.weights = "random"
-    made = cli.parser.instantiate_classes(cli.config)[cli.command]
+    made = cli.parser.instantiate(cli.config)[cli.command]
     if not isinstance(made.data, ImageDataModule):
         raise ValueError(
             f"{run}: {type(made.data).__name__} is no ImageDataModule, so that single images "

@@ -20,7 +20,7 @@ __all__ = ["plain", "source_overrides", "train_source"]
 
 def plain(parser: Any, options: Any) -> dict[str, Any]:
     """A resolved config in plain types."""
-    text = parser.dump(options, skip_none=False, skip_validation=True)
+    text = parser.dump(options, skip_unset=False, skip_validation=True)
     config: dict[str, Any] = yaml.safe_load(text)
     config.pop("config", None)
     return config

@@ -231,7 +231,7 @@ def test_a_folder_of_before_the_task_was_recorded_still_loads(
             "os.system",
         ),
         ({"adapter": {"class_path": "antigravity.Joke", "init_args": {}}}, "antigravity.Joke"),
-        ({"adapter": {"class_path": "torch.nn.ReLU", "init_args": {}}}, "no strategy"),
+        ({"adapter": {"class_path": "torch.nn.ReLU", "init_args": {}}}, "torch.nn.ReLU"),
         ({"adapter": {"class_path": "kora.adapters.LoRA", "init_args": {"width": 1}}}, "width"),
         ({"task": None, "head": 1}, None),
         ({"task": {"class_path": "torch.nn.ReLU", "init_args": {}}}, "ReLU"),

@@ -1,0 +1,149 @@
+"""Claims about commands that read a run of somebody else: it is data, and nothing in it runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.support import kora, tiny_config, write_config
+
+_PAYLOAD = {
+    "class_path": "lightning.pytorch.LightningDataModule.from_datasets",
+    "init_args": {
+        "test_dataset": {
+            "class_path": "torch.utils.data.datapipes.map.Mapper",
+            "init_args": {
+                "datapipe": {
+                    "class_path": "torch.utils.data.datapipes.map.SequenceWrapper",
+                    "init_args": {"sequence": ["touch PWNED"]},
+                },
+                "fn": "os.system",
+            },
+        }
+    },
+}
+_CALL = {"class_path": "os.system", "init_args": {"command": "touch PWNED"}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `vit_nano` on weights that every machine has."""
+    from kora.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(runs_dir=str(folder / "runs"))
+    config["model"]["init_args"]["backbone"] = {"name": "vit_nano", "image_size": 32}
+    main(["fit", "--config", str(write_config(folder / "tiny.yaml", config))])
+    return folder / "runs" / "tiny" / "LoRA" / "seed0" / "version_0"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "theirs")).relative_to(tmp_path)
+
+
+def _change(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def _readers(run: Path) -> list[list[str]]:
+    config = ["--config", str(run / "config.yaml")]
+    best = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+    return [
+        ["cka", str(run), "--images", "8"],
+        ["test", *config, *best],
+        ["validate", *config, *best],
+        ["predict", *config, *best],
+        ["params", *config],
+        ["data", "describe", *config],
+        ["data", "cache", *config],
+        ["fit", *config],
+        ["fit", f"--config={run / 'config.yaml'}", *best],
+        ["fit", "--resume", str(run)],
+    ]
+
+
+def test_no_command_executes_what_a_run_names_as_its_data(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _change(run, lambda config: config.update(data=_PAYLOAD))
+    for command in _readers(run):
+        outcome = kora(capfd, *command)
+        assert outcome.code == 2, command
+        assert "names lightning.pytorch.LightningDataModule.from_datasets" in outcome.err
+        assert str(run / "config.yaml") in outcome.err
+        assert "Traceback" not in outcome.err
+        assert not Path("PWNED").exists(), command
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "model", "model.adapter", "model.backbone", "model.optimizer", "model.head_layers",
+        "data", "data.subset", "trainer.callbacks", "trainer.logger", "trainer.plugins",
+        "trainer.strategy", "trainer.profiler", "wandb", "save",
+    ],
+)  # fmt: skip
+def test_nor_anywhere_else_in_it(place: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    clean = (run / "config.yaml").read_text(encoding="utf-8")
+    *parents, last = place.split(".")
+    for value in (_CALL, "os.system", [_CALL], ["os.system"]):
+
+        def change(config: dict[str, Any], value: Any = value) -> None:
+            for parent in parents:
+                config = config[parent]
+                config = config.get("init_args", config)
+            config[last] = value
+
+        (run / "config.yaml").write_text(clean, encoding="utf-8")
+        _change(run, change)
+        for command in _readers(run)[1:2]:
+            outcome = kora(capfd, *command)
+            assert outcome.code, command
+            assert "Traceback" not in outcome.err
+            assert not Path("PWNED").exists()
+
+
+def test_a_run_cannot_hide_it_in_its_source_stage(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_config(data=_PAYLOAD)
+    (run / "source.yaml").write_text(yaml.safe_dump(source), encoding="utf-8")
+    write_config(run / "middle.yaml", tiny_config(source=str(run / "source.yaml")))
+    for first in ("source.yaml", "middle.yaml"):
+        _change(run, lambda config, first=first: config.update(source=str(run / first)))
+        outcome = kora(capfd, "fit", "--config", run / "config.yaml")
+        assert outcome.code
+        assert "LightningDataModule.from_datasets" in outcome.err
+        assert not Path("PWNED").exists()
+
+
+def test_a_run_cannot_trust_modules_itself(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _change(run, lambda config: config.update(data=_PAYLOAD, trust=["lightning", "torch", "os"]))
+    outcome = kora(capfd, *_readers(run)[1])
+    assert outcome.code == 2
+    assert not Path("PWNED").exists()
+
+
+def test_a_config_of_ones_own_may_name_any_class(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config()
+    config["model"]["init_args"]["adapter"]["class_path"] = "tests.test_trust.Mine"
+    outcome = kora(capfd, "fit", "--config", write_config(here / "own.yaml", config))
+    assert outcome.code == 0, outcome.err
+    own = here / "runs" / "tiny" / "Mine" / "seed0" / "version_0"
+    test = ["test", "--config", own / "config.yaml", "--ckpt_path", own / "checkpoints/best.ckpt"]
+    refused = kora(capfd, *test)
+    assert refused.code == 2
+    assert "--trust tests.test_trust" in refused.err
+    assert kora(capfd, *test, "--trust", "tests.test_trust").code == 0
