@@ -66,7 +66,7 @@ _LIGHTNING = {
 @cache
 def known_classes() -> frozenset[str]:
     """Import paths of the classes that any file may name: where each is offered and defined."""
-    found: list[tuple[str, type]] = []
+    found: list[tuple[str, Any]] = []
     for module_name, bases in OURS.items():
         module = import_module(module_name)
         kinds = tuple(getattr(module, base) for base in bases)
@@ -84,6 +84,8 @@ def known_classes() -> frozenset[str]:
     for module_name, names in _LIGHTNING.items():
         module = import_module(module_name)
         found += [(f"{module_name}.{name}", getattr(module, name)) for name in names]
+    # How a config that names no optimiser is written into the folder of its run.
+    found.append(("kora.tasks.base._adamw", import_module("kora.tasks.base")._adamw))
     defined = {f"{kind.__module__}.{kind.__qualname__}" for _, kind in found}
     return frozenset(defined | {path for path, _ in found})
 

@@ -5,16 +5,19 @@ Nothing here loads torch or Lightning, so `kora compare --wandb` starts at once.
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import requests
 
 __all__ = ["has_credentials", "server_answers", "wandb_base_url"]
 
-_LOOK_S = 4.0
+#: Of the look: seconds in all, and bytes of an answer that are read.
+_LOOK_S, _LONGEST = 5.0, 1 << 16
 
 
 def wandb_base_url() -> str:
@@ -43,17 +46,28 @@ def has_credentials() -> bool:
 def server_answers(base_url: str) -> bool:
     """Whether a W&B server answers what a run would ask first, also that it wants a login.
 
-    A connection alone says little: a server in trouble, or a proxy, accepts it and says nothing.
+    A connection alone says little: a server in trouble, or a proxy, accepts it and says nothing, or
+    a byte now and then. So the whole look has five seconds, in a thread that is left behind.
     """
+    found: list[bool] = []
+    look = Thread(target=lambda: found.append(_answers(base_url)), daemon=True)
+    look.start()
+    look.join(_LOOK_S)
+    return found == [True]
+
+
+def _answers(base_url: str) -> bool:
     try:
-        answer = requests.post(
+        with requests.post(
             f"{base_url.rstrip('/')}/graphql",
             json={"query": "query Viewer { viewer { id } }"},
             timeout=_LOOK_S,
-        )
-        if answer.status_code != 401:
-            answer.raise_for_status()
-            answer.json()  # a proxy would send a page for people
-    except requests.RequestException:
+            allow_redirects=False,
+            stream=True,
+        ) as answer:
+            if answer.status_code == 401:
+                return True
+            said = json.loads(next(answer.iter_content(_LONGEST), b""))
+    except (requests.RequestException, ValueError):  # a proxy would send a page for people
         return False
-    return True
+    return answer.status_code == 200 and isinstance(said, dict) and bool(said.get("data"))
