@@ -68,7 +68,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
                 _check_types(source)
     except (ValueError, TypeError, KeyError) as error:
-        raise RuntimeError(f"{path} is damaged: {error!r}. Train the adapter again.") from error
+        reason = f"{type(error).__name__}: {getattr(error, 'reason', error)}"  # not all its bytes
+        raise RuntimeError(f"{path} is damaged ({reason}). Train the adapter again.") from error
     if same_format and record.get("record_sha256") not in (None, record_sha256(record)):
         raise RuntimeError(
             f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "

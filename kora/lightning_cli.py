@@ -107,7 +107,7 @@ class KoraCLI(LightningCLI):
             if not hasattr(found, "items"):
                 raise ValueError(f"{group} is {found!r}, expected options by name.")
         seed = self.config[self.command].seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        if isinstance(seed, bool | None) or not 0 <= seed < 2**32:
             raise ValueError(
                 f"seed_everything={seed}: every run has a seed, so that it can be run again. Give "
                 "a number from 0 to 4294967295."

@@ -238,6 +238,18 @@ def load_adapter(
         RuntimeError: If a file is damaged, or weights cannot be fetched.
     """
     folder = adapter_folder(path)
+    try:
+        return _loaded(folder, weights, trust).to(device)
+    except Exception as error:  # what a folder describes can fail anywhere
+        if str(folder) in str(error):
+            raise
+        worded = isinstance(error, ValueError | RuntimeError | OSError)
+        reason = str(error) if worded else f"{type(error).__name__}: {error}"
+        kind = RuntimeError if isinstance(error, RuntimeError | OSError) else ValueError
+        raise kind(f"{folder} cannot be used: {reason}") from error
+
+
+def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedModel:
     record = read_adapter_config(folder)
     origin = str(folder / ADAPTER_CONFIG)
     described = _without_sources(record["adapter"])
@@ -264,7 +276,7 @@ def load_adapter(
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(head[name])
-    return AdaptedModel(task, record, folder).to(device)
+    return AdaptedModel(task, record, folder)
 
 
 def load_backbone(
@@ -325,10 +337,7 @@ def _check_sizes(
         task = _task(record, backbone, twin, head, origin)
         if twin.missing():
             checkpoints.recall_adapter(folder, twin)
-        try:
-            task.build()
-        except (ValueError, RuntimeError) as error:  # torch's own, where sizes overflow
-            raise ValueError(f"{origin} cannot be used: {error}") from error
+        task.build()
     assert task.head is not None
     sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}
     sizes |= {f"head.{k}": v for k, v in task.head.state_dict(keep_vars=True).items()}

@@ -156,7 +156,7 @@ def test_sizes_that_are_not_those_of_the_tensors_take_no_memory(adapter: Path) -
     for number, told in ((10**7, r"weight' has shape \(7, 128\), expected"), (10**18, "overflow")):
         task = {"class_path": "kora.tasks.ClassificationTask", "init_args": {"num_classes": number}}
         edit_record(adapter, task=task)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises((ValueError, RuntimeError), match=told):
             kora.load_adapter(adapter)
 
 
