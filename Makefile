@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
+.PHONY: help install demo test test-fast test-floors test-newest lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,16 @@ test: $(VENV)/.dev  ## the whole test suite
 
 test-fast: $(VENV)/.dev  ## the suite without its slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-floors: $(VENV)/.dev  ## the fast suite on the oldest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
+	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
+	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto -m "not slow"
+
+test-newest: $(VENV)/.dev  ## the fast suite on the newest versions of everything
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
+	$(BIN)/uv pip install --quiet --python $(VENV)-newest --upgrade --editable '.[test,onnx,tune]'
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto -m "not slow"
 
 faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $$(grep -o 'tests/[a-z_/]*\.py' docs/RELIABILITY.md | sort -u)

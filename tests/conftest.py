@@ -11,6 +11,7 @@ from pathlib import Path
 # Before any import of the libraries that read them.
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["KORA_CACHE"] = tempfile.mkdtemp(prefix="kora-tests-")
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "all"  # of each the first would do otherwise
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest

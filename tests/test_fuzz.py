@@ -31,6 +31,7 @@ from kora.outcomes import read_outcomes, write_outcomes
 from kora.wandb_run import keep_run_id, wandb_run_id
 from kora.weights import load_file_exactly
 from tests.adapter_factory import kicked, write_folder
+from tests.cli.support import kora as run_command
 from tests.data_factory import write_tar, write_zip
 from tests.factory import nano
 from tests.test_checkpoint_files import save
@@ -292,11 +293,7 @@ def test_a_config_of_a_run_with_other_values_is_parsed_or_told(
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(change(_CONFIG)), encoding="utf-8")
     capfd.readouterr()
-    try:
-        kora.cli.main(["params", "--config", str(path)])
-    except SystemExit as stop:
-        error = capfd.readouterr().err
-        assert stop.code in (1, 2)
-        assert "Traceback" not in error
-        lines = [line for line in error.splitlines() if line.startswith("kora: error: ")]
-        assert len(lines) == 1, error
+    outcome = run_command(capfd, "params", "--config", path)
+    assert "Traceback" not in outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("kora: error: ")]
+    assert len(lines) == (outcome.code != 0), outcome.err
