@@ -18,6 +18,8 @@ from kora.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"
+#: A run names the class below, which is not KoRA's.
+TRUST = ("--trust", "tests.cli.faults")
 
 
 class Fault(Callback):

@@ -228,6 +228,38 @@ def test_a_full_run_directory_is_found_before_training(
         assert not list(disk.rglob("version_*"))  # nothing is left of a run that was not begun
 
 
+class FillDiskAtTest(FillDisk):
+    """The same when the test is over: only the record and the pictures are still to be written."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.folder).free)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_results_are_written_leaves_no_half_of_them(
+    here: Path, capfd: Capture
+) -> None:
+    config = tiny_config(runs_dir="disk/runs")
+    config["trainer"]["callbacks"] = {
+        "class_path": "tests.cli.test_faults.FillDiskAtTest",
+        "init_args": {"folder": "disk"},
+    }
+    write_config(here / "small.yaml", config)
+    with small_disk(here / "disk", size_mib=16) as disk:
+        line = error_of(kora(capfd, "fit", "--config", "small.yaml"))
+        assert "cannot be written: No space left on device" in line
+        run = disk / "runs/tiny/LoRA/seed0/version_0"
+        assert not (run / "results.json").exists()  # so that no comparison takes it as finished
+        assert not list(disk.rglob(".kora-*"))
+        (disk / "filler").unlink()
+        again = kora(capfd, *FIT, "--ckpt_path", run / "checkpoints/last.ckpt")
+        assert again.code == 0, again.err
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_so(
     here: Path, capfd: Capture

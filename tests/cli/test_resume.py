@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.faults import ARMED, run, run_fresh
+from tests.cli.faults import ARMED, TRUST, run, run_fresh
 from tests.cli.support import Outcome, kora, results, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
@@ -102,7 +102,7 @@ def test_a_run_killed_three_times_is_the_same_to_the_bit(
     code, out = run(here, *fit)
     assert code == 0, out
     killed = here / SEED0 / "version_1"
-    again = ["fit", "--config", killed / "config.yaml", "--ckpt_path", "last"]
+    again = ["fit", "--config", killed / "config.yaml", "--ckpt_path", "last", *TRUST]
     for command, fault in zip([fit, again, again], faults, strict=True):
         code, out = run(here, *command, fault=f"SIGKILL {fault}")
         assert code == -signal.SIGKILL, out
@@ -111,6 +111,64 @@ def test_a_run_killed_three_times_is_the_same_to_the_bit(
     assert "Nothing changed." in out
     assert_same_run(here / SEED0 / "version_0", killed)
     assert sorted(f.name for f in (here / SEED0).iterdir()) == ["version_0", "version_1"]
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_its_source_stage_is_the_same_to_the_bit(here: Path) -> None:
+    write_config(here / "source.yaml", config() | {"experiment": "source"})
+    for name in ("whole", "killed"):
+        write_config(here / f"{name}.yaml", config() | {"source": "source.yaml"})
+        fit = ["fit", "--config", f"{name}.yaml", "--runs_dir", name, "--save.every_steps", "1"]
+        if name == "killed":
+            code, out = run(here, *fit, fault="SIGKILL batch_start 8")
+            assert code == 1, out
+            assert "The source stage failed" in out
+        code, out = run(here, *fit)
+        assert code == 0, out
+    assert "goes on from killed/source/Bottleneck/seed0/version_0/checkpoints/last.ckpt" in out
+    for experiment in ("source", "tiny"):
+        one, other = (
+            here / n / experiment / "Bottleneck/seed0/version_0" for n in ("whole", "killed")
+        )
+        assert_same_run(one, other)
+
+
+@pytest.mark.slow
+def test_a_killed_fusion_is_the_same_to_the_bit(here: Path) -> None:
+    for number in (0, 1):
+        source = config(max_epochs=1) | {"experiment": f"source{number}"}
+        source["model"]["init_args"]["adapter"]["init_args"] = {"rank": 2, "dropout": 0.1 * number}
+        write_config(here / f"source{number}.yaml", source)
+    fusion = config(max_epochs=2)
+    fusion["model"]["init_args"]["adapter"] = {
+        "class_path": "kora.adapters.AdapterFusion",
+        "init_args": {"sources": ["source0.yaml", "source1.yaml"]},
+    }
+    write_config(here / "tiny.yaml", fusion)
+    fit = ["fit", "--config", "tiny.yaml", "--save.every_steps", "1"]
+    code, out = run(here, *fit)
+    assert code == 0, out
+    runs = here / "runs/tiny/AdapterFusion/seed0"
+    code, out = run(here, *fit, fault="SIGKILL batch_start 7")
+    assert code == -signal.SIGKILL, out
+    again = ["fit", "--config", runs / "version_1/config.yaml", "--ckpt_path", "last", *TRUST]
+    code, out = run(here, *again)
+    assert code == 0, out
+    assert_same_run(runs / "version_0", runs / "version_1")
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_processes_is_the_same_to_the_bit(here: Path) -> None:
+    write_config(here / "tiny.yaml", config(devices=2, strategy="ddp"))
+    fit = ["fit", "--config", "tiny.yaml", "--save.every_steps", "1"]
+    code, out = run_fresh(here, *fit)
+    assert code == 0, out
+    code, out = run_fresh(here, *fit, fault="SIGKILL batch_start 4 0")
+    assert code, out
+    again = [*fit, "--resume"]
+    code, out = run_fresh(here, *again)
+    assert code == 0, out
+    assert_same_run(here / SEED0 / "version_0", here / SEED0 / "version_1")
 
 
 @pytest.mark.slow
@@ -134,7 +192,7 @@ def test_a_stopped_run_leaves_a_checkpoint_from_which_it_is_the_same_to_the_bit(
     assert code == expected, out
     stopped = tiny / SEED0 / "version_0"
     command = next(line for line in out.splitlines() if line.startswith("kora fit "))
-    assert command.endswith("version_0/checkpoints/last.ckpt")
+    assert command.endswith("version_0/checkpoints/last.ckpt --trust tests.cli.faults")
     assert not (stopped / "results.json").exists()
     code, out = run(tiny, "fit", "--config", "tiny.yaml", "--resume")
     assert code == 0, out
@@ -154,7 +212,8 @@ def stopped(tiny: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def resume(capfd: Capture, *args: str | Path, run: Path) -> Outcome:
-    return kora(capfd, "fit", "--config", run / "config.yaml", *args, "--ckpt_path", "last")
+    config = run / "config.yaml"
+    return kora(capfd, "fit", "--config", config, *args, "--ckpt_path", "last", *TRUST)
 
 
 def test_a_new_learning_rate_is_shown_and_used(stopped: Path, capfd: Capture) -> None:
@@ -241,7 +300,7 @@ def test_resume_takes_the_unfinished_run_of_this_config_or_says_that_there_is_no
 
 def test_resume_takes_the_folder_of_a_run(stopped: Path, capfd: Capture) -> None:
     before = checkpoint(stopped)["callbacks"]["RunRecord"]["fit_seconds"]
-    outcome = kora(capfd, "fit", "--resume", stopped)
+    outcome = kora(capfd, "fit", "--resume", stopped, *TRUST)
     assert outcome.code == 0, outcome.err
     assert results(stopped)["seconds"]["fit"] > before > 0
     assert (stopped / "results.json").is_file()
