@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
-from importlib import import_module
 
 __all__ = ["explain"]
 
@@ -108,7 +108,8 @@ def _subclass_names(text: str) -> list[str]:
     bases = [path for path in named if path != "NoneType"]
     bases = bases or ["torch.optim.Optimizer"]  # the one class that is typed as a callable
     module, _, name = bases[-1].rpartition(".")
-    queue = [getattr(import_module(module), name)]
+    base = getattr(sys.modules.get(module), name, None)  # a value may hold any text: no import
+    queue = [base] if isinstance(base, type) else []
     found: set[str] = set()
     while queue:
         for kind in queue.pop().__subclasses__():

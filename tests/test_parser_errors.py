@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from kora.lightning_cli import parse
+from kora.parser_errors import explain
 from tests.cli.support import tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
@@ -142,3 +144,12 @@ def test_null_is_taken_at_every_depth(option: str) -> None:
         found = found[key]
         found = found.get("init_args", found)
     assert found[name] is None
+
+
+def test_a_value_that_looks_like_a_message_of_the_parser_imports_nothing() -> None:
+    message = (
+        "Parser key \"model\":\n  Expected a dot import path string: x\n"
+        "Given value: Subtypes: ['antigravity.Joke']"
+    )
+    explain(message, ["model"])
+    assert "antigravity" not in sys.modules
