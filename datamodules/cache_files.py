@@ -6,6 +6,8 @@ a crash.
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,11 +52,14 @@ def require_room(folder: Path, needed: int) -> None:
         )
 
 
-def array_header(file: BinaryIO, shape: tuple[int, ...], descr: str) -> None:
-    """Begin an .npy file, whose numbers follow in C order."""
+def array_header(shape: tuple[int, ...], kind: Any) -> bytes:
+    """How an .npy file begins, whose numbers follow in C order."""
+    file = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(kind))
     np.lib.format.write_array_header_1_0(
         file, {"descr": descr, "fortran_order": False, "shape": shape}
     )
+    return file.getvalue()
 
 
 def force(file: BinaryIO) -> None:
@@ -66,11 +71,18 @@ def force(file: BinaryIO) -> None:
 def map_array(path: Path, *, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
     """The array of an .npy file, mapped into memory.
 
+    Its header is compared and not parsed: a damaged one can raise anything.
+
     Raises:
         OSError: there is no such file.
-        ValueError: it is cut short, or holds another array.
+        ValueError: it is cut short, or damaged, or holds another array.
     """
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != shape or array.dtype != kind:
-        raise ValueError(f"{array.dtype} {array.shape}, expected {kind} {shape}")
-    return array
+    header = array_header(shape, kind)
+    size = len(header) + math.prod(shape) * np.dtype(kind).itemsize
+    with path.open("rb") as file:
+        begin, found = file.read(len(header)), os.fstat(file.fileno()).st_size
+    if found != size:
+        raise ValueError(f"{path.name} has {found:,} bytes, expected {size:,}")
+    if begin != header:
+        raise ValueError(f"{path.name} does not begin as an array {shape} of {np.dtype(kind)}")
+    return np.memmap(path, kind, mode="r", offset=len(header), shape=shape)

@@ -273,19 +273,15 @@ def _load(folder: Path, files: ImageFiles, *, fresh: IntArray | None = None) -> 
     """
     if not folder.is_dir():
         return None
-    try:
-        found = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        rows = np.load(folder / _ROWS, allow_pickle=False)
-    except EOFError as error:
-        raise ValueError(f"{_ROWS} is empty") from error
-    wanted = files.identity()
+    found, wanted = json.loads((folder / _ABOUT).read_text(encoding="utf-8")), files.identity()
     if found != wanted:
         other = [
             key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]
         ]
         raise ValueError(f"it was made from other files or in another way ({', '.join(other)})")
-    if rows.dtype != _ROW or rows.shape != (len(files.paths),):
-        raise ValueError(f"{_ROWS} holds {rows.dtype} {rows.shape}")
+    rows = np.array(map_array(folder / _ROWS, shape=(len(files.paths),), kind=_ROW))
+    if rows["ready"].view(np.uint8).max(initial=0) > 1:  # NumPy relies on 0 and 1
+        raise ValueError(f"{_ROWS} is damaged")
     cache = ImageCache(folder, files, rows)
     cache.open()
     if fresh is not None:
@@ -317,7 +313,7 @@ def _make(folder: Path, files: ImageFiles) -> ImageCache:
     rows = np.zeros(len(files.paths), dtype=_ROW)
     with new_folder(folder) as staging:
         with (staging / _IMAGES).open("wb") as file:
-            array_header(file, shape, "|u1")
+            file.write(array_header(shape, np.uint8))
             file.truncate(file.tell() + int(np.prod(shape)))
             force(file)
         _save_rows(staging / _ROWS, rows)
@@ -327,7 +323,7 @@ def _make(folder: Path, files: ImageFiles) -> ImageCache:
 
 def _save_rows(path: Path, rows: NDArray[Any]) -> None:
     with path.open("wb") as file:
-        np.save(file, rows)
+        file.write(array_header(rows.shape, rows.dtype) + rows.tobytes())
         force(file)
 
 

@@ -165,8 +165,11 @@ def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
         found, wanted = about["source"], _identity(source)
         if found != wanted:
             raise ValueError(f"it was made from {found}, but the file is {wanted}")
+        if about.get("checksum") not in (None, _checksum(about)):  # None: of earlier versions
+            raise ValueError(f"{_ABOUT} does not have the checksum with which it was written")
         frames = CachedFrames(folder, source, crc32=about["crc32"])
         frames._open()
+        _report(folder, about)
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
@@ -195,8 +198,17 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
             ready = open_cache(folder, source)
         if ready is None or not ready.is_whole():
             _make(folder, source)
-    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    return _report(folder, json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+
+
+def _report(folder: Path, about: dict[str, Any]) -> CacheReport:
     return CacheReport(folder=str(folder), **about["gain"])
+
+
+def _checksum(about: dict[str, Any]) -> int:
+    """CRC-32 of the record, without this very key."""
+    text = json.dumps({key: about[key] for key in sorted(about) if key != "checksum"})
+    return zlib.crc32(text.encode())
 
 
 def _make(folder: Path, source: LabelledFile) -> None:
@@ -216,6 +228,7 @@ def _make(folder: Path, source: LabelledFile) -> None:
             "largest_rounding_mm": 1000 * largest_m,
         }
         about = {"source": identity, "step_m": STEP_M, "gain": gain, "crc32": crc32}
+        about["checksum"] = _checksum(about)
         (staging / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
@@ -229,8 +242,8 @@ def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str
         (folder / _FILES["depth"]).open("wb") as depths,
         tqdm(total=source.frames, desc="Caching NYU Depth V2", unit="frame", disable=None) as bar,
     ):
-        array_header(images, (source.frames, 3, *source.size), "|u1")
-        array_header(depths, (source.frames, *source.size), "<u2")
+        images.write(array_header((source.frames, 3, *source.size), np.uint8))
+        depths.write(array_header((source.frames, *source.size), "<u2"))
         for start in range(0, source.frames, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, source.frames))
             begun = time.perf_counter()

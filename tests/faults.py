@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-__all__ = ["Trap", "flip", "small_disk", "truncate"]
+__all__ = ["Trap", "damages", "flip", "small_disk", "truncate"]
 
 
 class Trap:
@@ -36,6 +37,31 @@ def flip(path: Path, place: float = 0.5) -> None:
 def truncate(path: Path, share: float = 0.5) -> None:
     """Keep the first part of a file."""
     os.truncate(path, int(share * path.stat().st_size))
+
+
+def damages(path: Path, *, flips: int = 50) -> Iterator[str]:
+    """Damage each file of a folder, or one file, again and again; yields what was done.
+
+    Each is cut to nothing and to its half, and has single bytes changed; all else of the folder is
+    as it was at first.
+    """
+    saved = path.with_name(f"{path.name}.saved")
+    (shutil.copytree if path.is_dir() else shutil.copy2)(path, saved)
+    files = sorted(p for p in saved.rglob("*") if p.is_file()) if saved.is_dir() else [saved]
+    for file in files:
+        whole, random = file.read_bytes(), Random(0)
+        contents = {"nothing": b"", "its half": whole[: len(whole) // 2]}
+        for _ in range(flips):
+            changed, place = bytearray(whole), random.randrange(len(whole))
+            changed[place] ^= random.randrange(1, 256)
+            contents[f"byte {place} changed to {changed[place]}"] = bytes(changed)
+        for what, content in contents.items():
+            if saved.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                shutil.copytree(saved, path)
+            target = path / file.relative_to(saved)
+            target.write_bytes(content)
+            yield f"{target.name}: {what}"
 
 
 @contextmanager

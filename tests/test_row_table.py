@@ -22,7 +22,7 @@ import torch
 from kora.durable import DamagedFileError
 from kora.row_layout import Column, Layout
 from kora.row_table import Table, UnwritableError, alone, fill, open_table, rows_done
-from tests.faults import flip, small_disk, truncate
+from tests.faults import damages, flip, small_disk, truncate
 
 OF = {"backbone": "b", "sites": ["qkv"]}
 LAYOUT = Layout(10, (Column("pooled", (8,), "float32"),), "float32")
@@ -120,6 +120,39 @@ def test_a_file_that_is_cut_short_longer_or_gone_is_noticed(name: str, tmp_path:
     path.unlink()
     with pytest.raises(DamagedFileError, match="cannot be read"):
         open_table(tmp_path / "t", OF)
+
+
+def test_whatever_happens_to_a_file_the_rows_are_right_or_it_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    rows = filled(folder).read(range(10))
+    told = 0
+    for damage in damages(folder):
+        table, error = attempt(folder)
+        if table is not None:
+            assert torch.equal(table.read(range(10)), rows), damage
+        else:
+            assert str(folder) in error, damage
+            assert "\n" not in error, damage
+            told += 1
+    assert told >= 110  # the name behind a checksum may be any
+
+
+def attempt(folder: Path) -> tuple[Table | None, str]:
+    """The table if it can be opened, and why not."""
+    try:
+        return open_table(folder, OF), ""
+    except DamagedFileError as error:
+        return None, str(error)
+
+
+def test_whatever_happens_to_a_filling_that_was_killed_it_comes_to_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    half_filled(folder)
+    rows = torch.from_numpy(np.concatenate(list(numbered(LAYOUT)(0))))
+    for damage in damages(folder.with_name("t.filling"), flips=8):
+        shutil.rmtree(folder, ignore_errors=True)
+        assert rows_done(folder) >= 0
+        assert torch.equal(filled(folder).read(range(10)), rows), damage
 
 
 def test_the_first_damaged_row_is_named(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from datamodules.cache_files import array_header, map_array, new_folder, require
 
 def write(path: Path, array: np.ndarray) -> Path:
     with path.open("wb") as file:
-        array_header(file, array.shape, array.dtype.str)
-        file.write(array.tobytes())
+        file.write(array_header(array.shape, array.dtype) + array.tobytes())
     return path
 
 
@@ -51,8 +50,16 @@ def test_another_array_than_expected_is_refused(
     tmp_path: Path, shape: tuple[int, ...], kind: type
 ) -> None:
     path = write(tmp_path / "a.npy", np.zeros((2, 3, 4), dtype="<u2"))
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=r"a\.npy does not begin as an array"):
         map_array(path, shape=shape, kind=kind)
+
+
+def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npy", np.zeros((2, 3, 4), dtype="<u2"))
+    for content in (b"", path.read_bytes() + b"0"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.npy has {len(content)} bytes, expected 176"):
+            map_array(path, shape=(2, 3, 4), kind=np.uint16)
 
 
 def test_more_than_the_disk_has_is_told_with_the_remedy(tmp_path: Path) -> None:

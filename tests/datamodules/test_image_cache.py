@@ -24,7 +24,7 @@ from datamodules.image_cache import ImageCache, ImageFiles, open_images
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 from tests.data_factory import write_class_folders
 from tests.datamodules.test_preparation_faults import LIGHT
-from tests.faults import flip, small_disk, truncate
+from tests.faults import damages, flip, small_disk, truncate
 
 SIZE = (24, 32)
 ALL = np.arange(24)
@@ -178,6 +178,23 @@ def test_a_stale_or_damaged_cache_is_made_again_and_one_line_says_so(
     assert len(said) == 1
     assert torch.equal(read(cache), files.decode(ALL))
     assert torch.equal(quiet(folder, files), files.decode(ALL))
+
+
+def test_whatever_happens_to_a_file_the_images_are_right_and_one_line_says_so_at_most(
+    files: ImageFiles, tmp_path: Path
+) -> None:
+    folder, exact = tmp_path / "cache", files.decode(ALL)
+    open_images(folder, files, ALL)
+    told = 0
+    for damage in damages(folder):
+        ImageCache.told.clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert torch.equal(read(open_images(folder, files, ALL)), exact), damage
+        assert len(said) <= 1, damage
+        assert torch.equal(quiet(folder, files), exact), damage
+        told += len(said)
+    assert told >= 150  # of 156: to decode one image once more needs no word
 
 
 def test_the_line_names_the_image_that_changed_or_the_option(

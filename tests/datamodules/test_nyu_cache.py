@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from torch.utils.data import DataLoader
 from datamodules import NYUDepthV2
 from datamodules.loading import as_is
 from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport
+from datamodules.recipe import UnreadableImageError
 from tests.depth_factory import depth_frame, write_frame_folders, write_labelled, write_splits
-from tests.faults import flip
+from tests.faults import damages, flip
 
 MAT = "nyu_depth_v2_labeled.mat"
 FOLDER = "nyu_depth_v2_labeled.depths.cache"
@@ -200,6 +203,44 @@ def test_a_cache_without_its_checksums_is_not_used(root: Path, spoil: Any) -> No
     spoil(root)
     with pytest.warns(UserWarning, match=rf"{FOLDER} is not used.*kora data prepare"):
         assert not is_cached(make(root))
+
+
+def test_whatever_happens_to_a_file_it_is_told_and_the_depth_is_never_another(root: Path) -> None:
+    report = make(root).prepare_cache()
+    exact = everything(make(root))
+    for damage in damages(root / FOLDER, flips=30):
+        found, said = attempt(root)
+        assert len(said) <= 1, damage
+        for told in said:
+            assert re.search(rf"{FOLDER}.*`kora data prepare --config \.\.\.` to make", told), (
+                damage
+            )
+        if found is not None:
+            torch.testing.assert_close(found["depth_m"], exact["depth_m"], atol=STEP_M, rtol=0)
+            assert torch.equal(found["image"], exact["image"]), damage
+        if said or "cache.json" in damage:
+            assert is_like(make(root).prepare_cache(), report), damage
+            assert torch.equal(everything(make(root))["depth_m"], exact["depth_m"]), damage
+
+
+def attempt(root: Path) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
+    """The frames if they can be read, and what is said, as a warning or as an error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found, error = everything(make(root)), []
+        except UnreadableImageError as problem:
+            found, error = None, [str(problem)]
+    return found, [*(str(one.message) for one in said), *error]
+
+
+def is_like(report: CacheReport | None, other: CacheReport | None) -> bool:
+    """Of the same cache, whatever its speed."""
+    assert report is not None
+    assert other is not None
+    speeds = {"source_frames_per_second": 0.0, "cache_frames_per_second": 0.0}
+    quick = max(report.source_frames_per_second, report.cache_frames_per_second) < 1e7
+    return quick and replace(report, **speeds) == replace(other, **speeds)
 
 
 def test_a_frame_is_checked_by_the_first_read_of_a_process_only(root: Path) -> None:
