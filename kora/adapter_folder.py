@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from kora.durable import has_other_content
+
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_FORMAT",
@@ -25,7 +27,6 @@ __all__ = [
     "expand",
     "read_adapter_config",
     "read_adapter_tensors",
-    "record_sha256",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -70,7 +71,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {getattr(error, 'reason', error)}"  # not all its bytes
         raise RuntimeError(f"{path} is damaged ({reason}). Train the adapter again.") from error
-    if same_format and record.get("record_sha256") not in (None, record_sha256(record)):
+    if same_format and has_other_content(record):
         raise RuntimeError(
             f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "
             "it again or train the adapter again; to keep an edit, delete the key record_sha256."
@@ -82,13 +83,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             "adapter again, or use that version."
         )
     return record
-
-
-def record_sha256(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record's content: sorted JSON without spaces and without this very key."""
-    content = {key: value for key, value in record.items() if key != "record_sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_types(record: Any) -> None:

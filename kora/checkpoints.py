@@ -26,13 +26,12 @@ from kora.adapter_folder import (
     expand,
     read_adapter_config,
     read_adapter_tensors,
-    record_sha256,
 )
 from kora.adapters import Strategy, describe
 from kora.backbones import Backbone
 from kora.checkpoint_files import read_checkpoint, require_record
 from kora.config_defaults import with_defaults
-from kora.durable import write_atomically
+from kora.durable import record_sha256, write_atomically
 
 __all__ = [
     "ADAPTER_CONFIG",

@@ -4,27 +4,32 @@ A file is written under another name in its own folder, forced to the disk and t
 name never leads to half of it. Where a checksum is asked for, it lies beside the file in the form
 of `sha256sum` (`sha256sum -c last.ckpt.sha256` checks it). Two files cannot be replaced in one
 step, so the new checksum is announced as `.sha256.next` before the file is moved and takes its
-place after it: either of the two may be that of the file.
+place after it: either of the two may be that of the file. A record of JSON that people read has its
+checksum in itself instead, under `record_sha256`.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "CHECKSUM",
     "DamagedFileError",
     "has_checksum",
+    "has_other_content",
     "read_checked",
+    "record_sha256",
     "remove_checked",
     "require_room",
     "sweep",
@@ -32,6 +37,7 @@ __all__ = [
 ]
 
 CHECKSUM = ".sha256"
+_OWN_CHECKSUM = "record_sha256"
 _ANNOUNCED = ".sha256.next"
 _TEMPORARY = re.compile(r"\.kora-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 _FOREIGN_SECONDS = 24 * 3600  # after which a file of a process on another machine is given up
@@ -106,6 +112,17 @@ def read_checked(path: Path) -> bytes:
 def has_checksum(path: Path) -> bool:
     """Whether `read_checked` has something to compare the file with."""
     return bool(_known_checksums(path))
+
+
+def record_sha256(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's content: sorted JSON without spaces and without this very key."""
+    content = {key: value for key, value in record.items() if key != _OWN_CHECKSUM}
+    return _sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def has_other_content(record: Mapping[str, Any]) -> bool:
+    """Whether a record is not what was written; one without the key is taken as it is."""
+    return record.get(_OWN_CHECKSUM) not in (None, record_sha256(record))
 
 
 def remove_checked(path: Path) -> None:

@@ -10,14 +10,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import kora
-from kora.durable import write_atomically
+from kora.durable import has_other_content, record_sha256, write_atomically
 from kora.provenance import collect_versions, git_commit
 
 __all__ = [
@@ -126,17 +126,63 @@ class RunResult:
         if missing:
             raise ValueError(f"key {missing[0]!r} is missing.")
         values = {name: record[name] for name in known}
-        for name in ("metrics", "baselines", "protocol", "parameters", "seconds", "backbone"):
-            if not isinstance(values[name], dict):
-                raise ValueError(f"{name!r} is {values[name]!r}; expected a table of values.")
-        for name, value in values["metrics"].items():
-            if value is not None and not isinstance(value, int | float):
-                raise ValueError(f"metric {name!r} is {value!r}; expected a number.")
+        _check_types(values)
         values["metrics"] = {
             name: math.nan if value is None else float(value)
             for name, value in values["metrics"].items()
         }
         return cls(**values)
+
+
+_TEXT, _TABLE, _NUMBER, _WHOLE = "a text", "a table of values", "a number", "a whole number"
+_IS = {
+    _TEXT: lambda value: isinstance(value, str),
+    _TABLE: lambda value: isinstance(value, dict),
+    _NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    _WHOLE: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "true or false": lambda value: isinstance(value, bool),
+}
+_EXPECTED = {
+    _TEXT: "experiment strategy stage created settings.adapter.class_path",
+    _TABLE: "metrics baselines baselines.* protocol audit parameters seconds backbone settings "
+    "versions settings.adapter settings.adapter.init_args settings.training",
+    _NUMBER: "seconds.*",
+    "true or false": "finished",
+}
+_OR_NONE = {
+    _TEXT: "config_sha256 commit",
+    _TABLE: "source feature_cache",
+    _NUMBER: "metrics.* baselines.*.* peak_memory_mib",
+    _WHOLE: "seed tested_step",
+}
+
+
+def _check_types(record: Mapping[str, Any]) -> None:
+    """Look at what readers rely on, from the outside in: below a table its entries, as `*`."""
+    found = [
+        (place.count("."), place, kind, empty)
+        for rules, empty in ((_EXPECTED, False), (_OR_NONE, True))
+        for kind, places in rules.items()
+        for place in places.split()
+    ]
+    for _, place, kind, empty in sorted(found):
+        for name, value in _entries(record, place.split(".")):
+            if not (_IS[kind](value) or (empty and value is None)):
+                raise ValueError(f"{name} is {_brief(value)}; expected {kind}.")
+
+
+def _entries(table: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values at a place; none where there is nothing."""
+    for key in table if keys[0] == "*" else [keys[0]] if keys[0] in table else []:
+        if len(keys) == 1:
+            yield key, table[key]
+        else:
+            yield from ((f"{key}.{name}", value) for name, value in _entries(table[key], keys[1:]))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Run(NamedTuple):
@@ -148,7 +194,9 @@ class Run(NamedTuple):
 
 def write_results(run_dir: str | Path, result: RunResult) -> Path:
     """Write `results.json` into the run's folder, atomically; returns its path."""
-    text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    record = result.to_dict()
+    record["record_sha256"] = record_sha256(record)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     return write_atomically(
         Path(run_dir) / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8")
     )
@@ -171,10 +219,15 @@ def read_results(run_dir_or_file: str | Path) -> RunResult:
             raise ValueError(_why_no_results(folder))
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers undecodable bytes and bad JSON
+    except (ValueError, RecursionError) as error:  # covers undecodable bytes and bad JSON
         raise RuntimeError(f"{path}: damaged, not readable as JSON ({error}). {_AGAIN}") from error
     if not isinstance(record, dict):
         raise RuntimeError(f"{path}: holds {type(record).__name__}, not a run's record. {_AGAIN}")
+    if has_other_content(record):
+        raise RuntimeError(
+            f"{path}: damaged or edited: its content is not that of its record_sha256. Copy it "
+            "again or run it again; to keep an edit, delete the key record_sha256."
+        )
     try:
         return RunResult.from_dict(record)
     except ValueError as error:

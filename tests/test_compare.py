@@ -1,6 +1,7 @@
 import copy
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,33 @@ def test_bad_runs_get_a_word_each_and_the_rest_is_compared(tmp_path: Path) -> No
     compare_command([tmp_path, tmp_path / "nowhere"], console=console)
     assert "50.00 %" in console.export_text(clear=False)
     assert "no such folder" in console.export_text()
+
+
+NO_SUM = {"record_sha256": None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"test/accuracy": 0.95}},
+        {"strategy": ["LoRA"], **NO_SUM},
+        {"settings": None, **NO_SUM},
+        {"seed": [], **NO_SUM},
+        {"baselines": {"chance": None}, **NO_SUM},
+    ],
+)
+def test_a_damaged_record_is_named_and_the_rest_is_compared(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    write(tmp_path, *(run("LoRA", seed, 0.45) for seed in range(3)))
+    path = tmp_path / "runs/fewshot/LoRA/seed1/version_0/results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    console = screen()
+    compare_command([tmp_path], console=console)
+    said = "".join(console.export_text().split())
+    assert f"{path}:" in said
+    assert "45.00%" in said
+    assert "61.67%" not in said
 
 
 def test_nothing_to_compare_names_every_reason(tmp_path: Path) -> None:

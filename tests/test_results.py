@@ -21,6 +21,7 @@ from kora.results import (
     write_atomically,
     write_results,
 )
+from tests.faults import damages
 
 
 def result(**changes: Any) -> RunResult:
@@ -117,20 +118,68 @@ def test_each_unreadable_run_has_its_own_words(tmp_path: Path) -> None:
         read_results(path)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("metrics", {"test/accuracy": "high"}, "metric 'test/accuracy' is 'high'"),
-        ("protocol", None, "'protocol' is None"),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_named(
-    tmp_path: Path, key: str, value: object, words: str
-) -> None:
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a word as metric": ({"metrics": {"test/accuracy": "high"}}, "metrics.test/accuracy is 'high'"),
+    "no protocol": ({"protocol": None}, "protocol is None; expected a table"),
+    "two strategies": ({"strategy": ["LoRA"]}, r"strategy is \['LoRA'\]; expected a text"),
+    "an experiment without a name": ({"experiment": None}, "experiment is None"),
+    "a seed in words": ({"seed": "zero"}, "seed is 'zero'; expected a whole number"),
+    "a seed that is true": ({"seed": True}, "seed is True"),
+    "no settings": ({"settings": None}, "settings is None"),
+    "settings in a list": ({"settings": {"adapter": []}}, r"settings.adapter is \[\]"),
+    "no arguments": (
+        {"settings": {"adapter": {"class_path": "A", "init_args": None}}},
+        "settings.adapter.init_args is None",
+    ),
+    "no class": (
+        {"settings": {"adapter": {"class_path": 5, "init_args": {}}}},
+        "settings.adapter.class_path is 5",
+    ),
+    "a baseline as number": ({"baselines": {"chance": 0.1}}, "baselines.chance is 0.1"),
+    "a baseline in words": ({"baselines": {"chance": {"accuracy": ""}}}, "chance.accuracy is ''"),
+    "seconds in words": ({"seconds": {"fit": "x"}}, "seconds.fit is 'x'; expected a number"),
+    "memory in a list": ({"peak_memory_mib": [1]}, r"peak_memory_mib is \[1\]"),
+    "half a step": ({"tested_step": 0.5}, "tested_step is 0.5; expected a whole number"),
+    "finished in words": ({"finished": "no"}, "finished is 'no'; expected true or false"),
+    "a long value": ({"stage": ["x" * 9999]}, r"stage is \['x{10,80}\.\.\."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, case: str) -> None:
+    changes, words = WRONG[case]
     path = tmp_path / RESULTS_NAME
-    path.write_text(json.dumps({**result().to_dict(), key: value}))
-    with pytest.raises(RuntimeError, match=words):
+    path.write_text(json.dumps({**result().to_dict(), **changes}))
+    with pytest.raises(RuntimeError, match=words) as error:
         read_results(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+def test_a_number_that_was_changed_is_told_unless_the_change_is_meant(tmp_path: Path) -> None:
+    written = result(metrics={"test/accuracy": 0.465})
+    path = write_results(tmp_path, written)
+    path.write_text(path.read_text().replace("0.465", "0.965"))
+    with pytest.raises(RuntimeError, match=r"record_sha256.*run it again.*delete the key") as error:
+        read_results(path)
+    assert str(error.value).startswith(f"{path}: ")
+    edited = json.loads(path.read_text())
+    del edited["record_sha256"]
+    path.write_text(json.dumps(edited))
+    assert read_results(path).metrics == {"test/accuracy": 0.965}
+
+
+def test_whatever_happens_to_the_file_the_record_is_right_or_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    written = result(settings={"adapter": {"class_path": "LoRA", "init_args": {"r": 4}}})
+    write_results(run, written)
+    refused = 0
+    for damage in damages(run, flips=200):
+        try:
+            assert read_results(run) == written, damage
+        except (RuntimeError, ValueError) as error:
+            refused += str(run / RESULTS_NAME) in str(error)
+    assert refused > 180  # white space may become other white space
 
 
 def test_find_runs_sorts_versions_by_number_and_accepts_runs_files_and_roots(
