@@ -7,7 +7,10 @@ Shapes: H height, W width, C channels
 
 from __future__ import annotations
 
+import math
 import os
+import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,10 @@ __all__ = ["Fit", "ImageRecipe", "Transparency", "UnreadableImageError"]
 
 Fit = Literal["crop", "stretch"]
 Transparency = Literal["white", "dropped"]
+
+#: Beyond `Image.MAX_IMAGE_PIXELS` a picture is refused here, so Pillow's warning says nothing new.
+_VAST = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of an array
 
@@ -57,8 +64,9 @@ class ImageRecipe:
             hidden there.
 
     Raises:
-        UnreadableImageError: the picture cannot be read, has no pixels, more than 8 bits in a
-            channel, or another size than it must have.
+        UnreadableImageError: the picture cannot be read, is no file, has no pixels or more than
+            `Image.MAX_IMAGE_PIXELS` (89,478,485, unless a program of yours sets another number),
+            more than 8 bits in a channel, or another size than it must have.
     """
 
     fit: Fit | None = None
@@ -78,6 +86,7 @@ class ImageRecipe:
         advice = " Replace or remove this file." if is_file else ""
         try:
             if is_file:
+                _require_file(picture)
                 with Image.open(picture) as opened:
                     image = self._rgb(opened)
             else:
@@ -118,6 +127,8 @@ class ImageRecipe:
     def _rgb(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel; convert it to 8-bit RGB")
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise Image.DecompressionBombError
         if 0 in image.size:
             raise ValueError(f"it has no pixels: {image.height} x {image.width}")
         upright = ImageOps.exif_transpose(image)
@@ -126,6 +137,13 @@ class ImageRecipe:
             over = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
         return upright.convert("RGB")
+
+
+def _require_file(path: Any) -> None:
+    """A pipe that nobody writes to would be waited for without an end."""
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # Pillow has words for a folder
+        raise ValueError("it is a pipe, a socket or a device, and no file")
 
 
 def _from_array(picture: Any) -> Image.Image:
@@ -174,6 +192,8 @@ def _reason(error: Exception, picture: Any) -> str:
         if isinstance(picture, (str, os.PathLike)) and Path(picture).stat().st_size == 0:
             return "the file is empty"
         return "it is no image, or of a format that Pillow does not read"
+    if isinstance(error, _VAST):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()

@@ -5,8 +5,6 @@ From the outcomes that runs keep of each test image. Shapes: S seeds, I images, 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from kora.outcomes import Outcomes
 from kora.results import Run
+from kora.tables import csv_text
 
 __all__ = [
     "Answers",
@@ -161,7 +160,7 @@ def classes_csv(answers: Iterable[tuple[str, Answers]]) -> str:
         for row in found.classes
         for group, share in row.shares.items()
     ]
-    return _csv(rows, ["title", "class", "images", "group", "accuracy"])
+    return csv_text(rows, ["title", "class", "images", "group", "accuracy"])
 
 
 def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
@@ -183,15 +182,7 @@ def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
                         "reference_right": image.other_right,
                     }  # fmt: skip
 
-    return _csv(rows(), columns)
-
-
-def _csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows(), columns)
 
 
 def _classified(run: Run, read: Callable[[Path], Outcomes | None]) -> Outcomes | None:

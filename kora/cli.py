@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import select
 import signal
@@ -206,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shows the traceback as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _command(args)
         sys.stdout.flush()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from kora.answers import Answers, Pair
 from kora.formats import baseline_name, format_metric, format_number, is_rate, named_metric
 from kora.setting_differences import SettingRow
 from kora.summary import evaluation_sentence, split_sizes
-from kora.tables import markdown_table
+from kora.tables import csv_text, markdown_table
 from kora.verdict import Verdict, signed
 
 if TYPE_CHECKING:
@@ -415,12 +413,7 @@ def _share(value: float) -> str:
 def to_csv(comparisons: Iterable[Comparison]) -> str:
     """All comparisons as one CSV, one line a row of theirs."""
     records = [record for comparison in comparisons for record in comparison.records()]
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_text(records, list(dict.fromkeys(name for record in records for name in record)))
 
 
 def _text(value: float | None, form: str, unit: str) -> str:

@@ -88,9 +88,9 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
         FileNotFoundError: If there is neither.
         ValueError: If no image is in it.
     """
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         return [folder], 0
-    if not folder.is_dir():
+    if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder.")
     suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found, others = [], 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +21,7 @@ from kora.paper_numbers import paper_tables
 from kora.paper_table import Measured, PaperSheet, paper_sheet
 from kora.results import Run, find_runs, write_atomically
 from kora.selection import load_runs
-from kora.tables import markdown_table
+from kora.tables import csv_text, markdown_table
 
 __all__ = ["paper_command", "sections"]
 
@@ -164,11 +162,7 @@ def _csv(sheet: PaperSheet) -> str:
         for column in ("as_published", "honest"):
             record |= _numbers(column, getattr(entry, column), getattr(entry, f"command_{column}"))
         records.append(record)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_text(records, list(records[0]))
 
 
 def _numbers(column: str, found: Measured | None, command: str | None) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from kora.image_files import Batch, ImageFiles, collate, image_files
 from kora.load import AdaptedModel, load_adapter, named_device
 from kora.merging import merged
 from kora.results import write_atomically
+from kora.tables import text_cell
 from kora.tasks import DepthTask
 
 __all__ = ["predict_command"]
@@ -45,11 +48,15 @@ def predict_command(args: Sequence[str]) -> None:
     files, others = image_files(folder)
     above = folder if folder.is_dir() else folder.parent
     names = [path.relative_to(above).as_posix() for path in files]
+    heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(model, own.top_k)
     errors: dict[int, str] = {}
-    rows: Rows = {}
-    with merged(model.backbone, model.adapter):
+    path = out / "predictions.csv" if depth else out
+    with (
+        _Table(path, ["file", *heads, "error"], len(files)) as table,
+        merged(model.backbone, model.adapter),
+    ):
         for batch in _batches(model, files, own.batch_size, own.num_workers):
-            errors |= batch.errors
+            rows: Rows = {place: [""] * len(heads) for place in batch.errors}
             if batch.places and isinstance(model.task, DepthTask):
                 rows |= _write_depth(model.task, batch, names, out, own.depth_format)
             elif batch.places:
@@ -58,10 +65,9 @@ def predict_command(args: Sequence[str]) -> None:
                     rows[place] = [
                         text for one in top for text in (one.name, f"{one.probability:.6f}")
                     ]
-    heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(rows)
-    table = out / "predictions.csv" if depth else out
-    _write_table(table, heads, names, rows, errors)
-    _say(table, folder, names, errors, others)
+            errors |= batch.errors
+            table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
+    _say(path, folder, names, errors, others)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,8 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Predictions of a finished run for a folder of images, at any depth there. "
         "Classes: a CSV with file, class_name, probability and error. Depth: a map for each image, "
         "at its own size, and predictions.csv beside them. Images that cannot be read are named, "
-        "counted, and have a row with the error. Without --images, kora predict is a command on a "
-        "config: kora predict --config RUN/config.yaml --ckpt_path FILE",
+        "counted, and have a row with the error. Rows are written as they come, to the file's name "
+        "with .part behind it, which becomes the file at the end: where the command is stopped or "
+        "killed, the rows that are done lie there. Without --images, kora predict is a command on "
+        "a config: kora predict --config RUN/config.yaml --ckpt_path FILE",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder, or the folder adapter in it")
@@ -164,25 +172,68 @@ def _write_map(path: Path, depth_HW: Tensor, form: str) -> None:
             Image.fromarray((metres * 1000).round().astype(np.uint16)).save(file, format="PNG")
 
 
-def _class_heads(rows: Rows) -> list[str]:
+def _class_heads(model: AdaptedModel, top_k: int) -> list[str]:
     """Two columns a class: class_name and probability, then class_name_2, probability_2 ..."""
-    classes = max((len(row) for row in rows.values()), default=2) // 2
+    classes = min(top_k, getattr(model.task, "num_classes", 1))
     ends = ["", *(f"_{number}" for number in range(2, classes + 1))]
     return [head + end for end in ends for head in ("class_name", "probability")]
 
 
-def _write_table(
-    path: Path, heads: Sequence[str], names: Sequence[str], rows: Rows, errors: dict[int, str]
-) -> None:
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow(["file", *heads, "error"])
-            for place, name in enumerate(names):
-                found = rows.get(place, [""] * len(heads))
-                out.writerow([name, *found, errors.get(place, "")])
+class _Table:
+    """A CSV that grows under the name `<path>.part`, and has its own where it is whole.
 
-    write_atomically(path, write)
+    Args:
+        path: The file.
+        heads: Of its columns.
+        images: That there will be rows of.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, heads: Sequence[str], images: int) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+        self.images = images
+        self.rows = -1  # the heads are none
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.part.open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            )
+        self.add([heads])
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """Hand rows to the system: from now on they survive this process."""
+        with self._told():
+            csv.writer(self._file).writerows([text_cell(cell) for cell in row] for row in rows)
+            self._file.flush()
+        self.rows += len(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file, self._told():
+            os.fsync(self._file.fileno())
+        if kind is None:
+            os.replace(self.part, self.path)
+        else:
+            print(
+                f"kora: stopped: the rows of {self.rows} of {self.images} images are in "
+                f"{self.part}.",
+                file=sys.stderr,
+            )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self.part} cannot be written: {error.strerror or error}. Make room, or name "
+                "another file or folder (--out)."
+            ) from error
 
 
 def _say(

@@ -1,10 +1,13 @@
-"""Tables of text as Markdown."""
+"""Tables of text as Markdown and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["markdown_table"]
+__all__ = ["csv_text", "markdown_table", "text_cell"]
 
 
 def markdown_table(
@@ -16,3 +19,23 @@ def markdown_table(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
         for row in (heads, rule, *rows)
     ]
+
+
+def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Records as CSV, one a line, with a line of heads; text is text to a spreadsheet too."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: text_cell(v) for k, v in record.items()} for record in records)
+    return text.getvalue()
+
+
+def text_cell(value: Any) -> Any:
+    """A cell of a CSV; an apostrophe before what a spreadsheet would compute. Numbers stay."""
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    try:
+        [float(word) for word in value.split()]
+    except ValueError:
+        return f"'{value}"
+    return value

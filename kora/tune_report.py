@@ -14,7 +14,7 @@ import yaml
 from kora.durable import write_atomically
 from kora.formats import format_metric
 from kora.grid_plan import resolved
-from kora.tables import markdown_table
+from kora.tables import markdown_table, text_cell
 from kora.tune_file import Tuning
 from kora.tune_plan import Combination
 from kora.tune_study import Search, Trial
@@ -191,7 +191,7 @@ def trials_csv(searches: Sequence[Search]) -> str:
         for one in search.trials():
             value = "" if one.value is None else one.value
             start = [search.combination.name, one.number, search.combination.metric, value]
-            settings = [one.values.get(option, "") for option in options]
+            settings = [text_cell(one.values.get(option, "")) for option in options]
             writer.writerow([*start, one.seconds, one.state, *settings])
     return out.getvalue()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +65,23 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(folder / "deep.png")
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(folder / "float.tif")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "vast.png").write_bytes(_vast())
     return {
         "cut.jpg": "truncated",
         "deep.png": "more than 8 bits a channel; convert it to 8-bit RGB",
         "empty.png": "the file is empty",
         "float.tif": "more than 8 bits a channel; convert it to 8-bit RGB",
+        "pipe.png": "it is a pipe, a socket or a device, and no file",
         "text.jpg": "it is no image, or of a format that Pillow does not read",
+        "vast.png": "it has more than 89,478,485 pixels; scale it down",
     }
+
+
+def _vast() -> bytes:
+    """A file of 70 bytes that says it is a picture of 13,000 x 13,000 pixels."""
+    content = io.BytesIO()
+    Image.new("1", (1, 1)).save(content, "PNG")
+    small = content.getvalue()
+    header = b"IHDR" + struct.pack(">II", 13_000, 13_000) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]

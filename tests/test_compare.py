@@ -478,3 +478,12 @@ def test_a_run_of_an_earlier_version_is_averaged_where_only_later_options_are_mi
     (tmp_path / made[0].folder / "config.yaml").write_text(yaml.safe_dump(changed))
     with pytest.raises(ValueError, match=r"settings\.training\.head_init: absent in "):
         compare(load_runs([tmp_path])[0])
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_text_there_and_numbers_stay() -> None:
+    formula = '=HYPERLINK("x")'
+    runs = [run(name, k, 0.5 - k / 10) for name in (formula, "LinearProbe") for k in range(2)]
+    runs += [run("LoRA", k, 0.3) for k in range(2)]
+    rows = {row["strategy"]: row for row in csv.DictReader(io.StringIO(to_csv([compare(runs)])))}
+    assert set(rows) == {f"'{formula}", "LinearProbe", "LoRA"}
+    assert float(rows["LoRA"]["difference"]) == pytest.approx(-0.15)

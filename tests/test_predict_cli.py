@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +16,12 @@ from PIL import Image
 
 import kora as package
 from datamodules.recipe import ImageRecipe
+from kora import predict_cli
 from kora.adapters import LoRA
 from kora.heads.depth import LinearDepth
 from kora.tasks import DepthTask
 from tests.adapter_factory import kicked, write_fitted, write_folder
-from tests.cli.support import kora
+from tests.cli.support import kora, started
 from tests.factory import kick
 from tests.picture_factory import bad_files, write_photos
 
@@ -143,6 +147,75 @@ def test_bad_images_keep_a_row_with_the_line_that_every_way_of_prediction_gives(
         with pytest.raises(RuntimeError) as caught:
             package.load_adapter(run).predict(photos / name)
         assert text == str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_and_one_that_is_a_formula_are_written_so_that_all_can_be_read(
+    run: Path, photos: Path, capfd: Capture
+) -> None:
+    for name in (b"caf\xe9.png", b"=1+1.png", b"-x.png", b"@x.png", b"+x.png"):
+        os.link(photos / "0.png", photos / os.fsdecode(name))
+    out = run.parent / "out.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+    assert done.code == 0, done.err
+    names = {row["file"] for row in rows(out)}
+    assert {r"caf\udce9.png", "'=1+1.png", "'-x.png", "'@x.png", "'+x.png", "1.png"} <= names
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_leaves_the_rows_that_are_done(run: Path, photos: Path) -> None:
+    for number in range(3000):
+        os.link(photos / "0.png", photos / f"z{number:04}.png")
+    out, part = run.parent / "out.csv", run.parent / "out.csv.part"
+    options = ("--out", out, "--batch_size", "4", "--num_workers", "0")
+    with started("predict", run, "--images", photos, *options, log=run / "log") as process:
+        end = time.monotonic() + 240
+        while not part.is_file() or part.read_bytes().count(b"\n") < 9:
+            assert process.poll() is None
+            assert time.monotonic() < end
+        process.kill()
+        process.wait()
+    assert not out.exists()
+    expected = package.load_adapter(run).predict(photos / "1.png")
+    found = rows(part)
+    assert 8 <= len(found) < 3000
+    assert [row["file"] for row in found[:3]] == ["0.png", "1.png", "2.png"]
+    assert found[1]["class_name"] == expected.name
+    assert all(row["probability"] for row in found)
+
+
+def test_a_prediction_that_is_stopped_says_where_its_rows_are(
+    run: Path, photos: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run.parent / "out.csv"
+    out.write_text("of before")
+
+    def batches(*args: Any) -> Any:
+        yield next(predict_cli_batches(*args))
+        raise KeyboardInterrupt
+
+    predict_cli_batches = predict_cli._batches
+    monkeypatch.setattr(predict_cli, "_batches", batches)
+    options = ("--out", out, "--batch_size", "2", "--num_workers", "0")
+    done = kora(capfd, "predict", run, "--images", photos, *options)
+    assert done.code == 130
+    assert f"the rows of 2 of 5 images are in {out}.part" in done.err
+    assert out.read_text() == "of before"
+    assert len(rows(Path(f"{out}.part"))) == 2
+    monkeypatch.undo()
+    assert kora(capfd, "predict", run, "--images", photos, *options).code == 0
+    assert len(rows(out)) == 5
+    assert not Path(f"{out}.part").exists()
+
+
+def test_predictions_that_cannot_be_written_are_told_before_the_work(
+    run: Path, photos: Path, capfd: Capture
+) -> None:
+    (run.parent / "file").touch()
+    out = run.parent / "file" / "out.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+    assert done.code == 1
+    assert f"{out}.part cannot be written: File exists" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> None:

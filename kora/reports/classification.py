@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kora.audit import Audit, audit
 from kora.reports.base import Report, spread
 from kora.results import write_atomically
+from kora.tables import text_cell
 
 __all__ = ["ClassificationReport"]
 
@@ -103,7 +104,7 @@ class ClassificationReport(Report):
                     index = batch["index"].tolist() if "index" in batch else [""] * rows
                     label = batch["label"].tolist() if "label" in batch else [""] * rows
                     for i, truth, guess, sure in zip(index, label, *columns, strict=True):
-                        name = names[guess] if names else ""
+                        name = text_cell(names[guess]) if names else ""
                         out.writerow([i, truth, guess, name, f"{sure:.6f}"])
 
         return write_atomically(folder / "predictions.csv", write)

@@ -85,7 +85,7 @@ def test_what_is_no_usable_run_gets_a_word_each_and_the_rest_is_compared(
     later = RUNS / "KoRA/seed7/version_0"
     later.mkdir(parents=True)
     record = results(RUNS / "KoRA/seed0/version_0")
-    (later / "results.json").write_text(json.dumps({**record, "schema": 2}))
+    (later / "results.json").write_text(json.dumps({**record, "schema": 2, "record_sha256": None}))
     Path("photos").mkdir()
     text = compare(capfd, "runs", "photos", "nowhere")
     for words in (
