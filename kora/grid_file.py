@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from kora.yaml_files import read_yaml
 
 __all__ = [
     "SEED_OPTION",
@@ -148,10 +148,7 @@ def read_content(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, or is no table.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as a grid ({error}).") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a table with the keys {', '.join(_KEYS)}.")
     return content

@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kora.results import Run
+from kora.yaml_files import read_yaml
 
 __all__ = ["NAMED", "Grouping", "brief", "grouping"]
 
@@ -93,11 +92,9 @@ def _settings(run: Run) -> Mapping[str, Any]:
 @cache
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RuntimeError(
-            f"{file} cannot be read ({error}). Leave this run out, or compare by strategy."
-        ) from error
+        config = read_yaml(file)
+    except ValueError as error:
+        raise RuntimeError(f"{error} Or leave this run out, or compare by strategy.") from error
     return _flat(config) if isinstance(config, Mapping) else {}
 
 

@@ -36,7 +36,7 @@ from kora.resume import (
 )
 from kora.run_checkpoints import best_and_last, load_best
 from kora.run_lock import RunLock
-from kora.run_options import add_run_options
+from kora.run_options import add_run_options, require_below
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
 from kora.throughput import Throughput
@@ -106,6 +106,7 @@ class KoraCLI(LightningCLI):
             found = self.config[self.command].get(group)
             if not hasattr(found, "items"):
                 raise ValueError(f"{group} is {found!r}, expected options by name.")
+        require_below(self.config[self.command].experiment)
         seed = self.config[self.command].seed_everything
         if isinstance(seed, bool | None) or not 0 <= seed < 2**32:
             raise ValueError(

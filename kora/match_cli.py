@@ -15,6 +15,7 @@ from kora.adapters import Strategy
 from kora.backbones import Backbone
 from kora.lightning_cli import KoraCLI, parse
 from kora.matching import count_trainable, match, render
+from kora.yaml_files import read_yaml
 
 __all__ = ["matched"]
 
@@ -109,10 +110,7 @@ def _read(file: str) -> dict[str, Any]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"--match: {file} does not exist. Name a config file.")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--match: {file} is not YAML: {error}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict) or not isinstance(config.get("model", {}) or {}, dict):
         raise ValueError(f"--match: {file} is no config: expected keys such as `model:`.")
     return config

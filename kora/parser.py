@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.parser_errors import explain
+from kora.yaml_files import not_utf8
 
 __all__ = ["KoraParser"]
 
@@ -33,7 +34,10 @@ class KoraParser(LightningArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
         """Parse a config file, whose name stands in front of what is wrong with it."""
         KoraParser._file = str(path)
-        parsed = super().parse_path(path, *args, **kw)
+        try:
+            parsed = super().parse_path(path, *args, **kw)
+        except UnicodeDecodeError as error:
+            self.error(not_utf8(path, error), error)
         KoraParser._file = None
         return parsed
 

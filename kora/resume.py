@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from kora.checkpoint_files import read_checkpoint
@@ -26,6 +25,7 @@ from kora.resume_changes import changes
 from kora.run_lock import RunLock
 from kora.run_search import LAST_CHECKPOINT, run_folders
 from kora.trust import modules_to_trust
+from kora.yaml_files import read_yaml
 
 __all__ = [
     "after_interruption",
@@ -45,7 +45,7 @@ _FOUND = "KORA_RESUMES"
 def how_to_go_on(folder: Path) -> str:
     """The command that goes on with a run."""
     config, last = str(folder / "config.yaml"), str(folder / LAST_CHECKPOINT)
-    named = modules_to_trust(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
+    named = modules_to_trust(read_yaml(config))
     trust = [part for module in named for part in ("--trust", module)]
     return shlex.join(["kora", "fit", "--config", config, "--ckpt_path", last, *trust])
 
@@ -166,7 +166,11 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
     for folder in run_folders(config):
         if (folder / RESULTS_NAME).exists() or not (folder / LAST_CHECKPOINT).is_file():
             continue
-        theirs = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        try:
+            theirs = _config_of(folder)
+        except ValueError as error:
+            other.append(str(error).removesuffix("."))
+            continue
         different = [
             key
             for key in changes(theirs, config)
@@ -233,9 +237,17 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
         keep_rows(folder / "metrics.csv", resumed["rows"])
 
 
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.yaml"
+    config = read_yaml(path)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{path}: holds no settings by name. Begin a new run without it.")
+    return config
+
+
 def _keep_config(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / "config.yaml"
-    if not changes(yaml.safe_load(path.read_text(encoding="utf-8")), config):
+    if not changes(_config_of(folder), config):
         return
     number = 0
     while (folder / f"config.before_resume_{number}.yaml").exists():

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.loggers import Wandb
 from kora.run_checkpoints import Saving
 
-__all__ = ["add_run_options"]
+__all__ = ["add_run_options", "require_below"]
+
+
+def require_below(experiment: str) -> None:
+    """Refuse a name by which runs would lie outside of `runs_dir`.
+
+    Raises:
+        ValueError: It is such a one.
+    """
+    if Path(experiment).is_absolute() or ".." in Path(experiment).parts or "\n" in experiment:
+        raise ValueError(
+            f"experiment={experiment!r}: expected a name of folders below runs_dir, such as "
+            "tiny/fewshot. To write elsewhere, set --runs_dir."
+        )
 
 
 def add_run_options(parser: LightningArgumentParser) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
+from kora.yaml_files import read_yaml
 
 __all__ = ["keep_normalisation"]
 
@@ -22,7 +21,7 @@ def keep_normalisation(overrides: dict[str, Any], source: str) -> None:
         overrides: Resolved `init_args` of the model, with `backbone`; changed in place.
         source: Path of the source config.
     """
-    named: Any = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    named: Any = read_yaml(source)
     for key in ("model", "init_args", "backbone"):
         named = named.get(key) if isinstance(named, Mapping) else None
     if not isinstance(named, Mapping):

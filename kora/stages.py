@@ -12,6 +12,7 @@ from kora.checkpoint_files import read_checkpoint, require_record
 from kora.checkpoints import ADAPTER_CONFIG, read_adapter_config
 from kora.claims import alone_with
 from kora.progress import say
+from kora.run_options import require_below
 from kora.run_search import find_finished_run, last_checkpoint
 from kora.source_normalisation import keep_normalisation
 from kora.tasks import AdapterTask
@@ -46,6 +47,7 @@ class SourceStage:
         keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
         self.wanted = plain(parser, parser.parse_args(layers))
+        require_below(self.wanted["experiment"])
 
     @property
     def adapter(self) -> dict[str, Any]:

@@ -39,6 +39,12 @@ USAGE = [
     (["--model.optimizer", "AdamWW"], ["optimizer", "Did you mean 'AdamW'?"]),
     (["--model.adapter_trainable", "false"], ["adapter_trainable", "source"]),
     (["--model.adapter", "KoRA", "--model.adapter.alpha", "0"], ["alpha=0"]),
+    (["--experiment", "../../escaped"], ["experiment='../../escaped'", "--runs_dir"]),
+    (["--experiment", "/tmp/escaped"], ["experiment='/tmp/escaped'", "below runs_dir"]),
+    (["--source", "away.yaml"], ["experiment='a/../../b'", "below runs_dir"]),
+    (["--config", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
+    (["--source", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
+    (["--source", "nul.yaml"], ["nul.yaml: cannot be read as YAML"]),
     (["--seed_everything", "false"], ["seed_everything=False"]),
     (["--seed_everything=-1"], ["seed_everything=-1"]),
     (["--trainer.accelerator", "gpuu"], ["gpuu"]),
@@ -62,6 +68,9 @@ USAGE = [
 def test_a_mistake_is_told_in_one_line(
     here: Path, capfd: Capture, args: list[str], fragments: list[str]
 ) -> None:
+    write_config(here / "away.yaml", tiny_config(experiment="a/../../b"))
+    (here / "latin.yaml").write_bytes(b"experiment: tiny # \xe9")
+    (here / "nul.yaml").write_bytes(bytes(9))
     outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
     lines = [line for line in outcome.err.splitlines() if line.startswith("kora: error:")]
     assert len(lines) == 1, outcome.err

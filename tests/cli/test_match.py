@@ -193,7 +193,10 @@ def test_sources_of_another_backbone_are_refused_when_they_are_counted(
         (("--config", "tiny.yaml", "--match", "layer.yaml"), "layer.yaml sets no model.adapter"),
         (("--config", "tiny.yaml", "--match", "none.yaml"), "none.yaml does not exist"),
         (("--config", "none.yaml", "--match", "probe.yaml"), "none.yaml does not exist"),
-        (("--config", "tiny.yaml", "--match", "broken.yaml"), "broken.yaml is not YAML"),
+        (
+            ("--config", "tiny.yaml", "--match", "broken.yaml"),
+            "broken.yaml: cannot be read",
+        ),
         (("--config", "tiny.yaml", "--match", "list.yaml"), "list.yaml is no config"),
         (
             ("--config", "tiny.yaml", "--config", "probe.yaml", "--match", "lora_qv.yaml"),
