@@ -32,6 +32,7 @@ _DAMAGED = (
 _FREE_BYTES = 1 << 30
 _MOST_TIMES = 200
 _MOST_MEMBERS = 20_000_000
+_ENCRYPTED = 1  # of the flags of a zip's member
 
 
 def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -> None:
@@ -48,8 +49,8 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
 
     Raises:
         ValueError: not an archive by its name, or without the folder `inside`.
-        RuntimeError: damaged or truncated; a member is a link or would land outside `target`; or
-            it unpacks to 1 GiB and more than 200 times its size.
+        RuntimeError: damaged, truncated or encrypted; a member is a link or would land outside
+            `target`; or it unpacks to 1 GiB and more than 200 times its size.
         OSError: no room on the disk.
     """
     temporary = target.with_name(f".{target.name}.extracting")
@@ -71,9 +72,18 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
         raise RuntimeError(
             f"Archive {archive} is damaged or truncated ({reason}). Delete it and get it again."
         ) from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise RuntimeError(
+            f"Archive {archive} is damaged: it holds {Path(str(error.filename)).name!r} as a file "
+            "and as a folder. Delete it and get it again."
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise OSError(
+                error.errno,
+                f"Archive {archive} cannot be extracted beside {target} ({error.strerror}: "
+                f"{error.filename}). Choose another data.root, or another archive.",
+            ) from error
         raise OSError(
             error.errno,
             f"There is no room to extract {archive} beside {target} ({error.strerror}). Nothing "
@@ -136,6 +146,11 @@ def _extract_zip(archive: Path, folder: Path) -> None:
         members, allowance = file.infolist(), _Allowance(archive)
         for member in members:
             allowance.take(member.file_size)
+            if member.flag_bits & _ENCRYPTED:
+                raise RuntimeError(
+                    f"Archive {archive} is encrypted (its member {member.filename!r}). Extract it "
+                    "yourself, and set data.root to its folder."
+                )
             mode = stat.S_IFMT(member.external_attr >> 16)
             _check_member(
                 archive, member.filename, is_plain=mode in (0, stat.S_IFREG, stat.S_IFDIR)
@@ -155,3 +170,5 @@ def _extract_tar(archive: Path, folder: Path) -> None:
                 file.extract(member, folder, filter="data")
             else:  # Python before 3.11.4
                 file.extract(member, folder)
+        while file.fileobj is not None and file.fileobj.read(1 << 20):
+            pass  # gzip compares its checksum at the end, which tarfile does not ask for

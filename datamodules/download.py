@@ -188,8 +188,14 @@ def _check_source(folder: Path, *, archive: Path | None, md5: str | None) -> Non
     """Refuse a folder that was made from another archive than the one asked for."""
     try:
         source: dict[str, Any] = json.loads((folder / _SOURCE_FILE).read_text(encoding="utf-8"))
+        _ = source["md5"], source["bytes"], source["archive"]
     except FileNotFoundError:
         return  # extracted by hand: used as it is
+    except (ValueError, TypeError, LookupError) as error:
+        raise RuntimeError(
+            f"{folder / _SOURCE_FILE} is damaged, so nobody knows which archive the folder was "
+            f"made of. Delete {folder} and run again."
+        ) from error
     if archive is None:
         same = md5 is None or source["md5"] == md5
         wanted = "the official archive"

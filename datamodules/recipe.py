@@ -13,7 +13,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,12 @@ class ImageRecipe:
     transparency: Transparency = "white"
 
     def __post_init__(self) -> None:
-        assert self.fit is None or self.size is not None, "a fit needs a size"
+        if self.fit not in (None, *get_args(Fit)) or self.transparency not in get_args(
+            Transparency
+        ):
+            raise ValueError(f"fit={self.fit!r}, transparency={self.transparency!r}")
+        if self.fit is not None and (self.size is None or min(self.size) < 1):
+            raise ValueError(f"fit={self.fit!r} needs a size, not {self.size}")
 
     def __call__(self, picture: Any) -> NDArray[np.uint8]:
         return self.pixels(self.open(picture))

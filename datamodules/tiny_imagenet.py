@@ -250,6 +250,11 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise _missing(path) from None
+    except UnicodeDecodeError as error:
+        raise RuntimeError(
+            f"{path} is damaged: it is not UTF-8, from byte {error.start} on. Delete "
+            f"{path.parent} and run `kora data prepare` again."
+        ) from error
 
 
 def _missing(path: Path) -> FileNotFoundError:

@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from kora.durable import has_other_content
+from kora.record_types import check_types
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -33,6 +34,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FORMAT = 1
 
+_DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int32, torch.int64, torch.bool,
+}  # fmt: skip
+
 #: What every record has, and of which type.
 _RECORD = (
     ("adapter", "class_path", str),
@@ -40,6 +46,18 @@ _RECORD = (
     ("backbone", "name", str),
     ("backbone", "sha256", str),
 )
+
+#: What others have from the version on that wrote it first, and of which type then.
+_TYPES = {
+    "a text": "class_names.* weights.source preprocessing.steps.*.step",
+    "a list": "preprocessing.steps",
+    "a table of values": "preprocessing.steps.*",
+    "a number": "metrics.*",
+}
+_TYPES_OR_NONE = {
+    "a list": "class_names",
+    "a table of values": "weights metrics preprocessing task",
+}
 
 
 def expand(folder: str | Path) -> Path:
@@ -68,9 +86,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             _check_types(record)
             for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
                 _check_types(source)
-    except (ValueError, TypeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {getattr(error, 'reason', error)}"  # not all its bytes
-        raise RuntimeError(f"{path} is damaged ({reason}). Train the adapter again.") from error
+            check_types(record, _TYPES, _TYPES_OR_NONE)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        absent = isinstance(error, KeyError)
+        reason = f"key {error} is missing" if absent else str(error).rstrip(".")
+        raise RuntimeError(f"{path} is damaged: {reason}. Train the adapter again.") from error
     if same_format and has_other_content(record):
         raise RuntimeError(
             f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "
@@ -114,6 +134,12 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise RuntimeError(
             f"Adapter weights {path} cannot be read: {error}. Train it again."
         ) from error
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    if strange:
+        raise RuntimeError(
+            f"Adapter weights {path} cannot be used: '{strange[0]}' is of "
+            f"{tensors[strange[0]].dtype}, which nothing here trains. Train it again."
+        )
     diverged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if diverged:
         raise RuntimeError(

@@ -82,7 +82,13 @@ class AdaptedModel(nn.Module):
         self.record = dict(record)
         self.folder = folder
         #: From a picture to the image that the run trained on.
-        self.recipe = recipe_of(record)
+        try:
+            self.recipe = recipe_of(record)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG}: its preprocessing is none that this version knows "
+                f"({error!r})."
+            ) from error
         self.class_names: list[str] = list(record.get("class_names") or ())
         self.eval()
 
@@ -276,6 +282,10 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(head[name])
+    classes = task.num_classes if isinstance(task, ClassificationTask) else 0
+    named = len(record.get("class_names") or ())
+    if classes and named not in (0, classes):
+        raise ValueError(f"{origin} has {named} class_names, and the head {classes} classes.")
     return AdaptedModel(task, record, folder)
 
 
@@ -364,6 +374,8 @@ def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Ba
             f"here: name where it lies now (weights=, or --weights). SHA-256 of the weights: "
             f"{known['sha256'][:12]}."
         ) from error
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{folder}: its backbone cannot be built: {error}") from error
 
 
 def _other_weights(record: Mapping[str, Any], backbone: Backbone, folder: Path) -> str:
@@ -391,7 +403,7 @@ def _task(
     if described is None and set(head) == {"linear.weight", "linear.bias"}:  # of earlier versions
         described = {
             "class_path": "kora.tasks.ClassificationTask",
-            "init_args": {"num_classes": len(head["linear.bias"])},
+            "init_args": {"num_classes": head["linear.bias"].numel()},
         }
     if described is None:
         raise ValueError(

@@ -198,8 +198,8 @@ def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
                 _ = (int(reading["step"]), int(reading["images"]), dict(reading["nodes"]))
     except (ValueError, TypeError, KeyError) as error:
         raise RuntimeError(
-            f"{path} is damaged ({error!r}). Remove it: the gradient is then measured with the "
-            "final weights."
+            f"{path} is damaged ({type(error).__name__}: {error}). Remove it: the gradient is then "
+            "measured with the final weights."
         ) from error
     if schema != _SCHEMA:
         raise ValueError(

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import kora
 from kora.durable import has_other_content, record_sha256, write_atomically
 from kora.provenance import collect_versions, git_commit
+from kora.record_types import check_types
 
 __all__ = [
     "RESULTS_NAME",
@@ -126,7 +127,7 @@ class RunResult:
         if missing:
             raise ValueError(f"key {missing[0]!r} is missing.")
         values = {name: record[name] for name in known}
-        _check_types(values)
+        check_types(values, _TYPES, _TYPES_OR_NONE)
         values["metrics"] = {
             name: math.nan if value is None else float(value)
             for name, value in values["metrics"].items()
@@ -134,55 +135,19 @@ class RunResult:
         return cls(**values)
 
 
-_TEXT, _TABLE, _NUMBER, _WHOLE = "a text", "a table of values", "a number", "a whole number"
-_IS = {
-    _TEXT: lambda value: isinstance(value, str),
-    _TABLE: lambda value: isinstance(value, dict),
-    _NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    _WHOLE: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "true or false": lambda value: isinstance(value, bool),
-}
-_EXPECTED = {
-    _TEXT: "experiment strategy stage created settings.adapter.class_path",
-    _TABLE: "metrics baselines baselines.* protocol audit parameters seconds backbone settings "
-    "versions settings.adapter settings.adapter.init_args settings.training",
-    _NUMBER: "seconds.*",
+_TYPES = {
+    "a text": "experiment strategy stage created settings.adapter.class_path",
+    "a table of values": "metrics baselines baselines.* protocol audit parameters seconds backbone "
+    "settings versions settings.adapter settings.adapter.init_args settings.training",
+    "a number": "seconds.*",
     "true or false": "finished",
 }
-_OR_NONE = {
-    _TEXT: "config_sha256 commit",
-    _TABLE: "source feature_cache",
-    _NUMBER: "metrics.* baselines.*.* peak_memory_mib",
-    _WHOLE: "seed tested_step",
+_TYPES_OR_NONE = {
+    "a text": "config_sha256 commit",
+    "a table of values": "source feature_cache",
+    "a number": "metrics.* baselines.*.* peak_memory_mib",
+    "a whole number": "seed tested_step",
 }
-
-
-def _check_types(record: Mapping[str, Any]) -> None:
-    """Look at what readers rely on, from the outside in: below a table its entries, as `*`."""
-    found = [
-        (place.count("."), place, kind, empty)
-        for rules, empty in ((_EXPECTED, False), (_OR_NONE, True))
-        for kind, places in rules.items()
-        for place in places.split()
-    ]
-    for _, place, kind, empty in sorted(found):
-        for name, value in _entries(record, place.split(".")):
-            if not (_IS[kind](value) or (empty and value is None)):
-                raise ValueError(f"{name} is {_brief(value)}; expected {kind}.")
-
-
-def _entries(table: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values at a place; none where there is nothing."""
-    for key in table if keys[0] == "*" else [keys[0]] if keys[0] in table else []:
-        if len(keys) == 1:
-            yield key, table[key]
-        else:
-            yield from ((f"{key}.{name}", value) for name, value in _entries(table[key], keys[1:]))
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Run(NamedTuple):

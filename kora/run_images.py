@@ -78,8 +78,9 @@ def _require_same(data: ImageDataModule, record: Path) -> None:
     try:
         kept = json.loads(record.read_text(encoding="utf-8"))["protocol"]
         theirs = kept["data_sha256"], kept["sha256"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RuntimeError(f"{record} is damaged ({error!r}). Remove it, or run again.") from error
+    except (ValueError, TypeError, KeyError) as error:  # repr would print all of the file
+        reason = f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"{record} is damaged ({reason}). Remove it, or run again.") from error
     mine = data.protocol()
     if (mine["data_sha256"], mine["sha256"]) != theirs:
         raise ValueError(

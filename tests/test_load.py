@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kora
@@ -261,3 +262,42 @@ def test_importing_kora_imports_no_torch() -> None:
     code = "import sys, kora; print('torch' in sys.modules, hasattr(kora, 'nothing'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": 7}, "class_names is 7; expected a list"),
+        ({"class_names": CLASSES[:-1]}, "has 6 class_names, and the head 7 classes"),
+        ({"class_names": [*CLASSES[:-1], 5]}, r"class_names\.6 is 5; expected a text"),
+        ({"weights": {"source": 5}}, r"weights\.source is 5; expected a text"),
+        ({"weights": "x"}, "weights is 'x'; expected a table"),
+        ({"preprocessing": {"steps": [7]}}, r"preprocessing\.steps\.0 is 7"),
+        ({"preprocessing": {"steps": [{"step": "convert"}]}}, "preprocessing is none that"),
+        ({"metrics": {"test/accuracy": "x"}}, r"metrics\.test/accuracy is 'x'"),
+    ],
+)
+def test_a_record_of_the_wrong_types_is_named_with_the_place(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = write_folder(tmp_path / "adapter", kicked(LoRA(2)))
+    edit_record(folder, **changes)
+    with pytest.raises((ValueError, RuntimeError), match=words) as caught:
+        kora.load_adapter(folder)
+    assert str(folder / "adapter_config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(0), torch.zeros(()), torch.zeros(7, 0), torch.zeros(7).to(torch.float8_e4m3fn)],
+)
+def test_an_empty_tensor_or_one_of_a_strange_type_is_named(tmp_path: Path, tensor: Tensor) -> None:
+    folder = write_folder(tmp_path / "adapter", kicked(LoRA(2)))
+    weights = folder / "adapter_model.safetensors"
+    save_file({**load_file(weights), "head.linear.bias": tensor}, weights)
+    edit_record(folder, weights_sha256=None)
+    with pytest.raises((ValueError, RuntimeError), match=rf"{weights}.*head\.linear\.bias"):
+        kora.load_adapter(folder)
+    edit_record(folder, task=None)  # of an earlier version
+    with pytest.raises((ValueError, RuntimeError), match=str(folder)):
+        kora.load_adapter(folder)

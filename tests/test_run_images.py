@@ -48,6 +48,10 @@ def test_a_record_of_other_splits_is_refused_and_a_damaged_one_told(tmp_path: Pa
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"not that of the run: .*splits\.json"):
         run_data(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(RuntimeError, match=r"splits\.json is damaged") as caught:
+        run_data(tmp_path)
+    assert len(str(caught.value)) < 300 + len(str(path))
     path.write_text("{")
     with pytest.raises(RuntimeError, match=r"splits\.json is damaged"):
         run_data(tmp_path)

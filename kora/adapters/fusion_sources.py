@@ -98,7 +98,7 @@ def recalled(
     for name, tensor in tensors.items():
         place, of_source, rest = name.removeprefix("places.").partition(".adapters.")
         number, _, rest = rest.partition(".")
-        if of_source and int(number) < len(found):
+        if of_source and number.isdecimal() and int(number) < len(found):
             found[int(number)].tensors[f"{place}.{rest}"] = tensor
     return found
 

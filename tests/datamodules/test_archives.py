@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 
 from datamodules.archives import extract_archive
 from tests.data_factory import write_tar, write_zip
+from tests.faults import damages
 
 MEMBERS = {"data/a.txt": b"a" * 5000, "data/deep/b.txt": bytes(range(256)) * 40}
 WRITERS = {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar, "tgz": write_tar}
@@ -97,6 +99,48 @@ def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path: Path) -> None:
     content[100] ^= 1
     archive.write_bytes(content)
     with pytest.raises(RuntimeError, match="damaged or truncated"):
+        extract_archive(archive, tmp_path / "out")
+    assert nothing_is_left(tmp_path, archive)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_whatever_happens_to_an_archive_its_content_is_right_or_it_is_named(
+    tmp_path: Path, suffix: str
+) -> None:
+    archive, out = write(tmp_path / f"x.{suffix}", MEMBERS), tmp_path / "out"
+    refused = 0
+    for damage in damages(archive):
+        try:
+            extract_archive(archive, out, inside="data")
+        except (RuntimeError, ValueError) as error:
+            refused += str(archive) in str(error)
+            assert not out.exists()
+        else:
+            for name, content in MEMBERS.items():
+                assert (tmp_path / name.replace("data", "out", 1)).read_bytes() == content, damage
+            shutil.rmtree(out)
+    assert refused > 35  # not all bytes matter, as those of times
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+@pytest.mark.parametrize("names", [("data/a", "data/a/b"), ("data/a/b", "data/a")])
+def test_a_member_that_is_file_and_folder_is_told(
+    tmp_path: Path, suffix: str, names: tuple[str, str]
+) -> None:
+    archive = write(tmp_path / f"x.{suffix}", dict.fromkeys(names, b"x"))
+    with pytest.raises(RuntimeError, match=rf"{archive} .*'\w' as a file and as a folder"):
+        extract_archive(archive, tmp_path / "out")
+    assert nothing_is_left(tmp_path, archive)
+
+
+def test_an_encrypted_zip_is_told(tmp_path: Path) -> None:
+    archive = write_zip(tmp_path / "x.zip", MEMBERS)
+    content = archive.read_bytes()
+    for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.index(sign) + place
+        content = content[:at] + bytes([content[at] | 1]) + content[at + 1 :]
+    archive.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{archive} is encrypted.*data/a\.txt.*data\.root"):
         extract_archive(archive, tmp_path / "out")
     assert nothing_is_left(tmp_path, archive)
 

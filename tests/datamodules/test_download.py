@@ -208,6 +208,15 @@ def test_a_folder_made_from_another_archive_is_not_taken_for_the_official_one(
         obtain_folder(folder, archive=other, inside="data")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_note_on_the_archive_of_a_folder_is_told(tmp_path: Path, content: bytes) -> None:
+    small = write_zip(tmp_path / "small.zip", {"data/a.txt": b"a"})
+    folder = obtain_folder(tmp_path / "data", archive=small, inside="data")
+    (folder / ".source.json").write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{folder}/\.source\.json is damaged.*Delete {folder}"):
+        obtain_folder(folder, archive=small, inside="data")
+
+
 def test_a_missing_archive_and_nothing_to_extract_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.archive: there is no file .*gone\.zip"):
         obtain_folder(tmp_path / "data", archive=tmp_path / "gone.zip")

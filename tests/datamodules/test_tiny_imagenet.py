@@ -169,6 +169,17 @@ def test_a_missing_part_says_how_to_get_it(tmp_path: Path, lost: str) -> None:
         data.setup("fit")
 
 
+@pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
+def test_a_list_that_is_not_utf8_is_named(tmp_path: Path, name: str) -> None:
+    data = make(tmp_path)
+    with (data.folder / name).open("ab") as file:
+        file.write(b"\xff")
+    with pytest.raises(
+        RuntimeError, match=rf"{name} is damaged: it is not UTF-8.*kora data prepare"
+    ):
+        data.setup("fit")
+
+
 def test_the_fingerprint_notices_a_changed_image(tmp_path: Path) -> None:
     before = make(tmp_path).protocol()["data_sha256"]
     data = make(tmp_path)

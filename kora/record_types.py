@@ -1,0 +1,61 @@
+"""Types of what a record of JSON holds, looked at when it is read.
+
+Rules are names of kinds, each with the places of the record that must be of it: dotted names, where
+`*` is every entry of a table or list, several with spaces between. What a record does not have is
+of any kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_types"]
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a table of values": lambda value: isinstance(value, dict),
+    "a list": lambda value: isinstance(value, list),
+    "a number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "true or false": lambda value: isinstance(value, bool),
+}
+
+
+def check_types(
+    record: Mapping[str, Any], rules: Mapping[str, str], or_none: Mapping[str, str]
+) -> None:
+    """Compare a record with its rules, tables before what they hold.
+
+    Args:
+        record: From JSON.
+        rules: Of what must not be null.
+        or_none: Of what may be.
+
+    Raises:
+        ValueError: Names the first place of another kind.
+    """
+    found = [
+        (place.count("."), place, kind, empty)
+        for given, empty in ((rules, False), (or_none, True))
+        for kind, places in given.items()
+        for place in places.split()
+    ]
+    for _, place, kind, empty in sorted(found):
+        for name, value in _entries(record, place.split(".")):
+            if not (_KINDS[kind](value) or (empty and value is None)):
+                text = repr(value)
+                text = text if len(text) <= 80 else f"{text[:77]}..."
+                raise ValueError(f"{name} is {text}; expected {kind}.")
+
+
+def _entries(within: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values at a place; none where there is nothing."""
+    pairs = within.items() if isinstance(within, dict) else enumerate(within or ())
+    for key, value in pairs:
+        if keys[0] not in ("*", key):
+            continue
+        if len(keys) == 1:
+            yield str(key), value
+        else:
+            yield from ((f"{key}.{name}", below) for name, below in _entries(value, keys[1:]))
