@@ -174,9 +174,7 @@ def test_a_list_that_is_not_utf8_is_named(tmp_path: Path, name: str) -> None:
     data = make(tmp_path)
     with (data.folder / name).open("ab") as file:
         file.write(b"\xff")
-    with pytest.raises(
-        RuntimeError, match=rf"{name} is damaged: it is not UTF-8.*kora data prepare"
-    ):
+    with pytest.raises(RuntimeError, match=rf"{name} is damaged: it is not UTF-8.*kora data"):
         data.setup("fit")
 
 
