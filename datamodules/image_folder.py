@@ -186,7 +186,8 @@ class ImageFolder(ImageDataModule):
         digest = hashlib.sha256()
         for part in ("train", "test"):
             for path in self._part_paths(part):
-                digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
+                name = os.fsencode(path.relative_to(self.root))  # which may be no text
+                digest.update(name + f" {path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def protocol_extras(self) -> dict[str, Any]:
@@ -233,6 +234,12 @@ class ImageFolder(ImageDataModule):
         names = sorted(
             path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
         )
+        for name in names:
+            if not _is_text(name):
+                raise ValueError(
+                    f"Class folder {folder / ascii(name)[1:-1]} has a name that is not UTF-8. "
+                    "Rename it: it is the name of the class."
+                )
         if len(names) < 2:
             raise ValueError(
                 f"Folder {folder} holds {len(names)} class folders; a task needs at least 2. "
@@ -278,6 +285,11 @@ def _sorted_walk(folder: Path) -> Any:
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield here, folders, sorted(names)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python takes other bytes for half characters."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _named(names: list[str]) -> str:

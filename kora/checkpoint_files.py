@@ -97,7 +97,10 @@ def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
         RuntimeError: It holds pickled objects.
     """
     folder = path.parent
-    for place in (folder, folder.parent) if folder.name == "checkpoints" else (folder,):
+    places = [folder]
+    if folder.name == "checkpoints":  # of a run, whose pictures and adapter lie beside them
+        places += [folder.parent, *(path for path in folder.parent.glob("*") if path.is_dir())]
+    for place in places:
         sweep(place)
     try:
         read_checkpoint(path)

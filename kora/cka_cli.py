@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -242,7 +243,7 @@ def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
     for comparison in shown:
         other = comparison.second
         against = "frozen" if other.key == other.frozen else other.label  # its name may be long
-        table.add_column(f"{comparison.first.label}\nvs {against}", justify="right")
+        table.add_column(escape(f"{comparison.first.label}\nvs {against}"), justify="right")
     between = " " if len(shown) == 1 else "\n"  # three columns would not fit otherwise
     for layer in max((model.layers for model in found.models), key=len):
         table.add_row(layer, *(_cell(comparison, layer, between) for comparison in shown))

@@ -15,6 +15,7 @@ from kora.latex import to_latex
 from kora.overview import overview
 from kora.page import to_html
 from kora.results import write_atomically
+from kora.tables import in_markdown
 
 __all__ = ["write_files"]
 
@@ -50,13 +51,13 @@ def write_files(
         suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")
         name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
         pictures.append(figures.comparison(comparison, out / name, shown=shown))
-        sections += [comparison.to_markdown(), f"![{comparison.title}]({name})\n"]
+        sections += [comparison.to_markdown(), f"![{in_markdown(comparison.title)}]({name})\n"]
     for what in against:
         picture = out / f"against_{what}.png"
         pictures.append(figures_against.against(comparisons, what, picture, shown=shown))
         sections.append(f"![Against {what}](against_{what}.png)\n")
     if notes:
-        sections.append("## Left out\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+        sections += ["## Left out\n", *(f"- {in_markdown(note)}" for note in notes), ""]
     texts = {
         "compare.md": "\n".join(sections),
         "compare.tex": to_latex(comparisons),

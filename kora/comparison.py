@@ -11,7 +11,7 @@ from kora.answers import Answers, Pair
 from kora.formats import baseline_name, format_metric, format_number, is_rate, named_metric
 from kora.setting_differences import SettingRow
 from kora.summary import evaluation_sentence, split_sizes
-from kora.tables import csv_text, markdown_table
+from kora.tables import csv_text, in_markdown, markdown_table
 from kora.verdict import Verdict, signed
 
 if TYPE_CHECKING:
@@ -243,14 +243,15 @@ class Comparison:
     def to_markdown(self) -> str:
         """A section with heading, table, verdicts, notes, settings and answers."""
         heads, rows = self.cells()
-        lines = [f"## {self.heading()}", "", self.headline(), ""]
+        lines = [f"## {in_markdown(self.heading())}", "", in_markdown(self.headline()), ""]
         lines += markdown_table(heads, rows)
         if self.verdicts():
-            lines += ["", *(f"- **{sentence}**" for sentence in self.verdicts())]
+            lines += ["", *(f"- **{in_markdown(sentence)}**" for sentence in self.verdicts())]
         if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+            lines += ["", *(f"- {in_markdown(note)}" for note in self.notes)]
         for title, note, heads, rows, left in self.details():
-            lines += ["", f"### {title}", "", note, "", *markdown_table(heads, rows, left=left)]
+            table = markdown_table(heads, rows, left=left)
+            lines += ["", f"### {in_markdown(title)}", "", in_markdown(note), "", *table]
         return "\n".join(lines) + "\n"
 
     def details(self) -> list[Detail]:

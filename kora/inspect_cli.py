@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kora.audit_depth import DepthAudit
@@ -84,7 +85,7 @@ def data(args: Sequence[str]) -> None:
     if own.action == "prepare":
         gained = getattr(datamodule, "prepare_cache", lambda: None)()
         if gained is not None:
-            console.print(gained.render(), highlight=False, soft_wrap=True)
+            console.print(gained.render(), highlight=False, soft_wrap=True, markup=False)
         console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
         return
     datamodule.setup_splits()
@@ -101,11 +102,11 @@ def data(args: Sequence[str]) -> None:
     if classes:
         names = summary["class_names"]
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        console.print(f"classes: {shown}", highlight=False)
+        console.print(f"classes: {shown}", highlight=False, markup=False)
     console.print(found.render(histogram=True) if isinstance(found, DepthAudit) else found.render())
     protocol = Table("key", "value", title="Protocol", title_justify="left", show_header=False)
     for key, value in stated.items():
-        protocol.add_row(key, str(value))
+        protocol.add_row(escape(key), escape(str(value)))
     console.print(protocol)
 
 

@@ -70,8 +70,10 @@ def _table(comparison: Comparison) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return " & ".join(map(_escape, cells)) + r" \\"
+    row = " & ".join(map(_escape, cells))
+    start = "{}" if row.startswith(("[", "*")) else ""  # or it is an option of the row before
+    return start + row + r" \\"
 
 
 def _escape(text: str) -> str:
-    return "".join(_WRITTEN.get(sign, sign) for sign in text)
+    return "".join(_WRITTEN.get(sign, sign) for sign in " ".join(text.splitlines()))

@@ -113,7 +113,7 @@ def main(args: Sequence[str]) -> None:
         name = Column("name", no_wrap=True)  # a name that is cut off cannot be copied
         table = Table(name, "what it is", title=title, title_justify="left", box=None)
         for key, text in rows.items():
-            table.add_row(key, text)
+            table.add_row(escape(key), escape(text))
         console.print(table, "")
 
     package = Path(__file__).parent

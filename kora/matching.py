@@ -95,7 +95,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
     for row in matches:
         fixed = row.argument is None
         table.add_row(
-            f"{row.strategy}\n[dim]{escape(row.config)}[/]",
+            f"{escape(row.strategy)}\n[dim]{escape(row.config)}[/]",
             "fixed" if fixed else f"{row.argument} {row.size}",
             "" if fixed else str(row.configured),
             f"{row.parameters:,}",
@@ -103,7 +103,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
         )
     notes = [_note(row) for row in matches if abs(row.difference_percent) > TOLERANCE_PERCENT]
     title = f"Nearest to {target:,} trainable parameters without the head, on {backbone}"
-    return Group(title, f"({origin})", "", table, *["", *notes] * bool(notes))
+    return Group(title, escape(f"({origin})"), "", table, *map(escape, ["", *notes] * bool(notes)))
 
 
 def _note(row: Match) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,26 @@ from kora.comparison import Comparison
 from kora.formats import baseline_name, format_metric
 from kora.results import RESULTS_NAME, Run, RunResult, find_runs, read_results, write_atomically
 from kora.summary import evaluation_sentence, split_sizes
+from kora.tables import in_markdown
 
 __all__ = ["CARD", "model_card", "write_card"]
 
 CARD = "README.md"
 
 
-def write_card(folder: Path) -> Path:
-    """Write the card of an adapter folder; what the run measured lies in the folder above it."""
+def write_card(folder: Path, result: RunResult | None = None) -> Path:
+    """Write the card of an adapter folder.
+
+    Args:
+        folder: Of the adapter.
+        result: What the run measured; None: what lies in the folder above it, if anything.
+    """
     record = read_adapter_config(folder)
     run = folder.parent
-    result = read_results(run) if (run / RESULTS_NAME).is_file() else None
+    if result is not None:
+        result = RunResult.from_dict(result.to_dict())  # as a reader of its file will find it
+    elif (run / RESULTS_NAME).is_file():
+        result = read_results(run)
     seeds = None if result is None else _over_seeds(run, result)
     text = model_card(record, result, seeds, where=str(folder))
     return write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
@@ -46,11 +56,12 @@ def model_card(
     """
     adapter, backbone = record["adapter"], record["backbone"]
     name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy
+    quoted = json.dumps(where, ensure_ascii=False)
     parts = [
-        f"# {name} on {backbone['name']}",
-        _what(record, result),
+        f"# {in_markdown(name)} on {in_markdown(backbone['name'])}",
+        "\n\n".join(map(in_markdown, _what(record, result))),
         "## Load it",
-        f'```python\nimport kora\nmodel = kora.load_adapter("{where}")\n```',
+        f"```python\nimport kora\nmodel = kora.load_adapter({quoted})\n```",
         _call(record),
         "## Backbone",
         _backbone(record),
@@ -65,7 +76,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(record: Mapping[str, Any], result: RunResult | None) -> str:
+def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
     of = "depth in metres" if "Depth" in str((record.get("task") or {}).get("class_path")) else ""
     names = record.get("class_names") or []
     what = of or (f"{len(names)} classes" if names else "classes")
@@ -80,8 +91,8 @@ def _what(record: Mapping[str, Any], result: RunResult | None) -> str:
         text += f" It started from the adapter {result.source.get('folder')}."
     if names:
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        text += f"\n\nClasses: {shown}."
-    return text
+        return [text, f"Classes: {shown}."]
+    return [text]
 
 
 def _call(record: Mapping[str, Any]) -> str:
@@ -173,14 +184,22 @@ def _over_seeds(run: Path, result: RunResult) -> Comparison | None:
     if run.parent.name != f"seed{result.seed}":
         return None
     try:
-        runs = [Run(folder, read_results(folder)) for folder in find_runs([strategy])]
+        others = [folder for folder in _finished(strategy) if folder != run]
+        runs = [*(Run(folder, read_results(folder)) for folder in others), Run(run, result)]
         same = [one for one in runs if one.result.settings == result.settings]
         return compare([one for one in same if one.result.stage == result.stage])
     except (ValueError, RuntimeError):
         return None
 
 
+def _finished(strategy: Path) -> list[Path]:
+    try:
+        return find_runs([strategy])
+    except ValueError:  # there is none yet
+        return []
+
+
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, (":--", *["--:" if heads[0] else ":--"] * (len(heads) - 1)), *rows]
-    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    escaped = ([in_markdown(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -34,6 +34,9 @@ from kora.wandb_record import end_wandb
 
 __all__ = ["RunRecord"]
 
+#: A path is no markup, and is not cut into lines.
+_AS_IT_IS: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
+
 
 class RunRecord(Callback):
     """Writes everything of a run into its folder, on the first rank.
@@ -258,15 +261,15 @@ class RunRecord(Callback):
                 },
             )
         pictures = self._pictures()
-        write_results(self.folder, result)  # last: a folder with results.json is a finished run
         if self.command == "fit":
-            write_card(self.folder / "adapter")  # of what was just written
+            write_card(self.folder / "adapter", result)
+        write_results(self.folder, result)  # last: a folder with results.json is a finished run
         console = Console()
         console.print(summary_table(result))
-        console.print(f"Run folder: {self.folder}", soft_wrap=True, highlight=False)
+        console.print(f"Run folder: {self.folder}", **_AS_IT_IS)
         if pictures:
             names = ", ".join(path.name for path in pictures)
-            console.print(f"Pictures:   {names}", soft_wrap=True, highlight=False)
+            console.print(f"Pictures:   {names}", **_AS_IT_IS)
         end_wandb(trainer, console, pictures, folder=self.folder, result=result, report=self.report)
 
     def _pictures(self) -> list[Path]:
@@ -293,7 +296,7 @@ class RunRecord(Callback):
         assert self.report is not None
         path = self.report.write_predictions(self.folder, batches)
         if path is not None:
-            Console().print(f"Predictions: {path}", soft_wrap=True, highlight=False)
+            Console().print(f"Predictions: {path}", **_AS_IT_IS)
         end_wandb(trainer, Console(), folder=self.folder)
 
 

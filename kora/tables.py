@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_text", "markdown_table", "text_cell"]
+__all__ = ["csv_text", "in_markdown", "markdown_table", "text_cell"]
 
 
 def markdown_table(
@@ -16,9 +17,15 @@ def markdown_table(
     """Its lines; the first `left` columns are aligned left, the others right."""
     rule = [":--"] * left + ["--:"] * (len(heads) - left)
     return [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in row) + " |"
         for row in (heads, rule, *rows)
     ]
+
+
+def in_markdown(text: str) -> str:
+    """Text in one line, of which no name becomes a tag of HTML or a link."""
+    line = " ".join(text.splitlines())
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -136,7 +136,12 @@ def _run(
 
 def _show(path: Path, searches: Sequence[Search], tuning: Tuning) -> None:
     heads, lines = rows(searches)
-    page = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=f"Search of {path}")
+    page = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        title=f"Search of {escape(str(path))}",
+    )
     for place, head in enumerate(heads):
         page.add_column(head, justify="left" if place in (0, 5) else "right")
     for line in lines:

@@ -14,7 +14,7 @@ import yaml
 from kora.durable import write_atomically
 from kora.formats import format_metric
 from kora.grid_plan import resolved
-from kora.tables import markdown_table, text_cell
+from kora.tables import in_markdown, markdown_table, text_cell
 from kora.tune_file import Tuning
 from kora.tune_plan import Combination
 from kora.tune_study import Search, Trial
@@ -136,9 +136,9 @@ def _who(kinds: Mapping[Any, list[str]], text: Any) -> str:
 def table(title: str, searches: Sequence[Search], tuning: Tuning) -> str:
     """As Markdown, with what was equal and with every failure."""
     heads, lines = rows(searches)
-    text = [f"# {title}", "", *markdown_table(heads, lines), ""]
-    text += [f"- {sentence}" for sentence in equality(searches, tuning)]
-    text += [f"- failed: {line}" for line in failures(searches)]
+    text = [f"# {in_markdown(title)}", "", *markdown_table(heads, lines), ""]
+    text += [f"- {in_markdown(sentence)}" for sentence in equality(searches, tuning)]
+    text += [f"- failed: {in_markdown(line)}" for line in failures(searches)]
     return "\n".join(text) + "\n"
 
 

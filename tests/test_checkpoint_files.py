@@ -186,3 +186,14 @@ def test_a_copy_of_the_pair_elsewhere_is_still_checked(tmp_path: Path) -> None:
     flip(moved)
     with pytest.raises(DamagedFileError, match=r"b/last\.ckpt"):
         read_checkpoint(moved)
+
+
+def test_what_a_killed_run_left_beside_its_pictures_is_swept_by_the_next(tmp_path: Path) -> None:
+    last = save(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    gone = f".kora-{socket.gethostname()}-{2**22 + 1}-0123abcd.tmp"
+    strays = [tmp_path / "run" / folder / gone for folder in (".", "val_depth", "checkpoints")]
+    for stray in strays:
+        stray.parent.mkdir(exist_ok=True)
+        stray.touch()
+    choose_checkpoint(last, resume=True)
+    assert not any(stray.exists() for stray in strays)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kora.compare import compare
-from kora.latex import to_latex
+from kora.latex import latex_table, to_latex
 from tests.compare_factory import five_strategies
 from tests.test_compare import run
 
@@ -39,3 +39,10 @@ def test_latex_takes_it(tmp_path: Path) -> None:
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_line_break_ends_no_row_and_a_bracket_is_no_option_of_the_row_before() -> None:
+    text = latex_table("a\n\nb", ["x"], [["a\n\nb"], ["[q, v]"]])
+    assert "\n\n" not in text
+    assert r"    a  b \\" in text
+    assert r"    {}[q, v] \\" in text

@@ -69,6 +69,20 @@ def test_the_card_counts_the_seeds_that_are_finished(here: Path, capfd: Capture)
     assert f"mean of test/accuracy is {format_metric('accuracy', sum(values) / 2)}" in card
 
 
+def test_a_run_that_is_killed_before_its_results_has_its_card(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, result: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kora.record.write_results", killed)
+    config = write_config(here / "own.yaml", shipped_config())
+    assert kora(capfd, "fit", "--config", config).code == 130
+    run = here / "runs/tiny/LoRA/seed0/version_0"
+    assert not (run / "results.json").exists()
+    assert "| test/accuracy |" in (run / "adapter" / CARD).read_text()
+
+
 def test_a_folder_without_its_run_says_what_it_knows(tmp_path: Path) -> None:
     task = kicked(LoRA(2), tiny_in_file("tiny_vit", tmp_path))
     folder = write_folder(tmp_path / "adapter", task, metrics={"test/accuracy": 0.5})
@@ -78,6 +92,15 @@ def test_a_folder_without_its_run_says_what_it_knows(tmp_path: Path) -> None:
     assert ", ".join(CLASSES) in card
     assert "Data and protocol" not in card
     assert "Other weights are refused" in card
+
+
+def test_a_name_in_a_card_is_a_name(tmp_path: Path) -> None:
+    task = kicked(LoRA(2), tiny_in_file("tiny_vit", tmp_path))
+    names = ["<script>alert(1)</script>", "a\n# b", *CLASSES[2:]]
+    card = write_card(write_folder(tmp_path / 'say "a"', task, class_names=names)).read_text()
+    assert "&lt;script>alert(1)&lt;/script>, a # b, cat" in card
+    assert "<script" not in card
+    assert 'say \\"a\\"")' in card
 
 
 def test_a_card_of_full_fine_tuning_does_not_speak_of_frozen_weights(tmp_path: Path) -> None:

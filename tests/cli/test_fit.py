@@ -391,3 +391,17 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
     record = results(here / RUN)
     assert record["protocol"]["sizes"]["test"] == 24
     assert (here / RUN / "confusion_matrix.png").is_file()
+
+
+def test_a_name_in_brackets_is_printed_as_it_is(here: Path, capfd: Capture) -> None:
+    done = kora(capfd, "fit", "--config", "tiny.yaml", "--experiment", "[x]")
+    assert "Run folder: runs/[x]/LoRA/seed0/version_0" in done.out
+    write_class_folders(here / "photos", classes=("[b]cat", "[red]dog"), sizes=((32, 32),))
+    config = tiny_config()
+    config["data"] = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {"root": "photos", "image_size": 32, "num_workers": 0, "val_images": 3},
+    }
+    told = kora(capfd, "data", "describe", "--config", write_config(here / "photos.yaml", config))
+    assert "classes: [b]cat, [red]dog" in told.out
+    assert "[red]dog'" in told.out

@@ -176,3 +176,14 @@ def test_real_photographs_in_class_folders(tmp_path: Path) -> None:
     assert data.protocol()["sizes"] == {"train": 4500, "val": 500, "test": 5000}
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (64, 3, 32, 32)
+
+
+def test_names_that_are_not_utf8_are_read_and_as_class_folders_refused(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "mine")
+    image = next((root / "train" / "cat").iterdir())
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9" + os.fsencode(image.suffix))))
+    data = ImageFolder(str(root), image_size=32, num_workers=0, val_images=3)
+    assert len(data.protocol()["data_sha256"]) == 64
+    (root / "train" / "cat").rename(root / "train" / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"caf\\udce9 has a name that is not UTF-8. Rename it"):
+        ImageFolder(str(root), image_size=32).setup()
