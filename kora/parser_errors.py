@@ -109,7 +109,7 @@ def _subclass_names(text: str) -> list[str]:
     bases = bases or ["torch.optim.Optimizer"]  # the one class that is typed as a callable
     module, _, name = bases[-1].rpartition(".")
     base = getattr(sys.modules.get(module), name, None)  # a value may hold any text: no import
-    queue = [base] if isinstance(base, type) else []
+    queue: list[type] = [base] if isinstance(base, type) else []
     found: set[str] = set()
     while queue:
         for kind in queue.pop().__subclasses__():
