@@ -280,6 +280,10 @@ def _told(error: Exception) -> Exception | None:
         elif type(link).__name__ == "MisconfigurationException":
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
+    if isinstance(error, ValueError) and _package(error) == "jsonargparse":
+        from kora.parser_errors import explain
+
+        return ValueError(explain(str(error), ()))
     return error if isinstance(error, OSError) else None
 
 

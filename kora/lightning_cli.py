@@ -106,6 +106,9 @@ class KoraCLI(LightningCLI):
             found = self.config[self.command].get(group)
             if not hasattr(found, "items"):
                 raise ValueError(f"{group} is {found!r}, expected options by name.")
+        for key in ("experiment", "runs_dir"):
+            if not isinstance(self.config[self.command].get(key), str):
+                raise ValueError(f"{key} is {self.config[self.command].get(key)!r}, expected text.")
         require_below(self.config[self.command].experiment)
         seed = self.config[self.command].seed_everything
         if isinstance(seed, bool | None) or not 0 <= seed < 2**32:

@@ -112,7 +112,8 @@ def _subclass_names(text: str) -> list[str]:
     queue: list[type] = [base] if isinstance(base, type) else []
     found: set[str] = set()
     while queue:
-        for kind in queue.pop().__subclasses__():
+        below: list[type] = queue.pop().__subclasses__()
+        for kind in below:
             queue.append(kind)
             if kind.__module__.split(".")[0] in ("kora", "datamodules", "torch"):
                 found.add(kind.__name__)
