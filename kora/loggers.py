@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from kora.csv_log import RowByRow
 from kora.durable import require_room
 from kora.progress import say
 from kora.results import run_versions
-from kora.wandb_run import BoundedWandb, keep_run_id, sweep_run_id, wandb_run_id
+from kora.wandb_run import START_S, BoundedWandb, keep_run_id, sweep_run_id, wandb_run_id
 from kora.wandb_server import has_credentials, server_answers, wandb_base_url
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
@@ -122,10 +123,12 @@ def make_loggers(
     csv = RowByRow(run_folder.parent, name="", version=run_folder.name)
     if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return [csv]
-    offline = wandb_offline(settings.mode)
-    if not offline and not server_answers(wandb_base_url()):
-        say(f"W&B at {wandb_base_url()} does not answer: this run is logged offline.")
+    offline, server = wandb_offline(settings.mode), wandb_base_url()
+    began = time.monotonic()
+    if not offline and not server_answers(server):
+        say(f"W&B at {server} does not answer: this run is logged offline.")
         offline = True  # W&B would wait a minute and a half, and then stop the run
+    start_s = START_S - (time.monotonic() - began)
     before = None if resumed is None else wandb_run_id(resumed)
     run_id = sweep_run_id() or before or secrets.token_hex(4)
     keep_run_id(run_folder, run_id)
@@ -143,5 +146,6 @@ def make_loggers(
             tags=[strategy],
             config={"strategy": strategy, "seed": seed},
             upload_adapter=settings.upload_adapter,
+            start_s=start_s,
         ),
     ]

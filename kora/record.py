@@ -117,9 +117,7 @@ class RunRecord(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     shared = {"parameters": self.parameters.to_dict()}
-                    logger.experiment.config.update(
-                        {**self.config, **shared}, allow_val_change=True
-                    )
+                    logger.log_hyperparams({**self.config, **shared})
 
     # -- clocks --------------------------------------------------------------------------------
 

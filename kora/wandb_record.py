@@ -55,7 +55,7 @@ def end_wandb(
         steps: list[Callable[[], None]] = [partial(_log_pictures, logger, pictures)]
         if result is not None:
             steps.insert(0, partial(_log_record, logger, result, folder, _rates(trainer)))
-        failed = _attempt(steps)
+        failed = _attempt(logger, steps)
         steps = []
         if report is not None:
             steps += [
@@ -65,22 +65,26 @@ def end_wandb(
         if result is not None and result.stage == "fit" and logger.upload_adapter:
             steps.append(partial(_log_adapter, logger, result, folder / "adapter"))
         # To log these, W&B asks the server, and would wait for it.
+        answers = logger.gone or not logger.is_online or server_answers(wandb_base_url())
         if not logger.is_online:
-            failed += _attempt(steps)
-        elif steps and not server_answers(wandb_base_url()):
+            failed += _attempt(logger, steps)
+        elif answers:
+            failed += _attempt_within(logger, steps, PANELS_S)
+        elif steps:
             failed.append("panels and the adapter are left out, as the server does not answer")
-        else:
-            failed += _attempt_within(steps, PANELS_S)
-        words = [*dict.fromkeys(failed), finish_wandb(logger)]
+        ended = finish_wandb(logger, answers=answers)
+        words = [*dict.fromkeys([] if logger.gone else failed), ended]
         said = "; ".join(word for word in words if word is not None)
         if said:
             console.print(f"W&B:        {said}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _attempt(steps: Sequence[Callable[[], None]]) -> list[str]:
-    """Do each, whatever becomes of the others; says what failed."""
+def _attempt(logger: BoundedWandb, steps: Sequence[Callable[[], None]]) -> list[str]:
+    """Do each as long as W&B works, whatever becomes of the others; says what failed."""
     failed = []
     for step in steps:
+        if logger.gone:
+            break
         try:
             step()
         except Exception as error:  # whatever it is, the run itself is complete
@@ -90,10 +94,12 @@ def _attempt(steps: Sequence[Callable[[], None]]) -> list[str]:
     return failed
 
 
-def _attempt_within(steps: Sequence[Callable[[], None]], seconds: float) -> list[str]:
+def _attempt_within(
+    logger: BoundedWandb, steps: Sequence[Callable[[], None]], seconds: float
+) -> list[str]:
     """The same, but left behind after some seconds: W&B waits for each answer for a long time."""
     failed: list[str] = []
-    thread = Thread(target=lambda: failed.extend(_attempt(steps)), daemon=True)
+    thread = Thread(target=lambda: failed.extend(_attempt(logger, steps)), daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
@@ -143,7 +149,7 @@ def _log_record(
 ) -> None:
     run = logger.experiment
     text = json.dumps(result.to_dict(), allow_nan=False)
-    run.config.update({RESULTS_KEY: text}, allow_val_change=True)
+    logger.log_hyperparams({RESULTS_KEY: text})
     found = columns(result, rates)
     # In the history too: W&B's sweeps look there first.
     logger.log_metrics({name: found[name] for name in found if name.startswith("best_")})

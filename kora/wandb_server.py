@@ -68,6 +68,6 @@ def _answers(base_url: str) -> bool:
             if answer.status_code == 401:
                 return True
             said = json.loads(next(answer.iter_content(_LONGEST), b""))
-    except (requests.RequestException, ValueError):  # a proxy would send a page for people
+    except Exception:  # a proxy would send a page for people; whatever it is, it is no answer
         return False
     return answer.status_code == 200 and isinstance(said, dict) and bool(said.get("data"))

@@ -148,7 +148,7 @@ def test_null_is_taken_at_every_depth(option: str) -> None:
 
 def test_a_value_that_looks_like_a_message_of_the_parser_imports_nothing() -> None:
     message = (
-        "Parser key \"model\":\n  Expected a dot import path string: x\n"
+        'Parser key "model":\n  Expected a dot import path string: x\n'
         "Given value: Subtypes: ['antigravity.Joke']"
     )
     explain(message, ["model"])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,113 +15,17 @@ import yaml
 
 from kora.loggers import claim_run_folder
 from kora.wandb_run import FINISH_S, keep_run_id, wandb_run_id
-from kora.wandb_server import server_answers
 from tests.cli.support import tiny_config, write_config
 from tests.test_loggers import KEY, fit_command, in_a_terminal
+from tests.wandb_servers import always, serving
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    """What a W&B server says to a run that starts and logs, until it falls silent."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        named = re.search(rb"(?:query|mutation)\s+(\w+)", body)
-        operation = named[1].decode() if named else ""
-        variables = json.loads(body).get("variables") or {} if operation else {}
-        server.asked.append(operation or self.path)
-        if server.silent_after(server):
-            server.over.wait(300)
-            return
-        if operation == "UpsertBucket":
-            server.ids.append(variables.get("name"))
-        project = {"id": "p", "name": "kora", "entity": {"id": "e", "name": "me"}}
-        bucket = {
-            "id": "UnVu", "name": server.ids[-1] if server.ids else "", "displayName": "tiny",
-            "description": "", "config": "{}", "sweepName": None, "project": project,
-            "historyLineCount": 0,
-        }  # fmt: skip
-        viewer = {"id": "VmlldzoxMjM=", "entity": "me", "username": "me", "flags": "{}"}
-        files = [
-            {"name": name, "uploadUrl": f"{server.url}/upload"}
-            for name in (variables.get("files") or [])
-        ]
-        if operation == "CreateArtifact":
-            server.artifacts.append(variables["input"])
-        known = {"id": "QTox", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
-        created = {"runID": "UnVu", "uploadHeaders": [], "files": files}
-        data = {
-            "CreateRunFiles": {} if server.damaged else {"createRunFiles": created},
-            "ArtifactType": {"project": None},
-            "CreateArtifact": {"createArtifact": {"artifact": known}},
-            "Viewer": {"viewer": {**viewer, "teams": {"edges": []}}},
-            "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
-        }
-        out = json.dumps({"data": data.get(operation, {})}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(out)))
-        self.end_headers()
-        self.wfile.write(out)
-
-    def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Any]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as it:
-        server: Any = it
-        server.daemon_threads = True
-        server.asked, server.ids, server.over = [], [], threading.Event()
-        server.artifacts = []
-        server.silent_after = lambda server: False
-        server.damaged = False
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
-
-
-def never_answer(server: Any) -> bool:
-    return True
-
-
-# -- looking before starting ---------------------------------------------------------------------
-
-
-def test_a_server_that_answers_is_known_within_a_moment(server: Any) -> None:
-    assert server_answers(server.url)
-    assert server_answers(server.url + "/")
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9", "http://nowhere.invalid", "http://10.255.1.1"]
-)
-def test_no_server_is_known_within_five_seconds(url: str) -> None:
-    started = time.monotonic()
-    assert not server_answers(url)
-    assert time.monotonic() - started < 5
-
-
-def test_a_server_that_accepts_and_says_nothing_is_no_server(server: Any) -> None:
-    server.silent_after = never_answer
-    started = time.monotonic()
-    assert not server_answers(server.url)
-    assert time.monotonic() - started < 6
+    with serving() as it:
+        yield it
 
 
 # -- the id of a run -----------------------------------------------------------------------------
@@ -154,7 +54,7 @@ def online(folder: Path, server: Any, *args: str) -> tuple[list[str], dict[str, 
 def test_a_silent_server_delays_a_run_by_less_than_ten_seconds_and_nobody_is_asked(
     tmp_path: Path, server: Any
 ) -> None:
-    server.silent_after = never_answer
+    server.fails = always
     command, environment = online(tmp_path, server)
     code, out = in_a_terminal(command, tmp_path, environment)
     assert code == 0, out
@@ -165,24 +65,10 @@ def test_a_silent_server_delays_a_run_by_less_than_ten_seconds_and_nobody_is_ask
 
 
 @pytest.mark.slow
-def test_a_server_that_falls_silent_while_a_run_starts_makes_it_offline(
-    tmp_path: Path, server: Any
-) -> None:
-    server.silent_after = lambda server: len(server.asked) > 1  # only the look is answered
-    command, environment = online(tmp_path, server)
-    code, out = in_a_terminal(command, tmp_path, environment)
-    assert code == 0, out
-    assert "W&B could not start" in out
-    assert "offline; to upload: wandb sync" in out
-    (folder,) = (tmp_path / RUN / "wandb").glob("offline-run-*")
-    assert folder.name.endswith(wandb_run_id(tmp_path / RUN) or "no id")
-
-
-@pytest.mark.slow
 def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     tmp_path: Path, server: Any
 ) -> None:
-    server.silent_after = lambda server: any("file_stream" in asked for asked in server.asked)
+    server.fails = lambda server: any("file_stream" in asked for asked in server.asked)
     command, environment = online(tmp_path, server)
     started = time.monotonic()
     done = subprocess.run(
@@ -206,7 +92,7 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
 def test_a_server_that_falls_silent_while_the_adapter_is_logged_holds_up_the_end_by_a_minute(
     tmp_path: Path, server: Any
 ) -> None:
-    server.silent_after = lambda server: "CreateArtifact" in server.asked
+    server.fails = lambda server: "CreateArtifact" in server.asked
     command, environment = online(tmp_path, server)
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
@@ -251,6 +137,8 @@ def test_the_death_of_the_process_of_wandb_stops_no_run(tmp_path: Path, server: 
     assert (tmp_path / RUN / "results.json").is_file()
     assert "stopped working" in done.stdout
     assert "wandb sync" in done.stdout
+    assert "goroutine" not in done.stderr  # what Go prints of it, page upon page
+    assert "Traceback" not in done.stderr
 
 
 NOTE = """
