@@ -110,6 +110,11 @@ class KoraCLI(LightningCLI):
             if not isinstance(self.config[self.command].get(key), str):
                 raise ValueError(f"{key} is {self.config[self.command].get(key)!r}, expected text.")
         require_below(self.config[self.command].experiment)
+        model = self.config[self.command].get("model") or {}
+        if str(model.get("class_path")).endswith(
+            ".AdapterTask"
+        ):  # as an option alone would have it
+            raise ValueError("model: it names no class. Set model.class_path to a task of kora.")
         seed = self.config[self.command].seed_everything
         if isinstance(seed, bool | None) or not 0 <= seed < 2**32:
             raise ValueError(

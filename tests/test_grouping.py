@@ -103,5 +103,5 @@ def test_a_name_that_fits_several_settings_is_refused(sizes: list[Run]) -> None:
 def test_a_config_that_cannot_be_read_is_named(sizes: list[Run]) -> None:
     file = sizes[0].folder / "config.yaml"
     file.write_text("a: [")
-    with pytest.raises(RuntimeError, match=rf"{file} cannot be read"):
+    with pytest.raises(RuntimeError, match=rf"{file}: cannot be read"):
         compare(sizes, by="d_comp")

@@ -84,7 +84,7 @@ def read_by_name(adapter: KoRA, folder: Path) -> dict[str, Quantity | Spectrum]:
     """What is read out of it on `vit_nano`, away from its start, after a file."""
     task = ClassificationTask(Backbone("vit_nano", image_size=32), adapter, num_classes=3)
     task.build()
-    model = load_adapter(write_folder(folder / "adapter", kick(task)))
+    model = load_adapter(write_folder(folder / "adapter", kick(task), class_names=["a", "b", "c"]))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     return {one.name: one for one in read_out(model, lambda: iter([images])).quantities}
 

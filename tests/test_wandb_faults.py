@@ -97,10 +97,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
         add(ONLINE, server())
         add("half a TLS handshake", servers.enter_context(unfinished_tls()))
         add("no data at the look", server(FAULTS["no data"], always))
-        for fault in FAULTS:
-            add(
-                fault, server(FAULTS[fault], after_the_look if fault in DRIPS else _from_the_run_on)
-            )
+        for name, fault in FAULTS.items():
+            add(name, server(fault, after_the_look if name in DRIPS else _from_the_run_on))
         for place in KILLED_AT:
             add(place, server(), kill_at=place)
         add("no data, then silence", server(_no_data_then_silence, _from_the_run_on))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -37,7 +37,7 @@ def _adamw(params: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4)
 
 
-class AdapterTask(LightningModule, ABC):
+class AdapterTask(LightningModule):
     """A frozen backbone, a strategy and a head.
 
     Parameters exist only after `build`, which Lightning calls through `configure_model` once the
