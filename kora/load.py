@@ -259,7 +259,7 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     record = read_adapter_config(folder)
     origin = str(folder / ADAPTER_CONFIG)
     described = _without_sources(record["adapter"])
-    adapter = build(Strategy, described, origin=origin, trust=trust)  # type: ignore[type-abstract]
+    adapter = build(Strategy, described, origin=origin, trust=trust)
     tensors = read_adapter_tensors(folder)
     head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
     if not trust:

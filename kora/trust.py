@@ -9,13 +9,13 @@ jsonargparse enforces the list at the one place where it imports by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._common import parsing_settings
@@ -109,7 +109,7 @@ def only_known_classes(trust: Sequence[str] = ()) -> Iterator[None]:
         parsing_settings.update(before)
 
 
-def build(kind: type[T], described: Any, *, origin: str, trust: Sequence[str] = ()) -> T:
+def build(kind: Callable[..., T], described: Any, *, origin: str, trust: Sequence[str] = ()) -> T:
     """The object that a file describes by class path and arguments.
 
     Args:
@@ -123,8 +123,8 @@ def build(kind: type[T], described: Any, *, origin: str, trust: Sequence[str] = 
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=kind)
-    made = _instantiated(parser, described, origin, trust)
-    if not isinstance(made, kind):
+    made: T = _instantiated(parser, described, origin, trust)
+    if not isinstance(made, cast(type, kind)):
         raise ValueError(f"{origin} describes no {kind.__name__}: found {described!r:.80}.")
     return made
 

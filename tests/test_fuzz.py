@@ -131,7 +131,7 @@ READERS: dict[str, Reader] = {
     ),
     "outcomes": Reader(
         lambda folder: write_outcomes(folder, outcomes(size=50)),
-        lambda path: {k: v.tolist() for k, v in read_outcomes(path.parent).columns.items()},  # type: ignore[union-attr]
+        lambda path: {k: v.tolist() for k, v in read_outcomes(path.parent).columns.items()},
     ),
     "wandb_run.json": Reader(
         lambda folder: (keep_run_id(folder, "abc123"), folder / "wandb_run.json")[1],

@@ -154,7 +154,10 @@ def test_an_adapter_folder_cannot_load_a_pickle(
 
 def test_sizes_that_are_not_those_of_the_tensors_take_no_memory(adapter: Path) -> None:
     for number, told in ((10**7, r"weight' has shape \(7, 128\), expected"), (10**18, "overflow")):
-        task = {"class_path": "kora.tasks.ClassificationTask", "init_args": {"num_classes": number}}
+        task: Any = {
+            "class_path": "kora.tasks.ClassificationTask",
+            "init_args": {"num_classes": number},
+        }
         edit_record(adapter, task=task)
         with pytest.raises((ValueError, RuntimeError), match=told):
             kora.load_adapter(adapter)
@@ -169,7 +172,7 @@ def test_a_strategy_of_ones_own_loads_when_its_module_is_trusted(adapter: Path) 
 
 
 def test_a_task_or_head_that_is_not_ours_is_refused(adapter: Path) -> None:
-    for task in (
+    tasks: list[Any] = [
         {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}},
         {"class_path": "kora.tasks.AdapterTask", "init_args": {}},
         {"class_path": "kora.tasks.DepthTask", "init_args": {"head": {"class_path": "os.system"}}},
@@ -178,7 +181,8 @@ def test_a_task_or_head_that_is_not_ours_is_refused(adapter: Path) -> None:
         {"class_path": 3, "init_args": {}},
         {"init_args": {}},
         "kora.tasks.ClassificationTask",
-    ):
+    ]
+    for task in tasks:
         edit_record(adapter, task=task)
         with pytest.raises((ValueError, RuntimeError), match=r"adapter_config\.json"):
             kora.load_adapter(adapter)
