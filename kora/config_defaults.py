@@ -12,8 +12,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from kora.trust import OURS
-
 __all__ = ["with_defaults"]
 
 
@@ -35,6 +33,8 @@ def with_defaults(config: Any) -> Any:
 
 def _defaults(class_path: str) -> dict[str, Any]:
     """Plain values of the options that a class leaves open, by name; nothing of unknown classes."""
+    from kora.trust import OURS  # brings jsonargparse, which a comparison need not load
+
     module, _, name = class_path.rpartition(".")
     try:
         found = import_module(module) if module in OURS else sys.modules[module]

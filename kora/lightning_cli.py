@@ -102,20 +102,20 @@ class KoraCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
         super().parse_arguments(parser, args)
+        options = self.options
         for group in ("trainer", "wandb", "save"):
-            found = self.config[self.command].get(group)
+            found = options.get(group)
             if not hasattr(found, "items"):
                 raise ValueError(f"{group} is {found!r}, expected options by name.")
         for key in ("experiment", "runs_dir"):
-            if not isinstance(self.config[self.command].get(key), str):
-                raise ValueError(f"{key} is {self.config[self.command].get(key)!r}, expected text.")
-        require_below(self.config[self.command].experiment)
-        model = self.config[self.command].get("model") or {}
-        if str(model.get("class_path")).endswith(
-            ".AdapterTask"
-        ):  # as an option alone would have it
+            found = options.get(key)
+            if not isinstance(found, str):
+                raise ValueError(f"{key} is {found!r}, expected text.")
+        require_below(options.experiment)
+        kind = str((options.get("model") or {}).get("class_path"))
+        if kind.endswith(".AdapterTask"):  # the base, which options of the model imply
             raise ValueError("model: it names no class. Set model.class_path to a task of kora.")
-        seed = self.config[self.command].seed_everything
+        seed = options.seed_everything
         if isinstance(seed, bool | None) or not 0 <= seed < 2**32:
             raise ValueError(
                 f"seed_everything={seed}: every run has a seed, so that it can be run again. Give "

@@ -26,7 +26,7 @@ from kora.adapter_folder import (
     read_adapter_tensors,
 )
 from kora.adapter_record import preprocessing, recipe_of
-from kora.adapters import FullFineTune, Strategy, describe
+from kora.adapters import FullFineTune, Strategy
 from kora.backbones import Backbone
 from kora.image_files import image_files
 from kora.image_input import check_images, resized
@@ -263,7 +263,7 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     tensors = read_adapter_tensors(folder)
     head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
     if not trust:
-        _check_sizes(record, adapter, head, tensors, folder)
+        _check_sizes(record, head, tensors, folder)
     full = isinstance(adapter, FullFineTune)
     backbone = _backbone(record, weights or ("random" if full else None), str(folder))
     if full:
@@ -334,7 +334,6 @@ def _without_sources(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_sizes(
     record: Mapping[str, Any],
-    adapter: Strategy,
     head: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     folder: Path,
@@ -342,7 +341,7 @@ def _check_sizes(
     """Refuse a folder whose record asks for other sizes than its tensors have, without memory."""
     origin = str(folder / ADAPTER_CONFIG)
     with torch.device("meta"):
-        twin = build(type(adapter), describe(adapter), origin=origin)
+        twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)
         if twin.missing():

@@ -14,7 +14,7 @@ from kora.comparison import Comparison
 from kora.formats import baseline_name, format_metric
 from kora.results import RESULTS_NAME, Run, RunResult, find_runs, read_results, write_atomically
 from kora.summary import evaluation_sentence, split_sizes
-from kora.tables import in_markdown
+from kora.tables import in_markdown, markdown_table
 
 __all__ = ["CARD", "model_card", "write_card"]
 
@@ -200,6 +200,4 @@ def _finished(strategy: Path) -> list[Path]:
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [heads, (":--", *["--:" if heads[0] else ":--"] * (len(heads) - 1)), *rows]
-    escaped = ([in_markdown(cell).replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    return "\n".join(markdown_table(heads, rows, left=1 if heads[0] else len(heads)))

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kora.config_defaults import with_defaults
 from kora.results import RESULTS_NAME, read_results, run_versions
 from kora.run_lock import RunLock
+from kora.yaml_files import read_yaml
 
 __all__ = [
     "LAST_CHECKPOINT",
@@ -148,8 +147,8 @@ def _is_of(folder: Path, recorded: str | None, wanted: str) -> bool:
 def _config_of(folder: Path, recorded: str | None) -> dict[str, Any] | None:
     """The config.yaml of a run; None where it cannot be read, or has not the hash of its record."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "config.yaml")
         found = config_hash(config)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return dict(config) if recorded in (None, found) else None

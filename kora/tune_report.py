@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ import yaml
 from kora.durable import write_atomically
 from kora.formats import format_metric
 from kora.grid_plan import resolved
-from kora.tables import in_markdown, markdown_table, text_cell
+from kora.tables import csv_text, in_markdown, markdown_table
 from kora.tune_file import Tuning
 from kora.tune_plan import Combination
 from kora.tune_study import Search, Trial
@@ -184,16 +182,20 @@ def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
 def trials_csv(searches: Sequence[Search]) -> str:
     """Every trial in a line: its combination, number, value, seconds, state and settings."""
     options = list(dict.fromkeys(d.option for s in searches for d in s.combination.space))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["combination", "trial", "metric", "value", "seconds", "state", *options])
-    for search in searches:
-        for one in search.trials():
-            value = "" if one.value is None else one.value
-            start = [search.combination.name, one.number, search.combination.metric, value]
-            settings = [text_cell(one.values.get(option, "")) for option in options]
-            writer.writerow([*start, one.seconds, one.state, *settings])
-    return out.getvalue()
+    rows = [
+        {
+            "combination": search.combination.name,
+            "trial": one.number,
+            "metric": search.combination.metric,
+            "value": one.value,
+            "seconds": one.seconds,
+            "state": one.state,
+            **one.values,
+        }
+        for search in searches
+        for one in search.trials()
+    ]
+    return csv_text(rows, ["combination", "trial", "metric", "value", "seconds", "state", *options])
 
 
 def fragment_of(path: Path, one: Combination, trial: Trial) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Whatever stands in a file, its reader gives the right content or one line that names the file.
 
 Hypothesis draws the damage: flips, cuts and insertions of bytes, and other values in what is JSON
-or YAML. The draws are the same in every run; a case that once failed stands as an example.
+or YAML. The draws are the same in every run. None is a subnormal number, as a fit switches these
+off in its process.
 """
 
 from __future__ import annotations

@@ -28,15 +28,34 @@ FIT = ("fit", "--config", "tiny.yaml")
 
 
 class FillDisk(Callback):
-    """Before the second epoch, takes all of the disk that a folder lies on."""
+    """Takes all of the disk that a folder lies on: before the second epoch, or after the test."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, after_test: bool = False) -> None:
         self.folder = Path(folder)
+        self.after_test = after_test
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 1:
-            with (self.folder / "filler").open("wb", buffering=0) as file:
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.folder).free)
+        if trainer.current_epoch == 1 and not self.after_test:
+            self._fill()
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.after_test:
+            self._fill()
+
+    def _fill(self) -> None:
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.folder).free)
+
+
+def on_a_small_disk(folder: Path, *, after_test: bool = False, **trainer: Any) -> None:
+    """Write small.yaml, whose run fills the disk in folder/disk."""
+    config = tiny_config(runs_dir="disk/runs")
+    config["trainer"] |= trainer
+    config["trainer"]["callbacks"] = {
+        "class_path": "tests.cli.test_faults.FillDisk",
+        "init_args": {"folder": "disk", "after_test": after_test},
+    }
+    write_config(folder / "small.yaml", config)
 
 
 def error_of(outcome: Outcome, *, code: int = 1) -> str:
@@ -228,27 +247,11 @@ def test_a_full_run_directory_is_found_before_training(
         assert not list(disk.rglob("version_*"))  # nothing is left of a run that was not begun
 
 
-class FillDiskAtTest(FillDisk):
-    """The same when the test is over: only the record and the pictures are still to be written."""
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        pass
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        with (self.folder / "filler").open("wb", buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.folder).free)
-
-
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_results_are_written_leaves_no_half_of_them(
     here: Path, capfd: Capture
 ) -> None:
-    config = tiny_config(runs_dir="disk/runs")
-    config["trainer"]["callbacks"] = {
-        "class_path": "tests.cli.test_faults.FillDiskAtTest",
-        "init_args": {"folder": "disk"},
-    }
-    write_config(here / "small.yaml", config)
+    on_a_small_disk(here, after_test=True)  # when only the record and pictures are to be written
     with small_disk(here / "disk", size_mib=16) as disk:
         line = error_of(kora(capfd, "fit", "--config", "small.yaml"))
         assert "cannot be written: No space left on device" in line
@@ -264,17 +267,7 @@ def test_a_disk_that_fills_up_while_results_are_written_leaves_no_half_of_them(
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_so(
     here: Path, capfd: Capture
 ) -> None:
-    config = tiny_config()
-    config["runs_dir"] = "disk/runs"
-    config["trainer"] |= {
-        "max_epochs": 3,
-        "log_every_n_steps": 1000,
-        "callbacks": {
-            "class_path": "tests.cli.test_faults.FillDisk",
-            "init_args": {"folder": "disk"},
-        },
-    }
-    write_config(here / "small.yaml", config)
+    on_a_small_disk(here, max_epochs=3, log_every_n_steps=1000)
     with small_disk(here / "disk", size_mib=16) as disk:
         line = error_of(kora(capfd, "fit", "--config", "small.yaml"))
         assert "t.ckpt cannot be written: No space left on device. The file that was there" in line
