@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from filelock import FileLock
 from tqdm import tqdm
 
 from datamodules.archives import extract_archive
+from datamodules.locks import locked
 
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
 
@@ -83,7 +83,7 @@ def obtain_folder(
                 "to an archive that holds it."
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with locked(folder.parent / f".{folder.name}.lock"):
             if not _is_filled(folder):  # another process may have made it while this one waited
                 _make_folder(folder, archive=archive, inside=inside, url=url, md5=md5)
     _check_source(folder, archive=archive, md5=md5)

@@ -19,7 +19,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
 from datamodules.loading import decode_images
+from datamodules.locks import locked
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 from datamodules.splits import IntArray
 
@@ -327,5 +327,5 @@ def _save_rows(path: Path, rows: NDArray[Any]) -> None:
         force(file)
 
 
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder.with_name(f".{folder.name}.lock"))

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
+from datamodules.locks import locked
 from datamodules.nyu_labelled import LabelledFile
 from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
@@ -192,7 +192,7 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
         OSError: no room on the disk.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stale cache is about to be replaced
             ready = open_cache(folder, source)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import download as fetch
 from datamodules.download import expand_path, obtain_folder
+from datamodules.locks import locked
 from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport, write_cache
 from datamodules.nyu_dataset import FrameDataset
 from datamodules.nyu_labelled import DepthKind
@@ -217,7 +217,7 @@ class NYUDepthV2(ImageDataModule):
         if not wanted:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"):
+        with locked(folder / ".download.lock"):
             for url, path, md5 in wanted:
                 if not path.exists():  # another process may have got it while this one waited
                     _fetch(url, path, md5)

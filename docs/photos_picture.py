@@ -64,7 +64,7 @@ def _ahead(points: list[float]) -> Ahead:
 def describe(found: dict[int, dict[str, Ahead]]) -> str:
     """What the picture says of itself: all that it was drawn from."""
     return "\n".join(
-        f"{size} a class, {name}: {tuple(ahead)}"
+        f"{size} a class, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}"
         for size, rows in found.items()
         for name, ahead in rows.items()
     )

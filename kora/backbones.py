@@ -304,12 +304,12 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     patch = model.patch_embed.patch_size[0]
     size = kwargs.get("img_size", patch)
     sides = (size,) if isinstance(size, int) else tuple(size)
-    if any(side % patch for side in sides):
+    if any(side < 1 or side % patch for side in sides):
         fitting = [max(1, round(side / patch)) * patch for side in sides]
         raise ValueError(
             f"model.backbone.image_size={size if len(sides) == 1 else list(sides)} is not a "
-            f"multiple of {patch}, the patch size of '{name}': timm would cut off the rest. Use "
-            f"{fitting[0] if len(sides) == 1 else fitting}."
+            f"positive multiple of {patch}, the patch size of '{name}': timm would cut off the "
+            f"rest. Use {fitting[0] if len(sides) == 1 else fitting}."
         )
     return model
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kora.locks import acquired
+from datamodules.locks import acquired, lock_at
 from kora.run_search import config_hash, find_at_work
 
 __all__ = ["alone_with", "is_taken"]
@@ -76,4 +76,4 @@ def is_taken(config: Mapping[str, Any]) -> bool:
 def _lock_of(config: Mapping[str, Any]) -> FileLock:
     folder = Path(config["runs_dir"]) / config["experiment"] / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{config_hash(config)[:16]}.lock")
+    return lock_at(folder / f"{config_hash(config)[:16]}.lock")

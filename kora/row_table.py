@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.locks import acquired, lock_at
 from kora.durable import DamagedFileError, read_checked, write_atomically
-from kora.locks import acquired
 from kora.row_layout import KINDS, Layout
 
 __all__ = ["Table", "UnwritableError", "alone", "fill", "open_table", "rows_done"]
@@ -154,10 +153,10 @@ def alone(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
             f"{folder.parent} cannot be made: {error.strerror}. Set model.feature_cache_folder to "
             "a folder that can be written to."
         ) from error
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = lock_at(folder.with_name(f".{folder.name}.lock"))
     if not acquired(lock, timeout_s=0):
         say("waiting for another process that fills the same feature cache.")
-        lock.acquire()
+        acquired(lock, timeout_s=-1)
     try:
         yield
     finally:

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
-from kora.locks import acquired
+from datamodules.locks import acquired, has_locks, lock_at
 from kora.tune_file import Dimension, Tuning
 from kora.tune_plan import Combination
 
@@ -162,7 +160,7 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STUDIES
-    lock = FileLock(folder / ".lock")
+    lock = lock_at(folder / ".lock")
     if not acquired(lock, timeout_s=0):
         raise RuntimeError(
             f"{folder}: another kora tune is at work on this search. Wait for it; --jobs N runs "
@@ -171,7 +169,7 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
     try:
         try:
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": _PATIENCE_S}}
+                _address(file), engine_kwargs={"connect_args": {"timeout": _PATIENCE_S}}
             )
             searches = [Search(one, tuning, _study(optuna, storage, one, tuning)) for one in found]
         except Exception as error:  # of sqlite3, SQLAlchemy, alembic or Optuna
@@ -190,6 +188,15 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
         storage.engine.dispose()
     finally:
         lock.release()
+
+
+def _address(file: Path) -> str:
+    """Of the database; it needs no locks of its own, as one process alone is at work on it."""
+    return (
+        f"sqlite:///{file}"
+        if has_locks(file.parent)
+        else f"sqlite:///file:{file}?nolock=1&uri=true"
+    )
 
 
 def _study(optuna: Any, storage: Any, one: Combination, tuning: Tuning) -> Any:

@@ -1,9 +1,14 @@
-"""Faults that tests cause for real: bytes that flip, pickles that act, disks that are small."""
+"""Faults that tests cause for real: bytes that flip, pickles that act, disks that are small.
+
+Also file systems without locks.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +18,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Trap", "damages", "flip", "small_disk", "truncate"]
+__all__ = ["Trap", "damages", "flip", "forbid_locks", "small_disk", "truncate"]
 
 
 class Trap:
@@ -75,3 +80,32 @@ def small_disk(folder: Path, *, size_mib: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def forbid_locks(number: int) -> None:
+    """Let every lock of this process and its children fail with an errno, by Linux's seccomp.
+
+    A `preexec_fn` of subprocess, on x86_64: what its program then meets is a file system without
+    locks, in C libraries such as SQLite too.
+    """
+    load, equal, leave = 0x20, 0x15, 0x06  # of classic BPF
+    flock, fcntl, allow, errno = 73, 72, 0x7FFF0000, 0x00050000
+    program = [
+        (load, 0, 0, 0),  # the number of the system call
+        (equal, 6, 0, flock),
+        (equal, 0, 6, fcntl),
+        (load, 0, 0, 24),  # its second argument
+        *((equal, 3 - k, 0, command) for k, command in enumerate((6, 7, 37))),  # F_SETLK, -W, OFD
+        (equal, 0, 1, 38),
+        (leave, 0, 0, errno | number),
+        (leave, 0, 0, allow),
+    ]
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    held = ctypes.create_string_buffer(code, len(code))
+    filter_ = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxP", len(program), ctypes.addressof(held))
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, seccomp, by_filter = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(seccomp, by_filter, filter_):
+        raise OSError(ctypes.get_errno(), "seccomp is not allowed here")

@@ -139,7 +139,7 @@ class Separate(nn.Module):
 
 def test_a_layer_of_the_same_name_deeper_inside_is_not_meant() -> None:
     """The relative positions of vit_relpos come out of an MLP of their own, within attention."""
-    backbone = Backbone("test_vit_relpos", weights="random")
+    backbone = Backbone("vit_relpos_small_patch16_224", weights="random", image_size=32)
     paths = [site.path for site in find_sites(backbone, ["fc1", "fc2"], blocks=[1])]
     assert paths == ["blocks.1.mlp.fc1", "blocks.1.mlp.fc2"]
 

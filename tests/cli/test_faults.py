@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from lightning.pytorch.callbacks import Callback
 
 from kora.cli import main
 from tests.cli.support import Outcome, here, kora, tiny_config, write_config
-from tests.faults import Trap, flip, small_disk, truncate
+from tests.data_factory import write_tiny_imagenet_zip
+from tests.faults import Trap, flip, forbid_locks, small_disk, truncate
 
 __all__ = ["here"]
 
@@ -245,6 +249,38 @@ def test_a_full_run_directory_is_found_before_training(
         assert "--runs_dir" in line
         assert not list(disk.rglob("*.ckpt"))
         assert not list(disk.rglob("version_*"))  # nothing is left of a run that was not begun
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other numbers of system calls")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
+    here: Path, number: int
+) -> None:
+    write_tiny_imagenet_zip(here / "small.zip")
+    config = tiny_config()
+    config["model"]["init_args"]["adapter"] = {"class_path": "kora.adapters.LinearProbe"}
+    config["data"] = {
+        "class_path": "datamodules.TinyImageNet",
+        "init_args": {
+            "root": "data", "archive": "small.zip", "classes": "0:4", "val_images": 8,
+            "batch_size": 8, "num_workers": 0, "cache": True,
+        },
+    }  # fmt: skip
+    write_config(here / "cached.yaml", config)
+    rate = {"low": 1e-4, "high": 1e-2, "log": True}
+    tune = {"trials": 1, "space": {"model.head_lr": rate}}
+    write_config(here / "search.yaml", {"base": "cached.yaml", "tune": tune})
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "tune", "--config", "search.yaml"],
+        capture_output=True, text=True, preexec_fn=partial(forbid_locks, number),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = (here / "runs/tiny_tune/LinearProbe").rglob("results.json")
+    assert json.loads(run.read_text())["metrics"]
+    assert (here / "runs/tune_search/best.yaml").is_file()
+    assert list((here / "data").rglob("*.cache"))
 
 
 @pytest.mark.slow

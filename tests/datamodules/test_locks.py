@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from kora.locks import acquired
+from datamodules.locks import acquired, lock_at
 
 
 def test_a_free_lock_is_had_and_keeps_others_out(tmp_path: Path) -> None:
-    mine, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    mine, other = lock_at(tmp_path / "lock"), lock_at(tmp_path / "lock")
     assert acquired(mine, timeout_s=0)
     begun = time.monotonic()
     assert not acquired(other, timeout_s=0.2)
@@ -33,6 +32,6 @@ def test_without_locks_nobody_is_kept_out(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     for name in ("one", "one", "two"):
-        lock = FileLock(tmp_path / name)
+        lock = lock_at(tmp_path / name)
         assert acquired(lock, timeout_s=0.1)
         lock.release()

@@ -1,0 +1,54 @@
+"""Locks between processes, also where the file system has none."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+__all__ = ["acquired", "has_locks", "lock_at", "locked"]
+
+
+def lock_at(path: Path) -> FileLock:
+    """A lock between processes, not yet had."""
+    # A file system without locks gets no file in their place: a process that is killed leaves it.
+    return FileLock(path, fallback_to_soft=False)
+
+
+def acquired(lock: FileLock, *, timeout_s: float) -> bool:
+    """Whether a lock is ours after so many seconds at the latest; below zero this waits for ever.
+
+    Where the file system has no locks it is: two processes may then do the same work twice.
+    """
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout:
+        return False
+    except (NotImplementedError, OSError):
+        return True
+    return True
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether a file of this folder can be locked at all."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, where the file system has locks; the others wait."""
+    lock = lock_at(path)
+    acquired(lock, timeout_s=-1)
+    try:
+        yield
+    finally:
+        lock.release()
