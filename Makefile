@@ -125,4 +125,4 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers an
 	@python benchmarks/image_loading.py $(ROUNDS)
 
 clean:  ## remove .venv and caches; never runs/ or data/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-floors $(VENV)-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
