@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, split_statistics
 from datamodules.eval_sampling import evaluation_loader
-from datamodules.loading import ArrayDataset, as_is
+from datamodules.loading import ArrayDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.relay import Relay
 from datamodules.sampling import LateLoader, sample_draws, training_order
@@ -326,6 +326,7 @@ class ImageDataModule(LightningDataModule):
             "batch_size": self.batch_size if training else self.eval_batch_size,
             "num_workers": relay.workers(self.num_workers),
             "collate_fn": relay.collate,
+            "worker_init_fn": begin_worker,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": relay.workers(self.num_workers) > 0,
         }

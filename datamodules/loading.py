@@ -6,6 +6,7 @@ Shapes: n images of a split, H height, W width
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,7 +22,18 @@ from tqdm import tqdm
 
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 
-__all__ = ["ArrayDataset", "as_is", "decode_images", "unreadable"]
+__all__ = ["ArrayDataset", "as_is", "begin_worker", "decode_images", "unreadable"]
+
+
+def begin_worker(number: int) -> None:
+    """What a loader's process does first: leave SIGTERM to the run, which ends it in order.
+
+    `timeout`, `docker stop` and schedulers send SIGTERM to all processes of a run. A worker that it
+    ends has torch raise an error in the run, at any line, also while the run saves.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.environ.get("PL_SEED_WORKERS", "0") != "0":
+        pl_worker_init_function(number)  # what Lightning sets where a loader has no function
 
 
 class ArrayDataset(Dataset[dict[str, Tensor]]):

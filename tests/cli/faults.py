@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,7 +26,8 @@ TRUST = ("--trust", "tests.cli.faults")
 class Fault(Callback):
     """`KORA_TEST_FAULT="<what> <where> <step>"`: at this optimiser step, or the next one after it.
 
-    What: a signal's name, `nan` (in a gradient), or `error`. Where: `batch_start`, `step` (before
+    What: a signal's name, `all` (SIGTERM, also to the workers of the loaders, as `timeout` and
+    schedulers send it), `nan` (in a gradient), or `error`. Where: `batch_start`, `step` (before
     the backward pass), `after_backward`, `batch_end`, `epoch_end`, `validation` or `save`. A fourth
     word names the only rank that has it.
     """
@@ -47,7 +49,10 @@ class Fault(Callback):
             raise ZeroDivisionError("the fault of the test")
         else:
             Path("struck").touch()  # when it was
-            os.kill(os.getpid(), getattr(signal, what))
+            number = signal.SIGTERM if what == "all" else getattr(signal, what)
+            os.kill(os.getpid(), number)
+            for worker in multiprocessing.active_children() if what == "all" else ():
+                os.kill(worker.pid or 0, number)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         self._strike(trainer, module, "batch_start")

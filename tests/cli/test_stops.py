@@ -72,6 +72,21 @@ def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(
     assert sorted(f.name for f in (here / SEED0).iterdir()) == ["version_0", "version_1"]
 
 
+@pytest.mark.parametrize("where", ["batch_start", "validation"])
+def test_sigterm_to_the_workers_of_the_loaders_too_stops_as_one_to_the_run_alone(
+    here: Path, where: str
+) -> None:
+    settings = config()
+    settings["data"]["init_args"]["num_workers"] = 2
+    write_config(here / "tiny.yaml", settings)
+    code, out = run(here, "fit", "--config", "tiny.yaml", fault=f"all {where} 2")
+    assert code == 128 + signal.SIGTERM, out
+    assert "Traceback" not in out
+    assert "kora: stopped by SIGTERM after step" in out
+    code, out = run(here, "fit", "--config", "tiny.yaml", "--resume")
+    assert code == 0, out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_in_a_step_of_two_processes_leaves_a_checkpoint_and_ends_both(
