@@ -52,7 +52,7 @@ _TYPES = {
     "a text": "class_names.* weights.source preprocessing.steps.*.step",
     "a list": "preprocessing.steps",
     "a table of values": "preprocessing.steps.*",
-    "a number": "metrics.*",
+    "a number below 1e100": "metrics.*",
 }
 _TYPES_OR_NONE = {
     "a list": "class_names",

@@ -7,6 +7,7 @@ of any kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,17 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a text": lambda value: isinstance(value, str),
     "a table of values": lambda value: isinstance(value, dict),
     "a list": lambda value: isinstance(value, list),
-    "a number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "a number below 1e100": lambda value: _is_number(value, int | float),
+    "a whole number below 1e100": lambda value: _is_number(value, int),
     "true or false": lambda value: isinstance(value, bool),
 }
+
+
+def _is_number(value: Any, types: Any) -> bool:
+    """Nothing that KoRA measures is larger, and sums of squares stay within float64."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        return False
+    return not 1e100 <= abs(value) < math.inf
 
 
 def check_types(

@@ -139,14 +139,14 @@ _TYPES = {
     "a text": "experiment strategy stage created settings.adapter.class_path",
     "a table of values": "metrics baselines baselines.* protocol audit parameters seconds backbone "
     "settings versions settings.adapter settings.adapter.init_args settings.training",
-    "a number": "seconds.*",
+    "a number below 1e100": "seconds.*",
     "true or false": "finished",
 }
 _TYPES_OR_NONE = {
     "a text": "config_sha256 commit",
     "a table of values": "source feature_cache",
-    "a number": "metrics.* baselines.*.* peak_memory_mib",
-    "a whole number": "seed tested_step",
+    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib",
+    "a whole number below 1e100": "seed tested_step",
 }
 
 

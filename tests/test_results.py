@@ -139,6 +139,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a baseline in words": ({"baselines": {"chance": {"accuracy": ""}}}, "chance.accuracy is ''"),
     "seconds in words": ({"seconds": {"fit": "x"}}, "seconds.fit is 'x'; expected a number"),
     "memory in a list": ({"peak_memory_mib": [1]}, r"peak_memory_mib is \[1\]"),
+    "a metric that no sum can hold": (
+        {"metrics": {"test/accuracy": 1e308}},
+        r"accuracy is 1e\+308; expected a number below 1e100",
+    ),
+    "seconds without end": ({"seconds": {"fit": 10**400}}, "seconds.fit is 1000"),
     "half a step": ({"tested_step": 0.5}, "tested_step is 0.5; expected a whole number"),
     "finished in words": ({"finished": "no"}, "finished is 'no'; expected true or false"),
     "a long value": ({"stage": ["x" * 9999]}, r"stage is \['x{10,80}\.\.\."),
