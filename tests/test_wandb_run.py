@@ -103,7 +103,8 @@ def test_a_server_that_falls_silent_while_the_adapter_is_logged_holds_up_the_end
     assert ended - (tmp_path / RUN / "results.json").stat().st_mtime < 60
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
-    assert "were not all logged within" in said[0]
+    # Whichever request meets the silence first.
+    assert any(word in said[0] for word in ("were not all logged within", "stopped answering"))
     assert "not everything was uploaded; for the rest: wandb sync" in said[0]
 
 
