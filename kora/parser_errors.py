@@ -51,6 +51,9 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
             parts.append(f"Known: {', '.join(sorted(candidates))}.")
+        elif re.fullmatch(r"Option '\w+' is not accepted", text):  # of a class that has no name
+            option = "--model.optimizer AdamW --model.optimizer.lr 1e-3"
+            parts.append(f"It may be of a class; then name the class first: {option}.")
     if "arguments are required" in reason:
         parts.append("Give a config that sets them: --config configs/quickstart.yaml")
     if "collections.abc.Sequence" in reason:

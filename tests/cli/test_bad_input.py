@@ -36,6 +36,7 @@ USAGE = [
     (["--model.head_lr", "high"], ["head_lr", "high"]),
     (["--model.head_lr=-1"], ["head_lr=-1"]),
     (["--model.optimizer", "SGD", "--model.optimizer.lr=-1"], ["model.optimizer", "-1"]),
+    (["--model.optimizer.lr", "1e-3"], ["'lr'", "class first: --model.optimizer AdamW --model"]),
     (["--model.optimizer", "AdamWW"], ["optimizer", "Did you mean 'AdamW'?"]),
     (["--model.adapter_trainable", "false"], ["adapter_trainable", "source"]),
     (["--model.adapter", "KoRA", "--model.adapter.alpha", "0"], ["alpha=0"]),
