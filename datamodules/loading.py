@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,22 @@ __all__ = ["ArrayDataset", "as_is", "begin_worker", "decode_images", "unreadable
 
 
 def begin_worker(number: int) -> None:
-    """What a loader's process does first: leave SIGTERM to the run, which ends it in order.
+    """What a loader's process does first.
 
-    `timeout`, `docker stop` and schedulers send SIGTERM to all processes of a run. A worker that it
-    ends has torch raise an error in the run, at any line, also while the run saves.
+    It leaves SIGTERM to the run, which ends it in order: `timeout`, `docker stop` and schedulers
+    send SIGTERM to all processes of a run, and a worker that it ends has torch raise an error in
+    the run, at any line, also while the run saves. And it ends where it cannot hand a batch over,
+    as it has no room in /dev/shm: the run would wait for that batch for ever.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":
         pl_worker_init_function(number)  # what Lightning sets where a loader has no function
+
+
+def _give_up(error: Exception, batch: Any) -> None:
+    print(f"kora: a batch cannot be handed over: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class ArrayDataset(Dataset[dict[str, Tensor]]):

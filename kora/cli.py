@@ -277,6 +277,21 @@ def _told(error: Exception) -> Exception | None:
         if raised_in in ("kora", "datamodules"):
             if isinstance(link, ValueError | RuntimeError | OSError):
                 return link
+        elif (
+            isinstance(link, MemoryError)
+            or "t allocate memory" in str(link)
+            or (type(link).__name__ == "OutOfMemoryError")
+        ):
+            return RuntimeError(
+                f"There is too little memory ({str(link).splitlines()[0]}). Use smaller batches "
+                "(data.batch_size, data.eval_batch_size) or a smaller backbone."
+            )
+        elif str(link).startswith("DataLoader worker"):
+            return RuntimeError(
+                f"A loader process ended ({str(link).strip()}). Where /dev/shm is small (in a "
+                "container: --shm-size) or memory is short, use fewer of them: "
+                "--data.num_workers 0."
+            )
         elif type(link).__name__ == "MisconfigurationException":
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)

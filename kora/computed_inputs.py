@@ -15,6 +15,7 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.loading import begin_worker
 from kora.feature_cache_rules import head_reads
 from kora.frozen_inputs import is_read
 from kora.row_layout import Layout
@@ -67,6 +68,7 @@ class ComputedInputs:
             sampler=range(first, len(self._relay)),
             num_workers=datamodule.num_workers,
             collate_fn=self._relay.collate,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # that of the run draws nothing
         )
         for batch in loader:

@@ -111,7 +111,7 @@ class KoraCLI(LightningCLI):
             found = options.get(key)
             if not isinstance(found, str):
                 raise ValueError(f"{key} is {found!r}, expected text.")
-        require_below(options.experiment)
+        require_below(options.experiment, options.runs_dir)
         kind = str((options.get("model") or {}).get("class_path"))
         if kind.endswith(".AdapterTask"):  # the base, which options of the model imply
             raise ValueError("model: it names no class. Set model.class_path to a task of kora.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datamodules.loading import begin_worker
 from kora.adapter_folder import expand
 from kora.image_files import Batch, ImageFiles, collate, image_files
 from kora.load import AdaptedModel, load_adapter, named_device
@@ -114,6 +116,8 @@ def positive(text: str) -> int:
 
 def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
     """Look before the work is done."""
+    if out.exists() and not (out.is_dir() or out.is_file()):
+        raise ValueError(f"--out {out} is a device or a pipe; name a file of its own.")
     if depth_format is None:
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder; name a file, such as {out}/predictions.csv")
@@ -142,6 +146,7 @@ def _batches(
         batch_size=size,
         num_workers=min(workers, len(files)),
         collate_fn=collate,
+        worker_init_fn=begin_worker,
     )
     with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
         for batch in loader:
@@ -192,16 +197,33 @@ class _Table:
     """
 
     def __init__(self, path: Path, heads: Sequence[str], images: int) -> None:
-        self.path = path
-        self.part = path.with_name(f"{path.name}.part")
+        self.path = path.resolve()  # a link stays one
+        self.part = self.path.with_name(f"{path.name}.part")
         self.images = images
         self.rows = -1  # the heads are none
         with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.part.open(
-                "w", newline="", encoding="utf-8", errors="backslashreplace"
+                "a", newline="", encoding="utf-8", errors="backslashreplace"
             )
+            self._take()
+            self._file.truncate(0)
         self.add([heads])
+
+    def _take(self) -> None:
+        """Have the file alone, as far as the file system has locks."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.part))
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        except OSError:
+            return  # no locks here
+        if not mine:  # or it was moved to its place in between
+            self._file.close()
+            raise RuntimeError(
+                f"Another kora predict is writing {self.part}. Wait for it, or name another --out."
+            )
 
     def add(self, rows: Sequence[Sequence[str]]) -> None:
         """Hand rows to the system: from now on they survive this process."""
@@ -216,9 +238,9 @@ class _Table:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._file, self._told():
             os.fsync(self._file.fileno())
-        if kind is None:
-            os.replace(self.part, self.path)
-        else:
+            if kind is None:
+                os.replace(self.part, self.path)  # while the lock is held
+        if kind is not None:
             print(
                 f"kora: stopped: the rows of {self.rows} of {self.images} images are in "
                 f"{self.part}.",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
+from datamodules.loading import begin_worker
 from kora.lightning_cli import KoraCLI, parse
 from kora.results import RunResult
 
@@ -97,5 +98,6 @@ def shuffled_batches(
         batch_sampler=kept,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
+        worker_init_fn=begin_worker,
     )
     return made, left_out

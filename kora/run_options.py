@@ -12,12 +12,20 @@ from kora.run_checkpoints import Saving
 __all__ = ["add_run_options", "require_below"]
 
 
-def require_below(experiment: str) -> None:
-    """Refuse a name by which runs would lie outside of `runs_dir`.
+def require_below(experiment: str, runs_dir: str) -> None:
+    """Refuse names by which runs would lie outside of `runs_dir`, or that a library expands.
 
     Raises:
         ValueError: It is such a one.
     """
+    # fsspec, by which Lightning writes checkpoints, takes ~, :: and :// for its own signs.
+    if runs_dir.startswith("~") or "://" in runs_dir or "::" in str(Path(runs_dir).absolute()):
+        raise ValueError(
+            f"runs_dir={runs_dir!r}: expected a folder of this machine, without ~, :: and ://. "
+            "Write its whole path."
+        )
+    if "::" in experiment:
+        raise ValueError(f"experiment={experiment!r}: a name with :: is no folder's; use -.")
     if Path(experiment).is_absolute() or ".." in Path(experiment).parts or "\n" in experiment:
         raise ValueError(
             f"experiment={experiment!r}: expected a name of folders below runs_dir, such as "

@@ -16,7 +16,7 @@ from kora.run_options import require_below
 from kora.run_search import find_finished_run, last_checkpoint
 from kora.source_normalisation import keep_normalisation
 from kora.tasks import AdapterTask
-from kora.transfer import plain, source_overrides, train_source
+from kora.transfer import plain, require_end, source_overrides, train_source
 
 __all__ = ["SourceStage", "SourceStages"]
 
@@ -47,7 +47,7 @@ class SourceStage:
         keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
         self.wanted = plain(parser, parser.parse_args(layers))
-        require_below(self.wanted["experiment"])
+        require_below(self.wanted["experiment"], self.wanted["runs_dir"])
 
     @property
     def adapter(self) -> dict[str, Any]:
@@ -74,10 +74,12 @@ class SourceStage:
         """Its folder: found, or run first, by one process at a time; what was begun goes on.
 
         Raises:
+            ValueError: If it needs itself.
             RuntimeError: If the run fails.
         """
         found = self.find(sha256)
         if found is None:
+            require_end(self.source)
             with alone_with(self.wanted, say=lambda why: say(f"Source stage {self.source}: {why}")):
                 found = self.find(sha256)
                 if found is None:

@@ -15,7 +15,10 @@ from kora.child import Stop, run_child
 from kora.progress import say
 from kora.wandb_run import SWEEP_VARIABLES
 
-__all__ = ["plain", "source_overrides", "train_source"]
+#: The source configs above this process, each of which the one before it needs.
+_ABOVE = "KORA_SOURCES_ABOVE"
+
+__all__ = ["plain", "require_end", "source_overrides", "train_source"]
 
 
 def plain(parser: Any, options: Any) -> dict[str, Any]:
@@ -45,6 +48,23 @@ def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -
     }
 
 
+def require_end(source: str) -> None:
+    """Refuse a source stage that needs itself: this process would wait for its own parent.
+
+    Raises:
+        ValueError: It does.
+    """
+    if str(Path(source).resolve()) in _above():
+        raise ValueError(
+            f"source: {source} needs itself, by way of its own source. Name the config of a stage "
+            "that can be trained before this one."
+        )
+
+
+def _above() -> list[str]:
+    return os.environ.get(_ABOVE, "").splitlines()
+
+
 def train_source(
     source: str, overrides: Mapping[str, Any], *, checkpoint: Path | None = None
 ) -> None:
@@ -69,6 +89,7 @@ def train_source(
             yaml.safe_dump(dict(overrides), file)
         # In a sweep, the source stage is not the run that the agent has started.
         env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
+        env[_ABOVE] = "\n".join([*_above(), str(Path(source).resolve())])
         args = ["fit", "--config", source, "--config", name, *goes_on]
         with Stop.on_signals() as stop:
             code = run_child(args, stop=stop, env=env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,34 @@ def test_unreadable_images_are_named_counted_and_keep_a_row(
     bad = {row["file"]: row for row in rows(out) if row["error"]}
     assert set(bad) == {"cut.jpg", "empty.png"}
     assert all(row["class_name"] == row["probability"] == "" for row in bad.values())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes devices")
+def test_a_device_is_no_file_to_write_to_and_a_link_leads_to_its_target(
+    run: Path, photos: Path, capfd: Capture
+) -> None:
+    null = run.parent / "null"
+    os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    done = kora(capfd, "predict", run, "--images", photos, "--out", null)
+    assert done.code == 2
+    assert f"--out {null} is a device or a pipe; name a file of its own" in done.err
+    assert null.is_char_device()
+    link, target = run.parent / "link.csv", run.parent / "target.csv"
+    link.symlink_to(target)
+    done = kora(capfd, "predict", run, "--images", photos, "--out", link, "--num_workers", "0")
+    assert done.code == 0, done.err
+    assert link.is_symlink()
+    assert len(rows(target)) == 5
+
+
+def test_two_that_write_one_file_are_told_apart(run: Path, photos: Path, capfd: Capture) -> None:
+    out = run.parent / "out.csv"
+    with predict_cli._Table(out, ["file"], 5) as table:
+        done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+        assert done.code == 1
+        assert f"Another kora predict is writing {out}.part" in done.err
+        table.add([["a.png"]])
+    assert [row["file"] for row in rows(out)] == ["a.png"]
 
 
 def test_a_folder_where_nothing_can_be_read_is_an_error_that_leaves_the_reasons(

@@ -89,6 +89,15 @@ def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) 
     assert parameters["trainable"] == parameters["head"]
 
 
+@pytest.mark.parametrize("second", ["source.yaml", "target.yaml"])
+def test_a_source_that_needs_itself_is_refused(transfer: Path, capfd: Capture, second: str) -> None:
+    source = transfer.parent / "source.yaml"
+    write_config(source, {**yaml.safe_load(source.read_text()), "source": second})
+    outcome = kora(capfd, "fit", "--config", "target.yaml")
+    assert outcome.code == 1
+    assert "yaml needs itself, by way of its own source" in outcome.err
+
+
 def test_a_resume_needs_the_source_stage_no_more(transfer: Path, capfd: Capture) -> None:
     adam = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0.001")
     assert kora(capfd, "fit", "--config", transfer, *adam).code == 0
