@@ -84,8 +84,10 @@ def run_child(
         output: Takes what it prints; None: where this process prints.
         cwd: Where it runs.
     """
+    # Where this process imports nothing from the working directory, that one does not either.
+    safe_path = [] if {"", str(Path.cwd())} & set(sys.path) else ["-P"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kora", *args],
+        [sys.executable, *safe_path, "-m", "kora", *args],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,

@@ -237,7 +237,7 @@ def _command(args: list[str]) -> None:
         close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
-    if args[0] not in _NAMES_CLASSES or "--help" in args or "-h" in args:
+    if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
         command(args[1:])
         return
     from kora.trust import policy_for, split_trust

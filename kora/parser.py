@@ -6,12 +6,17 @@ import os
 import sys
 from typing import Any, ClassVar, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.parser_errors import explain
 from kora.yaml_files import not_utf8
 
 __all__ = ["KoraParser"]
+
+
+# Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
 
 class KoraParser(LightningArgumentParser):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._common import parsing_settings
+from jsonargparse._paths import Path as ConfigPath
 
 from kora.parser_errors import explain
 
@@ -58,7 +59,8 @@ _LIGHTNING = {
         "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "RichModelSummary",
         "RichProgressBar", "TQDMProgressBar", "Timer",
     ),
-    "lightning.pytorch.loggers": ("CSVLogger", "TensorBoardLogger", "WandbLogger"),
+    # Not WandbLogger, which takes an address that the user's key is then sent to.
+    "lightning.pytorch.loggers": ("CSVLogger", "TensorBoardLogger"),
     "lightning.pytorch.strategies": ("DDPStrategy", "SingleDeviceStrategy"),
 }  # fmt: skip
 
@@ -171,22 +173,55 @@ def policy_for(args: Sequence[str]) -> Iterator[None]:
     """
     inherited = os.environ.get(_INHERITED)
     trust = (inherited or "").split() + split_trust(args)[1]
-    if inherited is None and not _reads_a_run(args):
-        yield
-        return
+    with ExitStack() as ends:
+        try:
+            if inherited is not None or _reads_a_run(args):
+                ends.enter_context(_closed(trust))
+            else:
+                ends.enter_context(_until_a_run_is_read(lambda: ends.enter_context(_closed(trust))))
+            yield
+        except ImportError as error:
+            if not isinstance(error, ValueError):  # jsonargparse's refusal is both
+                raise
+            raise ValueError(explain(str(error), ())) from error
+
+
+@contextmanager
+def _closed(trust: Sequence[str]) -> Iterator[None]:
+    """Known classes alone, here and in the processes that are started within."""
+    before = os.environ.get(_INHERITED)
     os.environ[_INHERITED] = " ".join(trust)
     try:
         with only_known_classes(trust):
             yield
-    except ImportError as error:
-        if not isinstance(error, ValueError):  # jsonargparse's refusal is both
-            raise
-        raise ValueError(explain(str(error), ())) from error
     finally:
-        if inherited is None:
+        if before is None:
             del os.environ[_INHERITED]
         else:
-            os.environ[_INHERITED] = inherited
+            os.environ[_INHERITED] = before
+
+
+@contextmanager
+def _until_a_run_is_read(close: Callable[[], object]) -> Iterator[None]:
+    """Within, the first file of a run that the parser reads closes the lists, by whatever way.
+
+    An option of any class may name a file, a config another one (`config:`), and a link a run.
+    """
+    read_text = ConfigPath.read_text
+    is_open = True
+
+    def read(path: ConfigPath) -> str:
+        nonlocal is_open
+        if is_open and is_of_a_run(Path(path.absolute)):
+            is_open = False
+            close()
+        return read_text(path)
+
+    ConfigPath.read_text = read  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ConfigPath.read_text = read_text  # type: ignore[method-assign]
 
 
 def _reads_a_run(args: Sequence[str]) -> bool:
@@ -196,7 +231,16 @@ def _reads_a_run(args: Sequence[str]) -> bool:
     pairs = list(pairwise(words))
     configs = [value for key, value in pairs if key in ("--config", "-c")]
     resumed = [value for key, value in pairs if key == "--resume" and Path(value).is_dir()]
-    return bool(resumed) or any(is_run_folder(Path(value).parent) for value in configs)
+    return bool(resumed) or any(is_of_a_run(Path(value)) for value in configs)
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether a file lies in the folder of a run, itself or what it links to."""
+    places = {file.absolute().parent, file.resolve().parent}
+    within = {above for place in places for above in place.parents}
+    return any(map(is_run_folder, places)) or any(
+        (above / "config.yaml").exists() and is_run_folder(above) for above in within
+    )
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,65 @@ def test_a_run_cannot_hide_it_in_its_source_stage(
         assert outcome.code
         assert "LightningDataModule.from_datasets" in outcome.err
         assert not Path("PWNED").exists()
+
+
+def _link(run: Path) -> list[str]:
+    Path("link.yaml").symlink_to(run / "config.yaml")
+    return ["fit", "--config", "link.yaml"]
+
+
+def _below(run: Path) -> list[str]:
+    (run / "more").mkdir()
+    (run / "config.yaml").rename(run / "more/any.txt")
+    (run / "config.yaml").write_text("{}")
+    return ["fit", "--config", str(run / "more/any.txt")]
+
+
+def _part(run: Path) -> list[str]:
+    write_config(run / "data.yaml", _PAYLOAD)
+    write_config(Path("mine.yaml"), tiny_config())
+    return ["fit", "--config", "mine.yaml", "--data", str(run / "data.yaml")]
+
+
+def _base(run: Path) -> list[str]:
+    write_config(Path("grid.yaml"), {"base": str(run / "config.yaml"), "seeds": [0]})
+    return ["grid", "--config", "grid.yaml", "--dry_run"]
+
+
+def _matched(run: Path) -> list[str]:
+    write_config(Path("mine.yaml"), tiny_config())
+    return ["params", "--config", "mine.yaml", "--match", str(run / "config.yaml")]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda run: ["fit", f"-c{run / 'config.yaml'}"],
+        lambda run: ["fit", "--config", f"config: {run / 'config.yaml'}"],
+        lambda run: ["test", "--config", str(run / "config.yaml"), "--help"],
+        lambda run: ["fit", "--config", str(run / "config.yaml"), "--experiment", "-h"],
+        _link, _below, _part, _base, _matched,
+    ],
+    ids=["glued", "within", "help", "help as a value", "link", "below", "part", "base", "match"],
+)  # fmt: skip
+def test_no_other_way_to_its_files_opens_the_lists(
+    way: Callable[[Path], list[str]], run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs_module.py").write_text("open('PWNED', 'w')")
+    _change(run, lambda config: config.update(data=_PAYLOAD))
+    _change(run, lambda config: config["model"]["init_args"].update(adapter="theirs_module.A"))
+    command = way(run)
+    sys.path.insert(0, os.getcwd())
+    try:
+        outcome = kora(capfd, *command)
+    finally:
+        sys.path.pop(0)
+    assert "Traceback" not in outcome.err
+    assert not Path("PWNED").exists()
+    assert "theirs_module" not in sys.modules
+    if "--help" not in command:
+        assert outcome.code == 2, outcome.err
+        assert "may name classes of KoRA alone" in outcome.err
 
 
 def test_a_run_cannot_trust_modules_itself(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
