@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,6 +34,9 @@ _FREE_BYTES = 1 << 30
 _MOST_TIMES = 200
 _MOST_MEMBERS = 20_000_000
 _ENCRYPTED = 1  # of the flags of a zip's member
+
+
+_MOST_LEVELS = 100
 
 
 def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -> None:
@@ -111,6 +115,8 @@ def _check_member(archive: Path, name: str, *, is_plain: bool) -> None:
     parts = {*posix.parts, *windows.parts}
     if posix.is_absolute() or windows.is_absolute() or windows.drive or ".." in parts:
         problem = "would be written outside the data folder"
+    elif not name or len(parts) > _MOST_LEVELS:
+        problem = "has no name, or lies too deep"
     elif not is_plain:
         problem = "is a link or a special file"
     else:
@@ -159,10 +165,18 @@ def _extract_zip(archive: Path, folder: Path) -> None:
             file.extract(member, folder)
 
 
+def _tar_mode(archive: Path) -> Any:
+    """By its first bytes: to try all of them, tarfile reads a plain one to its end."""
+    kinds = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ": "r:xz"}
+    with archive.open("rb") as file:
+        begin = file.read(6)
+    return next((mode for magic, mode in kinds.items() if begin.startswith(magic)), "r:")
+
+
 def _extract_tar(archive: Path, folder: Path) -> None:
     # The members are checked as they come: listing them first would decompress everything twice.
     allowance = _Allowance(archive)
-    with tarfile.open(archive) as file:
+    with tarfile.open(archive, _tar_mode(archive)) as file:
         for member in tqdm(file, desc=f"Extracting {archive.name}", delay=2, disable=None):
             allowance.take(member.size)
             _check_member(archive, member.name, is_plain=member.isfile() or member.isdir())

@@ -21,6 +21,9 @@ from tqdm import tqdm
 from datamodules.archives import extract_archive
 from datamodules.locks import locked
 
+#: In the environment while a command reads a run, which may be a stranger's (kora/trust.py).
+READS_A_RUN = "KORA_TRUST"
+
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
 
 _CHUNK_BYTES = 1 << 16  # what a broken connection can lose
@@ -82,12 +85,27 @@ def obtain_folder(
                 f"data.root: there is no data in {folder}. Put the data there, or set data.archive "
                 "to an archive that holds it."
             )
+        _require_own(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock"):
             if not _is_filled(folder):  # another process may have made it while this one waited
                 _make_folder(folder, archive=archive, inside=inside, url=url, md5=md5)
     _check_source(folder, archive=archive, md5=md5)
     return folder
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse to fill a folder elsewhere where a run's config asks for it: it may be anybody's.
+
+    Raises:
+        ValueError: It does.
+    """
+    if READS_A_RUN in os.environ and not folder.resolve().is_relative_to(Path.cwd()):
+        raise ValueError(
+            f"data.root: the config of a run would fill {folder}, which is outside of the working "
+            "directory. If you trust it: kora data prepare with a config of your own, or set "
+            "data.root."
+        )
 
 
 def download(url: str, path: Path, *, md5: str) -> None:

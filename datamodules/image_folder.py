@@ -22,7 +22,7 @@ from datamodules.cached_images import ImageCacheReport, cache_parent, cached_ima
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
 from datamodules.loading import unreadable
-from datamodules.recipe import Fit, ImageRecipe
+from datamodules.recipe import FORMATS, Fit, ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
@@ -250,7 +250,8 @@ class ImageFolder(ImageDataModule):
     def _part_paths(self, part: Part) -> list[Path]:
         """Paths (N,) of all images of a part, sorted by class, then by path."""
         if part not in self._paths:
-            suffixes = Image.registered_extensions()
+            known = Image.registered_extensions()
+            suffixes = {suffix for suffix, kind in known.items() if kind in FORMATS}
             self._paths[part] = [
                 Path(folder, name)
                 for class_name in self._class_folders(part)

@@ -12,6 +12,7 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["Fit", "ImageRecipe", "Transparency", "UnreadableImageError"]
+__all__ = ["FORMATS", "Fit", "ImageRecipe", "Transparency", "UnreadableImageError"]
 
 Fit = Literal["crop", "stretch"]
 Transparency = Literal["white", "dropped"]
@@ -27,6 +28,12 @@ Transparency = Literal["white", "dropped"]
 #: Beyond `Image.MAX_IMAGE_PIXELS` a picture is refused here, so Pillow's warning says nothing new.
 _VAST = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+#: Of Pillow's formats those of pictures. EPS is a program, which Pillow would have Ghostscript run.
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "SGI",
+    "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of an array
 
@@ -92,7 +99,7 @@ class ImageRecipe:
         try:
             if is_file:
                 _require_file(picture)
-                with Image.open(picture) as opened:
+                with Image.open(picture, formats=_formats()) as opened:
                     image = self._rgb(opened)
             else:
                 whole = picture if isinstance(picture, Image.Image) else _from_array(picture)
@@ -137,11 +144,24 @@ class ImageRecipe:
         if 0 in image.size:
             raise ValueError(f"it has no pixels: {image.height} x {image.width}")
         upright = ImageOps.exif_transpose(image)
+        if self.fit is not None and self.size is not None:  # what `pixels` makes in between
+            tall = self.size[1] * upright.height
+            if tall > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(
+                    f"{upright.height} x {upright.width} pixels are too thin to resize"
+                )
         see_through = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
         if see_through and self.transparency == "white":
             over = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
         return upright.convert("RGB")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _require_file(path: Any) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from kora.durable import has_other_content
+from kora.durable import has_other_content, plainly
 from kora.record_types import check_types
 
 __all__ = [
@@ -122,7 +122,8 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / ADAPTER_WEIGHTS
     expected = read_adapter_config(folder).get("weights_sha256")
     try:
-        content = path.read_bytes()
+        with open(path, "rb", opener=plainly) as file:
+            content = file.read()
         found = hashlib.sha256(content).hexdigest()
         if expected not in (None, found):  # None: written before it was kept
             raise RuntimeError(

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "DamagedFileError",
     "has_checksum",
     "has_other_content",
+    "plainly",
     "read_checked",
     "record_sha256",
     "remove_checked",
@@ -202,9 +204,24 @@ def _known_checksums(path: Path) -> list[str]:
 def _first_word(path: Path) -> str | None:
     """The checksum in a file: empty if it holds none, None if there is no such file."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
+        with open(path, encoding="utf-8", errors="replace", opener=plainly) as file:
+            return file.read(1000).partition(" ")[0]
     except FileNotFoundError:
         return None
+
+
+def plainly(path: str, flags: int) -> int:
+    """An `opener` for files in folders of others: no pipe, which would be waited for, no device.
+
+    Raises:
+        OSError: It is one, or where it is written to, a link to another place.
+    """
+    follow = 0 if flags & (os.O_WRONLY | os.O_RDWR) else 1
+    handle = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "It is a pipe or a device, and no file", path)
+    return handle
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -236,7 +253,7 @@ def _is_stray(path: Path, host: str, process: int) -> bool:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # it lives, and is another user's
         return True

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.recipe import ImageRecipe, UnreadableImageError
+from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
 from kora.image_input import resized
 
 __all__ = ["Batch", "ImageFiles", "collate", "image_files"]
@@ -92,7 +92,7 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
         return [folder], 0
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder.")
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in FORMATS}
     found, others = [], 0
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")

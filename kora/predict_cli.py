@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from datamodules.loading import begin_worker
 from kora.adapter_folder import expand
+from kora.durable import plainly
 from kora.image_files import Batch, ImageFiles, collate, image_files
 from kora.load import AdaptedModel, load_adapter, named_device
 from kora.merging import merged
@@ -203,8 +204,13 @@ class _Table:
         self.rows = -1  # the heads are none
         with self._told():
             self.part.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.part.open(
-                "a", newline="", encoding="utf-8", errors="backslashreplace"
+            self._file = open(  # noqa: SIM115
+                self.part,
+                "a",
+                newline="",
+                encoding="utf-8",
+                errors="backslashreplace",
+                opener=plainly,
             )
             self._take()
             self._file.truncate(0)

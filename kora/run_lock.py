@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from kora.durable import plainly
+
 __all__ = ["RunLock"]
 
 
@@ -23,7 +25,8 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.NAME
-        self._file = self.path.open("w")  # held open: closing it lifts the lock
+        # Held open: closing it lifts the lock. A link or a pipe of that name is no run's of ours.
+        self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
         try:
             # Not flock: worker processes would inherit it, and hold it some time after a kill.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,6 +38,7 @@ class RunLock:
             ) from None
         except OSError:
             pass  # a file system without locks
+        self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
 
@@ -49,7 +53,7 @@ class RunLock:
         path = folder / cls.NAME
         if not path.is_file():
             return False
-        with path.open("r+") as file:
+        with open(path, "r+", opener=plainly) as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 #: Commands whose configs are those of runs.
 _READERS = ("validate", "test", "predict", "cka", "inspect", "export")
 #: Tells the processes that a command starts that its policy is theirs; holds the trusted modules.
-_INHERITED = "KORA_TRUST"
+_INHERITED = "KORA_TRUST"  # read by datamodules/download.py too
 
 #: Modules of this project, and the base classes of what a file may name of each.
 OURS = {

@@ -7,6 +7,7 @@ the learning curves are files, and are fetched once for each run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +57,7 @@ def address_of(text: str) -> Address:
         ValueError: it is neither.
     """
     parts = text.split("/", 2)
-    if len(parts) < 2 or not all(parts):
+    if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts[:2]):
         raise ValueError(
             f"--wandb {text!r}: expected ENTITY/PROJECT or ENTITY/PROJECT/EXPERIMENT, such as "
             "me/kora: a team or user, and a project, as in the address of its page."
@@ -117,6 +118,8 @@ def fetch_runs(
     for run in _listed(where, base_url):
         if where.experiment is not None and run.config.get("experiment") != where.experiment:
             continue
+        if not re.fullmatch(r"\w[\w.-]*", str(run.id)):  # a server's word, and a folder's name
+            raise RuntimeError(f"--wandb {where}: W&B at {base_url} names a run {run.id!r}.")
         text, why = record_of(run)
         if text is None:
             notes.setdefault(why, []).append(f"{run.id} ({run.name})")

@@ -66,6 +66,10 @@ def bad_files(folder: Path) -> dict[str, str]:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(folder / "deep.png")
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(folder / "float.tif")
     os.mkfifo(folder / "pipe.png")
+    # A program, which Pillow would have Ghostscript run.
+    (folder / "program.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n%%EOF\n"
+    )
     (folder / "vast.png").write_bytes(_vast())
     return {
         "cut.jpg": "truncated",
@@ -73,6 +77,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "empty.png": "the file is empty",
         "float.tif": "more than 8 bits a channel; convert it to 8-bit RGB",
         "pipe.png": "it is a pipe, a socket or a device, and no file",
+        "program.png": "it is no image, or of a format that Pillow does not read",
         "text.jpg": "it is no image, or of a format that Pillow does not read",
         "vast.png": "it has more than 89,478,485 pixels; scale it down",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.run_lock import RunLock
 from tests.cli.support import kora, tiny_config, write_config
 
 _PAYLOAD = {
@@ -186,6 +188,57 @@ def test_no_other_way_to_its_files_opens_the_lists(
     if "--help" not in command:
         assert outcome.code == 2, outcome.err
         assert "may name classes of KoRA alone" in outcome.err
+
+
+def test_a_run_fills_no_folder_outside_of_the_working_directory(
+    run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    with zipfile.ZipFile(run / "data.zip", "w") as archive:
+        for name in ("a/1.png", "b/1.png", "usercustomize.py"):
+            archive.writestr(name, "x")
+    arguments = {"root": "~/site-packages", "archive": str(run / "data.zip"), "image_size": 32}
+    data = {"class_path": "datamodules.ImageFolder", "init_args": arguments}
+    _change(run, lambda config: config.update(data=data))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments["archive"] = str(tmp_path / "theirs/data.zip")
+    _change(tmp_path / "theirs", lambda config: config.update(data=data))
+    outcome = kora(capfd, *_readers(tmp_path / "theirs")[1])
+    assert outcome.code == 2
+    assert "outside of the working directory" in outcome.err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_run_calls_its_lock_is_not_written_through(kind: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    if kind == "link":
+        (tmp_path / ".running").symlink_to(mine)
+    else:
+        os.mkfifo(tmp_path / ".running")
+    with pytest.raises(OSError, match=r"\.running"):
+        RunLock(tmp_path)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter/adapter_model.safetensors", "checkpoints/best.ckpt.sha256"]
+)
+def test_a_pipe_or_a_device_in_a_run_is_no_file_of_it(
+    name: str, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = run / name
+    for made in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        path.unlink()
+        made()
+        commands = (["predict", run, "--images", "none"], _readers(run)[1])
+        outcome = kora(capfd, *commands["sha256" in name])
+        assert outcome.code
+        assert "Traceback" not in outcome.err
+        assert "It is a pipe or a device, and no file" in outcome.err
 
 
 def test_a_run_cannot_trust_modules_itself(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

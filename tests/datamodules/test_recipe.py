@@ -172,6 +172,12 @@ def test_a_bad_picture_in_memory_is_refused_by_the_same_words(
         CROP(picture)
 
 
+def test_a_picture_so_thin_that_resizing_would_fill_the_memory_is_refused() -> None:
+    thin = Image.new("L", (1, 4_000_000))
+    with pytest.raises(UnreadableImageError, match=r"4000000 x 1 pixels are too thin"):
+        ImageRecipe("crop", (32, 32))(thin)
+
+
 def test_what_is_no_picture_at_all_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="A picture is a path, a PIL image, an array or a tensor"):
         CROP(5)
