@@ -200,7 +200,8 @@ def _from_array(picture: Any) -> Image.Image:
 
 def _name(picture: Any) -> str:
     if isinstance(picture, (str, os.PathLike)):
-        return f"the image {os.fspath(picture)}"
+        # In one line, whatever its name: no name of a file is to look like another message.
+        return f"the image {''.join(c if c >= ' ' else ascii(c)[1:-1] for c in str(picture))}"
     if isinstance(picture, Image.Image):
         named = getattr(picture, "filename", "")
         return f"the image {named}" if named else "the PIL image"

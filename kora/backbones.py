@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -267,11 +268,20 @@ class Backbone(nn.Module):
         return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
 
 
+#: Pixels a side: vit_tiny then has 262,144 tokens of patches, which no attention bears.
+_LARGEST = 8192
+
+
 def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
+    asked = kwargs.get("img_size", 1)
+    if np.max(asked) > _LARGEST:  # before a model of that size takes all memory
+        raise ValueError(
+            f"model.backbone.image_size={asked}: expected at most {_LARGEST} pixels a side."
+        )
     try:
         model: Any = timm.create_model(name, pretrained=False, **kwargs)
     except RuntimeError as error:

@@ -258,7 +258,9 @@ def _reader_is_gone() -> bool:
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    print(f"kora: error: {message}", file=sys.stderr)
+    from kora.tables import visible
+
+    print(f"kora: error: {visible(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -321,7 +321,8 @@ def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> lis
 
 
 def _short(name: str, length: int) -> str:
-    """Shortened to its first synonym ("goldfish, Carassius auratus"), then cut."""
+    """Shortened to its first synonym ("goldfish, Carassius auratus"), then cut; no mathematics."""
     if len(name) > length:
         name = name.partition(",")[0]
-    return name if len(name) <= length else name[: length - 1] + "…"
+    short = name if len(name) <= length else name[: length - 1] + "…"
+    return short.replace("$", r"\$")

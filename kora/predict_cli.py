@@ -30,7 +30,7 @@ from kora.image_files import Batch, ImageFiles, collate, image_files
 from kora.load import AdaptedModel, load_adapter, named_device
 from kora.merging import merged
 from kora.results import write_atomically
-from kora.tables import text_cell
+from kora.tables import text_cell, visible
 from kora.tasks import DepthTask
 
 __all__ = ["predict_command"]
@@ -273,7 +273,7 @@ def _say(
         RuntimeError: If not one image could be read.
     """
     for place in sorted(errors):
-        print(f"kora: {errors[place]}", file=sys.stderr)
+        print(f"kora: {visible(errors[place])}", file=sys.stderr)
     read = len(names) - len(errors)
     if not read:
         raise RuntimeError(

@@ -14,6 +14,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.tables import visible
+
 __all__ = ["ProgressBar", "say", "without_noise"]
 
 _READ_EVERY_S = 0.5
@@ -37,7 +39,7 @@ _NOISE = (
 @rank_zero_only
 def say(text: str) -> None:
     """Print a line, on the first rank."""
-    print(f"kora: {text}", flush=True)
+    print(f"kora: {visible(text)}", flush=True)
 
 
 class ProgressBar(RichProgressBar):

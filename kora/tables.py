@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_text", "in_markdown", "markdown_table", "text_cell"]
+__all__ = ["csv_text", "in_markdown", "markdown_table", "text_cell", "visible"]
 
 
 def markdown_table(
@@ -35,6 +35,13 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
     writer.writeheader()
     writer.writerows({k: text_cell(v) for k, v in record.items()} for record in records)
     return text.getvalue()
+
+
+def visible(text: str) -> str:
+    """Text without characters that act on a terminal; a line break stays."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text
+    )
 
 
 def text_cell(value: Any) -> Any:

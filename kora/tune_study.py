@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from datamodules.locks import acquired, has_locks, lock_at
 from kora.tune_file import Dimension, Tuning
@@ -167,6 +169,7 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
             "several trials at once."
         )
     try:
+        _require_tables(file)
         try:
             storage = optuna.storages.RDBStorage(
                 _address(file), engine_kwargs={"connect_args": {"timeout": _PATIENCE_S}}
@@ -188,6 +191,25 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
         storage.engine.dispose()
     finally:
         lock.release()
+
+
+def _require_tables(file: Path) -> None:
+    """Refuse a database that computes something by itself, as no study of Optuna does."""
+    if not file.is_file():
+        return
+    found = "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')"
+    try:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(file))}?mode=ro&nolock=1", uri=True)
+        ) as base:
+            computes = base.execute(found).fetchone()[0]
+    except sqlite3.Error:
+        return  # Optuna says what is wrong with it
+    if computes:
+        raise RuntimeError(
+            f"{file}: it holds triggers or views, so it is none that kora tune has made. Move it "
+            "away: the same command then draws the same trials."
+        )
 
 
 def _address(file: Path) -> str:

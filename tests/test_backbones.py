@@ -192,6 +192,7 @@ def test_a_wrong_image_is_one_clear_error(bad: Tensor, message: str) -> None:
         ("cait_xxs24_224", {}, r"Cait.*not of timm's VisionTransformer"),
         ("vit_tiny_patch16_224", {"image_size": 40}, r"40 is not a positive multiple of 16.*32"),
         ("vit_tiny_patch16_224", {"image_size": 8}, r"8 is not a positive multiple of 16.*16"),
+        ("vit_tiny_patch16_224", {"image_size": 16384}, r"expected at most 8192 pixels a side"),
         ("vit_tiny_patch16_224", {"image_size": 0}, r"model.backbone.image_size"),
         ("vit_tiny_patch16_224", {"image_size": -16}, r"model.backbone.image_size"),
     ],

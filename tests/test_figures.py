@@ -168,6 +168,11 @@ def test_confusion_matrix_stays_of_readable_size(tmp_path: Path, classes: int) -
     assert 300 < width < 1600
 
 
+def test_a_dollar_in_the_name_of_a_class_is_no_mathematics(tmp_path: Path) -> None:
+    names = [r"$\frac{$", "$$", "a"]
+    assert figures.confusion_matrix(np.eye(3, dtype=int), names, tmp_path / "x.png").is_file()
+
+
 def test_confusion_matrix_wants_a_name_for_each_class(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(3, 3\); expected \(2, 2\)"):
         figures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "x.png")

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,15 @@ def test_a_search_with_a_mistake_starts_nothing(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert not (here / "runs").exists()
+
+
+def test_a_file_of_studies_that_computes_by_itself_is_refused(here: Path, capfd: Capture) -> None:
+    (here / "runs/tune_search").mkdir(parents=True)
+    with closing(sqlite3.connect(here / "runs/tune_search/studies.sqlite3")) as base:
+        base.execute("CREATE VIEW studies AS SELECT 1")
+    outcome = kora(capfd, "tune", "--config", write_search(here))
+    assert outcome.code == 1
+    assert "studies.sqlite3: it holds triggers or views" in outcome.err
 
 
 def test_a_grid_is_no_search_and_a_search_no_grid(here: Path, capfd: Capture) -> None:

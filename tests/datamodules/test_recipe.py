@@ -151,6 +151,12 @@ def test_every_bad_file_gives_one_line_that_names_it_and_the_reason(tmp_path: Pa
         CROP(tmp_path / "nowhere.png")
 
 
+def test_no_name_of_a_file_looks_like_another_message(tmp_path: Path) -> None:
+    (tmp_path / "a\nkora: error: \x1b[2J.png").touch()
+    with pytest.raises(UnreadableImageError, match=r"/a\\nkora: error: \\x1b\[2J\.png \(the file"):
+        CROP(tmp_path / "a\nkora: error: \x1b[2J.png")
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
