@@ -105,7 +105,11 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
             "KoRA that wrote it, or test the run again with kora test."
         )
     index = columns.pop("index", np.empty(0))
-    if not columns or any(column.shape != index.shape for column in columns.values()):
+    if (
+        not columns
+        or index.ndim != 1
+        or any(column.shape != index.shape for column in columns.values())
+    ):
         raise DamagedFileError(f"{path} is damaged: its columns differ in length. {_AGAIN}")
     return Outcomes(index, columns)
 

@@ -5,6 +5,7 @@ Links to the pictures of the runs are relative to the page, and followed only by
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ def _readable(file: Path) -> dict[str, Curve]:
     """No curves of a file that is no table of numbers: the record of the run is what counts."""
     try:
         return read_curves(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, csv.Error):
         return {}
 
 

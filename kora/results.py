@@ -145,8 +145,8 @@ _TYPES = {
 _TYPES_OR_NONE = {
     "a text": "config_sha256 commit",
     "a table of values": "source feature_cache",
-    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib",
-    "a whole number below 1e100": "seed tested_step",
+    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent",
+    "a whole number below 1e100": "seed tested_step parameters.trainable parameters.total",
 }
 
 

@@ -284,6 +284,21 @@ def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts")
+def test_a_shared_memory_that_is_too_small_for_the_loaders_is_told(here: Path) -> None:
+    kora_here = f"{sys.executable} -m kora fit --config tiny.yaml --data.num_workers 2"
+    small = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {kora_here}"
+    large = ("--data.image_size", "128", "--model.feature_cache", "off")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{small} {' '.join(large)}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    line = error_of(Outcome(done.returncode, done.stdout, done.stderr))
+    assert "A loader process ended" in line
+    assert "--shm-size" in line
+
+
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_results_are_written_leaves_no_half_of_them(
     here: Path, capfd: Capture
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.child import Stop, run_child
 from kora.run_lock import RunLock
 from tests.cli.support import kora, tiny_config, write_config
 
@@ -239,6 +240,17 @@ def test_a_pipe_or_a_device_in_a_run_is_no_file_of_it(
         assert outcome.code
         assert "Traceback" not in outcome.err
         assert "It is a pipe or a device, and no file" in outcome.err
+
+
+def test_what_a_command_starts_imports_nothing_from_the_working_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "kora").mkdir()
+    (here / "kora/__init__.py").write_text("open('PWNED', 'w')")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
+    with Stop.on_signals() as stop:
+        assert run_child(["--version"], stop=stop) == 0
+    assert not Path("PWNED").exists()
 
 
 def test_a_run_cannot_trust_modules_itself(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
