@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Preemption:
     def __init__(self) -> None:
         self.asked = False
         self.requeue = False
+        self._hangup: Any = None
 
     def attach(self, trainer: Trainer) -> None:
         """Take the place of Lightning's handlers, which it registers when training begins."""
@@ -40,9 +42,21 @@ class Preemption:
         def requeue(signum: int, frame: Any) -> None:
             self.asked = self.requeue = True
 
+        # The terminal was closed; under nohup it is ignored, and stays so.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        ):
+            self._hangup = wish
+            signal.signal(signal.SIGHUP, wish)
         connector: Any = trainer._signal_connector
         connector._sigterm_notifier_fn = wish
         connector._slurm_sigusr_handler_fn = requeue
+
+    def detach(self) -> None:
+        """Give back what Lightning does not."""
+        if self._hangup is not None and signal.getsignal(signal.SIGHUP) is self._hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def agree(self, trainer: Trainer, *, due: bool) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether any finds a checkpoint due."""

@@ -94,6 +94,10 @@ class TrainingState(Callback):
         """From here on, SIGTERM is a wish that the loops look for."""
         self.preemption.attach(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave signals to whoever comes next."""
+        self.preemption.detach()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what this run is set to, before a checkpoint brings what its own was set to."""
         self._settings = settings_of(trainer, self.config, seed=self.seed)

@@ -179,6 +179,7 @@ def test_a_killed_run_of_two_processes_is_the_same_to_the_bit(here: Path) -> Non
         ("SIGTERM step 5", 143),  # the last batch of an epoch: a validation is next
         ("SIGTERM validation 6", 143),
         ("SIGTERM epoch_end 6", 143),
+        ("SIGHUP step 3", 143),  # the terminal was closed
         ("SIGINT step 3", 130),
         ("error step 4", 1),
         ("error validation 6", 1),
