@@ -256,6 +256,7 @@ class KoraCLI(LightningCLI):
         """The folder of this run: that of the run that goes on, or a new one."""
         ckpt_path = self._resumed()
         folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
+        self.run_folder = folder  # from now on one to discard, if this is refused
         if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
             self.lock = RunLock(folder)
             if ckpt_path:
