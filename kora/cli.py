@@ -195,6 +195,9 @@ _COMMANDS: dict[str, Command] = {
     "list": _list,
 }
 
+#: Variables that tell which process of a run this is.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
+
 #: Commands that read files in which classes may be named.
 _NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
 
@@ -240,6 +243,13 @@ def _command(args: list[str]) -> None:
     if args[0] not in _NAMES_CLASSES or "--help" in args or "-h" in args:
         command(args[1:])
         return
+    for name in _RANKS:
+        if not os.environ.get(name, "0").isdecimal():  # Lightning reads them where it is imported
+            _fail(
+                f"the environment has {name}={os.environ[name]!r}, expected a whole number. Unset "
+                "it, or start the processes of a run with torchrun or srun, which set it.",
+                code=2,
+            )
     from kora.trust import policy_for, split_trust
 
     with policy_for(args):
@@ -266,7 +276,8 @@ def _told(error: Exception) -> Exception | None:
     """The error that this project worded for its users; None for a bug, which shows its traceback.
 
     Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
-    of the world. Whose an error is, is told by where it was raised. The parser wraps errors of
+    of the world. Whose an error is, is told by where it was raised. What Lightning and torch's
+    optimisers refuse in words of their own is a mistake in their options. The parser wraps errors of
     constructors in its own, so the whole chain is looked at.
     """
     link: BaseException | None = error
@@ -279,6 +290,10 @@ def _told(error: Exception) -> Exception | None:
                 return link
         elif type(link).__name__ == "MisconfigurationException":
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
+        elif raised_in == "lightning" and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"trainer: {' '.join(str(link).split())}")
+        elif _module(link).startswith("torch.optim.") and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"model.optimizer: {link}. Choose another, or other settings of it.")
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     if isinstance(error, ValueError) and _package(error) == "jsonargparse":
         from kora.parser_errors import explain
@@ -297,8 +312,12 @@ def _as_worded(error: BaseException) -> Exception:
 
 def _package(error: BaseException) -> str:
     """The top-level package whose code raised it."""
+    return _module(error).split(".")[0]
+
+
+def _module(error: BaseException) -> str:
+    """The module whose code raised it."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
-    where = "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))
-    return where.split(".")[0]
+    return "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))

@@ -14,6 +14,9 @@ from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, wri
 Capture = pytest.CaptureFixture[str]
 
 EVA = ["--model.backbone.name", "eva02_tiny_patch14_224", "--model.backbone.image_size", "28"]
+EARLY = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor"]
+SAVES = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only"]
+SPARSE = ["--model.optimizer", "SparseAdam", "--model.optimizer.lr"]
 USAGE = [
     (["--model.adapter", "Lora"], ["adapter", "Did you mean 'LoRA'?"]),
     (["--model.adapter.rnk", "3"], ["'rnk'", "Did you mean 'rank'?"]),
@@ -56,6 +59,16 @@ USAGE = [
     (["--data.val_fraction", "1.5", "--data.val_images", "null"], ["val_fraction"]),
     (["--data.subset.per_class", "500"], ["class", "500"]),
     (["--trainer.max_epochs", "-1"], ["no end", "trainer.max_epochs"]),
+    (["--trainer.max_epochs", "0"], ["trainer.max_epochs=0", "above 0"]),
+    (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches=0", "above 0"]),
+    (["--trainer.limit_test_batches", "0"], ["trainer.limit_test_batches=0", "--leave_out_test"]),
+    (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches=0"]),
+    (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch=0"]),
+    (["--trainer.val_check_interval", "100"], ["trainer: `val_check_interval` (100)", "(2)"]),
+    (["--trainer.devices", "[7]"], ["trainer: `devices`", "int > 0", "Check trainer.acc"]),
+    ([*EARLY, "val/nowhere"], ["trainer: Early stopping", "`val/nowhere`", "`val/loss`"]),
+    ([*SAVES, "true"], ["trainer: Found more than one", "`ModelCheckpoint`", "callbacks"]),
+    ([*SPARSE, "0.1"], ["model.optimizer: SparseAdam does not support dense", "another"]),
     (["--trainer.max_epoch", "1"], ["max_epoch", "Did you mean 'trainer.max_epochs'?"]),
     (["--trainr.max_epochs", "1"], ["trainr", "Did you mean 'trainer.max_epochs'?"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
@@ -200,6 +213,25 @@ def test_an_unset_variable_in_a_path_is_named(
     )
     assert outcome.code == 2
     assert "KORA_NOWHERE" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x', expected a whole number. Unset it"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, "`--ntasks-per-node=2` instead"),
+    ],
+)
+def test_an_environment_that_no_run_can_start_in_is_told(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str],
+    words: str,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml")
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert words in line
 
 
 def test_no_network_is_said_at_once_and_leaves_nothing(here: Path, capfd: Capture) -> None:
