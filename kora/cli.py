@@ -277,8 +277,8 @@ def _told(error: Exception) -> Exception | None:
 
     Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
     of the world. Whose an error is, is told by where it was raised. What Lightning and torch's
-    optimisers refuse in words of their own is a mistake in their options. The parser wraps errors of
-    constructors in its own, so the whole chain is looked at.
+    optimisers refuse in words of their own is a mistake in their options. The parser wraps errors
+    of constructors in its own, so the whole chain is looked at.
     """
     link: BaseException | None = error
     while link is not None:
