@@ -31,7 +31,9 @@ def require_below(experiment: str) -> None:
     Raises:
         ValueError: It is such a one.
     """
-    if Path(experiment).is_absolute() or ".." in Path(experiment).parts or "\n" in experiment:
+    parts = Path(experiment).parts
+    no_text = any("\ud800" <= letter <= "\udfff" for letter in experiment)  # bytes of no UTF-8
+    if Path(experiment).is_absolute() or ".." in parts or "\n" in experiment or no_text:
         raise ValueError(
             f"experiment={experiment!r}: expected a name of folders below runs_dir, such as "
             "tiny/fewshot. To write elsewhere, set --runs_dir."

@@ -45,6 +45,7 @@ USAGE = [
     (["--model.adapter", "KoRA", "--model.adapter.alpha", "0"], ["alpha=0"]),
     (["--experiment", "../../escaped"], ["experiment='../../escaped'", "--runs_dir"]),
     (["--experiment", "/tmp/escaped"], ["experiment='/tmp/escaped'", "below runs_dir"]),
+    (["--experiment", "\udce9t\udce9"], [r"experiment='\udce9t\udce9'", "expected a name"]),
     (["--source", "away.yaml"], ["experiment='a/../../b'", "below runs_dir"]),
     (["--config", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
     (["--source", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
