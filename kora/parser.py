@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.parser_errors import explain
-from kora.yaml_files import not_utf8
+from kora.yaml_files import read_yaml
 
 __all__ = ["KoraParser"]
 
@@ -35,9 +36,11 @@ class KoraParser(LightningArgumentParser):
         """Parse a config file, whose name stands in front of what is wrong with it."""
         KoraParser._file = str(path)
         try:
-            parsed = super().parse_path(path, *args, **kw)
-        except UnicodeDecodeError as error:
-            self.error(not_utf8(path, error), error)
+            if Path(path).is_file() and read_yaml(path) is None:
+                raise ValueError(f"{path}: is empty. Give it settings, or leave it out.")
+        except ValueError as error:
+            self.error(str(error), error)
+        parsed = super().parse_path(path, *args, **kw)
         KoraParser._file = None
         return parsed
 
