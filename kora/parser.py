@@ -20,6 +20,8 @@ class KoraParser(LightningArgumentParser):
 
     #: The config file that is parsed now.
     _file: ClassVar[str | None] = None
+    #: The one whose options are checked when it is parsed, with others.
+    _whole: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Abbreviated options would hide typing errors.
@@ -44,11 +46,19 @@ class KoraParser(LightningArgumentParser):
         KoraParser._file = None
         return parsed
 
+    def parse_source(self, path: str, args: list[str]) -> Any:
+        """Parse arguments that stand for a file, which is named also where they go together."""
+        KoraParser._whole = path
+        try:
+            return self.parse_args(args)
+        finally:
+            KoraParser._whole = None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line that matters; the whole listing with KORA_DEBUG=1."""
         if os.environ.get("KORA_DEBUG"):
             super().error(message, ex)
-        told, file = explain(message, self._keys()), KoraParser._file
+        told, file = explain(message, self._keys()), KoraParser._file or KoraParser._whole
         KoraParser._file = None
         where = "" if file is None or file in told else f"{file}: "
         print(f"kora: error: {where}{told}", file=sys.stderr)

@@ -114,6 +114,8 @@ def test_a_module_that_does_not_exist_is_named(capfd: Capture) -> None:
         ("trainer: {max_epochz: 3}", ["trainer.max_epochz", "Did you mean 'trainer.max_epochs'?"]),
         ("tariner: {max_epochs: 3}", ["tariner", "Did you mean 'trainer.max_epochs'?"]),
         ("model: {init_args: {adaptor: LoRA}}", ["'adaptor'", "Did you mean 'adapter'?"]),
+        ("model: {init_ars: {head_lr: 1}}", ["'init_ars.head_lr'", "Did you mean 'init_args'?"]),
+        ("data: {clas_path: x}", ["'clas_path'", "Did you mean 'class_path'?"]),
         ("experiment: [1]", ["experiment: ", "[1]"]),
         ("- a list", ["- a list"]),
         ("trainer: [", ["line 2"]),

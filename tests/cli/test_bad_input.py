@@ -48,6 +48,7 @@ USAGE = [
     (["--experiment", "\udce9t\udce9"], [r"experiment='\udce9t\udce9'", "expected a name"]),
     (["--source", "away.yaml"], ["experiment='a/../../b'", "below runs_dir"]),
     (["--config", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
+    (["--source", "typo.yaml"], ["typo.yaml: ", "'max_epochz'", "Did you mean 'trainer.max_ep"]),
     (["--source", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
     (["--source", "nul.yaml"], ["nul.yaml: cannot be read as YAML"]),
     (["--seed_everything", "false"], ["seed_everything=False"]),
@@ -84,6 +85,7 @@ def test_a_mistake_is_told_in_one_line(
     here: Path, capfd: Capture, args: list[str], fragments: list[str]
 ) -> None:
     write_config(here / "away.yaml", tiny_config(experiment="a/../../b"))
+    (here / "typo.yaml").write_text("trainer: {max_epochz: 3}")
     (here / "latin.yaml").write_bytes(b"experiment: tiny # \xe9")
     (here / "nul.yaml").write_bytes(bytes(9))
     outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
