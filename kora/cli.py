@@ -198,6 +198,9 @@ _COMMANDS: dict[str, Command] = {
 #: Variables that tell which process of a run this is.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
 
+#: Columns below which tables cannot be drawn.
+_NARROWEST = 20
+
 #: Commands that read files in which classes may be named.
 _NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
 
@@ -210,6 +213,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     shows the traceback as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    width = os.environ.get("COLUMNS", "")
+    if width.isdecimal() and int(width) < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -221,6 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(128 + signal.SIGPIPE)
         told = _told(error)
+        if isinstance(error, OSError) and error.errno and not error.filename and _output_fails():
+            told = OSError(
+                f"what was printed cannot be written ({error}). Make room where it goes."
+            )
         code = 1 if told is None or not isinstance(told, ValueError) else 2
         if told is None or os.environ.get("KORA_DEBUG"):
             traceback.print_exc()
@@ -262,9 +275,24 @@ def _reader_is_gone() -> bool:
     look.register(sys.stdout, 0)
     if not look.poll(0):
         return False
-    with open(os.devnull, "wb") as nowhere:  # or Python would tell of it at its end
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    _forget_output()
     return True
+
+
+def _output_fails() -> bool:
+    """Whether nothing more can be printed, as one line shows."""
+    try:
+        print(flush=True)
+    except OSError:
+        _forget_output()
+        return True
+    return False
+
+
+def _forget_output() -> None:
+    """Or Python would try it again at its end, and tell of that."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
