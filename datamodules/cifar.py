@@ -113,9 +113,14 @@ class CIFAR(ImageDataModule):
 
     def read_labels(self, part: Part) -> IntArray:
         meta = self.folder / self.layout.meta
-        self.class_names = [
-            name.decode() for name in _unpickle(meta).get(self.layout.names_key, [])
-        ]
+        names = _unpickle(meta).get(self.layout.names_key, [])
+        try:
+            self.class_names = [name.decode() for name in names]
+        except (AttributeError, TypeError, UnicodeDecodeError) as error:
+            raise RuntimeError(
+                f"{meta} is damaged: its names of classes are not text in UTF-8 ({error}). Delete "
+                f"{self.folder} and run `kora data prepare` again."
+            ) from error
         if len(self.class_names) != self.num_classes:
             raise RuntimeError(
                 f"{meta} names {len(self.class_names)} classes, expected {self.num_classes}. "
@@ -144,7 +149,7 @@ class CIFAR(ImageDataModule):
             path = self.folder / name
             content = _unpickle(path)
             pixels = content.get(b"data")
-            labels = np.asarray(content.get(self.layout.label_key, []), dtype=np.int64)
+            labels = self._labels(path, content.get(self.layout.label_key, []))
             if (
                 not isinstance(pixels, np.ndarray)
                 or pixels.dtype != np.uint8
@@ -158,6 +163,22 @@ class CIFAR(ImageDataModule):
                 )
             batches.append((pixels, labels))
         return batches
+
+    def _labels(self, path: Path, labels: Any) -> IntArray:
+        """Those of a file, each of which must be a class: -1 would leave an image out in silence.
+
+        Raises:
+            RuntimeError: One is none.
+        """
+        rows = enumerate(labels if isinstance(labels, list | np.ndarray) else [labels])
+        for row, label in rows:
+            if not isinstance(label, int | np.integer) or not 0 <= label < self.num_classes:
+                raise RuntimeError(
+                    f"{path}: image {row} has label {label!r}, but labels must lie in "
+                    f"0..{self.num_classes - 1}. The file is damaged: delete {self.folder} and "
+                    "run `kora data prepare` again."
+                )
+        return np.asarray(labels, dtype=np.int64)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -167,6 +167,12 @@ class TinyImageNet(ImageDataModule):
         """Wnids of the chosen classes in the order of their labels; sets `class_names`."""
         path = self.folder / "wnids.txt"
         wnids = _read_text(path).split()
+        twice = next((wnid for wnid in wnids if wnids.count(wnid) > 1), None)
+        if twice is not None:
+            raise RuntimeError(
+                f"{path} lists {twice} twice, and each class has one label. Delete {self.folder} "
+                "and run `kora data prepare` again."
+            )
         chosen = []
         for choice in self.classes:
             if isinstance(choice, int) and choice < len(wnids):

@@ -14,14 +14,31 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kora.durable import DamagedFileError, has_checksum, read_checked, sweep
 
 __all__ = ["choose_checkpoint", "read_checkpoint", "require_record"]
 
 _FOLDER = 0x10  # of a record so marked, torch reads nothing, and takes what the memory held
-#: What every checkpoint of ours says of its adapter and frozen weights, and of which type.
-_RECORD = {"backbone": str, "sha256": str, "adapter": dict}
+_Kinds = Mapping[str, type | tuple[type, ...]]
+#: What every checkpoint of ours holds, and of which type.
+_RECORD: _Kinds = {
+    "kora.backbone": str, "kora.sha256": str, "kora.adapter": dict, "state_dict": Mapping,
+}  # fmt: skip
+#: What Lightning needs to load one.
+_LOADED: _Kinds = {"pytorch-lightning_version": str}
+#: What a training goes on from; of some callbacks and of `resume` not every version wrote it.
+_RESUMED: _Kinds = {
+    **_LOADED, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
+    "epoch": int, "global_step": int,
+}  # fmt: skip
+_IF_THERE: Mapping[str, _Kinds] = {
+    "resume": {
+        "resume.epoch": int, "resume.batches": int, "resume.rows": int, "resume.settings": dict,
+    },
+    "callbacks.RunRecord": {"callbacks.RunRecord.fit_seconds": (int, float)},
+}  # fmt: skip
 
 
 def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
@@ -73,17 +90,32 @@ def require_record(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]
             f"{source} was not written by kora: it does not name its backbone. Give --ckpt_path a "
             "file below a run's checkpoints folder."
         )
-    wrong = [
-        f"kora.{key}" for key, kind in _RECORD.items() if not isinstance(record.get(key), kind)
+    _require(checkpoint, _RECORD, source)
+    strange = [
+        key for key, value in checkpoint["state_dict"].items() if not isinstance(value, Tensor)
     ]
-    if not isinstance(checkpoint.get("state_dict"), Mapping):
-        wrong.append("state_dict")
+    if strange:
+        raise ValueError(
+            f"{source}: state_dict['{strange[0]}'] is no tensor, and kora writes only these. Use "
+            "another checkpoint of its folder."
+        )
+    return record
+
+
+def _require(checkpoint: Mapping[str, Any], kinds: _Kinds, source: str) -> None:
+    wrong = [key for key, kind in kinds.items() if not isinstance(_at(checkpoint, key), kind)]
     if wrong:
         raise ValueError(
             f"{source} lacks {', '.join(wrong)}, which kora always writes. Use another checkpoint "
             "of its folder."
         )
-    return record
+
+
+def _at(content: Any, key: str) -> Any:
+    """What stands under a dotted name; None where there is no such place."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, Mapping) else None
+    return content
 
 
 def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
@@ -95,6 +127,7 @@ def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
     Raises:
         DamagedFileError: It is damaged and nothing may or can replace it.
         RuntimeError: It holds pickled objects.
+        ValueError: It lacks what Lightning loads, or goes on from.
     """
     folder = path.parent
     places = [folder]
@@ -103,7 +136,7 @@ def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
     for place in places:
         sweep(place)
     try:
-        read_checkpoint(path)
+        content = read_checkpoint(path)
     except DamagedFileError as error:
         others = _good_checkpoints(folder, without=path)
         if resume and others:
@@ -112,6 +145,10 @@ def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
         names = ", ".join(other.name for other in others)
         remedy = f"Good ones in its folder: {names}." if others else "Its folder has no good one."
         raise DamagedFileError(f"{error} {remedy}") from error
+    _require(content, _RESUMED if resume else _LOADED, str(path))
+    for part, kinds in _IF_THERE.items():
+        if resume and _at(content, part) is not None:
+            _require(content, kinds, str(path))
     return path, None
 
 

@@ -195,6 +195,12 @@ _COMMANDS: dict[str, Command] = {
     "list": _list,
 }
 
+#: Variables that tell which process of a run this is.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
+
+#: Columns below which tables cannot be drawn.
+_NARROWEST = 20
+
 #: Commands that read files in which classes may be named.
 _NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
 
@@ -207,6 +213,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     shows the traceback as well.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    width = os.environ.get("COLUMNS", "")
+    if width.isdecimal() and int(width) < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -218,6 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(128 + signal.SIGPIPE)
         told = _told(error)
+        if isinstance(error, OSError) and error.errno and not error.filename and _output_fails():
+            told = OSError(
+                f"what was printed cannot be written ({error}). Make room where it goes."
+            )
         code = 1 if told is None or not isinstance(told, ValueError) else 2
         if told is None or os.environ.get("KORA_DEBUG"):
             traceback.print_exc()
@@ -240,6 +256,13 @@ def _command(args: list[str]) -> None:
     if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
         command(args[1:])
         return
+    for name in _RANKS:
+        if not os.environ.get(name, "0").isdecimal():  # Lightning reads them where it is imported
+            _fail(
+                f"the environment has {name}={os.environ[name]!r}, expected a whole number. Unset "
+                "it, or start the processes of a run with torchrun or srun, which set it.",
+                code=2,
+            )
     from kora.trust import policy_for, split_trust
 
     with policy_for(args):
@@ -252,9 +275,24 @@ def _reader_is_gone() -> bool:
     look.register(sys.stdout, 0)
     if not look.poll(0):
         return False
-    with open(os.devnull, "wb") as nowhere:  # or Python would tell of it at its end
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    _forget_output()
     return True
+
+
+def _output_fails() -> bool:
+    """Whether nothing more can be printed, as one line shows."""
+    try:
+        print(flush=True)
+    except OSError:
+        _forget_output()
+        return True
+    return False
+
+
+def _forget_output() -> None:
+    """Or Python would try it again at its end, and tell of that."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
@@ -268,8 +306,9 @@ def _told(error: Exception) -> Exception | None:
     """The error that this project worded for its users; None for a bug, which shows its traceback.
 
     Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
-    of the world. Whose an error is, is told by where it was raised. The parser wraps errors of
-    constructors in its own, so the whole chain is looked at.
+    of the world. Whose an error is, is told by where it was raised. What Lightning and torch's
+    optimisers refuse in words of their own is a mistake in their options. The parser wraps errors
+    of constructors in its own, so the whole chain is looked at.
     """
     link: BaseException | None = error
     while link is not None:
@@ -296,6 +335,10 @@ def _told(error: Exception) -> Exception | None:
             )
         elif type(link).__name__ == "MisconfigurationException":
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
+        elif raised_in == "lightning" and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"trainer: {' '.join(str(link).split())}")
+        elif _module(link).startswith("torch.optim.") and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"model.optimizer: {link}. Choose another, or other settings of it.")
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     if isinstance(error, ValueError) and _package(error) == "jsonargparse":
         from kora.parser_errors import explain
@@ -314,8 +357,12 @@ def _as_worded(error: BaseException) -> Exception:
 
 def _package(error: BaseException) -> str:
     """The top-level package whose code raised it."""
+    return _module(error).split(".")[0]
+
+
+def _module(error: BaseException) -> str:
+    """The module whose code raised it."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next
-    where = "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))
-    return where.split(".")[0]
+    return "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))

@@ -45,40 +45,50 @@ class _Writer(ExperimentWriter):
         """Go on with the file that is there."""
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+            self.metrics_keys = next(iter(_rows(path)), [])
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        head, *rows = _rows(path)
 
         def write(target: Path) -> None:
             with target.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=fieldnames)
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(dict(zip(head, row, strict=False)) for row in rows)
 
         write_atomically(path, write)
 
 
 def count_rows(path: Path) -> int:
     """Rows of a CSV file, its header not counted; 0 where there is none."""
-    if not path.is_file():
-        return 0
-    with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.DictReader(file))
+    return max(0, len(_rows(path)) - 1) if path.is_file() else 0
 
 
 def keep_rows(path: Path, number: int) -> None:
     """Leave only the first rows: those behind a checkpoint are logged again."""
     if count_rows(path) <= number:
         return
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[: number + 1]
+    rows = _rows(path)[: number + 1]
 
     def write(target: Path) -> None:
         with target.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
 
     write_atomically(path, write)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The header and the rows of a file.
+
+    Raises:
+        RuntimeError: It is damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RuntimeError(
+            f"{path} is damaged: {error}. Move it away: the run then goes on, and logs into a new "
+            "one."
+        ) from error

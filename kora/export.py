@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL
+from safetensors import SafetensorError
 
 from kora import __version__, export_onnx, export_peft, export_timm
 from kora.adapter_folder import expand
@@ -84,12 +85,15 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
 
     Raises:
         ValueError: If the strategy has no counterpart in this format, or the folder holds anything
-            but an export.
+            but an export of this format.
+        OSError: If it cannot be written.
         RuntimeError: If the outputs differ by more than the tolerance.
     """
     limit = TOLERANCES[form] if tolerance is None else tolerance
     if not 0 < limit < 1:
         raise ValueError(f"--tolerance {limit}: expected a share above 0 and below 1.")
+    if out.is_symlink():
+        raise ValueError(f"{out} is a symbolic link. Name the folder itself with --out.")
     if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} is there and is no export. Name another folder with --out.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -100,11 +104,26 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
         text = json.dumps(_record(model, form, written, limit), indent=2, allow_nan=False) + "\n"
         (temporary / RECORD).write_text(text, encoding="utf-8")
         if out.exists():
+            _require_only(out, {path.name for path in temporary.iterdir()})
             shutil.rmtree(out)
         os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{out} cannot be written: {error}. Make room, or name another folder with --out."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written
+
+
+def _require_only(out: Path, names: set[str]) -> None:
+    """Refuse to replace a folder that holds more than an export writes."""
+    others = sorted(path.name for path in out.iterdir() if path.name not in names)
+    if others:
+        raise ValueError(
+            f"{out} holds {others[0]} too, which this export does not write and would delete. Move "
+            "it away, or name another folder with --out."
+        )
 
 
 def _check(written: Written, form: str, limit: float) -> None:

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from kora.yaml_files import read_yaml
 
 __all__ = [
+    "LAST_SEED",
     "SEED_OPTION",
     "Grid",
     "Job",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _KEYS = ("base", "vary", "seeds", "set")
+LAST_SEED = 2**32 - 1
 #: How the last argument of a job begins.
 SEED_OPTION = "--seed_everything="
 _TUNE = "tune"  # of `kora tune`, see kora.tune_file
@@ -109,7 +111,7 @@ def is_group(key: str) -> bool:
 
 
 def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LAST_SEED
 
 
 def _as_list(value: Any) -> list[str]:
@@ -176,7 +178,7 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     wrong = [seed for seed in seeds if not _is_seed(seed)]
     if wrong:
         raise ValueError(
-            f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 to {2**32 - 1}."
+            f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 to {LAST_SEED}."
         )
     options = _table(path, content, "set")
     for text in overrides:

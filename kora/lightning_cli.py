@@ -36,7 +36,7 @@ from kora.resume import (
 )
 from kora.run_checkpoints import best_and_last, load_best
 from kora.run_lock import RunLock
-from kora.run_options import add_run_options, require_below
+from kora.run_options import add_run_options, require_below, require_something_to_do
 from kora.stages import SourceStages
 from kora.tasks import AdapterTask
 from kora.throughput import Throughput
@@ -132,6 +132,7 @@ class KoraCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work, before anything is built."""
+        require_something_to_do(self.command, self.options)
         if self.command != "fit" and not self.options.get("ckpt_path"):
             raise ValueError(
                 f"kora {self.command} needs --ckpt_path: without it the head is untrained. Use "
@@ -243,9 +244,10 @@ class KoraCLI(LightningCLI):
             ]
         try:
             return self._instantiate_trainer({**trainer_config, **kwargs}, own)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ValueError(
-                f"trainer: {error} Check trainer.accelerator, devices, strategy and precision."
+                f"trainer: {error} Check trainer.accelerator, devices, strategy, precision and "
+                "callbacks, and the variables of SLURM if there are any."
             ) from error
 
     def _resumed(self) -> Path | None:
@@ -256,6 +258,7 @@ class KoraCLI(LightningCLI):
         """The folder of this run: that of the run that goes on, or a new one."""
         ckpt_path = self._resumed()
         folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
+        self.run_folder = folder  # from now on one to discard, if this is refused
         if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
             self.lock = RunLock(folder)
             if ckpt_path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.parser_errors import explain
-from kora.yaml_files import not_utf8
+from kora.yaml_files import read_yaml
 
 __all__ = ["KoraParser"]
 
@@ -24,6 +25,8 @@ class KoraParser(LightningArgumentParser):
 
     #: The config file that is parsed now.
     _file: ClassVar[str | None] = None
+    #: The one whose options are checked when it is parsed, with others.
+    _whole: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Abbreviated options would hide typing errors.
@@ -40,17 +43,27 @@ class KoraParser(LightningArgumentParser):
         """Parse a config file, whose name stands in front of what is wrong with it."""
         KoraParser._file = str(path)
         try:
-            parsed = super().parse_path(path, *args, **kw)
-        except UnicodeDecodeError as error:
-            self.error(not_utf8(path, error), error)
+            if Path(path).is_file() and read_yaml(path) is None:
+                raise ValueError(f"{path}: is empty. Give it settings, or leave it out.")
+        except ValueError as error:
+            self.error(str(error), error)
+        parsed = super().parse_path(path, *args, **kw)
         KoraParser._file = None
         return parsed
+
+    def parse_source(self, path: str, args: list[str]) -> Any:
+        """Parse arguments that stand for a file, which is named also where they go together."""
+        KoraParser._whole = path
+        try:
+            return self.parse_args(args)
+        finally:
+            KoraParser._whole = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line that matters; the whole listing with KORA_DEBUG=1."""
         if os.environ.get("KORA_DEBUG"):
             super().error(message, ex)
-        told, file = explain(message, self._keys()), KoraParser._file
+        told, file = explain(message, self._keys()), KoraParser._file or KoraParser._whole
         KoraParser._file = None
         where = "" if file is None or file in told else f"{file}: "
         print(f"kora: error: {where}{told}", file=sys.stderr)

@@ -46,7 +46,7 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
         candidates = _subclass_names(text) if of_class else list(known_keys)
         if of_class:
             name = name.rpartition(".")[2]
-        near = _nearest(name, candidates)
+        near = _of_a_class(text, name) or _nearest(name, candidates)
         if near is not None:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
@@ -61,6 +61,14 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     if "abstract" in reason:
         parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
+
+
+def _of_a_class(text: str, name: str) -> str | None:
+    """The key that every class has in a config and that a name is near to."""
+    if f"Option '{name}' is not accepted" not in text:
+        return None
+    keys = ("class_path", "init_args")
+    return next(iter(difflib.get_close_matches(name.partition(".")[0], keys, 1, 0.8)), None)
 
 
 def _of_denied(path: str) -> str:

@@ -43,6 +43,8 @@ Rows = dict[int, list[str]]
 def predict_command(args: Sequence[str]) -> None:
     """Parse the options, predict, write, and name what could not be read."""
     own = _parser().parse_args(args)
+    if not own.images:
+        raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     depth = isinstance(model.task, DepthTask)
     folder = expand(own.images)
@@ -102,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         help="classes named for each image, the most probable first",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N")
-    parser.add_argument("--num_workers", type=int, default=2, metavar="N", help="loader processes")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=2, metavar="N", help="loader processes"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
     return parser
@@ -112,6 +116,13 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
+
+
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number}, expected 0 or more")
     return number
 
 

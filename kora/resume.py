@@ -18,7 +18,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from kora.checkpoint_files import read_checkpoint
-from kora.csv_log import keep_rows
+from kora.csv_log import count_rows, keep_rows
 from kora.progress import say
 from kora.results import RESULTS_NAME
 from kora.resume_changes import changes
@@ -216,6 +216,7 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
 
     Raises:
         ValueError: If the run has another seed.
+        RuntimeError: If its log is damaged.
     """
     old = Path(ckpt_path).parent.parent
     resumed = read_checkpoint(ckpt_path).get("resume")
@@ -225,6 +226,7 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
             f"A resume cannot change seed_everything: {then} in the checkpoint, {now} here. Leave "
             "it as it was, or begin a new run without --ckpt_path."
         )
+    count_rows(old / "metrics.csv")  # that it can be read, before it is copied
     if old.absolute() != folder.absolute():
         for path in [*old.glob("checkpoints/best.ckpt*"), old / "metrics.csv"]:
             if path.is_file():

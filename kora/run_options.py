@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.loggers import Wandb
 from kora.run_checkpoints import Saving
 
-__all__ = ["add_run_options", "require_below"]
+__all__ = ["add_run_options", "require_below", "require_something_to_do"]
+
+#: Options of the trainer that leave a command without anything to do, or Lightning with a division
+#: by zero, where they are 0.
+_ABOVE_ZERO = {
+    "fit": (
+        *("max_epochs", "max_steps", "limit_train_batches", "limit_test_batches"),
+        *("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"),
+    ),
+    "validate": ("limit_val_batches",),
+    "test": ("limit_test_batches",),
+    "predict": ("limit_predict_batches",),
+}
 
 
 def require_below(experiment: str, runs_dir: str) -> None:
@@ -26,10 +39,29 @@ def require_below(experiment: str, runs_dir: str) -> None:
         )
     if "::" in experiment:
         raise ValueError(f"experiment={experiment!r}: a name with :: is no folder's; use -.")
-    if Path(experiment).is_absolute() or ".." in Path(experiment).parts or "\n" in experiment:
+    parts = Path(experiment).parts
+    no_text = any("\ud800" <= letter <= "\udfff" for letter in experiment)  # bytes of no UTF-8
+    if Path(experiment).is_absolute() or ".." in parts or "\n" in experiment or no_text:
         raise ValueError(
             f"experiment={experiment!r}: expected a name of folders below runs_dir, such as "
             "tiny/fewshot. To write elsewhere, set --runs_dir."
+        )
+
+
+def require_something_to_do(command: str, options: Any) -> None:
+    """Refuse a trainer that would train, measure or predict nothing, and a record of that.
+
+    Raises:
+        ValueError: An option is 0.
+    """
+    for name in _ABOVE_ZERO[command]:
+        tests = name == "limit_test_batches" and command == "fit"
+        if options.trainer.get(name) != 0 or (tests and options.leave_out_test):
+            continue
+        remedy = " To train without a test, set --leave_out_test true." if tests else ""
+        raise ValueError(
+            f"trainer.{name}=0 leaves nothing to do for kora {command}: expected a number above 0."
+            f"{remedy}"
         )
 
 

@@ -46,7 +46,7 @@ class SourceStage:
         self.overrides = source_overrides(config, keep_adapter=keep_adapter)
         keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
-        self.wanted = plain(parser, parser.parse_args(layers))
+        self.wanted = plain(parser, parser.parse_source(source, layers))
         require_below(self.wanted["experiment"], self.wanted["runs_dir"])
 
     @property

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kora.grid_file import Grid, as_text, grid_of, is_group, read_content
+from kora.grid_file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
@@ -236,8 +236,9 @@ def _files(path: Path, option: str, files: Any, grid: Grid) -> tuple[str, ...]:
 
 
 def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...]:
+    key = "tune.final_seeds"
     if isinstance(given, list):
-        seeds = tuple(_whole(path, "tune.final_seeds", seed, least=0) for seed in given)
+        seeds = tuple(_whole(path, key, seed, least=0, most=LAST_SEED) for seed in given)
         both = sorted(set(seeds) & set(tuned))
         if both or not seeds or len(set(seeds)) < len(seeds):
             why = f"{both[0]} is a seed of the trials" if both else "expected each once, and one"
@@ -246,8 +247,8 @@ def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...
                 "few-shot images, that the search has not seen."
             )
         return seeds
-    number = _whole(path, "tune.final_seeds", given, least=1)
     first = max(tuned) + 1
+    number = _whole(path, key, given, least=1, most=LAST_SEED + 1 - first)
     return tuple(range(first, first + number))
 
 
@@ -267,9 +268,11 @@ def _known(path: Path, key: str, table: Mapping[str, Any], names: Sequence[str])
             raise ValueError(f"{path}: {key} has '{name}'; it may have {', '.join(names)}.{hint}")
 
 
-def _whole(path: Path, key: str, value: Any, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{path}: {key} is {value!r}; expected a whole number from {least} up.")
+def _whole(path: Path, key: str, value: Any, *, least: int, most: int | None = None) -> int:
+    above = isinstance(value, int) and most is not None and value > most
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or above:
+        range_ = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{path}: {key} is {value!r}; expected a whole number {range_}.")
     return value
 
 

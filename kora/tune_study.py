@@ -175,6 +175,8 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
                 _address(file), engine_kwargs={"connect_args": {"timeout": _PATIENCE_S}}
             )
             searches = [Search(one, tuning, _study(optuna, storage, one, tuning)) for one in found]
+            for search in searches:
+                search.trials()  # all of them are read, so that damage is met here
         except Exception as error:  # of sqlite3, SQLAlchemy, alembic or Optuna
             raise RuntimeError(
                 f"{file}: cannot be read as the studies of a search "
@@ -281,6 +283,8 @@ def _plain(frozen: Any) -> Trial | None:
     states = {"COMPLETE": "done", "FAIL": "failed", "RUNNING": "open"}
     if frozen.state.name not in states:
         return None
+    if frozen.value is not None and not math.isfinite(frozen.value):  # none is ever told
+        raise ValueError(f"trial {frozen.number} has the value {frozen.value}")
     more = frozen.user_attrs
     return Trial(
         frozen.number, dict(frozen.params), states[frozen.state.name], frozen.value,

@@ -9,20 +9,55 @@ import yaml
 
 __all__ = ["not_utf8", "read_yaml"]
 
+#: Nodes of a file, each alias counted as what it stands for: so many are a mistake, or an attack.
+_MOST_NODES = 100_000
+
 
 def read_yaml(path: str | Path) -> Any:
     """The content of a file.
 
     Raises:
-        ValueError: It cannot be read, is not UTF-8, or no YAML.
+        ValueError: It cannot be read, is not UTF-8 or no YAML, says something twice, or grows
+            beyond measure by its aliases.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        twice: list[str] = []
+        nodes = 0 if node is None else _count(node, {}, twice)
+        if not twice and nodes <= _MOST_NODES:
+            return None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(path, error)) from error
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read as YAML ({reason}). Correct it.") from error
+    if twice:
+        raise ValueError(f"{path}: {twice[0]}, and only one would count. Leave one out.")
+    raise ValueError(
+        f"{path}: holds more than {_MOST_NODES} values where its aliases (*name) are written out. "
+        "Write what they stand for, or leave them out."
+    )
+
+
+def _count(node: yaml.Node, known: dict[int, int], twice: list[str]) -> int:
+    """Nodes below and with this one; adds to `twice` what a table says again."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _MOST_NODES + 1  # an alias of what it lies in has no end
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            parts += (key, value)
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                first = lines[key.value]
+                twice.append(f"'{key.value}' stands in line {first} and again in line {line}")
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    known[id(node)] = 1 + sum(_count(part, known, twice) for part in parts)
+    return known[id(node)]
 
 
 def not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:

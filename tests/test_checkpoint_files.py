@@ -19,10 +19,15 @@ from kora.durable import DamagedFileError
 from tests.faults import Trap, flip, truncate
 
 RECORD = {"backbone": "vit_nano", "sha256": "0" * 64, "adapter": {"class_path": "x"}}
+STATE: dict[str, Any] = {
+    "pytorch-lightning_version": "2.5.0", "optimizer_states": [], "lr_schedulers": [], "loops": {},
+    "callbacks": {"RunRecord": {"fit_seconds": 1.5}}, "epoch": 0,
+    "resume": {"epoch": 0, "batches": 1, "rows": 1, "settings": {}},
+}  # fmt: skip
 
 
 def save(path: Path, *, step: int = 1, **more: Any) -> Path:
-    content = {"kora": RECORD, "state_dict": {"head.weight": torch.arange(4000.0)}, **more}
+    content = {"kora": RECORD, "state_dict": {"head.weight": torch.arange(4000.0)}, **STATE, **more}
     CheckedCheckpointIO().save_checkpoint({"global_step": step, **content}, path)
     return path
 
@@ -170,6 +175,7 @@ def test_what_a_killed_save_left_is_swept(tmp_path: Path) -> None:
         ({"kora": None}, r"^It was not written by kora.*--ckpt_path"),
         ({"kora": {"backbone": "x", "sha256": 3}}, r"^It lacks kora\.sha256, kora\.adapter, which"),
         ({"state_dict": None}, r"^It lacks state_dict"),
+        ({"state_dict": {"head.bias": [1]}}, r"^It: state_dict\['head.bias'\] is no tensor"),
     ],
 )
 def test_what_is_missing_is_listed(change: dict[str, Any], message: str) -> None:
@@ -177,6 +183,27 @@ def test_what_is_missing_is_listed(change: dict[str, Any], message: str) -> None
     assert require_record(whole, "It") == RECORD
     with pytest.raises(ValueError, match=message):
         require_record({**whole, **change}, "It")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"optimizer_states": None}, "optimizer_states"),
+        ({"lr_schedulers": {}}, "lr_schedulers"),
+        ({"resume": [1]}, "resume.epoch, resume.batches"),
+        ({"callbacks": {"RunRecord": {"fit_seconds": "x"}}}, "callbacks.RunRecord.fit_seconds"),
+    ],
+)
+def test_what_training_cannot_go_on_from_is_named_and_can_still_be_measured(
+    change: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "last.ckpt", **change)
+    assert choose_checkpoint(path, resume=False) == (path, None)
+    with pytest.raises(ValueError, match=rf"last\.ckpt lacks {key}"):
+        choose_checkpoint(path, resume=True)
+    save(path, **{"pytorch-lightning_version": None})
+    with pytest.raises(ValueError, match=r"last\.ckpt lacks pytorch-lightning_version"):
+        choose_checkpoint(path, resume=False)
 
 
 def test_a_copy_of_the_pair_elsewhere_is_still_checked(tmp_path: Path) -> None:

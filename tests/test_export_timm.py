@@ -27,6 +27,7 @@ from kora.tasks import DepthTask
 from tests.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
 from tests.factory import kick
 from tests.families import DEAD_QKV, TINY
+from tests.faults import small_disk
 
 MERGED = [
     LinearProbe(),
@@ -119,12 +120,26 @@ def test_a_difference_above_the_tolerance_is_refused_and_leaves_nothing(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_an_earlier_export_is_replaced_and_any_other_folder_is_left_alone(tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_and_nothing_else_is_deleted(tmp_path: Path) -> None:
     model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(LoRA(2))))
-    export(model, "timm", tmp_path / "out")
-    (tmp_path / "out" / "old").touch()
-    export(model, "timm", tmp_path / "out")
-    assert not (tmp_path / "out" / "old").exists()
-    with pytest.raises(ValueError, match="is there and is no export"):
-        export(model, "timm", tmp_path / "adapter")
+    for _ in range(2):
+        export(model, "timm", tmp_path / "out")
+    (tmp_path / "out" / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for folder, message in (
+        ("out", "holds mine too, .* would delete"),
+        ("link", "is a symbolic link"),
+        ("adapter", "is there and is no export"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(model, "timm", tmp_path / folder)
+    assert (tmp_path / "out" / "mine").is_file()
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_full_disk_is_told_and_nothing_is_left_there(tmp_path: Path) -> None:
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(LoRA(2))))
+    with small_disk(tmp_path / "small", size_mib=1) as disk:
+        with pytest.raises(OSError, match=r"small/out cannot be written: .*Make room"):
+            export(model, "timm", disk / "out")
+        assert not list(disk.iterdir())

@@ -211,3 +211,11 @@ def test_a_file_that_is_no_table_is_named(folder: Path, text: str) -> None:
 def test_a_missing_file_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"^nowhere\.yaml: cannot be read"):
         read_grid(Path("nowhere.yaml"))
+
+
+def test_what_a_file_says_twice_is_refused_by_line(folder: Path) -> None:
+    (folder / "grid.yaml").write_text("base: base.yaml\nseeds: [0]\n\nseeds: [1]\n")
+    with pytest.raises(
+        ValueError, match=r"^grid\.yaml: 'seeds' stands in line 2 and again in line 4"
+    ):
+        read_grid(Path("grid.yaml"))

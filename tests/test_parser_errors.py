@@ -32,6 +32,9 @@ def complaint(capfd: Capture, *args: str) -> str:
     return line.removeprefix("kora: error: ")
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
+)
 KORA = ("--model.adapter", "KoRA")
 
 
@@ -111,9 +114,16 @@ def test_a_module_that_does_not_exist_is_named(capfd: Capture) -> None:
         ("trainer: {max_epochz: 3}", ["trainer.max_epochz", "Did you mean 'trainer.max_epochs'?"]),
         ("tariner: {max_epochs: 3}", ["tariner", "Did you mean 'trainer.max_epochs'?"]),
         ("model: {init_args: {adaptor: LoRA}}", ["'adaptor'", "Did you mean 'adapter'?"]),
+        ("model: {init_ars: {head_lr: 1}}", ["'init_ars.head_lr'", "Did you mean 'init_args'?"]),
+        ("data: {clas_path: x}", ["'clas_path'", "Did you mean 'class_path'?"]),
         ("experiment: [1]", ["experiment: ", "[1]"]),
         ("- a list", ["- a list"]),
         ("trainer: [", ["line 2"]),
+        ("", ["more.yaml: is empty"]),
+        ("trainer: {}\nmodel:\n  x: 1\n  x: 2", ["more.yaml: 'x' stands in line 3 and", "line 4,"]),
+        (f"seed_everything: {'9' * 5000}", ["more.yaml: cannot be read as YAML", "4300 digits"]),
+        (BOMB, ["more.yaml: holds more than 100000 values", "aliases"]),
+        ("experiment: &a [*a]", ["more.yaml: holds more than 100000 values", "aliases"]),
     ],
 )
 def test_a_mistake_in_a_file_is_told_like_one_in_an_option(

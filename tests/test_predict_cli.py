@@ -263,7 +263,10 @@ def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> N
         ([], "--images"),
         (["--images", "adapter", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),
         (["--images", "adapter", "--out", "."], "is a folder; name a file"),
+        (["--images", "adapter", "--device", "meta"], "--device meta cannot be used here"),
         (["--images", "adapter", "--batch_size", "0"], "expected 1 or more"),
+        (["--images", "adapter", "--num_workers", "-1"], "expected 0 or more"),
+        (["--images", ""], "--images is empty"),
     ],
 )
 def test_mistakes_are_told(
@@ -273,6 +276,7 @@ def test_mistakes_are_told(
     done = kora(capfd, "predict", ".", *options)
     assert done.code != 0
     assert message in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +116,28 @@ def test_where_fewer_is_better_the_lowest_value_widens(tmp_path: Path) -> None:
         for rate, value in ((0.01, 0.5), (0.02, 0.6), (0.00011, 0.1), (0.03, 0.7)):
             search.tell(tried(search, rate), value, seconds=1.0, folders=[])
         assert search.space[0] == replace(RATE, low=pytest.approx(1e-5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE trial_user_attributes SET value_json = '{'",
+        "UPDATE trial_params SET distribution_json = '[1]'",
+        "UPDATE trials SET state = 'LOST'",
+        "UPDATE trial_values SET value_type = 'INF_POS', value = NULL",
+    ],
+)
+def test_damage_within_the_studies_is_told_when_they_are_opened(
+    change: str, tmp_path: Path
+) -> None:
+    with searches(tmp_path) as (search,):
+        told(search, search.ask())
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.sqlite3")) as file:
+        file.execute(change)
+        file.commit()
+    message = r"studies\.sqlite3: cannot be read .*Move it away"
+    with pytest.raises(RuntimeError, match=message), searches(tmp_path):
+        pass
 
 
 def tried(search: Search, rate: float) -> Trial:

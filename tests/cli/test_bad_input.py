@@ -14,6 +14,9 @@ from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, wri
 Capture = pytest.CaptureFixture[str]
 
 EVA = ["--model.backbone.name", "eva02_tiny_patch14_224", "--model.backbone.image_size", "28"]
+EARLY = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor"]
+SAVES = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only"]
+SPARSE = ["--model.optimizer", "SparseAdam", "--model.optimizer.lr"]
 USAGE = [
     (["--model.adapter", "Lora"], ["adapter", "Did you mean 'LoRA'?"]),
     (["--model.adapter.rnk", "3"], ["'rnk'", "Did you mean 'rank'?"]),
@@ -45,8 +48,10 @@ USAGE = [
     (["--experiment", "a::b"], ["experiment='a::b'", "is no folder's"]),
     (["--runs_dir=~/runs"], ["runs_dir='~/runs'", "Write its whole path"]),
     (["--runs_dir", "file:///tmp/x"], ["runs_dir='file:///tmp/x'", "folder of this machine"]),
+    (["--experiment", "\udce9t\udce9"], [r"experiment='\udce9t\udce9'", "expected a name"]),
     (["--source", "away.yaml"], ["experiment='a/../../b'", "below runs_dir"]),
     (["--config", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
+    (["--source", "typo.yaml"], ["typo.yaml: ", "'max_epochz'", "Did you mean 'trainer.max_ep"]),
     (["--source", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
     (["--source", "nul.yaml"], ["nul.yaml: cannot be read as YAML"]),
     (["--seed_everything", "false"], ["seed_everything=False"]),
@@ -59,6 +64,16 @@ USAGE = [
     (["--data.val_fraction", "1.5", "--data.val_images", "null"], ["val_fraction"]),
     (["--data.subset.per_class", "500"], ["class", "500"]),
     (["--trainer.max_epochs", "-1"], ["no end", "trainer.max_epochs"]),
+    (["--trainer.max_epochs", "0"], ["trainer.max_epochs=0", "above 0"]),
+    (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches=0", "above 0"]),
+    (["--trainer.limit_test_batches", "0"], ["trainer.limit_test_batches=0", "--leave_out_test"]),
+    (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches=0"]),
+    (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch=0"]),
+    (["--trainer.val_check_interval", "100"], ["trainer: `val_check_interval` (100)", "(2)"]),
+    (["--trainer.devices", "[7]"], ["trainer: `devices`", "int > 0", "Check trainer.acc"]),
+    ([*EARLY, "val/nowhere"], ["trainer: Early stopping", "`val/nowhere`", "`val/loss`"]),
+    ([*SAVES, "true"], ["trainer: Found more than one", "`ModelCheckpoint`", "callbacks"]),
+    ([*SPARSE, "0.1"], ["model.optimizer: SparseAdam does not support dense", "another"]),
     (["--trainer.max_epoch", "1"], ["max_epoch", "Did you mean 'trainer.max_epochs'?"]),
     (["--trainr.max_epochs", "1"], ["trainr", "Did you mean 'trainer.max_epochs'?"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
@@ -73,6 +88,7 @@ def test_a_mistake_is_told_in_one_line(
     here: Path, capfd: Capture, args: list[str], fragments: list[str]
 ) -> None:
     write_config(here / "away.yaml", tiny_config(experiment="a/../../b"))
+    (here / "typo.yaml").write_text("trainer: {max_epochz: 3}")
     (here / "latin.yaml").write_bytes(b"experiment: tiny # \xe9")
     (here / "nul.yaml").write_bytes(bytes(9))
     outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
@@ -203,6 +219,25 @@ def test_an_unset_variable_in_a_path_is_named(
     )
     assert outcome.code == 2
     assert "KORA_NOWHERE" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x', expected a whole number. Unset it"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, "`--ntasks-per-node=2` instead"),
+    ],
+)
+def test_an_environment_that_no_run_can_start_in_is_told(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str],
+    words: str,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = kora(capfd, "fit", "--config", "tiny.yaml")
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert words in line
 
 
 def test_no_network_is_said_at_once_and_leaves_nothing(here: Path, capfd: Capture) -> None:

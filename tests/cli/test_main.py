@@ -188,6 +188,18 @@ def test_a_reader_that_has_seen_enough_is_told_of_no_error(command: list[str]) -
     assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich ends with 1
 
 
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [(">&-", 0, ""), ("2>&-", 0, ""), (">/dev/full", 1, "what was printed cannot be written")],
+)
+def test_output_that_goes_nowhere_is_no_bug(how: str, code: int, words: str) -> None:
+    command = f"COLUMNS=1 {sys.executable} -m kora list {how}"
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == bool(words)
+
+
 def test_kora_debug_shows_the_traceback_of_a_mistake_too(
     here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,6 +272,19 @@ def test_what_cannot_be_honoured_is_refused_and_the_run_stays_as_it_is(
     assert len(logged(stopped)) == 4
 
 
+def test_a_damaged_log_is_named_before_anything_goes_on(stopped: Path, capfd: Capture) -> None:
+    (stopped / "metrics.csv").write_bytes(b"epoch,step\n0,\xff\n")
+    for more in ((), ("--experiment", "elsewhere")):
+        outcome = resume(capfd, *more, run=stopped)
+        assert outcome.code == 1
+        (line,) = outcome.err.splitlines()
+        assert f"{stopped.relative_to(stopped.parents[4])}/metrics.csv is damaged" in line
+        assert "Move it away" in line
+    assert not list(Path("runs/elsewhere").rglob("version_*"))
+    (stopped / "metrics.csv").rename("away.csv")
+    assert resume(capfd, run=stopped).code == 0
+
+
 def test_without_resume_the_same_command_begins_a_new_run(stopped: Path, capfd: Capture) -> None:
     before = (stopped / "checkpoints/last.ckpt").read_bytes()
     outcome = kora(capfd, "fit", "--config", "tiny.yaml")

@@ -125,6 +125,8 @@ def mistakes() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({"only_where": {"model.adapter.dropout": ["dora.yaml"]}}, {}, "is no file under 'vary'"),
         ({"only_where": {}}, {}, "the options of 'bitfit' are not accepted"),
         ({"final_seeds": [0, 1]}, {}, "0 is a seed of the trials"),
+        ({"final_seeds": [2**40]}, {}, "tune.final_seeds is 1099511627776; expected a whole"),
+        ({"final_seeds": 3}, {"seeds": [2**32 - 3]}, "expected a whole number from 1 to 2."),
         ({"trails": 3}, {}, "Did you mean 'trials'?"),
         ({}, {"set": {"data.val_images": 0}}, "has no validation split"),
         ({}, {"set": {"model.optimizer.lr": 0.1}}, "is under tune.space and under 'set' too"),

@@ -75,10 +75,27 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
         data.setup("fit")
 
 
-def test_a_label_out_of_range_is_named(tmp_path: Path) -> None:
-    write_cifar_archive(tmp_path / "small-10.tar.gz", labels=[*range(10)] * 9 + [10] * 10)
-    with pytest.raises(RuntimeError, match=r"train set of CIFAR: image 90 has label 10.*0\.\.9"):
-        make(tmp_path).setup("fit")
+@pytest.mark.parametrize("label", [10, -1, None, "x", 0.5, 10**30, [3]])
+@pytest.mark.parametrize("part", ["fit", "test"])
+def test_a_label_that_is_no_class_is_named_by_file_and_row(
+    tmp_path: Path, label: Any, part: str
+) -> None:
+    data = make(tmp_path)
+    path = data.folder / {"fit": "data_batch_5", "test": "test_batch"}[part]
+    content = _unpickle(path)
+    content[b"labels"][7] = label
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(RuntimeError, match=rf"{path.name}: image 7 has label .*0\.\.9") as raised:
+        data.setup(part)
+    assert repr(label) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "text", None])
+def test_a_class_name_that_is_no_utf8_is_told_with_its_file(tmp_path: Path, name: Any) -> None:
+    data = make(tmp_path)
+    (data.folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [name] * 10}))
+    with pytest.raises(RuntimeError, match=r"batches\.meta is damaged: its names of classes"):
+        data.setup("fit")
 
 
 def test_a_truncated_archive_leaves_no_folder(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_a_class_that_the_archive_lacks_is_named(tmp_path: Path, classes: Any) -
         data.setup("fit")
 
 
+def test_a_class_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+    data = make(tmp_path)
+    first, *_ = wnids_of(data)
+    with (data.folder / "wnids.txt").open("a") as file:
+        file.write(f"{first}\n")
+    with pytest.raises(RuntimeError, match=rf"wnids\.txt lists {first} twice"):
+        data.setup("fit")
+
+
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     data = make(tmp_path)
     (data.folder / "val" / "images" / "val_5.JPEG").write_bytes(b"no image")
