@@ -64,7 +64,10 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
         if archive.suffix.lower() == ".zip":
             _extract_zip(archive, temporary)
         elif archive.suffix.lower() in (".tgz", ".tar") or ".tar." in archive.name.lower():
-            _extract_tar(archive, temporary)
+            try:
+                _extract_tar(archive, temporary)
+            except (ValueError, RecursionError) as error:  # numbers of a header that are none
+                raise tarfile.ReadError(str(error)) from error
         else:
             raise ValueError(
                 f"{archive} does not look like an archive: its name must end in .zip, .tar, "
@@ -115,7 +118,7 @@ def _check_member(archive: Path, name: str, *, is_plain: bool) -> None:
     parts = {*posix.parts, *windows.parts}
     if posix.is_absolute() or windows.is_absolute() or windows.drive or ".." in parts:
         problem = "would be written outside the data folder"
-    elif not name or len(parts) > _MOST_LEVELS:
+    elif not name or len(posix.parts) > _MOST_LEVELS:
         problem = "has no name, or lies too deep"
     elif not is_plain:
         problem = "is a link or a special file"

@@ -96,6 +96,10 @@ class ImageDataModule(LightningDataModule):
         augment: Augment = "none",
     ) -> None:
         super().__init__()
+        if type(self) is ImageDataModule:
+            raise ValueError(
+                "data: ImageDataModule is what data modules have in common; `kora list` names them."
+            )
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         others = {"num_workers": num_workers, "val_images": val_images, "seed": seed}
         for key, value in {**sizes, **others}.items():

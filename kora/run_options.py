@@ -40,8 +40,9 @@ def require_below(experiment: str, runs_dir: str) -> None:
     if "::" in experiment:
         raise ValueError(f"experiment={experiment!r}: a name with :: is no folder's; use -.")
     parts = Path(experiment).parts
-    no_text = any("\ud800" <= letter <= "\udfff" for letter in experiment)  # bytes of no UTF-8
-    if Path(experiment).is_absolute() or ".." in parts or "\n" in experiment or no_text:
+    # Bytes of no UTF-8, and those that no name of a file may hold.
+    no_text = any("\ud800" <= letter <= "\udfff" or letter in "\n\0" for letter in experiment)
+    if Path(experiment).is_absolute() or ".." in parts or no_text:
         raise ValueError(
             f"experiment={experiment!r}: expected a name of folders below runs_dir, such as "
             "tiny/fewshot. To write elsewhere, set --runs_dir."

@@ -45,6 +45,8 @@ USAGE = [
     (["--model.adapter", "KoRA", "--model.adapter.alpha", "0"], ["alpha=0"]),
     (["--experiment", "../../escaped"], ["experiment='../../escaped'", "--runs_dir"]),
     (["--experiment", "/tmp/escaped"], ["experiment='/tmp/escaped'", "below runs_dir"]),
+    (["--experiment", "a\0b"], [r"experiment='a\x00b'", "expected a name"]),
+    (["--data", "datamodules.ImageDataModule"], ["ImageDataModule"]),
     (["--experiment", "a::b"], ["experiment='a::b'", "is no folder's"]),
     (["--runs_dir=~/runs"], ["runs_dir='~/runs'", "Write its whole path"]),
     (["--runs_dir", "file:///tmp/x"], ["runs_dir='file:///tmp/x'", "folder of this machine"]),

@@ -133,6 +133,23 @@ def test_a_member_that_is_file_and_folder_is_told(
     assert nothing_is_left(tmp_path, archive)
 
 
+def test_a_tar_whose_header_holds_no_time_is_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("a.txt")
+        member.pax_headers = {"mtime": "nan"}
+        file.addfile(member)
+    with pytest.raises(RuntimeError, match=r"x\.tar is damaged"):
+        extract_archive(tmp_path / "x.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["/".join("a" * 300), ""])
+def test_a_member_too_deep_or_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
+    archive = write(tmp_path / "x.tar.gz", {**MEMBERS, name: b"x"})
+    with pytest.raises(RuntimeError, match=r"x\.tar\.gz"):
+        extract_archive(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_encrypted_zip_is_told(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "x.zip", MEMBERS)
     content = archive.read_bytes()
