@@ -33,10 +33,8 @@ _DAMAGED = (
 _FREE_BYTES = 1 << 30
 _MOST_TIMES = 200
 _MOST_MEMBERS = 20_000_000
-_ENCRYPTED = 1  # of the flags of a zip's member
-
-
 _MOST_LEVELS = 100
+_ENCRYPTED = 1  # of the flags of a zip's member
 
 
 def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -> None:
