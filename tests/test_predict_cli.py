@@ -108,7 +108,10 @@ def test_a_device_is_no_file_to_write_to_and_a_link_leads_to_its_target(
     run: Path, photos: Path, capfd: Capture
 ) -> None:
     null = run.parent / "null"
-    os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    try:
+        os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("devices are not made here")
     done = kora(capfd, "predict", run, "--images", photos, "--out", null)
     assert done.code == 2
     assert f"--out {null} is a device or a pipe; name a file of its own" in done.err

@@ -271,10 +271,13 @@ def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
     rate = {"low": 1e-4, "high": 1e-2, "log": True}
     tune = {"trials": 1, "space": {"model.head_lr": rate}}
     write_config(here / "search.yaml", {"base": "cached.yaml", "tune": tune})
-    done = subprocess.run(
-        [sys.executable, "-m", "kora", "tune", "--config", "search.yaml"],
-        capture_output=True, text=True, preexec_fn=partial(forbid_locks, number),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kora", "tune", "--config", "search.yaml"],
+            capture_output=True, text=True, preexec_fn=partial(forbid_locks, number),
+        )  # fmt: skip
+    except subprocess.SubprocessError:
+        pytest.skip("seccomp is not allowed here")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (run,) = (here / "runs/tiny_tune/LinearProbe").rglob("results.json")
@@ -286,6 +289,8 @@ def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts")
 def test_a_shared_memory_that_is_too_small_for_the_loaders_is_told(here: Path) -> None:
+    if subprocess.run(["unshare", "--mount", "true"]).returncode:
+        pytest.skip("there are no namespaces here")
     kora_here = f"{sys.executable} -m kora fit --config tiny.yaml --data.num_workers 2"
     small = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {kora_here}"
     large = ("--data.image_size", "128", "--model.feature_cache", "off")
