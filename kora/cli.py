@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import select
@@ -315,24 +316,12 @@ def _told(error: Exception) -> Exception | None:
         raised_in = _package(link)
         if type(link).__module__.split(".")[0] in ("kora", "datamodules"):
             return _as_worded(link)  # raised anew by torch where a loader process met it
+        lack = _lack(link)
+        if lack is not None:
+            return lack
         if raised_in in ("kora", "datamodules"):
             if isinstance(link, ValueError | RuntimeError | OSError):
                 return link
-        elif (
-            isinstance(link, MemoryError)
-            or "t allocate memory" in str(link)
-            or (type(link).__name__ == "OutOfMemoryError")
-        ):
-            return RuntimeError(
-                f"There is too little memory ({str(link).splitlines()[0]}). Use smaller batches "
-                "(data.batch_size, data.eval_batch_size) or a smaller backbone."
-            )
-        elif str(link).startswith("DataLoader worker"):
-            return RuntimeError(
-                f"A loader process ended ({str(link).strip()}). Where /dev/shm is small (in a "
-                "container: --shm-size) or memory is short, use fewer of them: "
-                "--data.num_workers 0."
-            )
         elif type(link).__name__ == "MisconfigurationException":
             return ValueError(str(link))  # Lightning's word for what the trainer cannot do
         elif raised_in == "lightning" and type(link) in (ValueError, RuntimeError):
@@ -345,6 +334,27 @@ def _told(error: Exception) -> Exception | None:
 
         return ValueError(explain(str(error), ()))
     return error if isinstance(error, OSError) else None
+
+
+def _lack(error: BaseException) -> RuntimeError | None:
+    """What the machine has too little of, in our words; it is met in anybody's code."""
+    text = str(error).strip() or type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of an accelerator
+        or "can't allocate memory" in text  # torch's, of the CPU
+        or getattr(error, "errno", None) == errno.ENOMEM
+    ):
+        return RuntimeError(
+            f"There is too little memory ({text.splitlines()[0]}). Use smaller batches "
+            "(data.batch_size, data.eval_batch_size) or a smaller backbone."
+        )
+    if text.startswith("DataLoader worker"):
+        return RuntimeError(
+            f"A loader process ended ({text}). Where /dev/shm is small (in a container: "
+            "--shm-size) or memory is short, use fewer of them: --data.num_workers 0."
+        )
+    return None
 
 
 def _as_worded(error: BaseException) -> Exception:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kora import cli
 from tests.cli.support import Outcome, kora, tiny_config, write_config
 from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
 
@@ -270,3 +271,21 @@ def test_a_folder_that_is_not_there_is_named_and_not_made(here: Path, capfd: Cap
     assert "data.root" in outcome.err
     assert "no/photos" in outcome.err
     assert not (here / "no").exists()
+
+
+@pytest.mark.parametrize("module", ["torch.storage", "kora.load"])
+@pytest.mark.parametrize(
+    "error",
+    ["MemoryError()", 'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")'],
+)
+def test_too_little_memory_is_one_line_wherever_it_is_met(
+    module: str, error: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(args: object) -> None:
+        exec(f"raise {error}", {"__name__": module})
+
+    monkeypatch.setitem(cli._COMMANDS, "list", command)
+    outcome = kora(capfd, "list")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "There is too little memory (" in outcome.err
