@@ -21,10 +21,10 @@ from tqdm import tqdm
 from datamodules.archives import extract_archive
 from datamodules.locks import locked
 
-#: In the environment while a command reads a run, which may be a stranger's (kora/trust.py).
-READS_A_RUN = "KORA_TRUST"
-
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
+
+#: In the environment while a command reads a run, which may be a stranger's (kora/trust.py).
+_READS_A_RUN = "KORA_TRUST"
 
 _CHUNK_BYTES = 1 << 16  # what a broken connection can lose
 _TIMEOUT_SECONDS = (10, 60)  # connect, and between two pieces
@@ -100,7 +100,7 @@ def _require_own(folder: Path) -> None:
     Raises:
         ValueError: It does.
     """
-    if READS_A_RUN in os.environ and not folder.resolve().is_relative_to(Path.cwd()):
+    if _READS_A_RUN in os.environ and not folder.resolve().is_relative_to(Path.cwd()):
         raise ValueError(
             f"data.root: the config of a run would fill {folder}, which is outside of the working "
             "directory. If you trust it: kora data prepare with a config of your own, or set "

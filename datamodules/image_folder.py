@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -21,8 +20,8 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
-from datamodules.loading import unreadable
-from datamodules.recipe import FORMATS, Fit, ImageRecipe
+from datamodules.loading import image_suffixes, unreadable
+from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
@@ -250,8 +249,7 @@ class ImageFolder(ImageDataModule):
     def _part_paths(self, part: Part) -> list[Path]:
         """Paths (N,) of all images of a part, sorted by class, then by path."""
         if part not in self._paths:
-            known = Image.registered_extensions()
-            suffixes = {suffix for suffix, kind in known.items() if kind in FORMATS}
+            suffixes = image_suffixes()
             self._paths[part] = [
                 Path(folder, name)
                 for class_name in self._class_folders(part)

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datamodules.recipe import ImageRecipe, UnreadableImageError
+from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
 
-__all__ = ["ArrayDataset", "as_is", "begin_worker", "decode_images", "unreadable"]
+__all__ = ["ArrayDataset", "as_is", "begin_worker", "decode_images", "image_suffixes", "unreadable"]
 
 
 def begin_worker(number: int) -> None:
@@ -103,6 +104,12 @@ def decode_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images
+
+
+def image_suffixes() -> frozenset[str]:
+    """Endings of the names of files that are taken for pictures, such as .jpg."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, form in known.items() if form in FORMATS)
 
 
 def unreadable(paths: Sequence[Path], recipe: ImageRecipe, *, what: str) -> dict[int, str]:

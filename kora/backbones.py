@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -277,10 +276,11 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
-    asked = kwargs.get("img_size", 1)
-    if np.max(asked) > _LARGEST:  # before a model of that size takes all memory
+    size = kwargs.get("img_size", ())  # none: that of the weights
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if max(sides, default=0) > _LARGEST:  # before a model of that size takes all memory
         raise ValueError(
-            f"model.backbone.image_size={asked}: expected at most {_LARGEST} pixels a side."
+            f"model.backbone.image_size={size}: expected at most {_LARGEST} pixels a side."
         )
     try:
         model: Any = timm.create_model(name, pretrained=False, **kwargs)
@@ -312,8 +312,6 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             "a vit, deit, deit3, dinov2, dinov3, clip, siglip, eva02 or beit model."
         )
     patch = model.patch_embed.patch_size[0]
-    size = kwargs.get("img_size", patch)
-    sides = (size,) if isinstance(size, int) else tuple(size)
     if any(side < 1 or side % patch for side in sides):
         fitting = [max(1, round(side / patch)) * patch for side in sides]
         raise ValueError(

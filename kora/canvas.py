@@ -27,6 +27,7 @@ __all__ = [
     "PERCENT",
     "RED",
     "level_style",
+    "literal",
     "new_figure",
     "save",
 ]
@@ -45,6 +46,11 @@ def level_style(kind: str) -> tuple[str, str]:
     return ("--", LEVEL) if kind in ("majority", "mean_map") else (":", GREY)
 
 
+def literal(text: str) -> str:
+    """A name as matplotlib shows it, which would read $...$ as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def new_figure(
     columns: int,
     *,
@@ -61,8 +67,7 @@ def new_figure(
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths, height_ratios=heights)
     if title:
-        # matplotlib would read $...$ as mathematics
-        wrapped = textwrap.fill(title.replace("$", r"\$"), int(size[0] * 13))
+        wrapped = textwrap.fill(literal(title), int(size[0] * 13))
         figure.suptitle(wrapped, fontsize=10)
     return figure, list(axes.flat)
 

@@ -67,13 +67,13 @@ def count_rows(path: Path) -> int:
 
 def keep_rows(path: Path, number: int) -> None:
     """Leave only the first rows: those behind a checkpoint are logged again."""
-    if count_rows(path) <= number:
+    rows = _rows(path) if path.is_file() else []
+    if len(rows) <= number + 1:
         return
-    rows = _rows(path)[: number + 1]
 
     def write(target: Path) -> None:
         with target.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file).writerows(rows[: number + 1])
 
     write_atomically(path, write)
 

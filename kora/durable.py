@@ -216,8 +216,9 @@ def plainly(path: str, flags: int) -> int:
     Raises:
         OSError: It is one, or where it is written to, a link to another place.
     """
-    follow = 0 if flags & (os.O_WRONLY | os.O_RDWR) else 1
-    handle = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        flags |= os.O_NOFOLLOW
+    handle = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "It is a pipe or a device, and no file", path)

@@ -16,7 +16,18 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kora.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, level_style, new_figure, save
+from kora.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PERCENT,
+    RED,
+    level_style,
+    literal,
+    new_figure,
+    save,
+)
 from kora.comparison import Comparison
 from kora.curves import CURVES, read_curves, tested_place
 from kora.formats import format_metric, is_rate, named_metric
@@ -274,7 +285,7 @@ def comparison(
                 word, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8,
                 color=GREY,
             )  # fmt: skip
-    axis.set_yticks(range(len(groups)), [group.name.replace("$", r"\$") for group in groups])
+    axis.set_yticks(range(len(groups)), [literal(group.name) for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
     axis.set_xlabel(named_metric(result.metric))
     axis.set_title("\n".join(headline), fontsize=8, color=GREY)
@@ -325,4 +336,4 @@ def _short(name: str, length: int) -> str:
     if len(name) > length:
         name = name.partition(",")[0]
     short = name if len(name) <= length else name[: length - 1] + "…"
-    return short.replace("$", r"\$")
+    return literal(short)

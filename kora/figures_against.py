@@ -9,7 +9,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kora.canvas import GREY, PERCENT, level_style, new_figure, save
+from kora.canvas import GREY, PERCENT, level_style, literal, new_figure, save
 from kora.comparison import Comparison, Group
 from kora.formats import is_rate, named_metric
 from kora.identity import Look, looks
@@ -98,7 +98,7 @@ def draw_lines(
         axis.errorbar(
             xs, means, yerr=half_widths,
             fmt=f"{look.sign}-",
-            color=look.hex, ms=6, capsize=3, lw=1.4, label=name.replace("$", r"\$"),
+            color=look.hex, ms=6, capsize=3, lw=1.4, label=literal(name),
         )  # fmt: skip
     amounts = [point.x for points in lines.values() for point in points]
     if min(amounts) > 0 and max(amounts) > 5 * min(amounts):

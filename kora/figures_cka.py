@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.canvas import new_figure, save
+from kora.canvas import literal, new_figure, save
 
 __all__ = ["cka_map"]
 
@@ -53,8 +53,8 @@ def cka_map(
     font = 8 if written else 6
     axis.set_xticks(range(len(columns)), _short(columns), rotation=90, fontsize=font)
     axis.set_yticks(range(len(rows)), _short(rows), fontsize=font)
-    axis.set_xlabel(f"layers of {column_label}".replace("$", r"\$"))
-    axis.set_ylabel(f"layers of {row_label}".replace("$", r"\$"))
+    axis.set_xlabel(literal(f"layers of {column_label}"))
+    axis.set_ylabel(literal(f"layers of {row_label}"))
     if written:
         for (row, column), value in np.ndenumerate(cka):
             text = f"{value:.3f}" if np.isfinite(value) else "–"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
+from datamodules.loading import image_suffixes
+from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora.image_input import resized
 
 __all__ = ["Batch", "ImageFiles", "collate", "image_files"]
@@ -92,7 +92,7 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
         return [folder], 0
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder.")
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in FORMATS}
+    suffixes = image_suffixes()
     found, others = [], 0
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")

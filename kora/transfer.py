@@ -15,10 +15,10 @@ from kora.child import Stop, run_child
 from kora.progress import say
 from kora.wandb_run import SWEEP_VARIABLES
 
+__all__ = ["plain", "require_end", "source_overrides", "train_source"]
+
 #: The source configs above this process, each of which the one before it needs.
 _ABOVE = "KORA_SOURCES_ABOVE"
-
-__all__ = ["plain", "require_end", "source_overrides", "train_source"]
 
 
 def plain(parser: Any, options: Any) -> dict[str, Any]:
