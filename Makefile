@@ -49,7 +49,7 @@ test-newest: $(VENV)/.dev  ## the fast suite on the newest versions of everythin
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto -m "not slow"
 
 faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $$(grep -o 'tests/[a-z_/]*\.py' docs/RELIABILITY.md | sort -u)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 $$(grep -oE '`tests/[a-z_/]+\.py` `test_[a-z0-9_]+`' docs/RELIABILITY.md | sed 's/`//g; s/ /::/' | sort -u)
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
