@@ -79,6 +79,8 @@ def map_array(path: Path, *, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
     """
     header = array_header(shape, kind)
     size = len(header) + math.prod(shape) * np.dtype(kind).itemsize
+    if not path.is_file() and path.exists():
+        raise ValueError(f"{path.name} is no file")  # a pipe: reading it would wait for ever
     with path.open("rb") as file:
         begin, found = file.read(len(header)), os.fstat(file.fileno()).st_size
     if found != size:

@@ -349,9 +349,13 @@ def _lack(error: BaseException) -> RuntimeError | None:
             f"There is too little memory ({text.splitlines()[0]}). Use smaller batches "
             "(data.batch_size, data.eval_batch_size) or a smaller backbone."
         )
-    if text.startswith("DataLoader worker"):
+    no_semaphore = (
+        _package(error) == "multiprocessing" and getattr(error, "errno", 0) == errno.ENOSPC
+    )
+    if no_semaphore or text.startswith("DataLoader worker"):
+        what = "could not start" if no_semaphore else "ended"
         return RuntimeError(
-            f"A loader process ended ({text}). Where /dev/shm is small (in a container: "
+            f"A loader process {what} ({text}). Where /dev/shm is small (in a container: "
             "--shm-size) or memory is short, use fewer of them: --data.num_workers 0."
         )
     return None

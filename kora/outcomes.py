@@ -107,10 +107,11 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
     index = columns.pop("index", np.empty(0))
     if (
         not columns
+        or ("label" in columns) != ("prediction" in columns)
         or index.ndim != 1
         or any(column.shape != index.shape for column in columns.values())
     ):
-        raise DamagedFileError(f"{path} is damaged: its columns differ in length. {_AGAIN}")
+        raise DamagedFileError(f"{path} is damaged: its columns do not belong together. {_AGAIN}")
     return Outcomes(index, columns)
 
 

@@ -28,6 +28,7 @@ class Preemption:
     def __init__(self) -> None:
         self.asked = False
         self.requeue = False
+        self._signal = signal.SIGTERM
         self._hangup: Any = None
 
     def attach(self, trainer: Trainer) -> None:
@@ -37,7 +38,7 @@ class Preemption:
             launcher = trainer.strategy.launcher
             if not self.asked and launcher is not None:
                 launcher.kill(signum)  # to the processes it started
-            self.asked = True
+            self.asked, self._signal = True, signal.Signals(signum)
 
         def requeue(signum: int, frame: Any) -> None:
             self.asked = self.requeue = True
@@ -77,7 +78,7 @@ class Preemption:
     def end(self, trainer: Trainer) -> str:
         """Put the job back into SLURM's queue where its signal came; why the run stops."""
         if not self.requeue:
-            return "stopped by SIGTERM"
+            return f"stopped by {self._signal.name}"
         array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
         name = job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         if not trainer.is_global_zero:

@@ -78,6 +78,8 @@ def test_another_version_or_uneven_columns_are_told(tmp_path: Path) -> None:
     save_file({"index": INDEX, "label": INDEX}, path, {"kora_outcomes": "9"})
     with pytest.raises(ValueError, match=r"version is '9'.*reads '1'.*kora test"):
         read_outcomes(tmp_path)
-    save_file({"index": INDEX, "label": INDEX[:2]}, path, {"kora_outcomes": "1"})
-    with pytest.raises(DamagedFileError, match="columns differ in length"):
-        read_outcomes(tmp_path)
+    both = {"label": INDEX, "prediction": INDEX}
+    for columns in (both | {"label": INDEX[:2]}, {"label": INDEX}, {"prediction": INDEX}, {}):
+        save_file({"index": INDEX, **columns}, path, {"kora_outcomes": "1"})
+        with pytest.raises(DamagedFileError, match="columns do not belong together"):
+            read_outcomes(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ def test_an_array_is_mapped_as_it_was_written(tmp_path: Path) -> None:
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, array)
     assert np.array_equal(np.load(path), array)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="is no file"):
+        map_array(tmp_path / "a.npy", shape=(2,), kind=np.uint8)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((2, 4, 3), np.uint16), ((2, 3, 4), np.int16)])
