@@ -66,7 +66,7 @@ ci: lint types test  ## what a change must pass
 
 pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (three quarters of an hour on two cores)
 	$(BIN)/kora fit --config configs/pretrain/vit_nano.yaml
-	$(BIN)/python -m kora.release_nano runs/pretrain_vit_nano
+	$(BIN)/python -m kora.export.release_nano runs/pretrain_vit_nano
 
 results: $(BIN)/kora  ## the table of docs/RESULTS.md (an hour on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }

@@ -40,7 +40,7 @@ from kora.adapters import (
     Sequential,
     Sum,
 )
-from tests.counted import counted_step
+from tests.support.counted import counted_step
 
 MLP = "ResidualSequential"
 COMPOSERS: dict[str, type[Composer]] = {

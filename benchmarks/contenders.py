@@ -29,9 +29,9 @@ from kora.adapters import (
     LoRA,
     Strategy,
 )
-from kora.backbones import Backbone
-from kora.sites import ALL_SITES, find_sites
-from tests.factory import built
+from kora.backbone.sites import ALL_SITES, find_sites
+from kora.backbone.vit import Backbone
+from tests.support.factory import built
 
 __all__ = [
     "CLASSES", "CONTENDERS", "DEFAULT", "FLOOR", "FORWARD", "PEER",

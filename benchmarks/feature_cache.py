@@ -34,7 +34,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.measuring import machine
 from datamodules import Synthetic
 from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
-from kora.backbones import Backbone
+from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
 
 IMAGES = "images"

@@ -38,9 +38,9 @@ from benchmarks.measuring import (
 )
 from benchmarks.training_step import Step
 from kora.adapters import KoRA, LoRA, Strategy
-from kora.backbones import Backbone
-from kora.canvas import BLUE, GREEN, ORANGE, new_figure, save
-from tests.factory import built
+from kora.backbone.vit import Backbone
+from kora.reports.canvas import BLUE, GREEN, ORANGE, new_figure, save
+from tests.support.factory import built
 
 BASE = {"images": 4, "sites": 0, "rank": 8, "d_comp": 8, "patches a side": 6}  # 0: all blocks
 VALUES = {

@@ -36,7 +36,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import CIFAR, ImageDataModule, ImageFolder, TinyImageNet
-from tests.data_factory import write_cifar_archive, write_class_folders, write_tiny_imagenet_zip
+from tests.support.data_factory import (
+    write_cifar_archive,
+    write_class_folders,
+    write_tiny_imagenet_zip,
+)
 
 SIZE = 224  # of the network
 USUAL = "PIL per sample, resized to 224"

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kora.canvas import BLUE, GREY, new_figure, save
-from kora.denormals import flushed
-from kora.durable import write_atomically
+from kora.reports.canvas import BLUE, GREY, new_figure, save
+from kora.runs.durable import write_atomically
+from kora.tasks.denormals import flushed
 
 __all__ = [
     "add_options",

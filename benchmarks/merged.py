@@ -34,10 +34,10 @@ from benchmarks.measuring import (
     table,
     write,
 )
-from kora.backbones import Backbone
-from kora.merging import Merged
+from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
-from tests.counted import counted_forward
+from kora.tasks.merging import Merged
+from tests.support.counted import counted_forward
 
 BARE = "timm's model"
 STRATEGIES = ("LoRA", "DoRA", "SSF")

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.measuring import machine
 from datamodules import NYUDepthV2
-from tests.depth_factory import write_labelled, write_splits
+from tests.support.depth_factory import write_labelled, write_splits
 
 
 def main(args: Sequence[str] | None = None) -> None:

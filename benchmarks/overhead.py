@@ -47,12 +47,12 @@ from benchmarks.measuring import (
     write,
 )
 from kora.adapters import KoRA, LoRA
-from kora.backbones import Backbone
-from kora.denormals import FlushedDenormals
-from kora.lightning_cli import KoraCLI
-from kora.optim import fuse_on_cpu
-from kora.progress import without_noise
-from tests.factory import built
+from kora.backbone.vit import Backbone
+from kora.tasks.denormals import FlushedDenormals
+from kora.tasks.optim import fuse_on_cpu
+from kora.training.lightning_cli import KoraCLI
+from kora.training.progress import without_noise
+from tests.support.factory import built
 
 BARE, FIT, ALONE = "bare loop", "kora fit", "Lightning alone"
 CLASSES = 12

@@ -48,9 +48,9 @@ from benchmarks.measuring import (
     table,
     write,
 )
-from kora.backbones import Backbone
-from kora.optim import fuse_on_cpu
-from tests.counted import counted_step
+from kora.backbone.vit import Backbone
+from kora.tasks.optim import fuse_on_cpu
+from tests.support.counted import counted_step
 
 
 class Step:

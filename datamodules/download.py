@@ -23,7 +23,7 @@ from datamodules.locks import locked
 
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
 
-#: In the environment while a command reads a run, which may be a stranger's (kora/trust.py).
+#: In the environment while a command reads a run, which may be a stranger's (kora/runs/trust.py).
 _READS_A_RUN = "KORA_TRUST"
 
 _CHUNK_BYTES = 1 << 16  # what a broken connection can lose

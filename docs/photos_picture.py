@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from kora.analysis.statistics import t_half_width
-from kora.canvas import GREY, new_figure, save
-from kora.identity import looks
+from kora.console.identity import looks
+from kora.reports.canvas import GREY, new_figure, save
 
 __all__ = ["Ahead", "describe", "draw", "read"]
 

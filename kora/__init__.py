@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kora.load import load_adapter
+    from kora.tasks.load import load_adapter
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_adapter"]
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load_adapter"]
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for, so that the command line starts soon."""
     if name == "load_adapter":
-        from kora.load import load_adapter
+        from kora.tasks.load import load_adapter
 
         return load_adapter
     raise AttributeError(f"module 'kora' has no attribute '{name}'")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from kora.protocol import check_depths, masked_median
+from kora.metrics.protocol import check_depths, masked_median
 
 __all__ = ["DepthLoss", "SILogLoss", "ScaleShiftInvariantLoss", "masked_depths"]
 

@@ -13,27 +13,25 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted([*REPOSITORY.glob("kora/**/*.py"), *REPOSITORY.glob("datamodules/**/*.py")])
 
-#: From the bottom up; a layer may import those before it, never one behind it.
-LAYERS = (
-    "kora.weights",
-    "kora.frozen_cast",
-    "kora.recompute",
-    "kora.kernels",
-    "kora.vit_nano",
-    "kora.backbones",
-    "kora.frozen_inputs",
-    "kora.last_block",
-    "kora.sites",
-    "kora.places",
-    "kora.rewrites",
-    "kora.adapter_folder",
-    "kora.adapters",
-    "kora.merging",
-    "kora.heads",
-    "kora.tasks",
-    "kora.lightning_cli",
-    "kora.cli",
+#: The folders of `kora/` from the bottom up. A folder imports only those before it; those that
+#: stand together do not know each other.
+ORDER = (
+    ("console",),
+    ("runs", "backbone"),
+    ("metrics",),
+    ("adapters", "heads", "losses"),
+    ("analysis", "feature_cache"),
+    ("tasks",),
+    ("reports",),
+    ("compare", "loggers"),
+    ("paper", "export"),
+    ("training",),
+    ("inspect", "grid"),
+    ("tune",),
+    ("cli",),
 )
+#: What earlier versions called other modules; only files of users name them.
+OLD_PLACES = ("kora.backbones", "kora.sharding")
 
 
 def module_of(path: Path) -> str:
@@ -65,46 +63,52 @@ def who_imports(package: str) -> set[str]:
     return {m for m, names in IMPORTS.items() if any(below(name, package) for name in names)}
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_every_folder_stands_in_the_order() -> None:
     assert len(FILES) > 40
-    assert set(LAYERS) <= IMPORTS.keys()
+    folders = {m.split(".")[1] for m in IMPORTS if m.startswith("kora.")}
+    inside = {name for names in ORDER for name in names}
+    assert folders - inside == {"__main__", *(old.partition(".")[2] for old in OLD_PLACES)}
+    assert inside <= folders
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_dependencies_run_one_way(layer: str) -> None:
-    behind = LAYERS[LAYERS.index(layer) + 1 :]
-    mine = {module: names for module, names in IMPORTS.items() if below(module, layer)}
+@pytest.mark.parametrize("folder", [name for names in ORDER for name in names])
+def test_a_folder_imports_only_those_before_it(folder: str) -> None:
+    (step,) = (k for k, names in enumerate(ORDER) if folder in names)
+    allowed = {name for names in ORDER[:step] for name in names} | {folder}
     wrong = [
         (module, name)
-        for module, names in mine.items()
+        for module, names in IMPORTS.items()
         for name in names
-        for other in behind
-        if below(name, other)
+        if below(module, f"kora.{folder}") and below(name, "kora") and name in IMPORTS
+        if "." in name and name.split(".")[1] not in allowed
     ]
     assert wrong == []
 
 
-def test_heads_and_adapters_do_not_know_each_other() -> None:
-    assert not any(below(m, "kora.adapters") for m in who_imports("kora.heads"))
-    assert not any(below(m, "kora.heads") for m in who_imports("kora.adapters"))
+def test_nobody_inside_uses_an_old_place() -> None:
+    assert [m for old in OLD_PLACES for m in who_imports(old)] == []
 
 
 @pytest.mark.parametrize("library", ["lightning", "timm", "jsonargparse", "torchmetrics"])
 def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> None:
     parts = (
         "kora.adapters",
-        "kora.kernels",
-        "kora.sites",
-        "kora.places",
+        "kora.backbone.kernels",
+        "kora.backbone.sites",
+        "kora.backbone.insertion_points",
         "kora.heads",
-        "kora.checkpoints",
-        "kora.optim",
+        "kora.adapters.folder_io",
+        "kora.tasks.optim",
     )
     assert [m for m in who_imports(library) if any(below(m, part) for part in parts)] == []
 
 
 def test_only_three_files_know_timm() -> None:
-    assert who_imports("timm") == {"kora.backbones", "kora.last_block", "kora.vit_nano"}
+    assert who_imports("timm") == {
+        "kora.backbone.vit",
+        "kora.backbone.last_block",
+        "kora.backbone.nano",
+    }
 
 
 def test_data_modules_never_import_kora() -> None:
@@ -130,7 +134,7 @@ def test_a_file_says_what_it_is_and_what_it_gives(path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]], ids=lambda a: a[0])
 def test_the_quick_commands_do_not_import_torch_and_answer_soon(arguments: list[str]) -> None:
     code = (
-        "import sys; from kora.cli import main; main(sys.argv[1:]); "
+        "import sys; from kora.cli.main import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'timm', 'lightning', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     seconds = []

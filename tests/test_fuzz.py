@@ -24,19 +24,19 @@ from PIL import Image
 import kora
 from datamodules.archives import extract_archive
 from datamodules.recipe import ImageRecipe
-from kora.adapter_folder import read_adapter_config, read_adapter_tensors
 from kora.adapters import LoRA
-from kora.checkpoint_files import read_checkpoint
-from kora.cli import _told
-from kora.outcomes import read_outcomes, write_outcomes
-from kora.wandb_run import keep_run_id, wandb_run_id
-from kora.weights import load_file_exactly
-from tests.adapter_factory import kicked, write_folder
-from tests.cli.support import kora as run_command
-from tests.data_factory import write_tar, write_zip
-from tests.factory import nano
-from tests.test_checkpoint_files import save
-from tests.test_outcomes import outcomes
+from kora.adapters.checkpoint_files import read_checkpoint
+from kora.adapters.folder import read_adapter_config, read_adapter_tensors
+from kora.backbone.weights import load_file_exactly
+from kora.cli.main import _told
+from kora.loggers.wandb_run import keep_run_id, wandb_run_id
+from kora.runs.outcomes import read_outcomes, write_outcomes
+from tests.adapters.test_checkpoint_files import save
+from tests.runs.test_outcomes import outcomes
+from tests.support.adapter_factory import kicked, write_folder
+from tests.support.cli import kora as run_command
+from tests.support.data_factory import write_tar, write_zip
+from tests.support.factory import nano
 
 _BOUNDED = settings(
     max_examples=30,

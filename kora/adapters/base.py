@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.backbones import Backbone, Features
-from kora.frozen_inputs import Inputs, features_from, named_features
-from kora.kernels import Update
-from kora.layer_summaries import LayerSummaries
-from kora.sites import Site
+from kora.backbone.frozen_inputs import Inputs, features_from, named_features
+from kora.backbone.kernels import Update
+from kora.backbone.layer_summaries import LayerSummaries
+from kora.backbone.sites import Site
+from kora.backbone.vit import Backbone, Features
 
 __all__ = [
     "LowRankDelta",
@@ -54,7 +54,7 @@ class Strategy(nn.Module, ABC):
 
     #: Whether something of it reads, behind the attention of the last block, other tokens than its
     #: own: a mean over tokens does. Where nothing does and the head reads CLS alone, the other
-    #: tokens are not computed there (kora/last_block.py).
+    #: tokens are not computed there (kora/backbone/last_block.py).
     needs_last_tokens: bool = True
 
     #: Channels that it puts beside those of the pooled vector, for the head to read.
@@ -118,8 +118,8 @@ class Strategy(nn.Module, ABC):
         """What `frozen_inputs` depends on beside backbone and images, in plain types.
 
         A strategy that says so never changes what the backbone computes: its inputs are the same
-        in every epoch, and a run may keep them (kora/feature_cache.py). It then leaves `forward`
-        as it is.
+        in every epoch, and a run may keep them (kora/feature_cache/cache.py). It then leaves
+        `forward` as it is.
 
         Raises:
             ValueError: Its inputs change while it trains, as those of most strategies do.

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
-from kora.backbones import Backbone
-from kora.rewrites import plain_state
+from kora.backbone.rewrites import plain_state
+from kora.backbone.vit import Backbone
 
 __all__ = ["FullFineTune", "LinearProbe", "place_of"]
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
 from kora.adapters.baselines import place_of
-from kora.backbones import Backbone
-from kora.rewrites import plain_state
-from kora.sites import require_blocks
+from kora.backbone.rewrites import plain_state
+from kora.backbone.sites import require_blocks
+from kora.backbone.vit import Backbone
 
 __all__ = ["BitFit"]
 

@@ -20,8 +20,8 @@ from kora.adapters.base import (
     require_positive,
     require_probability,
 )
-from kora.backbones import Backbone
-from kora.places import Position, add_at_place, find_places
+from kora.backbone.insertion_points import Position, add_at_place, find_places
+from kora.backbone.vit import Backbone
 
 __all__ = ["Bottleneck", "BottleneckMLP"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from kora.adapters.base import LowRankDelta
 from kora.adapters.lora import LoRA
-from kora.backbones import Backbone
-from kora.rewrites import autocast_input, frozen_layer, rescaled, rewrite
-from kora.sites import ALL_SITES, Site, find_sites
+from kora.backbone.rewrites import autocast_input, frozen_layer, rescaled, rewrite
+from kora.backbone.sites import ALL_SITES, Site, find_sites
+from kora.backbone.vit import Backbone
 
 __all__ = ["DoRA"]
 

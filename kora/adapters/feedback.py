@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from kora.adapters.composers import Composer
 from kora.adapters.nodes import Node
-from kora.backbones import Backbone
-from kora.sites import require_blocks
+from kora.backbone.sites import require_blocks
+from kora.backbone.vit import Backbone
 
 __all__ = ["Feedback"]
 

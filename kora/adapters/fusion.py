@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kora.adapters.base import Strategy, require_positive
 from kora.adapters.fusion_layer import FusionLayer, LowRankFusionLayer
 from kora.adapters.fusion_sources import FusionSource, is_there, read_sources, recalled
-from kora.backbones import Backbone
+from kora.backbone.vit import Backbone
 
 __all__ = ["AdapterFusion", "LowRankFusion"]
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kora.adapter_folder import (
+from kora.adapters.base import LowRankDelta
+from kora.adapters.bottleneck import Bottleneck
+from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
@@ -21,12 +23,16 @@ from kora.adapter_folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from kora.adapters.base import LowRankDelta
-from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.lora import LoRA
-from kora.backbones import Backbone
-from kora.places import Place, TokenFunction, add_at_place, add_at_site, find_places
-from kora.sites import Site, find_sites
+from kora.backbone.insertion_points import (
+    Place,
+    TokenFunction,
+    add_at_place,
+    add_at_site,
+    find_places,
+)
+from kora.backbone.sites import Site, find_sites
+from kora.backbone.vit import Backbone
 
 __all__ = ["FusionSource", "Spot", "is_there", "read_sources", "recalled"]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.base import LowRankDelta, Strategy, require_effect, require_positive
-from kora.backbones import Backbone
-from kora.sites import Site, find_sites, wrap
+from kora.backbone.sites import Site, find_sites, wrap
+from kora.backbone.vit import Backbone
 
 __all__ = ["GatedBlock", "GatedKoRA"]
 

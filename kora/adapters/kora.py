@@ -24,9 +24,9 @@ from kora.adapters.feedback import Feedback
 from kora.adapters.node_form import NodeForm
 from kora.adapters.nodes import WHOLE, Node, Pool, RefinedNode, overlap
 from kora.adapters.readouts import ClsReadout, Readout
-from kora.backbones import Backbone, Features
-from kora.frozen_inputs import Inputs
-from kora.sites import ALL_SITES, Site, find_sites, wrap
+from kora.backbone.frozen_inputs import Inputs
+from kora.backbone.sites import ALL_SITES, Site, find_sites, wrap
+from kora.backbone.vit import Backbone, Features
 
 __all__ = ["KoRA", "Node"]
 

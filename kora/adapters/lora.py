@@ -14,9 +14,9 @@ from kora.adapters.base import (
     require_positive,
     require_probability,
 )
-from kora.backbones import Backbone
-from kora.rewrites import plain_state
-from kora.sites import ALL_SITES, find_sites, wrap
+from kora.backbone.rewrites import plain_state
+from kora.backbone.sites import ALL_SITES, find_sites, wrap
+from kora.backbone.vit import Backbone
 
 __all__ = ["LoRA"]
 
@@ -30,8 +30,8 @@ class LoRA(Strategy):
         rank: Inner width R of A (R, d_in) and B (d_out, R).
         alpha: Multiplies B A x directly; peft's `lora_alpha` is alpha * rank.
         dropout: Probability with which inputs of A are dropped in training.
-        sites: Any of `qkv`, `q`, `k`, `v`, `proj`, `fc1`, `fc2` (see kora/sites.py). `q`, `k` and
-            `v` are row slices of the fused layer: it stays one matrix product.
+        sites: Any of `qkv`, `q`, `k`, `v`, `proj`, `fc1`, `fc2` (see kora/backbone/sites.py). `q`,
+            `k` and `v` are row slices of the fused layer: it stays one matrix product.
         blocks: Numbers of the adapted blocks; None means all.
         allow_dead_sites: Accept sites that are not used at all (the published protocol adapts
             timm's classifier); never those whose weight forward reads without calling them.

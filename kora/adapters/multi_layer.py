@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kora.adapters.base import Strategy
-from kora.backbones import Backbone
-from kora.layer_summaries import Layer, LayerSummaries
+from kora.backbone.layer_summaries import Layer, LayerSummaries
+from kora.backbone.vit import Backbone
 
 __all__ = ["MultiLayerProbe"]
 

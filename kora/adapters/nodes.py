@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from kora.adapters.base import LowRankDelta
 from kora.adapters.node_form import NodeForm, orthogonal
-from kora.kernels import Update
-from kora.sites import Site
+from kora.backbone.kernels import Update
+from kora.backbone.sites import Site
 
 __all__ = ["Node", "Pool", "RefinedNode"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.base import ExtraInit, require_choice
-from kora.backbones import Features, Level
+from kora.backbone.vit import Features, Level
 
 __all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
 

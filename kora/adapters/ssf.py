@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
-from kora.backbones import Backbone
-from kora.rewrites import frozen_layer, plain_state, rescaled, rewrite
-from kora.sites import ALL_SITES, find_sites, require_blocks
+from kora.backbone.rewrites import frozen_layer, plain_state, rescaled, rewrite
+from kora.backbone.sites import ALL_SITES, find_sites, require_blocks
+from kora.backbone.vit import Backbone
 
 __all__ = ["SSF"]
 

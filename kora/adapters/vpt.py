@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy, require_positive, require_probability
-from kora.backbones import Backbone
-from kora.sites import require_blocks
+from kora.backbone.sites import require_blocks
+from kora.backbone.vit import Backbone
 
 __all__ = ["VPT"]
 

@@ -17,7 +17,7 @@ from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.vpt import VPT, Prompt
 from kora.analysis.quantity import Place, Quantity, Spectrum
 from kora.analysis.updates import places_of
-from kora.backbones import Backbone
+from kora.backbone.vit import Backbone
 
 __all__ = ["AdapterShares", "PromptShares"]
 

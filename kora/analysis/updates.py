@@ -18,9 +18,9 @@ from kora.adapters.gated import GatedBlock, GatedKoRA
 from kora.adapters.ssf import SSF, Affine
 from kora.analysis.low_rank import norm, singular_values
 from kora.analysis.quantity import Place, Quantity, Spectrum
-from kora.backbones import Backbone
-from kora.rewrites import frozen_layer
-from kora.sites import find_sites
+from kora.backbone.rewrites import frozen_layer
+from kora.backbone.sites import find_sites
+from kora.backbone.vit import Backbone
 
 __all__ = ["bias_changes", "direction_changes", "low_rank_changes", "places_of", "scale_changes"]
 

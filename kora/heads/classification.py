@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.backbones import Backbone, Features
+from kora.backbone.vit import Backbone, Features
 
 __all__ = ["HeadInit", "LinearHead"]
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.backbones import Backbone, Features
+from kora.backbone.vit import Backbone, Features
 
 __all__ = ["DepthHead", "LinearDepth", "depth_of_bins", "four_blocks"]
 
@@ -108,7 +108,7 @@ class LinearDepth(DepthHead):
     Projection and upsampling are both linear and bilinear weights sum to one, so the projection
     goes first, where there are upsample^2 fewer pixels, and CLS is projected once an image.
     Source: Oquab et al. 2023, arXiv:2304.07193, section 7.4, and the code released with it. Its
-    backbones give tokens before the last norm, ours after it (`kora.backbones.Level`).
+    backbones give tokens before the last norm, ours after it (`kora.backbone.vit.Level`).
 
     Args:
         levels: 1 reads the last block, 4 reads four equally spaced ones (`four_blocks`).

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.backbones import Backbone, Features, Level
+from kora.backbone.vit import Backbone, Features, Level
 from kora.heads.depth import DepthHead, depth_of_bins, four_blocks
 
 __all__ = ["DPTDepth"]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kora.audit import Audit
-from kora.audit_depth import DepthAudit
+from kora.reports.audit import Audit
+from kora.reports.audit_depth import DepthAudit
 from kora.tasks import AdapterTask
 
 __all__ = ["Report", "evaluating", "spread"]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.audit import Audit, audit
+from kora.console.tables import text_cell
+from kora.reports.audit import Audit, audit
 from kora.reports.base import Report, spread
-from kora.results import write_atomically
-from kora.tables import text_cell
+from kora.runs.durable import write_atomically
 
 __all__ = ["ClassificationReport"]
 
@@ -54,7 +54,7 @@ class ClassificationReport(Report):
         """Confusion matrix, and test images with what they show and what the model says."""
         if self.confusion is None or self.samples is None:
             return []
-        from kora import figures
+        from kora.reports import figures
 
         confusion, samples = folder / "confusion_matrix.png", folder / "test_samples.png"
         names = self.datamodule.class_names

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from kora.audit_depth import DepthAudit, audit_depth
+from kora.reports.audit_depth import DepthAudit, audit_depth
 from kora.reports.base import Report, spread
-from kora.results import write_atomically
+from kora.runs.durable import write_atomically
 
 __all__ = ["DepthReport"]
 
@@ -72,7 +72,7 @@ class DepthReport(Report):
         """Image, truth and prediction on one scale, and RMSE over every measured pixel."""
         if self._samples is None:
             return []
-        from kora import figures_depth
+        from kora.reports import figures_depth
 
         batch, predicted = self._samples
         truths, predictions = batch["depth_m"].numpy(), predicted["depth_m"].cpu().numpy()
@@ -126,7 +126,7 @@ class DepthReport(Report):
 
 
 def _draw(samples: Samples, path: Path, title: str = "") -> Path:
-    from kora import figures_depth
+    from kora.reports import figures_depth
 
     batch, predicted = samples
     return figures_depth.depth_grid(

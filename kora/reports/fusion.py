@@ -14,7 +14,7 @@ from lightning import Trainer
 from numpy.typing import NDArray
 
 from kora.adapters import AdapterFusion
-from kora.results import write_atomically
+from kora.runs.durable import write_atomically
 from kora.tasks import AdapterTask
 
 __all__ = ["FUSION_TABLE", "FusionReport", "fusion_report_for"]
@@ -57,7 +57,7 @@ class FusionReport:
         """`fusion_attention.csv`, one row a place, and its heat map; returns the picture."""
         if self.shares is None:
             return []
-        from kora.figures_fusion import attention_map
+        from kora.reports.figures_fusion import attention_map
 
         keys = list(self.fusion.fused())
         sources = [source.name for source in self.fusion.found]

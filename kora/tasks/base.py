@@ -17,15 +17,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kora import __version__
 from kora.adapters import LinearProbe, Strategy, describe
-from kora.backbones import Backbone, Features
-from kora.checkpoint_files import require_record
-from kora.checkpoints import check_keys, check_same_adapter, load_adapter, recall_adapter
-from kora.feature_cache import KEPT, CacheOption, FeatureCache, Kind
-from kora.feature_cache_rules import note_changes
-from kora.frozen_inputs import Inputs
-from kora.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
-from kora.ranks import refuse_sharding
-from kora.task_callbacks import TASK_CALLBACKS
+from kora.adapters.checkpoint_files import require_record
+from kora.adapters.folder_io import check_keys, check_same_adapter, load_adapter, recall_adapter
+from kora.backbone.frozen_inputs import Inputs
+from kora.backbone.vit import Backbone, Features
+from kora.feature_cache.cache import KEPT, CacheOption, FeatureCache, Kind
+from kora.feature_cache.rules import note_changes
+from kora.tasks.callbacks import TASK_CALLBACKS
+from kora.tasks.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
+from kora.tasks.ranks import refuse_sharding
 
 __all__ = ["AdapterTask"]
 

@@ -16,12 +16,12 @@ from torchmetrics.classification import (
 )
 
 from kora.adapters import Strategy
-from kora.backbones import Backbone
-from kora.feature_cache_rules import head_reads
-from kora.frozen_inputs import Inputs
+from kora.backbone.frozen_inputs import Inputs
+from kora.backbone.last_block import LastBlock
+from kora.backbone.layer_summaries import LayerSummaries
+from kora.backbone.vit import Backbone
+from kora.feature_cache.rules import head_reads
 from kora.heads import HeadInit, LinearHead
-from kora.last_block import LastBlock
-from kora.layer_summaries import LayerSummaries
 from kora.tasks.base import AdapterTask
 from kora.tasks.train_accuracy import TrainAccuracy
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters import Strategy, describe
-from kora.backbones import Backbone
-from kora.frozen_inputs import Inputs
+from kora.backbone.frozen_inputs import Inputs
+from kora.backbone.vit import Backbone
 from kora.heads import DepthHead, LinearDepth
 from kora.losses import DepthLoss, SILogLoss
-from kora.metrics import DepthMetrics
-from kora.protocol import DepthProtocol
+from kora.metrics.depth import DepthMetrics
+from kora.metrics.protocol import DepthProtocol
 from kora.tasks.base import AdapterTask
 
 __all__ = ["DepthTask"]

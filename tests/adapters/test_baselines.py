@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters import FullFineTune, LinearProbe, Strategy
-from tests.factory import built, family, kick, labels_for, nano
+from tests.support.factory import built, family, kick, labels_for, nano
 
 
 def test_a_linear_probe_is_a_linear_layer_on_frozen_features(images: Tensor) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import BitFit, DoRA
-from tests.adapters.support import kept_numbers
-from tests.factory import FAMILIES, built, family, kick, labels_for, nano
+from tests.support.adapters import kept_numbers
+from tests.support.factory import FAMILIES, built, family, kick, labels_for, nano
 
 
 def count(adapter: BitFit) -> int:

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from kora.adapters import Bottleneck
-from kora.backbones import Backbone
-from tests.blocks import tiny
-from tests.factory import FAMILIES, built, family, kick, nano
+from kora.backbone.vit import Backbone
+from tests.support.blocks import tiny
+from tests.support.factory import FAMILIES, built, family, kick, nano
 
 POSITIONS = ["houlsby", "pfeiffer", "parallel", "post"]
 

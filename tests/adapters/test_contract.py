@@ -21,13 +21,13 @@ from torch import Tensor
 
 import kora.adapters
 from kora.adapters import LoRA, Strategy, describe
-from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
-from kora.frozen_inputs import is_read
+from kora.adapters.folder_io import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.backbone.frozen_inputs import is_read
 from kora.tasks import ClassificationTask
-from tests.adapters.strategies import STRATEGIES, Entry
-from tests.adapters.support import gradients, loss_of, rebuild
-from tests.factory import built, kick
-from tests.families import tiny
+from tests.support.adapters import gradients, loss_of, rebuild
+from tests.support.factory import built, kick
+from tests.support.families import tiny
+from tests.support.strategies import STRATEGIES, Entry
 
 
 @pytest.fixture(params=STRATEGIES)

@@ -26,12 +26,12 @@ from kora.adapters import (
     TokenReadout,
     resized,
 )
-from kora.backbones import Backbone
-from kora.matching import count_trainable
-from tests.adapters.strategies import SIDE, STRATEGIES, Change, Entry
-from tests.adapters.support import gradients
-from tests.factory import built, kick
-from tests.families import tiny
+from kora.adapters.matching import count_trainable
+from kora.backbone.vit import Backbone
+from tests.support.adapters import gradients
+from tests.support.factory import built, kick
+from tests.support.families import tiny
+from tests.support.strategies import SIDE, STRATEGIES, Change, Entry
 
 
 def arguments_of(kind: type) -> list[str]:
@@ -78,7 +78,7 @@ def change_of(entry: Entry, argument: str) -> Change:
     if argument not in changes:
         pytest.fail(
             f"{entry.kind.__name__}: no other value of '{argument}' is known. Add one to `changes` "
-            "of its entry in tests/adapters/strategies.py."
+            "of its entry in tests/support/strategies.py."
         )
     value = changes[argument]
     return value if isinstance(value, Change) else Change(value)

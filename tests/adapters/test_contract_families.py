@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kora.adapters import Strategy
-from kora.backbones import Features
-from kora.checkpoints import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.adapters.folder_io import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.backbone.vit import Features
 from kora.tasks import ClassificationTask
-from tests.adapters.strategies import STRATEGIES
-from tests.adapters.support import fitting, loss_of
-from tests.factory import built, kick
-from tests.families import TINY, tiny
+from tests.support.adapters import fitting, loss_of
+from tests.support.factory import built, kick
+from tests.support.families import TINY, tiny
+from tests.support.strategies import STRATEGIES
 
 ACCEPTED = [
     (name, family)

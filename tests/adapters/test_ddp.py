@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, as_is
-from kora.sharding import ShardedBackbone
+from kora.backbone.sharding import ShardedBackbone
 from kora.tasks import ClassificationTask
-from tests.adapters.strategies import STRATEGIES
-from tests.adapters.support import gradients, loss_of
-from tests.factory import built, kick, labels_for
-from tests.families import tiny
-from tests.two_ranks import QUIET, on_two_ranks
+from tests.support.adapters import gradients, loss_of
+from tests.support.factory import built, kick, labels_for
+from tests.support.families import tiny
+from tests.support.strategies import STRATEGIES
+from tests.support.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.slow
 

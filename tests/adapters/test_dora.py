@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kora.adapters import SSF, DoRA, LoRA
 from kora.adapters.dora import Direction
-from kora.backbones import Backbone
-from kora.sites import ALL_SITES
-from tests.adapters.support import kept_numbers
-from tests.factory import FAMILIES, LIVE, built, family, labels_for, nano
+from kora.backbone.sites import ALL_SITES
+from kora.backbone.vit import Backbone
+from tests.support.adapters import kept_numbers
+from tests.support.factory import FAMILIES, LIVE, built, family, labels_for, nano
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kora.adapters import Feedback, KoRA, NodeForm, Sum
 from kora.tasks import ClassificationTask
-from tests.adapters.support import gradients
-from tests.counted import counted_step
-from tests.factory import built, kick, nano
+from tests.support.adapters import gradients
+from tests.support.counted import counted_step
+from tests.support.factory import built, kick, nano
 
 
 def fed(from_block: int = 3, **options: Any) -> ClassificationTask:

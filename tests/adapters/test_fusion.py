@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankFusion
+from kora.adapters.folder_io import load_adapter, save_adapter
 from kora.adapters.fusion_layer import FusionLayer
-from kora.backbones import Backbone
-from kora.checkpoints import load_adapter, save_adapter
-from kora.params import parameter_report
+from kora.backbone.vit import Backbone
+from kora.reports.parameters import parameter_report
 from kora.tasks import ClassificationTask
-from tests.blocks import tiny
-from tests.factory import built, kick, labels_for, nano
-from tests.fusion_factory import bottleneck_sources, lora_sources, write_source
+from tests.support.blocks import tiny
+from tests.support.factory import built, kick, labels_for, nano
+from tests.support.fusion_factory import bottleneck_sources, lora_sources, write_source
 
 
 def mixture(layer: FusionLayer, query: Tensor, outputs: list[Tensor]) -> Tensor:

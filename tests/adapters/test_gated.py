@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from kora.adapters import GatedKoRA, LoRA
 from kora.adapters.gated import GatedBlock
-from tests.factory import built, kick
-from tests.families import tiny
+from tests.support.factory import built, kick
+from tests.support.families import tiny
 
 
 def test_it_begins_as_lora_on_q_k_and_v(images: Tensor) -> None:

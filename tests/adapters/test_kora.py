@@ -20,9 +20,9 @@ from kora.adapters import (
     Sequential,
     Sum,
 )
-from kora.backbones import Backbone
-from kora.sites import ALL_SITES
-from tests.factory import built, family, kick, labels_for, nano
+from kora.backbone.sites import ALL_SITES
+from kora.backbone.vit import Backbone
+from tests.support.factory import built, family, kick, labels_for, nano
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters import ClsReadout, Composer, KoRA, TokenReadout
-from kora.backbones import Backbone, Features
-from tests.factory import FAMILIES, family, nano
+from kora.backbone.vit import Backbone, Features
+from tests.support.factory import FAMILIES, family, nano
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 LEVELS = (1, 4)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kora.adapters import LoRA
-from kora.backbones import Backbone
-from tests.factory import built, kick, nano
+from kora.backbone.vit import Backbone
+from tests.support.factory import built, kick, nano
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

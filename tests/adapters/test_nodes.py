@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kora.adapters import KoRA, LogitReadout, LoRA, NodeForm, RefinedNode, Sum
 from kora.adapters.node_form import orthogonal
 from kora.adapters.nodes import overlap, token_mean
-from tests.factory import built, kick, nano
-from tests.families import tiny
+from tests.support.factory import built, kick, nano
+from tests.support.families import tiny
 
 
 def refined(**options: Any) -> KoRA:

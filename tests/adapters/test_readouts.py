@@ -17,12 +17,12 @@ from kora.adapters import (
     Sum,
     TokenReadout,
 )
-from kora.backbones import Features, Level
-from kora.checkpoints import save_adapter
+from kora.adapters.folder_io import save_adapter
+from kora.backbone.vit import Features, Level
 from kora.heads import LinearHead
 from kora.tasks import ClassificationTask
-from tests.adapters.support import gradients
-from tests.factory import built
+from tests.support.adapters import gradients
+from tests.support.factory import built
 
 
 def features() -> Features:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import SSF
-from kora.backbones import Backbone
-from kora.sites import ALL_SITES
-from tests.adapters.support import kept_numbers
-from tests.factory import FAMILIES, LIVE, built, family, labels_for, nano
+from kora.backbone.sites import ALL_SITES
+from kora.backbone.vit import Backbone
+from tests.support.adapters import kept_numbers
+from tests.support.factory import FAMILIES, LIVE, built, family, labels_for, nano
 
 #: Layers without a bias, which can be scaled but take no shift.
 WITHOUT_BIAS = {"vit_small_patch16_dinov3": "attn.qkv", "vit_base_patch32_clip_224": "patch_embed"}

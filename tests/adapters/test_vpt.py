@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kora.adapters import VPT
-from kora.backbones import Backbone, Features
-from tests.factory import FAMILIES, built, family, kick, labels_for, nano
+from kora.backbone.vit import Backbone, Features
+from tests.support.factory import FAMILIES, built, family, kick, labels_for, nano
 
 #: Families whose attention knows the place of each token.
 PLACED = ("vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "beit_base_patch16_224")

@@ -9,8 +9,8 @@ from torch import Tensor
 from kora.adapters import ClsReadout, KoRA, TokenReadout
 from kora.adapters.kora import Node
 from kora.analysis.composition import Contributions, projection_spectrum
-from tests.adapters.strategies import LastNode
-from tests.factory import built, kick
+from tests.support.factory import built, kick
+from tests.support.strategies import LastNode
 
 
 def composed(adapter: KoRA, images: Tensor) -> tuple[KoRA, Contributions, list[Tensor]]:

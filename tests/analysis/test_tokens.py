@@ -9,7 +9,7 @@ from torch import Tensor
 from kora.adapters import Bottleneck
 from kora.adapters.vpt import VPT
 from kora.analysis.tokens import AdapterShares, PromptShares
-from tests.factory import built, kick, nano
+from tests.support.factory import built, kick, nano
 
 
 def test_what_an_adapter_adds_is_measured_beside_what_it_reads(images: Tensor) -> None:

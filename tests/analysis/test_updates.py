@@ -12,8 +12,8 @@ from kora.adapters.kora import Node
 from kora.adapters.ssf import SSF
 from kora.analysis.quantity import Place, Quantity, Spectrum
 from kora.analysis.updates import bias_changes, direction_changes, low_rank_changes, scale_changes
-from kora.rewrites import frozen_layer, plain_state
-from tests.factory import built, kick, nano
+from kora.backbone.rewrites import frozen_layer, plain_state
+from tests.support.factory import built, kick, nano
 
 SITES = ["q", "v", "proj"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 
 def test_a_layer_of_splines_has_four_times_the_numbers_of_the_mlp_it_stands_for(

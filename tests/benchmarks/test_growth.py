@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 
 def test_merged_adapters_cost_the_bare_model_less_the_tokens_that_nobody_reads(
@@ -16,7 +16,8 @@ def test_merged_adapters_cost_the_bare_model_less_the_tokens_that_nobody_reads(
         "merged", tmp_path, "--model", "vit_nano", "--batch", "2", "--repeats", "1"
     )
     gflop = {name: one["gflop"] for name, one in record["predictions"].items()}
-    # proj, fc1 and fc2 of the last block for 64 patches of 2 images; see tests/test_last_block.py.
+    # proj, fc1 and fc2 of the last block for 64 patches of 2 images;
+    # see tests/backbone/test_last_block.py.
     unread = 2 * 2 * 64 * 9 * 128**2 / 1e9
     for name in ("LoRA", "DoRA", "SSF"):
         assert f"| {name}, merged |" in printed

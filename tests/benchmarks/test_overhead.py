@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import startup
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 
 @pytest.mark.slow

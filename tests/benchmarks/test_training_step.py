@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.contenders import CONTENDERS, DEFAULT, FLOOR, FORWARD
-from tests.benchmarks.support import refused, written
+from tests.support.benchmarks import refused, written
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """Fixtures of the command-line tests."""
 
-from tests.cli.support import here
+from tests.support.cli import here
 
 __all__ = ["here"]

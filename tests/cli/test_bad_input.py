@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kora import cli
-from tests.cli.support import Outcome, kora, tiny_config, write_config
-from tests.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
+from kora.cli import main as cli
+from tests.support.cli import Outcome, kora, tiny_config, write_config
+from tests.support.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
 
 Capture = pytest.CaptureFixture[str]
 
@@ -273,7 +273,7 @@ def test_a_folder_that_is_not_there_is_named_and_not_made(here: Path, capfd: Cap
     assert not (here / "no").exists()
 
 
-@pytest.mark.parametrize("module", ["torch.storage", "kora.load"])
+@pytest.mark.parametrize("module", ["torch.storage", "kora.tasks.load"])
 @pytest.mark.parametrize(
     "error",
     ["MemoryError()", 'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")'],

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kora.results import read_results
-from kora.run_search import config_hash, find_finished_run
-from tests.cli.faults import ARMED
-from tests.cli.support import kora, results, started, tiny_config, write_config
+from kora.runs.results import read_results
+from kora.runs.search import config_hash, find_finished_run
+from tests.support.armed import ARMED
+from tests.support.cli import kora, results, started, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 SEED0 = Path("runs/tiny/KoRA-side/seed0")
@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_and_goes_on_reads_it_again_and_ends_to_the_bit(
     side: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config: dict[str, Any] = yaml.safe_load(side.read_text())
-    config["trainer"]["callbacks"] = [{"class_path": "tests.cli.faults.Fault"}]
+    config["trainer"]["callbacks"] = [{"class_path": "tests.support.armed.Fault"}]
     config["data"]["init_args"]["batch_size"] = 7
     write_config(side, config)
     assert kora(capfd, "fit", "--config", side).code == 0

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 import kora as package
 from datamodules.recipe import UnreadableImageError
-from kora.backbones import Backbone
-from kora.cli import _told
-from tests.cli.support import REPOSITORY, kora, tiny_config, write_config
-from tests.test_compare import FILES
+from kora.backbone.vit import Backbone
+from kora.cli.main import _told
+from tests.compare.test_comparison import FILES
+from tests.support.cli import REPOSITORY, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = (

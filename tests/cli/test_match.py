@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kora.adapters import LowRankFusion
-from tests.cli.support import Outcome, kora, tiny_config, write_config
-from tests.fusion_factory import bottleneck_sources, write_source
+from tests.support.cli import Outcome, kora, tiny_config, write_config
+from tests.support.fusion_factory import bottleneck_sources, write_source
 
 Capture = pytest.CaptureFixture[str]
 #: Of LoRA on vit_nano, a unit of rank at qkv, proj, fc1 and fc2 of six blocks; at q and v.

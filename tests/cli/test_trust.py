@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kora.child import Stop, run_child
-from kora.run_lock import RunLock
-from tests.cli.support import kora, tiny_config, write_config
+from kora.runs.lock import RunLock
+from kora.runs.processes import Stop, run_child
+from tests.support.cli import kora, tiny_config, write_config
 
 _PAYLOAD = {
     "class_path": "lightning.pytorch.LightningDataModule.from_datasets",
@@ -38,7 +38,7 @@ _CALL = {"class_path": "os.system", "init_args": {"command": "touch PWNED"}}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `vit_nano` on weights that every machine has."""
-    from kora.cli import main
+    from kora.cli.main import main
 
     folder = tmp_path_factory.mktemp("trained")
     config = tiny_config(runs_dir=str(folder / "runs"))
@@ -264,12 +264,12 @@ def test_a_config_of_ones_own_may_name_any_class(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config()
-    config["model"]["init_args"]["adapter"]["class_path"] = "tests.test_trust.Mine"
+    config["model"]["init_args"]["adapter"]["class_path"] = "tests.runs.test_trust.Mine"
     outcome = kora(capfd, "fit", "--config", write_config(here / "own.yaml", config))
     assert outcome.code == 0, outcome.err
     own = here / "runs" / "tiny" / "Mine" / "seed0" / "version_0"
     test = ["test", "--config", own / "config.yaml", "--ckpt_path", own / "checkpoints/best.ckpt"]
     refused = kora(capfd, *test)
     assert refused.code == 2
-    assert "--trust tests.test_trust" in refused.err
-    assert kora(capfd, *test, "--trust", "tests.test_trust").code == 0
+    assert "--trust tests.runs.test_trust" in refused.err
+    assert kora(capfd, *test, "--trust", "tests.runs.test_trust").code == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.archives import extract_archive
-from tests.data_factory import write_tar, write_zip
-from tests.faults import damages
+from tests.support.data_factory import write_tar, write_zip
+from tests.support.faults import damages
 
 MEMBERS = {"data/a.txt": b"a" * 5000, "data/deep/b.txt": bytes(range(256)) * 40}
 WRITERS = {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar, "tgz": write_tar}

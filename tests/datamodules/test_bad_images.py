@@ -11,8 +11,8 @@ import torch
 
 from datamodules import ImageFolder
 from datamodules.recipe import UnreadableImageError
-from tests.cli.support import results, tiny_config, write_config
-from tests.data_factory import write_class_folders
+from tests.support.cli import results, tiny_config, write_config
+from tests.support.data_factory import write_class_folders
 
 
 def truncate(path: Path) -> Path:

@@ -14,9 +14,9 @@ import torch
 from datamodules import ImageDataModule, ImageFolder, Subset, TinyImageNet
 from datamodules.cached_images import CachedImages, ImageCacheReport
 from datamodules.recipe import UnreadableImageError
-from tests.cli.support import kora, tiny_config, write_config
-from tests.data_factory import write_class_folders, write_tiny_imagenet_zip
-from tests.faults import small_disk, truncate
+from tests.support.cli import kora, tiny_config, write_config
+from tests.support.data_factory import write_class_folders, write_tiny_imagenet_zip
+from tests.support.faults import small_disk, truncate
 
 Make = Callable[..., ImageDataModule]
 

@@ -13,7 +13,7 @@ import torch
 
 from datamodules import CIFAR, Subset
 from datamodules.cifar import _LAYOUTS, _unpickle
-from tests.data_factory import class_image, write_cifar_archive
+from tests.support.data_factory import class_image, write_cifar_archive
 
 
 def make(tmp_path: Path, *, variant: int = 10, **options: Any) -> CIFAR:

@@ -16,7 +16,7 @@ import pytest
 
 from datamodules import download as module
 from datamodules.download import download, expand_path, file_md5, obtain_folder
-from tests.data_factory import write_zip
+from tests.support.data_factory import write_zip
 
 
 class Server(ThreadingHTTPServer):

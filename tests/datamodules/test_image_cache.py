@@ -22,9 +22,9 @@ import torch
 
 from datamodules.image_cache import ImageCache, ImageFiles, open_images
 from datamodules.recipe import ImageRecipe, UnreadableImageError
-from tests.data_factory import write_class_folders
 from tests.datamodules.test_preparation_faults import LIGHT
-from tests.faults import damages, flip, small_disk, truncate
+from tests.support.data_factory import write_class_folders
+from tests.support.faults import damages, flip, small_disk, truncate
 
 SIZE = (24, 32)
 ALL = np.arange(24)

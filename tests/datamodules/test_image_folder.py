@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datamodules import ImageFolder, Subset
-from tests.data_factory import class_image, write_class_folders, write_zip
+from tests.support.data_factory import class_image, write_class_folders, write_zip
 
 
 def make(tmp_path: Path, *, image_size: Any = (24, 32), **options: Any) -> ImageFolder:

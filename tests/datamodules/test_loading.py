@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, as_is, decode_images
 from datamodules.recipe import ImageRecipe
-from tests.data_factory import class_image
+from tests.support.data_factory import class_image
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:

@@ -21,8 +21,13 @@ from datamodules import NYUDepthV2
 from datamodules.loading import as_is
 from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport
 from datamodules.recipe import UnreadableImageError
-from tests.depth_factory import depth_frame, write_frame_folders, write_labelled, write_splits
-from tests.faults import damages, flip
+from tests.support.depth_factory import (
+    depth_frame,
+    write_frame_folders,
+    write_labelled,
+    write_splits,
+)
+from tests.support.faults import damages, flip
 
 MAT = "nyu_depth_v2_labeled.mat"
 FOLDER = "nyu_depth_v2_labeled.depths.cache"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from datamodules import ImageDataModule, NYUDepthV2, Subset, nyu_labelled
 from datamodules.loading import as_is
 from datamodules.nyu_dataset import FrameDataset
-from tests.depth_factory import (
+from tests.support.depth_factory import (
     depth_frame,
     write_frame,
     write_frame_folders,

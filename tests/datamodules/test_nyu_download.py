@@ -12,7 +12,7 @@ import pytest
 
 from datamodules import NYUDepthV2, nyu_depth
 from datamodules.download import file_md5
-from tests.depth_factory import write_frame_folders, write_labelled, write_splits
+from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
 MAT = "nyu_depth_v2_labeled.mat"
 

@@ -12,8 +12,13 @@ import pytest
 
 from datamodules import NYUDepthV2
 from datamodules.recipe import UnreadableImageError
-from tests.depth_factory import depth_frame, write_frame, write_frame_folders, write_labelled
-from tests.depth_factory import write_splits as write_official_splits
+from tests.support.depth_factory import (
+    depth_frame,
+    write_frame,
+    write_frame_folders,
+    write_labelled,
+)
+from tests.support.depth_factory import write_splits as write_official_splits
 
 MAT = "nyu_depth_v2_labeled.mat"
 Change = Callable[[np.ndarray], None]

@@ -13,7 +13,7 @@ import scipy.io
 from datamodules import NYUDepthV2, Subset
 from datamodules.nyu_splits import choose_by_scene, read_official_split
 from datamodules.splits import choose_subset
-from tests.depth_factory import write_frame_folders, write_labelled, write_splits
+from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
 SCENES = [f"s{scene}" for scene in range(60) for _ in range(1 + scene % 4)]  # 150 images
 

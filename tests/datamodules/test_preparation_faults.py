@@ -18,7 +18,7 @@ import pytest
 
 import datamodules
 from datamodules.download import file_md5
-from tests.data_factory import write_tiny_imagenet_zip
+from tests.support.data_factory import write_tiny_imagenet_zip
 
 pytestmark = pytest.mark.slow
 FILES = 6000

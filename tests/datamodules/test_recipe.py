@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from datamodules import CIFAR, ImageFolder, Synthetic, TinyImageNet
 from datamodules.recipe import ImageRecipe, UnreadableImageError
-from tests.picture_factory import bad_files, scene, write_photos
+from tests.support.picture_factory import bad_files, scene, write_photos
 
 CROP = ImageRecipe("crop", (48, 40))
 RECIPES = [ImageRecipe(), CROP, ImageRecipe("stretch", (48, 40))]

@@ -16,7 +16,7 @@ import datamodules.recipe
 from datamodules import ImageFolder, Synthetic
 from datamodules.loading import ArrayDataset
 from datamodules.relay import Relay
-from tests.data_factory import write_class_folders
+from tests.support.data_factory import write_class_folders
 
 
 def small(**options: Any) -> Synthetic:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules import Subset, TinyImageNet
-from tests.data_factory import WNIDS, class_image, jpeg_bytes, write_tiny_imagenet_zip
+from tests.support.data_factory import WNIDS, class_image, jpeg_bytes, write_tiny_imagenet_zip
 
 
 def make(tmp_path: Path, *, classes: Any = "0:4", **options: Any) -> TinyImageNet:

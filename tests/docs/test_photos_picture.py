@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.cli.support import REPOSITORY
+from tests.support.cli import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 HEAD = "title,metric,strategy,n,seeds,values\n"

@@ -9,7 +9,7 @@ from torch import Tensor
 from kora.adapters import LinearProbe
 from kora.heads import LinearHead
 from kora.tasks import ClassificationTask
-from tests.factory import built, nano
+from tests.support.factory import built, nano
 
 
 def test_a_head_from_zero_begins_with_equal_logits(images: Tensor) -> None:

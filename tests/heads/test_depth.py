@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kora.backbones import Features, Level
+from kora.backbone.vit import Features, Level
 from kora.heads import DPTDepth, LinearDepth
 from kora.heads.depth import depth_of_bins, four_blocks
-from tests.factory import nano
-from tests.heads.support import features_for, made
+from tests.support.factory import nano
+from tests.support.heads import features_for, made
 
 
 def literal(head: LinearDepth, features: Features, grid: tuple[int, int]) -> Tensor:

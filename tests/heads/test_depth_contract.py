@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kora.backbones import Level
+from kora.backbone.vit import Level
 from kora.heads import DepthHead, DPTDepth, LinearDepth
-from tests.factory import family, nano
-from tests.heads.support import HEADS, SMALL, features_for, made
+from tests.support.factory import family, nano
+from tests.support.heads import HEADS, SMALL, features_for, made
 
 
 @pytest.mark.parametrize("kind", HEADS)

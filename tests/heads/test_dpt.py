@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.backbones import Features, Level
+from kora.backbone.vit import Features, Level
 from kora.heads import DPTDepth
-from tests.factory import nano
-from tests.heads.support import features_for, made
+from tests.support.factory import nano
+from tests.support.heads import features_for, made
 
 GRIDS = [(8, 8), (5, 7), (1, 3), (6, 4)]
 

@@ -14,7 +14,7 @@ from datamodules import Synthetic
 from kora.heads import LinearDepth
 from kora.reports import DepthReport, report_for
 from kora.tasks import DepthTask
-from tests.factory import nano
+from tests.support.factory import nano
 
 
 @pytest.fixture

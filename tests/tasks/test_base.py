@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
-from kora.backbones import Backbone
-from kora.checkpoints import save_adapter
+from kora.adapters.folder_io import save_adapter
+from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
-from tests.factory import built, kick, nano
+from tests.support.factory import built, kick, nano
 
 
 class Colours(LightningDataModule):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from kora.adapters import LinearProbe
 from kora.tasks import ClassificationTask
-from tests.factory import built, nano
+from tests.support.factory import built, nano
 
 
 class Noise(LightningDataModule):

@@ -17,11 +17,11 @@ from lightning import Trainer
 from datamodules import Synthetic
 from kora.adapters import LoRA
 from kora.heads import LinearDepth
-from kora.outcome_record import OutcomeRecord
-from kora.outcomes import read_outcomes
+from kora.runs.outcomes import read_outcomes
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
-from tests.factory import nano
-from tests.two_ranks import QUIET, on_two_ranks
+from kora.training.outcome_record import OutcomeRecord
+from tests.support.factory import nano
+from tests.support.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.slow
 TRAINER: dict[str, Any] = {**QUIET, "max_epochs": 1, "limit_train_batches": 1}

@@ -17,9 +17,9 @@ from datamodules import Synthetic
 from kora.adapters import ClsReadout, KoRA, LinearProbe, LoRA, Strategy, TokenReadout
 from kora.heads import DPTDepth, LinearDepth
 from kora.losses import ScaleShiftInvariantLoss, SILogLoss
-from kora.protocol import DepthProtocol
+from kora.metrics.protocol import DepthProtocol
 from kora.tasks import DepthTask
-from tests.factory import kick, nano
+from tests.support.factory import kick, nano
 
 Batch = dict[str, Tensor]
 

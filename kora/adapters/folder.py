@@ -1,0 +1,176 @@
+"""Reading an adapter folder: its JSON and its tensors, whole and of a known format.
+
+What writes it, and what loads it into a strategy, is kora/adapters/folder_io.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from kora.runs.durable import has_other_content, plainly
+from kora.runs.record_types import check_types
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_FORMAT",
+    "ADAPTER_WEIGHTS",
+    "check_keys",
+    "expand",
+    "read_adapter_config",
+    "read_adapter_tensors",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FORMAT = 1
+
+_DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int32, torch.int64, torch.bool,
+}  # fmt: skip
+
+#: What every record has, and of which type.
+_RECORD = (
+    ("adapter", "class_path", str),
+    ("adapter", "init_args", dict),
+    ("backbone", "name", str),
+    ("backbone", "sha256", str),
+)
+
+#: What others have from the version on that wrote it first, and of which type then.
+_TYPES = {
+    "a text": "class_names.* weights.source preprocessing.steps.*.step",
+    "a list": "preprocessing.steps",
+    "a table of values": "preprocessing.steps.*",
+    "a number below 1e100": "metrics.*",
+}
+_TYPES_OR_NONE = {
+    "a list": "class_names",
+    "a table of values": "weights metrics preprocessing task",
+}
+
+
+def expand(folder: str | Path) -> Path:
+    """The folder with `~` and environment variables written out."""
+    return Path(os.path.expandvars(folder)).expanduser()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The JSON of an adapter folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is of another format.
+        RuntimeError: If it cannot be read, or is not what was written.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}. Every run writes one as "
+            "runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter."
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same_format = record["format"] == ADAPTER_FORMAT
+        if same_format:
+            _check_types(record)
+            for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
+                _check_types(source)
+            check_types(record, _TYPES, _TYPES_OR_NONE)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        absent = isinstance(error, KeyError)
+        reason = f"key {error} is missing" if absent else str(error).rstrip(".")
+        raise RuntimeError(f"{path} is damaged: {reason}. Train the adapter again.") from error
+    if same_format and has_other_content(record):
+        raise RuntimeError(
+            f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "
+            "it again or train the adapter again; to keep an edit, delete the key record_sha256."
+        )
+    if not same_format:
+        raise ValueError(
+            f"{path} is of format {record['format']!r}, written by kora "
+            f"{record.get('kora_version')}; this version reads format {ADAPTER_FORMAT}. Train the "
+            "adapter again, or use that version."
+        )
+    return record
+
+
+def _check_types(record: Any) -> None:
+    for part, key, kind in _RECORD:
+        if not isinstance(record[part][key], kind):
+            raise TypeError(f"{part}.{key} is {record[part][key]!r}, no {kind.__name__}")
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder by name: `adapter.*` and `head.*`, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is no adapter folder.
+        RuntimeError: If the file is missing or not what was written, or a number in it is not
+            finite.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    expected = read_adapter_config(folder).get("weights_sha256")
+    try:
+        with open(path, "rb", opener=plainly) as file:
+            content = file.read()
+        found = hashlib.sha256(content).hexdigest()
+        if expected not in (None, found):  # None: written before it was kept
+            raise RuntimeError(
+                f"Adapter weights {path} cannot be read: they are damaged, as their SHA-256 is "
+                f"{found[:12]}, but {ADAPTER_CONFIG} says {str(expected)[:12]}. Train it again."
+            )
+        tensors = load(content)
+    except (SafetensorError, OSError) as error:
+        raise RuntimeError(
+            f"Adapter weights {path} cannot be read: {error}. Train it again."
+        ) from error
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    if strange:
+        raise RuntimeError(
+            f"Adapter weights {path} cannot be used: '{strange[0]}' is of "
+            f"{tensors[strange[0]].dtype}, which nothing here trains. Train it again."
+        )
+    diverged = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if diverged:
+        raise RuntimeError(
+            f"Adapter weights {path} are of a run that diverged: '{diverged[0]}' holds numbers "
+            "that are not finite. Train it again with a lower learning rate."
+        )
+    return tensors
+
+
+def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:
+    """Refuse any difference in keys, shapes or kinds of number, and list it.
+
+    Raises:
+        ValueError: With the first few differences.
+    """
+    wrong = [f"'{key}' is missing" for key in sorted(mine.keys() - theirs.keys())]
+    wrong += [f"'{key}' is unknown here" for key in sorted(theirs.keys() - mine.keys())]
+    wrong += [
+        f"'{key}' has shape {tuple(theirs[key].shape)}, expected {tuple(mine[key].shape)}"
+        for key in sorted(mine.keys() & theirs.keys())
+        if theirs[key].shape != mine[key].shape
+    ]
+    wrong += [
+        f"'{key}' is of {theirs[key].dtype}, expected {mine[key].dtype}"
+        for key in sorted(mine.keys() & theirs.keys())
+        if theirs[key].is_floating_point() != mine[key].is_floating_point()
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
+        raise ValueError(
+            f"{source} does not fit this model: {'; '.join(wrong[:4])}{more}. Use the config.yaml "
+            "that was written beside it."
+        )

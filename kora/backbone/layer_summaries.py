@@ -1,0 +1,156 @@
+"""What a classifier may read beside the pooled vector: summaries of the tokens of several layers.
+
+Shapes: B images, P prefix tokens, N patch tokens, K prompts, D width, E channels of all summaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.backbone.sites import find_sites, require_blocks
+from kora.backbone.vit import Backbone
+
+__all__ = ["Layer", "LayerSummaries"]
+
+Layer = Literal["proj", "block"]
+
+
+class LayerSummaries(nn.Module):
+    """CLS tokens and means over the patch tokens of several blocks, normalised, side by side.
+
+    They come along with the one forward pass that there is anyway, whatever the number of blocks.
+    Nothing here trains.
+    Source: Evci et al. 2022 (Head2Toe, arXiv:2201.03529): a linear classifier of all layers;
+    Oquab et al. 2023 (DINOv2, arXiv:2304.07193), appendix B.3: CLS of the last four blocks and the
+    mean over the patches of the last.
+
+    Args:
+        layer: `proj`: the input of each block's attention output, a summary normalised by LayerNorm
+            without parameters. `block`: the output of each block, its tokens normalised by the
+            backbone's last norm, as DINOv2's evaluation does.
+        cls_blocks: Blocks whose CLS token is read; negative numbers count from the end.
+        mean_blocks: Blocks whose mean over the patch tokens is read.
+
+    Raises:
+        ValueError: For an unknown layer, no block at all, one outside the depth, or the CLS token
+            of a backbone that has none.
+    """
+
+    def __init__(
+        self,
+        layer: Layer = "proj",
+        *,
+        cls_blocks: Sequence[int] = (),
+        mean_blocks: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if layer not in get_args(Layer):
+            raise ValueError(
+                f"LayerSummaries: layer='{layer}', expected one of {', '.join(get_args(Layer))}."
+            )
+        if not cls_blocks and not mean_blocks:
+            raise ValueError(
+                "LayerSummaries: cls_blocks and mean_blocks are empty, so nothing would be read. "
+                "Name blocks, such as [-6, -5, -4, -3, -2, -1], or use LinearProbe."
+            )
+        self.layer: Layer = layer
+        self.cls_blocks = cls_blocks
+        self.mean_blocks = mean_blocks
+        self.width = 0
+        self.needs_last_tokens = True
+        self._order: list[tuple[int, str]] = []
+        self._awaited: set[int] = set()
+        self._kept: dict[tuple[int, str], Tensor] = {}
+
+    def install(self, backbone: Backbone) -> None:
+        """Let every pass of the backbone bring `Features.layers`; after the adapter is attached."""
+        if self.cls_blocks and not backbone.has_cls:
+            raise ValueError(
+                f"LayerSummaries: cls_blocks={list(self.cls_blocks)} reads the CLS token, and "
+                f"{backbone.name} has none. Use mean_blocks."
+            )
+        wanted = {"cls": self.cls_blocks, "mean": self.mean_blocks}
+        self._order = [
+            (number, kind)
+            for kind, blocks in wanted.items()
+            if blocks
+            for number in require_blocks(backbone, blocks)
+        ]
+        self.width = len(self._order) * backbone.width
+        self.needs_last_tokens = (backbone.depth - 1, "mean") in self._order
+        read = sorted({number for number, _ in self._order})
+        if self.layer == "proj":
+            for site in find_sites(backbone, ["proj"], blocks=read):
+                if site.d_in != backbone.width:
+                    raise ValueError(
+                        f"LayerSummaries: proj of {backbone.name} reads {site.d_in} channels and "
+                        f"its tokens have {backbone.width}. Use layer='block'."
+                    )
+                assert site.block is not None
+                module = backbone.model.get_submodule(site.path)
+                module.register_forward_pre_hook(_Entry(self, backbone, site.block))
+        else:
+            for number in read:
+                backbone.model.blocks[number].register_forward_hook(_Exit(self, backbone, number))
+        backbone.layer_summaries = self
+
+    def begin(self) -> None:
+        """Keep what the next pass brings, and nothing that backward computes again."""
+        self._awaited = {number for number, _ in self._order}
+        self._kept = {}
+
+    def keep(self, backbone: Backbone, number: int, tokens: Tensor) -> None:
+        """Called by a block with its tokens (B, P + N + K, D)."""
+        # A recomputation in backward has to compute the same, though nobody waits for it.
+        found: dict[tuple[int, str], Tensor] = {}
+        if (number, "cls") in self._order:
+            found[number, "cls"] = self._normed(backbone, tokens[:, :1])[:, 0]
+        if (number, "mean") in self._order:
+            patches = backbone.patches_of(tokens)
+            if self.layer == "proj":  # the mean first: it is the summary that is normalised
+                patches = patches.mean(dim=1, keepdim=True)
+            found[number, "mean"] = self._normed(backbone, patches).mean(dim=1)
+        if number in self._awaited:
+            self._awaited.remove(number)
+            self._kept |= found
+
+    def taken(self) -> Tensor:
+        """(B, E) of the pass that has just ended: CLS tokens block by block, then means."""
+        assert not self._awaited, "a block was not reached"
+        kept, self._kept = self._kept, {}
+        return torch.cat([kept[place] for place in self._order], dim=1)
+
+    def extra_repr(self) -> str:
+        cls_blocks, mean_blocks = list(self.cls_blocks), list(self.mean_blocks)
+        return f"{self.layer}, cls_blocks={cls_blocks}, mean_blocks={mean_blocks}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_awaited": set()}  # a copy has seen no batch
+
+    def _normed(self, backbone: Backbone, tokens: Tensor) -> Tensor:
+        if self.layer == "proj":
+            return F.layer_norm(tokens, tokens.shape[-1:])
+        normed: Tensor = backbone.model.norm(tokens)
+        return normed
+
+
+class _Entry:
+    """Hook of a layer whose input is read: an object, as modules with closures cannot be copied."""
+
+    def __init__(self, summaries: LayerSummaries, backbone: Backbone, number: int) -> None:
+        self.summaries, self.backbone, self.number = summaries, backbone, number
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.summaries.keep(self.backbone, self.number, inputs[0])
+
+
+class _Exit(_Entry):
+    """Hook of a block whose output is read."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        self.summaries.keep(self.backbone, self.number, output)

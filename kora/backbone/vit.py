@@ -1,0 +1,340 @@
+"""Frozen vision transformers that own their input. The only file that knows how timm builds models.
+
+Shapes: B images, H and W pixels, N patch tokens, D width, P prefix tokens (CLS, registers).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
+from kora.backbone.images import chosen_normalisation, resized
+from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable
+
+__all__ = ["Backbone", "Features", "Level"]
+
+
+class Level(NamedTuple):
+    """Tokens of one intermediate block, after the final norm of the backbone."""
+
+    patches: Tensor  # (B, N, D)
+    prefix: Tensor  # (B, P, D); P is 0 for models without CLS and registers
+
+
+class Features(NamedTuple):
+    """What a backbone gives for a batch of images."""
+
+    pooled: Tensor  # (B, D): what timm's own head would read (CLS, mean or attention pool)
+    patches: Tensor  # (B, N, D), after the final norm
+    prefix: Tensor  # (B, P, D)
+    levels: tuple[Level, ...] = ()
+    layers: Tensor | None = (
+        None  # (B, E), where something reads them: kora/backbone/layer_summaries.py
+    )
+
+
+class Backbone(nn.Module):
+    """A timm vision transformer, frozen and in eval mode, that resizes and normalises its input.
+
+    Images are uint8 in [0, 255] or floating point in [0, 1], (B, 3, H, W), of any size. They are
+    resized as a whole (antialiased, no crop) and normalised on their device with the mean,
+    standard deviation and interpolation that timm's configuration names for these weights.
+
+    Args:
+        name: A timm model name, with its tag where you want one
+            (`vit_base_patch16_224.augreg_in21k`), or `vit_nano`, which ships with this package.
+        weights: `pretrained` (timm's hub, or the packaged file of `vit_nano`), `random`, or the
+            path of a local `.safetensors` file; `~` and environment variables are expanded.
+        image_size: Side in pixels at which the backbone runs, or [height, width]; None takes that
+            of the weights. Position embeddings are resampled by timm.
+        keep_classifier: Keep timm's own classifier. It is never used here; it only counts, as in
+            the published notebook (configs/paper/as_published).
+        mean: Replaces the mean that timm names for these weights: red, green and blue, in [0, 1].
+            For weights of your own, or to repeat a published mistake; `std` goes with it.
+        std: Replaces the standard deviation.
+        gradient_checkpointing: Recompute the blocks in backward; less memory, more time.
+
+    Raises:
+        ValueError: For an unknown model, one that is not of the ViT family, weights of another
+            architecture, a mean or std without three numbers, or images of the wrong type, range or
+            number of channels.
+        FileNotFoundError: If the weights file is not there.
+        RuntimeError: If pretrained weights cannot be fetched, or the file is damaged.
+    """
+
+    model: Any  # a timm model; its attributes are not typed
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str = "pretrained",
+        image_size: int | tuple[int, int] | None = None,
+        keep_classifier: bool = False,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.keep_classifier = keep_classifier
+        #: `mean` and `std` where they are not those of the weights, else empty.
+        self.normalisation = chosen_normalisation(mean, std)
+        self.frozen = True
+        #: Of each strategy that was ever attached to it and changes what it computes: how.
+        self.changes: list[str] = []
+        self._create_kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
+        if image_size is not None:
+            self._create_kwargs["img_size"] = image_size
+        self.model = _create(name, self._create_kwargs)
+        cfg = self.model.pretrained_cfg
+        if weights != "random":
+            _load(self.model, name, weights, self._create_kwargs)
+        self.image_size: int | tuple[int, int] = image_size or cfg["input_size"][-1]
+        #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
+        self.levels: tuple[int, ...] = ()
+        #: What of its layers every pass returns as `Features.layers`, see
+        #: kora/backbone/layer_summaries.py.
+        self.layer_summaries: Any = None
+        self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
+        for key in ("mean", "std"):
+            values_3 = torch.tensor(self.normalisation.get(key, cfg[key]))
+            self.register_buffer(key, values_3.view(1, 3, 1, 1), persistent=False)
+        self.model.requires_grad_(False)
+        if gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self.train(False)
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """D, the width of the tokens."""
+        return int(self.model.embed_dim)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of `Features.pooled` (equal to `width` in all ViT families but a few)."""
+        return int(getattr(self.model, "num_features", self.model.embed_dim))
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.model.blocks)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels at which the backbone runs."""
+        one = self.image_size
+        return (one, one) if isinstance(one, int) else (one[0], one[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch tokens, which come row by row."""
+        rows, columns = self.model.patch_embed.grid_size
+        return int(rows), int(columns)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: CLS and register tokens before the patch tokens."""
+        return int(self.model.num_prefix_tokens)
+
+    def patches_of(self, tokens: Tensor) -> Tensor:
+        """The patch tokens (B, N, D) among all, without CLS, registers and prompts behind them."""
+        first = self.num_prefix_tokens
+        return tokens[:, first : first + math.prod(self.grid)]
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is a CLS token (SigLIP and some others have none)."""
+        return getattr(self.model, "cls_token", None) is not None
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weights as loaded: names, shapes and float32 bytes of the state dict.
+
+        Read it before anything in the backbone trains. Adapted sites do not change it. Without
+        storage (on the meta device) it is that of names and shapes.
+        """
+        digest = hashlib.sha256()
+        state = {k.replace(".base.", "."): v for k, v in self.model.state_dict().items()}
+        for key in sorted(state):
+            tensor = state[key].detach()
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            if tensor.numel() and not tensor.is_meta:
+                array = tensor.float().cpu().contiguous().numpy()
+                digest.update(memoryview(array).cast("B"))
+        return digest.hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells it from other backbones, in plain types."""
+        names = ("name", "weights", "sha256", "image_size")
+        return {name: getattr(self, name) for name in names} | self.normalisation
+
+    def meta_twin(self) -> Any:
+        """The same architecture without storage, for questions that need no numbers."""
+        with torch.device("meta"):
+            twin = timm.create_model(self.name, **self._create_kwargs)
+        return twin.eval()
+
+    def plain_model(self, num_classes: int) -> Any:
+        """timm's own model of this architecture with a classifier; its numbers are random."""
+        return timm.create_model(self.name, **{**self._create_kwargs, "num_classes": num_classes})
+
+    def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
+        """Paths of the modules that a forward pass calls, in the order in which they return.
+
+        Seen by running the twin and watching it, as what a model holds need not be called: timm's
+        BEiT and EVA02 read `qkv.weight` directly. What is called twice stands there twice.
+
+        Args:
+            prepare: Is given the twin before it runs, to hook something in.
+
+        Raises:
+            RuntimeError, AttributeError: From torch, if what was hooked in does not fit.
+        """
+        twin = self.meta_twin()
+        calls: list[str] = []
+        for path, module in twin.named_modules():
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        if prepare is not None:
+            prepare(twin)
+        with torch.no_grad(), torch.device("meta"):
+            image = torch.empty(1, 3, *self.size)
+            twin.forward_head(twin.forward_features(image), pre_logits=True)
+        return calls
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
+
+    # -- computation ---------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode while frozen: dropout and drop-path of frozen blocks never run."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
+        x = (resized(images, self.size, self.interpolation) - self.mean) / self.std
+        return x.to(next(self.model.parameters()).dtype)
+
+    def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:
+        """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well.
+
+        None returns those of the attribute `levels`.
+
+        Raises:
+            ValueError: For images of the wrong type, range or shape, or a level outside the depth.
+        """
+        levels = self.levels if levels is None else levels
+        x = self.preprocess(images)
+        prefix = self.num_prefix_tokens
+        if self.layer_summaries is not None:
+            self.layer_summaries.begin()
+        taken: dict[int, Level] = {}
+        if levels:
+            wanted = sorted(set(levels))
+            if wanted[0] < 0 or wanted[-1] >= self.depth:
+                raise ValueError(
+                    f"levels={list(levels)} of {self.name}: expected numbers from 0 to "
+                    f"{self.depth - 1}."
+                )
+            tokens, raw = self.model.forward_intermediates(
+                x, indices=wanted, norm=True, return_prefix_tokens=prefix > 0, output_fmt="NLC"
+            )
+            for number, item in zip(wanted, raw, strict=True):
+                patches, first = item if isinstance(item, tuple) else (item, item[:, :0])
+                taken[number] = Level(patches, first)
+        else:
+            tokens = self.model.forward_features(x)
+        pooled = self.model.forward_head(tokens, pre_logits=True)
+        chosen = tuple(taken[number] for number in levels)  # in the order of the question
+        layers = None if self.layer_summaries is None else self.layer_summaries.taken()
+        return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
+
+
+#: Pixels a side: vit_tiny then has 262,144 tokens of patches, which no attention bears.
+_LARGEST = 8192
+
+
+def _create(name: str, kwargs: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
+    size = kwargs.get("img_size", ())  # none: that of the weights
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if max(sides, default=0) > _LARGEST:  # before a model of that size takes all memory
+        raise ValueError(
+            f"model.backbone.image_size={size}: expected at most {_LARGEST} pixels a side."
+        )
+    try:
+        model: Any = timm.create_model(name, pretrained=False, **kwargs)
+    except RuntimeError as error:
+        tags = timm.list_models(f"{name.split('.')[0]}.*", include_tags=True)
+        raise ValueError(
+            f"timm {timm.__version__} cannot build '{name}': {error} Weights of this "
+            f"architecture: {', '.join(tags) or 'none'}."
+        ) from error
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"timm cannot build '{name}' with {kwargs}: {error}. Check model.backbone.image_size "
+            "(a multiple of the patch size) and that the model is a vision transformer."
+        ) from error
+    blocks = getattr(model, "blocks", None)
+    intermediates = getattr(model, "forward_intermediates", None)
+    if (
+        blocks is None
+        or not hasattr(model, "num_prefix_tokens")
+        or not hasattr(model, "patch_embed")  # NaFlexViT has none, and no fixed grid
+        or not hasattr(model, "get_classifier")  # encoders of language models do not pool
+        or not hasattr(blocks[0], "attn")
+        or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
+        or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
+    ):
+        raise ValueError(
+            f"'{name}' ({type(model).__name__}) is not of timm's VisionTransformer family: it has "
+            "no plain sequence of attention blocks between a patch embedding and a classifier. Use "
+            "a vit, deit, deit3, dinov2, dinov3, clip, siglip, eva02 or beit model."
+        )
+    patch = model.patch_embed.patch_size[0]
+    if any(side < 1 or side % patch for side in sides):
+        fitting = [max(1, round(side / patch)) * patch for side in sides]
+        raise ValueError(
+            f"model.backbone.image_size={size if len(sides) == 1 else list(sides)} is not a "
+            f"positive multiple of {patch}, the patch size of '{name}': timm would cut off the "
+            f"rest. Use {fitting[0] if len(sides) == 1 else fitting}."
+        )
+    return model
+
+
+def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
+    packaged = model.pretrained_cfg.get("file") if weights == "pretrained" else None
+    if packaged or weights != "pretrained":
+        load_file_exactly(model, name, Path(packaged or os.path.expandvars(weights)).expanduser())
+        return
+    require_fetchable(name, model.pretrained_cfg)
+    try:
+        loaded = timm.create_model(name, pretrained=True, **kwargs)
+    except OSError as error:
+        raise RuntimeError(
+            f"Fetching the pretrained weights of '{name}' failed: {error}. {by_hand(name)}"
+        ) from error
+    model.load_state_dict(loaded.state_dict())

@@ -1,0 +1,1 @@
+"""The command line: the first word, help and lists without torch, and small commands."""

@@ -1,0 +1,382 @@
+"""The command `kora`. Looks at the first word and imports only what that command needs."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import io
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from kora import __version__
+
+__all__ = ["main"]
+
+_USAGE = """\
+usage: kora COMMAND [options]
+
+Train and compare adapters on frozen vision transformers.
+
+  fit       train, choose the best checkpoint by validation, test it once, record the run
+  validate  measure a checkpoint on the validation part
+  test      measure a checkpoint on the test set
+  predict   write a checkpoint's predictions for the test set, or
+              for a folder of images                   kora predict RUN --images FOLDER
+
+  params    what trains, where and how much            kora params --config FILE [--json]
+              at one budget: their ranks and widths    kora params --config FILE --match FILES...
+  data      sizes, classes and audit, or download      kora data describe|prepare --config FILE
+              the frozen features, computed ahead      kora data cache --config FILE
+  grid      every combination of options and seeds     kora grid --config GRID [--jobs N]
+  tune      the same search of settings for each       kora tune --config GRID [--jobs N]
+  compare   a table over finished runs with intervals  kora compare RUNS...
+  cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
+  paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
+  inspect   what each node or update has become        kora inspect RUN [--images N]
+  export    for peft, timm or ONNX, and compared      kora export RUN --format timm
+  list      strategies, heads, losses, data modules and configs
+
+  kora fit --config configs/quickstart.yaml            needs no download and no GPU
+  kora fit --config A.yaml --config B.yaml --model.adapter.rank 4
+                                                       later files and options win
+  kora test --trust MODULE ...                         a run may name the classes of MODULE too
+  kora COMMAND --help                                  the options of a command
+  kora --version
+"""
+
+Command = Callable[[Sequence[str]], None]
+
+
+def _lightning(command: str) -> Command:
+    def run(args: Sequence[str]) -> None:
+        from kora.training.lightning_cli import run_lightning
+
+        run_lightning([command, *args])
+
+    return run
+
+
+def _predict(args: Sequence[str]) -> None:
+    """A run's folder comes first, or --images is named: images; else a config, by Lightning."""
+    named = any(arg.split("=")[0] == "--images" for arg in args)
+    if not named and (not args or args[0].startswith("-")):
+        _lightning("predict")(args)
+        return
+    from kora.export.predict import predict_command
+
+    predict_command(args)
+
+
+def _export(args: Sequence[str]) -> None:
+    from kora.export.command import export_command
+
+    export_command(args)
+
+
+def _params(args: Sequence[str]) -> None:
+    from kora.cli.params import params
+
+    params(args)
+
+
+def _data(args: Sequence[str]) -> None:
+    from kora.cli.params import data
+
+    data(args)
+
+
+def _inspect(args: Sequence[str]) -> None:
+    from kora.inspect.command import inspect_command
+
+    inspect_command(args)
+
+
+def _as_fit_reads() -> None:
+    """Import Lightning before rich, as `fit` does, so that a config is the same in both.
+
+    Of two equal unions typing hands out the one that was made first; rich has float before int, and
+    trainer.limit_train_batches would be read as 8.0 here and as 8 in the run.
+    """
+    import kora.training.lightning_cli  # noqa: F401
+
+
+def _grid(args: Sequence[str]) -> None:
+    _as_fit_reads()
+    from kora.grid.command import grid
+
+    grid(args)
+
+
+def _tune(args: Sequence[str]) -> None:
+    _as_fit_reads()
+    from kora.tune.command import tune
+
+    tune(args)
+
+
+def _compare(args: Sequence[str]) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="kora compare", description="Mean and 95 % interval over the seeds of finished runs."
+    )
+    parser.add_argument("runs", nargs="*", help="runs, or folders above runs")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT[/EXPERIMENT]", help="also the finished runs in W&B"
+    )
+    parser.add_argument(
+        "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
+    )
+    parser.add_argument(
+        "--by", default="strategy", metavar="WHAT",
+        help="strategy (default), experiment, or a setting such as model.adapter.d_comp",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="NAME", help="what differences refer to (default: LinearProbe)"
+    )
+    parser.add_argument("--out", help="folder for the table as .html, .md, .tex, .csv and .png")
+    parser.add_argument(
+        "--against", action="append", default=[], choices=("images", "seconds", "trainable"),
+        help="draw the metric of all tables over training images, seconds or parameters, in --out",
+    )  # fmt: skip
+    own = parser.parse_args(args)
+    if own.against and own.out is None:
+        parser.error(f"--against {own.against[0]} draws a picture; say where with --out FOLDER")
+    if not own.runs and own.wandb is None:
+        parser.error("name runs, or a project with --wandb ENTITY/PROJECT")
+    from kora.compare.command import compare_command
+
+    notes: list[str] = []
+    if own.wandb is not None:
+        from kora.loggers.wandb_runs import address_of, fetch_runs
+
+        found, notes = fetch_runs(address_of(own.wandb))
+        own.runs += found
+    compare_command(
+        own.runs, own.metric, own.out, by=own.by, reference=own.reference, against=own.against,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _cka(args: Sequence[str]) -> None:
+    from kora.inspect.cka import cka_command
+
+    cka_command(args)
+
+
+def _paper(args: Sequence[str]) -> None:
+    from kora.paper.command import paper_command
+
+    paper_command(args)
+
+
+def _list(args: Sequence[str]) -> None:
+    from kora.cli.listing import main as listing
+
+    listing(args)
+
+
+_COMMANDS: dict[str, Command] = {
+    **{name: _lightning(name) for name in ("fit", "validate", "test")},
+    "predict": _predict,
+    "export": _export,
+    "params": _params,
+    "data": _data,
+    "grid": _grid,
+    "tune": _tune,
+    "compare": _compare,
+    "cka": _cka,
+    "paper": _paper,
+    "inspect": _inspect,
+    "list": _list,
+}
+
+#: Variables that tell which process of a run this is.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
+
+#: Columns below which tables cannot be drawn.
+_NARROWEST = 20
+
+#: Commands that read files in which classes may be named.
+_NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Exits with 0 when all went well, 2 for a mistake in what was asked (options, config, settings),
+    1 for a failure while doing it and 130 after Ctrl-C. A mistake is told in one line; KORA_DEBUG=1
+    shows the traceback as well.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    width = os.environ.get("COLUMNS", "")
+    if width.isdecimal() and int(width) < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _command(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _fail("interrupted.", code=128 + signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(128 + signal.SIGPIPE)
+        told = _told(error)
+        if isinstance(error, OSError) and error.errno and not error.filename and _output_fails():
+            told = OSError(
+                f"what was printed cannot be written ({error}). Make room where it goes."
+            )
+        code = 1 if told is None or not isinstance(told, ValueError) else 2
+        if told is None or os.environ.get("KORA_DEBUG"):
+            traceback.print_exc()
+            sys.exit(code)
+        _fail(str(told), code=code)
+
+
+def _command(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return
+    if args[0] in ("-V", "--version"):
+        print(f"kora {__version__}")
+        return
+    command = _COMMANDS.get(args[0])
+    if command is None:
+        close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
+    if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
+        command(args[1:])
+        return
+    for name in _RANKS:
+        if not os.environ.get(name, "0").isdecimal():  # Lightning reads them where it is imported
+            _fail(
+                f"the environment has {name}={os.environ[name]!r}, expected a whole number. Unset "
+                "it, or start the processes of a run with torchrun or srun, which set it.",
+                code=2,
+            )
+    from kora.runs.trust import policy_for, split_trust
+
+    with policy_for(args):
+        command(split_trust(args[1:])[0])
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as behind `kora ... | head`."""
+    look = select.poll()
+    look.register(sys.stdout, 0)
+    if not look.poll(0):
+        return False
+    _forget_output()
+    return True
+
+
+def _output_fails() -> bool:
+    """Whether nothing more can be printed, as one line shows."""
+    try:
+        print(flush=True)
+    except OSError:
+        _forget_output()
+        return True
+    return False
+
+
+def _forget_output() -> None:
+    """Or Python would try it again at its end, and tell of that."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _fail(message: str, *, code: int) -> NoReturn:
+    from kora.console.tables import visible
+
+    print(f"kora: error: {visible(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _told(error: Exception) -> Exception | None:
+    """The error that this project worded for its users; None for a bug, which shows its traceback.
+
+    Our own ValueErrors are mistakes in what was asked; our RuntimeErrors and OSErrors are failures
+    of the world. Whose an error is, is told by where it was raised. What Lightning and torch's
+    optimisers refuse in words of their own is a mistake in their options. The parser wraps errors
+    of constructors in its own, so the whole chain is looked at.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        raised_in = _package(link)
+        if type(link).__module__.split(".")[0] in ("kora", "datamodules"):
+            return _as_worded(link)  # raised anew by torch where a loader process met it
+        lack = _lack(link)
+        if lack is not None:
+            return lack
+        if raised_in in ("kora", "datamodules"):
+            if isinstance(link, ValueError | RuntimeError | OSError):
+                return link
+        elif type(link).__name__ == "MisconfigurationException":
+            return ValueError(str(link))  # Lightning's word for what the trainer cannot do
+        elif raised_in == "lightning" and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"trainer: {' '.join(str(link).split())}")
+        elif _module(link).startswith("torch.optim.") and type(link) in (ValueError, RuntimeError):
+            return ValueError(f"model.optimizer: {link}. Choose another, or other settings of it.")
+        link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
+    if isinstance(error, ValueError) and _package(error) == "jsonargparse":
+        from kora.console.errors import explain
+
+        return ValueError(explain(str(error), ()))
+    return error if isinstance(error, OSError) else None
+
+
+def _lack(error: BaseException) -> RuntimeError | None:
+    """What the machine has too little of, in our words; it is met in anybody's code."""
+    text = str(error).strip() or type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of an accelerator
+        or "can't allocate memory" in text  # torch's, of the CPU
+        or getattr(error, "errno", None) == errno.ENOMEM
+    ):
+        return RuntimeError(
+            f"There is too little memory ({text.splitlines()[0]}). Use smaller batches "
+            "(data.batch_size, data.eval_batch_size) or a smaller backbone."
+        )
+    no_semaphore = (
+        _package(error) == "multiprocessing" and getattr(error, "errno", 0) == errno.ENOSPC
+    )
+    if no_semaphore or text.startswith("DataLoader worker"):
+        what = "could not start" if no_semaphore else "ended"
+        return RuntimeError(
+            f"A loader process {what} ({text}). Where /dev/shm is small (in a container: "
+            "--shm-size) or memory is short, use fewer of them: --data.num_workers 0."
+        )
+    return None
+
+
+def _as_worded(error: BaseException) -> Exception:
+    """An error of our own kind, without the traceback that torch puts into its message."""
+    assert isinstance(error, Exception)
+    kind, text = type(error), str(error)
+    marker = f"{kind.__module__}.{kind.__qualname__}: "
+    return kind(text.rpartition(marker)[2].strip()) if text.startswith("Caught ") else error
+
+
+def _package(error: BaseException) -> str:
+    """The top-level package whose code raised it."""
+    return _module(error).split(".")[0]
+
+
+def _module(error: BaseException) -> str:
+    """The module whose code raised it."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))

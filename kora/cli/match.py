@@ -1,0 +1,128 @@
+"""`kora params --match`: reads the experiment and the strategies that are matched to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from kora.adapters import Strategy
+from kora.adapters.matching import count_trainable, match, render
+from kora.backbone.vit import Backbone
+from kora.runs.yaml_files import read_yaml
+from kora.training.lightning_cli import KoraCLI, parse
+
+__all__ = ["matched"]
+
+
+def matched(
+    configs: Sequence[str],
+    files: Sequence[str],
+    options: Sequence[str],
+    *,
+    target: int | None,
+    as_json: bool,
+) -> None:
+    """Print which size brings each strategy nearest to the same number of trainable parameters.
+
+    Args:
+        configs: The layers of the experiment; without `files`, the first is the experiment and each
+            further one another strategy.
+        files: Other strategies: fragments, or complete experiments, whose adapter alone is taken.
+        options: Further options of the experiment.
+        target: The number; None takes that of the experiment's own strategy.
+        as_json: Print JSON in place of the table.
+
+    Raises:
+        ValueError: There is nothing to match, or a file is no experiment or strategy.
+    """
+    layers, others = (configs, files) if files else (configs[:1], configs[1:])
+    if target is not None and target < 1:
+        raise ValueError(f"--target {target}: expected a number of parameters, 1 or more.")
+    if not others and target is None:
+        raise ValueError(
+            f"--match: {layers[0]} alone has nothing to be matched to. Name other strategies, "
+            "--match configs/adapters/lora.yaml configs/adapters/kora.yaml, or --target N."
+        )
+    if not any(_is_complete(_read(file)) for file in layers):
+        raise ValueError(
+            f"--match: {layers[0]} is no experiment: it has no model.class_path, so the backbone "
+            "is not known. Put an experiment first: --config configs/quickstart.yaml"
+        )
+    base = [*_as_options(layers), *options]
+    cli = parse(["fit", *base])
+    backbone, own = _model(cli, base)
+    strategies = [(_names(layers), own)]
+    strategies += [(file, _model(cli, [*base, "--config", _overlay(file)])[1]) for file in others]
+    origin = "the number of --target"
+    if target is None:
+        target, origin = (
+            count_trainable(own, backbone),
+            f"the number of {own.label} in {_names(layers)}",
+        )
+        if target == 0:
+            raise ValueError(
+                f"--match: {own.label} of {_names(layers)} trains nothing but the head, so there "
+                "is no number to match. Give --target N, or an experiment with another adapter."
+            )
+    rows = match(strategies, backbone, target)
+    if as_json:
+        found = {"backbone": backbone.name, "target": target}
+        print(json.dumps({**found, "strategies": [row.to_dict() for row in rows]}))
+    else:
+        Console().print(render(rows, target, origin=origin, backbone=backbone.name))
+
+
+def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
+    """Backbone and strategy of a config, without storage, data or a trainer."""
+    parser = cli._parser(cli.command)
+    options = parser.parse_args(list(args))
+    options.model.init_args.backbone.init_args.weights = "random"
+    options.data = None  # only the head depends on it
+    with torch.device("meta"):
+        task = parser.instantiate(options).model
+    cli.source_stages.foresee(task)
+    return task.backbone, task.adapter
+
+
+def _overlay(file: str) -> str:
+    """What is laid over the experiment: the fragment, or the adapter of a complete experiment."""
+    config = _read(file)
+    if _is_complete(config):
+        adapter = parse(["fit", "--config", file]).resolved()["model"]["init_args"].get("adapter")
+        return yaml.safe_dump({"model": {"init_args": {"adapter": adapter}}})
+    model = config.get("model") or {}
+    if "adapter" not in model and "adapter" not in (model.get("init_args") or {}):
+        raise ValueError(
+            f"--match: {file} sets no model.adapter, so it is no strategy to match. Layers of the "
+            "experiment go with --config, and strategies behind --match: "
+            f"kora params --config EXPERIMENT --config {file} --match STRATEGY..."
+        )
+    return file
+
+
+def _read(file: str) -> dict[str, Any]:
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"--match: {file} does not exist. Name a config file.")
+    config = read_yaml(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model", {}) or {}, dict):
+        raise ValueError(f"--match: {file} is no config: expected keys such as `model:`.")
+    return config
+
+
+def _is_complete(config: dict[str, Any]) -> bool:
+    return "class_path" in (config.get("model") or {})
+
+
+def _as_options(files: Sequence[str]) -> list[str]:
+    return [part for file in files for part in ("--config", file)]
+
+
+def _names(files: Sequence[str]) -> str:
+    return " + ".join(files)

@@ -1,0 +1,131 @@
+"""`kora params` and `kora data`: look at a config without running it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kora.cli.cache import fill_cache
+from kora.cli.match import matched
+from kora.reports import Report, report_for
+from kora.reports.audit_depth import DepthAudit
+from kora.reports.parameters import parameter_report
+from kora.training.lightning_cli import parse
+
+__all__ = ["data", "params"]
+
+
+def params(args: Sequence[str]) -> None:
+    """Count what a config would train. No weights and no data are needed."""
+    parser = argparse.ArgumentParser(
+        prog="kora params",
+        description="What trains, where and how much. Further options are those of kora fit.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument(
+        "--match", nargs="*", metavar="FILE",
+        help="which rank or width brings other strategies to the same number of trainable "
+        "parameters, the head not counted. The strategy of the experiment sets the number; the "
+        "others are each a FILE (or, if none is named here, each --config after the first): a "
+        "fragment that is laid over the experiment, or an experiment, whose adapter alone is taken",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=int, metavar="N", help="match this number of parameters instead"
+    )
+    own, rest = _split(parser, args)
+    if own.match is not None:
+        matched(own.config, own.match, rest, target=own.target, as_json=own.json)
+        return
+    if own.target is not None:
+        raise ValueError(
+            "--target is the number of parameters to match, and nothing is matched. Add --match."
+        )
+    configs = [part for file in own.config for part in ("--config", file)]
+    datamodule, task = _instantiate(["fit", *configs, *rest])
+    if getattr(task, "num_classes", 0) is None:
+        task.num_classes = datamodule.num_classes
+    task.recall_missing()
+    task.adapter_from = None
+    task.backbone.to("meta")
+    with torch.device("meta"):  # no storage: neither weights nor what belongs to them is compared
+        task.build()
+    report = parameter_report(task)
+    if own.json:
+        print(json.dumps(report.to_dict()))
+    else:
+        Console().print(report.render())
+
+
+def data(args: Sequence[str]) -> None:
+    """Describe or prepare the data of a config."""
+    parser = argparse.ArgumentParser(
+        prog="kora data",
+        description="describe: sizes, classes, images a class and the audit of the splits. "
+        "prepare: download and extract. cache: fill the feature cache of this config ahead. "
+        "Further options are those of kora fit.",
+    )
+    parser.add_argument("action", choices=("describe", "prepare", "cache"))
+    parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
+    own, rest = _split(parser, args)
+    configs = [part for file in own.config for part in ("--config", file)]
+    if own.action == "cache":
+        fill_cache(["fit", *configs, *rest])
+        return
+    datamodule, task = _instantiate(["fit", *configs, *rest])
+    datamodule.prepare_data()
+    console = Console()
+    if own.action == "prepare":
+        gained = getattr(datamodule, "prepare_cache", lambda: None)()
+        if gained is not None:
+            console.print(gained.render(), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
+        return
+    datamodule.setup_splits()
+    report = report_for(task, datamodule)
+    summary, found = datamodule.summary(), report.audit()
+    assert found is not None
+    stated = {**datamodule.protocol(), **_evaluation(report)}
+    if own.json:
+        print(json.dumps({**summary, "audit": found.to_dict(), "protocol": stated}))
+        return
+    height, width = summary["image_size"]
+    classes = f"{summary['num_classes']} classes, " if summary["num_classes"] > 1 else ""
+    console.print(f"{summary['dataset']}: {classes}{height}x{width} pixels", highlight=False)
+    if classes:
+        names = summary["class_names"]
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        console.print(f"classes: {shown}", highlight=False, markup=False)
+    console.print(found.render(histogram=True) if isinstance(found, DepthAudit) else found.render())
+    protocol = Table("key", "value", title="Protocol", title_justify="left", show_header=False)
+    for key, value in stated.items():
+        protocol.add_row(escape(key), escape(str(value)))
+    console.print(protocol)
+
+
+def _evaluation(report: Report) -> dict[str, Any]:
+    evaluation = report.evaluation("test")
+    return {"evaluation": evaluation} if evaluation else {}
+
+
+def _split(
+    parser: argparse.ArgumentParser, args: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE")
+    return parser.parse_known_args(args)
+
+
+def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
+    """Data module and model of a config, without a trainer and without fetching weights."""
+    cli = parse(args)
+    cli.options.model.init_args.backbone.init_args.weights = "random"
+    made = cli.parser.instantiate(cli.config)[cli.command]
+    cli.source_stages.foresee(made.model)
+    return made.data, made.model

@@ -1,0 +1,431 @@
+"""What a comparison of runs found, and its forms for readers: terminal, Markdown, CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kora.compare.answers import Answers, Pair
+from kora.compare.setting_differences import SettingRow
+from kora.compare.verdict import Verdict, signed
+from kora.console.formats import baseline_name, format_metric, format_number, is_rate, named_metric
+from kora.console.tables import csv_text, in_markdown, markdown_table
+from kora.reports.summary import evaluation_sentence, split_sizes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Cell", "Comparison", "Detail", "Difference", "Group", "to_csv"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of (group - reference) over the n seeds that both have; no t-interval for n = 1.
+
+    What of each image was kept gives the rest; see `kora.analysis.statistics`.
+    """
+
+    n: int
+    mean: float
+    half_width: float | None  # of the 95 % t-interval over seeds
+    std: float | None = None  # of the differences over seeds; None for one
+    images: int | None = None  # test images behind what follows
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images drawn anew
+    p: float | None = None  # signs flipped per image
+    p_holm: float | None = None  # corrected over the groups of the comparison
+    image_std: float | None = None  # over images, of the difference averaged over seeds
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row: the values of one strategy, a value a seed, both in the order of the seeds.
+
+    Mean, deviation and interval are over the seeds that all groups of the comparison have, or over
+    its own where there are none.
+    """
+
+    name: str
+    seeds: tuple[int | None, ...]
+    values: tuple[float, ...]
+    mean: float
+    std: float | None  # n - 1 in the denominator; None for one seed
+    half_width: float | None  # of the 95 % t-interval; None for one seed
+    trainable: int | None
+    percent: float | None
+    fit_seconds: float | None  # mean over the seeds
+    peak_memory_mib: float | None = None  # largest of the seeds
+    folders: tuple[Path, ...] = ()  # of the runs, in the order of the seeds
+    difference: Difference | None = None
+    verdict: Verdict | None = None
+    own_mean: float | None = None  # over all its seeds; None where those are the common ones
+
+
+_OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
+_VERDICT = "verdict"
+_OWN = "all its seeds"
+
+
+class Cell(NamedTuple):
+    """What a table shows, and by what it is sorted; None stands behind all others."""
+
+    text: str
+    key: float | str | None
+
+
+def _bullet(text: str) -> Table:
+    from rich.table import Table
+
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_row("•", text)
+    return row
+
+
+class Detail(NamedTuple):
+    """A table of text with its title and a sentence on it."""
+
+    title: str
+    note: str
+    heads: list[str]
+    rows: list[list[str]]
+    left: int = 1  # columns of words, aligned left; the others are numbers
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs on one protocol and backbone, best first."""
+
+    title: str
+    metric: str
+    by: str
+    groups: tuple[Group, ...]
+    baselines: Mapping[str, float]  # scores without learning, by kind
+    reference: str | None  # the group that differences refer to
+    protocol: Mapping[str, Any]
+    backbone: str
+    notes: tuple[str, ...]
+    #: The seeds behind means and order, where groups have different ones: () where they share none.
+    common_seeds: tuple[int | None, ...] | None = None
+    settings: tuple[SettingRow, ...] = ()  # those that differ, values in the order of the groups
+    answers: Answers | None = None
+
+    def headline(self) -> str:
+        """Data, backbone and evaluation protocol in one line, as far as they are stated."""
+        parts = [str(self.protocol.get("dataset", "")), self.backbone]
+        parts += split_sizes(self.protocol)
+        subset = self.protocol.get("subset") or {}
+        if subset.get("per_class"):
+            parts.append(f"{subset['per_class']} a class")
+        if subset.get("fraction"):
+            parts.append(f"{100 * subset['fraction']:g} % of the training set")
+        parts.append(evaluation_sentence(self.protocol) or "")
+        return " · ".join(part for part in parts if part)
+
+    def heading(self) -> str:
+        """Title and metric, and that the lower is the better where it is so."""
+        return f"{self.title}: {named_metric(self.metric)}"
+
+    def baseline_rows(self) -> list[tuple[str, str, float]]:
+        """Kind, name and value of each baseline, the best first as with the groups."""
+        ordered = sorted(self.baselines.items(), key=lambda item: item[1])
+        if is_rate(self.metric):
+            ordered.reverse()
+        return [(kind, baseline_name(kind), value) for kind, value in ordered]
+
+    def verdicts(self) -> list[str]:
+        """A sentence on each group that was compared with the reference."""
+        return [group.verdict.sentence for group in self.groups if group.verdict is not None]
+
+    def mean_heading(self) -> str:
+        """What the means are over, where groups have different seeds."""
+        if self.common_seeds is None:
+            return "mean"
+        return "mean, common seeds" if self.common_seeds else "mean, own seeds"
+
+    def table(self) -> tuple[list[str], list[list[Cell]]]:
+        """Headings and rows, a row a group and then one a baseline."""
+        differences = [g.difference for g in self.groups if g.difference is not None]
+        has_bootstrap = any(d.bootstrap is not None for d in differences)
+        has_p = any(d.p is not None for d in differences)
+        has_memory = any(g.peak_memory_mib is not None for g in self.groups)
+        has_own = any(g.own_mean is not None for g in self.groups)
+        heads = [self.by, "seeds", self.mean_heading(), "95 % interval", "std"]
+        heads += [_OWN] * has_own
+        heads += [f"minus {self.reference}"] if self.reference else []
+        heads += [_OF_IMAGES[0]] * has_bootstrap + [_OF_IMAGES[1]] * has_p
+        heads += [_VERDICT] if self.reference else []
+        heads += ["trainable", "fit"] + ["peak memory"] * has_memory
+        rows = []
+        for group in self.groups:
+            row = [
+                Cell(group.name, group.name),
+                Cell(self._seeds(group), len(group.seeds)),
+                Cell(format_metric(self.metric, group.mean), group.mean),
+                Cell(self._spread(group.half_width), group.half_width),
+                Cell(self._number(group.std), group.std),
+            ]
+            row += [Cell(self._own(group), group.own_mean)] * has_own
+            d = group.difference
+            if self.reference:
+                row.append(Cell(self._signed(d, len(group.seeds)), d.mean if d else None))
+            low = d.bootstrap[0] if d and d.bootstrap else None
+            row += [Cell(self._bracket(d), low)] * has_bootstrap
+            row += [Cell(_p_value(d), d.p_holm if d else None)] * has_p
+            if self.reference:
+                word = group.verdict.word if group.verdict else "–"
+                row.append(Cell(word, word if group.verdict else None))
+            row.append(Cell(_text(group.trainable, ",", ""), group.trainable))
+            row.append(Cell(_text(group.fit_seconds, ",.0f", " s"), group.fit_seconds))
+            memory = group.peak_memory_mib
+            row += [Cell(_text(memory, ",.0f", " MiB"), memory)] * has_memory
+            rows.append(row)
+        for _, name, value in self.baseline_rows():
+            row = [Cell(name, name), Cell("", None)]
+            row.append(Cell(format_metric(self.metric, value), value))
+            rows.append(row + [Cell("", None)] * (len(heads) - len(row)))
+        return heads, rows
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows as text, for any kind of table."""
+        heads, rows = self.table()
+        return heads, [[cell.text for cell in row] for row in rows]
+
+    def render(self, *, told: Collection[str] = ()) -> Table:
+        """The table for a terminal, in two where it would be too wide, its notes below it.
+
+        Notes that were `told` already, with another table, are not told again.
+        """
+        from rich.markup import escape
+        from rich.table import Table
+
+        heads, rows = self.cells()
+        minus = f"minus {self.reference}"
+        apart = [heads.index(h) for h in (minus, *_OF_IMAGES, _VERDICT) if h in heads]
+        page = Table.grid()
+        page.add_row(f"[bold]{escape(self.heading())}[/bold]")
+        page.add_row(f"{escape(self.headline())}\n")
+        hidden = [*apart, *(k for k, head in enumerate(heads) if head == _OWN)]  # a note has it
+        page.add_row(self._rich([k for k in range(len(heads)) if k not in hidden], rows))
+        page.add_row("")
+        if apart:
+            compared = [row for row in rows[: len(self.groups)] if row[0] != self.reference]
+            page.add_row(self._rich([0, *apart], compared))
+            page.add_row("")
+        for sentence in self.verdicts():
+            page.add_row(_bullet(f"[bold]{escape(sentence)}[/bold]"))
+        if self.verdicts():
+            page.add_row("")
+        for note in self.notes:
+            if note not in told:
+                page.add_row(_bullet(escape(note)))
+        return page
+
+    def _rich(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:
+        from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
+        from rich.table import Table
+
+        heads, _ = self.cells()
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for place in columns:
+            table.add_column(
+                escape(heads[place]),
+                justify="right" if place else "left",
+                no_wrap=not place,
+                min_width=max(map(len, heads[place].split())),
+            )
+        for number, row in enumerate(rows):
+            style = None if number < len(self.groups) else "dim"
+            table.add_row(*(escape(row[place]) for place in columns), style=style)
+        return table
+
+    def to_markdown(self) -> str:
+        """A section with heading, table, verdicts, notes, settings and answers."""
+        heads, rows = self.cells()
+        lines = [f"## {in_markdown(self.heading())}", "", in_markdown(self.headline()), ""]
+        lines += markdown_table(heads, rows)
+        if self.verdicts():
+            lines += ["", *(f"- **{in_markdown(sentence)}**" for sentence in self.verdicts())]
+        if self.notes:
+            lines += ["", *(f"- {in_markdown(note)}" for note in self.notes)]
+        for title, note, heads, rows, left in self.details():
+            table = markdown_table(heads, rows, left=left)
+            lines += ["", f"### {in_markdown(title)}", "", in_markdown(note), "", *table]
+        return "\n".join(lines) + "\n"
+
+    def details(self) -> list[Detail]:
+        """Tables below the first one: settings, classes, confusions, images that differ."""
+        found = []
+        if self.settings:
+            names = [group.name for group in self.groups]
+            rows = [[key, *values] for key, values in self.settings]
+            note = "Only settings that are not the same; – where a strategy has no such setting."
+            heads = ["setting", *names]
+            found.append(Detail("Differences of settings", note, heads, rows, len(heads)))
+        if self.answers is not None:
+            found += [
+                _class_detail(self.answers),
+                *_confusion_detail(self.answers),
+                *map(_pair_detail, self.answers.pairs),
+            ]
+        return found
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One record a row for CSV: plain numbers, rates in [0, 1], empty where there is none."""
+        common = {"title": self.title, "metric": self.metric}
+        for group in self.groups:
+            low, high = _bounds(group.mean, group.half_width)
+            d = group.difference
+            d_low, d_high = _bounds(d.mean, d.half_width) if d else (None, None)
+            yield common | {
+                self.by: group.name,
+                "n": len(group.seeds),
+                "seeds": " ".join(map(str, group.seeds)),
+                "values": " ".join(map(repr, group.values)),
+                "mean_seeds": " ".join(map(str, self.common_seeds or group.seeds)),
+                "mean": group.mean,
+                "std": group.std,
+                "ci95_low": low,
+                "ci95_high": high,
+                "reference": self.reference if d else None,
+                "difference_n": d.n if d else None,
+                "difference": d.mean if d else None,
+                "difference_ci95_low": d_low,
+                "difference_ci95_high": d_high,
+                "bootstrap95_low": d.bootstrap[0] if d and d.bootstrap else None,
+                "bootstrap95_high": d.bootstrap[1] if d and d.bootstrap else None,
+                "images": d.images if d else None,
+                "p": d.p if d else None,
+                "p_holm": d.p_holm if d else None,
+                "verdict": group.verdict.word if group.verdict else None,
+                "seeds_needed": group.verdict.seeds_needed if group.verdict else None,
+                "images_needed": group.verdict.images_needed if group.verdict else None,
+                "mean_of_all_seeds": group.mean if group.own_mean is None else group.own_mean,
+                "trainable": group.trainable,
+                "percent": group.percent,
+                "fit_seconds": group.fit_seconds,
+                "peak_memory_mib": group.peak_memory_mib,
+                "runs": " ".join(map(str, group.folders)),
+            }
+        for _, name, value in self.baseline_rows():
+            yield common | {self.by: name, "mean": value}
+
+    def _number(self, value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value * 100:.2f}" if is_rate(self.metric) else format_number(value, digits=3)
+
+    def _spread(self, half_width: float | None) -> str:
+        return "–" if half_width is None else f"± {self._number(half_width)}"
+
+    def _signed(self, d: Difference | None, n: int) -> str:
+        if d is None:
+            return "–"
+        on = "" if d.n == n else f" (n={d.n})"
+        spread = "" if d.half_width is None else f" {self._spread(d.half_width)}"
+        return f"{self._with_sign(d.mean)}{spread}{on}"
+
+    def _with_sign(self, value: float) -> str:
+        return signed(self.metric, value)
+
+    def _seeds(self, group: Group) -> str:
+        if not self.common_seeds or len(self.common_seeds) == len(group.seeds):
+            return f"{len(group.seeds)}"
+        return f"{len(self.common_seeds)} of {len(group.seeds)}"
+
+    def _own(self, group: Group) -> str:
+        if group.own_mean is None:
+            return "–"
+        return format_metric(self.metric, group.own_mean)
+
+    def _bracket(self, d: Difference | None) -> str:
+        if d is None or d.bootstrap is None:
+            return "–"
+        return "[" + ", ".join(map(self._with_sign, d.bootstrap)) + "]"
+
+
+_CLASSES, _IMAGES = 30, 20  # rows of a table for readers; the CSV files have all
+
+
+def _class_detail(answers: Answers) -> Detail:
+    rows = answers.classes
+    note = "Share of the test images of each class that was right, mean over the common seeds."
+    if len(rows) > _CLASSES:
+        rows = tuple(sorted(rows, key=lambda row: -row.spread)[:_CLASSES])
+        note += (
+            f" The {_CLASSES} classes with the largest differences; classes.csv has all "
+            f"{len(answers.classes)}."
+        )
+    table = [
+        [row.name, f"{row.images}", *(_share(row.shares[name]) for name in answers.groups)]
+        for row in rows
+    ]
+    return Detail("Accuracy by class", note, ["class", "images", *answers.groups], table)
+
+
+def _confusion_detail(answers: Answers) -> list[Detail]:
+    if not answers.confusions:
+        return []
+    table = [
+        [f"{c.truth} → {c.answer}", f"{c.images}", *(_share(c.shares[n]) for n in answers.groups)]
+        for c in answers.confusions
+    ]
+    note = "Share of the images of the true class that was taken for the other one."
+    heads = ["true → answer", "images", *answers.groups]
+    return [Detail("Most frequent confusions", note, heads, table)]
+
+
+def _pair_detail(pair: Pair) -> Detail:
+    seeds = "on the common seed" if pair.seeds == 1 else f"means over {pair.seeds} common seeds"
+    number = "{:.0f}" if pair.seeds == 1 else "{:.1f}"
+    counts = [pair.both_right, pair.only_right, pair.only_other_right, pair.both_wrong]
+    both, mine, theirs, none = map(number.format, counts)
+    note = (
+        f"Test images ({seeds}): both right {both}, only {pair.name} right {mine}, only "
+        f"{pair.other} right {theirs}, both wrong {none}."
+    )
+    shown = pair.differing[:_IMAGES]
+    if len(pair.differing) > len(shown):
+        note += (
+            f" Below the {len(shown)} clearest of {len(pair.differing):,} images with different "
+            "answers; differing_images.csv has all."
+        )
+
+    def said(answer: str, right: int) -> str:
+        return f"{answer} ({right} of {pair.seeds} right)" if pair.seeds > 1 else answer
+
+    rows = [
+        [
+            f"{image.index}", image.truth, said(image.answer, image.right),
+            said(image.other_answer, image.other_right),
+        ]
+        for image in shown
+    ]  # fmt: skip
+    heads = ["index", "truth", pair.name, pair.other]
+    title = f"Images on which {pair.name} and {pair.other} differ"
+    return Detail(title, note, heads, rows, len(heads))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def to_csv(comparisons: Iterable[Comparison]) -> str:
+    """All comparisons as one CSV, one line a row of theirs."""
+    records = [record for comparison in comparisons for record in comparison.records()]
+    return csv_text(records, list(dict.fromkeys(name for record in records for name in record)))
+
+
+def _text(value: float | None, form: str, unit: str) -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def _p_value(d: Difference | None) -> str:
+    if d is None or d.p_holm is None:
+        return "–"
+    return "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}"
+
+
+def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if half_width is None else (mean - half_width, mean + half_width)

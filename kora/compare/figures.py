@@ -1,0 +1,102 @@
+"""The picture of a comparison: a dot a seed, means with intervals, baselines as lines."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kora.compare.comparison import Comparison
+from kora.console.formats import format_metric, is_rate, named_metric
+from kora.console.identity import Look, looks
+from kora.reports.canvas import GREY, PERCENT, level_style, literal, new_figure, save
+
+__all__ = ["comparison"]
+
+
+def comparison(
+    result: Comparison, out_png: str | Path, *, shown: Mapping[str, Look] | None = None
+) -> Path:
+    """A dot a seed, the mean and its 95 % interval for each group; baselines as lines.
+
+    A seed that not all groups have is a hollow dot, as the mean is not over it. The verdict stands
+    at the right. Where the groups lie close together, the axis leaves out what is far from them:
+    baselines too, which the legend then names as off the axis.
+
+    Args:
+        result: the comparison.
+        out_png: the picture.
+        shown: colour and marker of each group; None: those of the groups alone.
+    """
+    shown = shown or looks(group.name for group in result.groups)
+    groups = result.groups[::-1]  # the best on top
+    headline = textwrap.wrap(result.headline(), 85)  # the evaluation of depth makes it long
+    size = (7.2, 1.75 + 0.15 * len(headline) + 0.5 * len(groups))
+    figure, (axis,) = new_figure(1, size=size, title=result.title)
+    hollow = False
+    for row, group in enumerate(groups):
+        look = shown[group.name]
+        offsets = np.linspace(-0.16, 0.16, len(group.values)) if len(group.values) > 1 else [0.0]
+        for seed, value, offset in zip(group.seeds, group.values, offsets, strict=True):
+            counted = not result.common_seeds or seed in result.common_seeds
+            hollow = hollow or not counted
+            axis.plot(
+                value, row + offset, "o", color=look.hex, alpha=0.6, ms=4,
+                mfc=look.hex if counted else "none",
+            )  # fmt: skip
+        axis.errorbar(
+            group.mean, row, xerr=group.half_width, fmt=look.sign, color=look.hex, ms=8,
+            mec="black", mew=0.8, capsize=4, lw=1.8, zorder=4,
+        )  # fmt: skip
+    axis.plot([], [], "o", color=GREY, alpha=0.6, ms=4, label="one seed")
+    if hollow:
+        axis.plot([], [], "o", color=GREY, mfc="none", ms=4, label="seed that not all have")
+    interval = ", 95 % interval" * any(group.half_width is not None for group in groups)
+    axis.errorbar([], [], xerr=[], fmt="D", color=GREY, mec="black", ms=7, label=f"mean{interval}")
+    limits = _limits(result)
+    axis.set_xlim(limits)
+    for kind, name, value in result.baseline_rows():
+        style, colour = level_style(kind)
+        label = f"{name} {format_metric(result.metric, value)}"
+        if limits[0] <= value <= limits[1]:
+            axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
+        else:
+            axis.plot(
+                [], [], linestyle=style, color=colour, label=f"{label} (off the axis)", lw=1.5
+            )
+    if result.reference is not None:
+        for row, group in enumerate(groups):
+            word = "reference" if group.name == result.reference else "–"
+            word = group.verdict.word if group.verdict else word
+            axis.annotate(
+                word, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8,
+                color=GREY,
+            )  # fmt: skip
+    axis.set_yticks(range(len(groups)), [literal(group.name) for group in groups])
+    axis.set_ylim(-0.6, len(groups) - 0.4)
+    axis.set_xlabel(named_metric(result.metric))
+    axis.set_title("\n".join(headline), fontsize=8, color=GREY)
+    if is_rate(result.metric):
+        axis.xaxis.set_major_formatter(PERCENT)
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save(figure, out_png)
+
+
+def _limits(result: Comparison) -> tuple[float, float]:
+    """Of the axis of values: from zero with the baselines, or close around close values."""
+    ends = [v for group in result.groups for v in (*group.values, group.mean)]
+    for group in result.groups:
+        ends += [group.mean - (group.half_width or 0), group.mean + (group.half_width or 0)]
+    low, high = min(ends), max(ends)
+    everything = [*ends, *result.baselines.values(), *([0.0] if is_rate(result.metric) else [])]
+    all_low, all_high = min(everything), max(everything)
+    if high - low < 0.4 * (all_high - all_low):
+        room = 0.12 * (high - low) or 0.05 * (all_high - all_low)
+        return low - room, high + room
+    room = 0.05 * (all_high - all_low) or 0.05 * abs(all_high) or 1.0
+    left = all_low if all_low == 0 and is_rate(result.metric) else all_low - room
+    return left, all_high + room

@@ -1,0 +1,111 @@
+"""What makes a group of runs: their strategy, their experiment, or settings by dotted name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kora.runs.results import Run
+from kora.runs.yaml_files import read_yaml
+
+__all__ = ["NAMED", "Grouping", "brief", "grouping"]
+
+Grouping = Callable[[Run], str]  # the name of a run's group
+
+NAMED = ("strategy", "experiment")
+_ABSENT = object()
+
+
+def grouping(by: str, runs: Sequence[Run]) -> Grouping:
+    """The group of a run.
+
+    Args:
+        by: `strategy`, `experiment`, or settings as `kora fit` takes them (`model.adapter.d_comp`),
+            several with commas between. The end of a name will do (`d_comp`) where it is clear.
+        runs: those that will be grouped. The strategy stands before the settings where it varies;
+            a run whose strategy has no such setting is in the group of its strategy.
+
+    Raises:
+        ValueError: no run has such a setting, or the name fits several of a run.
+    """
+    if by in NAMED:
+        return lambda run: str(getattr(run.result, by))
+    keys = [key.strip() for key in by.split(",")]
+    for key in keys:
+        if all(_setting(run, key) is _ABSENT for run in runs):
+            known = sorted({name for run in runs for name in _settings(run)})
+            ends = {name.rpartition(".")[2]: name for name in known}
+            near = difflib.get_close_matches(key, [*known, *ends], n=1)
+            hint = f" Did you mean {ends.get(near[0], near[0])}?" if near else ""
+            raise ValueError(
+                f"by is {key!r}, which is no setting of these runs. Use {', '.join(NAMED)}, or a "
+                f"dotted name of their config.yaml.{hint}"
+            )
+    several = len({_strategy(run) for run in runs}) > 1
+
+    def group(run: Run) -> str:
+        values = {key: _setting(run, key) for key in keys}
+        words = [
+            f"{k.rpartition('.')[2]}={brief(v)}" for k, v in values.items() if v is not _ABSENT
+        ]
+        return ", ".join([_strategy(run)] * (several or not words) + words)
+
+    return group
+
+
+def brief(value: Any) -> str:
+    """A setting in a few words: a composer or another object by its class and arguments."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        inner = ", ".join(f"{k}={brief(v)}" for k, v in (value.get("init_args") or {}).items())
+        return str(value["class_path"]).rpartition(".")[2] + (f"({inner})" if inner else "")
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _strategy(run: Run) -> str:
+    """Without the arguments that tell it from others of its kind."""
+    return run.result.strategy.partition(" (")[0]
+
+
+def _setting(run: Run, key: str) -> Any:
+    settings = _settings(run)
+    if key in settings:
+        return settings[key]
+    found = {name: value for name, value in settings.items() if name.endswith(f".{key}")}
+    if len({repr(value) for value in found.values()}) > 1:
+        raise ValueError(f"by is {key!r}, which may be {' or '.join(found)}. Name one of them.")
+    return next(iter(found.values()), _ABSENT)
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    """Every setting of a run by dotted name, from its config.yaml, or without one its record."""
+    file = run.folder / "config.yaml"
+    if file.is_file():
+        return _read(file)
+    adapter = run.result.settings.get("adapter", {})
+    training = run.result.settings.get("training", {})
+    return _flat({"model": {**training, "adapter": adapter}, "trainer": training})
+
+
+@cache
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        config = read_yaml(file)
+    except ValueError as error:
+        raise RuntimeError(f"{error} Or leave this run out, or compare by strategy.") from error
+    return _flat(config) if isinstance(config, Mapping) else {}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves, and objects as a whole, by names without `init_args`, as on the command line."""
+    leaves: dict[str, Any] = {}
+    for name, item in value.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
+        if isinstance(item, Mapping):
+            leaves |= {key: item} if "class_path" in item else {}
+            leaves |= _flat(item, key)
+        elif name != "init_args":
+            leaves[key] = item
+    return leaves

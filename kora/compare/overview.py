@@ -1,0 +1,108 @@
+"""Several experiments in one table: a row a strategy, a column an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from kora.compare.comparison import Comparison, Group
+from kora.console.formats import format_metric, format_number, is_rate
+from kora.console.tables import markdown_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Overview", "overview"]
+
+_SIGNS = {"ahead": "▲", "behind": "▼", "not told apart": "≈"}
+LEGEND = (
+    "Mean ± half of the 95 % interval over seeds; * the best mean of a column, which is no "
+    "verdict. Against {reference}: ▲ ahead, ▼ behind, ≈ not told apart; in brackets with one seed "
+    "only."
+)
+
+
+class Overview(NamedTuple):
+    """Heads, rows of text, and a sentence that explains them."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    note: str
+
+    def to_markdown(self) -> str:
+        """A section of its own."""
+        lines = ["## All experiments", "", *markdown_table(self.heads, self.rows), "", self.note]
+        return "\n".join(lines) + "\n"
+
+    def render(self) -> Table:
+        """For a terminal."""
+        from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
+        from rich.table import Table
+
+        page = Table.grid()
+        page.add_row("[bold]All experiments[/bold]\n")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for place, head in enumerate(self.heads):
+            table.add_column(escape(head), justify="right" if place else "left")
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        page.add_row(table)
+        page.add_row("")
+        page.add_row(escape(self.note))
+        return page
+
+
+def overview(comparisons: Sequence[Comparison]) -> Overview | None:
+    """The means of all tables side by side; None for a single table.
+
+    Rows are in the order of how many columns they are in and how well they rank there.
+    """
+    if len(comparisons) < 2:
+        return None
+    metrics = {table.metric for table in comparisons}
+    heads = [
+        table.title if len(metrics) == 1 else f"{table.title}: {table.metric}"
+        for table in comparisons
+    ]
+    ranks: dict[str, list[float]] = {}
+    for table in comparisons:
+        for rank, group in enumerate(table.groups):
+            ranks.setdefault(group.name, []).append((rank + 1) / len(table.groups))
+    names = sorted(ranks, key=lambda name: (-len(ranks[name]), sum(ranks[name]), name))
+    rows = []
+    for name in names:
+        row = [name]
+        for table in comparisons:
+            mine = next((group for group in table.groups if group.name == name), None)
+            row.append("–" if mine is None else _cell(table, mine))
+        rows.append(row)
+    references = dict.fromkeys(table.reference for table in comparisons if table.reference)
+    note = (
+        LEGEND.format(reference=" or ".join(references))
+        if references
+        else ("Mean ± half of the 95 % interval over seeds; the best mean of a column is marked *.")
+    )
+    if any(table.common_seeds is not None for table in comparisons):
+        note += " Where rows of a table have different seeds, means are over the common ones."
+    (first, *_) = comparisons
+    by = first.by if all(table.by == first.by for table in comparisons) else "group"
+    one = f" ({first.metric})" if len(metrics) == 1 else ""
+    return Overview([f"{by}{one}", *heads], rows, note)
+
+
+def _cell(table: Comparison, group: Group) -> str:
+    text = format_metric(table.metric, group.mean)
+    if group.half_width is not None:
+        half = group.half_width
+        text += (
+            f" ± {half * 100:.2f}"
+            if is_rate(table.metric)
+            else (f" ± {format_number(half, digits=3)}")
+        )
+    if group is table.groups[0]:
+        text += " *"
+    if group.verdict is not None:
+        word, _, only = group.verdict.word.partition(" (")
+        text += f" ({_SIGNS[word]})" if only else f" {_SIGNS[word]}"
+    return text

@@ -1,0 +1,162 @@
+"""A comparison as one page for the browser, which loads nothing from anywhere.
+
+Links to the pictures of the runs are relative to the page, and followed only by a click.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from kora import __version__
+from kora.compare.comparison import Comparison
+from kora.compare.overview import overview
+from kora.compare.page_charts import Tested, curve_chart, mark, size_chart
+from kora.console.formats import format_metric
+from kora.console.identity import DARK, LIGHT, Look, looks
+from kora.reports.curves import Curve, read_curves, tested_place
+from kora.runs.results import read_results
+
+__all__ = ["to_html"]
+
+
+def to_html(
+    comparisons: Sequence[Comparison],
+    left_out: Sequence[str] = (),
+    *,
+    beside: str | Path | None = None,
+) -> str:
+    """Each comparison with its sortable table, learning curves and metric against parameters.
+
+    Args:
+        comparisons: the tables. Learning curves come from metrics.csv in the folders of their runs;
+            without any, that chart is left out.
+        left_out: a sentence on each run that is in no table.
+        beside: the folder of the page, from which links to pictures lead; None: there are no links.
+    """
+    pages = Environment(loader=PackageLoader("kora.compare", ""), autoescape=True, trim_blocks=True)
+    shown = looks(group.name for table in comparisons for group in table.groups)
+    return pages.get_template("page.html").render(
+        title="KoRA: " + ", ".join(dict.fromkeys(c.title for c in comparisons)),
+        overview=overview(comparisons),
+        keys={name: Markup(mark(look)) for name, look in shown.items()},
+        parts=[_part(comparison, shown, beside) for comparison in comparisons],
+        left_out=list(left_out),
+        light=LIGHT,
+        dark=DARK,
+        version=__version__,
+    )
+
+
+def _part(
+    comparison: Comparison, shown: Mapping[str, Look], beside: str | Path | None
+) -> dict[str, Any]:
+    heads, rows = comparison.table()
+    names = [group.name for group in comparison.groups]
+    curves = _curves(comparison)
+    intervals = any(group.half_width for group in comparison.groups)
+    return {
+        "heading": comparison.heading(),
+        "headline": comparison.headline(),
+        "metric": comparison.metric,
+        "by": comparison.by,
+        "heads": heads,
+        "rows": rows,
+        "groups": len(names),
+        "verdicts": [
+            (group.name, group.verdict) for group in comparison.groups if group.verdict is not None
+        ],
+        "notes": comparison.notes,
+        "details": comparison.details(),
+        "size_chart": _svg(size_chart(comparison, shown)),
+        "size_words": "The mean of the seeds"
+        + (", with its 95 % interval." if intervals else "."),
+        "curves": [
+            (metric, _svg(chart), [name for name in names if seeds.get(name)], bool(tested))
+            for metric, seeds, tested in curves.charts
+            if (chart := curve_chart(seeds, metric, shown, tested=tested)) is not None
+        ],
+        "guessed": curves.guessed,
+        "runs": [
+            (
+                group.name, seed, format_metric(comparison.metric, value), folder,
+                _pictures(folder, beside),
+            )
+            for group in comparison.groups
+            for seed, value, folder in zip(group.seeds, group.values, group.folders, strict=True)
+        ],
+    }  # fmt: skip
+
+
+class _Curves(NamedTuple):
+    """Metrics with the curves of each group's seeds, and where the tested weights stand."""
+
+    charts: list[tuple[str, dict[str, list[Curve]], dict[str, list[Tested]]]]
+    guessed: bool  # some record does not say which step was tested
+
+
+def _curves(comparison: Comparison) -> _Curves:
+    """The metric in validation (or else a loss), with the test; and the metric in training."""
+    columns: dict[str, list[dict[str, Curve]]] = {}
+    tested: dict[str, list[Tested]] = {}
+    name = comparison.metric.partition("/")[2]
+    guessed = False
+    for group in comparison.groups:
+        for folder, value in zip(group.folders, group.values, strict=True):
+            file = folder / "metrics.csv"
+            found = _readable(file) if file.is_file() else {}
+            columns.setdefault(group.name, []).append(found)
+            place = tested_place(found, name, _tested_step(folder))
+            if comparison.metric.startswith("test/") and place is not None:
+                tested.setdefault(group.name, []).append((place[0], value))
+                guessed = guessed or not place[1]
+    seen = {column for runs in columns.values() for run in runs for column in run}
+    first = next((m for m in (f"val/{name}", "val/loss") if m in seen), "train/loss")
+    wanted = [first, *(m for m in (f"train/{name}",) if m in seen and m != first)]
+    charts = []
+    for metric in wanted:
+        curves = {
+            group: [run[metric] for run in runs if metric in run] for group, runs in columns.items()
+        }
+        charts.append((metric, curves, tested if metric == f"val/{name}" else {}))
+    return _Curves(charts, guessed and first == f"val/{name}")
+
+
+def _tested_step(folder: Path) -> int | None:
+    try:
+        return read_results(folder).tested_step
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _pictures(folder: Path, beside: str | Path | None) -> list[tuple[str, str]]:
+    """Name and relative address of each picture of a run."""
+    if beside is None or not folder.is_dir():
+        return []
+    return [
+        (
+            path.stem.replace("_", " "),
+            quote(Path(os.path.relpath(path.resolve(), Path(beside).resolve())).as_posix()),
+        )
+        for path in sorted(folder.glob("*.png"))
+    ]
+
+
+def _readable(file: Path) -> dict[str, Curve]:
+    """No curves of a file that is no table of numbers: the record of the run is what counts."""
+    try:
+        return read_curves(file)
+    except (OSError, ValueError, TypeError, csv.Error):
+        return {}
+
+
+def _svg(text: str | None) -> Markup | None:
+    """Made by ourselves, with every name escaped in it."""
+    return None if text is None else Markup(text)

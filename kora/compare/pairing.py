@@ -1,0 +1,180 @@
+"""Differences between two groups of runs, paired by seed and, where runs kept them, by image.
+
+Shapes: S seeds, I images
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kora.analysis.statistics import RESAMPLES, crossed_bootstrap, holm, sign_flip_p, t_half_width
+from kora.compare.comparison import Difference, Group
+from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes
+from kora.runs.results import Run
+
+__all__ = ["with_differences"]
+
+Read = Callable[[Path], Outcomes | None]
+
+
+def with_differences(
+    groups: Sequence[Group],
+    runs: Mapping[str, Sequence[Run]],
+    metric: str,
+    reference: str,
+    *,
+    read: Read = read_outcomes,
+) -> tuple[list[Group], list[str]]:
+    """Groups with their difference to the group `reference`, and notes on what it rests on.
+
+    Args:
+        groups: all groups of a comparison.
+        runs: the runs of each by its name, one a seed.
+        metric: as in the runs' records.
+        reference: name of the group that the others are compared with.
+        read: gives the outcomes of a run from its folder.
+    """
+    notes: list[str] = []
+    silent: list[Path] = []
+    baseline = {run.result.seed: run for run in runs[reference]}
+    found: dict[str, Difference] = {}
+    for group in groups:
+        mine = {run.result.seed: run for run in runs[group.name]}
+        seeds = [seed for seed in mine if seed in baseline]
+        if group.name == reference or not seeds:
+            continue
+        values = [_value(mine[seed], metric) - _value(baseline[seed], metric) for seed in seeds]
+        difference = Difference(
+            len(values),
+            statistics.fmean(values),
+            t_half_width(values),
+            statistics.stdev(values) if len(values) > 1 else None,
+        )
+        try:
+            pairs = [(mine[seed], baseline[seed]) for seed in seeds]
+            difference = _by_image(difference, _image_differences(pairs, metric, read))
+        except _NoFileError as error:
+            silent += [folder for folder in error.folders if folder not in silent]
+        except _NotKeptError as reason:
+            notes += [str(reason)] if str(reason) not in notes else []
+        found[group.name] = difference
+    corrected = holm({name: d.p for name, d in found.items() if d.p is not None})
+    found |= {name: replace(found[name], p_holm=p) for name, p in corrected.items()}
+    if silent:
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        notes.append(
+            f"{silent[0]}{more}: no {OUTCOMES_NAME}, as they were not tested or an earlier version "
+            "did not write it, so there is no bootstrap interval and no p-value. Run again, with "
+            "the test, to have them."
+        )
+    told = _explained(list(found.values()))
+    return (
+        [replace(group, difference=found.get(group.name)) for group in groups],
+        [*told, *notes],
+    )
+
+
+class _NotKeptError(Exception):
+    """Why there is no difference by image."""
+
+
+class _NoFileError(Exception):
+    """These runs kept nothing of their test images."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        super().__init__(folders)
+        self.folders = folders
+
+
+def _image_differences(
+    pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
+) -> NDArray[np.float64]:
+    """Outcome of the first minus that of the second run of each pair, (S, I)."""
+    kept = {run.folder: _outcomes(run, read) for pair in pairs for run in pair}
+    silent = [folder for folder, outcomes in kept.items() if outcomes is None]
+    if silent:
+        raise _NoFileError(silent)
+    first: Outcomes | None = None
+    rows = []
+    for pair in pairs:
+        values = []
+        for run in pair:
+            outcomes = kept[run.folder]
+            assert outcomes is not None
+            mine = outcomes.values(metric)
+            if mine is None:
+                raise _NotKeptError(
+                    f"{metric} is no mean over what runs keep of each test image, so there is no "
+                    "bootstrap interval and no p-value of it."
+                )
+            mean = float(mine.mean()) if len(mine) else np.nan
+            if not np.isclose(mean, _value(run, metric), rtol=1e-5, atol=1e-6):
+                raise _NotKeptError(
+                    f"{run.folder}: the mean over the images of {OUTCOMES_NAME} is {mean:.6g}, and "
+                    f"{metric} is {_value(run, metric):.6g}: it is averaged in another way, or the "
+                    "file is of another test. No bootstrap interval and no p-value."
+                )
+            first = first or outcomes
+            if not _same_images(first, outcomes):
+                raise _NotKeptError(
+                    f"{run.folder}: was not tested on the images of the others, or with other "
+                    "labels; no bootstrap interval and no p-value."
+                )
+            values.append(mine)
+        rows.append(values[0] - values[1])
+    return np.stack(rows)
+
+
+def _outcomes(run: Run, read: Read) -> Outcomes | None:
+    try:
+        return read(run.folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _NotKeptError(f"{error} No bootstrap interval and no p-value until then.") from error
+
+
+def _same_images(one: Outcomes, other: Outcomes) -> bool:
+    columns: list[tuple[Any, Any]] = [(one.index, other.index)]
+    columns.append((one.columns.get("label"), other.columns.get("label")))
+    return all(np.array_equal(a, b) for a, b in columns)
+
+
+def _by_image(difference: Difference, difference_SI: NDArray[np.float64]) -> Difference:
+    mean_I = difference_SI.mean(axis=0)
+    return replace(
+        difference,
+        images=len(mean_I),
+        bootstrap=crossed_bootstrap(difference_SI),
+        p=sign_flip_p(mean_I),
+        image_std=float(mean_I.std(ddof=1)) if len(mean_I) > 1 else None,
+    )
+
+
+def _explained(differences: Sequence[Difference]) -> list[str]:
+    tested = [d for d in differences if d.p is not None]
+    if not tested:
+        return []
+    notes = []
+    if any(d.bootstrap for d in tested):
+        notes.append(
+            f"Bootstrap: 95 % percentile interval of the difference over {RESAMPLES:,} draws of "
+            f"seeds and of the {tested[0].images:,} test images, each drawn anew (crossed)."
+            + (" With one common seed, of images alone." if any(d.n == 1 for d in tested) else "")
+        )
+    number = f"for {len(tested)} comparisons" if len(tested) > 1 else "for 1 comparison"
+    notes.append(
+        "p: two-sided; in each image the sign of the difference, averaged over common seeds, is "
+        f"flipped; corrected after Holm {number}. It speaks of these trained models on other "
+        "images, not of other seeds."
+    )
+    return notes
+
+
+def _value(run: Run, metric: str) -> float:
+    return run.result.metrics[metric]

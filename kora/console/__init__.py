@@ -1,0 +1,1 @@
+"""What is printed: tables, numbers as readers see them, one-line errors."""

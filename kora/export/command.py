@@ -1,0 +1,157 @@
+"""`kora export`: a finished run in a form that other libraries load, compared before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL
+from safetensors import SafetensorError
+
+from kora import __version__
+from kora.adapters.folder import expand
+from kora.export import onnx_graph as export_onnx
+from kora.export import peft_adapter as export_peft
+from kora.export import timm_weights as export_timm
+from kora.export.check import Written
+from kora.export.model_card import write_card
+from kora.export.prepare import PREPARE
+from kora.tasks.load import AdaptedModel, load_adapter
+
+__all__ = ["RECORD", "export", "export_command"]
+
+RECORD = "export.json"
+
+_FORMATS: dict[str, Callable[[AdaptedModel, Path], Written]] = {
+    "peft": export_peft.write,
+    "timm": export_timm.write,
+    "onnx": export_onnx.write,
+}
+#: Largest difference that is accepted, as a share of the largest output (at least of 1).
+TOLERANCES = {"peft": 1e-5, "timm": 1e-5, "onnx": 1e-4}
+
+
+def export_command(args: Sequence[str]) -> None:
+    """Parse the options, export, and say what was written and how near it comes."""
+    parser = argparse.ArgumentParser(
+        prog="kora export",
+        description="Write a finished run for other libraries. The export's outputs are compared "
+        "with those of the run's own model on a batch of probe images, and a larger difference "
+        "than the tolerance is refused.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="a run's folder, or the folder adapter in it")
+    parser.add_argument(
+        "--format", required=True, choices=tuple(_FORMATS),
+        help="peft: adapter and head for Hugging Face's peft (LoRA, DoRA). timm: one state dict "
+        "for timm's plain model (LoRA, DoRA, SSF, BitFit, FullFineTune, LinearProbe). onnx: a "
+        "graph (needs pip install 'kora-vit[onnx]')",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", help="default: RUN/export/FORMAT")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="SHARE",
+        help="largest difference accepted, as a share of the largest output (at least of 1); "
+        "default: " + ", ".join(f"{value:g} for {name}" for name, value in TOLERANCES.items()),
+    )  # fmt: skip
+    own = parser.parse_args(args)
+    model = load_adapter(own.run, weights=own.weights)
+    run = model.folder.parent if model.folder.name == "adapter" else model.folder
+    out = run / "export" / own.format if own.out is None else expand(own.out)
+    written = export(model, own.format, out, tolerance=own.tolerance)
+    if written.difference is None:
+        print(f"Not compared with the run's model: {written.note}.")
+    else:
+        print(
+            f"Largest difference of outputs on the probe images: {written.difference:.2g} "
+            f"(the largest output is {written.largest:.3g})"
+        )
+    print(f"Written: {out}\n\nTo load it:")
+    for line in (*written.load, *written.use):
+        print(f"  {line.replace('FOLDER', str(out))}")
+    write_card(model.folder)
+
+
+def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None = None) -> Written:
+    """Write one format into a folder, which appears whole or not at all.
+
+    Args:
+        model: A loaded run.
+        form: `peft`, `timm` or `onnx`.
+        out: The folder; an earlier export there is replaced.
+        tolerance: Largest accepted difference as a share of the largest output (at least of 1).
+
+    Raises:
+        ValueError: If the strategy has no counterpart in this format, or the folder holds anything
+            but an export of this format.
+        OSError: If it cannot be written.
+        RuntimeError: If the outputs differ by more than the tolerance.
+    """
+    limit = TOLERANCES[form] if tolerance is None else tolerance
+    if not 0 < limit < 1:
+        raise ValueError(f"--tolerance {limit}: expected a share above 0 and below 1.")
+    if out.is_symlink():
+        raise ValueError(f"{out} is a symbolic link. Name the folder itself with --out.")
+    if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and is no export. Name another folder with --out.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        written = _FORMATS[form](model, temporary)
+        _check(written, form, limit)
+        text = json.dumps(_record(model, form, written, limit), indent=2, allow_nan=False) + "\n"
+        (temporary / RECORD).write_text(text, encoding="utf-8")
+        if out.exists():
+            _require_only(out, {path.name for path in temporary.iterdir()})
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{out} cannot be written: {error}. Make room, or name another folder with --out."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def _require_only(out: Path, names: set[str]) -> None:
+    """Refuse to replace a folder that holds more than an export writes."""
+    others = sorted(path.name for path in out.iterdir() if path.name not in names)
+    if others:
+        raise ValueError(
+            f"{out} holds {others[0]} too, which this export does not write and would delete. Move "
+            "it away, or name another folder with --out."
+        )
+
+
+def _check(written: Written, form: str, limit: float) -> None:
+    difference = written.difference
+    if difference is not None and not difference <= limit * max(1.0, written.largest):
+        raise RuntimeError(
+            f"--format {form}: outputs differ from the run's model by up to {difference:.2g}, with "
+            f"a largest output of {written.largest:.3g}; the tolerance is {limit:g} of that. "
+            "Nothing was written. Accept more with --tolerance, or use kora.load_adapter."
+        )
+
+
+def _record(model: AdaptedModel, form: str, written: Written, limit: float) -> dict[str, Any]:
+    """What belongs beside the weights: the model, its classes, and how to prepare images."""
+    return {
+        "format": form,
+        "kora_version": __version__,
+        "backbone": model.record["backbone"],
+        "adapter": model.record["adapter"],
+        "class_names": model.class_names,
+        "preprocessing": {"code": PREPARE, "pillow": PIL.__version__, **model.preprocessing},
+        **written.details,
+        "largest_difference": written.difference,
+        "largest_output": written.largest,
+        "tolerance": limit,
+        "load": list(written.load),
+        "use": list(written.use),
+    }

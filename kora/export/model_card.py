@@ -1,0 +1,204 @@
+"""The README.md of an adapter folder, made from what the run recorded and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kora.adapters.folder import read_adapter_config
+from kora.compare.command import compare
+from kora.compare.comparison import Comparison
+from kora.console.formats import baseline_name, format_metric
+from kora.console.tables import in_markdown, markdown_table
+from kora.reports.summary import evaluation_sentence, split_sizes
+from kora.runs.durable import write_atomically
+from kora.runs.results import RESULTS_NAME, Run, RunResult, find_runs, read_results
+from kora.tasks.adapter_record import recipe_of
+
+__all__ = ["CARD", "model_card", "write_card"]
+
+CARD = "README.md"
+
+
+def write_card(folder: Path, result: RunResult | None = None) -> Path:
+    """Write the card of an adapter folder.
+
+    Args:
+        folder: Of the adapter.
+        result: What the run measured; None: what lies in the folder above it, if anything.
+    """
+    record = read_adapter_config(folder)
+    run = folder.parent
+    if result is not None:
+        result = RunResult.from_dict(result.to_dict())  # as a reader of its file will find it
+    elif (run / RESULTS_NAME).is_file():
+        result = read_results(run)
+    seeds = None if result is None else _over_seeds(run, result)
+    text = model_card(record, result, seeds, where=str(folder))
+    return write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def model_card(
+    record: Mapping[str, Any],
+    result: RunResult | None,
+    seeds: Comparison | None = None,
+    *,
+    where: str,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        record: The JSON of the adapter folder.
+        result: The record of its run; None where only the folder is there.
+        seeds: The same strategy over the seeds that are finished; None where there is one.
+        where: The folder, for the lines that load it.
+    """
+    adapter, backbone = record["adapter"], record["backbone"]
+    name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy
+    quoted = json.dumps(where, ensure_ascii=False)
+    parts = [
+        f"# {in_markdown(name)} on {in_markdown(backbone['name'])}",
+        "\n\n".join(map(in_markdown, _what(record, result))),
+        "## Load it",
+        f"```python\nimport kora\nmodel = kora.load_adapter({quoted})\n```",
+        _call(record),
+        "## Backbone",
+        _backbone(record),
+        *(["## Data and protocol", _data(result)] if result is not None else []),
+        "## Results",
+        _results(record, result, seeds),
+        "## Adapter",
+        _table(("argument", "value"), [(k, f"`{v}`") for k, v in adapter["init_args"].items()]),
+        f"Written by kora {record['kora_version']}"
+        + ("." if result is None else f", commit {result.commit or 'unknown'}, {result.created}."),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
+    of = "depth in metres" if "Depth" in str((record.get("task") or {}).get("class_path")) else ""
+    names = record.get("class_names") or []
+    what = of or (f"{len(names)} classes" if names else "classes")
+    text = f"An adapter and a head for {what}, on a vision transformer of timm that is not in here."
+    if record["adapter"]["class_path"] == "kora.adapters.FullFineTune":
+        text = f"A fully fine-tuned vision transformer of timm and a head for {what}."
+    if result is not None and "trainable" in result.parameters:
+        head = result.parameters.get("head")
+        of_head = f", {head:,} of them in the head" if head is not None else ""
+        text += f" {result.parameters['trainable']:,} numbers were trained{of_head}."
+    if result is not None and result.source is not None:
+        text += f" It started from the adapter {result.source.get('folder')}."
+    if names:
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        return [text, f"Classes: {shown}."]
+    return [text]
+
+
+def _call(record: Mapping[str, Any]) -> str:
+    recipe = recipe_of(record)
+    how = "made upright and RGB"
+    if recipe.size is not None:
+        cut = {"crop": "cut to its centre", "stretch": "stretched", None: "taken"}[recipe.fit]
+        how += f", {cut} at {recipe.size[0]}x{recipe.size[1]} pixels"
+    if "Depth" in str((record.get("task") or {}).get("class_path")):
+        return (
+            "`model(images)` gives metres (B, H, W), for uint8 images (B, 3, H, W) of any size. "
+            f"Each is {how} as in training, then resized and normalised for the backbone."
+        )
+    return (
+        '`model.predict("photo.jpg", top_k=3)` gives names and probabilities: of a path, a PIL '
+        "image, an array, a tensor, a list of these, or a folder. `model(images)` gives logits of "
+        f"uint8 images (B, 3, H, W). Each is {how} as in training, then resized and normalised "
+        "for the backbone."
+    )
+
+
+def _backbone(record: Mapping[str, Any]) -> str:
+    backbone, weights = record["backbone"], record.get("weights") or {}
+    licence = weights.get("licence")
+    size = backbone.get("image_size")
+    side = "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+    full = record["adapter"]["class_path"] == "kora.adapters.FullFineTune"
+    rows = [
+        ("name", f"`{backbone['name']}`"),
+        ("weights", f"`{weights.get('source', 'not recorded')}`"),
+        (f"SHA-256 of {'these' if full else 'the frozen'} weights", f"`{backbone['sha256']}`"),
+        ("image size", f"{side} pixels"),
+        ("licence of the weights", f"{licence} (as timm has it)" if licence else "unknown"),
+    ]
+    note = "Training began with them; the folder holds all weights as they were afterwards."
+    return _table(("", ""), rows) + (
+        f"\n\n{note}" if full else "\n\nOther weights are refused when it is loaded."
+    )
+
+
+def _data(result: RunResult) -> str:
+    protocol = result.protocol
+    subset = {k: v for k, v in (protocol.get("subset") or {}).items() if v is not None}
+    rows = [
+        ("data", str(protocol.get("dataset", "not recorded"))),
+        ("images", ", ".join(split_sizes(protocol)) or "not recorded"),
+        ("training subset", ", ".join(f"{k} {v}" for k, v in subset.items())),
+        ("augmentation", str(protocol.get("augment") or "none")),
+        ("SHA-256 of the data", f"`{protocol.get('data_sha256', 'not recorded')}`"),
+        ("evaluation", evaluation_sentence(protocol) or ""),
+        ("splits", "accepted although degenerate" if protocol.get("allow_degenerate") else ""),
+    ]
+    return _table(("", ""), [row for row in rows if row[1]])
+
+
+def _results(record: Mapping[str, Any], result: RunResult | None, seeds: Comparison | None) -> str:
+    if result is None:
+        rows = [(k, format_metric(k, v)) for k, v in (record.get("metrics") or {}).items()]
+        return _table(("metric", "value"), rows) if rows else "No results lie beside this folder."
+    kinds = [kind for kind, scores in result.baselines.items() if scores]
+    found: list[tuple[str, ...]] = []
+    for metric, value in result.metrics.items():
+        stage, _, name = metric.partition("/")
+        if stage != "test":
+            continue
+        beside = [format_metric(metric, result.baselines[kind].get(name)) for kind in kinds]
+        found.append((metric, format_metric(metric, value), *beside))
+    heads = ("metric", f"seed {result.seed}", *map(baseline_name, kinds))
+    text = _table(heads, found) if found else "The test was not run."
+    group = None if seeds is None else seeds.groups[0]
+    if group is None or len(group.seeds) < 2:
+        return f"{text}\n\nOne seed (n = 1): the spread between seeds is not known."
+    assert seeds is not None
+    spread = "" if group.half_width is None else f" ± {_half_width(seeds, group.half_width)}"
+    return (
+        f"{text}\n\nThe weights here are those of seed {result.seed}. Over the {len(group.seeds)} "
+        f"seeds that were finished when this was written, the mean of {seeds.metric} is "
+        f"{format_metric(seeds.metric, group.mean)}{spread} (95 % t-interval)."
+    )
+
+
+def _half_width(seeds: Comparison, half_width: float) -> str:
+    return format_metric(seeds.metric, half_width)
+
+
+def _over_seeds(run: Path, result: RunResult) -> Comparison | None:
+    """The finished runs of this strategy beside it; None where they are not runs of one kind."""
+    strategy = run.parent.parent
+    if run.parent.name != f"seed{result.seed}":
+        return None
+    try:
+        others = [folder for folder in _finished(strategy) if folder != run]
+        runs = [*(Run(folder, read_results(folder)) for folder in others), Run(run, result)]
+        same = [one for one in runs if one.result.settings == result.settings]
+        return compare([one for one in same if one.result.stage == result.stage])
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _finished(strategy: Path) -> list[Path]:
+    try:
+        return find_runs([strategy])
+    except ValueError:  # there is none yet
+        return []
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(markdown_table(heads, rows, left=1 if heads[0] else len(heads)))

@@ -1,0 +1,192 @@
+"""Export as an ONNX graph, checked with onnxruntime; needs the extra `onnx`.
+
+The graph takes uint8 images (B, 3, H, W) of any size and any number, in RGB and upright, as
+`prepare.py` gives them; it fits, resizes and normalises them itself, as the run does. Where the
+adapter can be folded into the weights the graph is timm's plain model behind that; otherwise (KoRA)
+it holds the adapter.
+
+Shapes: B images, K classes, H and W pixels of an image, h and w those at which the backbone runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kora.export.check import (
+    Written,
+    compared,
+    compared_pictures,
+    probe_images,
+    probe_pictures,
+    worst,
+)
+from kora.export.graph_resize import fit_pixels, resize_pixels
+from kora.export.prepare import USE, write_prepare
+from kora.export.timm_weights import merged_model, merged_state
+from kora.tasks import ClassificationTask, DepthTask
+from kora.tasks.load import AdaptedModel
+
+__all__ = ["GRAPH", "write"]
+
+GRAPH = "model.onnx"
+_NEEDS = ("onnx", "onnxruntime", "onnxscript")
+_DIM = torch.export.Dim
+_TWO = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)  # two images, to be traced with
+
+
+def write(model: AdaptedModel, folder: Path) -> Written:
+    """Write `model.onnx`, and compare what onnxruntime makes of it.
+
+    Raises:
+        RuntimeError: If the extra is not installed, or torch cannot write this model as a graph.
+    """
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        raise RuntimeError(
+            f"--format onnx needs {', '.join(missing)}: pip install 'kora-vit[onnx]'"
+        )
+    graph, merged = _graph(model)
+    output = "logits" if isinstance(model.task, ClassificationTask) else "depth_m"
+    path = folder / GRAPH
+    height, width = model.backbone.size
+    _trace(graph.eval(), _TWO.expand(2, 3, height + 3, width + 5).contiguous(), path, output)
+    write_prepare(model, folder, pixels=True)
+    run = _session(path)
+    images = probe_images(model.backbone)
+    with torch.inference_mode():
+        whole = [
+            compared(model(p[None]), run(p[None].numpy())) for p in probe_pictures(model.backbone)
+        ]
+        found = [compared(model(images), run(images.numpy())), *whole]
+        found.append(compared_pictures(model, folder, run))
+    difference, largest = worst(found)
+    return Written(
+        load=(
+            "import onnxruntime",
+            f"session = onnxruntime.InferenceSession('FOLDER/{GRAPH}')",
+        ),
+        use=(
+            *USE,
+            "images = prepare('photo.jpg')  # uint8 (1, 3, H, W)",
+            f"(outputs,) = session.run(['{output}'], {{'images': images}})",
+        ),
+        details={
+            "graph": GRAPH,
+            "input": "images",
+            "input_takes": "uint8 (B, 3, H, W), RGB, upright, any size",
+            "output": output,
+            "merged": merged,
+        },
+        difference=difference,
+        largest=largest,
+    )
+
+
+class _Graph(nn.Module):
+    """The whole way from pixels to the output, with sizes as numbers of the graph.
+
+    Args:
+        model: Of the run.
+        plain: timm's model with merged weights; None: the task of the run.
+    """
+
+    def __init__(self, model: AdaptedModel, plain: nn.Module | None) -> None:
+        super().__init__()
+        self.recipe = model.recipe
+        self.size = model.backbone.size
+        self.interpolation = model.backbone.interpolation
+        self.plain = plain
+        self.task = model.task if plain is None else None
+        self.register_buffer("mean", model.backbone.mean)
+        self.register_buffer("std", model.backbone.std)
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to logits (B, K), or to depth in metres."""
+        pixels = fit_pixels(images, self.recipe)
+        if self.recipe.size == self.size:
+            x = pixels.float() / 255
+        else:
+            x = resize_pixels(pixels, self.size, self.interpolation)
+        output: Tensor
+        if self.plain is not None:
+            output = self.plain((x - self.mean) / self.std)
+        elif isinstance(self.task, DepthTask):
+            size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+            output = self.task.at_size(self.task.flipped_mean(x), size)
+        else:
+            assert self.task is not None
+            output = self.task(x)
+        return output
+
+
+def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
+    if isinstance(model.task, ClassificationTask):
+        try:
+            state = merged_state(model)
+        except ValueError:  # its weights cannot take the adapter: the graph holds it
+            return _Graph(model, None), False
+        return _Graph(model, merged_model(model, state)), True
+    return _Graph(model, None), False
+
+
+def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
+    loud = logging.getLogger("torch.onnx")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.onnx.export(
+                module,
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=[output],
+                dynamic_shapes=({0: _DIM("batch"), 2: _DIM("height"), 3: _DIM("width")},),
+            )
+            assert graph is not None
+            graph.save(str(path), external_data=False)
+    except Exception as error:  # torch raises errors of many kinds here
+        raise RuntimeError(f"torch cannot write this model as ONNX: {_first(error)}") from error
+    finally:
+        loud.setLevel(level)
+
+
+def _session(path: Path) -> Callable[[Any], Tensor]:
+    """What onnxruntime makes of arrays (B, 3, H, W) with this graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its errors are classes of a compiled module
+        raise RuntimeError(f"onnxruntime cannot load the graph: {_first(error)}") from error
+
+    def run(images: Any) -> Tensor:
+        try:
+            (found,) = session.run(None, {"images": images})
+        except Exception as error:
+            raise RuntimeError(f"onnxruntime cannot run the graph: {_first(error)}") from error
+        return torch.from_numpy(found)
+
+    return run
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

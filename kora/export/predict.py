@@ -1,0 +1,298 @@
+"""`kora predict RUN --images FOLDER`: what a run says of a folder of images.
+
+Shapes: B images, H and W pixels of an image, h and w of the depth head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datamodules.loading import begin_worker
+from kora.adapters.folder import expand
+from kora.backbone.image_files import Batch, ImageFiles, collate, image_files
+from kora.console.tables import text_cell, visible
+from kora.runs.durable import plainly, write_atomically
+from kora.tasks import DepthTask
+from kora.tasks.load import AdaptedModel, load_adapter, named_device
+from kora.tasks.merging import merged
+
+__all__ = ["predict_command"]
+
+_LIMIT_M = 65.535  # of 16 bits in millimetres
+
+Rows = dict[int, list[str]]
+
+
+def predict_command(args: Sequence[str]) -> None:
+    """Parse the options, predict, write, and name what could not be read."""
+    own = _parser().parse_args(args)
+    if not own.images:
+        raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
+    model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
+    depth = isinstance(model.task, DepthTask)
+    folder = expand(own.images)
+    out = expand(own.out or ("predictions" if depth else "predictions.csv"))
+    _check_out(model, out, own.depth_format if depth else None)
+    files, others = image_files(folder)
+    above = folder if folder.is_dir() else folder.parent
+    names = [path.relative_to(above).as_posix() for path in files]
+    heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(model, own.top_k)
+    errors: dict[int, str] = {}
+    path = out / "predictions.csv" if depth else out
+    with (
+        _Table(path, ["file", *heads, "error"], len(files)) as table,
+        merged(model.backbone, model.adapter),
+    ):
+        for batch in _batches(model, files, own.batch_size, own.num_workers):
+            rows: Rows = {place: [""] * len(heads) for place in batch.errors}
+            if batch.places and isinstance(model.task, DepthTask):
+                rows |= _write_depth(model.task, batch, names, out, own.depth_format)
+            elif batch.places:
+                found = model.ranked(batch.images, own.top_k)
+                for place, top in zip(batch.places, found, strict=True):
+                    rows[place] = [
+                        text for one in top for text in (one.name, f"{one.probability:.6f}")
+                    ]
+            errors |= batch.errors
+            table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
+    _say(path, folder, names, errors, others)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kora predict",
+        description="Predictions of a finished run for a folder of images, at any depth there. "
+        "Classes: a CSV with file, class_name, probability and error. Depth: a map for each image, "
+        "at its own size, and predictions.csv beside them. Images that cannot be read are named, "
+        "counted, and have a row with the error. Rows are written as they come, to the file's name "
+        "with .part behind it, which becomes the file at the end: where the command is stopped or "
+        "killed, the rows that are done lie there. Without --images, kora predict is a command on "
+        "a config: kora predict --config RUN/config.yaml --ckpt_path FILE",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="a run's folder, or the folder adapter in it")
+    parser.add_argument(
+        "--images", required=True, metavar="PATH", help="a folder of images, or one"
+    )
+    parser.add_argument(
+        "--out", metavar="PATH",
+        help="file of the predictions (predictions.csv), or of depth a new folder (predictions)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depth_format", choices=("png", "npy"), default="png",
+        help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top_k", type=positive, default=1, metavar="K",
+        help="classes named for each image, the most probable first",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=positive, default=64, metavar="N")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=2, metavar="N", help="loader processes"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
+
+
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number}, expected 0 or more")
+    return number
+
+
+def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
+    """Look before the work is done."""
+    if out.exists() and not (out.is_dir() or out.is_file()):
+        raise ValueError(f"--out {out} is a device or a pipe; name a file of its own.")
+    if depth_format is None:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; name a file, such as {out}/predictions.csv")
+        return
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"--out {out} is there already. Name a new folder for the depth maps.")
+    assert isinstance(model.task, DepthTask)
+    farthest = model.task.protocol.max_depth_m
+    if depth_format == "png" and farthest > _LIMIT_M:
+        raise ValueError(
+            f"This run says depths up to {farthest:g} m, and 16 bits of millimetres end at "
+            f"{_LIMIT_M} m. Use --depth_format npy."
+        )
+
+
+def _batches(
+    model: AdaptedModel, files: Sequence[Path], size: int, workers: int
+) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        ImageFiles(
+            files,
+            model.recipe,
+            size=model.backbone.size,
+            interpolation=model.backbone.interpolation,
+        ),
+        batch_size=size,
+        num_workers=min(workers, len(files)),
+        collate_fn=collate,
+        worker_init_fn=begin_worker,
+    )
+    with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch.places) + len(batch.errors))
+
+
+def _write_depth(task: DepthTask, batch: Batch, names: Sequence[str], out: Path, form: str) -> Rows:
+    """A file for each image, named as the image with its suffix, so that no two share one."""
+    with torch.inference_mode():
+        depth_Bhw = task.flipped_mean(batch.images.to(task.device))
+        rows: Rows = {}
+        for row, (place, size) in enumerate(zip(batch.places, batch.sizes, strict=True)):
+            depth_HW = task.at_size(depth_Bhw[row : row + 1], size)[0].cpu()
+            name = f"{names[place]}.{form}"
+            write_atomically(out / name, lambda path, d=depth_HW: _write_map(path, d, form))  # type: ignore[misc]
+            low, high = float(depth_HW.min()), float(depth_HW.max())
+            rows[place] = [name, f"{low:.3f}", f"{high:.3f}"]
+    return rows
+
+
+def _write_map(path: Path, depth_HW: Tensor, form: str) -> None:
+    metres: NDArray[np.float32] = depth_HW.numpy()
+    with path.open("wb") as file:
+        if form == "npy":
+            np.save(file, metres)
+        else:
+            Image.fromarray((metres * 1000).round().astype(np.uint16)).save(file, format="PNG")
+
+
+def _class_heads(model: AdaptedModel, top_k: int) -> list[str]:
+    """Two columns a class: class_name and probability, then class_name_2, probability_2 ..."""
+    classes = min(top_k, getattr(model.task, "num_classes", 1))
+    ends = ["", *(f"_{number}" for number in range(2, classes + 1))]
+    return [head + end for end in ends for head in ("class_name", "probability")]
+
+
+class _Table:
+    """A CSV that grows under the name `<path>.part`, and has its own where it is whole.
+
+    Args:
+        path: The file.
+        heads: Of its columns.
+        images: That there will be rows of.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, heads: Sequence[str], images: int) -> None:
+        self.path = path.resolve()  # a link stays one
+        self.part = self.path.with_name(f"{path.name}.part")
+        self.images = images
+        self.rows = -1  # the heads are none
+        with self._told():
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(  # noqa: SIM115
+                self.part,
+                "a",
+                newline="",
+                encoding="utf-8",
+                errors="backslashreplace",
+                opener=plainly,
+            )
+            self._take()
+            self._file.truncate(0)
+        self.add([heads])
+
+    def _take(self) -> None:
+        """Have the file alone, as far as the file system has locks."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.part))
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        except OSError:
+            return  # no locks here
+        if not mine:  # or it was moved to its place in between
+            self._file.close()
+            raise RuntimeError(
+                f"Another kora predict is writing {self.part}. Wait for it, or name another --out."
+            )
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """Hand rows to the system: from now on they survive this process."""
+        with self._told():
+            csv.writer(self._file).writerows([text_cell(cell) for cell in row] for row in rows)
+            self._file.flush()
+        self.rows += len(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file, self._told():
+            os.fsync(self._file.fileno())
+            if kind is None:
+                os.replace(self.part, self.path)  # while the lock is held
+        if kind is not None:
+            print(
+                f"kora: stopped: the rows of {self.rows} of {self.images} images are in "
+                f"{self.part}.",
+                file=sys.stderr,
+            )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self.part} cannot be written: {error.strerror or error}. Make room, or name "
+                "another file or folder (--out)."
+            ) from error
+
+
+def _say(
+    table: Path, folder: Path, names: Sequence[str], errors: dict[int, str], others: int
+) -> None:
+    """What was written; what was not read is an error where it is everything.
+
+    Raises:
+        RuntimeError: If not one image could be read.
+    """
+    for place in sorted(errors):
+        print(f"kora: {visible(errors[place])}", file=sys.stderr)
+    read = len(names) - len(errors)
+    if not read:
+        raise RuntimeError(
+            f"None of the {len(names)} images in {folder} could be read; {table} says why."
+        )
+    print(f"Predictions: {table} ({read} of {len(names)} images)")
+    if errors:
+        print(
+            f"{len(errors)} could not be read; they have a row with the error, and no prediction."
+        )
+    if others:
+        print(f"{others} other files in {folder} are no images, by their names, and were left out.")

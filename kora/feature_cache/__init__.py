@@ -1,0 +1,1 @@
+"""What is kept of the frozen pass, when, and in which file."""

@@ -1,0 +1,271 @@
+"""What a strategy reads of the frozen backbone, computed once and kept for every later epoch.
+
+For strategies that never change the backbone (`Strategy.frozen_key`), on images that are the same
+in every epoch. Each split has a table (kora/feature_cache/row_table.py) under a name that is a
+SHA-256 of all that its numbers depend on, so all runs of the same backbone, data and sites share
+it, also at once.
+
+Shapes: B images a batch, n images of a split, W numbers an image
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import ImageDataModule
+from datamodules.relay import Relay
+from kora.backbone.frozen_inputs import Inputs
+from kora.console.say import say
+from kora.feature_cache.computed_inputs import ComputedInputs
+from kora.feature_cache.row_layout import Layout
+from kora.feature_cache.row_table import Table, UnwritableError, alone, fill, open_table, rows_done
+from kora.feature_cache.rules import cache_folder, identity, is_all, pays, why_not
+from kora.runs.durable import DamagedFileError
+
+__all__ = ["KEPT", "CacheOption", "FeatureCache", "FilledSplit", "Kind"]
+
+CacheOption = Literal["auto"] | bool
+Kind = Literal["float32", "float16", "bfloat16"]
+
+#: The entry of a batch that stands in for `image`: rows (B, W) of a table.
+KEPT = "kept"
+#: `auto` leaves at least this share of the free space to others.
+_LEFT = 0.5
+
+
+@dataclass(frozen=True)
+class FilledSplit:
+    """A split that is read from its table."""
+
+    split: str
+    table: Table
+    filled: int  # images that this process computed
+    seconds: float  # that this took, with checking and waiting
+
+    def render(self) -> str:
+        """One line for people."""
+        there = f"{_taken(self.table.layout)} in {self.table.folder}"
+        made = f"filled in {self.seconds:.1f} s" if self.filled else there
+        return f"feature cache, {self.split}: {made}."
+
+
+class _UnsteadyError(ValueError):
+    """The images are not the same at each reading."""
+
+
+class FeatureCache:
+    """Keeps what a task's adapter reads of the frozen backbone, and gives it back.
+
+    Args:
+        option: True, False, or `auto`: on where it is possible, pays and there is room.
+        kind: Type of the numbers on the disk.
+        folder: Where tables lie; None is `cache_folder()`.
+
+    Raises:
+        ValueError: An unknown option or kind.
+    """
+
+    def __init__(
+        self, option: CacheOption = "auto", kind: Kind = "float32", folder: str | None = None
+    ) -> None:
+        if not (isinstance(option, bool) or option == "auto"):
+            raise ValueError(f"feature_cache={option!r}, expected auto, on or off.")
+        if kind not in get_args(Kind):
+            raise ValueError(
+                f"feature_cache_dtype='{kind}', expected one of {', '.join(get_args(Kind))}."
+            )
+        self.option: CacheOption = option
+        self.kind: Kind = kind
+        self.folder = folder
+        #: The splits that the fit in progress, or the last one, read from their tables.
+        self.splits: list[FilledSplit] = []
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def begin(self, task: Any, trainer: Trainer) -> None:
+        """Fill what is missing and let it stand in for the images; called on every process.
+
+        Raises:
+            ValueError: It is on, and cannot be, or the images are others at each reading.
+            UnwritableError: It is on, and there is no room.
+        """
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self.splits = []
+        if self.option is False:
+            return
+        why = why_not(task, trainer, datamodule)
+        if why is not None:
+            if self.option is True:
+                raise ValueError(
+                    f"There can be no feature cache: {why}. Set model.feature_cache: auto, or off."
+                )
+            return
+        splits = [
+            split
+            for split in task.cached_splits()
+            if len(datamodule.indices(split))
+            and (split == "train" or is_all(trainer.limit_val_batches))
+        ]
+        try:
+            found = [self._filled(task, trainer, split) for split in splits]
+        except (UnwritableError, _UnsteadyError) as error:
+            if self.option is True:
+                raise
+            say(f"no feature cache: {error}")
+            return
+        self.splits = [filled for filled in found if filled is not None]
+        for filled in self.splits:
+            rest = datamodule.relay(filled.split).without_images(
+                labels=datamodule.labels(filled.split), indices=datamodule.indices(filled.split)
+            )
+            datamodule.relay(filled.split).instead = _KeptRows(rest, filled.table)
+        for loader in _loaders_made(trainer):
+            if isinstance(loader.dataset, Relay):
+                loader.num_workers = loader.dataset.workers(loader.num_workers)
+
+    @staticmethod
+    def end(trainer: Trainer) -> None:
+        """Images again: another task, or a loop that is no fit, may read the same data next."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, ImageDataModule):
+            for relay in datamodule.relays.values():
+                relay.instead = None
+
+    def unpack(self, rows_BW: Tensor) -> Inputs:
+        """The adapter's inputs of a batch of rows."""
+        return self.splits[0].table.layout.unpack(rows_BW)
+
+    def record(self) -> dict[str, Any] | None:
+        """For the record of a run: what was read from tables; None where nothing was."""
+        if not self.splits:
+            return None
+        return {
+            "dtype": self.kind,
+            "splits": [filled.split for filled in self.splits],
+            "bytes_an_image": self.splits[0].table.layout.row_bytes,
+            "images_computed": sum(filled.filled for filled in self.splits),
+            "seconds": round(sum(filled.seconds for filled in self.splits), 3),
+        }
+
+    # -- filling -------------------------------------------------------------------------------
+
+    def _filled(self, task: Any, trainer: Trainer, split: str) -> FilledSplit | None:
+        """The table of a split, filled by whichever process comes first; None where it must pay."""
+        begun = time.perf_counter()
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        of = identity(task, trainer, datamodule, split=split, kind=self.kind)
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+        root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
+        folder = root / f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
+        inputs, computed = ComputedInputs(task, trainer, split), 0
+        if not inputs.steady():
+            raise _UnsteadyError(
+                f"{type(datamodule).__name__} gives another image each time that it is asked for "
+                f"the same one ({split}); a cache would freeze the first. Set model.feature_cache: "
+                "off"
+            )
+        with alone(folder, say=say):
+            try:
+                table = open_table(folder, of)
+                if table is not None and not inputs.agree(table):
+                    raise DamagedFileError(f"{folder} is not of these images")
+            except DamagedFileError as error:
+                say(f"{error}: it is filled anew.")
+                table = None
+            if table is None:
+                if self.option == "auto" and not pays(trainer):
+                    return None
+                rows = len(datamodule.indices(split))
+                say_of = f"feature cache, {split}"
+                table, computed = self._fill(inputs, rows, folder=folder, of=of, name=say_of)
+        filled = FilledSplit(split, table, computed, time.perf_counter() - begun)
+        say(filled.render())
+        return filled
+
+    def _fill(
+        self, computed: ComputedInputs, rows: int, *, folder: Path, of: Mapping[str, Any], name: str
+    ) -> tuple[Table, int]:
+        layout = Layout.of(computed.first(), rows=rows, kind=self.kind)
+        done = rows_done(folder)
+        self._require_room(layout, folder, done)
+        more = f", of which {done:,} images are done" if done else ""
+        say(f"{name}: {_taken(layout)} in {folder}{more}.")
+
+        def blocks(first: int) -> Iterator[Any]:
+            for tensors in computed.from_row(first):
+                yield layout.pack(tensors)
+
+        try:
+            table = fill(folder, of, layout, blocks)
+        except UnwritableError as error:
+            raise UnwritableError(
+                f"the feature cache {folder} cannot be written: {error}. Make room, or set "
+                "model.feature_cache_folder to another disk, or model.feature_cache: off."
+            ) from error
+        return table, computed.images
+
+    def _require_room(self, layout: Layout, folder: Path, done: int) -> None:
+        needed = (layout.rows - done) * layout.row_bytes
+        free = shutil.disk_usage(folder.parent).free
+        usable = free if self.option is True else free * (1 - _LEFT)
+        if needed <= usable:
+            return
+        share = "" if self.option is True else f"; auto takes {1 - _LEFT:.0%} of that at most"
+        raise UnwritableError(
+            f"the feature cache needs {_size(needed)}, and {folder.parent} has {_size(free)} free"
+            f"{share}. Make room, set model.feature_cache_folder to another disk, or take "
+            "model.feature_cache_dtype: bfloat16, which needs half."
+        )
+
+
+class _KeptRows(Dataset[dict[str, Tensor]]):
+    """Batches of rows, with all that a batch holds beside its images."""
+
+    def __init__(self, rest: Any, table: Table) -> None:
+        self.rest = rest
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.layout.rows
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {**self.rest[row], KEPT: self.table.read([row])[0]}
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
+
+
+def _loaders_made(trainer: Trainer) -> list[Any]:
+    """That of training: Lightning asked for its length before the optimiser was made."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
+def _plain(name: str) -> str:
+    """A name that is one for files."""
+    return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)
+
+
+def _taken(layout: Layout) -> str:
+    each, all_of_it = layout.row_bytes, layout.rows * layout.row_bytes
+    return f"{layout.rows:,} images x {_size(each)} = {_size(all_of_it)}"
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.4g} {unit}"

@@ -1,0 +1,103 @@
+"""What a feature cache is filled with, and compared with before it is believed.
+
+Shapes: B images a batch, n images of a split, W numbers an image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.loading import begin_worker
+from kora.backbone.frozen_inputs import is_read
+from kora.feature_cache.row_layout import Layout
+from kora.feature_cache.row_table import Table
+from kora.feature_cache.rules import head_reads
+
+__all__ = ["ComputedInputs"]
+
+#: Images of a split that are read twice, and compared with their rows.
+_LOOKED_AT = 8
+#: Of the norm of a row. Half precision stays below a hundredth; another image is far above.
+_CLOSE = 0.05
+
+
+class ComputedInputs:
+    """What the adapter reads of the images of a split, from the frozen backbone."""
+
+    def __init__(self, task: Any, trainer: Trainer, split: str) -> None:
+        self.task = task
+        self.trainer = trainer
+        self.images = 0
+        self._relay = trainer.datamodule.relay(split)  # type: ignore[attr-defined]
+
+    def first(self) -> dict[str, Tensor]:
+        """Of one image: what there is to keep."""
+        return self._inputs(self._batch([0]))
+
+    def steady(self) -> bool:
+        """Whether some images are the same when they are read again."""
+        rows = self._looked_at()
+        first, again = (self._batch(rows)["image"] for _ in range(2))
+        return torch.equal(first, again)
+
+    def agree(self, table: Table) -> bool:
+        """Whether some rows of a table are of these images and this backbone."""
+        rows = self._looked_at()
+        mine = self._inputs(self._batch(rows))
+        layout = table.layout
+        if Layout.of(mine, rows=len(self._relay), kind=layout.kind) != layout:
+            return False
+        mine_BW, kept_BW = _flat(mine), _flat(layout.unpack(table.read(rows)))
+        different_B = torch.linalg.vector_norm(mine_BW - kept_BW, dim=1)
+        return bool((different_B <= _CLOSE * torch.linalg.vector_norm(mine_BW, dim=1)).all())
+
+    def from_row(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """Batch by batch, in the order of the split."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader: DataLoader[Any] = DataLoader(
+            self._relay,
+            batch_size=datamodule.eval_batch_size,
+            sampler=range(first, len(self._relay)),
+            num_workers=datamodule.num_workers,
+            collate_fn=self._relay.collate,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # that of the run draws nothing
+        )
+        for batch in loader:
+            self.images += len(batch["image"])
+            yield self._inputs(batch)
+
+    def _looked_at(self) -> list[int]:
+        places = np.linspace(0, len(self._relay) - 1, min(_LOOKED_AT, len(self._relay)))
+        return sorted({round(place) for place in places.tolist()})
+
+    def _batch(self, rows: Sequence[int]) -> Any:
+        return self._relay.collate(self._relay.__getitems__(rows))
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        task, adapter = self.task, self.task.adapter
+        reads = head_reads(task)
+        images = batch["image"].to(task.device)
+        training = adapter.training
+        adapter.eval()
+        try:
+            # As the task's own forward pass: where it leaves out tokens, so does this.
+            leaner = getattr(task, "last_block", None) or nullcontext()
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
+                inputs = adapter.frozen_inputs(task.backbone, images)
+        finally:
+            adapter.train(training)
+        return {name: tensor for name, tensor in inputs.items() if is_read(name, reads)}
+
+
+def _flat(inputs: Mapping[str, Tensor]) -> Tensor:
+    """(B, W), float32, on the CPU."""
+    return torch.cat([part.flatten(1).float().cpu() for part in inputs.values()], dim=1)

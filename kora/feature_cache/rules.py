@@ -1,0 +1,128 @@
+"""Where a feature cache may be used, what its numbers depend on, and where it lies."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from datamodules.base import ImageDataModule
+from kora import __version__
+from kora.adapters import Strategy, describe
+from kora.backbone.sharding import ShardedBackbone
+from kora.backbone.vit import Backbone, Features
+
+__all__ = ["cache_folder", "head_reads", "identity", "is_all", "note_changes", "pays", "why_not"]
+
+#: Of the protocol, what chooses images but does not change how one looks.
+_CHOICE = {
+    "num_classes", "sizes", "subset", "val_fraction", "val_images", "seed", "augment", "sha256",
+}  # fmt: skip
+
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+def cache_folder() -> Path:
+    """Where tables lie unless an option says so: `$KORA_CACHE`, else the user's cache folder."""
+    named = os.environ.get("KORA_CACHE")
+    if named:
+        return Path(named).expanduser() / "features"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "kora" / "features"
+
+
+def head_reads(task: Any) -> tuple[str, ...]:
+    """The fields of `Features` that the head reads; all of them where it does not say so.
+
+    What it says is of the forward that stands beside it, on the features as they are.
+    """
+    kind = type(task.head)
+    owns_it = "reads" not in dir(kind) or _owner(kind, "forward") < _owner(kind, "reads")
+    if owns_it or _owner(type(task), "features") < _owner(type(task), "inputs"):
+        return Features._fields
+    return tuple(task.head.reads)
+
+
+def note_changes(backbone: Backbone, adapter: Strategy) -> None:
+    """Let a backbone remember that this strategy, attached to it, changes what it computes.
+
+    Not the strategy itself: some hold the backbone, and neither would be freed.
+    """
+    try:
+        adapter.frozen_key()
+    except ValueError as error:
+        backbone.changes.append(str(error))
+
+
+def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
+    """Why nothing can be kept, to complete a sentence; None where it can."""
+    adapter, backbone = task.adapter, task.backbone
+    if backbone.changes:
+        return str(backbone.changes[0])
+    if type(adapter).forward is not Strategy.forward:
+        return f"{type(adapter).__name__} has a forward of its own, which may read the images"
+    kind = type(task)
+    for step in ("training_step", "validation_step", "forward", "features"):
+        if _owner(kind, step) < _owner(kind, "cached_splits") or not task.cached_splits():
+            return (
+                f"{type(task).__name__} has a {step} of its own, which may read the images (where "
+                "it takes inputs(batch) in their place, let cached_splits say so)"
+            )
+    if backbone.training:
+        return "the backbone is in training mode"
+    if isinstance(trainer.strategy, ShardedBackbone):
+        return "the backbone is in shards, which no process can run alone"
+    if not isinstance(datamodule, ImageDataModule):
+        return f"{type(datamodule).__name__} does not say which images it gives"
+    if datamodule.augment != "none":
+        return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
+    for hook in _HOOKS:
+        if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
+            return f"{type(datamodule).__name__} changes batches in {hook}"
+    return None
+
+
+def _owner(kind: type, name: str) -> int:
+    """Place of the class that defines a method, from this one upwards."""
+    return next(place for place, owner in enumerate(kind.__mro__) if name in vars(owner))
+
+
+def is_all(limit: float) -> bool:
+    """Whether a limit of Lightning's is the whole share; a whole number 1 is a single batch."""
+    return isinstance(limit, float) and limit == 1
+
+
+def pays(trainer: Any) -> bool:
+    """Whether all images are seen more than once."""
+    if trainer.fast_dev_run or trainer.overfit_batches or not is_all(trainer.limit_train_batches):
+        return False
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else float("inf")
+    steps = trainer.max_steps if trainer.max_steps != -1 else float("inf")
+    return epochs > 1 and steps * trainer.accumulate_grad_batches > trainer.fit_loop.max_batches
+
+
+def identity(
+    task: Any, trainer: Trainer, datamodule: ImageDataModule, *, split: str, kind: str
+) -> dict[str, Any]:
+    """All that the numbers of a split depend on, in plain types."""
+    backbone, protocol, reads = task.backbone, datamodule.protocol(), head_reads(task)
+    return {
+        "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
+        "interpolation": backbone.interpolation,
+        "levels": list(backbone.levels) if "levels" in reads else [],
+        "layers": describe(backbone.layer_summaries) if "layers" in reads else None,
+        "reads": sorted(reads),
+        "adapter": type(task.adapter).__qualname__,
+        "inputs": task.adapter.frozen_key(),
+        "data": {key: value for key, value in protocol.items() if key not in _CHOICE},
+        "split": [protocol["official_split"][split], protocol["sha256"][split]],
+        "precision": str(trainer.precision),
+        "dtype": kind,
+        "float32": torch.get_float32_matmul_precision(),  # TF32 rounds as bfloat16 does
+        "timm": metadata.version("timm"),
+        "kora": __version__,
+    }

@@ -1,0 +1,1 @@
+"""`kora grid`: the runs of one file, each once."""

@@ -1,0 +1,196 @@
+"""`kora grid`: the runs of a grid file, each once, and then their comparison."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kora.console.say import say
+from kora.grid.file import Grid, is_group, read_grid
+from kora.grid.local import run_here
+from kora.grid.options import add_file_options, picked
+from kora.grid.plan import (
+    AT_WORK,
+    FINISHED,
+    NEW,
+    RESUME,
+    Entry,
+    all_resolved,
+    entry_for,
+    listed,
+    refuse_equal,
+)
+from kora.grid.run import Outcome, log_path
+from kora.grid.view import GridView
+from kora.runs.processes import Stop
+
+__all__ = ["grid"]
+
+_RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
+
+
+def grid(args: Sequence[str]) -> None:
+    """Run what of a grid is not finished, and compare.
+
+    Raises:
+        ValueError: the grid or one of its runs is not accepted; nothing has run then.
+        RuntimeError: some runs failed; the others have run.
+    """
+    own = _options(args)
+    path = Path(own.config)
+    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
+    planned = read_grid(path, own.overrides)
+    entries = _plan(path, planned, own.only)
+    of = f" of {len(planned.jobs())}" if own.only else ""
+    _say_where_it_stands(path, entries, of)
+    if own.dry_run:
+        for entry in entries:
+            print(listed(entry))
+        return
+    # What others are at work on comes last: it may be finished by then.
+    waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
+    logs = _logs(path, own, waiting)
+    outcomes = _run(own, entries, waiting, logs, environment) if waiting else {}
+    folders = [outcomes[e.number].folder if e.number in outcomes else e.folder for e in entries]
+    failed = [e for e in waiting if outcomes[e.number].folder is None]
+    finished = len(entries) - len(waiting)
+    say(
+        f"{len(waiting) - len(failed)} runs done, {finished} were finished before, "
+        f"{len(failed)} failed."
+    )
+    _compare([folder for folder in folders if folder is not None], tuple(planned.vary))
+    if failed:
+        lines = "\n".join(f"  - {_failure(e, outcomes[e.number], logs)}" for e in failed)
+        where = "their messages stand in the logs" if logs else "their messages stand above"
+        raise RuntimeError(
+            f"{len(failed)} of {len(entries)} runs failed; {where}. The same command tries them "
+            f"again.\n{lines}"
+        )
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kora grid",
+        description="Run every combination of a grid file with every seed. Finished runs are "
+        "skipped and unfinished ones gone on with, so the same command goes on after a stop.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and start none")
+    add_file_options(parser, "the runs")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="so many runs at once on this machine, which share its cores; each has a log file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local",
+        help="ray: on the machines of a Ray cluster that share this folder",
+    )  # fmt: skip
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: the cluster here")
+    parser.add_argument("--num_cpus", type=float, help="cores a run on ray (default 1)")
+    parser.add_argument("--num_gpus", type=float, help="GPUs a run on ray (default 0)")
+    parser.add_argument(
+        "--retries", type=int, metavar="N",
+        help="so often a run whose machine or worker died goes on elsewhere (default 3)",
+    )  # fmt: skip
+    own = parser.parse_args(args)
+    if own.jobs < 1:
+        raise ValueError(f"--jobs {own.jobs}: expected 1 or more runs at once.")
+    if own.launcher == "ray" and own.jobs != 1:
+        raise ValueError(
+            "--jobs is for this machine alone. With --launcher ray, the cores of the cluster and "
+            "--num_cpus decide how many runs there are at once. Leave --jobs out."
+        )
+    for name, default in _RAY.items():
+        given = getattr(own, name)
+        if given is not None and own.launcher != "ray":
+            raise ValueError(f"--{name} has no effect without --launcher ray. Leave it out.")
+        if isinstance(given, int | float) and given < 0:
+            raise ValueError(f"--{name} {given:g}: expected 0 or more.")
+        setattr(own, name, default if given is None else given)
+    return own
+
+
+def _plan(path: Path, planned: Grid, only: Sequence[str]) -> list[Entry]:
+    jobs = planned.jobs()
+    names = picked(path, "run", {job.name: job.kind or job.name for job in jobs}, only)
+    configs = all_resolved(path, jobs)
+    refuse_equal(path, jobs, configs)
+    pairs = enumerate(zip(jobs, configs, strict=True), 1)
+    return [entry_for(n, job, config) for n, (job, config) in pairs if job.name in names]
+
+
+def _say_where_it_stands(path: Path, entries: Sequence[Entry], of: str) -> None:
+    counts = {s: sum(e.state == s for e in entries) for s in (FINISHED, RESUME, AT_WORK, NEW)}
+    others = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != FINISHED)
+    rest = f" ({others})" if others else ""
+    say(f"{path}: {len(entries)}{of} runs, {counts[FINISHED]} of them finished{rest}.")
+
+
+def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict[int, Path]:
+    """Where each run prints; one after another, they print here."""
+    if own.launcher == "local" and own.jobs == 1:
+        return {}
+    logs = {e.number: log_path(path, e.job, e.number, e.config["runs_dir"]) for e in waiting}
+    for folder in dict.fromkeys(log.parent for log in logs.values()):
+        say(f"what the runs print goes into {folder}")
+    return logs
+
+
+def _run(
+    own: argparse.Namespace,
+    entries: Sequence[Entry],
+    waiting: Sequence[Entry],
+    logs: dict[int, Path],
+    environment: dict[str, str],
+) -> dict[int, Outcome]:
+    """Run them; exits here where a signal asked for it."""
+    on_ray = own.launcher == "ray"
+    view = GridView(entries, at_once=None if on_ray else own.jobs, live=bool(logs))
+    if on_ray:
+        from kora.grid.ray_cluster import cluster, run_on_ray
+
+        with cluster(own.ray_address) as ray, Stop.on_signals() as stop, view:
+            outcomes = run_on_ray(
+                ray, waiting, logs=logs, view=view, stop=stop,
+                num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
+            )  # fmt: skip
+    else:
+        with Stop.on_signals() as stop, view:
+            outcomes = run_here(
+                waiting, at_once=own.jobs, logs=logs, env=environment, view=view, stop=stop
+            )
+    if stop.signal is not None:
+        say("stopped. The same command goes on with the runs that are not finished.")
+        sys.exit(stop.exit_code)
+    return outcomes
+
+
+def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
+    line = f"{entry.job.name} ({outcome.why}): {entry.job.command}"
+    log = logs.get(entry.number)
+    if log is None or not log.is_file():
+        return line
+    text = log.read_text(encoding="utf-8", errors="replace")
+    said = [row for row in text.splitlines() if row.startswith("kora: error: ")]
+    return f"{line}\n    {log}" + (f": {said[-1]}" if said else "")
+
+
+def _compare(folders: list[Path], varied: Sequence[str]) -> None:
+    """Print the comparison: by strategy with its arguments, and by whatever else varied."""
+    from kora.compare.command import compare_command
+
+    told_apart = ("experiment", "model.adapter")
+    others = [
+        key
+        for key in varied
+        if not (is_group(key) or key in told_apart or key.startswith("model.adapter."))
+    ]
+    if folders:
+        try:
+            compare_command(folders, by=",".join(others) or "strategy")
+        except ValueError as error:  # the runs are there all the same
+            say(f"no comparison: {error}")

@@ -1,0 +1,115 @@
+"""One run of a grid, in a process of its own: a failure or a lack of memory ends it alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from kora.grid.file import Job
+from kora.runs.config_lock import alone_with
+from kora.runs.processes import Stop, run_child
+from kora.runs.search import find_finished_run, last_checkpoint
+
+__all__ = ["Outcome", "log_path", "run_job", "share_of_threads"]
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Args:
+        folder: Of the finished run; None if it failed or was stopped.
+        why: There is none; "" where there is.
+        seconds: It took, here.
+    """
+
+    folder: Path | None
+    why: str = ""
+    seconds: float = 0.0
+
+
+def run_job(
+    job: Job,
+    config: Mapping[str, Any],
+    *,
+    stop: Stop,
+    say: Callable[[str], None],
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Outcome:
+    """Finish a run: begin it, go on with it, or wait for who is at work on it.
+
+    Args:
+        job: Its arguments.
+        config: Resolved, in plain types.
+        stop: Looked at while it runs.
+        say: Is told why it waits or what it goes on from.
+        env: Of its process; None: that of this one.
+        log: Takes what it prints; None: where this process prints.
+    """
+    started = time.monotonic()
+    with ExitStack() as exits:
+        mine = exits.enter_context(
+            alone_with(config, say=say, given_up=lambda: stop.signal is not None)
+        )
+        if not mine:
+            return Outcome(None, "stopped")
+        found = find_finished_run(config)  # by another process, meanwhile
+        if found is not None:
+            return Outcome(found)
+        last = last_checkpoint(config)
+        args = ["fit", *job.args]
+        if last is not None:
+            say(f"goes on from {last}")
+            args += ["--ckpt_path", str(last)]
+        output = None if log is None else exits.enter_context(_opened(log, job, last))
+        code = run_child(args, stop=stop, env=env, output=output)
+        found = None if code else find_finished_run(config)
+    seconds = time.monotonic() - started
+    if found is not None:
+        return Outcome(found, "", seconds)
+    if stop.signal is not None:
+        return Outcome(None, "stopped", seconds)
+    return Outcome(None, _reason(code), seconds)
+
+
+def _opened(log: Path, job: Job, last: Path | None) -> IO[bytes]:
+    """A log that is written on, with a line that says what begins here, and where."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    how = "" if last is None else f", goes on from {last}"
+    moment = datetime.now().astimezone().isoformat(timespec="seconds")
+    head = f"=== {moment} on {platform.node()}: {job.command}{how}\n"
+    file = log.open("ab", buffering=0)
+    file.write(head.encode())
+    return file
+
+
+def _reason(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}" if code else "ended without a result"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def log_path(grid: Path, job: Job, number: int, runs_dir: str) -> Path:
+    """Where the output of a run goes when several run at once: beside the runs."""
+    name = "".join(c if c.isalnum() or c in "=.+-" else "_" for c in job.name.replace(", ", "-"))
+    return Path(runs_dir) / f"grid_{grid.stem}" / f"{number:03d}_{name[:100]}.log"
+
+
+def share_of_threads(jobs: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of one of several runs at once: each has its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, (cores or 1) // jobs)
+    given = env.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        share = min(share, int(given))
+    return {**env, "OMP_NUM_THREADS": str(share)}

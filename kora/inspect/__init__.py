@@ -1,0 +1,1 @@
+"""What the adapter of a finished run has become: `kora inspect` and `kora cka`."""

@@ -1,0 +1,174 @@
+"""Heat maps of quantities by block and site.
+
+Shapes: R rows (blocks), S columns (sites).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from kora.analysis.quantity import Place, Quantity, Spectrum
+from kora.reports.canvas import new_figure, save
+
+__all__ = ["place_maps", "spectrum_maps"]
+
+_DECADES = 2.0  # from which on the colours are those of the logarithm
+_WRITTEN = 32  # rows and columns up to which there is room for numbers in the cells
+_ACROSS = 4  # maps beside each other
+_NONE = "#DDDDDD"
+
+Grid = NDArray[np.float64]
+
+
+def place_maps(quantities: Sequence[Quantity], out_png: str | Path, *, title: str = "") -> Path:
+    """A map for each quantity: a row a block, a column a site, numbers in the cells.
+
+    Where values span two decades or more the colours are those of the logarithm. An exact zero is
+    hatched and says 0; what was not finite says none; a place that is not there is left white.
+    """
+    rows, columns = _axes_of([place for one in quantities for place in one.values])
+    grids = [_grid(one.values, rows, columns) for one in quantities]
+    norms: dict[str, Normalize] = {}
+    for one in quantities:
+        family = one.family or one.name
+        same = [
+            grid for other, grid in zip(quantities, grids, strict=True)
+            if (other.family or other.name) == family
+        ]  # fmt: skip
+        norms[family] = _norm(np.concatenate([grid.ravel() for grid in same]))
+    drawn = [
+        (one.title, grid, norms[one.family or one.name])
+        for one, grid in zip(quantities, grids, strict=True)
+    ]
+    return _draw(drawn, rows, columns, out_png, title=title, labels=("site", "block"))
+
+
+def spectrum_maps(spectra: Sequence[Spectrum], out_png: str | Path, *, title: str = "") -> Path:
+    """A map for each spectrum: a row a place, a column a singular value, the largest first."""
+    found = dict.fromkeys(place for one in spectra for place in one.values)
+    blocks, sites = _axes_of(list(found))
+    places = [place for place in product(blocks, sites) if place in found]
+    drawn = []
+    for one in spectra:
+        grid = np.full((len(places), max(map(len, one.values.values()))), np.nan)
+        for row, place in enumerate(places):
+            values = one.values.get(place, [])
+            grid[row, : len(values)] = values
+        drawn.append((one.title, grid, _norm(grid.ravel())))
+    rows = [" ".join(place) for place in places]
+    columns = [str(number + 1) for number in range(max(grid.shape[1] for _, grid, _ in drawn))]
+    labels = ("singular value", "place (block, site)")
+    return _draw(drawn, rows, columns, out_png, title=title, labels=labels)
+
+
+def _axes_of(places: Sequence[Place]) -> tuple[list[str], list[str]]:
+    """Blocks by number, then what is in none; sites in the order in which they were met."""
+    blocks = list(dict.fromkeys(block for block, _ in places))
+    blocks.sort(key=lambda block: (not block.isdecimal(), int(block) if block.isdecimal() else 0))
+    return blocks, list(dict.fromkeys(site for _, site in places))
+
+
+def _grid(values: Mapping[Place, float | None], rows: list[str], columns: list[str]) -> Grid:
+    """(R, S): NaN where there is no such place, infinity where nothing finite was measured."""
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for (block, site), value in values.items():
+        grid[rows.index(block), columns.index(site)] = math.inf if value is None else value
+    return grid
+
+
+def _norm(values: Grid) -> Normalize:
+    """Colours of all that is finite; of the logarithm where it spans decades."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
+        return Normalize(0, 1)
+    low, high = float(positive.min()), float(positive.max())
+    if math.log10(high) - math.log10(low) >= _DECADES:
+        return LogNorm(low, high)
+    return Normalize(0, high)
+
+
+def _draw(
+    drawn: Sequence[tuple[str, Grid, Normalize]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    out_png: str | Path,
+    *,
+    title: str,
+    labels: tuple[str, str],
+) -> Path:
+    """A map may have the first of the columns alone."""
+    across = min(_ACROSS, len(drawn))
+    down = math.ceil(len(drawn) / across)
+    room = len(rows) <= _WRITTEN
+    written = [room and grid.shape[1] <= _WRITTEN for _, grid, _ in drawn]
+    widths = [_width(drawn[i][1].shape[1], written=written[i]) for i in range(across)]
+    height = 1.1 + max((0.25 if room else 0.16) * len(rows), 0.8)
+    figure, axes = new_figure(
+        across, rows=down, size=(sum(widths), height * down), widths=widths, title=title
+    )
+    colours = colormaps["viridis"]
+    for axis, (name, grid, norm), numbers in zip(axes, drawn, written, strict=False):
+        image = axis.imshow(
+            np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto",
+            interpolation="nearest",
+        )  # fmt: skip
+        _mark(axis, grid, norm, colours, written=numbers)
+        figure.colorbar(image, ax=axis, shrink=0.85).ax.tick_params(labelsize=7)
+        axis.set_title(name, fontsize=9)
+        ticks = range(0, grid.shape[1], math.ceil(grid.shape[1] / _WRITTEN))
+        axis.set_xticks(ticks, [columns[tick] for tick in ticks], fontsize=8)
+        if max(map(len, columns)) > 5:
+            axis.tick_params(axis="x", rotation=45)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8 if room else 6)
+        axis.set_xlabel(labels[0], fontsize=8)
+        axis.set_ylabel(labels[1], fontsize=8)
+    for axis in axes[len(drawn) :]:
+        axis.set_axis_off()
+    return save(figure, out_png)
+
+
+def _width(columns: int, *, written: bool) -> float:
+    """Inches of a map with its margins; more columns than can be written in get no wider."""
+    cell = 0.58 if written else 0.35
+    return 1.5 + max(cell * min(columns, _WRITTEN), 1.6)
+
+
+def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written: bool) -> None:
+    """Numbers, and what no colour says: zeros and missing values."""
+    for (row, column), value in np.ndenumerate(grid):
+        if math.isnan(value):
+            continue
+        special = value == 0 or math.isinf(value)
+        if special:
+            cell: dict[str, Any] = {"facecolor": _NONE, "edgecolor": "white", "linewidth": 0}
+            axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="////", **cell))
+        if written:
+            red, green, blue, _ = colours(norm(value)) if not special else (1, 1, 1, 1)
+            bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+            axis.text(
+                column, row, _short(value), ha="center", va="center", fontsize=6.5,
+                color="black" if bright else "white",
+            )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """0.123, 12.3, 4e-09: at most six letters."""
+    if math.isinf(value):
+        return "none"
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

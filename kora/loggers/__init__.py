@@ -1,0 +1,1 @@
+"""Who logs a run: CSV and W&B."""

@@ -1,0 +1,94 @@
+"""metrics.csv of a run: on the disk row by row, and continued where a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+from kora.runs.durable import write_atomically
+
+__all__ = ["RowByRow", "count_rows", "keep_rows"]
+
+
+class RowByRow(CSVLogger):
+    """A CSVLogger that a killed process leaves whole, up to the step that it was in.
+
+    Lightning's own writes every hundred steps, empties the file whenever a new metric needs a new
+    header, and deletes one that is there.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """What writes the file."""
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Writer(log_dir=self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Append a row."""
+        super().log_metrics(metrics, step)
+        self.save()
+
+
+class _Writer(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Go on with the file that is there."""
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            self.metrics_keys = next(iter(_rows(path)), [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        head, *rows = _rows(path)
+
+        def write(target: Path) -> None:
+            with target.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=fieldnames)
+                writer.writeheader()
+                writer.writerows(dict(zip(head, row, strict=False)) for row in rows)
+
+        write_atomically(path, write)
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a CSV file, its header not counted; 0 where there is none."""
+    return max(0, len(_rows(path)) - 1) if path.is_file() else 0
+
+
+def keep_rows(path: Path, number: int) -> None:
+    """Leave only the first rows: those behind a checkpoint are logged again."""
+    rows = _rows(path) if path.is_file() else []
+    if len(rows) <= number + 1:
+        return
+
+    def write(target: Path) -> None:
+        with target.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows[: number + 1])
+
+    write_atomically(path, write)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The header and the rows of a file.
+
+    Raises:
+        RuntimeError: It is damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RuntimeError(
+            f"{path} is damaged: {error}. Move it away: the run then goes on, and logs into a new "
+            "one."
+        ) from error

@@ -1,0 +1,271 @@
+"""A W&B run that stops no run: offline where the server does not answer, and a bounded end."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from kora.console.say import say
+from kora.runs.durable import write_atomically
+
+__all__ = [
+    "FINISH_S",
+    "PANELS_S",
+    "START_S",
+    "SWEEP_VARIABLES",
+    "BoundedWandb",
+    "finish_wandb",
+    "keep_run_id",
+    "leave_wandb",
+    "sweep_run_id",
+    "wandb_run_id",
+]
+
+#: Seconds: the start of a run online with the look at its server, and at its end what W&B asks the
+#: server for, and then the upload. What W&B does after that takes as long as the upload again, and
+#: all of the end is to take a minute at most.
+START_S, PANELS_S, FINISH_S = 8.0, 9.0, 24.0
+_LEAVE_S = 1.0  # for the end of W&B's process after a start that failed
+_ID_FILE = "wandb_run.json"
+#: Setting of wandb since 0.31: seconds until a row is on the disk, fifteen where it is not set.
+_FLUSH = "x_transaction_log_flush_interval"
+_EMPTY = 7  # bytes of a file of W&B without records
+#: By these a W&B agent tells its run which one it is; a run that this one starts is another.
+SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+
+
+def sweep_run_id() -> str | None:
+    """Id that the agent of a sweep has given to this run; None outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def wandb_run_id(place: Path) -> str | None:
+    """Id of the W&B run of a run folder, or of the run that a checkpoint file is from.
+
+    Args:
+        place: the folder of a run, or anything below it, such as `checkpoints/last.ckpt`.
+
+    Returns:
+        None where W&B was not used, or the file cannot be read.
+    """
+    for folder in (place, *list(place.parents)[:2]):
+        try:
+            found = json.loads((folder / _ID_FILE).read_text(encoding="utf-8"))["id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return found if isinstance(found, str) else None
+    return None
+
+
+@rank_zero_only
+def keep_run_id(run_folder: Path, run_id: str) -> None:
+    """Write the id into the run folder at the start, so that a resumed run finds it."""
+    text = json.dumps({"id": run_id}) + "\n"
+    write_atomically(run_folder / _ID_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+class BoundedWandb(WandbLogger):
+    """A WandbLogger that stops no run: it goes offline, or is left out, where W&B fails.
+
+    Its options are those of WandbLogger, without `settings`, which are set here, and with
+    `start_s`: the seconds that the start online may take.
+
+    Validation and test are drawn over epochs, and validation is summed up by its least, largest and
+    last value. A test has one value and no best one: choosing by it would be selection.
+    """
+
+    def __init__(
+        self,
+        *,
+        offline: bool,
+        upload_adapter: bool = True,
+        start_s: float = START_S,
+        **options: Any,
+    ) -> None:
+        import wandb
+
+        # W&B tells of its own working, and at the end waits for a server that does not listen.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        settings = wandb.Settings(
+            silent=offline,
+            init_timeout=max(start_s, 1.0),
+            finish_timeout=FINISH_S,
+            finish_timeout_raises=True,
+            x_disable_viewer=True,  # or it asks who is logged in, twice, for five seconds each
+        )
+        if _FLUSH in wandb.Settings.model_fields:
+            setattr(settings, _FLUSH, 1.0)
+        super().__init__(offline=offline, settings=settings, **options)
+        #: Whether nothing can be logged any more.
+        self.gone = False
+        self._defined: set[str] = set()
+        self.upload_adapter = upload_adapter
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, started by the first call; one that logs nothing where W&B cannot start."""
+        if self._experiment is None and not self._offline:
+            try:
+                return self._start("online")
+            except Exception as error:  # of W&B, or of the socket to its own process
+                say(f"W&B could not start ({_words(error)}): this run is logged offline.")
+                self._let_go()
+                self._offline = True
+                self._wandb_init["settings"].silent = True
+        if self._experiment is None:
+            try:
+                return self._start("offline")
+            except Exception as error:
+                say(f"W&B could not start offline ({_words(error)}): this run goes without it.")
+                self._let_go()
+                self.gone = True
+                return self._start("disabled")
+        return super().experiment
+
+    def _start(self, mode: str) -> Any:
+        import wandb
+
+        settings = self._wandb_init["settings"]
+        self._wandb_init["mode"] = settings.mode = mode
+        with _quiet_children():
+            wandb.setup(settings)  # starts W&B's own process
+        atexit.unregister(leave_wandb)
+        atexit.register(leave_wandb)  # the last one is the first to be called
+        run = super().experiment
+        if mode == "online" and not run.entity:  # W&B goes on, and its process dies a moment later
+            raise ConnectionError("the server answers without a run")
+        return run
+
+    def _let_go(self) -> None:
+        """Leave W&B, which may still hold the run or its id; not for long, as it may wait too."""
+        import wandb
+
+        for leave in (wandb.finish, wandb.teardown):
+            leaving = Thread(target=_without_a_word, args=(leave,), daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_S)
+        wandb.run = self._experiment = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether a server is to be reached; it was when the run started."""
+        return not self._offline
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log a config; where W&B's own process has died, say so once, and log nothing more."""
+        if not self.gone:
+            with self._saying_of_its_end():
+                super().log_hyperparams(params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log; where W&B's own process has died, say so once, and log nothing more."""
+        if not self.gone:
+            with self._saying_of_its_end():
+                self._define(metrics)
+                super().log_metrics(metrics, step)
+
+    @contextmanager
+    def _saying_of_its_end(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, a log is no reason to stop training
+            self.gone = True
+            say(f"W&B stopped working ({_words(error)}); metrics.csv goes on.")
+
+    def _define(self, names: Iterable[str]) -> None:
+        """Define metrics by their full names: Lightning's own `*` would compete with a pattern."""
+        for name in set(names) - self._defined:
+            self._defined.add(name)
+            stage = name.partition("/")[0]
+            if stage == "train":
+                self.experiment.define_metric(name, step_metric="trainer/global_step")
+            elif stage == "val":
+                self.experiment.define_metric(name, step_metric="epoch", summary="min,max,last")
+            elif stage == "test":
+                self.experiment.define_metric(name, step_metric="epoch")
+
+
+def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
+    """End the run within a minute. Nothing is raised, whatever becomes of W&B.
+
+    Args:
+        logger: Has the run.
+        answers: Whether the server did a moment ago; where not, W&B may take an upload for done.
+
+    Returns:
+        What is to be said of it; None where all is uploaded.
+    """
+    run = logger.experiment
+    if run.settings.mode == "disabled":
+        return "could not start: this run is not in W&B"
+    folder, offline = Path(run.dir).parent, run.settings._offline
+    try:
+        run.finish()
+    except TimeoutError:
+        return (
+            f"the server stopped answering, and not everything was uploaded; for the rest: "
+            f"wandb sync {folder}"
+        )
+    except Exception as error:  # the process of W&B has died: what it wrote until then is there
+        wrote = any(file.stat().st_size > _EMPTY for file in folder.glob("*.wandb"))
+        rest = (
+            f"to upload what it has: wandb sync {folder}" if wrote else "it has nothing to upload"
+        )
+        return f"stopped working ({type(error).__name__}); {rest}"
+    if offline:
+        return f"offline; to upload: wandb sync {folder}"
+    if logger.gone:
+        return f"stopped working before the end; for what is not uploaded: wandb sync {folder}"
+    return None if answers else f"for what is not uploaded: wandb sync {folder}"
+
+
+def leave_wandb() -> None:
+    """End W&B's own process, and with it a run that has not been ended, which counts as failed.
+
+    W&B does so itself at the end of Python, but prints a traceback where its process has died, and
+    `wandb.teardown` would exit with the code of that process. Here nothing is raised.
+    """
+    import wandb
+
+    _without_a_word(wandb.teardown)
+
+
+def _without_a_word(leave: Callable[..., None]) -> None:
+    with suppress(Exception, SystemExit):
+        leave(exit_code=1)
+
+
+def _words(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Within, a process that is started has no stderr: W&B's would print the stack of its death."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none anyway
+        yield
+        return
+    try:
+        if not os.environ.get("KORA_DEBUG"):
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

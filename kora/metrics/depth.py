@@ -1,0 +1,239 @@
+"""Depth metrics of one protocol, exact on one process and on many.
+
+Each image leaves one row, its means over valid pixels, and nothing else: memory stays small, and
+both averages, over images and over pixels, come from the same rows.
+Shapes: B images of a batch, I images in all, H, W and h, w sizes, N pixels, K moments.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+
+from kora.metrics.moments import MEASURES, Moments, pooled_moments
+from kora.metrics.protocol import DepthProtocol, check_depths
+
+__all__ = [
+    "RMSE",
+    "AbsRel",
+    "Delta",
+    "DepthMetrics",
+    "Log10",
+    "RMSELog",
+    "SILog",
+    "SqRel",
+]
+
+_NO_INDEX = -1
+
+
+class _DepthMetric(Metric):
+    """What the depth metrics share: rows gathered by `update`, values read from them.
+
+    Args:
+        protocol: Which pixels count, and how they are averaged.
+        kwargs: Those of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    measures: ClassVar[tuple[str, ...]]
+    rows: list[Tensor]  # (B, K) float32 each
+    keys: list[Tensor]  # (B, 2) int64 each: index and count of valid pixels
+
+    def __init__(self, protocol: DepthProtocol, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(protocol, DepthProtocol):
+            raise ValueError(
+                f"protocol is {protocol!r}, expected a kora.metrics.protocol.DepthProtocol, "
+                "such as DepthProtocol.preset('eigen')."
+            )
+        self.protocol = protocol
+        self._names = self._measured()
+        needed = (name for measure in self._names for name in MEASURES[measure].moments)
+        self._columns = tuple(dict.fromkeys(needed))
+        self._table: dict[str, Tensor] = {}
+        self._skipped = 0
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.add_state("keys", default=[], dist_reduce_fx="cat")
+
+    def _measured(self) -> tuple[str, ...]:
+        return self.measures
+
+    def update(
+        self, prediction_Bhw: Tensor, target_BHW: Tensor, index_B: Tensor | None = None
+    ) -> None:
+        """Add a batch, in metres; both may have any floating type, the prediction any size.
+
+        An image whose `index_B` (>= 0) came before is dropped by `compute`: samplers of several
+        processes repeat images to fill their last batch. Without an index nothing is dropped.
+
+        Raises:
+            ValueError: Shapes, types, or a size that the protocol's crop does not know.
+        """
+        check_depths(prediction_Bhw, target_BHW)
+        batch = len(target_BHW)
+        if index_B is None:
+            index_B = torch.full((batch,), _NO_INDEX, device=target_BHW.device)
+        elif index_B.shape != (batch,) or index_B.is_floating_point() or index_B.is_complex():
+            raise ValueError(
+                f"Index has shape {tuple(index_B.shape)} and type {index_B.dtype}, expected "
+                f"({batch},) integers: one for each image."
+            )
+        protocol = self.protocol
+        window = (..., *protocol.window(*target_BHW.shape[-2:]))
+        depth_BHW = protocol.prepare(prediction_Bhw, target_BHW)
+        target_BN = target_BHW[window].float().flatten(1)
+        valid_BN = protocol.in_range(target_BN)
+        moments = Moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
+        self.rows.append(torch.stack([moments[name] for name in self._columns], dim=1))
+        self.keys.append(torch.stack([index_B.long(), moments.pixels_B], dim=1))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the rows of all processes, of those too that saw no image."""
+        if not self.rows:
+            self.rows = [torch.empty(0, len(self._columns), device=self.device)]
+            self.keys = [torch.empty(0, 2, dtype=torch.long, device=self.device)]
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Any:
+        """The value, (); NaN with a warning where no image had a valid pixel."""
+        return self._values()[self._names[0]]
+
+    def per_image(self) -> dict[str, Tensor]:
+        """Values (I,) of each image that counts, by metric, with its `index` and `pixels`.
+
+        Images come in the order of their index (-1: none was given). Call on every process.
+        """
+        self.compute()  # from the cache where nothing was added since
+        return dict(self._table)
+
+    @property
+    def images(self) -> int:
+        """Images that count. Call on every process."""
+        return len(self.per_image()["index"])
+
+    @property
+    def skipped(self) -> int:
+        """Images without one valid pixel, which do not count. Call on every process."""
+        self.per_image()
+        return self._skipped
+
+    def _values(self) -> dict[str, Tensor]:
+        """Every measure, (); leaves the values per image for `per_image`."""
+        rows_IK, keys_I2 = self._gathered()
+        measured_I = keys_I2[:, 1] > 0
+        self._skipped = int((~measured_I).sum())
+        rows_IK, keys_I2 = rows_IK[measured_I], keys_I2[measured_I]
+        moments = dict(zip(self._columns, rows_IK.unbind(1), strict=True))
+        self._table = {name: MEASURES[name].value(moments) for name in self._names}
+        self._table |= {"index": keys_I2[:, 0], "pixels": keys_I2[:, 1]}
+        if not len(rows_IK):
+            rank_zero_warn(
+                f"No depth metric can be given: of {self._skipped} images none has a valid pixel "
+                f"({self.protocol.sentence()}). Compare that range with the data's, in metres."
+            )
+            return {name: rows_IK.new_tensor(math.nan) for name in self._names}
+        if self.protocol.average == "image":
+            return {name: self._table[name].mean() for name in self._names}
+        pooled = pooled_moments(moments, keys_I2[:, 1].to(rows_IK.dtype))
+        return {name: MEASURES[name].value(pooled) for name in self._names}
+
+    def _gathered(self) -> tuple[Tensor, Tensor]:
+        """Rows (I, K) and keys (I, 2) of all images in the order of their index, each once."""
+        if len(self.rows) == 0:
+            empty = torch.empty(0, len(self._columns), device=self.device)
+            return empty, torch.empty(0, 2, dtype=torch.long, device=self.device)
+        rows, keys = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
+        if rows.device.type != "mps":  # which has no float64
+            rows = rows.double()
+        order = keys[:, 0].argsort(stable=True)  # so that a sum does not depend on who saw what
+        index = keys[order, 0]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = (index[1:] != index[:-1]) | (index[1:] < 0)
+        return rows[order[first]], keys[order[first]]
+
+
+class AbsRel(_DepthMetric):
+    """mean |d - g| / g."""
+
+    higher_is_better = False
+    measures = ("abs_rel",)
+
+
+class SqRel(_DepthMetric):
+    """mean (d - g)^2 / g, metres."""
+
+    higher_is_better = False
+    measures = ("sq_rel",)
+
+
+class RMSE(_DepthMetric):
+    """sqrt(mean (d - g)^2), metres."""
+
+    higher_is_better = False
+    measures = ("rmse_m",)
+
+
+class RMSELog(_DepthMetric):
+    """sqrt(mean e^2), e = ln d - ln g."""
+
+    higher_is_better = False
+    measures = ("rmse_log",)
+
+
+class Log10(_DepthMetric):
+    """mean |log10 d - log10 g|."""
+
+    higher_is_better = False
+    measures = ("log10",)
+
+
+class SILog(_DepthMetric):
+    """100 sqrt(mean e^2 - (mean e)^2), e = ln d - ln g: blind to the scale of a prediction."""
+
+    higher_is_better = False
+    measures = ("silog",)
+
+
+class Delta(_DepthMetric):
+    """Share of pixels with max(d/g, g/d) < 1.25^power.
+
+    Args:
+        protocol: Which pixels count, and how they are averaged.
+        power: 1, 2 or 3.
+        kwargs: Those of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: Another power.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, protocol: DepthProtocol, power: int = 1, **kwargs: Any) -> None:
+        if power not in (1, 2, 3):
+            raise ValueError(f"power is {power!r}, expected 1, 2 or 3.")
+        self._power = power
+        super().__init__(protocol, **kwargs)
+
+    def _measured(self) -> tuple[str, ...]:
+        return (f"delta{self._power}",)
+
+
+class DepthMetrics(_DepthMetric):
+    """All nine in one pass, which shares masks, errors and logarithms."""
+
+    measures = tuple(MEASURES)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Values () by `abs_rel`, `sq_rel`, `rmse_m`, `rmse_log`, `log10`, `silog`, `delta1` to 3.
+
+        NaN with a warning where no image had a valid pixel.
+        """
+        return self._values()

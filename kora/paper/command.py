@@ -1,0 +1,181 @@
+"""`kora paper TABLE`: the tables of the KoRA paper, published beside measured beside honest."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kora.adapters.folder import expand
+from kora.compare.latex import latex_table
+from kora.compare.selection import load_runs
+from kora.console.tables import csv_text, markdown_table
+from kora.paper.checks import checks
+from kora.paper.numbers import paper_tables
+from kora.paper.table import Measured, PaperSheet, paper_sheet
+from kora.runs.durable import write_atomically
+from kora.runs.results import Run, find_runs
+
+__all__ = ["paper_command", "sections"]
+
+_RUNS = "runs"
+
+
+def paper_command(args: Sequence[str]) -> None:
+    """Parse the options, read the runs, print the table and what can be said of it, write it.
+
+    Raises:
+        ValueError: A folder that is not there, or runs that must not be mixed.
+        RuntimeError: A record of a run is damaged.
+    """
+    own = _parser().parse_args(args)
+    if own.out is not None and expand(own.out).is_file():
+        raise ValueError(f"--out {own.out} is a file; name a folder.")
+    runs, notes = _runs(expand(own.runs), own.runs)
+    sheet = paper_sheet(paper_tables()[own.table], runs)
+    found = sections(sheet, notes)
+    _show(sheet, found)
+    if own.out is not None:
+        for path in _write(sheet, found, expand(own.out)):
+            print(f"wrote {path}")
+
+
+def sections(sheet: PaperSheet, notes: Sequence[str] = ()) -> dict[str, list[str]]:
+    """What stands below the table, by heading; empty ones are left out."""
+    commands = [f"[{place + 1}] {command}" for place, command in enumerate(sheet.commands())]
+    parts = {
+        "": sheet.legend(),
+        "Commands that fill the missing cells": commands,
+        "What the numbers give away": checks(sheet),
+        "Why published numbers cannot be reproduced": list(sheet.table.reasons),
+        "Left out": [*sheet.notes, *notes],
+    }
+    return {heading: lines for heading, lines in parts.items() if lines}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kora paper",
+        description="A table or figure of the KoRA paper: the published numbers, the runs of its "
+        "published protocol (configs/paper/as_published), and those of the method on honest splits "
+        "(configs/paper), with what can be said of them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", choices=sorted(paper_tables()), help="which one")
+    parser.add_argument(
+        "--runs", default=_RUNS, metavar="DIR", help=f"a folder above runs (default: {_RUNS})"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the table as .md, .tex and .csv (default: none)"
+    )
+    return parser
+
+
+def _runs(folder: Path, named: str) -> tuple[list[Run], list[str]]:
+    """The finished runs below a folder; none of them is no mistake, as the table says what to run.
+
+    Raises:
+        ValueError: A folder that was named is not there.
+    """
+    if not folder.is_dir():
+        if named == _RUNS:
+            return [], [f"There is no folder {_RUNS} here yet."]
+        raise ValueError(f"--runs {named}: no such folder. Give a folder above runs.")
+    try:
+        find_runs([folder])
+    except ValueError:
+        return [], [f"No finished run lies below {named}."]
+    return load_runs([folder])
+
+
+def _show(sheet: PaperSheet, found: dict[str, list[str]]) -> None:
+    console = Console()
+    console.print(f"[bold]{escape(sheet.table.title)}[/bold]\n")
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for place, head in enumerate(sheet.heads):
+        table.add_column(escape(head), justify="left" if place < 2 else "right")
+    before = ""
+    for cells in sheet.cells():
+        shown = [cells[0] if cells[0] != before else "", *cells[1:]]
+        before = cells[0]
+        table.add_row(*map(escape, shown))
+    console.print(table)
+    for heading, lines in found.items():
+        console.print(f"\n[bold]{escape(heading)}[/bold]" if heading else "")
+        dash = "- " if heading else ""
+        for line in lines:
+            # Commands are to be copied, so they are not broken.
+            text = line
+            if not heading.startswith("Commands"):
+                text = textwrap.fill(
+                    line, console.width, initial_indent=dash, subsequent_indent=" " * len(dash)
+                )
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(sheet: PaperSheet, found: dict[str, list[str]], out: Path) -> list[Path]:
+    name = f"paper_{sheet.table.name}"
+    below = [line for lines in found.values() for line in lines]
+    texts = {
+        f"{name}.md": _markdown(sheet, found),
+        f"{name}.tex": "% Needs \\usepackage{booktabs} in the preamble.\n"
+        + latex_table(sheet.table.title, sheet.heads, sheet.cells(), below, left=2),
+        f"{name}.csv": _csv(sheet),
+    }
+    return [
+        write_atomically(out / file, partial(Path.write_text, data=text, encoding="utf-8"))
+        for file, text in texts.items()
+    ]
+
+
+def _markdown(sheet: PaperSheet, found: dict[str, list[str]]) -> str:
+    lines = [f"# {sheet.table.title}", "", *markdown_table(sheet.heads, sheet.cells(), left=2)]
+    for heading, sentences in found.items():
+        lines += ["", *([f"## {heading}", ""] if heading else [])]
+        code = heading.startswith("Commands")
+        lines += [
+            f"- `{s.partition('] ')[2]}` {s.partition('] ')[0]}]" if code else f"- {s}"
+            for s in sentences
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(sheet: PaperSheet) -> str:
+    """Plain numbers: rates in [0, 1], a line a row and metric."""
+    records = []
+    for entry in sheet.entries:
+        printed = entry.row.published.get(entry.metric)
+        record: dict[str, Any] = {
+            "table": sheet.table.name,
+            "method": entry.row.method,
+            "metric": entry.metric,
+            "published": None if printed is None else printed.value,
+            "source": None if printed is None else printed.source,
+        }
+        for column in ("as_published", "honest"):
+            record |= _numbers(column, getattr(entry, column), getattr(entry, f"command_{column}"))
+        records.append(record)
+    return csv_text(records, list(records[0]))
+
+
+def _numbers(column: str, found: Measured | None, command: str | None) -> dict[str, Any]:
+    half = None if found is None else found.half_width
+    known: dict[str, Any] = {}
+    if found is not None:
+        known = {"n": len(found.values), "mean": found.mean}
+        known["runs"] = " ".join(str(run.folder) for run in found.runs)
+        if half is not None:
+            known |= {"ci95_low": found.mean - half, "ci95_high": found.mean + half}
+    names = ("n", "mean", "ci95_low", "ci95_high", "runs")
+    return {
+        **{f"{column}_{name}": known.get(name) for name in names},
+        f"{column}_command": command,
+    }

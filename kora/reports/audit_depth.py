@@ -1,0 +1,150 @@
+"""Is an evaluation of depth meaningful? What the measured pixels of its splits can support.
+
+Shapes: n images of a split, H and W pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kora.metrics.protocol import DepthProtocol
+from kora.reports.audit import listed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from datamodules.depth_statistics import DepthStatistics
+
+__all__ = ["DepthAudit", "audit_depth"]
+
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
+_FEW_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class DepthAudit:
+    """The findings: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
+
+    splits: Mapping[str, DepthStatistics]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    fatal: tuple[str, ...] = ()
+
+    def check(self, allow_degenerate: bool) -> None:
+        """Stop an evaluation that cannot support its metrics.
+
+        Raises:
+            ValueError: there are problems and they are not allowed, or cannot be.
+        """
+        if self.fatal:
+            raise ValueError(
+                f"This data cannot be evaluated:\n{listed(self.fatal)}\n"
+                "Check that the data folder is complete, its unit (metres), and model.protocol. "
+                "allow_degenerate does not apply here."
+            )
+        if self.problems and not allow_degenerate:
+            raise ValueError(
+                f"This data cannot support the metrics:\n{listed(self.problems)}\n"
+                "Correct the data or model.protocol. To run it knowingly all the same, set "
+                "allow_degenerate: true."
+            )
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """None here: the constants are scored with the model, pixel by pixel."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings in plain types, ready for JSON."""
+        return {
+            "splits": {name: found.to_dict() for name, found in self.splits.items()},
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+        }
+
+    def render(self, *, histogram: bool = False) -> Table:
+        """A table of the splits, a histogram if asked for, problems and warnings below it."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        from datamodules.depth_statistics import histogram_table
+
+        table = Table(title="Audit of the depth, in metres", title_justify="left")
+        table.add_column("split")
+        for heading in ("images", "looked at", "measured", "least", "median", "mean", "most"):
+            table.add_column(heading, justify="right")
+        for name, found in self.splits.items():
+            counts = (f"{found.of_images:,}", f"{found.images:,}", f"{found.valid_share:.1%}")
+            depths = (found.min_m, found.median_m, found.mean_m, found.max_m)
+            table.add_row(_TITLES[name], *counts, *(f"{depth:.2f}" for depth in depths))
+        page = Table.grid()
+        page.add_row(table)
+        if histogram:
+            named = {_TITLES[name]: found for name, found in self.splits.items()}
+            page.add_row("")
+            page.add_row(histogram_table(named))
+        for text in self.problems:
+            page.add_row(f"[red]problem:[/red] {escape(text)}")
+        for text in self.warnings:
+            page.add_row(f"[yellow]warning:[/yellow] {escape(text)}")
+        return page
+
+
+def audit_depth(
+    splits: Mapping[str, DepthStatistics],
+    *,
+    protocol: DepthProtocol,
+    image_size: tuple[int, int],
+) -> DepthAudit:
+    """Examine the depth of the splits `train`, `val` (may be absent) and `test`.
+
+    Args:
+        splits: Statistics of the splits that hold images.
+        protocol: How the evaluation counts.
+        image_size: H and W of the depth maps.
+
+    Raises:
+        ValueError: The crop of the protocol is not defined for this size.
+    """
+    protocol.valid(torch.zeros(1, *image_size))  # says so where the crop does not fit
+    fatal = [f"The {_TITLES[s]} split is empty." for s in ("train", "test") if s not in splits]
+    problems: list[str] = []
+    warnings: list[str] = []
+    least, most = protocol.min_depth_m, protocol.max_depth_m
+    for name, found in splits.items():
+        title = _TITLES[name]
+        if found.valid_share == 0:
+            fatal.append(f"The {title} split has no measured pixel in {found.images:,} images.")
+        elif found.min_m >= most or found.max_m <= least:
+            fatal.append(
+                f"The {title} split has depths from {found.min_m:.3g} to {found.max_m:.3g} m, all "
+                f"outside of the protocol's range of {least:g} to {most:g} m."
+            )
+        elif found.min_m == found.max_m:
+            problems.append(
+                f"Every depth of the {title} split is {found.min_m:.3g} m: a constant is perfect."
+            )
+        elif found.median_m > most:
+            warnings.append(
+                f"More than half of the {title} split lies beyond {most:g} m and does not count."
+            )
+    if "val" not in splits:
+        warnings.append(
+            "There is no validation split: no model selection happens, and the last checkpoint "
+            "is the one tested."
+        )
+    for name in ("val", "test"):
+        if name in splits and splits[name].of_images < _FEW_IMAGES:
+            warnings.append(
+                f"The {_TITLES[name]} split has only {splits[name].of_images} images: its metrics "
+                "say little."
+            )
+    return DepthAudit(
+        splits=splits,
+        problems=(*fatal, *problems),
+        warnings=tuple(warnings),
+        fatal=tuple(fatal),
+    )

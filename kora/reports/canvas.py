@@ -1,0 +1,82 @@
+"""What all pictures share: figures without pyplot, colours, and files written in one piece.
+
+Drawn without pyplot: no window, no global state, the same on every machine. Colours are those of
+Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning hangs on
+colour alone.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from kora.runs.durable import write_atomically
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "LEVEL",
+    "ORANGE",
+    "PERCENT",
+    "RED",
+    "level_style",
+    "literal",
+    "new_figure",
+    "save",
+]
+
+BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+LEVEL = "#8A8C92"  # of the best without learning
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+_DPI = 130
+
+
+def level_style(kind: str) -> tuple[str, str]:
+    """Style and colour of the line of a baseline: of the best without learning, or another.
+
+    Greys, as colours are the strategies'.
+    """
+    return ("--", LEVEL) if kind in ("majority", "mean_map") else (":", GREY)
+
+
+def literal(text: str) -> str:
+    """A name as matplotlib shows it, which would read $...$ as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def new_figure(
+    columns: int,
+    *,
+    size: tuple[float, float],
+    title: str,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+    heights: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `size` inches, width by height, and its axes row by row.
+
+    `widths` and `heights` are those of the columns and rows, relative to each other.
+    """
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths, height_ratios=heights)
+    if title:
+        wrapped = textwrap.fill(literal(title), int(size[0] * 13))
+        figure.suptitle(wrapped, fontsize=10)
+    return figure, list(axes.flat)
+
+
+def save(figure: Figure, out_png: str | Path, *, description: str | None = None) -> Path:
+    """Write a figure as PNG, atomically; returns its path.
+
+    `description` is kept in the file, as text of that name.
+    """
+    metadata = None if description is None else {"Description": description}
+    write = partial(figure.savefig, format="png", dpi=_DPI, metadata=metadata)
+    return write_atomically(out_png, write)

@@ -1,0 +1,248 @@
+"""Pictures of a run, as PNG files.
+
+Shapes: n images, H and W pixels, K classes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kora.console.formats import format_metric, is_rate
+from kora.reports.canvas import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PERCENT,
+    RED,
+    literal,
+    new_figure,
+    save,
+)
+from kora.reports.curves import CURVES, read_curves, tested_place
+
+__all__ = ["confusion_matrix", "learning_curves", "sample_grid"]
+
+_NAMED_CLASSES = 40  # above, class names on the axes would overlap
+_COUNTED_CLASSES = 15  # above, counts in the cells would
+
+
+def learning_curves(
+    metrics_csv: str | Path,
+    out_png: str | Path,
+    *,
+    title: str = "",
+    tested_step: int | None = None,
+) -> Path:
+    """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
+
+    What the file does not have is left out. A test value is a diamond at the step of the
+    checkpoint that was tested.
+
+    Args:
+        metrics_csv: of a run.
+        out_png: the picture.
+        title: above it.
+        tested_step: optimiser steps behind the tested weights, as in results.json; None: the step
+            of the best validation, and the legend says so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no metric of training or validation.
+    """
+    curves = read_curves(Path(metrics_csv))
+    drawn = {
+        name: {stage: curves[f"{stage}/{name}"] for stage in _STAGES if f"{stage}/{name}" in curves}
+        for name in CURVES
+    }
+    drawn = {name: stages for name, stages in drawn.items() if stages}
+    if not any(stage != "test" for stages in drawn.values() for stage in stages):
+        raise ValueError(
+            f"{metrics_csv}: no loss, accuracy or rmse_m of training or validation in it; it has: "
+            f"{', '.join(curves) or 'no values'}. Give the metrics.csv of a `kora fit` run."
+        )
+    figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
+    last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
+    monitored = next((n for n in ("accuracy", "rmse_m") if f"val/{n}" in curves), "loss")
+    tested = tested_place(curves, monitored, tested_step)
+    for axis, (name, stages) in zip(axes, drawn.items(), strict=True):
+        for stage, (steps, values) in stages.items():
+            label, colour, marker = _STAGES[stage]
+            if stage == "test":
+                unit = " m" if name == "rmse_m" else ""
+                label = f"{label} {format_metric(name, values[-1])}{unit}"
+                place, known = (last_step, False) if tested is None else tested
+                if not known:
+                    label += " (at the last step)" if tested is None else " (at best validation)"
+                axis.axvline(place, color=colour, lw=1, ls=":", zorder=0)
+                axis.plot(
+                    place, values[-1], marker, color=colour, ms=7, mec="white", label=label,
+                    clip_on=False, zorder=4,
+                )  # fmt: skip
+                continue
+            alone = len(steps) <= 40  # a dot for each value, while they can be told apart
+            axis.plot(
+                steps, values, color=colour, label=label, marker=marker if alone else None, ms=3.5
+            )
+        axis.set(xlabel="optimiser step", ylabel=CURVES[name])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set_xlim(-0.02 * last_step, 1.02 * last_step + 0.1)
+        if is_rate(name):
+            axis.set_ylim(
+                0, min(1.02, 1.1 * max(max(values) for _, values in stages.values())) or 1
+            )
+            axis.yaxis.set_major_formatter(PERCENT)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    return save(figure, out_png)
+
+
+def sample_grid(
+    images: NDArray[np.uint8],
+    truths: Sequence[int] | NDArray[np.int64],
+    predictions: Sequence[int] | NDArray[np.int64],
+    class_names: Sequence[str],
+    out_png: str | Path,
+    *,
+    confidences: Sequence[float] | NDArray[np.floating[Any]] | None = None,
+    title: str = "",
+) -> Path:
+    """Test images (n, 3, H, W) with what they show and what the model says.
+
+    A tick and a green frame mark a right answer; a cross and a red frame a wrong one, whose truth
+    stands below it.
+
+    Raises:
+        ValueError: the images are not uint8 (n, 3, H, W), n is 0, or the lengths differ.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}; expected uint8 (n, 3, H, W) with n >= 1."
+        )
+    lengths = {"truths": len(truths), "predictions": len(predictions)}
+    lengths |= {} if confidences is None else {"confidences": len(confidences)}
+    for name, length in lengths.items():
+        if length != len(images):
+            raise ValueError(f"There are {length} {name} for {len(images)} images; give one each.")
+    columns = max(min(len(images), 4), math.ceil(math.sqrt(len(images))))
+    rows = math.ceil(len(images) / columns)
+    height = 1.75 * images.shape[2] / images.shape[3] + 0.42  # inches: the picture and two lines
+    size = (max(1.75 * columns, 3.5), height * rows + 0.3)
+    figure, axes = new_figure(columns, rows=rows, size=size, title=title)
+    for place, axis in enumerate(axes):
+        axis.set(xticks=[], yticks=[])
+        if place >= len(images):
+            axis.axis("off")
+            continue
+        truth, prediction = int(truths[place]), int(predictions[place])
+        right = truth == prediction
+        pixels = images[place].transpose(1, 2, 0)
+        axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
+        axis.spines[:].set(color=GREEN if right else RED, linewidth=3)
+        sure = "" if confidences is None else f" {float(confidences[place]):.0%}"
+        said = f"{'✓' if right else '✗'}{sure} {_short(class_names[prediction], 22)}"
+        axis.set_title(
+            said if right else f"{said}\n    true: {_short(class_names[truth], 20)}",
+            fontsize=7.5,
+            loc="left",
+            color=GREEN if right else RED,
+        )
+    return save(figure, out_png)
+
+
+def confusion_matrix(
+    counts: NDArray[np.integer[Any]],
+    class_names: Sequence[str],
+    out_png: str | Path,
+    *,
+    title: str = "",
+) -> Path:
+    """Counts (K, K), rows true and columns predicted, coloured by share of the row.
+
+    Counts stand in the cells for few classes; for many, names are left off the axes, and the
+    largest confusions are listed instead. A class without test images is a grey row.
+
+    Raises:
+        ValueError: the counts are not (K, K) for K class names.
+    """
+    counts = np.asarray(counts)
+    classes = len(class_names)
+    if counts.shape != (classes, classes):
+        raise ValueError(
+            f"counts have shape {counts.shape}; expected {(classes, classes)} for "
+            f"{classes} class names."
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    named, counted = classes <= _NAMED_CLASSES, classes <= _COUNTED_CLASSES
+    side = 1.8 + (0.4 * max(classes, 4) if counted else 5.0)
+    widths = [1.0] if named else [1.0, 0.45]
+    size = (sum(widths) * side + 1, side)
+    figure, axes = new_figure(len(widths), size=size, title=title, widths=widths)
+    axis = axes[0]
+    axis.set_facecolor("#BBBBBB")
+    # The square root shows the rare confusions of many classes, which a linear scale leaves white.
+    scale = PowerNorm(1.0 if counted else 0.5, vmin=0, vmax=1)
+    image = axis.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+    bar = figure.colorbar(image, cax=axis.inset_axes((1.02, 0, 0.03, 1)), format=PERCENT)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1] if counted else [0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    if named:
+        names = [_short(name, 18) for name in class_names]
+        font = 8 if counted else 6
+        axis.set_xticks(range(classes), names, rotation=90, fontsize=font)
+        axis.set_yticks(range(classes), names, fontsize=font)
+    else:
+        axis.set(xlabel="predicted class (number)", ylabel="true class (number)")
+        axes[1].axis("off")
+        listed = "\n".join(_confusions(counts, class_names, most=14))
+        heading = "Most often confused\n(true → predicted)\n\n"
+        axes[1].text(0, 1, heading + listed, va="top", fontsize=7.5)
+    if counted:
+        for row, column in np.argwhere(counts > 0):
+            dark = shares[row, column] > 0.55
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
+    return save(figure, out_png)
+
+
+_STAGES = {
+    "train": ("training", BLUE, "."),
+    "val": ("validation", ORANGE, "o"),
+    "test": ("test", GREEN, "D"),
+}
+
+
+def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> list[str]:
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [
+        f"{_short(names[t], 18)} → {_short(names[p], 18)}: {wrong[t, p]} of {counts[t].sum()}"
+        for t, p in pairs
+        if wrong[t, p]
+    ]
+
+
+def _short(name: str, length: int) -> str:
+    """Shortened to its first synonym ("goldfish, Carassius auratus"), then cut; no mathematics."""
+    if len(name) > length:
+        name = name.partition(",")[0]
+    short = name if len(name) <= length else name[: length - 1] + "…"
+    return literal(short)

@@ -1,0 +1,85 @@
+"""One run for readers: the table at its end, and its evaluation protocol in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kora.console.formats import baseline_name, format_metric
+from kora.runs.results import RunResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["evaluation_sentence", "split_sizes", "summary_table"]
+
+
+def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
+    """How predictions were measured, in one line; None where the protocol does not say.
+
+    An evaluation that is not one of depth, or one of another version, is spelt out key by key.
+    """
+    evaluation = protocol.get("evaluation")
+    if not evaluation:
+        return None
+    from kora.metrics.protocol import DepthProtocol  # it imports torch
+
+    try:
+        return DepthProtocol(**evaluation).sentence()
+    except (TypeError, ValueError):
+        return ", ".join(f"{key} {value}" for key, value in evaluation.items())
+
+
+def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
+    """`50 train`, `20 val`, `100 test`; `40 of 100 test` where only some were evaluated."""
+    evaluated = protocol.get("evaluated_images") or {}
+    return [
+        f"{evaluated[split]:,} of {images:,} {split}"
+        if split in evaluated
+        else f"{images:,} {split}"
+        for split, images in (protocol.get("sizes") or {}).items()
+    ]
+
+
+def summary_table(result: RunResult) -> Table:
+    """Every test metric of a run, beside each of its baselines; its evaluation stands below."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    parameters, seconds = result.parameters, result.seconds
+    notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
+    if "trainable" in parameters:
+        share = f" ({parameters['percent']:.2f} %)" if "percent" in parameters else ""
+        notes.append(f"{parameters['trainable']:,} trainable{share}")
+    notes += [f"{phase} {value:.1f} s" for phase, value in seconds.items()]
+    if result.peak_memory_mib is not None:
+        notes.append(f"peak {result.peak_memory_mib:,.0f} MiB")
+    table = Table(
+        title=escape(f"{result.experiment} · {result.strategy}"),
+        caption=escape(" · ".join(notes)),
+        title_justify="left",
+        caption_justify="left",
+        min_width=60,
+    )
+    wanted = "val" if result.stage == "validate" else "test"
+    kinds = [kind for kind, scores in result.baselines.items() if scores]
+    if not any(metric.startswith(f"{wanted}/") for metric in result.metrics):
+        wanted, kinds = "best_val", []  # not tested; the baselines are of the test set
+    table.add_column("metric")
+    for heading in ("result", *map(baseline_name, kinds)):
+        table.add_column(escape(heading), justify="right")
+    for metric, value in result.metrics.items():
+        stage, _, name = metric.rpartition("/")
+        if stage != wanted:
+            continue
+        scores = (format_metric(metric, result.baselines[kind].get(name)) for kind in kinds)
+        table.add_row(escape(metric), f"[bold]{format_metric(metric, value)}[/bold]", *scores)
+    page = Table.grid()  # the sentence may be wider than the table, which would wrap its captions
+    page.add_row(table)
+    sentence = evaluation_sentence(result.protocol)
+    if sentence is not None:
+        page.add_row(f"[dim italic]Evaluation: {escape(sentence)}[/]")
+    if result.protocol.get("evaluated_images"):
+        sizes = ", ".join(split_sizes(result.protocol))
+        page.add_row(f"[bold]Not all images were evaluated: {escape(sizes)}.[/]")
+    return page

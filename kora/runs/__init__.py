@@ -1,0 +1,1 @@
+"""A run on disk: durable files, locks, results, and the runs of a config. Imports no torch."""

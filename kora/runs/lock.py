@@ -1,0 +1,63 @@
+"""One process trains a run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from kora.runs.durable import plainly
+
+__all__ = ["RunLock"]
+
+
+class RunLock:
+    """One process trains a run at a time. The system lifts the lock when the process ends.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        RuntimeError: Another process is at work on it.
+    """
+
+    NAME = ".running"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / self.NAME
+        # Held open: closing it lifts the lock. A link or a pipe of that name is no run's of ours.
+        self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
+        try:
+            # Not flock: worker processes would inherit it, and hold it some time after a kill.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise RuntimeError(
+                f"Another process is at work on the run {folder}. Wait for it, or stop it first; "
+                "without --ckpt_path or --resume, this command begins a run of its own."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lift it."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    @classmethod
+    def is_held(cls, folder: Path) -> bool:
+        """Whether another process holds it."""
+        path = folder / cls.NAME
+        if not path.is_file():
+            return False
+        with open(path, "r+", opener=plainly) as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+        return False

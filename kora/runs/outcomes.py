@@ -1,0 +1,125 @@
+"""What a run said of each test image: one small file, from which runs are compared image by image.
+
+Shapes: I test images
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kora.runs.durable import DamagedFileError, read_checked, write_atomically
+
+__all__ = ["OUTCOMES_NAME", "Outcomes", "collect", "read_outcomes", "write_outcomes"]
+
+OUTCOMES_NAME = "test_outcomes.safetensors"
+_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Each test image once, in the order of its index.
+
+    Args:
+        index: (I,) the number of the image in the official split.
+        columns: (I,) each: `label` and `prediction` of a classification; of depth, every metric of
+            the image by its name, and `pixels`, the number of valid ones.
+    """
+
+    index: NDArray[Any]
+    columns: Mapping[str, NDArray[Any]]
+
+    def values(self, metric: str) -> NDArray[np.float64] | None:
+        """What each image adds to the mean that `metric` is, (I,); None where it is no such mean.
+
+        Accuracy is the mean of 0 (wrong) and 1 (right); a metric of depth that of its own values.
+        """
+        stage, _, name = metric.partition("/")
+        if stage != "test":
+            return None
+        if name == "accuracy" and "prediction" in self.columns:
+            right = self.columns["label"] == self.columns["prediction"]
+            return np.asarray(right, dtype=np.float64)
+        if name in self.columns and name not in ("label", "prediction", "pixels"):
+            return np.asarray(self.columns[name], dtype=np.float64)
+        return None
+
+
+def collect(batches: Sequence[Mapping[str, NDArray[Any]]]) -> Outcomes | None:
+    """Batches of columns with an `index` as one; None where an image has no index.
+
+    An image that came twice, as samplers repeat some to fill a batch, counts once.
+    """
+    if not batches or any("index" not in batch for batch in batches):
+        return None
+    columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    index = columns.pop("index")
+    if (index < 0).any():
+        return None
+    index, first = np.unique(index, return_index=True)
+    return Outcomes(index, {name: column[first] for name, column in columns.items()})
+
+
+def write_outcomes(folder: str | Path, outcomes: Outcomes) -> Path:
+    """Write the file into the run's folder, atomically and with a checksum; returns its path.
+
+    Whole numbers take the smallest unsigned type that holds them, all others float32.
+    """
+    from safetensors.numpy import save
+
+    columns = {"index": outcomes.index, **outcomes.columns}
+    content = save({k: _compact(v) for k, v in columns.items()}, {"kora_outcomes": _VERSION})
+    path = Path(folder) / OUTCOMES_NAME
+    return write_atomically(path, lambda target: target.write_bytes(content), checksum=True)
+
+
+def read_outcomes(folder: str | Path) -> Outcomes | None:
+    """The outcomes of a run; None where it left none, as runs of earlier versions did.
+
+    Raises:
+        DamagedFileError: the file was changed or cut short, or does not hold what it should.
+        ValueError: it was written by another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = Path(folder) / OUTCOMES_NAME
+    if not path.is_file():
+        return None
+    content = read_checked(path)
+    try:
+        columns = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"{path} is damaged: not readable ({error}). {_AGAIN}") from error
+    version = header.get("__metadata__", {}).get("kora_outcomes")
+    if version != _VERSION:
+        raise ValueError(
+            f"{path}: version is {version!r}, and this KoRA reads {_VERSION!r}. Read it with the "
+            "KoRA that wrote it, or test the run again with kora test."
+        )
+    index = columns.pop("index", np.empty(0))
+    if (
+        not columns
+        or ("label" in columns) != ("prediction" in columns)
+        or index.ndim != 1
+        or any(column.shape != index.shape for column in columns.values())
+    ):
+        raise DamagedFileError(f"{path} is damaged: its columns do not belong together. {_AGAIN}")
+    return Outcomes(index, columns)
+
+
+_AGAIN = "Test the run again with kora test, or remove the file: the run is compared without it."
+
+
+def _compact(column: NDArray[Any]) -> NDArray[Any]:
+    if np.issubdtype(column.dtype, np.integer):
+        smallest = np.min_scalar_type(int(column.max(initial=0)))
+        return np.ascontiguousarray(column.astype(smallest))
+    return np.ascontiguousarray(column.astype(np.float32))

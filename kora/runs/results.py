@@ -1,0 +1,270 @@
+"""The record of one run: what ran, on which protocol, and what came out.
+
+A run is a folder, `runs/<experiment>/<strategy>/seed<k>/version_<n>/`, and `results.json` in it is
+this record. It is written last and in one piece, so a folder without it is an unfinished run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import kora
+from kora.runs.durable import has_other_content, record_sha256, write_atomically
+from kora.runs.provenance import collect_versions, git_commit
+from kora.runs.record_types import check_types
+
+__all__ = [
+    "RESULTS_NAME",
+    "SCHEMA",
+    "Run",
+    "RunResult",
+    "find_runs",
+    "read_results",
+    "run_versions",
+    "write_results",
+]
+
+RESULTS_NAME = "results.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run, in plain types.
+
+    Args:
+        experiment: name that all strategies and seeds of one comparison share.
+        strategy: name of the adapter strategy.
+        stage: `fit` (trained, then tested once) or `test` (tested only).
+        seed: seed of the run; None when none was set.
+        metrics: values by `stage/name`, such as `test/accuracy`; rates lie in [0, 1].
+        baselines: scores without learning by kind (`chance` and `majority`, or `mean_depth` and
+            `mean_map`) and metric name without stage.
+        protocol: how the data was split, as the data module states it; where predictions can be
+            measured in several ways, `evaluation` says in which.
+        audit: findings of `kora.reports.audit`.
+        parameters: `trainable`, `total`, `percent`, and `head` (trainable ones of the head).
+        seconds: wall-clock seconds by phase (`fit`, `test`, ...).
+        peak_memory_mib: peak memory of the device (of the process on a CPU); None if unknown.
+        backbone: `name`, `weights` and `sha256` of the weights.
+        source: the adapter that a transfer started from; None without one.
+        settings: `adapter` (class path and arguments) and `training` (optimiser, schedule, length).
+        config_sha256: hash of what of the resolved config shapes the result
+            (`kora.runs.search.config_hash`); None in the first records.
+        feature_cache: `dtype`, `splits` and size of what training read in the place of images, and
+            the `seconds` that it took to compute, which `fit` does not count; None where it read
+            images.
+        tested_step: optimiser steps behind the weights that were tested; None where nothing was
+            tested, and in records of earlier versions.
+        versions: of Python and the packages that matter.
+        commit: of the source tree of `kora`; None for an installed package.
+        created: ISO 8601, UTC.
+        finished: whether the run came to its planned end.
+        schema: version of this record.
+    """
+
+    experiment: str
+    strategy: str
+    stage: str
+    seed: int | None
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    protocol: dict[str, Any]
+    audit: dict[str, Any]
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+    peak_memory_mib: float | None
+    backbone: dict[str, Any]
+    source: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    config_sha256: str | None = None
+    feature_cache: dict[str, Any] | None = None
+    tested_step: int | None = None
+    versions: dict[str, str] = field(default_factory=collect_versions)
+    commit: str | None = field(default_factory=git_commit)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    finished: bool = True
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for strict JSON; a value that is not finite becomes None.
+
+        Raises:
+            TypeError: a value is of a type that JSON does not have; names its key.
+        """
+        names = ["schema", *(f.name for f in fields(self) if f.name != "schema")]
+        return {name: _plain(getattr(self, name), name) for name in names}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> RunResult:
+        """The inverse of `to_dict`; a metric of None is NaN, and unknown keys are left out.
+
+        Raises:
+            ValueError: another schema version, a missing key, or a value of the wrong type.
+        """
+        if record.get("schema") != SCHEMA:
+            raise ValueError(
+                f"schema version is {record.get('schema')!r}, and this KoRA ({kora.__version__}) "
+                f"reads version {SCHEMA}. Read it with the KoRA that wrote it, or run it again."
+            )
+        new: dict[str, Any] = {
+            "settings": {}, "config_sha256": None, "feature_cache": None, "tested_step": None,
+        }  # fmt: skip
+        record = {**new, **record}  # not in the first records
+        known = [f.name for f in fields(cls)]
+        missing = [name for name in known if name not in record]
+        if missing:
+            raise ValueError(f"key {missing[0]!r} is missing.")
+        values = {name: record[name] for name in known}
+        check_types(values, _TYPES, _TYPES_OR_NONE)
+        values["metrics"] = {
+            name: math.nan if value is None else float(value)
+            for name, value in values["metrics"].items()
+        }
+        return cls(**values)
+
+
+_TYPES = {
+    "a text": "experiment strategy stage created settings.adapter.class_path",
+    "a table of values": "metrics baselines baselines.* protocol audit parameters seconds backbone "
+    "settings versions settings.adapter settings.adapter.init_args settings.training",
+    "a number below 1e100": "seconds.*",
+    "true or false": "finished",
+}
+_TYPES_OR_NONE = {
+    "a text": "config_sha256 commit",
+    "a table of values": "source feature_cache",
+    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent",
+    "a whole number below 1e100": "seed tested_step parameters.trainable parameters.total",
+}
+
+
+class Run(NamedTuple):
+    """A run's folder and its record."""
+
+    folder: Path
+    result: RunResult
+
+
+def write_results(run_dir: str | Path, result: RunResult) -> Path:
+    """Write `results.json` into the run's folder, atomically; returns its path."""
+    record = result.to_dict()
+    record["record_sha256"] = record_sha256(record)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    return write_atomically(
+        Path(run_dir) / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8")
+    )
+
+
+def read_results(run_dir_or_file: str | Path) -> RunResult:
+    """The record of a run, from its folder or from the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: the folder is no run or an unfinished one, or the schema is of another version.
+        RuntimeError: the file is damaged.
+    """
+    path = Path(run_dir_or_file)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder. `kora fit` prints where its run lies.")
+    if path.is_dir():
+        folder, path = path, path / RESULTS_NAME
+        if not path.is_file():
+            raise ValueError(_why_no_results(folder))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # covers undecodable bytes and bad JSON
+        raise RuntimeError(f"{path}: damaged, not readable as JSON ({error}). {_AGAIN}") from error
+    if not isinstance(record, dict):
+        raise RuntimeError(f"{path}: holds {type(record).__name__}, not a run's record. {_AGAIN}")
+    if has_other_content(record):
+        raise RuntimeError(
+            f"{path}: damaged or edited: its content is not that of its record_sha256. Copy it "
+            "again or run it again; to keep an edit, delete the key record_sha256."
+        )
+    try:
+        return RunResult.from_dict(record)
+    except ValueError as error:
+        if record.get("schema") == SCHEMA:
+            raise RuntimeError(f"{path}: {error} {_AGAIN}") from error
+        raise ValueError(f"{path}: {error}") from error
+
+
+_AGAIN = "Run it again, or leave this run out."
+
+
+def _why_no_results(folder: Path) -> str:
+    if any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
+        return (
+            f"{folder}: a run without {RESULTS_NAME}: it is still running, or was stopped before "
+            "its end. Let it finish (kora fit --resume RUN goes on with it), or leave it out."
+        )
+    return (
+        f"{folder}: no run lies here (no {RESULTS_NAME}). Give a run's folder, such as "
+        "runs/<experiment>/<strategy>/seed0/version_0, or one above runs."
+    )
+
+
+def run_versions(parent: Path) -> dict[int, Path]:
+    """The folders `version_<n>` directly below `parent`, by n, ascending."""
+    numbers = (p.name.removeprefix("version_") for p in parent.glob("version_*"))
+    return {n: parent / f"version_{n}" for n in sorted(int(n) for n in numbers if n.isdecimal())}
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders of all finished runs at or under `paths`, each once, sorted by version number.
+
+    A path may be a run, a folder above runs, or a results file.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no finished run at or under a path.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such folder. Give a run, or a folder above runs.")
+        if path.is_file():
+            found.add(path.parent)
+            continue
+        hits = 0
+        for folder, subfolders, files in os.walk(path):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if RESULTS_NAME in files:
+                found.add(Path(folder))
+                hits += 1
+                subfolders.clear()  # a run holds no runs
+        if not hits:
+            raise ValueError(_why_no_results(path))
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Sort key that puts version_10 after version_9."""
+    pairs = re.findall(r"([^0-9]*)([0-9]*)", str(path))
+    return [(text, int(number or -1)) for text, number in pairs]
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Copy into JSON's types. NumPy and torch scalars become numbers, paths become strings."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{key}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return _plain(value.item(), key)
+    raise TypeError(f"{key} is of type {type(value).__name__}, which JSON does not have.")

@@ -1,0 +1,423 @@
+"""A ready model from the adapter folder of a run: `kora.load_adapter`.
+
+Shapes: B images, K classes, C channels, H and W pixels, h and w those at which the backbone runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from kora.adapters import FullFineTune, Strategy
+from kora.adapters import folder_io as checkpoints
+from kora.adapters.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_keys,
+    expand,
+    read_adapter_config,
+    read_adapter_tensors,
+)
+from kora.backbone.image_files import image_files
+from kora.backbone.images import check_images, resized
+from kora.backbone.vit import Backbone
+from kora.runs.trust import build, build_arguments
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.tasks.adapter_record import preprocessing, recipe_of
+
+__all__ = [
+    "AdaptedModel",
+    "Choice",
+    "Picture",
+    "Prediction",
+    "adapter_folder",
+    "load_adapter",
+    "load_backbone",
+    "named_device",
+]
+
+
+class Choice(NamedTuple):
+    """A class that the model considers, and how probable it is."""
+
+    name: str  # its number where the data had no names
+    probability: float
+    label: int
+
+
+class Prediction(NamedTuple):
+    """The most probable class of one picture, and those behind it."""
+
+    name: str  # its number where the data had no names
+    probability: float
+    label: int
+    top: tuple[Choice, ...]  # as many as were asked for, the most probable first
+    source: str = ""  # the file, where the picture was one
+
+
+#: A picture as `predict` takes it: see `ImageRecipe`.
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+
+
+class AdaptedModel(nn.Module):
+    """Backbone, adapter and head of a run, in eval mode, with nothing that trains.
+
+    Args:
+        task: Built and loaded.
+        record: The JSON of its adapter folder.
+        folder: That folder.
+    """
+
+    def __init__(self, task: AdapterTask, record: Mapping[str, Any], folder: Path) -> None:
+        super().__init__()
+        self.task = task.requires_grad_(False)
+        self.record = dict(record)
+        self.folder = folder
+        #: From a picture to the image that the run trained on.
+        try:
+            self.recipe = recipe_of(record)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG}: its preprocessing is none that this version knows "
+                f"({error!r})."
+            ) from error
+        self.class_names: list[str] = list(record.get("class_names") or ())
+        self.eval()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, with the adapter hooked in."""
+        return self.task.backbone
+
+    @property
+    def adapter(self) -> Strategy:
+        """The strategy."""
+        return self.task.adapter
+
+    @property
+    def head(self) -> nn.Module:
+        """What sits on the features."""
+        assert self.task.head is not None
+        return self.task.head
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to a picture before the model of timm: steps in their order."""
+        return preprocessing(self.backbone, self.recipe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K), or depth in metres (B, H, W), of uint8 images (B, 3, H, W), any size.
+
+        Images of another size than those of the training are first fitted by `recipe`, as a photo
+        with these pixels would be, so `model(images)` and `predict` agree. Depth is at the
+        size of the images, without what the recipe cuts off.
+
+        Raises:
+            ValueError: For images of another type, range or shape.
+        """
+        check_images(images)
+        size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+        if self.recipe.size not in (None, (images.shape[-2], images.shape[-1])):
+            images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
+        images = images.to(self.device)
+        if isinstance(self.task, DepthTask):
+            return self.task.at_size(self.task.flipped_mean(images), size)
+        output: Tensor = self.task(images)
+        return output
+
+    @overload
+    def predict(
+        self, pictures: Sequence[Picture], *, top_k: int = 1, batch_size: int = 64
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, pictures: Picture, *, top_k: int = 1, batch_size: int = 64
+    ) -> Prediction | list[Prediction]: ...
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = 64
+    ) -> Prediction | list[Prediction]:
+        """Classes with their names and probabilities, of one picture or of several.
+
+        One picture is a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W), and
+        gives one `Prediction`. A list of these, an array (B, H, W, C), a tensor (B, C, H, W), or a
+        folder (its images at any depth, sorted) gives a list. All are prepared by `recipe`.
+
+        Args:
+            pictures: One or several.
+            top_k: How many classes each prediction names; at most all of them.
+            batch_size: Pictures that pass through the model at once.
+
+        Raises:
+            ValueError: If the model is none of classes, or a folder holds no image.
+            UnreadableImageError: If a picture cannot be read.
+        """
+        if isinstance(self.task, DepthTask):
+            raise ValueError(
+                f"{self.folder} is a model of depth, which has no classes. Call the model itself: "
+                "it gives metres; or kora predict RUN --images FOLDER, which writes maps."
+            )
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k={top_k}, batch_size={batch_size}: expected 1 or more.")
+        several, single = _several(pictures)
+        found: list[Prediction] = []
+        for start in range(0, len(several), batch_size):
+            some = several[start : start + batch_size]
+            inputs = [self.prepare(picture) for picture in some]
+            names = [os.fspath(p) if isinstance(p, (str, os.PathLike)) else "" for p in some]
+            ranked = self.ranked(torch.cat(inputs), top_k)
+            found += [
+                Prediction(*top[0], top, name) for top, name in zip(ranked, names, strict=True)
+            ]
+        return found[0] if single else found
+
+    def prepare(self, picture: Picture) -> Tensor:
+        """A picture as the backbone runs on it: (1, 3, h, w) in [0, 1], before the normalisation.
+
+        Raises:
+            UnreadableImageError: If it cannot be read.
+        """
+        pixels = torch.from_numpy(self.recipe(picture))
+        return resized(pixels[None], self.backbone.size, self.backbone.interpolation)
+
+    @torch.inference_mode()
+    def ranked(self, inputs: Tensor, top_k: int) -> list[tuple[Choice, ...]]:
+        """The most probable classes of each of these inputs, which `prepare` gave."""
+        best = self.task(inputs.to(self.device)).float().softmax(dim=-1)
+        best = best.topk(min(top_k, best.shape[-1]), dim=-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            tuple(Choice(self.name_of(k), p, k) for k, p in zip(labels, sure, strict=True))
+            for labels, sure in pairs
+        ]
+
+    def name_of(self, label: int) -> str:
+        """Name of a class, or its number where the data had no names."""
+        return self.class_names[label] if self.class_names else str(label)
+
+
+def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
+    """A list of pictures, and whether one was meant."""
+    if isinstance(pictures, (str, os.PathLike)):
+        path = expand(os.fspath(pictures))
+        return (image_files(path)[0], False) if path.is_dir() else ([path], True)
+    if isinstance(pictures, (list, tuple)):
+        return [expand(p) if isinstance(p, str) else p for p in pictures], False
+    if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4:
+        return list(pictures), False
+    return [pictures], True  # type: ignore[list-item]
+
+
+def load_adapter(
+    path: str | Path,
+    *,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
+) -> AdaptedModel:
+    """The model of a run, ready for images: verified backbone, adapter, head, eval mode.
+
+    Args:
+        path: A run's folder, or the folder `adapter` in it.
+        weights: Where the backbone's weights are by now, as in `Backbone`; None: where the run took
+            them from. They have to be the same weights.
+        device: Where to put the model.
+        trust: Modules of your own whose classes the folder may name, beside those of KoRA.
+
+    Raises:
+        FileNotFoundError: If there is no adapter folder, or no file of weights.
+        ValueError: If the frozen weights are not those of the run, or anything does not fit.
+        RuntimeError: If a file is damaged, or weights cannot be fetched.
+    """
+    folder = adapter_folder(path)
+    try:
+        return _loaded(folder, weights, trust).to(device)
+    except Exception as error:  # what a folder describes can fail anywhere
+        if str(folder) in str(error):
+            raise
+        worded = isinstance(error, ValueError | RuntimeError | OSError)
+        reason = str(error) if worded else f"{type(error).__name__}: {error}"
+        kind = RuntimeError if isinstance(error, RuntimeError | OSError) else ValueError
+        raise kind(f"{folder} cannot be used: {reason}") from error
+
+
+def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedModel:
+    record = read_adapter_config(folder)
+    origin = str(folder / ADAPTER_CONFIG)
+    described = _without_sources(record["adapter"])
+    adapter = build(Strategy, described, origin=origin, trust=trust)
+    tensors = read_adapter_tensors(folder)
+    head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+    if not trust:
+        _check_sizes(record, head, tensors, folder)
+    full = isinstance(adapter, FullFineTune)
+    backbone = _backbone(record, weights or ("random" if full else None), str(folder))
+    if full:
+        # It has every weight of its own: what they started from need not be there any more.
+        backbone.__dict__["sha256"] = record["backbone"]["sha256"]
+    elif backbone.sha256 != record["backbone"]["sha256"]:
+        raise ValueError(_other_weights(record, backbone, folder))
+    task = _task(record, backbone, adapter, head, origin)
+    if adapter.missing():
+        checkpoints.recall_adapter(folder, adapter)
+    task.build()
+    checkpoints.load_adapter(folder, task.adapter, task.backbone)
+    assert task.head is not None
+    mine = task.head.state_dict(keep_vars=True)
+    check_keys(mine, head, f"The head in {folder / ADAPTER_WEIGHTS}")
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(head[name])
+    classes = task.num_classes if isinstance(task, ClassificationTask) else 0
+    named = len(record.get("class_names") or ())
+    if classes and named not in (0, classes):
+        raise ValueError(f"{origin} has {named} class_names, and the head {classes} classes.")
+    return AdaptedModel(task, record, folder)
+
+
+def load_backbone(
+    path: str | Path, *, weights: str | None = None, device: str | torch.device = "cpu"
+) -> Backbone:
+    """The frozen backbone that a run started from, verified, with nothing hooked in.
+
+    Args and errors are those of `load_adapter`.
+    """
+    folder = adapter_folder(path)
+    record = read_adapter_config(folder)
+    backbone = _backbone(record, weights, str(folder))
+    if backbone.sha256 != record["backbone"]["sha256"]:
+        raise ValueError(_other_weights(record, backbone, folder))
+    return backbone.to(device)
+
+
+def named_device(name: str) -> torch.device:
+    """The device of an option --device; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: It cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).tolist()  # meta, say, holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a path means: itself, or that of a run."""
+    folder = expand(path)
+    inner = folder / "adapter"
+    return inner if (inner / ADAPTER_CONFIG).is_file() else folder
+
+
+def _without_sources(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: described[key] for key in ("class_path", "init_args")}
+
+
+def _check_sizes(
+    record: Mapping[str, Any],
+    head: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    """Refuse a folder whose record asks for other sizes than its tensors have, without memory."""
+    origin = str(folder / ADAPTER_CONFIG)
+    with torch.device("meta"):
+        twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
+        backbone = _backbone(record, "random", str(folder))
+        task = _task(record, backbone, twin, head, origin)
+        if twin.missing():
+            checkpoints.recall_adapter(folder, twin)
+        task.build()
+    assert task.head is not None
+    sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}
+    sizes |= {f"head.{k}": v for k, v in task.head.state_dict(keep_vars=True).items()}
+    check_keys(sizes, tensors, str(folder / ADAPTER_WEIGHTS))
+
+
+def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Backbone:
+    known = record["backbone"]
+    origin = record.get("weights") or {}
+    size = known.get("image_size")
+    source = weights or origin.get("source", "pretrained")
+    try:
+        return Backbone(
+            known["name"],
+            weights=source,
+            image_size=tuple(size) if isinstance(size, list) else size,
+            keep_classifier=bool(origin.get("keep_classifier", False)),
+            mean=known.get("mean"),
+            std=known.get("std"),
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} belongs to weights of '{known['name']}' in {source}, and no such file is "
+            f"here: name where it lies now (weights=, or --weights). SHA-256 of the weights: "
+            f"{known['sha256'][:12]}."
+        ) from error
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{folder}: its backbone cannot be built: {error}") from error
+
+
+def _other_weights(record: Mapping[str, Any], backbone: Backbone, folder: Path) -> str:
+    theirs, origin = record["backbone"], record.get("weights") or {}
+    start = (
+        f"{folder} was trained on '{theirs['name']}' with weights {theirs['sha256'][:12]}, and "
+        f"'{backbone.weights}' gives {backbone.sha256[:12]}. "
+    )
+    if origin.get("source") == "random" and backbone.weights == "random":
+        return start + (
+            "The run drew its frozen weights at random, and did not keep them: nothing can bring "
+            "them back. Train on weights that are in a file."
+        )
+    return start + "Give the file of those weights (weights=, or --weights)."
+
+
+def _task(
+    record: Mapping[str, Any],
+    backbone: Backbone,
+    adapter: Strategy,
+    head: Mapping[str, Tensor],
+    origin: str,
+) -> AdapterTask:
+    described = record.get("task")
+    if described is None and set(head) == {"linear.weight", "linear.bias"}:  # of earlier versions
+        described = {
+            "class_path": "kora.tasks.ClassificationTask",
+            "init_args": {"num_classes": head["linear.bias"].numel()},
+        }
+    if described is None:
+        raise ValueError(
+            f"{origin} does not say which task and head it is of: it was written by kora "
+            f"{record.get('kora_version')}, or by a task of your own. Use its checkpoint with the "
+            "config.yaml beside it."
+        )
+    if not (isinstance(described, Mapping) and isinstance(described.get("init_args"), Mapping)):
+        raise ValueError(f"{origin}: task is {described!r:.80}, expected class_path and init_args.")
+    kinds = {f"kora.tasks.{kind.__name__}": kind for kind in (ClassificationTask, DepthTask)}
+    kind = kinds.get(str(described.get("class_path")))
+    if kind is None:
+        named = described.get("class_path")
+        raise ValueError(f"{origin} names {named!r:.80}, which is no task of kora.")
+    arguments = build_arguments(
+        kind, described["init_args"], origin=origin, skip={"backbone", "adapter"}
+    )
+    return kind(backbone, adapter, **arguments)

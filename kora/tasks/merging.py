@@ -1,0 +1,158 @@
+"""An adapter folded into the weights while a model is only looked at: it then costs nothing.
+
+The wrapped layers are taken out of the backbone and plain ones put in their place; afterwards the
+same wrapped layers stand there again. No tensor of the model is written to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from kora.adapters import Strategy
+from kora.backbone.rewrites import Rewritten, plain_state
+from kora.backbone.sites import SiteLinear
+from kora.backbone.vit import Backbone
+
+__all__ = ["Merged", "MergedEvaluation", "merged"]
+
+
+class Merged:
+    """Plain layers in the place of wrapped ones, until `undo`.
+
+    Args:
+        backbone: With the adapter attached to it.
+        adapter: The strategy.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Strategy) -> None:
+        self._model = backbone.model
+        self._taken: dict[str, nn.Module] = {}
+        for path, layer in _plain_layers(backbone, adapter).items():
+            taken = self._taken[path] = self._model.get_submodule(path)
+            layer._forward_pre_hooks = taken._forward_pre_hooks  # who reads its input still does
+            self._put(path, layer)
+
+    @property
+    def layers(self) -> int:
+        """How many layers are plain now; 0 where the adapter cannot be folded in exactly."""
+        return len(self._taken)
+
+    def undo(self) -> None:
+        """Put the wrapped layers back."""
+        for path, layer in self._taken.items():
+            self._put(path, layer)
+        self._taken = {}
+
+    def _put(self, path: str, layer: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self._model.get_submodule(parent), name, layer)
+
+
+@contextmanager
+def merged(backbone: Backbone, adapter: Strategy) -> Iterator[Merged]:
+    """`Merged` for the duration of a block."""
+    folded = Merged(backbone, adapter)
+    try:
+        yield folded
+    finally:
+        folded.undo()
+
+
+class MergedEvaluation(Callback):
+    """Merges the adapter of a task for the time of a test or a prediction.
+
+    Not in half precision, where small updates vanish in the sum; nor in a compiled task, which
+    would be compiled anew for it.
+    """
+
+    def __init__(self) -> None:
+        self._merged: Merged | None = None
+
+    def _begin(self, trainer: Trainer, module: Any) -> None:
+        self._end()
+        if trainer.precision in ("32-true", "64-true") and not module.compile_module:
+            self._merged = Merged(module.backbone, module.adapter)
+
+    def _end(self) -> None:
+        if self._merged is not None:
+            self._merged.undo()
+            self._merged = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._begin(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put everything back."""
+        self._end()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._begin(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put everything back."""
+        self._end()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put everything back."""
+        self._end()
+
+
+def _plain_layers(backbone: Backbone, adapter: Strategy) -> dict[str, nn.Module]:
+    """By path, a plain layer for each wrapped one; none where that would not be exact."""
+    if not _is_exact(backbone):
+        return {}
+    try:
+        state = adapter.merged(backbone)
+    except ValueError:  # it computes what no weights can
+        return {}
+    frozen = plain_state(backbone)
+    wrapped = {
+        path: module
+        for path, module in backbone.model.named_modules()
+        if isinstance(module, SiteLinear | Rewritten)
+    }
+    changed = {key for key, one in state.items() if one.data_ptr() != frozen[key].data_ptr()}
+    if {key.rpartition(".")[0] for key in changed} - wrapped.keys():
+        return {}  # another layer than those that are exchanged here
+    return {
+        path: _with_weights(module.base, state[f"{path}.weight"], state.get(f"{path}.bias"))
+        for path, module in wrapped.items()
+    }
+
+
+def _is_exact(backbone: Backbone) -> bool:
+    """Whether W + alpha B A, rounded, still has what small updates add.
+
+    In half precision and in the products of TF32 it has not; weights in shards are not here whole.
+    """
+    weights = [p for p in backbone.model.parameters() if p.is_floating_point()]
+    device = weights[0].device.type
+    known = torch.amp.is_autocast_available(device)
+    if known and torch.is_autocast_enabled(device):
+        return False
+    if torch.get_float32_matmul_precision() != "highest":
+        return False
+    plain = (nn.Parameter, Tensor)
+    return all(type(p) in plain and p.dtype in (torch.float32, torch.float64) for p in weights)
+
+
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer like this one with other weights."""
+    plain = copy.copy(layer)
+    plain._parameters = dict(plain._parameters)  # the copy would share it
+    plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return plain

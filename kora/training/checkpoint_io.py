@@ -1,0 +1,133 @@
+"""How Lightning saves and loads checkpoints here: whole, checked, and without unpickling.
+
+Checkpoints on remote file systems (`s3://...`) are Lightning's own, but are not unpickled either.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
+from kora.console.say import say
+from kora.runs.durable import remove_checked, require_room, sweep, write_atomically
+from kora.tasks import AdapterTask
+
+__all__ = ["CheckedCheckpointIO", "CheckpointGuard", "usable_checkpoint", "with_checked_io"]
+
+_MIB = 2**20
+
+
+class CheckedCheckpointIO(TorchCheckpointIO):
+    """Saves atomically with a checksum, and loads only what is whole, and never pickled objects."""
+
+    def __init__(self) -> None:
+        self._swept: set[Path] = set()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; a failure leaves the one before it in place.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options would have no effect on checkpoints. Leave it out.")
+        if _is_remote(path):
+            super().save_checkpoint(checkpoint, path)
+            return
+        path = Path(path)
+        if path.parent not in self._swept:
+            sweep(path.parent)
+            self._swept.add(path.parent)
+        # In memory first: torch tells of a full disk in words of its own, and not as an OSError.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        # SLURM's requeue takes each number in a name of its folder for that of a checkpoint.
+        checksum = not path.name.startswith("hpc_ckpt_")
+        write_atomically(path, lambda p: p.write_bytes(content.getbuffer()), checksum=checksum)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; `weights_only=False` cannot be had.
+
+        Raises:
+            RuntimeError: It is damaged, or holds pickled objects.
+        """
+        if weights_only is False:
+            say("warning: weights_only=False is not followed: checkpoints are never unpickled.")
+        if _is_remote(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path, map_location=map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its checksum."""
+        if _is_remote(path):
+            super().remove_checkpoint(path)
+        else:
+            remove_checked(Path(path))
+
+
+class CheckpointGuard(Callback):
+    """Before training: is there room for the checkpoints?
+
+    Args:
+        folder: The run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here where the folder cannot take what the run will write.
+
+        Raises:
+            OSError: With what is missing.
+        """
+        assert isinstance(pl_module, AdapterTask)
+        kept = sum(t.numel() * t.element_size() for t in pl_module.kept_tensors().values())
+        one = 3 * kept + _MIB  # with two moments of the optimiser
+        # `best`, `last` and the one that is being written, the adapter, logs and pictures.
+        require_room(self.folder, one, in_all=3 * one + kept + 4 * _MIB)
+
+
+def usable_checkpoint(path: str | Path, command: str) -> Path:
+    """The checkpoint that a command loads; says so where `fit` goes on from another one.
+
+    Raises:
+        RuntimeError: It is damaged, or holds pickled objects.
+    """
+    chosen, why = choose_checkpoint(Path(path), resume=command == "fit")
+    if why is not None:
+        say(f"warning: {why}")
+    return chosen
+
+
+def with_checked_io(plugins: Any) -> list[Any]:
+    """The plugins of a trainer and ours.
+
+    Raises:
+        ValueError: One of them would save and load checkpoints in another way.
+    """
+    given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+    for plugin in given:
+        if isinstance(plugin, CheckpointIO):
+            raise ValueError(
+                f"trainer.plugins: {type(plugin).__name__} would save and load checkpoints without "
+                "their checksums. Leave it out."
+            )
+    return [*given, CheckedCheckpointIO()]
+
+
+def _is_remote(path: str | Path) -> bool:
+    return "://" in str(path)

@@ -1,0 +1,341 @@
+"""`kora fit | validate | test | predict` on LightningCLI."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import datamodules  # noqa: F401  (so that short class names are known)
+from kora.console.say import say
+from kora.loggers.run_folder import claim_run_folder, make_loggers
+from kora.loggers.throughput import Throughput
+from kora.runs.lock import RunLock
+from kora.tasks import AdapterTask
+from kora.tasks.ranks import in_one_list
+from kora.training.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
+from kora.training.guards import FiniteGuard
+from kora.training.node_gradients import NodeGradients
+from kora.training.outcome_record import OutcomeRecord
+from kora.training.parser import KoraParser
+from kora.training.progress import ProgressBar, without_noise
+from kora.training.record import RunRecord
+from kora.training.resume import (
+    after_interruption,
+    checkpoint_to_resume,
+    own_folder,
+    resume_arguments,
+    take_over,
+    typed_options,
+)
+from kora.training.run_checkpoints import best_and_last, load_best
+from kora.training.run_options import add_run_options, require_below, require_something_to_do
+from kora.training.stages import SourceStages
+from kora.training.training_state import TrainingState
+from kora.training.transfer import plain
+
+__all__ = ["KoraCLI", "parse", "run_lightning"]
+
+
+class KoraCLI(LightningCLI):
+    """LightningCLI with a run folder, the record of the run, and source stages.
+
+    Args:
+        args: The command and its options.
+    """
+
+    command: ClassVar[str] = "fit"
+
+    def __init__(self, args: Sequence[str]) -> None:
+        type(self).command = args[0]
+        self.run_folder: Path | None = None
+        self.record: RunRecord | None = None
+        self.lock: RunLock | None = None
+        self.typed = typed_options(args)
+        if self.command == "fit":
+            args = resume_arguments(args)
+        try:
+            super().__init__(
+                AdapterTask,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 5},
+                parser_class=KoraParser,
+                args=list(args),
+            )
+        except Exception:
+            self._discard_unused_folder()
+            raise
+
+    def _discard_unused_folder(self) -> None:
+        """Leave no run folder of a command that was refused before it did anything."""
+        folder = self.run_folder
+        if self.lock is not None:
+            self.lock.release()
+        if folder is None or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "wandb")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """Only the one that was asked for: building each parser takes most of a second."""
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of a run that are neither model, data nor trainer."""
+        add_run_options(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a run without a seed could not be run again."""
+        super().parse_arguments(parser, args)
+        options = self.options
+        for group in ("trainer", "wandb", "save"):
+            found = options.get(group)
+            if not hasattr(found, "items"):
+                raise ValueError(f"{group} is {found!r}, expected options by name.")
+        for key in ("experiment", "runs_dir"):
+            found = options.get(key)
+            if not isinstance(found, str):
+                raise ValueError(f"{key} is {found!r}, expected text.")
+        require_below(options.experiment, options.runs_dir)
+        kind = str((options.get("model") or {}).get("class_path"))
+        if kind.endswith(".AdapterTask"):  # the base, which options of the model imply
+            raise ValueError("model: it names no class. Set model.class_path to a task of kora.")
+        seed = options.seed_everything
+        if isinstance(seed, bool | None) or not 0 <= seed < 2**32:
+            raise ValueError(
+                f"seed_everything={seed}: every run has a seed, so that it can be run again. Give "
+                "a number from 0 to 4294967295."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let what a checkpoint holds win over what the user typed."""
+
+    @property
+    def options(self) -> Any:
+        """The parsed options of the command."""
+        return self.config[self.command]
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work, before anything is built."""
+        require_something_to_do(self.command, self.options)
+        if self.command != "fit" and not self.options.get("ckpt_path"):
+            raise ValueError(
+                f"kora {self.command} needs --ckpt_path: without it the head is untrained. Use "
+                "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints/best.ckpt with the "
+                "config.yaml beside it."
+            )
+        if self.command == "fit" and self.options.resume:
+            self.options.ckpt_path = checkpoint_to_resume(self.options, self.resolved(), self.typed)
+        ckpt_path = self.options.get("ckpt_path")
+        if ckpt_path and not (Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"):
+            raise FileNotFoundError(
+                f"Checkpoint {ckpt_path} does not exist, or is no .ckpt file. A run keeps its "
+                "checkpoints in runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
+            )
+        if ckpt_path:
+            self.options.ckpt_path = str(usable_checkpoint(ckpt_path, self.command))
+        source = self.options.get("source")
+        if source is not None and self.options.model.init_args.get("adapter_from") is not None:
+            raise ValueError(
+                "source and model.adapter_from are both set, and each names the adapter to start "
+                "from. Leave one of them out (--source null)."
+            )
+        if source is not None and not Path(source).is_file():
+            raise FileNotFoundError(
+                f"source: {source} does not exist. Name the config of the source stage, relative "
+                "to where you are."
+            )
+
+    @property
+    def source_stages(self) -> SourceStages:
+        """The source stages that this config leads to."""
+        return SourceStages(self._parser(self.command), self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """The resolved config in plain types, as it would be written to config.yaml.
+
+        Without what a run goes on from: the config of a run, run again, begins a new one.
+        """
+        config = plain(self._parser(self.command), self.options)
+        return {**config, "ckpt_path": None, "resume": False} if self.command == "fit" else config
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the run folder, its loggers and the record."""
+        task = self.model
+        assert isinstance(task, AdapterTask)
+        config = self.resolved()
+        task.checkpoint = self.options.get("ckpt_path")
+        trainer_config = self._get(self.config_init, "trainer")
+        kwargs["plugins"] = with_checked_io(trainer_config.get("plugins"))
+        stages = self.source_stages
+        stages.locate(task, train=self.command == "fit")
+        if self.command == "fit" and self.options.source:
+            if trainer_config.get("fast_dev_run"):
+                say("fast_dev_run: the source stage is left out.")
+            elif not task.checkpoint:  # which has what came of the source
+                stages.carry_over(task, self.options.source)
+        frozen = not task.adapter_trainable and task.adapter.carries_over
+        if self.command == "fit" and frozen and not (task.adapter_from or self.options.source):
+            raise ValueError(
+                f"adapter_trainable: false freezes a {task.adapter.label} that has learned nothing "
+                "yet. Set source (or model.adapter_from) as well, or use LinearProbe."
+            )
+        own: list[Callback] = []
+        if trainer_config.get("enable_progress_bar") is not False:
+            own.append(ProgressBar())
+        if not trainer_config.get("fast_dev_run"):
+            experiment, strategy = self.options.experiment, task.label
+            seed = int(self.options.seed_everything)
+            parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
+            self.run_folder = self._claim(parent, config)
+            # Where Lightning looks for a checkpoint by itself, under SLURM.
+            root = trainer_config.get("default_root_dir") or str(self.run_folder)
+            kwargs["default_root_dir"] = root
+            self.record = RunRecord(
+                self.run_folder,
+                experiment=experiment,
+                seed=seed,
+                command=self.command,
+                config=config,
+                allow_degenerate=self.options.allow_degenerate,
+            )
+            own += [self.record, OutcomeRecord(self.run_folder), Throughput()]
+            if self.command == "fit":
+                own += [FiniteGuard(), NodeGradients(self.run_folder)]
+            if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
+                own.append(CheckpointGuard(self.run_folder))
+                saving = self._get(self.config_init, "save")
+                own.append(
+                    TrainingState(
+                        self.run_folder, seed=seed, config=config, typed=self.typed, saving=saving
+                    )
+                )
+                validates = getattr(self.datamodule, "validates", True)
+                own += best_and_last(self.run_folder, task.monitor, validates=validates)
+            given = trainer_config.get("logger")
+            resumes = self.command == "fit" and task.checkpoint
+            more = given if isinstance(given, list) else [given]
+            kwargs["logger"] = [
+                *make_loggers(
+                    self.run_folder,
+                    self._get(self.config_init, "wandb"),
+                    experiment=experiment,
+                    strategy=strategy,
+                    seed=seed,
+                    stage=self.command,
+                    resumed=Path(task.checkpoint) if resumes else None,
+                ),
+                *(logger for logger in more if not isinstance(logger, bool | None)),
+            ]
+        try:
+            return self._instantiate_trainer({**trainer_config, **kwargs}, own)
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise ValueError(
+                f"trainer: {error} Check trainer.accelerator, devices, strategy, precision and "
+                "callbacks, and the variables of SLURM if there are any."
+            ) from error
+
+    def _resumed(self) -> Path | None:
+        ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
+        return Path(ckpt_path) if ckpt_path else None
+
+    def _claim(self, parent: Path, config: dict[str, Any]) -> Path:
+        """The folder of this run: that of the run that goes on, or a new one."""
+        ckpt_path = self._resumed()
+        folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
+        self.run_folder = folder  # from now on one to discard, if this is refused
+        if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
+            self.lock = RunLock(folder)
+            if ckpt_path:
+                take_over(ckpt_path, folder, config=config)
+        return folder
+
+    # -- the command ---------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            raise  # the way to go on is told where it was caught
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            say(after_interruption(self.run_folder))
+            sys.exit(128 + signal.SIGINT)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    # -- after a command -----------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint once, write the record and print the summary."""
+        if self.record is None or self.trainer.interrupted:
+            return
+        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        if self.options.leave_out_test:
+            load_best(self.model, path)
+        else:
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False,
+                weights_only=True,
+            )  # fmt: skip
+        self._finish()
+
+    def after_test(self) -> None:
+        """Write the record of the test."""
+        self._finish()
+
+    def after_validate(self) -> None:
+        """Write the record of the validation."""
+        self._finish()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write a file of the predictions into the run folder."""
+        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
+        if self.record is not None:
+            self.record.write_predictions(self.trainer, in_one_list(batches or []))  # type: ignore[arg-type]
+
+    def _finish(self) -> None:
+        if self.record is not None:
+            self.record.finish(self.trainer, self.model, self.datamodule)
+
+
+def parse(args: Sequence[str]) -> KoraCLI:
+    """A KoraCLI whose config is parsed, and nothing else done."""
+
+    class ParseOnly(KoraCLI):
+        def before_instantiate_classes(self) -> None:
+            pass
+
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    with without_noise():
+        return ParseOnly(args)
+
+
+def run_lightning(args: Sequence[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict` with its options."""
+    with without_noise():
+        KoraCLI(args)

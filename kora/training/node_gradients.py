@@ -1,0 +1,227 @@
+"""The gradient that reaches each node of KoRA, read while a run trains.
+
+Shapes: B images, N tokens, C d_comp, L nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from kora.adapters import KoRA
+from kora.analysis.redundancy import redundancy
+from kora.runs.durable import write_atomically
+from kora.tasks import AdapterTask
+
+__all__ = ["COMPOSED", "GRADIENTS_NAME", "GradientNorms", "NodeGradients", "read_gradients"]
+
+GRADIENTS_NAME = "node_gradients.json"
+#: Beside the nodes: the gradient that enters the composition at its end, c_L.
+COMPOSED = "composed"
+#: Optimiser steps that are read, beside the last. At the second a readout that starts at zero has
+#: moved, so that it is the first at which anything can reach a node.
+STEPS = (1, 2, 100)
+
+_SCHEMA = 1
+_WHAT = (
+    "Norm of the gradient of an image's own loss with respect to p_i of that image (of all its "
+    "tokens together), the mean over the images of the step; `composed` is the same for c_L. On "
+    "the first process, before any clipping. `redundancy` is the mean over images and pairs of "
+    "nodes of |cos(p_i, p_j)|."
+)
+
+
+class GradientNorms:
+    """The mean over images of the norm of the gradient at p_1 ... p_L and at c_L.
+
+    Give `observe` to a KoRA as its observer, run forward and backward (several times to gather
+    more images), and ask `means`.
+
+    Args:
+        keys: Of the nodes, in forward order.
+        factor: By what the loss that runs backward is too small, beside being a mean over images:
+            the batches that are accumulated, over the factor of a loss scaler.
+    """
+
+    def __init__(self, keys: Sequence[str], *, factor: float = 1.0) -> None:
+        self.keys = (*keys, COMPOSED)
+        self.factor = factor
+        self.images = 0
+        self._redundancy = 0.0
+        self._sums = dict.fromkeys(self.keys, 0.0)
+
+    def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
+        """Wait for the gradients of a pass; nothing where none will come."""
+        if not composed.requires_grad:
+            return
+        self.images += len(composed)
+        self._redundancy += len(composed) * redundancy(vectors)
+        scale = self.factor * len(composed)  # the loss of a batch is the mean over its images
+        for key, tensor in zip(self.keys, (*vectors, composed), strict=True):
+            hook = partial(self._add, key, scale)
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    @property
+    def redundancy(self) -> float:
+        """The mean over images and pairs of nodes of |cos(p_i, p_j)|."""
+        return self._redundancy / max(self.images, 1)
+
+    def means(self) -> dict[str, float]:
+        """Norms by node and `composed`; 0 for a node that no gradient has reached."""
+        return {key: total / max(self.images, 1) for key, total in self._sums.items()}
+
+    def _add(self, key: str, scale: float, gradient: Tensor) -> None:
+        # In float64, as the squares of what reaches early nodes are below the smallest float32.
+        norm_B = gradient.detach().cpu().double().flatten(1).norm(dim=1)
+        self._sums[key] += scale * float(norm_B.sum())
+
+
+class NodeGradients(Callback):
+    """Reads the gradient at each node at a few optimiser steps, and writes node_gradients.json.
+
+    The first, the second, the 100th and the last step are read. At every other step nothing is
+    done: the adapter has no observer. As nobody knows whether training stops early, the last step
+    of every epoch is read, and the newest kept. What was read is in the checkpoints, so that a run
+    that goes on has it all, in whatever folder. A compiled task (`model.compile`) is not read.
+
+    Args:
+        folder: The run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.readings: list[dict[str, Any]] = []
+        self._last_step = math.inf
+        self._step: int | None = None
+        self._norms: GradientNorms | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask how long training is meant to be."""
+        self._last_step = trainer.estimated_stepping_batches
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the batches of a step that is read."""
+        adapter = _adapter(pl_module)
+        if adapter is None or not trainer.is_global_zero:
+            return
+        step = trainer.global_step + 1
+        accumulated = trainer.accumulate_grad_batches
+        if step != self._step and self._is_read(trainer, step, batch_idx):
+            self._step = step
+            factor = accumulated / _loss_scale(trainer)
+            self._norms = GradientNorms(list(adapter.nodes), factor=factor)
+            adapter.observer = self._norms.observe
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep the reading when its step is made."""
+        if self._norms is None or trainer.global_step != self._step:
+            return
+        means = self._norms.means()
+        reading = {
+            "step": self._step,
+            "images": self._norms.images,
+            COMPOSED: _finite(means.pop(COMPOSED)),
+            "redundancy": self._norms.redundancy,
+            "nodes": {key: _finite(norm) for key, norm in means.items()},
+        }
+        kept = [one for one in self.readings if one["step"] in STEPS and one["step"] < self._step]
+        self.readings = [*kept, reading]
+        # Not by `log`, which would wait for log_every_n_steps and then repeat it for an epoch.
+        row = {"train/redundancy": self._norms.redundancy, "epoch": trainer.current_epoch}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=self._step - 1)  # as Lightning counts them
+        self._stop(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was read."""
+        self._stop(pl_module)
+        if self.readings and trainer.is_global_zero:
+            record = {"schema": _SCHEMA, "what": _WHAT, "readings": self.readings}
+            text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+            path = self.folder / GRADIENTS_NAME
+            write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let go of the adapter."""
+        self._stop(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"readings": self.readings}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.readings = state_dict["readings"]
+
+    def _is_read(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
+        accumulated = trainer.accumulate_grad_batches
+        after = (batch_idx // accumulated + 1) * accumulated  # batches, at the end of this step
+        return step in STEPS or step == self._last_step or after >= trainer.num_training_batches
+
+    def _stop(self, module: LightningModule) -> None:
+        self._step = self._norms = None
+        adapter = _adapter(module)
+        if adapter is not None:
+            adapter.observer = None
+
+
+def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
+    """The readings of a run, the first step first; None where it has no such file.
+
+    Each has `step`, `images`, `composed`, `redundancy` (not in early files) and `nodes` (norms by
+    key; None for one that was not finite, as a loss scaler lets happen).
+
+    Raises:
+        RuntimeError: The file is damaged.
+        ValueError: It is of another schema.
+    """
+    path = folder / GRADIENTS_NAME
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        schema, readings = record["schema"], list(record["readings"])
+        if schema == _SCHEMA:
+            for reading in readings:
+                _ = (int(reading["step"]), int(reading["images"]), dict(reading["nodes"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise RuntimeError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Remove it: the gradient is then "
+            "measured with the final weights."
+        ) from error
+    if schema != _SCHEMA:
+        raise ValueError(
+            f"{path} is of schema {schema!r}, and this KoRA reads {_SCHEMA}. Read it with the KoRA "
+            "that wrote it."
+        )
+    return readings
+
+
+def _adapter(module: LightningModule) -> KoRA | None:
+    """The composition that trains, if one does and can be listened to."""
+    if not (isinstance(module, AdapterTask) and module.adapter_trainable):
+        return None
+    if module.compile_module:  # each observer would compile the model anew
+        return None
+    return module.adapter if isinstance(module.adapter, KoRA) else None
+
+
+def _loss_scale(trainer: Trainer) -> float:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _finite(norm: float) -> float | None:
+    return norm if math.isfinite(norm) else None

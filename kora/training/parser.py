@@ -1,0 +1,82 @@
+"""The parser of LightningCLI, with errors in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from kora.console.errors import explain
+from kora.runs.yaml_files import read_yaml
+
+__all__ = ["KoraParser"]
+
+
+# Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+
+class KoraParser(LightningArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    #: The config file that is parsed now.
+    _file: ClassVar[str | None] = None
+    #: The one whose options are checked when it is parsed, with others.
+    _whole: ClassVar[str | None] = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviated options would hide typing errors.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Any = None, namespace: Any = None, **kw: Any) -> Any:  # type: ignore[override]
+        """Parse; a `null` for an option two classes deep arrives here as the text `None`."""
+        nested = not self.exit_on_error
+        if nested and args and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        return super().parse_args(args, namespace, **kw)
+
+    def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
+        """Parse a config file, whose name stands in front of what is wrong with it."""
+        KoraParser._file = str(path)
+        try:
+            if Path(path).is_file() and read_yaml(path) is None:
+                raise ValueError(f"{path}: is empty. Give it settings, or leave it out.")
+        except ValueError as error:
+            self.error(str(error), error)
+        parsed = super().parse_path(path, *args, **kw)
+        KoraParser._file = None
+        return parsed
+
+    def parse_source(self, path: str, args: list[str]) -> Any:
+        """Parse arguments that stand for a file, which is named also where they go together."""
+        KoraParser._whole = path
+        try:
+            return self.parse_args(args)
+        finally:
+            KoraParser._whole = None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line that matters; the whole listing with KORA_DEBUG=1."""
+        if os.environ.get("KORA_DEBUG"):
+            super().error(message, ex)
+        told, file = explain(message, self._keys()), KoraParser._file or KoraParser._whole
+        KoraParser._file = None
+        where = "" if file is None or file in told else f"{file}: "
+        print(f"kora: error: {where}{told}", file=sys.stderr)
+        sys.exit(2)
+
+    def _keys(self) -> list[str]:
+        """Options of this parser and of its subcommand."""
+        keys = [
+            a.dest
+            for a in self._actions
+            if a.dest.rpartition(".")[2] not in ("help", "config", "defaults")
+        ]
+        choices = next((a.choices for a in self._actions if a.dest == "subcommand"), None)
+        for parser in dict(choices or {}).values():
+            keys += parser._keys()
+        return keys

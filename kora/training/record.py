@@ -1,0 +1,323 @@
+"""The record of a run: audit before it, parameters at its start, results and pictures after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from kora.adapters import describe
+from kora.adapters.folder_io import save_adapter
+from kora.export.model_card import write_card
+from kora.loggers.throughput import images_in
+from kora.loggers.wandb_record import end_wandb
+from kora.reports import FusionReport, Report, fusion_report_for, report_for
+from kora.reports.audit import Audit
+from kora.reports.audit_depth import DepthAudit
+from kora.reports.curves import CURVES
+from kora.reports.memory import peak_memory_mib
+from kora.reports.parameters import ParameterReport, parameter_report
+from kora.reports.summary import summary_table
+from kora.runs.durable import write_atomically
+from kora.runs.results import RunResult, write_results
+from kora.runs.search import config_hash, without_cache
+from kora.tasks import AdapterTask
+from kora.tasks.adapter_record import task_record
+
+__all__ = ["RunRecord"]
+
+#: A path is no markup, and is not cut into lines.
+_AS_IT_IS: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
+
+
+class RunRecord(Callback):
+    """Writes everything of a run into its folder, on the first rank.
+
+    Args:
+        folder: `runs/<experiment>/<strategy>/seed<k>/version_<n>`.
+        experiment: Name that all strategies and seeds of one comparison share.
+        seed: Seed of the run.
+        command: `fit`, `validate`, `test` or `predict`.
+        config: The resolved config in plain types.
+        allow_degenerate: Go on although the audit found the splits unfit for the metrics.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        experiment: str,
+        seed: int,
+        command: str,
+        config: Mapping[str, Any],
+        allow_degenerate: bool,
+    ) -> None:
+        self.folder = folder
+        self.experiment = experiment
+        self.seed = seed
+        self.command = command
+        self.config = dict(config)
+        self.allow_degenerate = allow_degenerate
+        self.report: Report | None = None
+        self.fusion: FusionReport | None = None
+        self.audit: Audit | DepthAudit | None = None
+        self.parameters: ParameterReport | None = None
+        self.metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.peak_memory_mib = 0.0
+        self.tested_step: int | None = None
+        self._seen = 0  # images evaluated by this process, then by all of them
+        self._started: dict[str, float] = {}
+        self._before = 0.0  # seconds of training before a resume
+
+    # -- before --------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Audit the splits; stop here where they cannot support the metrics."""
+        if self.report is not None:
+            return
+        assert isinstance(pl_module, AdapterTask)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self.report = report_for(pl_module, datamodule)
+        self.fusion = fusion_report_for(pl_module)
+        self.audit = self.report.audit()
+        if trainer.is_global_zero:
+            self._write_config()
+            if self.audit is not None:
+                Console().print(self.audit.render())
+        if self.audit is not None:
+            self.audit.check(self.allow_degenerate)
+            if trainer.is_global_zero:
+                datamodule.save_splits(self.folder)
+
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        write_atomically(self.folder / "config.yaml", lambda p: p.write_text(text, "utf-8"))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report what will train, and give W&B the whole config."""
+        self._report(trainer, pl_module, show=True)
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, *, show: bool) -> None:
+        assert isinstance(pl_module, AdapterTask)
+        if self.parameters is not None:
+            return
+        self.parameters = parameter_report(pl_module)
+        if trainer.is_global_zero:
+            if show:
+                Console().print(self.parameters.render())
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    shared = {"parameters": self.parameters.to_dict()}
+                    logger.log_hyperparams({**self.config, **shared})
+
+    # -- clocks --------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of training (which includes validation)."""
+        self._start("fit")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        self._stop("fit", pl_module)
+        self.seconds["fit"] += self._before
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fit_seconds": self._before + time.perf_counter() - self._started["fit"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["fit_seconds"]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a fusion in a validation that stands alone."""
+        if self.fusion is not None and self.command == "validate":
+            self.fusion.begin()
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count the images of a validation that stands alone."""
+        if self.command == "validate":
+            self._count(*args)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count the images of the test."""
+        self._count(*args)
+
+    def _count(self, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        self._seen += images_in(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the metrics of a validation that stands alone; draw that of an epoch."""
+        assert self.report is not None
+        if self.command == "validate":
+            self._report(trainer, pl_module, show=False)
+            self._keep(trainer)
+            self._gather(trainer, "val")
+        elif not trainer.sanity_checking:
+            picture = self.report.epoch_picture(self.folder, trainer.current_epoch)
+            for logger in trainer.loggers:
+                if picture is not None and isinstance(logger, WandbLogger):
+                    logger.log_image(f"pictures/{picture.parent.name}", [str(picture)])
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the test."""
+        self._report(trainer, pl_module, show=False)
+        if self.fusion is not None:
+            self.fusion.begin()
+        assert isinstance(pl_module, AdapterTask)
+        self.tested_step = pl_module.loaded_step if trainer.ckpt_path else trainer.global_step
+        self._start("test")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it, and keep the test metrics."""
+        self._stop("test", pl_module)
+        self._keep(trainer)
+        self._gather(trainer, "test")
+
+    def _gather(self, trainer: Trainer, stage: str) -> None:
+        """On every rank: it collects from all of them."""
+        assert self.report is not None
+        self.report.gather(stage)
+        seen = torch.tensor(self._seen, device=trainer.strategy.root_device)
+        self._seen = int(trainer.strategy.reduce(seen, reduce_op="sum"))
+        if self.fusion is not None:
+            self.fusion.gather(trainer)
+
+    def _start(self, phase: str) -> None:
+        self._started[phase] = time.perf_counter()
+
+    def _stop(self, phase: str, module: LightningModule) -> None:
+        self.seconds[phase] = time.perf_counter() - self._started[phase]
+        # Now, as Lightning moves the module to the CPU when the loop has ended.
+        self.peak_memory_mib = max(self.peak_memory_mib, peak_memory_mib(module.device))
+
+    def _keep(self, trainer: Trainer) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("val/", "test/")):
+                self.metrics[name] = float(value)
+
+    # -- after ---------------------------------------------------------------------------------
+
+    def finish(self, trainer: Trainer, task: LightningModule, datamodule: Any) -> None:
+        """Write adapter, results and pictures, print the summary, end W&B."""
+        assert isinstance(task, AdapterTask)
+        assert self.parameters is not None
+        assert self.report is not None
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if self.command == "fit" and best is not None:
+            self.metrics[f"best_{task.monitor[0]}"] = float(best)
+        if not trainer.is_global_zero:
+            return
+        protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
+        split = "val" if self.command == "validate" else "test"
+        if self._seen < protocol.get("sizes", {}).get(split, 0):  # trainer.limit_test_batches
+            protocol["evaluated_images"] = {split: self._seen}
+        evaluation = self.report.evaluation(split)
+        if evaluation:
+            protocol["evaluation"] = evaluation
+        kept = task.feature_cache.record()
+        seconds = self.seconds | ({"feature_cache": kept["seconds"]} if kept else {})
+        without_learning = {} if self.audit is None else self.audit.baselines()
+        result = RunResult(
+            experiment=self.experiment,
+            strategy=task.label,
+            stage=self.command,
+            seed=self.seed,
+            metrics=self.metrics,
+            baselines=without_learning | self.report.baselines(),
+            protocol={**protocol, "allow_degenerate": self.allow_degenerate},
+            audit={} if self.audit is None else self.audit.to_dict(),
+            parameters=self.parameters.to_dict(),
+            seconds={phase: round(value, 3) for phase, value in seconds.items()},
+            peak_memory_mib=self.peak_memory_mib or None,
+            backbone=task.backbone.facts,
+            source=task.source_record(),
+            settings={"adapter": describe(task.adapter), "training": _training(self.config)},
+            config_sha256=config_hash(self.config),
+            feature_cache=kept,
+            tested_step=self.tested_step,
+        )
+        if self.command == "fit":
+            save_adapter(
+                self.folder / "adapter",
+                task.kept_tensors(),
+                adapter=task.adapter,
+                backbone=task.backbone,
+                extra={
+                    **task_record(task, datamodule),
+                    "experiment": self.experiment,
+                    "seed": self.seed,
+                    "class_names": list(getattr(datamodule, "class_names", [])),
+                    "metrics": {k: v for k, v in self.metrics.items() if v == v},
+                },
+            )
+        pictures = self._pictures()
+        if self.command == "fit":
+            write_card(self.folder / "adapter", result)
+        write_results(self.folder, result)  # last: a folder with results.json is a finished run
+        console = Console()
+        console.print(summary_table(result))
+        console.print(f"Run folder: {self.folder}", **_AS_IT_IS)
+        if pictures:
+            names = ", ".join(path.name for path in pictures)
+            console.print(f"Pictures:   {names}", **_AS_IT_IS)
+        end_wandb(trainer, console, pictures, folder=self.folder, result=result, report=self.report)
+
+    def _pictures(self) -> list[Path]:
+        assert self.report is not None
+        made: list[Path] = []
+        metrics = self.folder / "metrics.csv"
+        if self.command == "fit" and _has_curves(metrics):
+            from kora.reports import figures
+
+            made.append(
+                figures.learning_curves(
+                    metrics, self.folder / "learning_curves.png", tested_step=self.tested_step
+                )
+            )
+        if self.command in ("fit", "test"):
+            made += self.report.pictures(self.folder)
+        if self.fusion is not None:
+            made += self.fusion.write(self.folder)
+        return made
+
+    @rank_zero_only
+    def write_predictions(self, trainer: Trainer, batches: Sequence[Any]) -> None:
+        """A file of the predictions in the run folder."""
+        assert self.report is not None
+        path = self.report.write_predictions(self.folder, batches)
+        if path is not None:
+            Console().print(f"Predictions: {path}", **_AS_IT_IS)
+        end_wandb(trainer, Console(), folder=self.folder)
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config shapes training, beside strategy, backbone and data."""
+    ways = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+    shortened = ("limit_train_batches", "limit_val_batches", "overfit_batches", "max_time")
+    elsewhere = ("backbone", "adapter", "adapter_from")
+    arguments = without_cache(config["model"])["init_args"]
+    return {
+        **{key: value for key, value in arguments.items() if key not in elsewhere},
+        **{key: config["trainer"][key] for key in ways},
+        **{key: config["trainer"][key] for key in shortened if config["trainer"].get(key)},
+        "batch_size": config["data"]["init_args"].get("batch_size"),
+        "source": config["source"],
+    }
+
+
+def _has_curves(metrics_csv: Path) -> bool:
+    """Whether there is a curve to draw: a run of a few steps may log redundancy alone, say."""
+    if not metrics_csv.is_file():
+        return False
+    with metrics_csv.open(encoding="utf-8") as file:
+        logged = file.readline().strip().split(",")
+    return any(f"{stage}/{name}" in logged for stage in ("train", "val") for name in CURVES)

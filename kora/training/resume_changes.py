@@ -1,0 +1,223 @@
+"""What has changed since a checkpoint was written: shown, applied, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+
+from kora.console.say import say
+from kora.runs.config import with_defaults
+
+__all__ = ["Settings", "changes", "flat", "settings_of"]
+
+#: What decides how many steps a schedule has, and how it runs.
+_SCHEDULE = {
+    "trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches", "trainer.devices", "trainer.num_nodes", "data.batch_size",
+    "model.schedule", "model.warmup_fraction",
+}  # fmt: skip
+
+#: What decides which images the next batch of an epoch holds.
+_ORDER = {
+    "world_size": "processes (trainer.devices)",
+    "batch_size": "images a batch (data.batch_size)",
+    "accumulate": "batches a step (trainer.accumulate_grad_batches)",
+    "batches": "batches an epoch (trainer.limit_train_batches)",
+}
+
+_NOT_SETTINGS = ("ckpt_path", "weights_only", "resume", "config")
+
+
+@dataclass
+class Settings:
+    """What a run was set to, in plain types; a checkpoint keeps it.
+
+    Args:
+        seed: Of the run.
+        world_size: Processes.
+        accumulate: Batches an optimiser step.
+        schedule: Its name, the share of the warm-up, and all optimiser steps.
+        optimizer: Class of the optimiser.
+        groups: Settings of its parameter groups, as the config gives them.
+        images: SHA-256 of the choice of training and of validation images, where known.
+        config: The resolved config.
+        batch_size: Images a batch of one process.
+        batches: Batches an epoch of one process.
+    """
+
+    seed: int
+    world_size: int
+    accumulate: int
+    schedule: tuple[str, float, int]
+    optimizer: str
+    groups: list[dict[str, Any]]
+    images: dict[str, str]
+    config: dict[str, Any]
+    batch_size: int | None = None
+    batches: float = 0
+
+    def know_loader(self, trainer: Trainer) -> None:
+        """Take over what only the loader tells, once training begins."""
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None:
+            self.batch_size = getattr(combined.flattened[0], "batch_size", None)
+        self.batches = trainer.num_training_batches
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self)
+
+    def check(self, resumed: Mapping[str, Any], typed: set[str]) -> None:
+        """Show what differs from a checkpoint's settings, and refuse what cannot be honoured.
+
+        Args:
+            resumed: Epoch, batches of it that are done, and settings of the checkpoint.
+            typed: Options that were typed on the command line.
+
+        Raises:
+            ValueError: With what cannot be honoured and the remedy.
+        """
+        old = resumed["settings"]
+        different = changes(with_defaults(old["config"]), self.config)
+        place = f"epoch {resumed['epoch']}, {resumed['batches']} of {old['batches']} batches done"
+        lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in different.items()]
+        told = "Changed since the checkpoint:\n" + "\n".join(lines) if lines else "Nothing changed."
+        say(f"going on ({place}). {told}")
+        self._check_identity(old)
+        if resumed["batches"]:
+            self._check_order(old)
+        self._check_schedule(old, typed, different)
+
+    def _check_identity(self, old: Mapping[str, Any]) -> None:
+        for name, before, now, remedy in (
+            ("the training and validation images", old["images"], self.images, ""),
+            (
+                "model.optimizer",
+                (old["optimizer"], len(old["groups"])),
+                (self.optimizer, len(self.groups)),
+                ", or keep only the weights (model.adapter_from)",
+            ),
+        ):
+            if before != now:
+                raise ValueError(
+                    f"A resume cannot change {name}: {before} in the checkpoint, {now} here. "
+                    f"Leave it as it was, or begin a new run without --ckpt_path{remedy}."
+                )
+
+    def _check_order(self, old: Mapping[str, Any]) -> None:
+        for key, words in _ORDER.items():
+            before, now = old[key], getattr(self, key)
+            if before != now:
+                raise ValueError(
+                    f"The checkpoint stands within an epoch of {before} {words}; here there are "
+                    f"{now}, so its other images cannot be told. Finish the epoch as it was, and "
+                    "change it from there."
+                )
+
+    def _check_schedule(
+        self, old: Mapping[str, Any], typed: set[str], different: Mapping[str, Any]
+    ) -> None:
+        before: tuple[str, float, int] = tuple(old["schedule"])
+        now = self.schedule
+        if before == now or (before[0] == now[0] == "constant" and before[1] == now[1] == 0):
+            return
+        if any(_was_typed(key, typed) for key in different if key in _SCHEDULE):
+            say(
+                f"the schedule is now {_schedule(now)}, instead of {_schedule(before)}; the "
+                "learning rate goes on at its place there."
+            )
+            return
+        raise ValueError(
+            f"The schedule here is {_schedule(now)}, and {_schedule(before)} in the checkpoint: "
+            "the learning rate would jump. If that is meant, type what is different on the command "
+            "line (such as --trainer.max_epochs); otherwise leave the config as it was, or use "
+            "model.schedule: constant."
+        )
+
+    def apply(self, trainer: Trainer, old: Mapping[str, Any]) -> None:
+        """Set what has changed of optimiser and schedule, which the checkpoint has just set back.
+
+        Only what differs between both configs: some optimisers keep their own state beside it.
+        """
+        optimizer = trainer.optimizers[0]
+        anew = tuple(old["schedule"]) != self.schedule
+        for group, before, now in zip(
+            optimizer.param_groups, old["groups"], self.groups, strict=True
+        ):
+            for key, value in now.items():
+                if key not in before or before[key] != value:
+                    group[key] = value
+                    anew |= key == "initial_lr"
+        if not anew:
+            return
+        for config in trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            if isinstance(scheduler, LambdaLR):
+                scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+                factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+                for group, base, factor in zip(
+                    optimizer.param_groups, scheduler.base_lrs, factors, strict=True
+                ):
+                    group["lr"] = base * factor
+                scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        rates = ", ".join(f"{group['lr']:.4g}" for group in optimizer.param_groups)
+        say(f"the learning rate goes on at {rates}.")
+
+
+def settings_of(trainer: Trainer, config: Mapping[str, Any], *, seed: int) -> Settings:
+    """The settings of a run whose optimiser is made and not restored yet."""
+    task, optimizer = trainer.lightning_module, trainer.optimizers[0]
+    protocol: Any = getattr(trainer.datamodule, "protocol", dict)()  # type: ignore[attr-defined]
+    plain: Any = (bool, int, float, str, type(None), tuple)
+    return Settings(
+        seed=seed,
+        world_size=trainer.world_size,
+        accumulate=trainer.accumulate_grad_batches,
+        schedule=(
+            str(getattr(task, "schedule", "")),
+            float(getattr(task, "warmup_fraction", 0)),
+            int(trainer.estimated_stepping_batches),
+        ),
+        optimizer=type(optimizer).__qualname__,
+        groups=[
+            {k: v for k, v in group.items() if k not in ("params", "lr") and isinstance(v, plain)}
+            for group in optimizer.param_groups
+        ],
+        images={k: v for k, v in protocol.get("sha256", {}).items() if k in ("train", "val")},
+        config=dict(config),
+    )
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config by their dotted names, as one would type them."""
+    if not isinstance(config, Mapping):
+        return {prefix.removesuffix("."): config}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in _NOT_SETTINGS:
+            continue
+        found |= flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configs: dotted name, value before and now."""
+    old, new = flat(before), flat(now)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    }
+
+
+def _was_typed(key: str, typed: set[str]) -> bool:
+    return any(key == option or key.startswith(f"{option}.") for option in typed)
+
+
+def _schedule(schedule: tuple[str, float, int]) -> str:
+    name, warmup, steps = schedule
+    return f"'{name}' over {steps} steps with a warm-up of {warmup:g}"

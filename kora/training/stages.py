@@ -1,0 +1,157 @@
+"""The source stages of a job: runs of other configs whose adapters it starts from or is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kora.adapters.checkpoint_files import read_checkpoint, require_record
+from kora.adapters.folder_io import ADAPTER_CONFIG, read_adapter_config
+from kora.console.say import say
+from kora.runs.config_lock import alone_with
+from kora.runs.search import find_finished_run, last_checkpoint
+from kora.tasks import AdapterTask
+from kora.training.run_options import require_below
+from kora.training.source_normalisation import keep_normalisation
+from kora.training.transfer import plain, require_end, source_overrides, train_source
+
+__all__ = ["SourceStage", "SourceStages"]
+
+
+class SourceStage:
+    """The run that a source config stands for in a job with another config.
+
+    Args:
+        source: Path of the source config.
+        parser: That of `kora fit`.
+        config: The resolved config of the job.
+        keep_adapter: Adapter and optimiser are those of the source config; otherwise the job's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+
+    def __init__(
+        self, source: str, parser: Any, config: Mapping[str, Any], *, keep_adapter: bool = False
+    ) -> None:
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"Source config {source} does not exist. Name the config of a source stage, "
+                "relative to where you are."
+            )
+        self.source = source
+        self.overrides = source_overrides(config, keep_adapter=keep_adapter)
+        keep_normalisation(self.overrides["model"]["init_args"], source)
+        layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
+        self.wanted = plain(parser, parser.parse_source(source, layers))
+        require_below(self.wanted["experiment"], self.wanted["runs_dir"])
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Class path and arguments of what it trains."""
+        adapter: dict[str, Any] = self.wanted["model"]["init_args"]["adapter"]
+        return adapter
+
+    @property
+    def strategy(self) -> str:
+        """Class name of what it trains."""
+        return str(self.adapter["class_path"]).rpartition(".")[2]
+
+    def find(self, sha256: str) -> Path | None:
+        """The newest finished run of it on the backbone with this hash."""
+
+        def accept(folder: Path) -> bool:
+            adapter = folder / "adapter"
+            there = (adapter / ADAPTER_CONFIG).is_file()
+            return there and read_adapter_config(adapter)["backbone"]["sha256"] == sha256
+
+        return find_finished_run(self.wanted, accept)
+
+    def provide(self, sha256: str) -> Path:
+        """Its folder: found, or run first, by one process at a time; what was begun goes on.
+
+        Raises:
+            ValueError: If it needs itself.
+            RuntimeError: If the run fails.
+        """
+        found = self.find(sha256)
+        if found is None:
+            require_end(self.source)
+            with alone_with(self.wanted, say=lambda why: say(f"Source stage {self.source}: {why}")):
+                found = self.find(sha256)
+                if found is None:
+                    return self._train(sha256)
+        say(f"Source stage: {found} fits and is used again.")
+        return found
+
+    def _train(self, sha256: str) -> Path:
+        checkpoint = last_checkpoint(self.wanted)
+        if checkpoint is not None and not _is_of(checkpoint, sha256):
+            checkpoint = None
+        how = "trained first" if checkpoint is None else f"goes on from {checkpoint}"
+        say(f"Source stage: {self.source} with {self.strategy}, {how}.")
+        train_source(self.source, self.overrides, checkpoint=checkpoint)
+        found = self.find(sha256)
+        assert found is not None, "the source stage ended without a run that fits its config"
+        return found
+
+
+class SourceStages:
+    """What the adapter of a job needs of earlier runs.
+
+    Args:
+        parser: That of `kora fit`.
+        config: The resolved config of the job.
+    """
+
+    def __init__(self, parser: Any, config: Mapping[str, Any]) -> None:
+        self.parser = parser
+        self.config = config
+
+    def carry_over(self, task: AdapterTask, source: str) -> None:
+        """Set `adapter_from`, training the source stage first where it is missing."""
+        if not task.adapter.carries_over:
+            say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
+            return
+        stage = SourceStage(source, self.parser, self.config)
+        task.adapter_from = str(stage.provide(task.backbone.sha256) / "adapter")
+
+    def locate(self, task: AdapterTask, *, train: bool) -> None:
+        """Lead an adapter that is made of earlier runs to them, from their configs.
+
+        Args:
+            task: Its adapter is not attached yet.
+            train: Run what is missing. Otherwise it stays unknown: a checkpoint may hold it.
+        """
+        folders, sha256 = {}, task.backbone.sha256
+        for source in task.adapter.source_configs():
+            if not (train or Path(source).is_file()):
+                continue
+            stage = self._kept(source)
+            found = stage.provide(sha256) if train else stage.find(sha256)
+            if found is not None:
+                folders[source] = str(found / "adapter")
+        task.adapter.locate(folders)
+
+    def foresee(self, task: AdapterTask) -> None:
+        """For a count: what those runs would hold, whether or not they are there."""
+        stages = [self._kept(source) for source in task.adapter.source_configs()]
+        if stages:
+            backbone = {"name": task.backbone.name, "sha256": ""}
+            records = [{"adapter": stage.adapter, "backbone": backbone} for stage in stages]
+            task.adapter.recall({"sources": records}, {}, "the config")
+
+    def _kept(self, source: str) -> SourceStage:
+        return SourceStage(source, self.parser, self.config, keep_adapter=True)
+
+
+def _is_of(checkpoint: Path, sha256: str) -> bool:
+    """Whether a checkpoint can be read and is of the backbone with this hash."""
+    try:
+        record = require_record(read_checkpoint(checkpoint), str(checkpoint))
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return bool(record["sha256"] == sha256)

@@ -1,0 +1,305 @@
+"""The state of training between two optimiser steps: saved, and gone on from to the bit.
+
+Everything random is a function of seed, epoch and batch: the order of the images and their
+augmentation in `datamodules.sampling`, and the generators here, which are seeded anew at every
+training batch. So a checkpoint holds no state of generators, and what drew from them between two
+batches (a validation, a worker process that starts, a metric) makes no difference.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from kora.console.say import say
+from kora.loggers.csv_log import count_rows
+from kora.training.loop_state import loop_state
+from kora.training.preemption import Preemption
+from kora.training.resume import how_to_go_on
+from kora.training.resume_changes import Settings, settings_of
+from kora.training.run_checkpoints import Saving, bring_home
+
+__all__ = ["TrainingState", "seed_batch"]
+
+
+def seed_batch(seed: int, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+    """Seed Python, NumPy and torch for a training batch of a process."""
+    numbers = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(3)
+    random.seed(int(numbers[0]))
+    np.random.seed(numbers[1])  # noqa: NPY002 (the generator that others use)
+    torch.default_generator.manual_seed(int(numbers[2]))
+    # torch.manual_seed alone would do all of this, and for every kind of device that is not in use
+    # note the seed with a stack trace, which takes milliseconds.
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(int(numbers[2]))
+    elif device.type != "cpu":
+        torch.manual_seed(int(numbers[2]))
+
+
+class TrainingState(Callback):
+    """Saves `last.ckpt` within an epoch, at SIGTERM and at an error, and goes on from it.
+
+    The state is always that after a whole optimiser step: the loops' counters are kept from there,
+    and weights, optimiser and schedule have not moved since. An error within the optimiser's own
+    step leaves the last checkpoint as it is.
+
+    Args:
+        folder: The run's.
+        seed: Of the run.
+        config: The resolved config in plain types, for what a resume compares.
+        typed: Options that were typed on the command line.
+        saving: How often.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        config: Mapping[str, Any],
+        typed: set[str],
+        saving: Saving,
+    ) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.config = dict(config)
+        self.typed = typed
+        self.saving = saving
+        self.preemption = Preemption()
+        self.last = folder / "checkpoints" / "last.ckpt"
+        self._loops: dict[str, Any] | None = None  # of the fit loop, after the last whole step
+        self._validated: dict[str, Any] | None = None  # the same, when validation is behind it
+        self._use_kept_loops = False
+        self._stepping = False
+        self._settings: Settings | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._saved_at = 0.0
+        self._saved_step = 0
+
+    # -- before training -----------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """From here on, SIGTERM is a wish that the loops look for."""
+        self.preemption.attach(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave signals to whoever comes next."""
+        self.preemption.detach()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what this run is set to, before a checkpoint brings what its own was set to."""
+        self._settings = settings_of(trainer, self.config, seed=self.seed)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over where the checkpoint stands."""
+        if trainer.state.fn != "fit":
+            return
+        self._resumed = checkpoint.get("resume")
+        if self._resumed is None:
+            rank_zero_warn(
+                "The checkpoint does not say where in its epoch it stands (an older version of "
+                "kora wrote it): the images of a resume in mid-epoch are not those that came next."
+            )
+        restored = checkpoint["callbacks"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
+                bring_home(restored.get(callback.state_key), callback)
+            elif isinstance(callback, EarlyStopping) and callback.state_key in restored:
+                restored[callback.state_key]["patience"] = callback.patience  # as it is set now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be gone on with, apply what was changed, and find the next image.
+
+        Raises:
+            ValueError: With what has changed since the checkpoint and how to go on.
+        """
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        assert self._settings is not None
+        self._settings.know_loader(trainer)
+        if self._resumed is None:
+            return
+        self._settings.check(self._resumed, self.typed)
+        self._settings.apply(trainer, self._resumed["settings"])
+        epoch, batches = self._resumed["epoch"], self._resumed["batches"]
+        if trainer.fit_loop.max_steps != -1 and not batches:
+            _start_epoch_anew(trainer)
+        for loader in _train_loaders(trainer):
+            sampler = loader.sampler
+            if hasattr(sampler, "start_at"):
+                sampler.start_at(epoch, batches * loader.batch_size)
+            elif batches:
+                rank_zero_warn(
+                    f"The order of {type(sampler).__name__} cannot be entered in mid-epoch: the "
+                    "rest of this epoch sees other images than it would have."
+                )
+
+    # -- training ------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is due, stop where that is wished, and seed the batch."""
+        if self._loops is not None and self._validated is not None:
+            self._loops, self._validated = self._validated, None
+        if self._loops is not None and not batch_idx % trainer.accumulate_grad_batches:
+            self._pause(trainer, due=self._is_due(trainer))
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        seed_batch(
+            self.seed,
+            epoch=progress.processed,
+            batch=batch_idx,
+            rank=trainer.global_rank,
+            device=trainer.strategy.root_device,
+        )
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """From here on, weights and optimiser are between two states."""
+        self._stepping = True
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Keep where the loops are, after a whole step."""
+        if not trainer.fit_loop._should_accumulate():
+            self._stepping = False
+            self._validated = loop_state(trainer.fit_loop)
+            self._loops = _with_validation_to_do(trainer, self._validated)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep where the loops are between two epochs."""
+        self._loops, self._validated = loop_state(trainer.fit_loop), None
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # by others
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to save."""
+        self._loops = None
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Stop a validation where that is wished: it will be done anew."""
+        if trainer.state.fn == "fit":
+            self._pause(trainer, due=False)
+
+    def on_test_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Stop a test where that is wished."""
+        self._pause(trainer, due=False)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        minutes, steps = self.saving.every_minutes, self.saving.every_steps
+        made = trainer.global_step - self._saved_step
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return made > 0 and (late or (steps is not None and made >= steps))
+
+    def _pause(self, trainer: Trainer, *, due: bool) -> None:
+        stop, due = self.preemption.agree(trainer, due=due)
+        if (due or stop) and self._loops is not None:
+            self._save(trainer)
+        if stop:
+            say(self._told(self.preemption.end(trainer), trainer.global_step))
+            raise SIGTERMException(self.preemption.exit_code(trainer))
+
+    def _told(self, why: str, step: int) -> str:
+        if not self.last.is_file():
+            return (
+                f"{why} before the first optimiser step was made: there is nothing to go on from."
+            )
+        return f"{why} after step {step}. To go on:\n{how_to_go_on(self.folder)}"
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def _save(self, trainer: Trainer, *, alone: bool = False) -> None:
+        """Write `last.ckpt`; `alone` when the other processes may be gone or elsewhere."""
+        self._use_kept_loops = True
+        try:
+            if alone:
+                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+                trainer.strategy.save_checkpoint(content, self.last)
+            else:
+                trainer.save_checkpoint(self.last, weights_only=False)
+        finally:
+            self._use_kept_loops = False
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say where in its epoch the checkpoint stands, and what the run was set to."""
+        if self._use_kept_loops:
+            checkpoint["loops"]["fit_loop"] = self._loops
+        epoch, batches = _place(checkpoint["loops"]["fit_loop"])
+        assert self._settings is not None
+        checkpoint["resume"] = {
+            "epoch": epoch,
+            "batches": batches,
+            "rows": count_rows(self.folder / "metrics.csv"),
+            "settings": self._settings.to_dict(),
+        }
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save the last whole step before an error, or Ctrl-C, and say how to go on."""
+        if isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
+            return
+        lonely = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
+        if self._loops is not None and not self._stepping and lonely:
+            self._save(trainer, alone=True)
+        if not isinstance(exception, KeyboardInterrupt) and self.last.is_file():
+            say(self._told("stopped by an error", self._saved_step))
+
+
+def _place(loops: Mapping[str, Any]) -> tuple[int, int]:
+    """Epoch, and batches of it that are done."""
+    epoch = loops["epoch_progress"]["current"]
+    if epoch["ready"] == epoch["processed"]:
+        return epoch["processed"], 0
+    return epoch["processed"], loops["epoch_loop.batch_progress"]["current"]["ready"]
+
+
+def _with_validation_to_do(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """The fit loop's counters after a batch, changed where a validation comes next.
+
+    Lightning takes a validation that was due at the saved batch for done, unless its counters say
+    that it was stopped in its first batch.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        state = copy.deepcopy(state)
+        for count in ("total", "current"):
+            state["epoch_loop.batch_progress"][count]["completed"] += 1
+            state["epoch_loop.val_loop.batch_progress"][count] = {
+                "ready": 1, "started": 1, "processed": 0, "completed": 0,
+            }  # fmt: skip
+        state["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+    return state
+
+
+def _start_epoch_anew(trainer: Trainer) -> None:
+    """With max_steps, Lightning would finish an epoch a second time that is over."""
+    progress: Any = trainer.fit_loop.epoch_progress
+    for count in (progress.total, progress.current):
+        count.ready = count.started = count.completed = count.processed
+    trainer.fit_loop.reset_restart_stage()
+    for loop in (
+        trainer.fit_loop,
+        trainer.fit_loop.epoch_loop,
+        trainer.fit_loop.epoch_loop.val_loop,
+    ):
+        loop._restarting = False
+
+
+def _train_loaders(trainer: Trainer) -> list[Any]:
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened

@@ -1,0 +1,1 @@
+"""`kora tune`: the search for settings."""

@@ -1,0 +1,173 @@
+"""`kora tune`: the same number of trials for every combination of a grid, then the grid to run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kora.console.say import say
+from kora.grid.options import add_file_options, picked
+from kora.grid.view import GridView
+from kora.runs.processes import Stop
+from kora.tune.file import Tuning, read_tuning
+from kora.tune.plan import Combination, combinations
+from kora.tune.report import equality, failures, rows, write_best, write_report
+from kora.tune.run import Trouble, entries_of, run_trials
+from kora.tune.study import Search, opened
+
+__all__ = ["tune"]
+
+
+def tune(args: Sequence[str]) -> None:
+    """Run the trials of a search that are missing, and write what was found.
+
+    Raises:
+        ValueError: the search or one of its combinations is not accepted; nothing has run then.
+        RuntimeError: some combinations could not be searched; the others were.
+    """
+    own = _options(args)
+    path = Path(own.config)
+    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
+    tuning = read_tuning(path, own.overrides, trials=own.trials)
+    found = combinations(path, tuning)
+    folder = Path(str(found[0].config["runs_dir"])) / f"tune_{path.stem}"
+    seeds = f" of {len(tuning.grid.seeds)} seeds" * (len(tuning.grid.seeds) > 1)
+    names = picked(path, "combination", {one.name: one.name for one in found}, own.only)
+    chosen = [one for one in found if one.name in names]
+    of = f"{len(chosen)} of {len(found)}" if own.only else len(found)
+    say(f"{path}: {of} combinations, {tuning.trials} trials{seeds} each.")
+    _say_of_the_data(chosen)
+    if own.dry_run:
+        _dry_run(chosen, tuning, folder)
+        return
+    with opened(folder, found, tuning) as searches:
+        mine = [search for search in searches if search.combination.name in names]
+        trouble = _run(path, mine, folder, own.jobs, environment)
+        written = write_best(path, folder, searches, tuning)
+        out = Path(own.out) if own.out else None
+        written += write_report(path, folder, searches, tuning, out)
+        _show(path, searches, tuning)
+        for file in (
+            written if len(written) < 8 else [f for f in written if f.parent.name != "best"]
+        ):
+            say(f"wrote {file}")
+        _end(mine, trouble, folder)
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kora tune",
+        description="Search the settings of every combination of a grid with the same number of "
+        "trials, by validation alone, and write the grid of the best. The same command goes on "
+        "after a stop.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", required=True, metavar="FILE", help="grid with `tune`")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="of each combination; wins over the file"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="so many trials at once on this machine, which share its cores",
+    )  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="show what would run")
+    add_file_options(parser, "the combinations")
+    parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
+    own = parser.parse_args(args)
+    if own.jobs < 1:
+        raise ValueError(f"--jobs {own.jobs}: expected 1 or more trials at once.")
+    return own
+
+
+def _say_of_the_data(found: Sequence[Combination]) -> None:
+    """A seed of the data of its own would give the last runs the images of the search."""
+    fixed = [
+        one for one in found if (one.config["data"].get("init_args") or {}).get("seed") is not None
+    ]
+    if fixed:
+        seed = fixed[0].config["data"]["init_args"]["seed"]
+        say(
+            f"data.seed is {seed} in {fixed[0].name}: the runs with the best settings will train "
+            "on the images of the search. Leave it out for fresh ones."
+        )
+
+
+def _dry_run(found: Sequence[Combination], tuning: Tuning, folder: Path) -> None:
+    for one in found:
+        print(f"{one.name}: {tuning.trials} trials by {one.metric} ({one.mode}imum)")
+        for dimension in one.space:
+            print(f"    {dimension}")
+        values = {dimension.option: dimension.corners[0] for dimension in one.space}
+        print(f"    such as {one.job(0, values, one.seeds[0]).command}")
+    final = ", ".join(map(str, tuning.final_seeds))
+    print(f"then {folder / 'best.yaml'} for kora grid, with seeds {final}")
+
+
+def _run(
+    path: Path, searches: Sequence[Search], folder: Path, jobs: int, environment: dict[str, str]
+) -> Trouble:
+    """Run them; exits here where a signal asked for it."""
+    entries = entries_of(searches)
+    missing = sum(entry.state != "finished" for entry in entries)
+    say(f"{len(entries)} trials, {len(entries) - missing} of them finished.")
+    if not missing:
+        return Trouble()
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    say(f"what the trials print goes into {logs}")
+    view = GridView(entries, at_once=jobs, live=True)
+    with Stop.on_signals() as stop, view:
+        trouble = run_trials(
+            path, searches, entries, at_once=jobs, logs=logs, env=environment, view=view, stop=stop
+        )
+    if stop.signal is not None:
+        say("stopped. The same command goes on with the trials that are not finished.")
+        sys.exit(stop.exit_code)
+    return trouble
+
+
+def _show(path: Path, searches: Sequence[Search], tuning: Tuning) -> None:
+    heads, lines = rows(searches)
+    page = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        title=f"Search of {escape(str(path))}",
+    )
+    for place, head in enumerate(heads):
+        page.add_column(head, justify="left" if place in (0, 5) else "right")
+    for line in lines:
+        page.add_row(*map(escape, line))
+    console = Console()
+    console.print(page)
+    for sentence in equality(searches, tuning):
+        console.print(sentence, markup=False, highlight=False)
+
+
+def _end(searches: Sequence[Search], trouble: Trouble, folder: Path) -> None:
+    """Say what failed; exit code 1 where a combination has not all of its trials."""
+    failed = failures(searches)
+    if failed:
+        print("Failed trials, which count as trials:\n" + "\n".join(f"  - {f}" for f in failed))
+    lines = [f"{name}: {why}" for name, why in trouble.mistakes.items()]
+    lines += [f"{name}: {why}" for name, why in trouble.killed.items()]
+    lines += [
+        f"{search.combination.name}: every trial failed"
+        for search in searches
+        if search.best() is None and search.combination.name not in trouble.mistakes
+        and all(one.state == "failed" for one in search.trials())
+    ]  # fmt: skip
+    if lines:
+        text = "\n".join(f"  - {line}" for line in lines)
+        raise RuntimeError(
+            "not every combination has its trials, so they are not tuned equally yet. The logs are "
+            f"in {folder / 'logs'}; the same command goes on.\n{text}"
+        )

@@ -1,0 +1,167 @@
+"""What a search tries: every combination of its grid, with the options that it has.
+
+The options of a combination are asked of the real parser before anything runs, at every end of its
+space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from kora.grid.file import SEED_OPTION, Job, as_text
+from kora.grid.plan import refuse_equal, resolved
+from kora.runs.search import config_hash
+from kora.tune.file import Dimension, Tuning
+
+__all__ = ["Combination", "combinations"]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One entry of the grid, whose settings are searched.
+
+    Args:
+        name: For readers.
+        slug: For names of files.
+        files: Its configs, in their order; later ones win.
+        varied: Its options under `vary`.
+        options: Further arguments of `kora fit`: those under `vary` and `set`, as they are typed.
+        space: What is searched of it.
+        config: Resolved, in plain types, at one corner of the space.
+        metric: What is optimised, a validation metric.
+        mode: `max` or `min`.
+        seeds: Of each trial.
+    """
+
+    name: str
+    slug: str
+    files: tuple[str, ...]
+    varied: tuple[str, ...]
+    options: tuple[str, ...]
+    space: tuple[Dimension, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    mode: str = "max"
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def experiment(self) -> str:
+        """That of the runs with the best settings."""
+        return str(self.config["experiment"])
+
+    def args(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """Of `kora fit` with settings of the space."""
+        files = [part for file in self.files for part in ("--config", file)]
+        tried = [f"--{option}={as_text(value)}" for option, value in values.items()]
+        return (*files, *self.options, *tried)
+
+    def job(self, trial: int, values: Mapping[str, Any], seed: int) -> Job:
+        """One run of a trial, which leaves the test out."""
+        name = f"{self.name}, trial {trial}" + (f", seed {seed}" if len(self.seeds) > 1 else "")
+        apart = (f"--experiment={self.experiment}_tune", "--leave_out_test=true")
+        args = (*self.args(values), *apart, f"{SEED_OPTION}{seed}")
+        return Job(name, args, self.name)
+
+    def study(self, tuning: Tuning) -> str:
+        """A name for what its trials have in common: with anything else changed, another."""
+        space = {one.option: one.to_dict() for one in self.space}
+        config = dict(self.config, trainer=dict(self.config["trainer"]))
+        essence = [space, config_hash(config), tuning.sampler, tuning.seed, self.seeds, self.metric]
+        return f"{self.slug}-{hashlib.sha256(json.dumps(essence).encode()).hexdigest()[:8]}"
+
+
+def combinations(path: Path, tuning: Tuning) -> list[Combination]:
+    """Every combination of a search, once the parser has taken it.
+
+    Raises:
+        ValueError: one is not accepted, has nothing to search, or nothing to go by.
+    """
+    grid = tuning.grid
+    first = [job for job in grid.jobs() if job.args[-1] == f"{SEED_OPTION}{grid.seeds[0]}"]
+    slugs: list[str] = []
+    known: set[str] = set()
+    found = []
+    for job in first:
+        *args, _ = job.args
+        files = tuple(args[at + 1] for at, word in enumerate(args) if word == "--config")
+        options = tuple(word for word in args[2 * len(files) :])
+        varied = tuple(key for key in grid.vary if any(o.startswith(f"--{key}=") for o in options))
+        space = tuple(one for one in tuning.space if _has(one, files))
+        if not space:
+            raise ValueError(
+                f"{path}: '{job.kind}' has nothing to search: tune.only_where leaves it none of "
+                "the options of tune.space. Give it one, or leave it out of 'vary'."
+            )
+        plain = Combination(
+            job.kind or path.stem, _slug(job.kind or path.stem, slugs), files, varied, options,
+            space, seeds=grid.seeds,
+        )  # fmt: skip
+        found.append(_checked(path, plain, tuning, known))
+    refuse_equal(path, first, [one.config for one in found])
+    return found
+
+
+def _has(one: Dimension, files: Sequence[str]) -> bool:
+    return one.files is None or any(file in one.files for file in files)
+
+
+def _slug(name: str, taken: list[str]) -> str:
+    text = "".join(c if c.isalnum() or c in "=.+-" else "_" for c in name.replace(", ", "-"))[:80]
+    slug, number = text, 2
+    while slug in taken:
+        slug, number = f"{text}-{number}", number + 1
+    taken.append(slug)
+    return slug
+
+
+def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) -> Combination:
+    """With its config and metric; every corner of the space parses, once for each kind of model."""
+    seed = f"{SEED_OPTION}{tuning.grid.seeds[0]}"
+
+    def at(corner: int) -> dict[str, Any]:
+        values = {d.option: d.corners[min(corner, len(d.corners) - 1)] for d in plain.space}
+        return resolved(path, Job(plain.name, (*plain.args(values), seed)))
+
+    config = at(0)
+    data = str(config["data"]["class_path"])
+    kind = json.dumps([config["model"], data, [str(one) for one in plain.space]])
+    for corner in range(1, 0 if kind in known else max(len(d.corners) for d in plain.space)):
+        at(corner)
+    known.add(kind)
+    metric, mode = _monitor(config)
+    _require_validation(path, plain.name, config)
+    return Combination(
+        plain.name, plain.slug, plain.files, plain.varied, plain.options, plain.space, config,
+        f"best_{metric}", mode, plain.seeds,
+    )  # fmt: skip
+
+
+def _monitor(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What the task chooses its checkpoints by."""
+    module, _, name = str(config["model"]["class_path"]).rpartition(".")
+    monitor: tuple[str, str] = getattr(import_module(module), name).monitor
+    return monitor
+
+
+def _require_validation(path: Path, name: str, config: Mapping[str, Any]) -> None:
+    data, trainer = config["data"].get("init_args") or {}, config["trainer"]
+    images = data.get("val_images")
+    without = images == 0 or (images is None and data.get("val_fraction") == 0)
+    for wrong, what, remedy in (
+        (without, "no validation split", "Set data.val_images or data.val_fraction above 0"),
+        (trainer["limit_val_batches"] == 0, "trainer.limit_val_batches: 0", "Leave it out"),
+        (trainer["enable_checkpointing"] is False, "trainer.enable_checkpointing: false",
+         "Leave it out"),
+        (trainer["fast_dev_run"], "trainer.fast_dev_run, which leaves no record", "Leave it out"),
+    ):  # fmt: skip
+        if wrong:
+            raise ValueError(
+                f"{path}: '{name}' has {what}, and a search goes by the validation of each trial, "
+                f"never by the test. {remedy}."
+            )

@@ -1,0 +1,276 @@
+"""What a search leaves for its reader: a table, a record, the best settings, and the next grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kora.console.formats import format_metric
+from kora.console.tables import csv_text, in_markdown, markdown_table
+from kora.grid.plan import resolved
+from kora.runs.durable import write_atomically
+from kora.tune.file import Tuning
+from kora.tune.plan import Combination
+from kora.tune.study import Search, Trial
+
+__all__ = [
+    "equality",
+    "fragment_of",
+    "record",
+    "rows",
+    "table",
+    "trials_csv",
+    "write_best",
+    "write_report",
+]
+
+
+def rows(searches: Sequence[Search]) -> tuple[list[str], list[list[str]]]:
+    """Headings and a row for each combination, as text."""
+    heads = ["combination", "trials", "failed", "options", "best value", "settings", "to the edge",
+             "seconds"]  # fmt: skip
+    lines = []
+    for search in searches:
+        trials, best = search.trials(), search.best()
+        over = [one for one in trials if one.state != "open"]
+        failed = sum(one.state == "failed" for one in over)
+        lines.append(
+            [
+                search.combination.name,
+                str(len(over)),
+                str(failed),
+                str(len(search.combination.space)),
+                "–" if best is None else format_metric(search.combination.metric, best.value),
+                "–" if best is None else _settings(best.values),
+                _to_the_edge(search),
+                f"{sum(one.seconds for one in over):,.0f}",
+            ]
+        )
+    return heads, lines
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Short and readable: the ends of the names, three digits."""
+    ends = [option.rpartition(".")[2] for option in values]
+    names = [o if ends.count(e) > 1 else e for o, e in zip(values, ends, strict=True)]
+    return ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in zip(names, values.values(), strict=True)
+    )
+
+
+def _to_the_edge(search: Search) -> str:
+    """Of the best trial: decades from each of its values to the nearer end of what was searched."""
+    best = search.best()
+    logs = [one for one in search.space if one.log]
+    if best is None or not logs:
+        return "–"
+    found = {one.option: one.from_the_edge(best.values[one.option]) for one in logs}
+    return _settings({option: round(decades, 1) for option, decades in found.items()})
+
+
+def _at_the_edge(searches: Sequence[Search]) -> list[str]:
+    """The best settings that lie at an end of what was searched, with the name of each search."""
+    return [
+        f"{search.combination.name} ({one.option}={best.values[one.option]:.3g})"
+        for search in searches
+        if (best := search.best()) is not None
+        for one in search.space
+        if one.at_the_edge(best.values[one.option])
+    ]
+
+
+def _widened(searches: Sequence[Search]) -> list[str]:
+    """The ranges that were widened, with the name of each search."""
+    return [
+        f"{search.combination.name} ({now})"
+        for search in searches
+        for given, now in zip(search.combination.space, search.space, strict=True)
+        if given != now
+    ]
+
+
+def equality(searches: Sequence[Search], tuning: Tuning) -> list[str]:
+    """Sentences on what was equal between the combinations, and what was not."""
+    counts: dict[int, list[str]] = {}
+    options: dict[tuple[str, ...], list[str]] = {}
+    for search in searches:
+        over = sum(one.state != "open" for one in search.trials())
+        counts.setdefault(over, []).append(search.combination.name)
+        names = tuple(one.option for one in search.combination.space)
+        options.setdefault(names, []).append(search.combination.name)
+    seeds = ", ".join(map(str, tuning.grid.seeds))
+    several = "s" * (len(tuning.grid.seeds) > 1)
+    said = [
+        f"Sampler {tuning.sampler} of seed {tuning.seed} for each; every trial trains with "
+        f"seed{several} {seeds} and is never tested.",
+        f"Trials: {_who(counts, str)}.",
+        f"Options: {_who(options, ', '.join)}.",
+    ]
+    metrics = dict.fromkeys((s.combination.metric, s.combination.mode) for s in searches)
+    widened, edge = _widened(searches), _at_the_edge(searches)
+    if widened:
+        said.append(f"Widened, as the best trial lay at an end: {'; '.join(widened)}.")
+    if edge:
+        said.append(
+            f"At the edge: {'; '.join(edge)}. A better setting may lie beyond it: ask for more "
+            "trials (--trials), which search a wider range."
+        )
+    said += [f"Value: {metric}, {mode}imum, over the seed{several} the mean." if several else
+             f"Value: {metric}, the {mode}imum is best." for metric, mode in metrics]  # fmt: skip
+    return said
+
+
+def _who(kinds: Mapping[Any, list[str]], text: Any) -> str:
+    if len(kinds) == 1:
+        return f"{text(next(iter(kinds)))} in all {len(next(iter(kinds.values())))}"
+    return "; ".join(f"{text(kind)} in {' and '.join(names)}" for kind, names in kinds.items())
+
+
+def table(title: str, searches: Sequence[Search], tuning: Tuning) -> str:
+    """As Markdown, with what was equal and with every failure."""
+    heads, lines = rows(searches)
+    text = [f"# {in_markdown(title)}", "", *markdown_table(heads, lines), ""]
+    text += [f"- {in_markdown(sentence)}" for sentence in equality(searches, tuning)]
+    text += [f"- failed: {in_markdown(line)}" for line in failures(searches)]
+    return "\n".join(text) + "\n"
+
+
+def failures(searches: Sequence[Search]) -> list[str]:
+    """The failed trials of each combination, those of one reason together."""
+    lines = []
+    for search in searches:
+        whys: dict[str, list[Trial]] = {}
+        for one in search.trials():
+            if one.state == "failed":
+                whys.setdefault(one.why, []).append(one)
+        for why, same in whys.items():
+            numbers = ", ".join(f"{one.number} ({_settings(one.values)})" for one in same)
+            lines.append(f"{search.combination.name}, trial {numbers}: {why}")
+    return lines
+
+
+def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
+    """All of it in plain types."""
+    return {
+        "sampler": tuning.sampler,
+        "seed": tuning.seed,
+        "trials": tuning.trials,
+        "final_seeds": list(tuning.final_seeds),
+        "combinations": [
+            {
+                "name": s.combination.name,
+                "study": s.name,
+                "files": list(s.combination.files),
+                "options": list(s.combination.options),
+                "metric": s.combination.metric,
+                "mode": s.combination.mode,
+                "seeds": list(s.combination.seeds),
+                "space": {one.option: one.to_dict() for one in s.combination.space},
+                "searched": {one.option: one.to_dict() for one in s.space},
+                "trials": [one._asdict() for one in s.trials()],
+            }
+            for s in searches
+        ],
+    }
+
+
+def trials_csv(searches: Sequence[Search]) -> str:
+    """Every trial in a line: its combination, number, value, seconds, state and settings."""
+    options = list(dict.fromkeys(d.option for s in searches for d in s.combination.space))
+    rows = [
+        {
+            "combination": search.combination.name,
+            "trial": one.number,
+            "metric": search.combination.metric,
+            "value": one.value,
+            "seconds": one.seconds,
+            "state": one.state,
+            **one.values,
+        }
+        for search in searches
+        for one in search.trials()
+    ]
+    return csv_text(rows, ["combination", "trial", "metric", "value", "seconds", "state", *options])
+
+
+def fragment_of(path: Path, one: Combination, trial: Trial) -> dict[str, Any]:
+    """What of a config the grid's options and the trial's values decide, as nested keys."""
+    config = resolved(path, one.job(trial.number, trial.values, one.seeds[0]))
+    nested: dict[str, Any] = {}
+    for option in (*one.varied, *trial.values):
+        *parents, leaf = option.split(".")
+        node, mine = config, nested
+        for part in parents:
+            if part not in node:
+                node, mine = node["init_args"], mine.setdefault("init_args", {})
+            node, mine = node[part], mine.setdefault(part, {})
+        if leaf not in node:
+            node, mine = node["init_args"], mine.setdefault("init_args", {})
+        mine[leaf] = node[leaf]
+    return nested
+
+
+def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning) -> list[Path]:
+    """A fragment for each combination that has a best trial, and the grid of all of them."""
+    written, entries, missing = [], [], []
+    base = list(tuning.grid.base)
+    for search in searches:
+        one, best = search.combination, search.best()
+        if best is None:
+            missing.append(one.name)
+            continue
+        over = sum(trial.state != "open" for trial in search.trials())
+        head = (
+            f"# {one.name}: trial {best.number}, the best of {over}, with {one.metric} "
+            f"{format_metric(one.metric, best.value)} on validation images.\n"
+            f"# Found by kora tune --config {path}; study {search.name}.\n"
+        )
+        target = folder / "best" / f"{one.slug}.yaml"
+        written.append(_write(target, head + _yaml(fragment_of(path, one, best))))
+        entries.append([*one.files[len(base) :], str(target)])
+    if not entries:
+        return written
+    grid = {
+        **({"base": base} if base else {}),
+        "vary": {"config": entries},
+        "seeds": list(tuning.final_seeds),
+        **({"set": dict(tuning.grid.options)} if tuning.grid.options else {}),
+    }
+    tuned = ", ".join(map(str, tuning.grid.seeds))
+    head = (
+        f"# The best settings that kora tune --config {path} found, with seeds that it did not "
+        f"train with ({tuned}).\n#\n# Run:      kora grid --config {folder / 'best.yaml'}\n"
+    )
+    head += "".join(f"# Missing:  {name}, of which no trial came to its end\n" for name in missing)
+    written.append(_write(folder / "best.yaml", head + _yaml(grid)))
+    return written
+
+
+def write_report(
+    path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning, out: Path | None
+) -> list[Path]:
+    """Table, record, trials and pictures."""
+    from kora.tune.figures import trial_pictures
+
+    text = table(f"Search of {path.stem}", searches, tuning)
+    content = json.dumps(record(searches, tuning), indent=2) + "\n"
+    written = [
+        _write(out or folder / "table.md", text),
+        _write(folder / "record.json", content),
+        _write(folder / "trials.csv", trials_csv(searches)),
+    ]
+    return written + trial_pictures(searches, folder / "trials.png")
+
+
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, width=110)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

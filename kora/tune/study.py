@@ -1,0 +1,292 @@
+"""The trials of a combination, kept by Optuna in a file: asked for, told, and repeated if lost.
+
+What a trial tries depends on the seed of the search, its number and the trials that are finished,
+and on nothing that a process remembers: so a search that was stopped goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from datamodules.locks import acquired, has_locks, lock_at
+from kora.tune.file import Dimension, Tuning
+from kora.tune.plan import Combination
+
+__all__ = ["STUDIES", "Search", "Trial", "opened"]
+
+STUDIES = "studies.sqlite3"
+#: Trials at random before the sampler has something to go by.
+_STARTUP = {"tpe": 5, "gp": 4}
+#: Finished trials before a range is widened: the best of one or two says little.
+_BEFORE_WIDENING = 4
+_PATIENCE_S = 60.0
+
+
+class Trial(NamedTuple):
+    """A trial as it is kept.
+
+    Args:
+        number: From 0, within its combination.
+        values: What it tries, by option.
+        state: `done`, `failed`, or `open`: begun, and not told of.
+        value: Of the metric, the mean over the seeds; None unless it is done.
+        seconds: Of training.
+        why: It failed.
+        folders: Of its runs.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    state: str
+    value: float | None = None
+    seconds: float = 0.0
+    why: str = ""
+    folders: tuple[str, ...] = ()
+
+
+@dataclass
+class Search:
+    """The trials of one combination.
+
+    Args:
+        combination: Whose settings are searched.
+        tuning: The whole search.
+        study: Optuna's.
+    """
+
+    combination: Combination
+    tuning: Tuning
+    study: Any
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return str(self.study.study_name)
+
+    @property
+    def wanted(self) -> int:
+        """How many trials there are to be: fewer only where a grid has fewer points."""
+        if self.tuning.sampler != "grid":
+            return self.tuning.trials
+        return min(self.tuning.trials, math.prod(len(d.choices) for d in self.combination.space))
+
+    def trials(self) -> list[Trial]:
+        """Those that count, by number: if more were asked for before, the first of them."""
+        found = [_plain(frozen) for frozen in self.study.get_trials(deepcopy=False)]
+        return [one for one in found if one is not None and one.number < self.wanted]
+
+    @property
+    def space(self) -> tuple[Dimension, ...]:
+        """What is searched now: the file's ranges, widened where a best trial lay at an end."""
+        space = self.combination.space
+        done = self._done()
+        for count in range(_BEFORE_WIDENING, len(done) + 1):
+            best = self._best(done[:count])
+            assert best is not None
+            if count == _BEFORE_WIDENING or best is done[count - 1]:
+                space = tuple(d.widened(best.values[d.option]) for d in space)
+        return space
+
+    def best(self) -> Trial | None:
+        """The one with the best value, the first of several; None while there is none."""
+        return self._best(self._done())
+
+    def _done(self) -> list[Trial]:
+        return [one for one in self.trials() if one.value is not None]
+
+    def _best(self, done: Sequence[Trial]) -> Trial | None:
+        sign = -1 if self.combination.mode == "max" else 1
+        return min(done, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
+
+    def open(self) -> list[Trial]:
+        """Those that a process began and did not end."""
+        return [one for one in self.trials() if one.state == "open"]
+
+    def ask(self) -> Trial:
+        """A new trial."""
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = _sampler(self.tuning, number, self.space)
+        return self._suggested(self.study.ask())
+
+    def again(self, trial: Trial) -> Trial:
+        """An open trial, with the rest of its values if it was lost while they were drawn."""
+        import optuna
+
+        (frozen,) = (f for f in self.study.get_trials(deepcopy=False) if f.number == trial.number)
+        self.study.sampler = _sampler(self.tuning, trial.number, self.space)
+        return self._suggested(optuna.trial.Trial(self.study, frozen._trial_id))
+
+    def _suggested(self, asked: Any) -> Trial:
+        values = {one.option: _suggest(asked, one) for one in self.space}
+        return Trial(asked.number, values, "open")
+
+    def tell(
+        self, trial: Trial, value: float | None, *, seconds: float, folders: Sequence[Path],
+        why: str = "",
+    ) -> None:  # fmt: skip
+        """Keep how a trial ended; None as the value: it failed."""
+        import optuna
+
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        asked = optuna.trial.Trial(self.study, frozen._trial_id)
+        asked.set_user_attr("seconds", seconds)
+        asked.set_user_attr("folders", [str(folder) for folder in folders])
+        if value is None:
+            asked.set_user_attr("why", why)
+            self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            self.study.tell(asked, value)
+
+
+@contextmanager
+def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterator[list[Search]]:
+    """The studies of a search, and nobody else at work on them.
+
+    Raises:
+        ValueError: Optuna is not installed.
+        RuntimeError: another process is at work on them, or their file is damaged.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ValueError("kora tune needs Optuna: pip install 'kora-vit[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / STUDIES
+    lock = lock_at(folder / ".lock")
+    if not acquired(lock, timeout_s=0):
+        raise RuntimeError(
+            f"{folder}: another kora tune is at work on this search. Wait for it; --jobs N runs "
+            "several trials at once."
+        )
+    try:
+        _require_tables(file)
+        try:
+            storage = optuna.storages.RDBStorage(
+                _address(file), engine_kwargs={"connect_args": {"timeout": _PATIENCE_S}}
+            )
+            searches = [Search(one, tuning, _study(optuna, storage, one, tuning)) for one in found]
+            for search in searches:
+                search.trials()  # all of them are read, so that damage is met here
+        except Exception as error:  # of sqlite3, SQLAlchemy, alembic or Optuna
+            raise RuntimeError(
+                f"{file}: cannot be read as the studies of a search "
+                f"({str(error).partition(chr(10))[0]}). Move it away: the same command then draws "
+                "the same trials, and finds their runs where they are finished."
+            ) from error
+        try:
+            yield searches
+        except optuna.exceptions.StorageInternalError as error:
+            raise RuntimeError(
+                f"{file}: cannot be read or written any more ({error}). Make room, or look whether "
+                "it is damaged; the same command then goes on."
+            ) from error
+        storage.engine.dispose()
+    finally:
+        lock.release()
+
+
+def _require_tables(file: Path) -> None:
+    """Refuse a database that computes something by itself, as no study of Optuna does."""
+    if not file.is_file():
+        return
+    found = "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')"
+    try:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(file))}?mode=ro&nolock=1", uri=True)
+        ) as base:
+            computes = base.execute(found).fetchone()[0]
+    except sqlite3.Error:
+        return  # Optuna says what is wrong with it
+    if computes:
+        raise RuntimeError(
+            f"{file}: it holds triggers or views, so it is none that kora tune has made. Move it "
+            "away: the same command then draws the same trials."
+        )
+
+
+def _address(file: Path) -> str:
+    """Of the database; it needs no locks of its own, as one process alone is at work on it."""
+    return (
+        f"sqlite:///{file}"
+        if has_locks(file.parent)
+        else f"sqlite:///file:{file}?nolock=1&uri=true"
+    )
+
+
+def _study(optuna: Any, storage: Any, one: Combination, tuning: Tuning) -> Any:
+    study = optuna.create_study(
+        storage=storage, study_name=one.study(tuning), load_if_exists=True,
+        direction="maximize" if one.mode == "max" else "minimize",
+    )  # fmt: skip
+    for key, value in (("combination", one.name), ("metric", one.metric)):
+        study.set_user_attr(key, value)
+    if tuning.sampler == "grid" and "points" not in study.user_attrs:
+        values = [dimension.choices for dimension in one.space]
+        points = list(itertools.product(*values))
+        random.Random(tuning.seed).shuffle(points)  # a search that is cut short sees all of it
+        for point in points:
+            names = (dimension.option for dimension in one.space)
+            study.enqueue_trial(dict(zip(names, point, strict=True)), skip_if_exists=True)
+        study.set_user_attr("points", len(points))  # last: if killed before, they are added again
+    return study
+
+
+def _sampler(tuning: Tuning, number: int, space: Sequence[Dimension]) -> Any:
+    """Made anew for each trial, so that a search goes on as it would have."""
+    import optuna
+
+    seed = random.Random(f"{tuning.seed} {number}").getrandbits(31)
+    if tuning.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP["tpe"])
+    if tuning.sampler != "gp":
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    class Wide(optuna.samplers.GPSampler):
+        """Optuna leaves out what trials drew from another range; earlier ones lie in this too."""
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return {one.option: _distribution(one) for one in space}
+
+    return Wide(seed=seed, n_startup_trials=_STARTUP["gp"])
+
+
+def _distribution(one: Dimension) -> Any:
+    import optuna
+
+    if one.choices:
+        return optuna.distributions.CategoricalDistribution(one.choices)
+    if one.whole:
+        return optuna.distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
+    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
+
+
+def _suggest(asked: Any, one: Dimension) -> Any:
+    if one.choices:
+        return asked.suggest_categorical(one.option, one.choices)
+    if one.whole:
+        return asked.suggest_int(one.option, int(one.low), int(one.high), log=one.log)
+    return asked.suggest_float(one.option, one.low, one.high, log=one.log)
+
+
+def _plain(frozen: Any) -> Trial | None:
+    """A trial of Optuna's; None for one that only waits in its queue."""
+    states = {"COMPLETE": "done", "FAIL": "failed", "RUNNING": "open"}
+    if frozen.state.name not in states:
+        return None
+    if frozen.value is not None and not math.isfinite(frozen.value):  # none is ever told
+        raise ValueError(f"trial {frozen.number} has the value {frozen.value}")
+    more = frozen.user_attrs
+    return Trial(
+        frozen.number, dict(frozen.params), states[frozen.state.name], frozen.value,
+        more.get("seconds", 0.0), more.get("why", ""), tuple(more.get("folders", ())),
+    )  # fmt: skip

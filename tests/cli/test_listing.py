@@ -1,0 +1,121 @@
+"""`kora list` reads names and first lines from source, and misses none."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+from lightning import LightningDataModule
+from torch import nn
+
+import datamodules
+import kora.adapters
+import kora.heads
+import kora.losses
+from kora.adapters import Composer, Readout, Strategy
+from kora.cli.listing import (
+    PARTS,
+    config_claim,
+    describe_classes,
+    find_configs,
+    find_subclasses,
+    is_grid,
+)
+from kora.heads import DepthHead
+from kora.losses import DepthLoss
+from tests.support.cli import REPOSITORY
+
+
+def exported(module: object, base: type) -> set[str]:
+    """Names of the classes below a base that a package exports."""
+    return {
+        name
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+    }
+
+
+@pytest.mark.parametrize("base", [Strategy, Composer, Readout])
+def test_every_exported_part_of_an_adapter_is_listed(base: type) -> None:
+    found = find_subclasses(REPOSITORY / "kora/adapters", base.__name__)
+    assert found.keys() == exported(kora.adapters, base)
+
+
+def test_every_other_part_of_a_kora_is_listed() -> None:
+    """What `KoRA` takes as an object of its own, beside a composer and a readout."""
+    hints = typing.get_type_hints(kora.adapters.KoRA.__init__)
+    objects = {
+        kind.__name__
+        for hint in hints.values()
+        for kind in (hint, *typing.get_args(hint))
+        if inspect.isclass(kind) and issubclass(kind, nn.Module)
+    } - {"Composer", "Readout"}
+    assert objects == {"NodeForm", "Feedback"} == set(PARTS)
+    found = describe_classes(REPOSITORY / "kora/adapters", PARTS)
+    assert list(found) == list(PARTS)
+    assert all(found.values())
+
+
+def test_every_depth_head_and_loss_is_listed() -> None:
+    heads = find_subclasses(REPOSITORY / "kora/heads", "DepthHead")
+    assert heads.keys() == exported(kora.heads, DepthHead)
+    losses = find_subclasses(REPOSITORY / "kora", "DepthLoss")
+    assert losses.keys() == exported(kora.losses, DepthLoss)
+
+
+def test_the_strategies_of_the_paper_are_listed() -> None:
+    found = find_subclasses(REPOSITORY / "kora/adapters", "Strategy")
+    assert {"LinearProbe", "FullFineTune", "LoRA", "KoRA"} <= found.keys()
+
+
+def test_every_exported_data_module_is_listed() -> None:
+    found = find_subclasses(REPOSITORY / "datamodules", "ImageDataModule")
+    assert found.keys() == exported(datamodules, LightningDataModule) - {"ImageDataModule"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "base"),
+    [
+        ("kora/adapters", "Strategy"),
+        ("kora/adapters", "Composer"),
+        ("kora/adapters", "Readout"),
+        ("kora/heads", "DepthHead"),
+        ("kora", "DepthLoss"),
+        ("datamodules", "ImageDataModule"),
+    ],
+)
+def test_every_listed_class_says_what_it_is(folder: str, base: str) -> None:
+    assert all(find_subclasses(REPOSITORY / folder, base).values())
+
+
+def test_grandchildren_count_and_private_classes_do_not(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(
+        'class Child(package.Base):\n    """First line.\n\n    More.\n    """\n\n'
+        "class _Hidden(Base):\n    pass\n\n"
+        "class Other(Unknown):\n    pass\n"
+    )
+    (tmp_path / "two.py").write_text('class Grandchild(Child):\n    """Another."""\n')
+    assert find_subclasses(tmp_path, "Base") == {"Child": "First line.", "Grandchild": "Another."}
+
+
+def test_nothing_is_imported_to_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("class Child(Base):\n    pass\n\nraise SystemExit(3)\n")
+    assert find_subclasses(tmp_path, "Base") == {"Child": ""}
+
+
+def test_a_config_is_listed_with_its_whole_claim_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.yaml").write_text("#\n# What it\n# runs.\n#\n# Run: it\nkey: 1\n")
+    (tmp_path / "b.yaml").write_text("key: '# no comment'\n")
+    assert find_configs(tmp_path) == [tmp_path / "b.yaml", tmp_path / "deep/a.yaml"]
+    assert config_claim(tmp_path / "deep/a.yaml") == "What it runs."
+    assert config_claim(tmp_path / "b.yaml") == ""
+
+
+def test_a_grid_is_told_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert is_grid(Path("configs/grids/depth_dcomp.yaml"))
+    assert is_grid(Path("configs/paper/table1.yaml"))
+    assert not is_grid(Path("configs/adapters/lora.yaml"))

@@ -1,0 +1,65 @@
+"""Every preset has a name of its own: in folders, tables and pictures no two are taken for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.cli import REPOSITORY, kora, results, tiny_config, write_config
+
+Capture = pytest.CaptureFixture[str]
+
+PRESETS = sorted((REPOSITORY / "configs/adapters").glob("*.yaml"))
+#: Each holds strategies at one size, which are compared with each other.
+FOLDERS = sorted((REPOSITORY / "configs/adapters/matched").iterdir())
+
+
+def made(described: Any) -> Any:
+    """The object of a class path and its arguments."""
+    if not isinstance(described, Mapping) or "class_path" not in described:
+        return described
+    module, _, name = described["class_path"].rpartition(".")
+    arguments = {key: made(value) for key, value in described.get("init_args", {}).items()}
+    return getattr(import_module(module), name)(**arguments)
+
+
+def label_of(preset: Path) -> str:
+    content = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    label: str = made(content["model"]["init_args"]["adapter"]).label
+    return label
+
+
+@pytest.mark.slow
+def test_all_presets_trained_into_one_experiment_are_as_many_strategies(
+    here: Path, capfd: Capture
+) -> None:
+    for style in ("paint", "studio"):  # what the fusions fuse
+        config = tiny_config(experiment=style)
+        config["data"]["init_args"]["style"] = style
+        config["model"]["init_args"]["adapter"] = {
+            "class_path": "kora.adapters.Bottleneck", "init_args": {"rank": 2},
+        }  # fmt: skip
+        assert kora(capfd, "fit", "--config", write_config(here / "s.yaml", config)).code == 0
+    sources = [f"runs/{style}/Bottleneck/seed0/version_0/adapter" for style in ("paint", "studio")]
+    for preset in PRESETS:
+        more: list[str] = []
+        if "fusion" in preset.stem:
+            more += ["--model.adapter.sources", str(sources)]
+        outcome = kora(capfd, "fit", "--config", "tiny.yaml", "--config", preset, *more)
+        assert outcome.code == 0, f"{preset}: {outcome.err}"
+    runs = list(Path("runs/tiny").glob("*/seed0/version_*"))
+    names = {results(run)["strategy"] for run in runs}
+    assert len(names) == len(runs) == len(PRESETS)
+    assert names == {label_of(preset) for preset in PRESETS}
+    assert all(run.parts[-3] == results(run)["strategy"] for run in runs)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_strategies_at_one_size_have_different_names(folder: Path) -> None:
+    presets = sorted(folder.glob("*.yaml"))
+    assert len({label_of(preset) for preset in presets}) == len(presets)

@@ -1,0 +1,69 @@
+"""The trainer fragments for a card: what they set, and that it runs where there is none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kora.training.lightning_cli import parse
+from tests.support.cli import REPOSITORY, here, kora, results
+
+__all__ = ["here"]
+
+CARDS = ("a100", "h100")
+
+
+def fragment(card: str) -> Path:
+    return REPOSITORY / "configs" / "trainer" / f"{card}.yaml"
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_optimiser_is_fused_and_keeps_the_settings_that_it_has(
+    card: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    args = ["fit", "--config", "configs/cifar100.yaml"]
+    before = parse(args).resolved()["model"]["init_args"]["optimizer"]["init_args"]
+    after = parse([*args, "--config", str(fragment(card))]).resolved()
+    optimizer = after["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.AdamW"
+    assert optimizer["init_args"] == {**before, "fused": True}
+    assert after["trainer"]["precision"] == "bf16-mixed"
+    assert after["model"]["init_args"]["compile"] is True
+
+
+def test_both_cards_get_the_same_as_neither_was_measured() -> None:
+    one, other = (yaml.safe_load(fragment(card).read_text()) for card in CARDS)
+    assert one == other
+    assert all("Not measured on such a card" in fragment(card).read_text() for card in CARDS)
+
+
+def test_what_needs_no_card_and_no_compiler_runs_without_them(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = kora(
+        capfd, "fit", "--config", here / "tiny.yaml", "--config", fragment("a100"),
+        "--trainer.accelerator", "cpu", "--model.compile", "false",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    run = here / "runs" / "tiny" / "LoRA" / "seed0" / "version_0"
+    settings = results(run)["settings"]["training"]
+    assert settings["precision"] == "bf16-mixed"
+    assert settings["optimizer"]["init_args"]["fused"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_needs_no_card_runs_compiled(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", "--config", fragment("h100"),
+         "--trainer.accelerator", "cpu"],
+        cwd=here, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (here / "runs" / "tiny" / "LoRA" / "seed0" / "version_0" / "results.json").is_file()

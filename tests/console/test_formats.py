@@ -1,0 +1,24 @@
+"""How metrics and baselines are shown."""
+
+from kora.console.formats import baseline_name, format_metric, is_rate
+
+ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
+
+
+def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
+    assert format_metric("test/accuracy", 0.7104) == "71.04 %"
+    assert format_metric("test/top5_accuracy", 1.0) == "100.00 %"
+    assert format_metric("test/rmse_m", 0.44912) == "0.4491"
+    assert format_metric("test/rmse_m", 0.42) == "0.4200"  # of the same length as its neighbours
+    assert format_metric("test/silog", 1234.4) == "1234"
+    assert format_metric("test/skipped_images", 2.0) == "2"
+    assert format_metric("test/loss", float("nan")) == "nan"
+    assert format_metric("test/loss", None) == "–"
+    assert all(is_rate(f"test/{name}") for name in ("delta1", "delta2", "delta3"))
+    assert not any(is_rate(f"test/{name}") for name in ERRORS)
+    assert format_metric("val/delta3", 0.98765) == "98.77 %"
+
+
+def test_a_baseline_has_a_name_for_readers() -> None:
+    names = [baseline_name(kind) for kind in ("majority", "mean_map", "some_other")]
+    assert names == ["majority class", "mean depth map", "some other"]

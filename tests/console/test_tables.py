@@ -1,0 +1,25 @@
+"""Claims about tables of text."""
+
+from __future__ import annotations
+
+import pytest
+
+from kora.console.tables import in_markdown, markdown_table, text_cell
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_what_a_spreadsheet_would_compute_has_an_apostrophe_before_it(text: str) -> None:
+    assert text_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("cell", ["-0.5", "-0.5 0.3", "+1e-3", "a=1", "", -0.5, None, 3])
+def test_numbers_and_all_else_stay(cell: object) -> None:
+    assert text_cell(cell) == cell
+
+
+def test_a_name_becomes_no_tag_no_link_and_no_line_of_markdown() -> None:
+    assert in_markdown("<script>x</script>") == "&lt;script>x&lt;/script>"
+    assert in_markdown("a\r\nb\n# c\u2028d") == "a b # c d"
+    assert in_markdown("![x](http://y)") == "![x]\\(http://y)"
+    assert in_markdown("< 0.001, 3 < 4") == "< 0.001, 3 < 4"
+    assert markdown_table(["<b>"], [["a\nb|c"]])[::2] == ["| &lt;b> |", "| a b\\|c |"]

@@ -1,0 +1,74 @@
+"""What CONTRIBUTING.md tells to do works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import REPOSITORY, results
+from tests.support.documents import Block, blocks, run_bash
+
+TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the code, the configs and what the tests share."""
+    for name in ("kora", "datamodules", "configs", "tests"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def section(title: str) -> list[Block]:
+    """The marked blocks below a heading."""
+    (text,) = (part for part in TEXT.split("\n## ") if part.startswith(title))
+    return [block for block in blocks(text) if block.mark]
+
+
+def follow(steps: list[Block], clone: Path) -> str:
+    """Write the files, then run the commands; what they printed."""
+    printed = []
+    for step in steps:
+        verb, _, name = step.mark.partition(": ")
+        if verb == "run":
+            printed.append(run_bash(step.text, clone))
+        else:
+            assert verb in ("file", "append")
+            path = clone / name
+            assert path.exists() == (verb == "append"), "a new file, or one to add to"
+            with path.open("a", encoding="utf-8") as file:
+                file.write(step.text)
+    return "".join(printed)
+
+
+@pytest.mark.slow
+def test_a_new_strategy_in_4_steps(clone: Path) -> None:
+    steps = section("A new strategy in 4 steps")
+    assert [s.mark.partition(":")[0] for s in steps] == ["file", "file", "append", "file", "run"]
+    printed = follow(steps, clone)
+    assert "ScaleShift" in printed
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed is not None
+    assert int(passed[1]) > 3  # the shared contract beside its own claims
+    record = results(clone / "runs/quickstart/ScaleShift/seed0/version_0")
+    assert record["parameters"]["trainable"] - record["parameters"]["head"] == 2 * 128
+    assert record["source"]["experiment"] == "quickstart_source"
+
+
+@pytest.mark.slow
+def test_a_new_data_set_in_4_steps(clone: Path) -> None:
+    steps = section("A new data set in 4 steps")
+    assert [s.mark.partition(":")[0] for s in steps] == ["file", "file", "append", "file", "run"]
+    printed = follow(steps, clone)
+    assert "3 classes, 28x28 pixels" in printed
+    assert "2 passed" in printed
+    record = results(clone / "runs/npz_images/LoRA/seed0/version_0")
+    assert record["protocol"]["dataset"] == "NpzImages"
+    # Brightness tells the classes apart, so a run that learns anything learns this.
+    assert record["metrics"]["test/accuracy"] > 0.8

@@ -1,0 +1,148 @@
+"""What the README shows can be done as it stands there, and no link leads nowhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import REPOSITORY
+from tests.support.commands import assert_accepted, kora_commands
+from tests.support.documents import blocks, relative_links, run_bash
+
+Capture = pytest.CaptureFixture[str]
+
+#: Its commands and files are those of an earlier commit, which it names.
+ARCHIVE = REPOSITORY / "docs/RESULTS_ARCHIVE.md"
+_DOCS = sorted(set((REPOSITORY / "docs").rglob("*.md")) - {ARCHIVE})
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *(str(path.relative_to(REPOSITORY)) for path in _DOCS),
+]
+#: Standing for a file of the user's. (What follows RUN is parsed: there need be no such run.)
+PLACEHOLDER = re.compile(r"(?<![\w/])(FILE|FOLDER|STRATEGY|NAME)(?!\w)")
+
+
+def text_of(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def shell_blocks(name: str) -> list[str]:
+    return [b.text for b in blocks(text_of(name)) if b.language in ("bash", "sh", "console")]
+
+
+def without_new_files(name: str) -> list[str]:
+    """Commands of a document, less those on files that its own steps make."""
+    made = [b.mark.removeprefix("file: ") for b in blocks(text_of(name)) if b.mark[:5] == "file:"]
+    found = [command for block in shell_blocks(name) for command in kora_commands(block)]
+    return [command for command in found if not any(file in command for file in made)]
+
+
+COMMANDS = [
+    pytest.param(command, id=command)
+    for name in DOCUMENTS
+    for command in dict.fromkeys(without_new_files(name))
+    if not PLACEHOLDER.search(command)
+]
+EXECUTED = [b for b in blocks(text_of("README.md")) if b.mark == "run"]
+
+
+@pytest.fixture(scope="module")
+def make_targets() -> set[str]:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(
+        ["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_make_target_that_is_named_exists(name: str, make_targets: set[str]) -> None:
+    named = set(re.findall(r"`make ([a-z][a-z-]*)", text_of(name)))
+    for block in shell_blocks(name):
+        named |= set(re.findall(r"^make ([a-z][a-z-]*)", block, re.MULTILINE))
+    assert named <= make_targets
+
+
+def test_the_two_commands_of_a_newcomer_are_in_the_readme(make_targets: set[str]) -> None:
+    shown = "\n".join(shell_blocks("README.md"))
+    assert "make demo" in shown
+    assert "make test" in shown
+    assert {"demo", "test", "help"} <= make_targets
+
+
+def test_the_readme_shows_the_main_jobs() -> None:
+    shown = " ".join(shell_blocks("README.md"))
+    for config in ("quickstart", "tinyimagenet_transfer", "image_folder"):
+        assert f"configs/{config}.yaml" in shown
+    assert COMMANDS
+    assert EXECUTED
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_is_shown_would_be_taken(
+    command: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert_accepted(command, capfd)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_relative_link_and_picture_exists(name: str) -> None:
+    folder = (REPOSITORY / name).parent
+    missing = [link for link in relative_links(text_of(name)) if not (folder / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_file_that_is_named_in_code_exists(name: str) -> None:
+    made = {b.mark.partition(": ")[2] for b in blocks(text_of(name))}
+    named = re.findall(
+        r"`((?:kora|datamodules|configs|tests|notebooks|docs)/[\w./-]+)`", text_of(name)
+    )
+    missing = [file for file in named if file not in made and not (REPOSITORY / file).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_test_that_is_named_exists(name: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)` `(test_\w+)`", text_of(name))
+    missing = [
+        test for file, test in named if f"def {test}(" not in (REPOSITORY / file).read_text("utf-8")
+    ]
+    assert not missing
+    assert named or name != "docs/RELIABILITY.md"
+
+
+@pytest.mark.slow
+def test_the_marked_commands_run_in_the_order_of_the_readme(tmp_path: Path) -> None:
+    for name in ("kora", "datamodules", "configs"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for number, block in enumerate(EXECUTED):
+        script = block.text
+        if block.language == "python":
+            (tmp_path / f"step_{number}.py").write_text(script, encoding="utf-8")
+            script = f"python step_{number}.py"
+        run_bash(script, tmp_path, timeout_s=480)
+    assert list((tmp_path / "runs").rglob("results.json"))
+    assert list((tmp_path / "runs").rglob("export.json"))
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    found = [b for b in blocks(text_of("README.md")) if b.language == "python"]
+    scripts = [b.text for b in found if b.mark != "run"]  # the others need the runs before them
+    assert scripts
+    for name in ("kora", "datamodules"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for number, script in enumerate(scripts):
+        (tmp_path / f"readme_{number}.py").write_text(script, encoding="utf-8")
+        run_bash(f"python readme_{number}.py", tmp_path)

@@ -1,0 +1,102 @@
+"""Claims about `--format onnx`: onnxruntime gives what the model of the run gives, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import kora
+from kora.adapters import VPT, KoRA, LoRA, Strategy, TokenReadout
+from kora.backbone.vit import Backbone, Features
+from kora.export.command import RECORD, export
+from kora.heads.depth import LinearDepth
+from kora.tasks import DepthTask
+from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
+from tests.support.factory import kick
+
+needs_extra = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
+    reason="needs the extra: pip install 'kora-vit[onnx]'",
+)
+
+
+class OneBatch(Strategy):
+    """Takes the number of images as a plain number, which a graph then holds for ever."""
+
+    def attach(self, backbone: Backbone) -> None:
+        """Nothing to create."""
+
+    def forward(self, backbone: Backbone, images: torch.Tensor) -> Features:
+        """The frozen features, multiplied by one."""
+        features = super().forward(backbone, images)
+        return features._replace(pooled=features.pooled * torch.ones(len(images), 1))
+
+
+def test_without_the_extra_one_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python's own way to refuse an import
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(LoRA(2))))
+    with pytest.raises(RuntimeError, match=r"pip install 'kora-vit\[onnx\]'"):
+        export(model, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_extra
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("adapter", "merged"),
+    [
+        (LoRA(2, sites=["q", "v"]), True),
+        (VPT(3), False),
+        (KoRA(2, 4), False),
+        (KoRA(2, 4, inject=False), False),
+        (KoRA(2, 4, pool="tokens", readout=TokenReadout()), False),
+    ],
+    ids=["LoRA", "VPT", "KoRA", "KoRA-side", "KoRA-tokens"],
+)
+def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(
+    adapter: Strategy, merged: bool, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    task = kicked(adapter, tiny_in_file("tiny_vit", tmp_path))
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
+    written = export(model, "onnx", tmp_path / "out")
+    assert written.difference is not None
+    assert written.difference < 1e-5
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["merged"] is merged
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    for number in (1, 5):
+        images = torch.randint(0, 256, (number, 3, 32, 32), dtype=torch.uint8)
+        (found,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=0, atol=1e-5)
+
+
+@needs_extra
+@pytest.mark.slow
+def test_depth_in_metres_can_be_exported(tmp_path: Path) -> None:
+    backbone = tiny_in_file("tiny_vit", tmp_path)
+    task = DepthTask(backbone, LoRA(2), head=LinearDepth(bins=16), protocol="full")
+    task.build()
+    folder = write_folder(tmp_path / "adapter", kick(task))
+    written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")
+    assert written.difference is not None
+    assert written.difference < 1e-4
+
+
+@needs_extra
+@pytest.mark.slow
+def test_a_graph_that_would_take_one_batch_size_only_is_refused(tmp_path: Path) -> None:
+    task = kicked(OneBatch(), tiny_in_file("tiny_vit", tmp_path))
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task), trust=[__name__])
+    with pytest.raises(RuntimeError, match=r"(onnxruntime cannot run|torch cannot write)"):
+        export(model, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,199 @@
+"""kora grid --launcher ray: a cluster of two nodes, one of which dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kora.adapters.checkpoint_files import read_checkpoint
+from tests.grid.test_command import write_grid
+from tests.grid.test_jobs import LONG, gone, runs_of_kora
+from tests.support.cli import REPOSITORY, kora, results, started
+
+__all__ = ["gone"]
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_options_of_ray_alone_are_refused_without_it(here: Path, capfd: Capture) -> None:
+    name = write_grid(here)
+    outcome = kora(capfd, "grid", "--config", name, "--num_gpus", "1")
+    assert outcome.code == 2
+    assert "--num_gpus has no effect without --launcher ray" in outcome.err
+    outcome = kora(capfd, "grid", "--config", name, "--launcher", "ray", "--jobs", "2")
+    assert outcome.code == 2
+    assert "--jobs is for this machine alone" in outcome.err
+    assert kora(capfd, "grid", "--config", name, "--jobs", "0").code == 2
+    assert kora(capfd, "grid", "--config", name, "--launcher", "ray", "--num_cpus", "-1").code == 2
+
+
+def test_without_ray_the_remedy_is_told(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    outcome = kora(capfd, "grid", "--config", write_grid(here), "--launcher", "ray")
+    assert outcome.code == 2
+    assert "pip install 'kora-vit[ray]'" in outcome.err
+
+
+def needs_ray() -> None:
+    # It is not imported, see tests/support/ray_cluster.py.
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'kora-vit[ray]'")
+
+
+@pytest.mark.slow
+def test_without_a_cluster_the_way_to_start_one_is_told(here: Path) -> None:
+    needs_ray()
+    out = here / "out.txt"
+    options = ("--launcher", "ray", "--ray_address", "127.0.0.1:1")
+    with started("grid", "--config", write_grid(here), *options, log=out) as process:
+        assert process.wait(timeout=120) == 1
+    assert "There is no Ray cluster at 127.0.0.1:1" in out.read_text()
+    assert "ray start --head" in out.read_text()
+
+
+class TwoNodes:
+    """Talks to tests/support/ray_cluster.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.address, self.other = self._answer().split()
+
+    def lose_the_other(self) -> None:
+        """Kill its processes; returns when they are gone."""
+        assert self.process.stdin is not None
+        print("lose", file=self.process.stdin, flush=True)
+        assert self._answer() == "removed\n"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the cluster did not start"
+        return line
+
+
+@pytest.fixture
+def cluster() -> Iterator[TwoNodes]:
+    """Two nodes of one core each."""
+    needs_ray()
+    with subprocess.Popen(
+        [sys.executable, REPOSITORY / "tests/support/ray_cluster.py"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
+    ) as process:  # fmt: skip
+        yield TwoNodes(process)
+
+
+def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:
+    """What is found at last."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        it = found()
+        if it:
+            return it
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def on_ray(name: str, cluster: TwoNodes) -> tuple[str, ...]:
+    return ("grid", "--config", name, "--launcher", "ray", "--ray_address", cluster.address)
+
+
+def node_of(text: str, rank: int) -> list[str]:
+    """The nodes that a run was started on, by what the grid has printed."""
+    return re.findall(rf"rank={rank}, seed 0 on .*? \((\w+)\)", text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_whose_node_dies_goes_on_on_the_other(
+    here: Path, cluster: TwoNodes, gone: None
+) -> None:
+    name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, set=LONG)
+    out = here / "out.txt"
+    with started(*on_ray(name, cluster), log=out) as process:
+
+        def both() -> bool:
+            last = here.glob("runs/tiny/LoRA/seed0/version_*/checkpoints/last.ckpt")
+            text = out.read_text()
+            return len(list(last)) == 2 and bool(node_of(text, 1) and node_of(text, 2))
+
+        wait_until(process, out, both)
+        lost = cluster.other[:8]
+        (rank,) = (rank for rank in (1, 2) if node_of(out.read_text(), rank) == [lost])
+        cluster.lose_the_other()
+        (here / "hurry").touch()
+        assert process.wait(timeout=400) == 0, out.read_text()
+    text = out.read_text()
+    first, second = node_of(text, rank)
+    assert first == lost
+    assert second != lost
+    assert f"again: rank={rank}, seed 0 on " in text
+    assert f"rank={rank}, seed 0: goes on from runs/tiny/LoRA/seed0/version_" in text
+    assert "2 runs done, 0 were finished before, 0 failed" in text
+    folders = list(here.glob("runs/tiny/LoRA/seed0/version_*"))
+    assert len(folders) == 2, "none was begun again"
+    assert all(results(folder)["finished"] for folder in folders)
+    (log,) = (here / "runs/grid_grid").glob(f"*rank={rank}-*.log")
+    assert log.read_text().count("=== ") == 2
+    assert "going on (epoch " in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_worker_takes_its_run_along_and_it_goes_on(
+    here: Path, cluster: TwoNodes, gone: None
+) -> None:
+    name = write_grid(here, set=LONG)
+    out = here / "out.txt"
+    last = here / "runs/tiny/LoRA/seed0/version_0/checkpoints/last.ckpt"
+    with started(*on_ray(name, cluster), log=out) as process:
+        wait_until(process, out, last.exists)
+        (run,) = (
+            pid
+            for pid in runs_of_kora(here)
+            if b"\0fit\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        worker = int(Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(worker, signal.SIGKILL)
+        wait_until(process, out, lambda: run not in runs_of_kora(here))
+        (here / "hurry").touch()
+        assert process.wait(timeout=400) == 0, out.read_text()
+    text = out.read_text()
+    assert "again: seed 0 on " in text
+    assert "goes on from runs/tiny/LoRA/seed0/version_0/checkpoints/last.ckpt" in text
+    assert len(list(last.parents[2].glob("version_*"))) == 1
+    (log,) = (here / "runs/grid_grid").iterdir()
+    assert "stopped by SIGTERM after step" in log.read_text(), "it ended with its worker"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_grid_stops_its_runs_on_ray(here: Path, cluster: TwoNodes, gone: None) -> None:
+    name = write_grid(here, seeds=[0, 1, 2], set=LONG)
+    out = here / "out.txt"
+    with started(*on_ray(name, cluster), log=out) as process:
+        wait_until(
+            process, out, lambda: len(list(here.glob("runs/tiny/LoRA/*/*/checkpoints/*"))) > 0
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=150) == 130, out.read_text()
+    assert not runs_of_kora(here)
+    text = out.read_text()
+    assert "Traceback" not in text
+    assert "The same command goes on with the runs that are not finished." in text
+    kept = list(here.glob("runs/tiny/LoRA/*/*/checkpoints/last.ckpt"))
+    assert kept
+    for checkpoint in kept:
+        assert read_checkpoint(checkpoint)["global_step"] > 0

@@ -1,0 +1,173 @@
+"""Whole runs beside a W&B server, or a process of W&B, that fails: each keeps everything."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from kora.loggers.wandb_run import wandb_run_id
+from tests.loggers.test_run_folder import KEY
+from tests.support.cli import tiny_config, write_config
+from tests.support.wandb_files import history_of
+from tests.support.wandb_forks import REPORTER, run_forks
+from tests.support.wandb_servers import (
+    FAULTS,
+    after_the_look,
+    always,
+    serving,
+    silence,
+    unfinished_tls,
+)
+
+RUN = Path("runs/tiny/LoRA/seed0/version_0")
+DRIPS = ("silence", "a body in drips", "headers in drips")
+AT_THE_START = [*FAULTS, "half a TLS handshake", "no data at the look", "no data, then silence"]
+KILLED_AT = ("the start", "a step", "the end")
+ONLINE = "no fault"
+
+
+def _from_the_run_on(server: Any) -> bool:
+    return "UpsertBucket" in server.asked
+
+
+def _no_data_then_silence(handler: Any) -> None:
+    first = handler.server.asked[-1] == "UpsertBucket"
+    FAULTS["no data" if first else "silence"](handler)
+
+
+def _from_the_upload_on(server: Any) -> bool:
+    return any("file_stream" in asked for asked in server.asked)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended: its exit code, when, all that it printed, and its folder."""
+
+    code: int
+    at: float
+    out: str
+    folder: Path
+
+    @property
+    def said(self) -> str:
+        """The last word on W&B."""
+        (line,) = [line for line in self.out.splitlines() if line.startswith("W&B: ")]
+        return line
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the folder of the run until W&B had started, or something in its place."""
+        made = (self.folder / RUN.parent).stat().st_mtime
+        return float((self.folder / "started.txt").read_text()) - made
+
+    def is_whole(self) -> None:
+        assert self.code == 0, self.out
+        for word in ("Traceback", "goroutine", "Exception ignored", "Failed to export"):
+            assert word not in self.out
+        for name in ("results.json", "metrics.csv", "adapter/adapter_config.json"):
+            assert (self.folder / RUN / name).is_file()
+        assert self.at - (self.folder / RUN / "results.json").stat().st_mtime < 60
+        named = re.search(r"wandb sync (\S+)", self.said)
+        if named:
+            (file,) = (self.folder / named[1]).glob("*.wandb")
+            assert file.stat().st_size > 100  # there is something to upload
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Every run of this module. They run at once, as most of them wait."""
+    folders: dict[str, Path] = {}
+    forks: list[dict[str, Any]] = []
+    with ExitStack() as servers:
+
+        def add(name: str, url: str, kill_at: str = "never", **environment: str) -> None:
+            folder = folders[name] = tmp_path_factory.mktemp("run")
+            config = tiny_config()
+            killer = {"class_path": "reporter.Reporter", "init_args": {"kill_at": kill_at}}
+            config["trainer"] |= {"callbacks": [killer], "log_every_n_steps": 1}
+            write_config(folder / "tiny.yaml", config)
+            (folder / "reporter.py").write_text(REPORTER, encoding="utf-8")
+            own = {"HOME": str(folder), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
+            forks.append({"folder": str(folder), "environment": own | environment})
+
+        def server(fault: Any = silence, fails: Any = lambda server: False) -> str:
+            it = servers.enter_context(serving(fault))
+            it.fails = fails
+            return str(it.url)
+
+        add(ONLINE, server())
+        add("half a TLS handshake", servers.enter_context(unfinished_tls()))
+        add("no data at the look", server(FAULTS["no data"], always))
+        for name, fault in FAULTS.items():
+            add(name, server(fault, after_the_look if name in DRIPS else _from_the_run_on))
+        for place in KILLED_AT:
+            add(place, server(), kill_at=place)
+        add("no data, then silence", server(_no_data_then_silence, _from_the_run_on))
+        add("a page for an upload", server(FAULTS["no JSON"], _from_the_upload_on))
+        add("no process", server(), WANDB_SERVICE="2-1-unix-/nowhere")
+        ends = run_forks(forks)
+    return {
+        name: Ended(code, at, (folder / "out.txt").read_text(encoding="utf-8"), folder)
+        for (name, folder), (code, at) in zip(folders.items(), ends, strict=True)
+    }
+
+
+@pytest.mark.slow
+def test_without_a_fault_all_is_uploaded(ended: dict[str, Ended]) -> None:
+    run = ended[ONLINE]
+    assert run.code == 0, run.out
+    assert "W&B: " not in run.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", AT_THE_START)
+def test_a_server_that_fails_at_the_start_costs_ten_seconds_and_makes_a_run_offline(
+    ended: dict[str, Ended], fault: str
+) -> None:
+    run = ended[fault]
+    run.is_whole()
+    assert "offline; to upload: wandb sync" in run.said
+    (why,) = [line for line in run.out.splitlines() if "this run is logged offline" in line]
+    assert why.startswith("kora: W&B")
+    (folder,) = (run.folder / RUN / "wandb").glob("offline-run-*")
+    assert folder.name.endswith(wandb_run_id(run.folder / RUN) or "no id")
+    assert [row for row in history_of(folder) if "test/accuracy" in row]
+    assert run.start_s < 10 + 2 * ended[ONLINE].start_s  # twice, as a busy machine is not even
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", KILLED_AT)
+def test_the_process_of_wandb_is_killed(ended: dict[str, Ended], place: str) -> None:
+    run = ended[place]
+    run.is_whole()
+    assert "killed" in run.out
+    assert run.out.count("kora: W&B stopped working") == 1
+    assert "stopped working" in run.said
+    if place != "the start" and "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
+        assert "to upload what it has: wandb sync" in run.said
+        (folder,) = (run.folder / RUN / "wandb").glob("run-*")
+        assert [row for row in history_of(folder) if "train/loss" in row]
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_uploaded_at_the_end_it_is_said_how(ended: dict[str, Ended]) -> None:
+    run = ended["a page for an upload"]
+    run.is_whole()
+    assert "panels and the adapter are left out, as the server does not answer" in run.said
+    assert "for what is not uploaded: wandb sync" in run.said
+
+
+@pytest.mark.slow
+def test_where_the_process_of_wandb_does_not_start_a_run_goes_without_it(
+    ended: dict[str, Ended],
+) -> None:
+    run = ended["no process"]
+    run.is_whole()
+    assert run.out.count("W&B could not start offline") == 1
+    assert "this run is not in W&B" in run.said

@@ -1,0 +1,328 @@
+"""`kora compare --wandb` gives the tables of the run folders, through the real public API.
+
+The server here answers what `wandb.Api` asks, with configs and files of real offline runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from kora.loggers.wandb_runs import RESULTS_KEY, Address, address_of, record_of
+from tests.loggers.test_run_folder import KEY
+from tests.support.cli import tiny_config, write_config
+from tests.support.wandb_files import config_of, offline_folder
+
+# -- addresses and records -----------------------------------------------------------------------
+
+
+def test_an_address_is_entity_project_and_perhaps_an_experiment() -> None:
+    assert address_of("me/kora") == Address("me", "kora")
+    assert address_of("me/kora/real/last100") == Address("me", "kora", "real/last100")
+    for wrong in ("kora", "", "/kora", "me/"):
+        with pytest.raises(ValueError, match="expected ENTITY/PROJECT"):
+            address_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("state", "config", "says"),
+    [
+        ("running", {RESULTS_KEY: "{}"}, "is running"),
+        ("crashed", {}, "was stopped before its end"),
+        ("finished", {RESULTS_KEY: {"schema": 1}}, f"has no {RESULTS_KEY}"),
+    ],
+)
+def test_a_run_without_a_record_says_why(state: str, config: dict[str, Any], says: str) -> None:
+    text, why = record_of(SimpleNamespace(state=state, config=config))
+    assert text is None
+    assert says in why
+
+
+def test_a_run_that_was_synced_after_a_crash_counts_with_its_record() -> None:
+    run = SimpleNamespace(state="crashed", config={RESULTS_KEY: "{}"})
+    assert record_of(run) == ("{}", "")
+
+
+# -- a server ------------------------------------------------------------------------------------
+
+
+class Project(http.server.BaseHTTPRequestHandler):
+    """The GraphQL of a W&B server with one project, `me/kora`, whose runs the test sets."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/graphql":  # telemetry of W&B
+            self.send(b"{}")
+            return
+        asked = json.loads(body)
+        named = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+        operation = named[1] if named else ""
+        variables = asked.get("variables") or {}
+        server.asked.append(operation)
+        answer = getattr(self, operation, None)
+        data = answer(variables) if answer else {}
+        self.send(json.dumps({"data": data}).encode())
+
+    def Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        viewer = {"id": "VmlldzoxMjM=", "entity": "me", "username": "me", "flags": "{}"}
+        return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    GetDefaultEntity = Viewer
+
+    def Runs(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        server: Any = self.server
+        if (variables["entity"], variables["project"]) != ("me", "kora"):
+            return {"project": None}
+        first = int(variables.get("cursor") or 0)
+        end = first + min(variables["perPage"], server.page)
+        edges = [
+            {"node": {"projectId": "1", **run}, "cursor": str(first + place + 1)}
+            for place, run in enumerate(server.runs[first:end])
+        ]
+        more = {"endCursor": str(end), "hasNextPage": end < len(server.runs)}
+        runs = {"edges": edges, "pageInfo": more}
+        count = len(server.runs)
+        return {"project": {"internalId": "1", "runCount": count, "readOnly": True, "runs": runs}}
+
+    def RunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        server: Any = self.server
+        folder = server.folders[variables["name"]]
+        edges = [
+            {
+                "node": {
+                    "id": name, "name": name, "sizeBytes": str((folder / name).stat().st_size),
+                    "url": f"{server.url}/files/{variables['name']}/{name}", "directUrl": "",
+                    "mimetype": "", "updatedAt": "2026-01-01T00:00:00", "md5": "",
+                },
+                "cursor": name,
+            }
+            for name in variables["fileNames"]
+            if (folder / name).is_file()
+        ]  # fmt: skip
+        files = {"edges": edges, "pageInfo": {"endCursor": "", "hasNextPage": False}}
+        run = {"fileCount": len(edges), "files": files}
+        return {"project": {"internalId": "1", "run": run}}
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        _, _, run, name = unquote(self.path.partition("?")[0]).split("/", 3)
+        server.asked.append(name)
+        if server.without_files:
+            self.send(b"gone", code=404)
+        else:
+            self.send((server.folders[run] / name).read_bytes())
+
+    def send(self, content: bytes, *, code: int = 200) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Project) as it:
+        server: Any = it
+        server.daemon_threads = True
+        server.asked, server.runs, server.folders, server.page = [], [], {}, 3
+        server.without_files = False
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def node(identity: str, config: dict[str, Any], state: str = "finished") -> dict[str, Any]:
+    """A run as the server tells of it."""
+    told = {name: {"desc": None, "value": value} for name, value in config.items() if name}
+    empty = dict.fromkeys(("sweepName", "commit", "description", "notes", "heartbeatAt"))
+    return {
+        **empty, "id": f"Run:{identity}", "name": identity, "displayName": f"run {identity}",
+        "state": state, "tags": [], "group": "", "jobType": "fit", "readOnly": True,
+        "createdAt": "2026-01-01T00:00:00", "config": json.dumps(told), "summaryMetrics": "{}",
+        "systemMetrics": "{}", "historyLineCount": 1, "historyKeys": None,
+        "user": {"name": "me", "username": "me"},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with offline runs of two strategies and two seeds."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config()
+    config["model"]["init_args"]["backbone"].pop("weights")  # one backbone for all seeds
+    write_config(folder / "tiny.yaml", config)
+    for strategy in ("LinearProbe", "LoRA"):
+        for seed in ("0", "1"):
+            said = kora(
+                folder, "fit", "--config", "tiny.yaml", "--seed_everything", seed,
+                "--model.adapter", strategy, "--wandb.mode", "offline",
+            )  # fmt: skip
+            assert said.returncode == 0, said.stderr
+    return folder
+
+
+def kora(
+    folder: Path, *args: str, server: Any = None, key: str = KEY, python: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
+    environment = {**clean, "HOME": str(folder), "COLUMNS": "220"}
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")
+    if server is not None:
+        environment |= {"WANDB_BASE_URL": server.url}
+        environment |= {"WANDB_API_KEY": key} if key else {}
+    return subprocess.run(
+        [sys.executable, *python, "-m", "kora", *args], cwd=folder, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def put(server: Any, folder: Path) -> list[Path]:
+    """Every offline run below a folder into the project, as `wandb sync` would."""
+    found = sorted(folder.glob("runs/*/*/*/version_*"))
+    for run in found:
+        wandb_folder = offline_folder(run)
+        identity = wandb_folder.name.rpartition("-")[2]
+        server.runs.append(node(identity, config_of(wandb_folder)))
+        server.folders[identity] = wandb_folder / "files"
+    return found
+
+
+def lines(text: str) -> list[str]:
+    """What was printed, without the paths, in which alone the two may differ."""
+    return [line for line in text.splitlines() if "wrote " not in line]
+
+
+@pytest.mark.slow
+def test_the_tables_are_those_of_the_run_folders(
+    trained: Path, server: Any, tmp_path: Path
+) -> None:
+    put(server, trained)
+    here = kora(trained, "compare", "runs", "--out", str(tmp_path / "here"))
+    there = kora(
+        trained, "compare", "--wandb", "me/kora", "--out", str(tmp_path / "there"), server=server
+    )
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert lines(there.stdout) == lines(here.stdout)
+    assert "LoRA" in there.stdout
+    assert "p: two-sided" in there.stdout  # so the outcomes of the images were read
+    tables = []
+    for place in ("here", "there"):
+        file = tmp_path / place / "compare.csv"
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        tables.append([{k: v for k, v in row.items() if k != "runs"} for row in rows])
+    assert tables[0] == tables[1]
+    both = kora(trained, "compare", "runs", "--wandb", "me/kora", server=server)
+    assert lines(both.stdout) == lines(here.stdout)  # what is here and there counts once
+    (page,) = (tmp_path / "there").glob("*.html")
+    assert "val/accuracy" in page.read_text()  # learning curves
+    assert server.asked.count("Runs") == 2 * 2  # four runs in pages of three
+    assert server.asked.count("RunFiles") == 4
+
+
+@pytest.mark.slow
+def test_runs_are_fetched_and_compared_without_loading_torch(trained: Path, server: Any) -> None:
+    put(server, trained)
+    done = kora(
+        trained, "compare", "--wandb", "me/kora", server=server, python=("-X", "importtime")
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "wandb" in loaded
+    assert not loaded & {"torch", "lightning", "timm"}
+
+
+@pytest.mark.slow
+def test_files_are_fetched_once(trained: Path, server: Any, tmp_path: Path) -> None:
+    put(server, trained)
+    for _ in range(2):
+        done = kora(trained, "compare", "--wandb", "me/kora/tiny", server=server)
+        assert done.returncode == 0, done.stderr
+    assert server.asked.count("RunFiles") <= 4
+    assert server.asked.count("Runs") == 4
+
+
+@pytest.mark.slow
+def test_runs_without_a_record_are_named_and_the_rest_compared(
+    trained: Path, server: Any, tmp_path: Path
+) -> None:
+    put(server, trained)
+    server.runs += [node(f"old{k}", {"experiment": "tiny"}) for k in range(5)]
+    server.runs += [node("now", {"experiment": "tiny", RESULTS_KEY: "{}"}, "running")]
+    server.runs += [node("cut", {"experiment": "tiny", RESULTS_KEY: '{"schema": 1, "exp'})]
+    server.runs += [node("new", {"experiment": "tiny", RESULTS_KEY: '{"schema": 99}'})]
+    server.folders |= {"cut": tmp_path, "new": tmp_path}
+    done = kora(trained, "compare", "--wandb", "me/kora", server=server)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "old0 (run old0), old1 (run old1), old2 (run old2) and 2 more: each has no" in said
+    assert "now (run now) is running, not finished; left out." in said
+    assert re.search(r"cut/results.json: damaged", said)
+    assert re.search(r"new/results.json: schema version is 99", said)
+    assert "2 seeds" in said or "LoRA" in said
+
+
+@pytest.mark.slow
+def test_files_that_are_gone_leave_the_tables(trained: Path, server: Any, tmp_path: Path) -> None:
+    put(server, trained)
+    server.without_files = True
+    (tmp_path / "cache").mkdir()
+    done = kora(tmp_path, "compare", "--wandb", "me/kora", server=server)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "could not be fetched" in said
+    assert "LinearProbe" in said
+    assert "p: two-sided" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--wandb", "kora"), 2, "expected ENTITY/PROJECT"),
+        (("--wandb", "me/other"), 2, "Could not find project"),
+        (("--wandb", "me/kora/nothing"), 2, "there is no run to compare"),
+        ((), 2, "name runs, or a project with --wandb"),
+    ],
+)
+def test_a_wrong_address_is_told_in_words(
+    tmp_path: Path, server: Any, args: tuple[str, ...], code: int, says: str
+) -> None:
+    server.runs.append(node("old", {"experiment": "tiny"}))
+    done = kora(tmp_path, "compare", *args, server=server)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_without_login_or_server_nobody_waits(tmp_path: Path, server: Any) -> None:
+    done = kora(tmp_path, "compare", "--wandb", "me/kora", server=server, key="")
+    assert (done.returncode, server.asked) == (2, [])
+    assert "wandb login" in done.stderr
+    nobody = SimpleNamespace(url="http://127.0.0.1:9")
+    done = kora(tmp_path, "compare", "--wandb", "me/kora", server=nobody)
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr

@@ -1,0 +1,122 @@
+"""Every notebook runs from start to end, and is committed without what a run left in it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from tests.support.cli import REPOSITORY
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+#: What the cells of each must have printed; patterns.
+CLAIMS = {
+    "01_quickstart": ("test/accuracy", "moved by training: True"),
+    "02_compare_adapters": (
+        r"KoRA-side +3 +\d\d\.\d\d % +± \d",  # mean and interval over seeds
+        r"KoRA +[+−]\d\.\d\d ± .*\[[+−]\d\.\d\d, [+−]\d\.\d\d\] .*\d\.\d{3}",
+        r"points on 3 seeds; bootstrap .* on 1,200 images; p .*, Holm ",
+        r"LoRA .* p 7e-05, .*\n +zero is outside of the t-interval: False",  # the text says so
+        r"\| LinearProbe \| 3 \|",  # against another reference, as Markdown
+        r"compare\.html",
+        r"different orders of three seeds: 3",
+        r"One seed only: .* There is no interval",
+        r"protocol\.style: 'paint' in .*; 'night' in .* and 14 more",
+        r"left out, unlike the other 15 runs",
+        r"These runs cannot be compared",
+    ),
+    "03_what_kora_composes": (
+        r"KoRA: (?:1\d|2[0-3]) of 24 nodes contribute less than a millionth",
+        r"KoRA-side: the gradient at step 1 is 0 at every node: True",
+        r"last: \d\.\de-\d\d at the last node, \d\.\de-[23]\d at the first",
+        r"KoRA: 0 of 24 nodes have no singular value",
+        r"KoRA-side: (?:1\d|2[0-3]) of 24 nodes have no singular value",
+        r"KoRA-side: exactly the frozen backbone's: embedding, block 0, .*, block 5\n",
+        r"\nLoRA: exactly the frozen backbone's: embedding\n",
+        r"KoRA-side minus frozen backbone: (?:0\.0e\+00|\d\.\de-1\d) at most",
+    ),
+    "04_why_the_chain_forgets": (
+        r"Sequential, d_comp 4: a stage divides the gradient by 1\d\.\d\d",
+        r"Sequential, d_comp 64: a stage divides the gradient by (?:9|1\d)\.\d\d",
+        r"ResidualSequential, d_comp 4: a stage divides the gradient by 1\.00",
+        r"KoRA-side: at the last step the first node gets \de-2\d of the last",
+        r"KoRA-refined-pooled: at the last step the first node gets 1e\+00 of the last",
+        r"KoRA-side: (?:1\d|2[0-3]) of 24 nodes contribute less than a millionth",
+        r"KoRA-refined-pooled: 0 of 24 nodes contribute less than a millionth",
+        r"(KoRA-side +\d +\d\d\.\d % +0\.0 %.*\n){3}",  # silence changes no prediction
+        r"KoRA-refined-pooled +3 +\d\d\.\d\d % +± \d",
+    ),
+}  # fmt: skip
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts the kernel with this Python, whatever kernels the machine has."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="this", language="python")
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def run(path: Path, folder: Path) -> str:
+    """Run a notebook in a folder; all that its cells printed."""
+    notebook = read(path)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_manager_class=ThisInterpreter,
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    client.execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return "".join(out.get("text", "") for out in outputs)
+
+
+def files(folder: Path) -> set[Path]:
+    """What git would call new in a folder of the repository, or in the saved runs."""
+    saved = (REPOSITORY / "notebooks/runs").rglob("*")
+    return {path for path in (*folder.iterdir(), *saved) if path.name != "__pycache__"}
+
+
+def test_every_notebook_has_claims() -> None:
+    assert [path.stem for path in NOTEBOOKS] == list(CLAIMS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_valid_and_committed_without_outputs_and_machine_paths(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not re.search(r"(?<![\w.])/(?:home|Users|root|tmp|mnt|work)\b", path.read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_in_its_folder_and_leaves_nothing_there(path: Path) -> None:
+    before = files(path.parent) | files(REPOSITORY)
+    printed = run(path, path.parent)
+    assert files(path.parent) | files(REPOSITORY) == before
+    for claim in CLAIMS[path.stem]:
+        assert re.search(claim, printed), f"{claim}\n{printed}"
+
+
+@pytest.mark.slow
+def test_the_quickstart_finds_the_configs_from_the_repository_too(tmp_path: Path) -> None:
+    notebook = read(REPOSITORY / "notebooks/01_quickstart.ipynb")
+    # Its first cells, up to the first command, which looks for nothing but the configs.
+    commands = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("kora(")]
+    notebook.cells = notebook.cells[: commands[0] + 1]
+    short = tmp_path / "short.ipynb"
+    nbformat.write(notebook, short)
+    assert "configs/quickstart.yaml" in run(short, REPOSITORY)

@@ -1,0 +1,69 @@
+"""Whether a `kora ...` command that a text shows is one that the command line would take."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from kora.cli.main import main
+from kora.training.lightning_cli import KoraCLI, parse
+
+__all__ = ["assert_accepted", "kora_commands", "parsed"]
+
+_LIGHTNING = ("fit", "validate", "test", "predict")
+
+
+def kora_commands(text: str) -> list[str]:
+    """The lines of a shell text that call kora, without variables set before it and comments."""
+    commands = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:
+            words.pop(0)
+        if words and words[0] == "kora":
+            commands.append(shlex.join(words))
+    return commands
+
+
+def parsed(*args: str) -> KoraCLI:
+    """What `kora.training.lightning_cli.parse` makes of these, once: it takes its time."""
+    return _parsed(Path.cwd(), *args)
+
+
+@cache
+def _parsed(folder: Path, *args: str) -> KoraCLI:
+    return parse(args)
+
+
+def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Parse a command with the real parsers: its configs exist and its options are known."""
+    name, *args = shlex.split(command)[1:]
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    code: int | str | None = 0
+    try:
+        if name in _LIGHTNING and "--images" not in args:
+            parsed(name, *args)
+        elif name in ("params", "data") and "--match" not in args:
+            parsed("fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare")))
+        elif name in ("grid", "tune"):
+            main([name, *args, "--dry_run"])
+        else:
+            # These load nothing big before they know that they like their options.
+            main([name, *args])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        if seed is None:
+            os.environ.pop("PL_GLOBAL_SEED", None)
+        else:
+            os.environ["PL_GLOBAL_SEED"] = seed
+    err = capfd.readouterr().err
+    # These rightly miss runs that nobody has trained here.
+    reads_runs = ("cka", "compare", "export", "inspect", "paper", "predict")
+    found = name == "grid" and any(arg.startswith("runs/tune_") for arg in args)  # by kora tune
+    missing = (name in reads_runs or found) and "usage:" not in err
+    assert not code or missing, f"{command}\n{err}"

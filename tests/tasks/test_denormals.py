@@ -1,0 +1,89 @@
+"""Claims about the smallest numbers during a fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.measuring import in_turn
+from kora.tasks.denormals import are_flushed
+from tests.tasks.test_base import Colours, trainer, unbuilt
+
+
+class Probe(Callback):
+    """Looks in each step, and may stop the fit with an error."""
+
+    def __init__(self, error: bool = False) -> None:
+        self.seen: list[bool] = []
+        self.error = error
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self.seen.append(are_flushed())
+        if self.error:
+            raise RuntimeError("stop")
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot do it")
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_they_are_zero_within_a_fit_and_as_before_behind_it(before: bool, tmp_path: Path) -> None:
+    torch.set_flush_denormal(before)
+    probe = Probe()
+    fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[probe])
+    fit.fit(unbuilt(), datamodule=Colours())
+    assert probe.seen == [True] * 3
+    assert are_flushed() == before
+
+
+def test_they_are_as_before_behind_an_error(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[Probe(error=True)])
+    with pytest.raises(RuntimeError, match="stop"):
+        fit.fit(unbuilt(), datamodule=Colours())
+    assert not are_flushed()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_error_outside_of_a_fit_changes_nothing(before: bool, tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_test_start(self, *args: Any) -> None:
+            raise RuntimeError("stop")
+
+    torch.set_flush_denormal(before)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(tmp_path, callbacks=[Fails()]).test(unbuilt(), datamodule=Colours(), verbose=False)
+    assert are_flushed() == before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_they_are_zero_while_a_benchmark_measures_and_as_before_behind_it(before: bool) -> None:
+    torch.set_flush_denormal(before)
+    seen: list[bool] = []
+    in_turn({"probe": lambda: seen.append(are_flushed())}, 1, torch.device("cpu"))
+    assert seen == [True] * 2
+    assert are_flushed() == before
+
+
+def test_numpy_does_not_warn_of_them(tmp_path: Path) -> None:
+    class Asks(Callback):
+        def on_train_start(self, *args: Any) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for kind in (np.float32, np.float64):
+                    np.finfo(kind)
+
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False, callbacks=[Asks()])
+    fit.fit(unbuilt(), datamodule=Colours())

@@ -1,0 +1,152 @@
+"""Two-stage transfer: the source stage is trained first, once, and its adapter carried over."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.support.cli import kora, results, tiny_config, write_config
+
+Capture = pytest.CaptureFixture[str]
+SOURCE = "runs/source/LoRA/seed0"
+
+
+@pytest.fixture
+def transfer(here: Path) -> Path:
+    """source.yaml (style paint) and target.yaml (style night)."""
+    source = tiny_config(experiment="source")
+    source["data"]["init_args"]["style"] = "paint"
+    write_config(here / "source.yaml", source)
+    target = tiny_config(experiment="target", source="source.yaml")
+    target["data"]["init_args"]["style"] = "night"
+    return write_config(here / "target.yaml", target)
+
+
+def adapter(run: Path) -> dict[str, Any]:
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def test_the_source_stage_runs_first_and_is_used_again(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    first = kora(capfd, "fit", "--config", transfer)
+    assert first.code == 0, first.err
+    assert "trained first" in first.out
+    record = results(here / "runs/target/LoRA/seed0/version_0")
+    assert record["source"]["folder"] == f"{SOURCE}/version_0/adapter"
+    assert record["source"]["experiment"] == "source"
+
+    second = kora(capfd, "fit", "--config", transfer)
+    assert "used again" in second.out
+    assert [p.name for p in sorted((here / SOURCE).iterdir())] == ["version_0"]
+    again = results(here / "runs/target/LoRA/seed0/version_1")
+    assert again["metrics"] == record["metrics"]
+
+    changed = kora(capfd, "fit", "--config", transfer, "--model.adapter.rank", "1")
+    assert changed.code == 0, changed.err
+    assert "trained first" in changed.out, "an adapter of another rank does not fit"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_source_that_names_its_normalisation_keeps_it(
+    named: bool, transfer: Path, capfd: Capture
+) -> None:
+    here = transfer.parent
+    cifar = {"mean": [0.507, 0.487, 0.441], "std": [0.268, 0.257, 0.276]}
+    if named:
+        source = yaml.safe_load((here / "source.yaml").read_text())
+        source["model"]["init_args"]["backbone"] |= cifar
+        write_config(here / "source.yaml", source)
+    own = ("--model.backbone.mean", "[0.485, 0.456, 0.406]")
+    own += ("--model.backbone.std", "[0.229, 0.224, 0.225]")
+    done = kora(capfd, "fit", "--config", transfer, *own)
+    assert done.code == 0, done.err
+    target = results(here / "runs/target/LoRA/seed0/version_0")["backbone"]
+    first = results(here / SOURCE / "version_0")["backbone"]
+    assert target["mean"] == [0.485, 0.456, 0.406]
+    assert first["mean"] == (cifar["mean"] if named else target["mean"])
+    assert first["sha256"] == target["sha256"]
+    again = kora(capfd, "fit", "--config", transfer, *own)
+    assert "used again" in again.out
+
+
+def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    args = ("--model.adapter_trainable", "false")
+    assert kora(capfd, "fit", "--config", transfer, *args).code == 0
+    source, target = (
+        adapter(here / SOURCE / "version_0"),
+        adapter(here / "runs/target/LoRA/seed0/version_0"),
+    )
+    for key, tensor in source.items():
+        assert torch.equal(tensor, target[key]) == key.startswith("adapter."), key
+    parameters = results(here / "runs/target/LoRA/seed0/version_0")["parameters"]
+    assert parameters["trainable"] == parameters["head"]
+
+
+@pytest.mark.parametrize("second", ["source.yaml", "target.yaml"])
+def test_a_source_that_needs_itself_is_refused(transfer: Path, capfd: Capture, second: str) -> None:
+    source = transfer.parent / "source.yaml"
+    write_config(source, {**yaml.safe_load(source.read_text()), "source": second})
+    outcome = kora(capfd, "fit", "--config", "target.yaml")
+    assert outcome.code == 1
+    assert "yaml needs itself, by way of its own source" in outcome.err
+
+
+def test_a_resume_needs_the_source_stage_no_more(transfer: Path, capfd: Capture) -> None:
+    adam = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0.001")
+    assert kora(capfd, "fit", "--config", transfer, *adam).code == 0
+    run = transfer.parent / "runs/target/LoRA/seed0/version_0"
+    shutil.rmtree(transfer.parent / "runs/source")
+    args = ("--config", run / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    outcome = kora(capfd, "fit", *args, "--model.optimizer.lr", "0.0003")
+    assert outcome.code == 0, outcome.err
+    assert not (transfer.parent / "runs/source").exists()
+    went_on = results(run.with_name("version_1"))
+    assert went_on["source"] == results(run)["source"]
+    assert went_on["source"]["folder"] == f"{SOURCE}/version_0/adapter"
+
+
+def test_a_trainable_adapter_moves_on_from_the_source(transfer: Path, capfd: Capture) -> None:
+    here = transfer.parent
+    assert kora(capfd, "fit", "--config", transfer).code == 0
+    source = adapter(here / SOURCE / "version_0")
+    target = adapter(here / "runs/target/LoRA/seed0/version_0")
+    keys = [key for key in source if key.startswith("adapter.")]
+    assert keys
+    assert not any(torch.equal(source[key], target[key]) for key in keys)
+
+
+def test_a_linear_probe_needs_no_source_stage(transfer: Path, capfd: Capture) -> None:
+    outcome = kora(capfd, "fit", "--config", transfer, "--model.adapter", "LinearProbe")
+    assert outcome.code == 0, outcome.err
+    assert "no source stage" in outcome.out
+    assert not (transfer.parent / "runs/source").exists()
+
+
+def test_a_failing_source_stage_stops_the_job_with_its_name(here: Path, capfd: Capture) -> None:
+    source = tiny_config(experiment="source")
+    source["data"]["init_args"]["subset"] = {"fraction": 0.1, "how": "first"}
+    write_config(here / "source.yaml", source)
+    write_config(here / "target.yaml", tiny_config(source="source.yaml"))
+    outcome = kora(capfd, "fit", "--config", "target.yaml")
+    assert outcome.code == 1
+    assert "source stage failed" in outcome.err
+    assert "kora fit --config source.yaml" in outcome.err
+    assert not list(here.rglob("results.json"))
+    assert not list(here.rglob(".source_*"))
+
+
+def test_an_adapter_of_another_backbone_is_refused(transfer: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", "source.yaml").code == 0
+    outcome = kora(
+        capfd, "fit", "--config", "tiny.yaml", "--seed_everything", "1",
+        "--model.adapter_from", f"{SOURCE}/version_0/adapter",
+    )  # fmt: skip
+    assert outcome.code == 2  # seed 1 makes other random weights
+    assert "was trained on" in outcome.err
