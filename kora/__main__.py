@@ -1,6 +1,6 @@
 """`python -m kora` is the same as `kora`."""
 
-from kora.cli.main import main
+from kora.cli import main
 from kora.runs.parent_death import tie_to_parent
 
 if __name__ == "__main__":

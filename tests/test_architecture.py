@@ -134,7 +134,7 @@ def test_a_file_says_what_it_is_and_what_it_gives(path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]], ids=lambda a: a[0])
 def test_the_quick_commands_do_not_import_torch_and_answer_soon(arguments: list[str]) -> None:
     code = (
-        "import sys; from kora.cli.main import main; main(sys.argv[1:]); "
+        "import sys; from kora.cli import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'timm', 'lightning', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     seconds = []

@@ -28,7 +28,7 @@ from kora.adapters import LoRA
 from kora.adapters.checkpoint_files import read_checkpoint
 from kora.adapters.folder import read_adapter_config, read_adapter_tensors
 from kora.backbone.weights import load_file_exactly
-from kora.cli.main import _told
+from kora.cli.dispatch import _told
 from kora.loggers.wandb_run import keep_run_id, wandb_run_id
 from kora.runs.outcomes import read_outcomes, write_outcomes
 from tests.adapters.test_checkpoint_files import save

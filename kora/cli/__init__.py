@@ -1,1 +1,5 @@
 """The command line: the first word, help and lists without torch, and small commands."""
+
+from kora.cli.dispatch import main
+
+__all__ = ["main"]

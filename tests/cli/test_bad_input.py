@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kora.cli import main as cli
+from kora.cli import dispatch as cli
 from tests.support.cli import Outcome, kora, tiny_config, write_config
 from tests.support.data_factory import write_class_folders, write_tiny_imagenet_zip, write_zip
 

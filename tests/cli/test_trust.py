@@ -38,7 +38,7 @@ _CALL = {"class_path": "os.system", "init_args": {"command": "touch PWNED"}}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `vit_nano` on weights that every machine has."""
-    from kora.cli.main import main
+    from kora.cli import main
 
     folder = tmp_path_factory.mktemp("trained")
     config = tiny_config(runs_dir=str(folder / "runs"))

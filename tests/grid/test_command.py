@@ -89,7 +89,7 @@ def test_finished_runs_are_known_by_their_config(here: Path, capfd: Capture) -> 
 
 def test_a_grid_reads_numbers_as_the_runs_do() -> None:
     code = (
-        "import kora.cli.main; kora.cli.main._as_fit_reads(); import kora.grid.command; "
+        "import kora.cli.dispatch; kora.cli.dispatch._as_fit_reads(); import kora.grid.command; "
         "from kora.training.lightning_cli import parse; "
         "c = parse(['fit', '--config', 'configs/quickstart.yaml', "
         "'--trainer.limit_train_batches=8']).resolved(); "

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kora.analysis.one_class import f1_of_one_class
-from kora.cli.main import main
+from kora.cli import main
 from tests.support.cli import REPOSITORY, Outcome, kora, results
 from tests.support.data_factory import write_cifar_archive, write_tiny_imagenet_zip
 

@@ -28,7 +28,7 @@ _HOSTILE = (
     "torchmetrics.functional.image.lpips._LPIPS",
     "torch.nn.Linear",
     "builtins.eval",
-    "kora.cli.main.main",
+    "kora.cli.dispatch.main",
     "kora.__main__.main",
     "jsonargparse.set_parsing_settings",
     "tests.runs.test_trust.Mine",

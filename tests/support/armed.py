@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 import kora.training.lightning_cli  # noqa: F401  (once for all copies of this process)
-from kora.cli.main import main
+from kora.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kora.cli.main import main
+from kora.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 

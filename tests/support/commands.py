@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kora.cli.main import main
+from kora.cli import main
 from kora.training.lightning_cli import KoraCLI, parse
 
 __all__ = ["assert_accepted", "kora_commands", "parsed"]

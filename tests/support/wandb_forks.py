@@ -72,7 +72,7 @@ def run_forks(
 
 def _fit(run: Mapping[str, Any]) -> None:
     """What a process of its own would do; it ends as one, with all that runs at exit."""
-    from kora.cli.main import main
+    from kora.cli import main
 
     os.chdir(run["folder"])
     sys.path.insert(0, run["folder"])

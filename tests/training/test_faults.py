@@ -18,7 +18,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from kora.cli.main import main
+from kora.cli import main
 from tests.support.cli import Outcome, here, kora, tiny_config, write_config
 from tests.support.data_factory import write_tiny_imagenet_zip
 from tests.support.faults import Trap, flip, forbid_locks, small_disk, truncate

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
-from kora.cli.main import _told
+from kora.cli.dispatch import _told
 from tests.compare.test_comparison import FILES
 from tests.support.cli import REPOSITORY, kora, tiny_config, write_config
 
