@@ -25,7 +25,7 @@ import torch
 
 from kora.reports.canvas import BLUE, GREY, new_figure, save
 from kora.runs.durable import write_atomically
-from kora.tasks.denormals import flushed
+from kora.tasks.callbacks import flushed
 
 __all__ = [
     "add_options",

@@ -48,7 +48,7 @@ from benchmarks.measuring import (
 )
 from kora.adapters import KoRA, LoRA
 from kora.backbone.vit import Backbone
-from kora.tasks.denormals import FlushedDenormals
+from kora.tasks.callbacks import FlushedDenormals
 from kora.tasks.optim import fuse_on_cpu
 from kora.training.lightning_cli import KoraCLI
 from kora.training.progress import without_noise

@@ -97,7 +97,7 @@ def test_adapters_sites_and_heads_know_nothing_of_the_frame(library: str) -> Non
         "kora.backbone.sites",
         "kora.backbone.insertion_points",
         "kora.heads",
-        "kora.adapters.folder_io",
+        "kora.adapters.folder",
         "kora.tasks.optim",
     )
     assert [m for m in who_imports(library) if any(below(m, part) for part in parts)] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from kora.adapters.folder_io import ADAPTER_WEIGHTS
+from kora.adapters.folder import ADAPTER_WEIGHTS
 from kora.backbone.nano import WEIGHTS
 from kora.runs.durable import write_atomically
 from kora.runs.results import find_runs, read_results

@@ -1,7 +1,7 @@
 """What a strategy reads of the frozen backbone, computed once and kept for every later epoch.
 
 For strategies that never change the backbone (`Strategy.frozen_key`), on images that are the same
-in every epoch. Each split has a table (kora/feature_cache/row_table.py) under a name that is a
+in every epoch. Each split has a table (kora/feature_cache/table.py) under a name that is a
 SHA-256 of all that its numbers depend on, so all runs of the same backbone, data and sites share
 it, also at once.
 
@@ -28,9 +28,16 @@ from datamodules.relay import Relay
 from kora.backbone.frozen_inputs import Inputs
 from kora.console.say import say
 from kora.feature_cache.computed_inputs import ComputedInputs
-from kora.feature_cache.row_layout import Layout
-from kora.feature_cache.row_table import Table, UnwritableError, alone, fill, open_table, rows_done
 from kora.feature_cache.rules import cache_folder, identity, is_all, pays, why_not
+from kora.feature_cache.table import (
+    Layout,
+    Table,
+    UnwritableError,
+    alone,
+    fill,
+    open_table,
+    rows_done,
+)
 from kora.runs.durable import DamagedFileError
 
 __all__ = ["KEPT", "CacheOption", "FeatureCache", "FilledSplit", "Kind"]

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading import begin_worker
 from kora.backbone.frozen_inputs import is_read
-from kora.feature_cache.row_layout import Layout
-from kora.feature_cache.row_table import Table
 from kora.feature_cache.rules import head_reads
+from kora.feature_cache.table import Layout, Table
 
 __all__ = ["ComputedInputs"]
 

@@ -23,8 +23,8 @@ from kora.adapters.folder import expand
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
-from kora.inspect.figures_cka import cka_map
-from kora.inspect.run_data import has_changed, run_datamodule, shuffled_batches, test_loader
+from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
+from kora.inspect.figures import cka_map
 from kora.runs.durable import write_atomically
 from kora.runs.results import RESULTS_NAME, RunResult, read_results
 from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device

@@ -16,6 +16,7 @@ from kora.adapters import KoRA, describe
 from kora.adapters.folder import expand
 from kora.analysis.quantity import Place, Quantity, Spectrum
 from kora.export.predict import positive
+from kora.inspect.data import image_batches, run_data, spread, training_batch
 from kora.inspect.figures import place_maps, spectrum_maps
 from kora.inspect.readings import (
     ReadOut,
@@ -25,7 +26,6 @@ from kora.inspect.readings import (
     read_out,
     require_readable,
 )
-from kora.inspect.run_images import image_batches, run_data, spread, training_batch
 from kora.runs.durable import write_atomically
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients

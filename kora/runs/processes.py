@@ -17,9 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from kora.runs.parent_death import TETHER
 
-__all__ = ["Stop", "run_child"]
+
+import ctypes
+import os
+import signal
+import sys
+
+__all__ = ['Stop', 'TETHER', 'run_child', 'tie_to_parent']
 
 _LOOK_S = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -110,3 +115,19 @@ def run_child(
         if process.poll() is None:  # an error or Ctrl-C here
             process.terminate()
             process.wait()
+
+
+#: Names the process that this one is not to outlive.
+TETHER = "KORA_TETHER"
+
+_SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def tie_to_parent() -> None:
+    """Where the environment asks for it, get SIGTERM when the parent dies. Only on Linux."""
+    parent = os.environ.pop(TETHER, None)  # not for those that this process starts
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_SET_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before
+        sys.exit(128 + signal.SIGTERM)

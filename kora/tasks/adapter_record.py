@@ -1,6 +1,6 @@
 """What an adapter folder says beyond its strategy: task, head, preprocessing, source of weights.
 
-`kora/adapters/folder_io.py` writes strategy and backbone; with what stands here,
+`kora/adapters/folder.py` writes strategy and backbone; with what stands here,
 `kora/tasks/load.py` builds the whole model again without the config of the run.
 """
 

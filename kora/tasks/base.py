@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kora import __version__
 from kora.adapters import LinearProbe, Strategy, describe
 from kora.adapters.checkpoint_files import require_record
-from kora.adapters.folder_io import check_keys, check_same_adapter, load_adapter, recall_adapter
+from kora.adapters.folder import check_keys, check_same_adapter, load_adapter, recall_adapter
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.vit import Backbone, Features
 from kora.feature_cache.cache import KEPT, CacheOption, FeatureCache, Kind

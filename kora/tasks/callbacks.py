@@ -2,11 +2,140 @@
 
 from __future__ import annotations
 
-from kora.tasks.denormals import FlushedDenormals
-from kora.tasks.feature_cache_callback import KeptInputs
-from kora.tasks.merging import MergedEvaluation
-from kora.tasks.slow_bfloat16 import SlowBfloat16
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-__all__ = ["TASK_CALLBACKS"]
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from kora.console.say import say
+from kora.tasks.merging import MergedEvaluation
+
+__all__ = [
+    "TASK_CALLBACKS",
+    "FlushedDenormals",
+    "KeptInputs",
+    "SlowBfloat16",
+    "are_flushed",
+    "flushed",
+    "time_over_float32",
+]
+
+
+class KeptInputs(Callback):
+    """Lets kept inputs stand in for the images of a fit, and gives the images back behind it.
+
+    Another task may read the same data next, and its loops would take these inputs for its own.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Fill the cache, or open it."""
+        pl_module.feature_cache.begin(pl_module, trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Give the images back."""
+        pl_module.feature_cache.end(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Give the images back."""
+        pl_module.feature_cache.end(trainer)
+
+
+def are_flushed() -> bool:
+    """Whether this thread takes such numbers for zero."""
+    return (torch.tensor([2e-38]) / 4).item() == 0
+
+
+@contextmanager
+def flushed(device: torch.device) -> Iterator[None]:
+    """They are zero within, for computations on a CPU and in this thread, and as before behind it.
+
+    Where the processor cannot do it, nothing changes.
+    """
+    before = are_flushed()
+    if device.type == "cpu":
+        for kind in (np.float32, np.float64):
+            np.finfo(kind)  # asks for the smallest number once, and warns if that is zero
+        torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+class FlushedDenormals(Callback):
+    """For the time of a fit; outside of it all is as it was, as others may ask for the smallest."""
+
+    def __init__(self) -> None:
+        self._within = ExitStack()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Begin."""
+        self._within.enter_context(flushed(trainer.strategy.root_device))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Leave it as it was."""
+        self._within.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave it as it was, also where a test or a prediction fails."""
+        self._within.close()
+
+
+_PRECISIONS = ("bf16-mixed", "bf16-true")
+_SLOWER = 1.5  # times as long, before it is worth a word
+_FAR_SLOWER = 10.0  # before it is refused
+_TOKENS, _WIDTH, _HIDDEN, _ROUNDS = 256, 384, 768, 3  # about a hundredth of a second in all
+
+
+class SlowBfloat16(Callback):
+    """Measures one product in both types before work in 16 bits on a CPU."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse float16 where it is emulated.
+
+        Raises:
+            ValueError: It is.
+        """
+        if trainer.strategy.root_device.type != "cpu" or trainer.precision != "16-true":
+            return
+        ratio = time_over_float32(torch.float16)
+        if ratio > _FAR_SLOWER:
+            raise ValueError(
+                f"trainer.precision={trainer.precision} on a CPU: a product takes this processor "
+                f"{ratio:.0f} times as long in float16 as in float32. Use 32-true, or bf16-mixed."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Say how much slower bfloat16 is, where it is."""
+        if trainer.strategy.root_device.type != "cpu" or trainer.precision not in _PRECISIONS:
+            return
+        ratio = time_over_float32(torch.bfloat16)
+        if ratio > _SLOWER:
+            say(
+                f"a product takes this processor {ratio:.1f} times as long in bfloat16 as in "
+                "float32: --trainer.precision 32-true will be faster."
+            )
+
+
+def time_over_float32(dtype: torch.dtype) -> float:
+    """Time of a matrix product in a type over that in float32, the best of three rounds each."""
+    left = torch.full((_TOKENS, _WIDTH), 0.5)
+    right = torch.full((_WIDTH, _HIDDEN), 0.5)
+    low = (left.to(dtype), right.to(dtype))
+    pairs = [(_seconds(*low), _seconds(left, right)) for _ in range(_ROUNDS + 1)][1:]
+    return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)
+
+
+def _seconds(left: Tensor, right: Tensor) -> float:
+    began = time.perf_counter()
+    torch.mm(left, right)
+    return time.perf_counter() - began
+
 
 TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FlushedDenormals, SlowBfloat16)

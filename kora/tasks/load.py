@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kora.adapters import FullFineTune, Strategy
-from kora.adapters import folder_io as checkpoints
+from kora.adapters import folder as checkpoints
 from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -26,12 +26,12 @@ from kora.adapters.folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from kora.backbone.image_files import image_files
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
 from kora.runs.trust import build, build_arguments
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from kora.tasks.adapter_record import preprocessing, recipe_of
+from kora.tasks.image_files import image_files
 
 __all__ = [
     "AdaptedModel",

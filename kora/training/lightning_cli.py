@@ -23,13 +23,18 @@ from kora.loggers.throughput import Throughput
 from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
-from kora.training.checkpoint_io import CheckpointGuard, usable_checkpoint, with_checked_io
+from kora.training.checkpoints import (
+    CheckpointGuard,
+    best_and_last,
+    load_best,
+    usable_checkpoint,
+    with_checked_io,
+)
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
-from kora.training.outcome_record import OutcomeRecord
 from kora.training.parser import KoraParser
 from kora.training.progress import ProgressBar, without_noise
-from kora.training.record import RunRecord
+from kora.training.record import OutcomeRecord, RunRecord
 from kora.training.resume import (
     after_interruption,
     checkpoint_to_resume,
@@ -38,11 +43,9 @@ from kora.training.resume import (
     take_over,
     typed_options,
 )
-from kora.training.run_checkpoints import best_and_last, load_best
 from kora.training.run_options import add_run_options, require_below, require_something_to_do
-from kora.training.stages import SourceStages
-from kora.training.training_state import TrainingState
-from kora.training.transfer import plain
+from kora.training.stages import SourceStages, plain
+from kora.training.state import TrainingState
 
 __all__ = ["KoraCLI", "parse", "run_lightning"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from kora.adapters import describe
-from kora.adapters.folder_io import save_adapter
+from kora.adapters.folder import save_adapter
 from kora.export.model_card import write_card
 from kora.loggers.throughput import images_in
 from kora.loggers.wandb_record import end_wandb
@@ -24,16 +26,17 @@ from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
 from kora.reports.curves import CURVES
-from kora.reports.memory import peak_memory_mib
 from kora.reports.parameters import ParameterReport, parameter_report
 from kora.reports.summary import summary_table
 from kora.runs.durable import write_atomically
+from kora.runs.outcomes import collect, write_outcomes
 from kora.runs.results import RunResult, write_results
 from kora.runs.search import config_hash, without_cache
 from kora.tasks import AdapterTask
 from kora.tasks.adapter_record import task_record
+from kora.tasks.ranks import in_one_list
 
-__all__ = ["RunRecord"]
+__all__ = ["OutcomeRecord", "RunRecord", "peak_memory_mib"]
 
 #: A path is no markup, and is not cut into lines.
 _AS_IT_IS: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
@@ -321,3 +324,31 @@ def _has_curves(metrics_csv: Path) -> bool:
     with metrics_csv.open(encoding="utf-8") as file:
         logged = file.readline().strip().split(",")
     return any(f"{stage}/{name}" in logged for stage in ("train", "val") for name in CURVES)
+
+
+class OutcomeRecord(Callback):
+    """Writes `test_outcomes.safetensors` at the end of a test, on the first rank.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """On every rank: it collects from all of them."""
+        assert isinstance(pl_module, AdapterTask)
+        batches = in_one_list([{k: v.cpu() for k, v in b.items()} for b in pl_module.tested])
+        pl_module.tested = []
+        found = collect([{k: v.numpy() for k, v in batch.items()} for batch in batches])
+        if found is not None and trainer.is_global_zero:
+            write_outcomes(self.folder, found)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU where one is used, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)

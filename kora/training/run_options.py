@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.loggers.run_folder import Wandb
-from kora.training.run_checkpoints import Saving
+from kora.training.checkpoints import Saving
 
 __all__ = ["add_run_options", "require_below", "require_something_to_do"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,25 @@ from typing import Any
 import yaml
 
 from kora.adapters.checkpoint_files import read_checkpoint, require_record
-from kora.adapters.folder_io import ADAPTER_CONFIG, read_adapter_config
+from kora.adapters.folder import ADAPTER_CONFIG, read_adapter_config
 from kora.console.say import say
+from kora.loggers.wandb_run import SWEEP_VARIABLES
 from kora.runs.config_lock import alone_with
+from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
+from kora.runs.yaml_files import read_yaml
 from kora.tasks import AdapterTask
 from kora.training.run_options import require_below
-from kora.training.source_normalisation import keep_normalisation
-from kora.training.transfer import plain, require_end, source_overrides, train_source
 
-__all__ = ["SourceStage", "SourceStages"]
+__all__ = [
+    "SourceStage",
+    "SourceStages",
+    "keep_normalisation",
+    "plain",
+    "require_end",
+    "source_overrides",
+    "train_source",
+]
 
 
 class SourceStage:
@@ -155,3 +167,114 @@ def _is_of(checkpoint: Path, sha256: str) -> bool:
     except (OSError, RuntimeError, ValueError):
         return False
     return bool(record["sha256"] == sha256)
+
+
+#: The source configs above this process, each of which the one before it needs.
+_ABOVE = "KORA_SOURCES_ABOVE"
+
+
+def plain(parser: Any, options: Any) -> dict[str, Any]:
+    """A resolved config in plain types."""
+    text = parser.dump(options, skip_unset=False, skip_validation=True)
+    config: dict[str, Any] = yaml.safe_load(text)
+    config.pop("config", None)
+    return config
+
+
+def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -> dict[str, Any]:
+    """What the source stage takes from the job: all but its data and schedule.
+
+    With `keep_adapter` not the adapter and its optimiser either.
+    """
+    trainer = config["trainer"]
+    taken = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
+    arguments = config["model"]["init_args"]
+    keys = ("backbone",) if keep_adapter else ("backbone", "adapter", "optimizer")
+    return {
+        **({"leave_out_test": True} if config.get("leave_out_test") else {}),
+        "seed_everything": config["seed_everything"],
+        "runs_dir": config["runs_dir"],
+        "wandb": {**config["wandb"], "job_type": "source"},
+        "trainer": {key: trainer[key] for key in taken},
+        "model": {"init_args": {key: arguments[key] for key in keys}},
+    }
+
+
+def require_end(source: str) -> None:
+    """Refuse a source stage that needs itself: this process would wait for its own parent.
+
+    Raises:
+        ValueError: It does.
+    """
+    if str(Path(source).resolve()) in _above():
+        raise ValueError(
+            f"source: {source} needs itself, by way of its own source. Name the config of a stage "
+            "that can be trained before this one."
+        )
+
+
+def _above() -> list[str]:
+    return os.environ.get(_ABOVE, "").splitlines()
+
+
+def train_source(
+    source: str, overrides: Mapping[str, Any], *, checkpoint: Path | None = None
+) -> None:
+    """Run the source config in a process of its own, so that nothing of it stays behind here.
+
+    When this process is told to stop, the source run stops with a checkpoint, and then this one.
+
+    Args:
+        source: Path of the config.
+        overrides: What wins over it.
+        checkpoint: Where to go on from; None begins a new run.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    runs = Path(overrides["runs_dir"])
+    runs.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".yaml", prefix=".source_", dir=runs)
+    goes_on = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yaml.safe_dump(dict(overrides), file)
+        # In a sweep, the source stage is not the run that the agent has started.
+        env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
+        env[_ABOVE] = "\n".join([*_above(), str(Path(source).resolve())])
+        args = ["fit", "--config", source, "--config", name, *goes_on]
+        with Stop.on_signals() as stop:
+            code = run_child(args, stop=stop, env=env)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    if stop.signal is not None:
+        say("stopped within the source stage; the same command goes on with it.")
+        sys.exit(stop.exit_code)
+    if code:
+        raise RuntimeError(
+            f"The source stage failed (exit code {code}); its message stands above. To run it by "
+            f"itself: kora fit --config {source}"
+        )
+
+
+_KEYS = ("mean", "std")
+
+
+def keep_normalisation(overrides: dict[str, Any], source: str) -> None:
+    """Take mean and std out of what a job puts over a source config that names its own.
+
+    The published notebook normalises each of its two data sets in another way.
+
+    Args:
+        overrides: Resolved `init_args` of the model, with `backbone`; changed in place.
+        source: Path of the source config.
+    """
+    named: Any = read_yaml(source)
+    for key in ("model", "init_args", "backbone"):
+        named = named.get(key) if isinstance(named, Mapping) else None
+    if not isinstance(named, Mapping):
+        return
+    named = named.get("init_args", named)
+    backbone = overrides["backbone"]
+    taken = {k: v for k, v in backbone["init_args"].items() if k not in _KEYS or k not in named}
+    overrides["backbone"] = {**backbone, "init_args": taken}

@@ -15,7 +15,7 @@ import torch
 
 from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint, require_record
 from kora.runs.durable import DamagedFileError
-from kora.training.checkpoint_io import CheckedCheckpointIO
+from kora.training.checkpoints import CheckedCheckpointIO
 from tests.support.faults import Trap, flip, truncate
 
 RECORD = {"backbone": "vit_nano", "sha256": "0" * 64, "adapter": {"class_path": "x"}}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import kora.adapters
 from kora.adapters import LoRA, Strategy, describe
-from kora.adapters.folder_io import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.adapters.folder import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.backbone.frozen_inputs import is_read
 from kora.tasks import ClassificationTask
 from tests.support.adapters import gradients, loss_of, rebuild

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kora.adapters import Strategy
-from kora.adapters.folder_io import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from kora.adapters.folder import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from kora.backbone.vit import Features
 from kora.tasks import ClassificationTask
 from tests.support.adapters import fitting, loss_of

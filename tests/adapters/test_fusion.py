@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankFusion
-from kora.adapters.folder_io import load_adapter, save_adapter
+from kora.adapters.folder import load_adapter, save_adapter
 from kora.adapters.fusion_layer import FusionLayer
 from kora.backbone.vit import Backbone
 from kora.reports.parameters import parameter_report

@@ -17,7 +17,7 @@ from kora.adapters import (
     Sum,
     TokenReadout,
 )
-from kora.adapters.folder_io import save_adapter
+from kora.adapters.folder import save_adapter
 from kora.backbone.vit import Features, Level
 from kora.heads import LinearHead
 from kora.tasks import ClassificationTask

@@ -14,7 +14,7 @@ from kora.compare.comparison import to_csv
 from kora.runs.config import with_defaults
 from kora.runs.results import Run, RunResult, write_results
 from kora.runs.search import config_hash
-from tests.training.test_transfer import CONFIG
+from tests.training.test_stages import CONFIG
 
 PROTOCOL = {
     "dataset": "Tiny",

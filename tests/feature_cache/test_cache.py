@@ -23,8 +23,8 @@ from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone
 from kora.feature_cache.cache import KEPT, FeatureCache
-from kora.feature_cache.row_table import UnwritableError
 from kora.feature_cache.rules import cache_folder
+from kora.feature_cache.table import UnwritableError
 from kora.heads import LinearDepth
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from tests.support.data_factory import write_class_folders

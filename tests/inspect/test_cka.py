@@ -19,7 +19,7 @@ from PIL import Image
 import kora as package
 from kora.backbone.layers import LayerReader
 from kora.cli import main
-from kora.inspect.run_data import run_datamodule
+from kora.inspect.data import run_datamodule
 from kora.tasks.load import load_backbone
 from tests.support.adapter_factory import tiny_in_file
 from tests.support.cli import Outcome, kora, tiny_config, write_config

@@ -20,7 +20,7 @@ from kora.runs.search import (
     last_checkpoint,
     run_folders,
 )
-from tests.training.test_transfer import CONFIG
+from tests.training.test_stages import CONFIG
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kora.adapters import Bottleneck, LoRA, Strategy
-from kora.adapters.folder_io import save_adapter
+from kora.adapters.folder import save_adapter
 from kora.backbone.vit import Backbone
 from tests.support.factory import built, kick
 from tests.support.families import tiny

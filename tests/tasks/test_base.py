@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
-from kora.adapters.folder_io import save_adapter
+from kora.adapters.folder import save_adapter
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
 from tests.support.factory import built, kick, nano

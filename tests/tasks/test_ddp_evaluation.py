@@ -19,7 +19,7 @@ from kora.adapters import LoRA
 from kora.heads import LinearDepth
 from kora.runs.outcomes import read_outcomes
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
-from kora.training.outcome_record import OutcomeRecord
+from kora.training.record import OutcomeRecord
 from tests.support.factory import nano
 from tests.support.two_ranks import QUIET, on_two_ranks
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datamodules import Synthetic
-from kora.inspect.run_images import image_batches, run_data, spread, training_batch
+from kora.inspect.data import image_batches, run_data, spread, training_batch
 from tests.support.cli import tiny_config, write_config
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kora.adapters import ClsReadout, FullFineTune, KoRA, LoRA, NodeForm, Strategy, Sum
-from kora.adapters.folder_io import (
+from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     load_adapter,

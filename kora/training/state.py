@@ -12,6 +12,7 @@ import copy
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _BaseProgress
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kora.console.say import say
 from kora.loggers.csv_log import count_rows
-from kora.training.loop_state import loop_state
+from kora.training.checkpoints import Saving, bring_home
 from kora.training.preemption import Preemption
 from kora.training.resume import how_to_go_on
 from kora.training.resume_changes import Settings, settings_of
-from kora.training.run_checkpoints import Saving, bring_home
 
-__all__ = ["TrainingState", "seed_batch"]
+__all__ = ["TrainingState", "loop_state", "seed_batch"]
 
 
 def seed_batch(seed: int, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
@@ -303,3 +305,24 @@ def _start_epoch_anew(trainer: Trainer) -> None:
 def _train_loaders(trainer: Trainer) -> list[Any]:
     combined = trainer.fit_loop._combined_loader
     return [] if combined is None else combined.flattened
+
+
+def loop_state(loop: _Loop, prefix: str = "") -> dict[str, Any]:
+    """What `loop.state_dict(prefix=prefix)` gives, without deep copies of single numbers.
+
+    Lightning copies every counter with `dataclasses.asdict`, which was most of that call's time.
+    """
+    found: dict[str, Any] = {f"{prefix}state_dict": loop.on_save_checkpoint()}
+    for name, part in vars(loop).items():
+        if isinstance(part, _BaseProgress):
+            found[prefix + name] = _numbers(part)
+        elif isinstance(part, _Loop):
+            found |= loop_state(part, f"{prefix}{name}.")
+    return found
+
+
+def _numbers(progress: Any) -> dict[str, Any]:
+    return {
+        name: _numbers(value) if is_dataclass(value) else value
+        for name, value in vars(progress).items()
+    }

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from kora.adapters.checkpoint_files import read_checkpoint
 from kora.runs.durable import sweep
-from kora.training.checkpoint_io import CheckedCheckpointIO, with_checked_io
+from kora.training.checkpoints import CheckedCheckpointIO, with_checked_io
 from tests.support.faults import small_disk
 
 #: Forks children that only save, kills each within a save, and reads what they left.
@@ -25,7 +25,7 @@ import io, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 from kora.adapters.checkpoint_files import read_checkpoint
-from kora.training.checkpoint_io import CheckedCheckpointIO
+from kora.training.checkpoints import CheckedCheckpointIO
 from kora.runs.durable import sweep
 
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
