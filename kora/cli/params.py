@@ -14,8 +14,9 @@ from rich.table import Table
 
 from kora.cli.cache import fill_cache
 from kora.cli.match import matched
-from kora.reports import Report, report_for
 from kora.reports.audit_depth import DepthAudit
+from kora.reports.base import Report
+from kora.reports.of_task import report_for
 from kora.reports.parameters import parameter_report
 from kora.training.lightning_cli import parse
 

@@ -12,8 +12,8 @@ from threading import Lock
 from kora.grid.plan import Entry
 from kora.grid.run import Outcome, run_job, share_of_threads
 from kora.grid.view import GridView
-from kora.runs.config_lock import is_taken
 from kora.runs.processes import Stop
+from kora.training.config_lock import is_taken
 
 __all__ = ["run_here"]
 

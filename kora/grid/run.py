@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kora.grid.file import Job
-from kora.runs.config_lock import alone_with
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
+from kora.training.config_lock import alone_with
 
 __all__ = ["Outcome", "log_path", "run_job", "share_of_threads"]
 

@@ -30,7 +30,7 @@ from kora.analysis.updates import (
     scale_changes,
 )
 from kora.backbone.vit import Backbone
-from kora.reports import FusionReport
+from kora.reports.fusion import FusionReport
 from kora.tasks.load import AdaptedModel
 from kora.training.node_gradients import COMPOSED, GradientNorms
 

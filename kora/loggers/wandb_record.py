@@ -20,7 +20,7 @@ from kora.loggers.throughput import Throughput
 from kora.loggers.wandb_run import PANELS_S, BoundedWandb, finish_wandb
 from kora.loggers.wandb_runs import KEPT_FILES, RESULTS_KEY
 from kora.loggers.wandb_server import server_answers, wandb_base_url
-from kora.reports import Report
+from kora.reports.base import Report
 from kora.runs.results import RESULTS_NAME, RunResult
 
 __all__ = ["columns", "confusion_rows", "end_wandb"]

@@ -22,10 +22,12 @@ from kora.adapters.folder import save_adapter
 from kora.export.model_card import write_card
 from kora.loggers.throughput import images_in
 from kora.loggers.wandb_record import end_wandb
-from kora.reports import FusionReport, Report, fusion_report_for, report_for
 from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
+from kora.reports.base import Report
 from kora.reports.curves import CURVES
+from kora.reports.fusion import FusionReport, fusion_report_for
+from kora.reports.of_task import report_for
 from kora.reports.parameters import ParameterReport, parameter_report
 from kora.reports.summary import summary_table
 from kora.runs.durable import write_atomically

@@ -15,11 +15,11 @@ from kora.adapters.checkpoint_files import read_checkpoint, require_record
 from kora.adapters.folder import ADAPTER_CONFIG, read_adapter_config
 from kora.console.say import say
 from kora.loggers.wandb_run import SWEEP_VARIABLES
-from kora.runs.config_lock import alone_with
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
 from kora.runs.yaml_files import read_yaml
 from kora.tasks import AdapterTask
+from kora.training.config_lock import alone_with
 from kora.training.run_options import require_below
 
 __all__ = [

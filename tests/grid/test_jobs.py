@@ -16,8 +16,8 @@ import pytest
 
 from kora.grid.command import _plan
 from kora.grid.file import read_grid
-from kora.runs.config_lock import alone_with
 from kora.runs.search import find_finished_run
+from kora.training.config_lock import alone_with
 from tests.grid.test_command import lines, write_grid
 from tests.support.cli import kora, results, started, tiny_config, write_config
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from datamodules import Synthetic
 from kora.heads import LinearDepth
-from kora.reports import DepthReport, report_for
+from kora.reports.depth import DepthReport
+from kora.reports.of_task import report_for
 from kora.tasks import DepthTask
 from tests.support.factory import nano
 

@@ -218,9 +218,9 @@ def commit_seen_by(root: Path) -> str:
 
 def test_commit_is_that_of_the_source_tree_marked_when_dirty_else_none(tmp_path: Path) -> None:
     package = tmp_path / "kora"
-    package.mkdir()
+    (package / "runs").mkdir(parents=True)
     source = Path(kora.__file__).parent
-    for name in ("__init__.py", "provenance.py"):
+    for name in ("__init__.py", "runs/__init__.py", "runs/provenance.py"):
         (package / name).write_text((source / name).read_text())
     assert commit_seen_by(tmp_path) == "None"  # no repository
 

@@ -165,7 +165,7 @@ def test_sizes_that_are_not_those_of_the_tensors_take_no_memory(adapter: Path) -
 
 def test_a_strategy_of_ones_own_loads_when_its_module_is_trusted(adapter: Path) -> None:
     _edit(adapter, class_path="tests.runs.test_trust.Mine")
-    with pytest.raises(ValueError, match=r"--trust tests\.test_trust"):
+    with pytest.raises(ValueError, match=r"--trust tests\.runs\.test_trust"):
         kora.load_adapter(adapter)
     model = kora.load_adapter(adapter, trust=["tests.runs.test_trust"])
     assert type(model.adapter) is Mine

@@ -1,0 +1,21 @@
+"""Which report belongs to a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kora.reports.base import Report
+from kora.reports.classification import ClassificationReport
+from kora.reports.depth import DepthReport
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+
+__all__ = ["report_for"]
+
+
+def report_for(task: AdapterTask, datamodule: Any) -> Report:
+    """The report of this kind of task; of another kind, one that adds nothing."""
+    if isinstance(task, ClassificationTask):
+        return ClassificationReport(task, datamodule)
+    if isinstance(task, DepthTask):
+        return DepthReport(task, datamodule)
+    return Report(task, datamodule)
