@@ -30,6 +30,10 @@ ORDER = (
     ("tune",),
     ("cli",),
 )
+#: What is imported without torch, so that commands that only read runs start soon,
+WITHOUT_TORCH = ("kora.runs", "kora.console", "kora.compare", "kora.paper", "kora.cli.dispatch")
+#: but for a line that is printed once however many processes train.
+WITH_TORCH = ("kora.console.say",)
 #: What earlier versions called other modules; only files of users name them.
 OLD_PLACES = ("kora.backbones", "kora.sharding")
 
@@ -83,6 +87,14 @@ def test_a_folder_imports_only_those_before_it(folder: str) -> None:
         if "." in name and name.split(".")[1] not in allowed
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_these_folders_answer_without_torch(folder: str) -> None:
+    names = [module for module in IMPORTS if below(module, folder) and module not in WITH_TORCH]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_nobody_inside_uses_an_old_place() -> None:

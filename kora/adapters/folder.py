@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from kora.adapters import Strategy, describe
 from kora.adapters.checkpoint_files import read_checkpoint, require_record
 from kora.backbone.vit import Backbone
 from kora.runs.config import with_defaults
-from kora.runs.durable import has_other_content, plainly, record_sha256, write_atomically
+from kora.runs.durable import expand, has_other_content, plainly, record_sha256, write_atomically
 from kora.runs.record_types import check_types
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "check_keys",
     "check_same_adapter",
-    "expand",
     "load_adapter",
     "read_adapter_config",
     "read_adapter_tensors",
@@ -64,11 +62,6 @@ _TYPES_OR_NONE = {
     "a list": "class_names",
     "a table of values": "weights metrics preprocessing task",
 }
-
-
-def expand(folder: str | Path) -> Path:
-    """The folder with `~` and environment variables written out."""
-    return Path(os.path.expandvars(folder)).expanduser()
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
-    expand,
     read_adapter_config,
     read_adapter_tensors,
 )
@@ -33,6 +32,7 @@ from kora.backbone.insertion_points import (
 )
 from kora.backbone.sites import Site, find_sites
 from kora.backbone.vit import Backbone
+from kora.runs.durable import expand
 
 __all__ = ["FusionSource", "Spot", "is_there", "read_sources", "recalled"]
 

@@ -14,13 +14,13 @@ import PIL
 from safetensors import SafetensorError
 
 from kora import __version__
-from kora.adapters.folder import expand
 from kora.export import onnx_graph as export_onnx
 from kora.export import peft_adapter as export_peft
 from kora.export import timm_weights as export_timm
 from kora.export.check import Written
 from kora.export.model_card import write_card
 from kora.export.prepare import PREPARE
+from kora.runs.durable import expand
 from kora.tasks.load import AdaptedModel, load_adapter
 
 __all__ = ["RECORD", "export", "export_command"]

@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datamodules.loading import begin_worker
-from kora.adapters.folder import expand
 from kora.console.tables import text_cell, visible
-from kora.runs.durable import plainly, write_atomically
+from kora.runs.durable import expand, plainly, write_atomically
 from kora.tasks import DepthTask
 from kora.tasks.image_files import Batch, ImageFiles, collate, image_files
 from kora.tasks.load import AdaptedModel, load_adapter, named_device

@@ -19,13 +19,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from kora import __version__
-from kora.adapters.folder import expand
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
-from kora.runs.durable import write_atomically
+from kora.runs.durable import expand, write_atomically
 from kora.runs.results import RESULTS_NAME, RunResult, read_results
 from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device
 

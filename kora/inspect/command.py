@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kora import __version__
 from kora.adapters import KoRA, describe
-from kora.adapters.folder import expand
 from kora.analysis.quantity import Place, Quantity, Spectrum
 from kora.export.predict import positive
 from kora.inspect.data import image_batches, run_data, spread, training_batch
@@ -26,7 +25,7 @@ from kora.inspect.readings import (
     read_out,
     require_readable,
 )
-from kora.runs.durable import write_atomically
+from kora.runs.durable import expand, write_atomically
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 

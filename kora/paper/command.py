@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kora.adapters.folder import expand
 from kora.compare.latex import latex_table
 from kora.compare.selection import load_runs
 from kora.console.tables import csv_text, markdown_table
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Measured, PaperSheet, paper_sheet
-from kora.runs.durable import write_atomically
+from kora.runs.durable import expand, write_atomically
 from kora.runs.results import Run, find_runs
 
 __all__ = ["paper_command", "sections"]

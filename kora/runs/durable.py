@@ -27,6 +27,7 @@ from typing import Any
 __all__ = [
     "CHECKSUM",
     "DamagedFileError",
+    "expand",
     "has_checksum",
     "has_other_content",
     "plainly",
@@ -290,3 +291,8 @@ def _umask() -> int:
     mask = os.umask(0o022)  # it can only be read by setting it
     os.umask(mask)
     return mask
+
+
+def expand(folder: str | Path) -> Path:
+    """The folder with `~` and environment variables written out."""
+    return Path(os.path.expandvars(folder)).expanduser()

@@ -22,12 +22,12 @@ from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
-    expand,
     read_adapter_config,
     read_adapter_tensors,
 )
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
+from kora.runs.durable import expand
 from kora.runs.trust import build, build_arguments
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from kora.tasks.adapter_record import preprocessing, recipe_of
