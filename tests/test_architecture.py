@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -121,6 +122,17 @@ def test_only_three_files_know_timm() -> None:
         "kora.backbone.last_block",
         "kora.backbone.nano",
     }
+
+
+def test_no_test_imports_another() -> None:
+    tests = REPOSITORY.glob("tests/**/*.py")
+    found = {path: imports_of(path) for path in tests}
+    assert [
+        (path.name, name)
+        for path, names in found.items()
+        for name in names
+        if re.search(r"^tests\..*\btest_\w+$", name)
+    ] == []
 
 
 def test_data_modules_never_import_kora() -> None:

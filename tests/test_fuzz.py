@@ -31,12 +31,11 @@ from kora.backbone.weights import load_file_exactly
 from kora.cli.dispatch import _told
 from kora.loggers.wandb_run import keep_run_id, wandb_run_id
 from kora.runs.outcomes import read_outcomes, write_outcomes
-from tests.adapters.test_checkpoint_files import save
-from tests.runs.test_outcomes import outcomes
 from tests.support.adapter_factory import kicked, write_folder
 from tests.support.cli import kora as run_command
 from tests.support.data_factory import write_tar, write_zip
 from tests.support.factory import nano
+from tests.support.saved_files import outcomes, save
 
 _BOUNDED = settings(
     max_examples=30,

@@ -17,19 +17,7 @@ from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint, r
 from kora.runs.durable import DamagedFileError
 from kora.training.checkpoints import CheckedCheckpointIO
 from tests.support.faults import Trap, flip, truncate
-
-RECORD = {"backbone": "vit_nano", "sha256": "0" * 64, "adapter": {"class_path": "x"}}
-STATE: dict[str, Any] = {
-    "pytorch-lightning_version": "2.5.0", "optimizer_states": [], "lr_schedulers": [], "loops": {},
-    "callbacks": {"RunRecord": {"fit_seconds": 1.5}}, "epoch": 0,
-    "resume": {"epoch": 0, "batches": 1, "rows": 1, "settings": {}},
-}  # fmt: skip
-
-
-def save(path: Path, *, step: int = 1, **more: Any) -> Path:
-    content = {"kora": RECORD, "state_dict": {"head.weight": torch.arange(4000.0)}, **STATE, **more}
-    CheckedCheckpointIO().save_checkpoint({"global_step": step, **content}, path)
-    return path
+from tests.support.saved_files import RECORD, save
 
 
 def test_what_was_saved_is_read_back_onto_the_cpu(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
 from kora.cli.dispatch import _told
-from tests.compare.test_comparison import FILES
 from tests.support.cli import REPOSITORY, kora, tiny_config, write_config
+from tests.support.comparisons import FILES
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = (

@@ -12,8 +12,8 @@ import pytest
 from kora.compare.answers import Answers, classes_csv, differing_csv
 from kora.compare.command import compare
 from kora.runs.outcomes import OUTCOMES_NAME
-from tests.compare.test_comparison import run
 from tests.support.compare_factory import IMAGES, LABELS, five_strategies, run_on_images
+from tests.support.comparisons import run
 
 RIGHT = np.ones(IMAGES, dtype=bool)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kora.runs.outcomes import read_outcomes
-from tests.compare.test_comparison import FILES
 from tests.support.cli import kora, results, started, tiny_config, wait_for, write_config
+from tests.support.comparisons import FILES
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.slow

@@ -12,50 +12,10 @@ from rich.console import Console
 from kora.compare.command import compare, compare_command, load_runs
 from kora.compare.comparison import to_csv
 from kora.runs.config import with_defaults
-from kora.runs.results import Run, RunResult, write_results
+from kora.runs.results import Run
 from kora.runs.search import config_hash
-from tests.training.test_stages import CONFIG
-
-PROTOCOL = {
-    "dataset": "Tiny",
-    "sizes": {"train": 50, "val": 20, "test": 100},
-    "subset": {"per_class": 5},
-    "data_sha256": "d0",
-}
-
-FILES = ["compare.md", "compare.tex", "compare.csv", "compare.html", "comparison.png"]
-
-
-def run(strategy: str, seed: int, accuracy: float, *, version: int = 0, **changes: Any) -> Run:
-    values: dict[str, Any] = {
-        "experiment": "fewshot",
-        "strategy": strategy,
-        "stage": "fit",
-        "seed": seed,
-        "metrics": {"test/accuracy": accuracy, "test/loss": 1 - accuracy},
-        "baselines": {"chance": {"accuracy": 0.1}, "majority": {"accuracy": 0.12}},
-        "protocol": PROTOCOL | {"seed": seed, "sha256": {"train": f"index{seed}"}},
-        "audit": {},
-        "parameters": {"trainable": 1000, "percent": 1.5},
-        "seconds": {"fit": 10.0 + seed},
-        "peak_memory_mib": None,
-        "backbone": {"name": "vit_nano", "weights": "/a/w.safetensors", "sha256": "b0"},
-        "versions": {},
-        "commit": None,
-        "created": "2026-01-01T00:00:00+00:00",
-    }
-    made = RunResult(**{**values, **changes})
-    folder = Path("runs", made.experiment, strategy, f"seed{seed}", f"version_{version}")
-    return Run(folder, made)
-
-
-def write(root: Path, *runs: Run) -> None:
-    for folder, made in runs:
-        write_results(root / folder, made)
-
-
-def screen() -> Console:
-    return Console(width=100, record=True, file=io.StringIO())
+from tests.support.comparisons import FILES, PROTOCOL, run, screen, write
+from tests.support.stored_config import CONFIG
 
 
 def test_mean_std_and_interval_are_those_of_student() -> None:

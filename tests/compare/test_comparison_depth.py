@@ -10,30 +10,7 @@ from rich.console import Console
 
 from kora.compare.command import compare, compare_command
 from kora.reports.summary import evaluation_sentence
-from kora.runs.results import Run
-from tests.compare.test_comparison import PROTOCOL, run, screen, write
-from tests.reports.test_summary import EVALUATION
-
-NYU = {**PROTOCOL, "dataset": "NYU", "subset": {"fraction": 0.01}, "evaluation": EVALUATION}
-
-
-def depth(strategy: str, seed: int, rmse_m: float, **changes: Any) -> Run:
-    values: dict[str, Any] = {
-        "experiment": "depth",
-        "metrics": {
-            "test/rmse_m": rmse_m,
-            "test/delta1": 1 - rmse_m,
-            "val/rmse_m": 2 * rmse_m,
-            "test/skipped_images": 0.0,
-        },
-        "baselines": {
-            "mean_depth": {"rmse_m": 1.25, "delta1": 0.25},
-            "mean_map": {"rmse_m": 1.0, "delta1": 0.5},
-        },
-        "protocol": NYU,
-    }
-    return run(strategy, seed, 0.0, **{**values, **changes})
-
+from tests.support.comparisons import EVALUATION, NYU, depth, run, screen, write
 
 RUNS = [depth("LinearProbe", 0, 0.5), depth("KoRA", 0, 0.4)]
 

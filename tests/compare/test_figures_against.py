@@ -12,8 +12,8 @@ from kora.compare import figures_against
 from kora.compare.command import compare_command
 from kora.compare.comparison import Comparison, Group
 from kora.runs.results import write_results
-from tests.compare.test_comparison import run
 from tests.support.cli import kora
+from tests.support.comparisons import run
 
 
 def table(images: int | None, means: dict[str, float], **changes: Any) -> Comparison:

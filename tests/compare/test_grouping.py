@@ -11,7 +11,7 @@ import yaml
 from kora.compare.command import compare, load_runs
 from kora.compare.grouping import brief, grouping
 from kora.runs.results import Run, write_results
-from tests.compare.test_comparison import run
+from tests.support.comparisons import run
 
 
 def configured(root: Path, strategy: str, seed: int, accuracy: float, **model: Any) -> Run:

@@ -11,8 +11,8 @@ import pytest
 
 from kora.compare.command import compare
 from kora.compare.latex import latex_table, to_latex
-from tests.compare.test_comparison import run
 from tests.support.compare_factory import five_strategies
+from tests.support.comparisons import run
 
 
 def test_rows_and_rules_are_those_of_booktabs(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from kora.compare.command import compare, compare_command
 from kora.compare.page import to_html
 from kora.runs.results import write_results
-from tests.compare.test_comparison import run, screen
 from tests.support.compare_factory import five_strategies
+from tests.support.comparisons import run, screen
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

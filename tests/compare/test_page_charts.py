@@ -14,8 +14,8 @@ from kora.compare.command import compare
 from kora.compare.label_places import overlap, text_width
 from kora.compare.page_charts import curve_chart, mark, size_chart
 from kora.console.identity import MARKERS, Look, look_of
-from tests.compare.test_comparison import run
 from tests.support.compare_factory import five_strategies
+from tests.support.comparisons import run
 
 
 def marks(svg: str) -> dict[str, list[tuple[float, float]]]:

@@ -14,9 +14,8 @@ from kora.compare.command import Comparison, compare
 from kora.compare.comparison import Difference
 from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes, write_outcomes
 from kora.runs.results import Run
-from tests.compare.test_comparison import run
-from tests.compare.test_comparison_depth import depth
 from tests.support.compare_factory import IMAGES, five_strategies, run_on_images
+from tests.support.comparisons import depth, run
 
 
 def right(share: float, seed: int = 0) -> np.ndarray:

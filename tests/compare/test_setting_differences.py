@@ -7,7 +7,7 @@ from typing import Any
 from kora.compare.command import compare
 from kora.compare.setting_differences import setting_differences, training_note
 from kora.runs.results import Run
-from tests.compare.test_comparison import run
+from tests.support.comparisons import run
 
 OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "fused": None}}
 

@@ -22,8 +22,7 @@ import torch
 
 from datamodules.image_cache import ImageCache, ImageFiles, open_images
 from datamodules.recipe import ImageRecipe, UnreadableImageError
-from tests.datamodules.test_preparation_faults import LIGHT
-from tests.support.data_factory import write_class_folders
+from tests.support.data_factory import LIGHT, write_class_folders
 from tests.support.faults import damages, flip, small_disk, truncate
 
 SIZE = (24, 32)

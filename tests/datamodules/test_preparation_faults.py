@@ -16,18 +16,11 @@ from typing import Any
 
 import pytest
 
-import datamodules
 from datamodules.download import file_md5
-from tests.support.data_factory import write_tiny_imagenet_zip
+from tests.support.data_factory import LIGHT, write_tiny_imagenet_zip
 
 pytestmark = pytest.mark.slow
 FILES = 6000
-#: `datamodules` without its __init__, which would import torch: a process then starts at once.
-LIGHT = f"""
-import sys, types
-sys.modules["datamodules"] = types.ModuleType("datamodules")
-sys.modules["datamodules"].__path__ = [{datamodules.__path__[0]!r}]
-"""
 #: Makes a folder as every data module does that has an archive; its options come as JSON.
 OBTAIN = f"""{LIGHT}
 import json

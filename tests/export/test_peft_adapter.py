@@ -14,8 +14,8 @@ import kora
 from kora.adapters import BitFit, DoRA, KoRA, LoRA, Strategy
 from kora.export.command import export
 from kora.tasks.load import AdaptedModel
-from tests.export.test_timm_weights import run_lines
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
+from tests.support.exports import run_lines
 from tests.support.families import DEAD_QKV, TINY
 
 pytest.importorskip("peft", reason="peft is a development dependency")

@@ -25,6 +25,7 @@ from kora.adapters import (
 from kora.export.command import RECORD, export
 from kora.tasks import DepthTask
 from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
+from tests.support.exports import run_lines
 from tests.support.factory import kick
 from tests.support.families import DEAD_QKV, TINY
 from tests.support.faults import small_disk
@@ -37,14 +38,6 @@ MERGED = [
     SSF(),
     BitFit(),
 ]
-
-
-def run_lines(out: Path) -> torch.nn.Module:
-    """What the lines of export.json make, run as they stand there."""
-    names: dict[str, torch.nn.Module] = {}
-    lines = json.loads((out / RECORD).read_text())["load"]
-    exec("\n".join(lines).replace("FOLDER", str(out)), names)
-    return names["model"]
 
 
 @pytest.mark.parametrize("adapter", MERGED, ids=lambda a: a.label)

@@ -42,7 +42,6 @@ import sys, time
 from pathlib import Path
 from kora.feature_cache.table import Column, Layout
 from kora.feature_cache.table import alone, fill, open_table
-from tests.feature_cache.test_table import OF, numbered
 layout = Layout(4000, (Column("pooled", (8,), "float32"),), "float32")
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 def slowly(first):

@@ -12,22 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kora.grid.options import picked
 from tests.support.cli import REPOSITORY, kora, results, started, wait_for
+from tests.support.grids import lines, write_grid
 
 Capture = pytest.CaptureFixture[str]
-
-
-def write_grid(folder: Path, **content: Any) -> str:
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"base": "tiny.yaml", **content}, sort_keys=False))
-    return path.name
-
-
-def lines(out: str, start: str) -> list[str]:
-    return [line for line in out.splitlines() if line.startswith(start)]
 
 
 def test_a_dry_run_lists_the_commands_and_starts_none(here: Path, capfd: Capture) -> None:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,12 @@ from kora.grid.command import _plan
 from kora.grid.file import read_grid
 from kora.runs.search import find_finished_run
 from kora.training.config_lock import alone_with
-from tests.grid.test_command import lines, write_grid
 from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.grids import LONG, lines, runs_of_kora, write_grid
 
 Capture = pytest.CaptureFixture[str]
 
 pytestmark = pytest.mark.slow
-
-#: Long enough to be stopped in; saved at every step.
-LONG = {
-    "trainer.max_steps": 60, "trainer.max_epochs": -1, "save.every_steps": 1,
-    "trainer.callbacks": [{"class_path": "tests.support.slowly.Slowly"}],
-}  # fmt: skip
 
 
 def checkpoints(here: Path, number: int, process: subprocess.Popen[bytes]) -> list[Path]:
@@ -41,32 +34,6 @@ def checkpoints(here: Path, number: int, process: subprocess.Popen[bytes]) -> li
             return found
         time.sleep(0.1)
     raise AssertionError((here / "out.txt").read_text())
-
-
-def runs_of_kora(folder: Path) -> list[int]:
-    """Processes of `kora` that work in a folder, by what the system says.
-
-    That of a checkout may be called kora too, and stands in the command of all that Python starts.
-    """
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")[:4]  # python -m kora, or bin/kora
-            if (entry / "cwd").resolve() == folder and b"kora" in map(os.path.basename, words):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
-
-
-@pytest.fixture
-def gone(here: Path) -> Iterator[None]:
-    """At the end no process of the test is left."""
-    yield
-    left = runs_of_kora(here)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
 
 
 def test_runs_side_by_side_share_the_cores_and_print_into_logs(

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from kora.adapters.checkpoint_files import read_checkpoint
-from tests.grid.test_command import write_grid
-from tests.grid.test_jobs import LONG, gone, runs_of_kora
 from tests.support.cli import REPOSITORY, kora, results, started
+from tests.support.grids import LONG, gone, runs_of_kora, write_grid
 
 __all__ = ["gone"]
 

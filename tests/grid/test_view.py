@@ -12,8 +12,8 @@ from kora.grid.file import Job
 from kora.grid.plan import FINISHED, NEW, RESUME, Entry
 from kora.grid.run import Outcome, log_path, share_of_threads
 from kora.grid.view import Estimate, GridView, span
-from tests.runs.test_search import write_run
-from tests.training.test_stages import CONFIG
+from tests.support.run_folders import write_run
+from tests.support.stored_config import CONFIG
 
 
 def entry(number: int, kind: str, state: str = NEW, folder: Path | None = None) -> Entry:

@@ -22,8 +22,7 @@ from kora.cli import main
 from kora.inspect.data import run_datamodule
 from kora.tasks.load import load_backbone
 from tests.support.adapter_factory import tiny_in_file
-from tests.support.cli import Outcome, kora, tiny_config, write_config
-from tests.training.test_depth import depth_config
+from tests.support.cli import Outcome, depth_config, kora, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 Cka = Callable[..., Outcome]

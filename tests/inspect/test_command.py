@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Outcome, kora, tiny_config, write_config
-from tests.training.test_fusion import table
+from tests.support.fusion_factory import table
 
 Capture = pytest.CaptureFixture[str]
 KORA = {

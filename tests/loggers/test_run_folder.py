@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,11 +14,7 @@ import wandb
 import yaml
 
 from kora.loggers.run_folder import claim_run_folder, wandb_offline
-from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import config_of, offline_folder
-
-KEY = "0" * 40  # has the form of a W&B key
-
+from tests.support.wandb_files import KEY, config_of, fit_command, in_a_terminal, offline_folder
 
 # -- online or offline ---------------------------------------------------------------------------
 
@@ -133,14 +126,6 @@ def test_two_processes_never_get_one_folder(tmp_path: Path) -> None:
 # -- real runs -----------------------------------------------------------------------------------
 
 
-def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
-    """`kora fit` on tiny data, and an environment without any W&B setting or login."""
-    write_config(folder / "tiny.yaml", tiny_config())
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    command = [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args]
-    return command, {**clean, "HOME": str(folder), "COLUMNS": "200"}
-
-
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run without login and without terminal, and what it printed."""
@@ -183,33 +168,6 @@ def test_wandb_holds_the_whole_resolved_config(offline: tuple[Path, str]) -> Non
     assert saved.items() <= recorded.items()
     assert recorded["model"]["init_args"]["adapter"]["init_args"]["rank"] == 2
     assert recorded["parameters"]["trainable"] > 0
-
-
-def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and output of a command at a terminal at which nobody types."""
-    mine, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
-    out, end = b"", time.monotonic() + 120
-    try:
-        while time.monotonic() < end:
-            if select.select([mine], [], [], 0.5)[0]:
-                try:
-                    out += os.read(mine, 65536)
-                except OSError:  # Linux says so when the other side has closed
-                    break
-            elif process.poll() is not None:
-                break
-        else:
-            pytest.fail(f"still waiting after two minutes; its last words: {out[-500:].decode()}")
-        return process.wait(timeout=30), out.decode()
-    finally:
-        if process.poll() is None:
-            process.kill()
-        os.close(mine)
 
 
 @pytest.mark.slow

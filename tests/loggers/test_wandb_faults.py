@@ -12,9 +12,8 @@ import pytest
 import wandb
 
 from kora.loggers.wandb_run import wandb_run_id
-from tests.loggers.test_run_folder import KEY
 from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import history_of
+from tests.support.wandb_files import KEY, history_of
 from tests.support.wandb_forks import REPORTER, run_forks
 from tests.support.wandb_servers import (
     FAULTS,

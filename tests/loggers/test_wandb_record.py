@@ -15,11 +15,16 @@ from PIL import Image
 from kora.loggers.wandb_record import columns, confusion_rows
 from kora.loggers.wandb_runs import RESULTS_KEY
 from kora.runs.results import read_results
-from tests.compare.test_comparison import run
-from tests.loggers.test_run_folder import fit_command
-from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import config_of, history_of, offline_folder, records, summary_of
-from tests.training.test_depth import depth_config
+from tests.support.cli import depth_config, tiny_config, write_config
+from tests.support.comparisons import run
+from tests.support.wandb_files import (
+    config_of,
+    fit_command,
+    history_of,
+    offline_folder,
+    records,
+    summary_of,
+)
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 

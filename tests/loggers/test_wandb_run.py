@@ -15,8 +15,8 @@ import yaml
 
 from kora.loggers.run_folder import claim_run_folder
 from kora.loggers.wandb_run import FINISH_S, keep_run_id, wandb_run_id
-from tests.loggers.test_run_folder import KEY, fit_command, in_a_terminal
 from tests.support.cli import tiny_config, write_config
+from tests.support.wandb_files import KEY, fit_command, in_a_terminal
 from tests.support.wandb_servers import always, serving
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")

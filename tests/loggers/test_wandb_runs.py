@@ -22,9 +22,8 @@ from urllib.parse import unquote
 import pytest
 
 from kora.loggers.wandb_runs import RESULTS_KEY, Address, address_of, record_of
-from tests.loggers.test_run_folder import KEY
 from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import config_of, offline_folder
+from tests.support.wandb_files import KEY, config_of, offline_folder
 
 # -- addresses and records -----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from kora.metrics.depth import DepthMetrics
 from kora.metrics.protocol import DepthProtocol
-from tests.metrics.test_depth import FULL, PIXEL, scenes, values
+from tests.support.depth_metrics import FULL, PIXEL, scenes, values
 
 # As a sampler deals seven images to two processes: the second repeats image 0 to be as long.
 SHARES = (([0, 2, 4], [6]), ([1, 3], [5, 0]))

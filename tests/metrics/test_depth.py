@@ -10,9 +10,8 @@ import torch
 
 from kora.metrics.depth import RMSE, AbsRel, Delta, DepthMetrics, Log10, RMSELog, SILog, SqRel
 from kora.metrics.protocol import DepthProtocol
+from tests.support.depth_metrics import FULL, PIXEL, scenes, values
 
-FULL = DepthProtocol.preset("full")
-PIXEL = replace(FULL, average="pixel")
 SINGLE: dict[str, Any] = {
     "abs_rel": AbsRel,
     "sq_rel": SqRel,
@@ -77,19 +76,6 @@ def numpy_metrics(prediction: Any, truth: Any, valid: Any) -> dict[str, float]:
         "silog": 100 * np.sqrt(np.mean(e**2) - np.mean(e) ** 2),
         **{f"delta{k}": np.mean(ratio < 1.25**k) for k in (1, 2, 3)},
     }
-
-
-def scenes(images: int, *, seed: int = 0, size: tuple[int, int] = (12, 16)) -> Any:
-    """Predictions and truths, metres; a fifth of the pixels not measured, a tenth too far."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = 0.3 + 10.8 * torch.rand(images, *size, generator=generator)
-    truth[torch.rand(truth.shape, generator=generator) < 0.2] = 0
-    noise = 0.3 * torch.randn(truth.shape, generator=generator)
-    return (truth + 0.01) * noise.exp(), truth
-
-
-def values(metrics: DepthMetrics) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def filled(protocol: DepthProtocol, *batch: torch.Tensor) -> DepthMetrics:

@@ -15,7 +15,7 @@ from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import PaperSheet, paper_sheet
 from kora.runs.results import Run
-from tests.compare.test_comparison import run, write
+from tests.support.comparisons import run, write
 
 PUBLISHED = "paper_table2_kora_dcomp4"
 HONEST = "tinyimagenet_transfer"

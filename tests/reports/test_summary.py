@@ -7,16 +7,7 @@ from rich.console import Console
 
 from kora.reports.summary import evaluation_sentence, summary_table
 from kora.runs.results import RunResult
-
-EVALUATION = {
-    "split": "official",
-    "crop": "eigen",
-    "min_depth_m": 0.001,
-    "max_depth_m": 10.0,
-    "average": "image",
-    "align": "none",
-    "flip_tta": False,
-}
+from tests.support.comparisons import EVALUATION
 
 
 def result(**changes: Any) -> RunResult:

@@ -10,15 +10,12 @@ from safetensors.numpy import load_file, save_file
 
 from kora.runs.durable import DamagedFileError
 from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, collect, read_outcomes, write_outcomes
+from tests.support.saved_files import outcomes
 
 INDEX = np.array([3, 1, 2])
 BATCH = {"index": INDEX, "label": np.array([0, 1, 2]), "prediction": np.array([0, 1, 0])}
 
 
-def outcomes(size: int = 10_000, classes: int = 100) -> Outcomes:
-    rng = np.random.default_rng(0)
-    columns = {k: rng.integers(0, classes, size) for k in ("label", "prediction")}
-    return Outcomes(np.arange(size), columns)
 
 
 def test_batches_become_one_table_in_the_order_of_the_images() -> None:

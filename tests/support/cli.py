@@ -110,3 +110,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "tiny.yaml", tiny_config())
     return tmp_path
+
+
+SCENES: dict[str, Any] = {
+    "class_path": "datamodules.Synthetic",
+    "init_args": {
+        "image_size": 32,
+        "maps": ["depth_m"],
+        "train_images": 48,
+        "test_images": 24,
+        "val_images": 12,
+        "batch_size": 18,
+        "augment": "flip_crop_color",
+    },
+}
+
+
+def depth_config(*, data: Any = SCENES, protocol: Any = "full", **changes: Any) -> dict[str, Any]:
+    config = tiny_config(experiment="tiny_depth", data=data, **changes)
+    model = config["model"]
+    model["class_path"] = "kora.tasks.DepthTask"
+    model["init_args"] |= {
+        "head": {"class_path": "kora.heads.LinearDepth", "init_args": {"bins": 16}},
+        "protocol": protocol,
+    }
+    return config

@@ -10,7 +10,7 @@ import numpy as np
 
 from kora.runs.outcomes import Outcomes, write_outcomes
 from kora.runs.results import Run, write_results
-from tests.compare.test_comparison import run
+from tests.support.comparisons import run
 
 __all__ = ["IMAGES", "five_strategies", "run_on_images"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from kora.backbone.vit import Backbone
 from tests.support.factory import built, kick
 from tests.support.families import tiny
 
-__all__ = ["bottleneck_sources", "lora_sources", "tiny_sources", "write_source"]
+__all__ = ["TABLE", "bottleneck_sources", "lora_sources", "table", "tiny_sources", "write_source"]
 
 
 def write_source(
@@ -81,3 +82,11 @@ def _root() -> tempfile.TemporaryDirectory[str]:
 
 def _folder(name: str) -> Path:
     return Path(_root().name) / name
+
+
+TABLE = "fusion_attention.csv"
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / TABLE).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 
-__all__ = ["config_of", "history_of", "offline_folder", "records", "summary_of"]
+from tests.support.cli import tiny_config, write_config
+
+__all__ = [
+    "KEY",
+    "config_of",
+    "fit_command",
+    "history_of",
+    "in_a_terminal",
+    "offline_folder",
+    "records",
+    "summary_of",
+]
 
 _BLOCK = 32 * 1024
 
@@ -66,3 +84,41 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
     return [
         _values(r.history.item) for r in records(folder) if r.WhichOneof("record_type") == "history"
     ]
+
+
+KEY = "0" * 40  # has the form of a W&B key
+
+
+def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
+    """`kora fit` on tiny data, and an environment without any W&B setting or login."""
+    write_config(folder / "tiny.yaml", tiny_config())
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
+    command = [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args]
+    return command, {**clean, "HOME": str(folder), "COLUMNS": "200"}
+
+
+def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and output of a command at a terminal at which nobody types."""
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    out, end = b"", time.monotonic() + 120
+    try:
+        while time.monotonic() < end:
+            if select.select([mine], [], [], 0.5)[0]:
+                try:
+                    out += os.read(mine, 65536)
+                except OSError:  # Linux says so when the other side has closed
+                    break
+            elif process.poll() is not None:
+                break
+        else:
+            pytest.fail(f"still waiting after two minutes; its last words: {out[-500:].decode()}")
+        return process.wait(timeout=30), out.decode()
+    finally:
+        if process.poll() is None:
+            process.kill()
+        os.close(mine)

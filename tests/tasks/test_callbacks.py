@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.measuring import in_turn
 from kora.tasks import callbacks as slow_bfloat16
 from kora.tasks.callbacks import are_flushed
-from tests.tasks.test_base import Colours, trainer, unbuilt
+from tests.support.tasks import Colours, trainer, unbuilt
 
 
 class Probe(Callback):

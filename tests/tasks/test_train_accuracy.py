@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from kora.adapters import LinearProbe
 from kora.tasks import ClassificationTask
 from kora.tasks.train_accuracy import TrainAccuracy
+from tests.support.classification import Noise, trainer
 from tests.support.factory import built
 from tests.support.two_ranks import QUIET, on_two_ranks
-from tests.tasks.test_classification import Noise, trainer
 
 
 class Kept(Callback):

@@ -14,34 +14,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.support.cli import Outcome, kora, results, tiny_config, write_config
+from tests.support.cli import (
+    Outcome,
+    depth_config,
+    kora,
+    results,
+    write_config,
+)
 from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
 Capture = pytest.CaptureFixture[str]
-
-SCENES: dict[str, Any] = {
-    "class_path": "datamodules.Synthetic",
-    "init_args": {
-        "image_size": 32,
-        "maps": ["depth_m"],
-        "train_images": 48,
-        "test_images": 24,
-        "val_images": 12,
-        "batch_size": 18,
-        "augment": "flip_crop_color",
-    },
-}
-
-
-def depth_config(*, data: Any = SCENES, protocol: Any = "full", **changes: Any) -> dict[str, Any]:
-    config = tiny_config(experiment="tiny_depth", data=data, **changes)
-    model = config["model"]
-    model["class_path"] = "kora.tasks.DepthTask"
-    model["init_args"] |= {
-        "head": {"class_path": "kora.heads.LinearDepth", "init_args": {"bins": 16}},
-        "protocol": protocol,
-    }
-    return config
 
 
 def nyu(root: Path, **options: Any) -> dict[str, Any]:

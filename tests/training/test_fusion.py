@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.cli import kora, results, tiny_config, write_config
+from tests.support.fusion_factory import TABLE, table
 
 Capture = pytest.CaptureFixture[str]
 STYLES = ("paint", "studio")
 RUN = Path("runs/tiny/AdapterFusion/seed0/version_0")
-TABLE = "fusion_attention.csv"
 
 
 def source(style: str) -> str:
@@ -39,11 +38,6 @@ def with_adapter(name: str, **arguments: Any) -> dict[str, Any]:
     adapter = {"class_path": f"kora.adapters.{name}", "init_args": arguments}
     config["model"]["init_args"]["adapter"] = adapter
     return config
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / TABLE).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_two_sources_are_fused_and_the_run_shows_what_it_attends_to(

@@ -13,7 +13,7 @@ import torch
 
 from tests.support.armed import ARMED, run, run_fresh
 from tests.support.cli import kora, write_config
-from tests.training.test_resume import SEED0, checkpoint, config
+from tests.support.resuming import SEED0, checkpoint, config
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kora.training import progress
 from kora.training.progress import ProgressBar
-from tests.tasks.test_base import Colours, trainer, unbuilt
+from tests.support.tasks import Colours, trainer, unbuilt
 
 
 class Reads(ProgressBar):

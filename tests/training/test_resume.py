@@ -16,33 +16,16 @@ import torch
 import yaml
 
 from tests.support.armed import ARMED, TRUST, run, run_fresh
-from tests.support.cli import Outcome, kora, results, tiny_config, write_config
+from tests.support.cli import Outcome, kora, results, write_config
+from tests.support.resuming import SEED0, checkpoint, config
 
 Capture = pytest.CaptureFixture[str]
-SEED0 = Path("runs/tiny/Bottleneck/seed0")
-
-
-def config(data: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
-    """Six batches an epoch, with everything that draws: shuffle, augmentation, drop path."""
-    made = tiny_config()
-    made["model"]["init_args"]["adapter"] = {
-        "class_path": "kora.adapters.Bottleneck", "init_args": {"drop_path": 0.3},
-    }  # fmt: skip
-    made["data"]["init_args"] |= {"batch_size": 7, "augment": "flip_crop_color", **(data or {})}
-    faults = [{"class_path": "tests.support.armed.Fault"}]
-    made["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1, "callbacks": faults} | trainer
-    return made
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv, without the columns that are empty in them."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-
-
-def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
-    return content
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from kora.training.stages import source_overrides, train_source
 from tests.support.cli import kora, results, tiny_config, write_config
+from tests.support.stored_config import CONFIG
 
 Capture = pytest.CaptureFixture[str]
 SOURCE = "runs/source/LoRA/seed0"
@@ -151,27 +152,6 @@ def test_an_adapter_of_another_backbone_is_refused(transfer: Path, capfd: Captur
     )  # fmt: skip
     assert outcome.code == 2  # seed 1 makes other random weights
     assert "was trained on" in outcome.err
-
-
-CONFIG: dict[str, Any] = {
-    "seed_everything": 3,
-    "experiment": "target",
-    "runs_dir": "elsewhere",
-    "source": "source.yaml",
-    "wandb": {"mode": "disabled"},
-    "trainer": {
-        "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto",
-        "precision": "bf16-mixed", "enable_progress_bar": False, "max_epochs": 7, "logger": None,
-    },
-    "model": {
-        "class_path": "kora.tasks.ClassificationTask",
-        "init_args": {
-            "backbone": {"name": "vit_nano"}, "adapter": {"class_path": "LoRA"}, "head_lr": 0.1,
-            "optimizer": {"class_path": "SGD"}, "adapter_from": None,
-        },
-    },
-    "data": {"class_path": "datamodules.Synthetic", "init_args": {"style": "night"}},
-}  # fmt: skip
 
 
 def test_the_source_stage_takes_what_must_agree_and_keeps_its_own_training() -> None:
