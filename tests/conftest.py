@@ -17,6 +17,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
+from tests.support.cli import here
+
+__all__ = ["here"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = "KORA_SHARED_DATA"
 

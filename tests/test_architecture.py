@@ -17,7 +17,7 @@ FILES = sorted([*REPOSITORY.glob("kora/**/*.py"), *REPOSITORY.glob("datamodules/
 #: The folders of `kora/` from the bottom up. A folder imports only those before it; those that
 #: stand together do not know each other.
 ORDER = (
-    ("console",),
+    ("console", "lightning_internals"),
     ("runs", "backbone"),
     ("metrics",),
     ("adapters", "heads", "losses"),

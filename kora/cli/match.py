@@ -80,7 +80,7 @@ def matched(
 
 def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
     """Backbone and strategy of a config, without storage, data or a trainer."""
-    parser = cli._parser(cli.command)
+    parser = cli.parser_of(cli.command)
     options = parser.parse_args(list(args))
     options.model.init_args.backbone.init_args.weights = "random"
     options.data = None  # only the head depends on it

@@ -38,6 +38,7 @@ from kora.feature_cache.table import (
     open_table,
     rows_done,
 )
+from kora.lightning_internals import train_loaders
 from kora.runs.durable import DamagedFileError
 
 __all__ = ["KEPT", "CacheOption", "FeatureCache", "FilledSplit", "Kind"]
@@ -137,7 +138,8 @@ class FeatureCache:
                 labels=datamodule.labels(filled.split), indices=datamodule.indices(filled.split)
             )
             datamodule.relay(filled.split).instead = _KeptRows(rest, filled.table)
-        for loader in _loaders_made(trainer):
+        # Lightning asked for the length of that of training before the optimiser was made.
+        for loader in train_loaders(trainer):
             if isinstance(loader.dataset, Relay):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
 
@@ -251,12 +253,6 @@ class _KeptRows(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
-
-
-def _loaders_made(trainer: Trainer) -> list[Any]:
-    """That of training: Lightning asked for its length before the optimiser was made."""
-    combined = trainer.fit_loop._combined_loader
-    return [] if combined is None else combined.flattened
 
 
 def _plain(name: str) -> str:

@@ -47,7 +47,7 @@ def run_datamodule(folder: Path) -> Any:
     cli = parsed_config(folder)
     options = cli.options.clone()
     options.model = None  # neither its weights nor its sources are needed
-    datamodule = cli._parser("fit").instantiate(options).data
+    datamodule = cli.parser_of("fit").instantiate(options).data
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.lightning_internals import CsvLog, CsvWriter
 from kora.runs.durable import write_atomically
 
 __all__ = ["RowByRow", "count_rows", "keep_rows"]
 
 
-class RowByRow(CSVLogger):
+class RowByRow(CsvLog):
     """A CSVLogger that a killed process leaves whole, up to the step that it was in.
 
     Lightning's own writes every hundred steps, empties the file whenever a new metric needs a new
@@ -28,10 +27,11 @@ class RowByRow(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """What writes the file."""
-        if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Writer(log_dir=self.log_dir)
-        return self._experiment
+        return self.written_by(self._writer)
+
+    def _writer(self) -> _Writer:
+        os.makedirs(self.root_dir, exist_ok=True)
+        return _Writer(log_dir=self.log_dir)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -40,20 +40,21 @@ class RowByRow(CSVLogger):
         self.save()
 
 
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
+class _Writer(CsvWriter):
+    def begin(self) -> None:
         """Go on with the file that is there."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             self.metrics_keys = next(iter(_rows(path)), [])
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+    def new_header(self, names: list[str]) -> None:
+        """Write the file anew, with a column more."""
         path = Path(self.metrics_file_path)
         head, *rows = _rows(path)
 
         def write(target: Path) -> None:
             with target.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=fieldnames)
+                writer = csv.DictWriter(file, fieldnames=names)
                 writer.writeheader()
                 writer.writerows(dict(zip(head, row, strict=False)) for row in rows)
 

@@ -1,4 +1,4 @@
-"""Configs and records of earlier versions, with the options that came later at their defaults.
+"""Configs and records of earlier versions: later options at their defaults, classes where they are.
 
 An option that is added keeps by its default what was done before it was there, so a config without
 it and a config that names its default are of one run, and a record without it of one strategy.
@@ -12,7 +12,13 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["with_defaults"]
+__all__ = ["MOVED", "with_defaults"]
+
+#: Classes that configs of earlier versions name by another module.
+MOVED = {
+    "kora.backbones.Backbone": "kora.backbone.vit.Backbone",
+    "kora.sharding.ShardedBackbone": "kora.backbone.sharding.ShardedBackbone",
+}
 
 
 def with_defaults(config: Any) -> Any:
@@ -26,6 +32,8 @@ def with_defaults(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     made = {key: with_defaults(value) for key, value in config.items()}
+    if isinstance(made.get("class_path"), str):
+        made["class_path"] = MOVED.get(made["class_path"], made["class_path"])
     if isinstance(made.get("class_path"), str) and isinstance(made.get("init_args"), dict):
         made["init_args"] = {**_defaults(made["class_path"]), **made["init_args"]}
     return made

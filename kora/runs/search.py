@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kora.runs.config import with_defaults
+from kora.runs.config import MOVED, with_defaults
 from kora.runs.results import RESULTS_NAME, read_results, run_versions
 from kora.runs.lock import RunLock
 from kora.runs.yaml_files import read_yaml
@@ -66,9 +66,15 @@ def without_cache(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, "init_args": arguments}
 
 
+#: A class counts by its first name, so that hashes of earlier versions hold.
+_FIRST_NAMES = {now: before for before, now in MOVED.items()}
+
+
 def _filled(value: Any) -> Any:
     if isinstance(value, Mapping):
         inner = {key: _filled(item) for key, item in value.items()}
+        if isinstance(value.get("class_path"), str):
+            inner["class_path"] = _FIRST_NAMES.get(value["class_path"], value["class_path"])
         return {key: item for key, item in inner.items() if item not in (None, [], {})}
     return [_filled(item) for item in value] if isinstance(value, list | tuple) else value
 

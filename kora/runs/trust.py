@@ -22,6 +22,7 @@ from jsonargparse._common import parsing_settings
 from jsonargparse._paths import Path as ConfigPath
 
 from kora.console.errors import explain
+from kora.runs.config import MOVED
 
 __all__ = [
     "OURS",
@@ -47,8 +48,8 @@ OURS = {
     "kora.heads": ("DepthHead", "LayerSummaries"),
     "kora.losses": ("DepthLoss",),
     "kora.tasks": ("AdapterTask",),
-    "kora.backbones": ("Backbone",),
-    "kora.sharding": ("ShardedBackbone",),
+    "kora.backbone.vit": ("Backbone",),
+    "kora.backbone.sharding": ("ShardedBackbone",),
     "kora.metrics.protocol": ("DepthProtocol",),
     "datamodules": ("ImageDataModule", "Subset"),
 }
@@ -89,7 +90,7 @@ def known_classes() -> frozenset[str]:
     # How a config that names no optimiser is written into the folder of its run.
     found.append(("kora.tasks.base._adamw", import_module("kora.tasks.base")._adamw))
     defined = {f"{kind.__module__}.{kind.__qualname__}" for _, kind in found}
-    return frozenset(defined | {path for path, _ in found})
+    return frozenset(defined | {path for path, _ in found} | MOVED.keys())
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.console.say import say
+from kora.lightning_internals import Cli
 from kora.loggers.run_folder import claim_run_folder, make_loggers
 from kora.loggers.throughput import Throughput
 from kora.runs.lock import RunLock
@@ -50,7 +51,7 @@ from kora.training.state import TrainingState
 __all__ = ["KoraCLI", "parse", "run_lightning"]
 
 
-class KoraCLI(LightningCLI):
+class KoraCLI(Cli):
     """LightningCLI with a run folder, the record of the run, and source stages.
 
     Args:
@@ -126,9 +127,6 @@ class KoraCLI(LightningCLI):
                 "a number from 0 to 4294967295."
             )
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let what a checkpoint holds win over what the user typed."""
-
     @property
     def options(self) -> Any:
         """The parsed options of the command."""
@@ -168,14 +166,14 @@ class KoraCLI(LightningCLI):
     @property
     def source_stages(self) -> SourceStages:
         """The source stages that this config leads to."""
-        return SourceStages(self._parser(self.command), self.resolved())
+        return SourceStages(self.parser_of(self.command), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """The resolved config in plain types, as it would be written to config.yaml.
 
         Without what a run goes on from: the config of a run, run again, begins a new one.
         """
-        config = plain(self._parser(self.command), self.options)
+        config = plain(self.parser_of(self.command), self.options)
         return {**config, "ckpt_path": None, "resume": False} if self.command == "fit" else config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -184,7 +182,7 @@ class KoraCLI(LightningCLI):
         assert isinstance(task, AdapterTask)
         config = self.resolved()
         task.checkpoint = self.options.get("ckpt_path")
-        trainer_config = self._get(self.config_init, "trainer")
+        trainer_config = self.initialised("trainer")
         kwargs["plugins"] = with_checked_io(trainer_config.get("plugins"))
         stages = self.source_stages
         stages.locate(task, train=self.command == "fit")
@@ -223,7 +221,7 @@ class KoraCLI(LightningCLI):
                 own += [FiniteGuard(), NodeGradients(self.run_folder)]
             if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
                 own.append(CheckpointGuard(self.run_folder))
-                saving = self._get(self.config_init, "save")
+                saving = self.initialised("save")
                 own.append(
                     TrainingState(
                         self.run_folder, seed=seed, config=config, typed=self.typed, saving=saving
@@ -237,7 +235,7 @@ class KoraCLI(LightningCLI):
             kwargs["logger"] = [
                 *make_loggers(
                     self.run_folder,
-                    self._get(self.config_init, "wandb"),
+                    self.initialised("wandb"),
                     experiment=experiment,
                     strategy=strategy,
                     seed=seed,
@@ -247,7 +245,7 @@ class KoraCLI(LightningCLI):
                 *(logger for logger in more if not isinstance(logger, bool | None)),
             ]
         try:
-            return self._instantiate_trainer({**trainer_config, **kwargs}, own)
+            return self.make_trainer({**trainer_config, **kwargs}, own)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ValueError(
                 f"trainer: {error} Check trainer.accelerator, devices, strategy, precision and "
@@ -271,10 +269,10 @@ class KoraCLI(LightningCLI):
 
     # -- the command ---------------------------------------------------------------------------
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, command: str) -> None:
         """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
         try:
-            super()._run_subcommand(subcommand)
+            super().run_command(command)
         except SIGTERMException:
             raise  # the way to go on is told where it was caught
         except SystemExit:
@@ -331,7 +329,7 @@ def parse(args: Sequence[str]) -> KoraCLI:
         def instantiate_classes(self) -> None:
             pass
 
-        def _run_subcommand(self, subcommand: str) -> None:
+        def run_command(self, command: str) -> None:
             pass
 
     with without_noise():

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from kora.lightning_internals import take_signals, was_started_by_lightning
 
 __all__ = ["TERMINATED", "Preemption"]
 
@@ -50,9 +51,7 @@ class Preemption:
         ):
             self._hangup = wish
             signal.signal(signal.SIGHUP, wish)
-        connector: Any = trainer._signal_connector
-        connector._sigterm_notifier_fn = wish
-        connector._slurm_sigusr_handler_fn = requeue
+        take_signals(trainer, sigterm=wish, slurm=requeue)
 
     def detach(self) -> None:
         """Give back what Lightning does not."""
@@ -72,8 +71,7 @@ class Preemption:
 
     def exit_code(self, trainer: Trainer) -> int:
         """143; 0 of a process that Lightning started, as it would kill the others for 143."""
-        started = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
-        return 0 if started and not trainer.is_global_zero else TERMINATED
+        return 0 if was_started_by_lightning(trainer) and not trainer.is_global_zero else TERMINATED
 
     def end(self, trainer: Trainer) -> str:
         """Put the job back into SLURM's queue where its signal came; why the run stops."""

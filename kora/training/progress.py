@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+
+from kora.lightning_internals import Bar
 
 __all__ = ["ProgressBar", "without_noise"]
 
@@ -33,7 +34,7 @@ _NOISE = (
 )
 
 
-class ProgressBar(RichProgressBar):
+class ProgressBar(Bar):
     """Lightning's bar with its estimate, less the version number.
 
     It is drawn once a second, so within an epoch its metrics are read no more than twice in one:
@@ -54,9 +55,8 @@ class ProgressBar(RichProgressBar):
             self._read_at = now
         return self._shown
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def training_text(self, text: str) -> str:
         """Lightning's, which names the last epoch -2 where steps alone end the training."""
-        text = super()._get_train_description(current_epoch)
         return text if self.trainer.max_epochs != -1 else text.replace("/-2", "")
 
 

@@ -10,6 +10,7 @@ from lightning import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kora.console.say import say
+from kora.lightning_internals import train_loaders
 from kora.runs.config import with_defaults
 
 __all__ = ["Settings", "changes", "flat", "settings_of"]
@@ -62,9 +63,8 @@ class Settings:
 
     def know_loader(self, trainer: Trainer) -> None:
         """Take over what only the loader tells, once training begins."""
-        combined = trainer.fit_loop._combined_loader
-        if combined is not None:
-            self.batch_size = getattr(combined.flattened[0], "batch_size", None)
+        for loader in train_loaders(trainer)[:1]:
+            self.batch_size = getattr(loader, "batch_size", None)
         self.batches = trainer.num_training_batches
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Settings:
             ValueError: With what cannot be honoured and the remedy.
         """
         old = resumed["settings"]
-        different = changes(with_defaults(old["config"]), self.config)
+        different = changes(with_defaults(old["config"]), with_defaults(self.config))
         place = f"epoch {resumed['epoch']}, {resumed['batches']} of {old['batches']} batches done"
         lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in different.items()]
         told = "Changed since the checkpoint:\n" + "\n".join(lines) if lines else "Nothing changed."

@@ -20,13 +20,20 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loops.loop import _Loop
-from lightning.pytorch.loops.progress import _BaseProgress
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kora.console.say import say
+from kora.lightning_internals import (
+    Loop,
+    Progress,
+    accumulates,
+    end_restart,
+    full_checkpoint,
+    train_loaders,
+    validation_is_due,
+)
 from kora.loggers.csv_log import count_rows
 from kora.training.checkpoints import Saving, bring_home
 from kora.training.preemption import Preemption
@@ -139,7 +146,7 @@ class TrainingState(Callback):
         epoch, batches = self._resumed["epoch"], self._resumed["batches"]
         if trainer.fit_loop.max_steps != -1 and not batches:
             _start_epoch_anew(trainer)
-        for loader in _train_loaders(trainer):
+        for loader in train_loaders(trainer):
             sampler = loader.sampler
             if hasattr(sampler, "start_at"):
                 sampler.start_at(epoch, batches * loader.batch_size)
@@ -174,7 +181,7 @@ class TrainingState(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Keep where the loops are, after a whole step."""
-        if not trainer.fit_loop._should_accumulate():
+        if not accumulates(trainer):
             self._stepping = False
             self._validated = loop_state(trainer.fit_loop)
             self._loops = _with_validation_to_do(trainer, self._validated)
@@ -225,8 +232,7 @@ class TrainingState(Callback):
         self._use_kept_loops = True
         try:
             if alone:
-                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-                trainer.strategy.save_checkpoint(content, self.last)
+                trainer.strategy.save_checkpoint(full_checkpoint(trainer), self.last)
             else:
                 trainer.save_checkpoint(self.last, weights_only=False)
         finally:
@@ -275,9 +281,7 @@ def _with_validation_to_do(trainer: Trainer, state: dict[str, Any]) -> dict[str,
     Lightning takes a validation that was due at the saved batch for done, unless its counters say
     that it was stopped in its first batch.
     """
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+    if validation_is_due(trainer):
         state = copy.deepcopy(state)
         for count in ("total", "current"):
             state["epoch_loop.batch_progress"][count]["completed"] += 1
@@ -293,30 +297,21 @@ def _start_epoch_anew(trainer: Trainer) -> None:
     progress: Any = trainer.fit_loop.epoch_progress
     for count in (progress.total, progress.current):
         count.ready = count.started = count.completed = count.processed
-    trainer.fit_loop.reset_restart_stage()
-    for loop in (
-        trainer.fit_loop,
-        trainer.fit_loop.epoch_loop,
-        trainer.fit_loop.epoch_loop.val_loop,
-    ):
-        loop._restarting = False
+    loop = trainer.fit_loop
+    loop.reset_restart_stage()
+    end_restart(loop, loop.epoch_loop, loop.epoch_loop.val_loop)
 
 
-def _train_loaders(trainer: Trainer) -> list[Any]:
-    combined = trainer.fit_loop._combined_loader
-    return [] if combined is None else combined.flattened
-
-
-def loop_state(loop: _Loop, prefix: str = "") -> dict[str, Any]:
+def loop_state(loop: Loop, prefix: str = "") -> dict[str, Any]:
     """What `loop.state_dict(prefix=prefix)` gives, without deep copies of single numbers.
 
     Lightning copies every counter with `dataclasses.asdict`, which was most of that call's time.
     """
     found: dict[str, Any] = {f"{prefix}state_dict": loop.on_save_checkpoint()}
     for name, part in vars(loop).items():
-        if isinstance(part, _BaseProgress):
+        if isinstance(part, Progress):
             found[prefix + name] = _numbers(part)
-        elif isinstance(part, _Loop):
+        elif isinstance(part, Loop):
             found |= loop_state(part, f"{prefix}{name}.")
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kora.grid.file import read_grid
+from kora.runs.config import with_defaults
 from kora.runs.results import find_runs, read_results
 from kora.training.lightning_cli import parse
 from tests.support.cli import REPOSITORY, kora
@@ -42,7 +43,7 @@ def kept() -> list[Path]:
 
 def essence(*args: str) -> dict[str, Any]:
     """What a run trains with, whatever machine it runs on; new options at their defaults."""
-    config = parse(["fit", *args]).resolved()
+    config = with_defaults(parse(["fit", *args]).resolved())
     return {key: config[key] for key in ("seed_everything", "experiment", "model", "data")} | {
         key: config["trainer"][key] for key in ("max_epochs", "max_steps", "precision")
     }

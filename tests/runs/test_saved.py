@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import datamodules
 import kora
 from kora.runs.outcomes import read_outcomes
+from kora.runs.search import config_hash
 from tests.support.cli import here, results
 from tests.support.cli import kora as command
 
@@ -58,7 +60,16 @@ def test_a_run_resumes(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (run / "results.json").unlink()
     done = command(capfd, "fit", "--resume", run, "--trainer.max_epochs", "2")
     assert done.code == 0, done.err
+    assert "class_path" not in done.out  # a class that moved is no setting that changed
     assert results(run)["metrics"]["test/accuracy"] > 0
+
+
+def test_a_run_counts_as_that_of_its_config(here: Path) -> None:
+    text = (RUN / "config.yaml").read_text(encoding="utf-8")
+    assert "kora.backbones.Backbone" in text
+    moved = text.replace("kora.backbones.Backbone", "kora.backbone.vit.Backbone")
+    for config in (text, moved):
+        assert config_hash(yaml.safe_load(config)) == results(RUN)["config_sha256"]
 
 
 def test_an_adapter_predicts_what_it_predicted() -> None:

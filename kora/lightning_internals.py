@@ -1,0 +1,141 @@
+"""All that this project uses of Lightning beside its public interface.
+
+These names may change with any minor version, so pyproject.toml has an upper bound on it. What each
+is for, and what would break without it, stands in `tests/test_lightning_internals.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loops.loop import _Loop as Loop
+from lightning.pytorch.loops.progress import _BaseProgress as Progress
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+__all__ = [
+    "Bar",
+    "Cli",
+    "CsvLog",
+    "CsvWriter",
+    "Loop",
+    "Progress",
+    "accumulates",
+    "end_restart",
+    "full_checkpoint",
+    "take_signals",
+    "train_loaders",
+    "validation_is_due",
+    "was_started_by_lightning",
+]
+
+
+def train_loaders(trainer: Trainer) -> list[Any]:
+    """The loaders of training; none before Lightning has made them."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the batch that is done made no optimiser step, as gradients are gathered."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation comes after the batch that is done."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def end_restart(*loops: Loop) -> None:
+    """Have loops begin as in a fit that was not resumed."""
+    for loop in loops:
+        loop._restarting = False
+
+
+def full_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint holds, of this process alone: `save_checkpoint` waits for all."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def take_signals(
+    trainer: Trainer, *, sigterm: Callable[[int, Any], None], slurm: Callable[[int, Any], None]
+) -> None:
+    """Have these called for SIGTERM, and for SLURM's signal before its time limit."""
+    connector: Any = trainer._signal_connector
+    connector._sigterm_notifier_fn = sigterm
+    connector._slurm_sigusr_handler_fn = slurm
+
+
+def was_started_by_lightning(trainer: Trainer) -> bool:
+    """Whether the processes of this trainer are started by Lightning, and ended by it."""
+    return isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, with a description of one's own."""
+
+    def training_text(self, text: str) -> str:
+        """What stands before the bar of training, made of what Lightning would write."""
+        return text
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self.training_text(super()._get_train_description(current_epoch))
+
+
+class CsvLog(CSVLogger):
+    """Lightning's log, whose file another writer may write."""
+
+    def written_by(self, make: Callable[[], CsvWriter]) -> Any:
+        """The writer, made when it is first asked for."""
+        if self._experiment is None:
+            self._experiment = make()
+        return self._experiment
+
+
+class CsvWriter(ExperimentWriter):
+    """Lightning's writer of `metrics.csv`, which may find a file, and get a new column."""
+
+    def begin(self) -> None:
+        """Called first; Lightning's warns of a file that is there, and removes it."""
+
+    def new_header(self, names: list[str]) -> None:
+        """Called when a metric comes that the file has no column for."""
+
+    def _check_log_dir_exists(self) -> None:
+        self.begin()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.new_header(fieldnames)
+
+
+class Cli(LightningCLI):
+    """LightningCLI, with its steps by public names."""
+
+    def parser_of(self, command: str) -> LightningArgumentParser:
+        """The parser of a command."""
+        return self._parser(command)
+
+    def initialised(self, key: str) -> Any:
+        """What the config makes of a key, once classes are instantiated."""
+        return self._get(self.config_init, key)
+
+    def make_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        """The trainer of these options."""
+        return self._instantiate_trainer(config, callbacks)
+
+    def run_command(self, command: str) -> None:
+        """Run it."""
+        super()._run_subcommand(command)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_command(subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let what a checkpoint holds win over what the user typed."""

@@ -1,5 +1,0 @@
-"""Fixtures of the command-line tests."""
-
-from tests.support.cli import here
-
-__all__ = ["here"]
