@@ -1,0 +1,80 @@
+"""Each name of Lightning that is not public: it is there, and what breaks without it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Trainer
+from lightning.fabric.loggers import csv_logs
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops import fit_loop, loop, progress, training_epoch_loop
+from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.trainer.connectors import signal_connector
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OURS = REPOSITORY / "kora" / "lightning_internals.py"
+
+#: Where each is defined or used by Lightning itself, and what of KoRA would break.
+NAMES: dict[str, tuple[Any, str]] = {
+    "_combined_loader": (fit_loop, "the cache cannot stand in for a loader that was made before"),
+    "_should_accumulate": (training_epoch_loop, "a checkpoint within accumulated batches"),
+    "_should_check_val_fx": (training_epoch_loop, "a validation that was due is lost by a resume"),
+    "_data_fetcher": (fit_loop, "the same"),
+    "_restarting": (loop, "with max_steps, a resume trains an epoch twice that was over"),
+    "_Loop": (loop, "a checkpoint holds no place within an epoch"),
+    "_BaseProgress": (progress, "the same"),
+    "_checkpoint_connector": (Trainer, "no checkpoint where the other processes are gone"),
+    "_signal_connector": (Trainer, "SIGTERM in a step of two processes hangs"),
+    "_sigterm_notifier_fn": (signal_connector, "the same"),
+    "_slurm_sigusr_handler_fn": (signal_connector, "SLURM's signal saves in the midst of a step"),
+    "_SubprocessScriptLauncher": (subprocess_script, "a stopped process kills the others"),
+    "_get_train_description": (RichProgressBar, "the bar says that the last epoch is -2"),
+    "_experiment": (CSVLogger, "metrics.csv of a resumed run begins anew"),
+    "_check_log_dir_exists": (csv_logs, "the same"),
+    "_rewrite_with_new_header": (csv_logs, "a kill while a column is added loses the log"),
+    "_parser": (LightningCLI, "no resolved config, so no run is found again"),
+    "_get": (LightningCLI, "no trainer with a run folder"),
+    "_instantiate_trainer": (LightningCLI, "the same"),
+    "_run_subcommand": (LightningCLI, "Ctrl-C does not say how to resume"),
+    "_parse_ckpt_path": (LightningCLI, "options of a checkpoint win over what was typed"),
+}
+
+
+def private_names(path: Path) -> set[str]:
+    """Private attributes, imports and methods in a file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lightning_has_it_and_uses_it(name: str) -> None:
+    source = inspect.getsource(NAMES[name][0])
+    assert name in source, f"without it: {NAMES[name][1]}"
+
+
+def test_the_file_uses_these_and_no_others() -> None:
+    assert private_names(OURS) == set(NAMES)
+
+
+def test_no_other_file_uses_one() -> None:
+    own = {"_get", "_parser", "_experiment"}  # names that others may give to something of their own
+    used = {
+        (path.name, name)
+        for path in (REPOSITORY / "kora").rglob("*.py")
+        if path != OURS
+        for name in private_names(path) & set(NAMES) - own
+    }
+    assert used == set()
