@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from kora.adapters.base import LowRankDelta, Strategy, describe, resized
+from kora.adapters.arguments import describe
+from kora.adapters.base import Strategy, resized
 from kora.adapters.baselines import FullFineTune, LinearProbe
 from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.fusion import AdapterFusion, LowRankFusion
 from kora.adapters.kora import KoRA
 from kora.adapters.lora import LoRA
+from kora.adapters.low_rank import LowRankDelta
 from kora.adapters.readouts import ClsReadout, Readout, TokenReadout
 
 __all__ = [

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
+from kora.adapters.frozen_pass import FrozenPass
 from kora.backbone.rewrites import plain_state
 from kora.backbone.vit import Backbone
 
-__all__ = ["FullFineTune", "LinearProbe", "place_of"]
+__all__ = ["FullFineTune", "LinearProbe"]
 
 
 class LinearProbe(Strategy):
@@ -24,9 +24,9 @@ class LinearProbe(Strategy):
     def attach(self, backbone: Backbone) -> None:
         """Nothing to create."""
 
-    def frozen_key(self) -> dict[str, Any]:
-        """Nothing: the features are those of the frozen backbone."""
-        return {}
+    def frozen_pass(self) -> FrozenPass:
+        """The features are those of the frozen backbone."""
+        return FrozenPass()
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The frozen weights, as they are."""
@@ -59,15 +59,3 @@ class FullFineTune(Strategy):
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The weights as they were trained."""
         return plain_state(backbone)
-
-    def site_of(self, name: str) -> tuple[str, str]:
-        """Block number and layer of a timm name."""
-        return place_of(name)
-
-
-def place_of(name: str) -> tuple[str, str]:
-    """Block number and layer of a tensor of timm: `blocks.3.attn.qkv.bias` to (3, qkv)."""
-    parts = name.split(".")
-    if parts[0] == "blocks":
-        return parts[1], parts[3] if len(parts) > 4 else parts[2]
-    return "–", parts[0]

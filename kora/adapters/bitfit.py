@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from kora.adapters.base import Strategy
-from kora.adapters.baselines import place_of
 from kora.backbone.rewrites import plain_state
 from kora.backbone.sites import require_blocks
 from kora.backbone.vit import Backbone
@@ -68,10 +67,6 @@ class BitFit(Strategy):
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The backbone's weights, which have the trained biases."""
         return plain_state(backbone)
-
-    def site_of(self, name: str) -> tuple[str, str]:
-        """Block number and layer of a timm name."""
-        return place_of(name)
 
 
 def _is_bias(name: str) -> bool:

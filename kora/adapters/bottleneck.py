@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import (
-    Strategy,
+from kora.adapters.arguments import (
     require_choice,
     require_effect,
     require_positive,
     require_probability,
 )
+from kora.adapters.base import Strategy
 from kora.backbone.insertion_points import Position, add_at_place, find_places
 from kora.backbone.vit import Backbone
 

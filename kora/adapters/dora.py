@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta
 from kora.adapters.lora import LoRA
+from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.rewrites import autocast_input, frozen_layer, rescaled, rewrite
 from kora.backbone.sites import ALL_SITES, Site, find_sites
 from kora.backbone.vit import Backbone

@@ -27,11 +27,13 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "check_keys",
     "check_same_adapter",
+    "describe_whole",
     "load_adapter",
     "read_adapter_config",
     "read_adapter_tensors",
     "recall_adapter",
     "save_adapter",
+    "without_prefix",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -196,7 +198,7 @@ def save_adapter(
         "format": ADAPTER_FORMAT,
         "kora_version": __version__,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "adapter": describe(adapter) | adapter.origins(),
+        "adapter": describe_whole(adapter),
         "backbone": {
             "name": backbone.name,
             "image_size": backbone.image_size,
@@ -234,11 +236,23 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
     mine_tensors = {f"adapter.{name}": tensor for name, tensor in adapter.tensors().items()}
     stored = {k: v for k, v in stored.items() if not k.startswith("head.")}
     check_keys(mine_tensors, stored, f"{folder / ADAPTER_WEIGHTS}")
-    adapter.verify({k.removeprefix("adapter."): v for k, v in stored.items()}, str(folder))
+    if adapter.earlier_runs is not None:
+        adapter.earlier_runs.verify(without_prefix(stored, "adapter."), str(folder))
     with torch.no_grad():
         for name, tensor in mine_tensors.items():
             tensor.copy_(stored[name])
     return {"folder": str(folder), **record}
+
+
+def describe_whole(adapter: Strategy) -> dict[str, Any]:
+    """Class path, arguments, and what it was made of, in plain types."""
+    runs = adapter.earlier_runs
+    return describe(adapter) | ({} if runs is None else runs.origins())
+
+
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def recall_adapter(file: str | Path, adapter: Strategy) -> None:
@@ -256,10 +270,8 @@ def recall_adapter(file: str | Path, adapter: Strategy) -> None:
         tensors = content["state_dict"]
     else:
         record, tensors = read_adapter_config(path)["adapter"], read_adapter_tensors(path)
-    of_adapter = {k: v for k, v in tensors.items() if k.startswith("adapter.")}
-    adapter.recall(
-        record, {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, str(path)
-    )
+    if adapter.earlier_runs is not None:
+        adapter.earlier_runs.recall(record, without_prefix(tensors, "adapter."), str(path))
 
 
 def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str) -> None:
@@ -275,10 +287,11 @@ def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str
             "model.adapter equal to it."
         )
     ours, other = mine["init_args"], with_defaults(theirs)["init_args"]
+    elsewhere = adapter.earlier_runs and adapter.earlier_runs.argument
     wrong = [
         f"{key}={other.get(key)!r} there, {ours.get(key)!r} here"
         for key in dict.fromkeys([*ours, *other])
-        if key not in adapter.locations and ours.get(key) != other.get(key)
+        if key != elsewhere and ours.get(key) != other.get(key)
     ]
     if wrong:
         raise ValueError(f"{source} has {'; '.join(wrong)}. Make model.adapter equal to it.")

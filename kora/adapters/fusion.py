@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy, require_positive
+from kora.adapters.arguments import require_positive
+from kora.adapters.base import Strategy
 from kora.adapters.fusion_layer import FusionLayer, LowRankFusionLayer
-from kora.adapters.fusion_sources import FusionSource, is_there, read_sources, recalled
+from kora.adapters.fusion_sources import FusionSource, Spot, is_there, read_sources, recalled
 from kora.backbone.vit import Backbone
 
 __all__ = ["AdapterFusion", "LowRankFusion"]
@@ -53,6 +54,83 @@ class FusedPlace(nn.Module):
         self.share_N = self.share_N + (mean_N - self.share_N) * (len(flat) / self.seen)
 
 
+class FusedRuns:
+    """The source adapters of a fusion: where they lie, what a file holds of them, what they are.
+
+    Args:
+        sources: Adapter folders, or configs of the source runs.
+        places: Of the fusion; the frozen adapters lie in them once it is attached.
+    """
+
+    argument = "sources"
+
+    def __init__(self, sources: Sequence[str], places: nn.ModuleDict) -> None:
+        self.sources = sources
+        self.places = places
+        self.found: list[FusionSource] = []
+        self._located: dict[str, str] = {}  # adapter folders of the sources that are configs
+        self._kept: Any = ()  # sources from a file of this fusion, until it is attached
+
+    def read(self, backbone: Backbone) -> list[Spot]:
+        """The sources' places with their adapters."""
+        self.found, spots = read_sources(self._folders(), backbone, self._kept)
+        self._kept = ()
+        return spots
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The frozen adapters, by their names in the fusion."""
+        return {
+            f"places.{key}.adapters.{name}": parameter
+            for key, place in self.places.items()
+            if isinstance(place, FusedPlace)
+            for name, parameter in place.adapters.named_parameters()
+        }
+
+    def configs(self) -> list[str]:
+        """The sources that are configs."""
+        return [source for source in self.sources if source.endswith((".yaml", ".yml"))]
+
+    def locate(self, folders: Mapping[str, str]) -> None:
+        """Where the runs of `configs` lie."""
+        self._located = dict(folders)
+
+    def missing(self) -> list[str]:
+        """Sources that are not there, and that no recalled file holds."""
+        held = len(self._kept) == len(self.sources)
+        return [source for source in self._folders() if not (held or is_there(source))]
+
+    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Let the sources that a file holds stand in for folders that are not there."""
+        self._kept = recalled(record.get("sources", ()), tensors, origin)
+
+    def take_over(self, other: FusedRuns) -> None:
+        """The sources that another fusion has found."""
+        self._located, self._kept = other._located, other._kept
+
+    def origins(self) -> dict[str, Any]:
+        """Strategy, arguments, backbone and run of each source."""
+        return {"sources": [source.kept() for source in self.found]}
+
+    def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
+        """Refuse a file that was trained on other source adapters than these.
+
+        Raises:
+            ValueError: With the first place that differs.
+        """
+        for name, mine in self.tensors().items():
+            if not torch.equal(stored[name].to(mine.device), mine):
+                place, _, rest = name.removeprefix("places.").partition(".adapters.")
+                number = int(rest.partition(".")[0])
+                raise ValueError(
+                    f"{origin} was trained on another source adapter than sources[{number}] = "
+                    f"{self.sources[number]} (they differ at {place}). Name the source adapters "
+                    "that it was trained on, in the same order."
+                )
+
+    def _folders(self) -> list[str]:
+        return [self._located.get(source, source) for source in self.sources]
+
+
 class AdapterFusion(Strategy):
     """y + sum_n s_n V z_n, s = softmax_n((Q y + b_q)^T (K z_n + b_k)): attention over adapters.
 
@@ -84,8 +162,6 @@ class AdapterFusion(Strategy):
         RuntimeError: If a file of a source is damaged.
     """
 
-    locations = frozenset({"sources"})
-
     def __init__(self, sources: Sequence[str], *, regulariser: float = 0.01) -> None:
         super().__init__()
         name = type(self).__name__
@@ -99,15 +175,8 @@ class AdapterFusion(Strategy):
             raise ValueError(f"{name}: regulariser={regulariser}, expected 0 or more.")
         self.sources = sources
         self.regulariser = regulariser
-        self.found: list[FusionSource] = []
-        self._located: dict[str, str] = {}  # adapter folders of the sources that are configs
-        self._kept: Any = ()  # sources from a file of this fusion, until it is attached
         self.places = nn.ModuleDict()
-
-    @property
-    def starts_as_backbone(self) -> bool:
-        """No: it starts near the mean of its sources."""
-        return False
+        self.earlier_runs: FusedRuns = FusedRuns(sources, self.places)
 
     def make_layer(self, width: int) -> FusionLayer | LowRankFusionLayer:
         """The attention of one place of D channels."""
@@ -116,9 +185,7 @@ class AdapterFusion(Strategy):
     def attach(self, backbone: Backbone) -> None:
         """Read the sources, and put a fusion at each of their places."""
         assert not self.places, "attached twice"
-        self.found, spots = read_sources(self._folders(), backbone, self._kept)
-        self._kept = ()
-        for spot in spots:
+        for spot in self.earlier_runs.read(backbone):
             place = FusedPlace(self.make_layer(spot.width), spot.adapters)
             self.places[spot.key] = place
             spot.add(backbone, place.add)
@@ -134,52 +201,7 @@ class AdapterFusion(Strategy):
 
     def tensors(self) -> dict[str, Tensor]:
         """The source adapters as well, so that a file can stand in for them."""
-        return dict(self.trainable()) | self._frozen()
-
-    def missing(self) -> list[str]:
-        """Sources that are not there, and that no recalled file holds."""
-        held = len(self._kept) == len(self.sources)
-        return [source for source in self._folders() if not (held or is_there(source))]
-
-    def source_configs(self) -> list[str]:
-        """The sources that are configs."""
-        return [source for source in self.sources if source.endswith((".yaml", ".yml"))]
-
-    def locate(self, folders: Mapping[str, str]) -> None:
-        """Where the runs of `source_configs` lie."""
-        self._located = dict(folders)
-
-    def take_over(self, other: Strategy) -> None:
-        """The sources that another fusion has found."""
-        assert isinstance(other, AdapterFusion)
-        self._located, self._kept = other._located, other._kept
-
-    def _folders(self) -> list[str]:
-        return [self._located.get(source, source) for source in self.sources]
-
-    def origins(self) -> dict[str, Any]:
-        """Strategy, arguments, backbone and run of each source."""
-        return {"sources": [source.kept() for source in self.found]}
-
-    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Let the sources that a file holds stand in for folders that are not there."""
-        self._kept = recalled(record.get("sources", ()), tensors, origin)
-
-    def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
-        """Refuse a file that was trained on other source adapters than these.
-
-        Raises:
-            ValueError: With the first place that differs.
-        """
-        for name, mine in self._frozen().items():
-            if not torch.equal(stored[name].to(mine.device), mine):
-                place, _, rest = name.removeprefix("places.").partition(".adapters.")
-                number = int(rest.partition(".")[0])
-                raise ValueError(
-                    f"{origin} was trained on another source adapter than sources[{number}] = "
-                    f"{self.sources[number]} (they differ at {place}). Name the source adapters "
-                    "that it was trained on, in the same order."
-                )
+        return dict(self.trainable()) | self.earlier_runs.tensors()
 
     def penalty(self) -> Tensor | None:
         """regulariser * sum over places of ||I - V||_F^2."""
@@ -194,13 +216,6 @@ class AdapterFusion(Strategy):
             place.watched = on
             if on:
                 place.seen, place.share_N = 0, None
-
-    def _frozen(self) -> dict[str, Tensor]:
-        return {
-            f"places.{key}.adapters.{name}": parameter
-            for key, place in self.fused().items()
-            for name, parameter in place.adapters.named_parameters()
-        }
 
 
 class LowRankFusion(AdapterFusion):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta
 from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.folder import (
     ADAPTER_CONFIG,
@@ -23,6 +22,7 @@ from kora.adapters.folder import (
     read_adapter_tensors,
 )
 from kora.adapters.lora import LoRA
+from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.insertion_points import (
     Place,
     TokenFunction,

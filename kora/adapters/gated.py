@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta, Strategy, require_effect, require_positive
+from kora.adapters.arguments import require_effect, require_positive
+from kora.adapters.base import Strategy
+from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.sites import Site, find_sites, wrap
 from kora.backbone.vit import Backbone
 

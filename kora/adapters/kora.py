@@ -11,20 +11,21 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import (
-    LowRankDelta,
-    Strategy,
+from kora.adapters.arguments import (
     require_choice,
     require_effect,
     require_positive,
     require_probability,
 )
+from kora.adapters.base import Strategy
 from kora.adapters.composers import Composer, Sequential
 from kora.adapters.feedback import Feedback
+from kora.adapters.frozen_pass import FrozenPass
+from kora.adapters.low_rank import LowRankDelta
 from kora.adapters.node_form import NodeForm
 from kora.adapters.nodes import WHOLE, Node, Pool, RefinedNode, overlap
 from kora.adapters.readouts import ClsReadout, Readout
-from kora.backbone.frozen_inputs import Inputs
+from kora.backbone.frozen_inputs import Inputs, features_from, named_features
 from kora.backbone.sites import ALL_SITES, Site, find_sites, wrap
 from kora.backbone.vit import Backbone, Features
 
@@ -164,11 +165,6 @@ class KoRA(Strategy):
         return f"{name}{feedback}{place}"
 
     @property
-    def starts_as_backbone(self) -> bool:
-        """Not with a readout of random start, as the published notebook has it."""
-        return getattr(self.readout, "init", "zero") == "zero" and self.readout.in_place
-
-    @property
     def without_effect(self) -> str:
         """What to do where a part of it does not reach the head."""
         if self.readout.per_token:
@@ -225,37 +221,40 @@ class KoRA(Strategy):
         if self.feedback is not None:
             self.feedback.build(backbone, self._nodes(), self.composer, self.d_comp, self.alpha)
 
-    def frozen_inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
-        """The features, and what each node kept of the pass."""
-        for node in self._nodes().values():
+    def forward(self, backbone: Backbone, images: Tensor) -> Features:
+        """Features with the composition read out."""
+        return self.read_out(*self.look(backbone, images))
+
+    def look(self, backbone: Backbone, images: Tensor) -> tuple[Features, list[Tensor]]:
+        """The features of a pass, and what each node kept of it."""
+        nodes = self._nodes().values()
+        for node in nodes:
             node.listen()
         if self.feedback is not None:
             self.feedback.sent = []
-        inputs = super().frozen_inputs(backbone, images)
-        return inputs | {f"{_NODE}{key}": node.taken() for key, node in self._nodes().items()}
+        return super().forward(backbone, images), [node.taken() for node in nodes]
 
-    def from_frozen(self, inputs: Inputs) -> Features:
-        """Features with the composition read out."""
-        features = super().from_frozen(inputs)
+    def read_out(self, features: Features, taken: Sequence[Tensor]) -> Features:
+        """Features with what the nodes kept composed and read out."""
         sent = [] if self.feedback is None else self.feedback.sent
-        rest = list(self._nodes().items())[len(sent) :]
-        vectors = sent + [node.vector(inputs[f"{_NODE}{key}"]) for key, node in rest]
+        rest = list(zip(self._nodes().values(), taken, strict=True))[len(sent) :]
+        vectors = sent + [node.vector(kept) for node, kept in rest]
         composed = self.composer(vectors)
         if self.observer is not None:
             self.observer(vectors, composed)
         adapted: Features = self.readout(features, composed, self.alpha)
         return adapted
 
-    def frozen_key(self) -> dict[str, Any]:
-        """Which nodes there are, and how they pool; of a side network alone."""
+    def frozen_pass(self) -> FrozenPass:
+        """Of a side network, whose nodes send no tokens."""
         if self.needs_backbone_grad:
-            return super().frozen_key()
+            return super().frozen_pass()
         if self.pool in WHOLE:
             raise ValueError(
                 f"adapter.pool is '{self.pool}': to keep all tokens of every site takes longer to "
                 "read than the backbone to compute"
             )
-        return {"nodes": list(self.nodes), "pool": self.pool}
+        return SidePass(self)
 
     def penalty(self) -> Tensor | None:
         """What the matrices of the nodes have in common, where that is to be small."""
@@ -320,3 +319,25 @@ class KoRA(Strategy):
 
     def _nodes(self) -> dict[str, Node]:
         return {key: node for key, node in self.nodes.items() if isinstance(node, Node)}
+
+
+class SidePass(FrozenPass):
+    """The features, and beside them what each node of a side network keeps of the pass."""
+
+    def __init__(self, kora: KoRA) -> None:
+        self.kora = kora
+
+    def key(self) -> dict[str, Any]:
+        """Which nodes there are, and how they pool."""
+        return {"nodes": list(self.kora.nodes), "pool": self.kora.pool}
+
+    def inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+        """The features by their names, and (B, ...) of each node under `node.` and its key."""
+        features, taken = self.kora.look(backbone, images)
+        of_nodes = zip(self.kora.nodes, taken, strict=True)
+        return named_features(features) | {f"{_NODE}{key}": kept for key, kept in of_nodes}
+
+    def features(self, inputs: Inputs) -> Features:
+        """What the side network makes of them."""
+        taken = [inputs[f"{_NODE}{key}"] for key in self.kora.nodes]
+        return self.kora.read_out(features_from(inputs), taken)

@@ -7,13 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import (
-    LowRankDelta,
-    Strategy,
-    require_effect,
-    require_positive,
-    require_probability,
-)
+from kora.adapters.arguments import require_effect, require_positive, require_probability
+from kora.adapters.base import Strategy
+from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.rewrites import plain_state
 from kora.backbone.sites import ALL_SITES, find_sites, wrap
 from kora.backbone.vit import Backbone

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from kora.adapters.base import Strategy
+from kora.adapters.frozen_pass import FrozenPass
 from kora.backbone.layer_summaries import Layer, LayerSummaries
 from kora.backbone.vit import Backbone
 
@@ -61,6 +61,6 @@ class MultiLayerProbe(Strategy):
         """Nothing to create: the layers are read for the head."""
         self.summaries.install(backbone)
 
-    def frozen_key(self) -> dict[str, Any]:
-        """Nothing: the features are those of the frozen backbone."""
-        return {}
+    def frozen_pass(self) -> FrozenPass:
+        """The features are those of the frozen backbone."""
+        return FrozenPass()

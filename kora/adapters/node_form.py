@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kora.adapters.base import require_choice, require_probability
+from kora.adapters.arguments import require_choice, require_probability
 
 __all__ = ["NodeForm"]
 

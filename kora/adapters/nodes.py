@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import LowRankDelta
+from kora.adapters.low_rank import LowRankDelta
 from kora.adapters.node_form import NodeForm, orthogonal
 from kora.backbone.kernels import Update
 from kora.backbone.sites import Site

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import ExtraInit, require_choice
+from kora.adapters.arguments import require_choice
+from kora.adapters.base import ExtraInit
 from kora.backbone.vit import Features, Level
 
 __all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]

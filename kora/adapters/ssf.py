@@ -110,11 +110,6 @@ class SSF(Strategy):
                 )
         return state
 
-    def site_of(self, name: str) -> tuple[str, str]:
-        """Block and layer, also of what is outside of the blocks."""
-        kind, key, _ = name.split(".")
-        return ("–", key) if kind == "outer_affines" else super().site_of(name)
-
     def _rewrite(self, backbone: Backbone, path: str) -> Affine:
         affine = Affine(path, len(frozen_layer(backbone, path).weight), std=self.init_std)
         rewrite(backbone, path, affine)

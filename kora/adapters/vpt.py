@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy, require_positive, require_probability
+from kora.adapters.arguments import require_positive, require_probability
+from kora.adapters.base import Strategy
 from kora.backbone.sites import require_blocks
 from kora.backbone.vit import Backbone
 

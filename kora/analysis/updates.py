@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kora.adapters import KoRA, LoRA, LowRankDelta, Strategy
+from kora.adapters.base import place_of
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import Direction, DoRA
 from kora.adapters.gated import GatedBlock, GatedKoRA
@@ -29,7 +30,7 @@ Deltas = Mapping[str, LowRankDelta]
 
 def places_of(strategy: Strategy, keys: Iterable[str]) -> dict[str, Place]:
     """Block and site of the modules of a strategy by their keys (`b03_qkv`)."""
-    return {key: strategy.site_of(f"adapters.{key}.weight") for key in keys}
+    return {key: place_of(f"adapters.{key}.weight") for key in keys}
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
     for kind in ("inner_affines", "outer_affines"):
         for key, affine in getattr(strategy, kind).items():
             assert isinstance(affine, Affine)
-            place = strategy.site_of(f"{kind}.{key}.scale_O")
+            place = place_of(f"{kind}.{key}.scale_O")
             scales[place] = _root_mean_square(affine.scale_O - 1)
             shifts[place] = _root_mean_square(affine.shift_O)
     return [
@@ -109,7 +110,7 @@ def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
 def gates(strategy: GatedKoRA) -> Quantity:
     """Of GatedKoRA: the factor of what the network of a block adds to v."""
     values = {
-        strategy.site_of(f"gated.{key}.gate"): float(block.gate)
+        place_of(f"gated.{key}.gate"): float(block.gate)
         for key, block in strategy.gated.items()
         if isinstance(block, GatedBlock)
     }
@@ -122,7 +123,7 @@ def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectr
     squares: dict[Place, float] = {}
     before: dict[Place, float] = {}
     for name, bias in strategy.trainable():
-        place = strategy.site_of(name)
+        place = place_of(name)
         start = original.model.get_parameter(name)
         squares[place] = squares.get(place, 0.0) + _frobenius(bias - start) ** 2
         before[place] = before.get(place, 0.0) + _frobenius(start) ** 2

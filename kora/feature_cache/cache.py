@@ -1,6 +1,6 @@
 """What a strategy reads of the frozen backbone, computed once and kept for every later epoch.
 
-For strategies that never change the backbone (`Strategy.frozen_key`), on images that are the same
+For strategies that never change the backbone (`Strategy.frozen_pass`), on images that are the same
 in every epoch. Each split has a table (kora/feature_cache/table.py) under a name that is a
 SHA-256 of all that its numbers depend on, so all runs of the same backbone, data and sites share
 it, also at once.

@@ -91,7 +91,7 @@ class ComputedInputs:
             # As the task's own forward pass: where it leaves out tokens, so does this.
             leaner = getattr(task, "last_block", None) or nullcontext()
             with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
-                inputs = adapter.frozen_inputs(task.backbone, images)
+                inputs = adapter.frozen_pass().inputs(task.backbone, images)
         finally:
             adapter.train(training)
         return {name: tensor for name, tensor in inputs.items() if is_read(name, reads)}

@@ -53,7 +53,7 @@ def note_changes(backbone: Backbone, adapter: Strategy) -> None:
     Not the strategy itself: some hold the backbone, and neither would be freed.
     """
     try:
-        adapter.frozen_key()
+        adapter.frozen_pass()
     except ValueError as error:
         backbone.changes.append(str(error))
 
@@ -63,7 +63,7 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
     adapter, backbone = task.adapter, task.backbone
     if backbone.changes:
         return str(backbone.changes[0])
-    if type(adapter).forward is not Strategy.forward:
+    if _owner(type(adapter), "forward") < _owner(type(adapter), "frozen_pass"):
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
     kind = type(task)
     for step in ("training_step", "validation_step", "forward", "features"):
@@ -117,7 +117,7 @@ def identity(
         "layers": describe(backbone.layer_summaries) if "layers" in reads else None,
         "reads": sorted(reads),
         "adapter": type(task.adapter).__qualname__,
-        "inputs": task.adapter.frozen_key(),
+        "inputs": task.adapter.frozen_pass().key(),
         "data": {key: value for key, value in protocol.items() if key not in _CHOICE},
         "split": [protocol["official_split"][split], protocol["sha256"][split]],
         "precision": str(trainer.precision),

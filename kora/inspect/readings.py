@@ -232,7 +232,7 @@ def _attention(model: AdaptedModel, strategy: AdapterFusion, images: Images) -> 
             {place: float(row[number]) for place, row in zip(places, rows, strict=True)},
             family="attention",
         )
-        for number, source in enumerate(strategy.found)
+        for number, source in enumerate(strategy.earlier_runs.found)
     ]
     return ReadOut(found, fusion=report)
 

@@ -14,6 +14,7 @@ from lightning import Trainer
 from numpy.typing import NDArray
 
 from kora.adapters import AdapterFusion
+from kora.adapters.base import place_of
 from kora.runs.durable import write_atomically
 from kora.tasks import AdapterTask
 
@@ -60,7 +61,7 @@ class FusionReport:
         from kora.reports.figures_fusion import attention_map
 
         keys = list(self.fusion.fused())
-        sources = [source.name for source in self.fusion.found]
+        sources = [source.name for source in self.fusion.earlier_runs.found]
         write_atomically(folder / FUSION_TABLE, lambda path: self._write_table(path, keys, sources))
         picture = folder / "fusion_attention.png"
         return [attention_map(self.shares, keys, sources, picture, title=self.fusion.label)]
@@ -71,7 +72,7 @@ class FusionReport:
             out = csv.writer(file)
             out.writerow(["block", "place", *sources])
             for key, row in zip(keys, self.shares, strict=True):
-                out.writerow([*self.fusion.site_of(key), *(f"{share:.6f}" for share in row)])
+                out.writerow([*place_of(key), *(f"{share:.6f}" for share in row)])
 
 
 def fusion_report_for(task: AdapterTask) -> FusionReport | None:

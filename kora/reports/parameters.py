@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kora.adapters.base import place_of
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -81,7 +83,7 @@ def parameter_report(task: AdapterTask) -> ParameterReport:
     trainables = task.trainables()
     for name, parameter in trainables.items():
         part, _, rest = name.partition(".")
-        cell = ("–", "head") if part == "head" else task.adapter.site_of(rest)
+        cell = ("–", "head") if part == "head" else place_of(rest)
         cells[cell] += parameter.numel()
     order = sorted(cells, key=lambda cell: int(cell[0]) if cell[0].isdigit() else 10**6)
     return ParameterReport(

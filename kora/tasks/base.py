@@ -16,9 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from kora import __version__
-from kora.adapters import LinearProbe, Strategy, describe
+from kora.adapters import LinearProbe, Strategy
 from kora.adapters.checkpoint_files import require_record
-from kora.adapters.folder import check_keys, check_same_adapter, load_adapter, recall_adapter
+from kora.adapters.folder import (
+    check_keys,
+    check_same_adapter,
+    describe_whole,
+    load_adapter,
+    recall_adapter,
+    without_prefix,
+)
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.vit import Backbone, Features
 from kora.feature_cache.cache import KEPT, CacheOption, FeatureCache, Kind
@@ -146,10 +153,11 @@ class AdapterTask(LightningModule):
 
     def recall_missing(self) -> None:
         """What the adapter would read and is not there, the file that is loaded may hold."""
-        missing, file = self.adapter.missing(), self.checkpoint or self.adapter_from
-        if missing and file is not None:
+        runs, file = self.adapter.earlier_runs, self.checkpoint or self.adapter_from
+        missing = [] if runs is None else runs.missing()
+        if runs is not None and missing and file is not None:
             recall_adapter(file, self.adapter)
-            if not self.adapter.missing():
+            if not runs.missing():
                 gone = ", ".join(missing)
                 rank_zero_warn(
                     f"{self.adapter.label}: no adapter lies at {gone}; those that {file} holds are "
@@ -185,7 +193,7 @@ class AdapterTask(LightningModule):
         if isinstance(images, Tensor):
             features: Features = self.adapter(self.backbone, images)
             return features
-        return self.adapter.from_frozen(images)
+        return self.adapter.frozen_pass().features(images)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
         """What the head says of (B, 3, H, W) images, or of what was kept of them."""
@@ -276,10 +284,9 @@ class AdapterTask(LightningModule):
         """
         mine = self.kept_tensors()
         check_keys(mine, state_dict, self._checkpoint_name())
-        of_adapter = {k: v for k, v in state_dict.items() if k.startswith("adapter.")}
-        self.adapter.verify(
-            {k.removeprefix("adapter."): v for k, v in of_adapter.items()}, self._checkpoint_name()
-        )
+        if self.adapter.earlier_runs is not None:
+            of_adapter = without_prefix(state_dict, "adapter.")
+            self.adapter.earlier_runs.verify(of_adapter, self._checkpoint_name())
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(state_dict[name])
@@ -292,7 +299,7 @@ class AdapterTask(LightningModule):
             "weights": str(self.backbone.weights),
             "sha256": self.backbone.sha256,
             "normalisation": self.backbone.normalisation,
-            "adapter": describe(self.adapter) | self.adapter.origins(),
+            "adapter": describe_whole(self.adapter),
             "source": self.source_record(),
         }
 

@@ -272,7 +272,7 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     elif backbone.sha256 != record["backbone"]["sha256"]:
         raise ValueError(_other_weights(record, backbone, folder))
     task = _task(record, backbone, adapter, head, origin)
-    if adapter.missing():
+    if adapter.earlier_runs is not None and adapter.earlier_runs.missing():
         checkpoints.recall_adapter(folder, adapter)
     task.build()
     checkpoints.load_adapter(folder, task.adapter, task.backbone)
@@ -344,7 +344,7 @@ def _check_sizes(
         twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)
-        if twin.missing():
+        if twin.earlier_runs is not None and twin.earlier_runs.missing():
             checkpoints.recall_adapter(folder, twin)
         task.build()
     assert task.head is not None

@@ -138,23 +138,27 @@ class SourceStages:
             task: Its adapter is not attached yet.
             train: Run what is missing. Otherwise it stays unknown: a checkpoint may hold it.
         """
-        folders, sha256 = {}, task.backbone.sha256
-        for source in task.adapter.source_configs():
+        runs, sha256 = task.adapter.earlier_runs, task.backbone.sha256
+        if runs is None:
+            return
+        folders = {}
+        for source in runs.configs():
             if not (train or Path(source).is_file()):
                 continue
             stage = self._kept(source)
             found = stage.provide(sha256) if train else stage.find(sha256)
             if found is not None:
                 folders[source] = str(found / "adapter")
-        task.adapter.locate(folders)
+        runs.locate(folders)
 
     def foresee(self, task: AdapterTask) -> None:
         """For a count: what those runs would hold, whether or not they are there."""
-        stages = [self._kept(source) for source in task.adapter.source_configs()]
-        if stages:
+        runs = task.adapter.earlier_runs
+        if runs is not None and runs.configs():
+            stages = [self._kept(source) for source in runs.configs()]
             backbone = {"name": task.backbone.name, "sha256": ""}
             records = [{"adapter": stage.adapter, "backbone": backbone} for stage in stages]
-            task.adapter.recall({"sources": records}, {}, "the config")
+            runs.recall({"sources": records}, {}, "the config")
 
     def _kept(self, source: str) -> SourceStage:
         return SourceStage(source, self.parser, self.config, keep_adapter=True)

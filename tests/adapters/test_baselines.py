@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters import FullFineTune, LinearProbe, Strategy
+from kora.adapters.base import place_of
 from tests.support.factory import built, family, kick, labels_for, nano
 
 
@@ -104,7 +105,7 @@ def test_the_hash_names_the_weights_before_training(images: Tensor) -> None:
     ],
 )
 def test_each_weight_has_its_cell_in_the_table(name: str, cell: tuple[str, str]) -> None:
-    assert FullFineTune().site_of(name) == cell
+    assert place_of(name) == cell
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224"])

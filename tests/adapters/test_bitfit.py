@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import BitFit, DoRA
+from kora.adapters.base import place_of
 from tests.support.adapters import kept_numbers
 from tests.support.factory import FAMILIES, built, family, kick, labels_for, nano
 
@@ -96,10 +97,9 @@ def test_its_weights_need_no_merging(images: Tensor) -> None:
 
 
 def test_biases_are_placed_by_block_and_layer() -> None:
-    strategy = attached()
-    assert strategy.site_of("blocks.3.attn.qkv.bias") == ("3", "qkv")
-    assert strategy.site_of("blocks.0.norm1.bias") == ("0", "norm1")
-    assert strategy.site_of("patch_embed.proj.bias") == ("–", "patch_embed")
+    assert place_of("blocks.3.attn.qkv.bias") == ("3", "qkv")
+    assert place_of("blocks.0.norm1.bias") == ("0", "norm1")
+    assert place_of("patch_embed.proj.bias") == ("–", "patch_embed")
 
 
 def test_a_classifier_that_is_never_called_is_left_alone() -> None:

@@ -63,7 +63,7 @@ def test_it_starts_at_the_frozen_features_or_says_that_it_does_not(
 ) -> None:
     task = on_tiny(make())
     equal = torch.equal(task.features(images).pooled, tiny("tiny_vit")(images).pooled)
-    assert equal == task.adapter.starts_as_backbone != make.starts_elsewhere
+    assert equal != make.starts_elsewhere
 
 
 def test_in_bfloat16_it_starts_within_a_rounding_of_the_frozen_features_and_trains(
@@ -76,7 +76,7 @@ def test_in_bfloat16_it_starts_within_a_rounding_of_the_frozen_features_and_trai
         (task.features(images).pooled[:, : expected.shape[1]] - expected).abs().max().item()
     )
     # DoRA's lengths are rounded; 0.017 is what the type does to the frozen features themselves.
-    assert difference < 0.02 or not task.adapter.starts_as_backbone
+    assert difference < 0.02 or make.starts_elsewhere
     _, found = gradients(task, images)
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
 
@@ -207,21 +207,21 @@ def test_what_may_be_kept_of_a_pass_is_all_that_it_reads_and_does_not_change_by_
     adapter, backbone = task.adapter, task.backbone
     if adapter.needs_backbone_grad or getattr(adapter, "pool", None) == "tokens":
         with pytest.raises(ValueError, match=r"changes what the backbone|takes longer to read"):
-            adapter.frozen_key()
+            adapter.frozen_pass()
         return
-    if type(adapter).frozen_key is Strategy.frozen_key:
+    if type(adapter).frozen_pass is Strategy.frozen_pass:
         return  # it has not opted in
-    key = adapter.frozen_key()
-    assert json.loads(json.dumps(key)) == key
-    inputs = adapter.frozen_inputs(backbone, images)
+    kept = adapter.frozen_pass()
+    assert json.loads(json.dumps(kept.key())) == kept.key()
+    inputs = kept.inputs(backbone, images)
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     kick(task).train()
-    again = adapter.frozen_inputs(backbone, images)
+    again = kept.inputs(backbone, images)
     assert again.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.items())
     assert not any(tensor.requires_grad for tensor in again.values())
-    pooled = adapter.from_frozen(before).pooled
+    pooled = kept.features(before).pooled
     assert torch.equal(pooled, adapter(backbone, images).pooled)
     read = {name: tensor for name, tensor in before.items() if is_read(name, ("pooled",))}
-    assert torch.equal(adapter.from_frozen(read).pooled, pooled)
+    assert torch.equal(kept.features(read).pooled, pooled)
     assert all(tensor.ndim == 2 for tensor in read.values()), "a vector an image, no tokens"

@@ -179,7 +179,7 @@ def test_names_of_sources_are_told_apart(tmp_path: Path) -> None:
 def names(sources: Any) -> list[str]:
     strategy = AdapterFusion(sources)
     strategy.attach(nano())
-    return [source.name for source in strategy.found]
+    return [source.name for source in strategy.earlier_runs.found]
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -216,7 +216,10 @@ def test_its_folder_rebuilds_it_when_its_sources_are_gone(
     moved: list[str], tmp_path: Path, images: Tensor
 ) -> None:
     task = kick(built(AdapterFusion(moved)))
-    expected, names = task.features(images).pooled, [s.name for s in task.adapter.found]
+    expected, names = (
+        task.features(images).pooled,
+        [s.name for s in task.adapter.earlier_runs.found],
+    )
     for number in range(2):  # what was rebuilt is as whole as what was trained
         folder = save_adapter(
             tmp_path / str(number),
@@ -229,7 +232,7 @@ def test_its_folder_rebuilds_it_when_its_sources_are_gone(
         with pytest.warns(UserWarning, match=r"moved_0, .*moved_1; those that"):
             task = built(AdapterFusion(moved), seed=9, adapter_from=str(folder))
         assert torch.equal(task.features(images).pooled, expected)
-        assert [source.name for source in task.adapter.found] == names
+        assert [source.name for source in task.adapter.earlier_runs.found] == names
 
 
 def test_a_source_that_is_still_there_is_compared_when_another_is_gone(

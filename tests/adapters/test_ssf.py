@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import SSF
+from kora.adapters.base import place_of
 from kora.backbone.sites import ALL_SITES
 from kora.backbone.vit import Backbone
 from tests.support.adapters import kept_numbers
@@ -176,7 +177,7 @@ def test_init_std_is_that_of_scale_and_shift() -> None:
 def test_affines_are_placed_by_block_and_layer() -> None:
     strategy = SSF()
     strategy.attach(nano())
-    places = {strategy.site_of(name) for name, _ in strategy.trainable()}
+    places = {place_of(name) for name, _ in strategy.trainable()}
     assert {("3", "norm1"), ("0", "qkv"), ("–", "patch_embed_proj"), ("–", "norm")} <= places
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kora.adapters import VPT
+from kora.adapters.base import place_of
 from kora.backbone.vit import Backbone, Features
 from tests.support.factory import FAMILIES, built, family, kick, labels_for, nano
 
@@ -135,7 +136,7 @@ def test_dropout_runs_in_training_only(images: Tensor) -> None:
 
 def test_a_shallow_run_stands_apart_in_folders_and_tables() -> None:
     assert (VPT().label, VPT(deep=False).label) == ("VPT", "VPT-shallow")
-    assert VPT().site_of("tokens.b03_prompts.prompt_KD") == ("3", "prompts")
+    assert place_of("tokens.b03_prompts.prompt_KD") == ("3", "prompts")
 
 
 @pytest.mark.parametrize(

@@ -51,15 +51,17 @@ def strategy_of(path: Path) -> Strategy:
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     strategy = rebuild(config["model"]["init_args"]["adapter"])
     assert isinstance(strategy, Strategy)
+    if strategy.earlier_runs is None:
+        return strategy
     sources = [
         yaml.safe_load((REPOSITORY / source).read_text(encoding="utf-8"))
-        for source in strategy.source_configs()
+        for source in strategy.earlier_runs.configs()
     ]
     of = {"name": BUDGETS[path.parent.name][0], "sha256": ""}
     records = [
         {"adapter": source["model"]["init_args"]["adapter"], "backbone": of} for source in sources
     ]
-    strategy.recall({"sources": records}, {}, str(path))
+    strategy.earlier_runs.recall({"sources": records}, {}, str(path))
     return strategy
 
 
