@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kora.compare.grouping import Grouping
+from kora.runs.config import flat
 from kora.runs.results import Run
 from kora.runs.search import are_of_one_config
 
@@ -50,8 +51,8 @@ def _shared(run: Run) -> dict[str, Any]:
     if backbone.get("sha256"):  # the same file may lie in another place on another machine
         backbone.pop("weights", None)
     return (
-        _flat(run.result.protocol, "protocol", drop=_SEED_KEYS)
-        | _flat(backbone, "backbone", drop=set())
+        _of_all_seeds(flat(run.result.protocol, "protocol"))
+        | flat(backbone, "backbone")
         | {"stage": run.result.stage}
     )
 
@@ -65,7 +66,7 @@ def _within(members: Sequence[Run]) -> Described:
         }
         for run in members
     ]
-    settings = [_flat(run.result.settings, "settings", drop=set()) for run in members]
+    settings = [flat(run.result.settings, "settings") for run in members]
     # Records of an earlier version lack what came later; then the configs tell, with defaults.
     if any(other != settings[0] for other in settings[1:]) and are_of_one_config(
         (run.folder, run.result.config_sha256) for run in members
@@ -122,12 +123,5 @@ def _said(values: Mapping[str, Any], key: str) -> str:
     return repr(values[key]) if key in values else "absent"
 
 
-def _flat(value: Any, prefix: str, *, drop: set[str]) -> dict[str, Any]:
-    """Leaves of nested tables by dotted key, without the branches named in `drop`."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    leaves: dict[str, Any] = {}
-    for name, item in value.items():
-        if name not in drop:
-            leaves |= _flat(item, f"{prefix}.{name}", drop=drop)
-    return leaves
+def _of_all_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not _SEED_KEYS & set(key.split("."))}

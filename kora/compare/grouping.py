@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kora.runs.config import flat
 from kora.runs.results import Run
 from kora.runs.yaml_files import read_yaml
 
@@ -86,7 +87,7 @@ def _settings(run: Run) -> Mapping[str, Any]:
         return _read(file)
     adapter = run.result.settings.get("adapter", {})
     training = run.result.settings.get("training", {})
-    return _flat({"model": {**training, "adapter": adapter}, "trainer": training})
+    return flat({"model": {**training, "adapter": adapter}, "trainer": training}, objects=True)
 
 
 @cache
@@ -95,17 +96,4 @@ def _read(file: Path) -> Mapping[str, Any]:
         config = read_yaml(file)
     except ValueError as error:
         raise RuntimeError(f"{error} Or leave this run out, or compare by strategy.") from error
-    return _flat(config) if isinstance(config, Mapping) else {}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves, and objects as a whole, by names without `init_args`, as on the command line."""
-    leaves: dict[str, Any] = {}
-    for name, item in value.items():
-        key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
-        if isinstance(item, Mapping):
-            leaves |= {key: item} if "class_path" in item else {}
-            leaves |= _flat(item, key)
-        elif name != "init_args":
-            leaves[key] = item
-    return leaves
+    return flat(config, objects=True) if isinstance(config, Mapping) else {}

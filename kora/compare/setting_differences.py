@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kora.compare.grouping import brief
-from kora.runs.config import with_defaults
+from kora.runs.config import flat, with_defaults
 from kora.runs.results import Run
 
 __all__ = ["SettingRow", "setting_differences", "training_note"]
@@ -55,7 +55,7 @@ def training_note(groups: Mapping[str, Sequence[Run]]) -> str | None:
     found: dict[str, dict[str, list[str]]] = {}
     for name, (first, *_) in groups.items():
         arguments = (first.result.settings.get("adapter") or {}).get("init_args") or {}
-        for key, value in _leaves(first.result.settings.get("training", {})).items():
+        for key, value in _training(first).items():
             if key != "source" or "sources" not in arguments:
                 found.setdefault(key, {}).setdefault(value, []).append(name)
     parts = [
@@ -82,20 +82,14 @@ def _settings(adapter: Mapping[str, Any], run: Run) -> dict[str, str]:
     if "class_path" in adapter:
         found["adapter"] = str(adapter["class_path"]).rpartition(".")[2]
     found |= {f"{_ADAPTER}{k}": _said(v) for k, v in (adapter.get("init_args") or {}).items()}
-    return found | _leaves(run.result.settings.get("training", {}))
+    return found | _training(run)
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Leaves by dotted name, an object's class under its own name."""
-    found: dict[str, str] = {}
-    for name, item in value.items():
-        key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
-        if name == "class_path":
-            found[prefix] = str(item).rpartition(".")[2]
-        elif isinstance(item, Mapping):
-            found |= _leaves(item, key)
-        else:
-            found[key] = _said(item)
+def _training(run: Run) -> dict[str, str]:
+    found = {}
+    for key, value in flat(run.result.settings.get("training", {})).items():
+        named = key.removesuffix(".class_path")  # an object's class stands under its own name
+        found[named] = _said(value) if named == key else str(value).rpartition(".")[2]
     return found
 
 

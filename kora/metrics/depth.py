@@ -51,8 +51,8 @@ class _DepthMetric(Metric):
         super().__init__(**kwargs)
         if not isinstance(protocol, DepthProtocol):
             raise ValueError(
-                f"protocol is {protocol!r}, expected a kora.metrics.protocol.DepthProtocol, "
-                "such as DepthProtocol.preset('eigen')."
+                f"protocol is {protocol!r}, expected a DepthProtocol, such as "
+                "DepthProtocol.preset('eigen')."
             )
         self.protocol = protocol
         self._names = self._measured()

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["MOVED", "with_defaults"]
+__all__ = ["MOVED", "flat", "with_defaults"]
 
 #: Classes that configs of earlier versions name by another module.
 MOVED = {
@@ -37,6 +37,25 @@ def with_defaults(config: Any) -> Any:
     if isinstance(made.get("class_path"), str) and isinstance(made.get("init_args"), dict):
         made["init_args"] = {**_defaults(made["class_path"]), **made["init_args"]}
     return made
+
+
+def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -> dict[str, Any]:
+    """The leaves of a config or record by their dotted names, as one would type them.
+
+    Args:
+        value: In plain types. `init_args` is no part of a name.
+        prefix: Before each name.
+        objects: Also what has a class, whole and by its own name.
+    """
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
+        if isinstance(item, Mapping):
+            found |= {key: item} if objects and "class_path" in item else {}
+            found |= flat(item, key, objects=objects)
+        else:
+            found[key] = item
+    return found
 
 
 def _defaults(class_path: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kora.console.say import say
 from kora.lightning_internals import train_loaders
-from kora.runs.config import with_defaults
+from kora.runs.config import flat, with_defaults
 
-__all__ = ["Settings", "changes", "flat", "settings_of"]
+__all__ = ["Settings", "changes", "settings_of"]
 
 #: What decides how many steps a schedule has, and how it runs.
 _SCHEDULE = {
@@ -192,21 +192,11 @@ def settings_of(trainer: Trainer, config: Mapping[str, Any], *, seed: int) -> Se
     )
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted names, as one would type them."""
-    if not isinstance(config, Mapping):
-        return {prefix.removesuffix("."): config}
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in _NOT_SETTINGS:
-            continue
-        found |= flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
-    return found
-
-
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two configs: dotted name, value before and now."""
-    old, new = flat(before), flat(now)
+    old, new = (
+        flat({k: v for k, v in one.items() if k not in _NOT_SETTINGS}) for one in (before, now)
+    )
     return {
         key: (old.get(key), new.get(key))
         for key in dict.fromkeys([*old, *new])

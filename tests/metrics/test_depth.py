@@ -271,7 +271,7 @@ def test_wrong_shape_protocol_or_power_is_refused() -> None:
         filled(FULL, PREDICTION[:, None], TRUTH)
     with pytest.raises(ValueError, match="480x640"):
         filled(DepthProtocol(), PREDICTION, TRUTH)
-    with pytest.raises(ValueError, match=r"protocol is 'eigen', expected a kora\.protocol"):
+    with pytest.raises(ValueError, match=r"protocol is 'eigen', expected a DepthProtocol"):
         DepthMetrics("eigen")
     with pytest.raises(ValueError, match="power is 4, expected 1, 2 or 3"):
         Delta(FULL, power=4)
