@@ -178,79 +178,98 @@ class KoraCLI(Cli):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run folder, its loggers and the record."""
-        task = self.model
+        task, options = self.model, self.initialised("trainer")
         assert isinstance(task, AdapterTask)
-        config = self.resolved()
         task.checkpoint = self.options.get("ckpt_path")
-        trainer_config = self.initialised("trainer")
-        kwargs["plugins"] = with_checked_io(trainer_config.get("plugins"))
-        stages = self.source_stages
-        stages.locate(task, train=self.command == "fit")
-        if self.command == "fit" and self.options.source:
-            if trainer_config.get("fast_dev_run"):
-                say("fast_dev_run: the source stage is left out.")
-            elif not task.checkpoint:  # which has what came of the source
-                stages.carry_over(task, self.options.source)
-        frozen = not task.adapter_trainable and task.adapter.carries_over
-        if self.command == "fit" and frozen and not (task.adapter_from or self.options.source):
-            raise ValueError(
-                f"adapter_trainable: false freezes a {task.adapter.label} that has learned nothing "
-                "yet. Set source (or model.adapter_from) as well, or use LinearProbe."
-            )
+        self._provide_sources(task, options)
+        kwargs["plugins"] = with_checked_io(options.get("plugins"))
         own: list[Callback] = []
-        if trainer_config.get("enable_progress_bar") is not False:
+        if options.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
-        if not trainer_config.get("fast_dev_run"):
-            experiment, strategy = self.options.experiment, task.label
-            seed = int(self.options.seed_everything)
-            parent = Path(self.options.runs_dir) / experiment / strategy / f"seed{seed}"
-            self.run_folder = self._claim(parent, config)
+        if not options.get("fast_dev_run"):
+            folder = self._begin_run(task)
             # Where Lightning looks for a checkpoint by itself, under SLURM.
-            root = trainer_config.get("default_root_dir") or str(self.run_folder)
-            kwargs["default_root_dir"] = root
-            self.record = RunRecord(
-                self.run_folder,
-                experiment=experiment,
-                seed=seed,
-                command=self.command,
-                config=config,
-                allow_degenerate=self.options.allow_degenerate,
-            )
-            own += [self.record, OutcomeRecord(self.run_folder), Throughput()]
-            if self.command == "fit":
-                own += [FiniteGuard(), NodeGradients(self.run_folder)]
-            if self.command == "fit" and trainer_config.get("enable_checkpointing") is not False:
-                own.append(CheckpointGuard(self.run_folder))
-                saving = self.initialised("save")
-                own.append(
-                    TrainingState(
-                        self.run_folder, seed=seed, config=config, typed=self.typed, saving=saving
-                    )
-                )
-                validates = getattr(self.datamodule, "validates", True)
-                own += best_and_last(self.run_folder, task.monitor, validates=validates)
-            given = trainer_config.get("logger")
-            resumes = self.command == "fit" and task.checkpoint
-            more = given if isinstance(given, list) else [given]
-            kwargs["logger"] = [
-                *make_loggers(
-                    self.run_folder,
-                    self.initialised("wandb"),
-                    experiment=experiment,
-                    strategy=strategy,
-                    seed=seed,
-                    stage=self.command,
-                    resumed=Path(task.checkpoint) if resumes else None,
-                ),
-                *(logger for logger in more if not isinstance(logger, bool | None)),
-            ]
+            kwargs["default_root_dir"] = options.get("default_root_dir") or str(folder)
+            own += self._callbacks(task, options, folder)
+            kwargs["logger"] = self._loggers(task, options, folder)
         try:
-            return self.make_trainer({**trainer_config, **kwargs}, own)
+            return self.make_trainer({**options, **kwargs}, own)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ValueError(
                 f"trainer: {error} Check trainer.accelerator, devices, strategy, precision and "
                 "callbacks, and the variables of SLURM if there are any."
             ) from error
+
+    def _provide_sources(self, task: AdapterTask, options: Any) -> None:
+        """Find, or train, the runs that this one takes adapters from."""
+        stages = self.source_stages
+        stages.locate(task, train=self.command == "fit")
+        if self.command != "fit":
+            return
+        if self.options.source:
+            if options.get("fast_dev_run"):
+                say("fast_dev_run: the source stage is left out.")
+            elif not task.checkpoint:  # which has what came of the source
+                stages.carry_over(task, self.options.source)
+        frozen = not task.adapter_trainable and task.adapter.carries_over
+        if frozen and not (task.adapter_from or self.options.source):
+            raise ValueError(
+                f"adapter_trainable: false freezes a {task.adapter.label} that has learned nothing "
+                "yet. Set source (or model.adapter_from) as well, or use LinearProbe."
+            )
+
+    def _begin_run(self, task: AdapterTask) -> Path:
+        """The folder of the run, and its record."""
+        config, seed = self.resolved(), int(self.options.seed_everything)
+        experiment = self.options.experiment
+        parent = Path(self.options.runs_dir) / experiment / task.label / f"seed{seed}"
+        folder = self._claim(parent, config)
+        self.record = RunRecord(
+            folder,
+            experiment=experiment,
+            seed=seed,
+            command=self.command,
+            config=config,
+            allow_degenerate=self.options.allow_degenerate,
+        )
+        return folder
+
+    def _callbacks(self, task: AdapterTask, options: Any, folder: Path) -> list[Callback]:
+        """Ours: what records a run, guards it, and keeps its checkpoints."""
+        assert self.record is not None
+        found: list[Callback] = [self.record, OutcomeRecord(folder), Throughput()]
+        if self.command != "fit":
+            return found
+        found += [FiniteGuard(), NodeGradients(folder)]
+        if options.get("enable_checkpointing") is not False:
+            state = TrainingState(
+                folder,
+                seed=self.record.seed,
+                config=self.record.config,
+                typed=self.typed,
+                saving=self.initialised("save"),
+            )
+            validates = getattr(self.datamodule, "validates", True)
+            found += [CheckpointGuard(folder), state]
+            found += best_and_last(folder, task.monitor, validates=validates)
+        return found
+
+    def _loggers(self, task: AdapterTask, options: Any, folder: Path) -> list[Any]:
+        """Ours, and those that the config names."""
+        given = options.get("logger")
+        more = given if isinstance(given, list) else [given]
+        return [
+            *make_loggers(
+                folder,
+                self.initialised("wandb"),
+                experiment=self.options.experiment,
+                strategy=task.label,
+                seed=int(self.options.seed_everything),
+                stage=self.command,
+                resumed=self._resumed(),
+            ),
+            *(logger for logger in more if not isinstance(logger, bool | None)),
+        ]
 
     def _resumed(self) -> Path | None:
         ckpt_path = self.options.get("ckpt_path") if self.command == "fit" else None
