@@ -74,6 +74,8 @@ def test_the_strong_line_is_the_mean_of_the_seeds_at_their_common_steps() -> Non
     assert len(places) == 2
     alone = curve_chart({"LoRA": [([0, 10, 20], [0.3, 0.4, 0.9])]}, "val/accuracy")
     assert alone is not None
+    (all_places,) = marks(alone).values()
+    assert len(all_places) == 3  # where a single seed goes, the mean goes
     assert svg.count('class="seed"') == 2
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
+from matplotlib.text import Text
 from PIL import Image
 
 from kora.analysis.quantity import Place, Quantity, Spectrum
+from kora.inspect import figures
 from kora.inspect.figures import _axes_of, _norm, _short, cka_map, place_maps, spectrum_maps
 
 SITES = ("qkv", "proj", "fc1", "fc2")
@@ -154,8 +157,14 @@ def test_it_grows_with_its_layers_and_need_not_be_square(tmp_path: Path) -> None
     assert abs(wide.shape[0] - small.shape[0]) < 10
 
 
-def test_names_with_dollars_are_no_mathematics(tmp_path: Path) -> None:
+def test_names_with_dollars_are_no_mathematics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda f, out: drawn.append(f) or save(f, out))
     draw(tmp_path / "map.png", np.ones((2, 2)), title="$HOME/run $x")
+    assert r"\$HOME/run \$x" in [text.get_text() for text in drawn[0].findobj(Text)]
 
 
 def test_a_matrix_of_other_layers_is_refused(tmp_path: Path) -> None:
