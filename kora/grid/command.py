@@ -6,12 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kora.console.say import say
+from kora.grid.dispatch import Ended, Task, dispatch, last_error
 from kora.grid.file import Grid, is_group, read_grid
-from kora.grid.local import run_here
-from kora.grid.options import add_file_options, picked
+from kora.grid.options import (
+    add_file_options,
+    add_launcher_options,
+    fill_launcher_options,
+    launcher,
+    picked,
+)
 from kora.grid.plan import (
     AT_WORK,
     FINISHED,
@@ -26,10 +33,9 @@ from kora.grid.plan import (
 from kora.grid.run import Outcome, log_path
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
+from kora.training.config_lock import is_taken
 
 __all__ = ["grid"]
-
-_RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
 
 
 def grid(args: Sequence[str]) -> None:
@@ -85,17 +91,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         "--jobs", type=int, default=1, metavar="N",
         help="so many runs at once on this machine, which share its cores; each has a log file",
     )  # fmt: skip
-    parser.add_argument(
-        "--launcher", choices=("local", "ray"), default="local",
-        help="ray: on the machines of a Ray cluster that share this folder",
-    )  # fmt: skip
-    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: the cluster here")
-    parser.add_argument("--num_cpus", type=float, help="cores a run on ray (default 1)")
-    parser.add_argument("--num_gpus", type=float, help="GPUs a run on ray (default 0)")
-    parser.add_argument(
-        "--retries", type=int, metavar="N",
-        help="so often a run whose machine or worker died goes on elsewhere (default 3)",
-    )  # fmt: skip
+    add_launcher_options(parser, "run")
     own = parser.parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more runs at once.")
@@ -104,13 +100,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
             "--jobs is for this machine alone. With --launcher ray, the cores of the cluster and "
             "--num_cpus decide how many runs there are at once. Leave --jobs out."
         )
-    for name, default in _RAY.items():
-        given = getattr(own, name)
-        if given is not None and own.launcher != "ray":
-            raise ValueError(f"--{name} has no effect without --launcher ray. Leave it out.")
-        if isinstance(given, int | float) and given < 0:
-            raise ValueError(f"--{name} {given:g}: expected 0 or more.")
-        setattr(own, name, default if given is None else given)
+    fill_launcher_options(own)
     return own
 
 
@@ -148,25 +138,42 @@ def _run(
     environment: dict[str, str],
 ) -> dict[int, Outcome]:
     """Run them; exits here where a signal asked for it."""
-    on_ray = own.launcher == "ray"
-    view = GridView(entries, at_once=None if on_ray else own.jobs, live=bool(logs))
-    if on_ray:
-        from kora.grid.ray_cluster import cluster, run_on_ray
+    at_once = None if own.launcher == "ray" else own.jobs
+    view = GridView(entries, at_once=at_once, live=bool(logs))
+    rest, outcomes = list(waiting), {e.number: Outcome(None, "stopped") for e in waiting}
 
-        with cluster(own.ray_address) as ray, Stop.on_signals() as stop, view:
-            outcomes = run_on_ray(
-                ray, waiting, logs=logs, view=view, stop=stop,
-                num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
-            )  # fmt: skip
-    else:
-        with Stop.on_signals() as stop, view:
-            outcomes = run_here(
-                waiting, at_once=own.jobs, logs=logs, env=environment, view=view, stop=stop
-            )
+    def give() -> Task | None:
+        if not rest:
+            return None
+        entry = next((entry for entry in rest if not _is_elsewhere(entry)), rest[0])
+        rest.remove(entry)
+        return Task(
+            replace(entry, folder=None), [(entry.job, entry.config)], logs.get(entry.number)
+        )
+
+    def ended(one: Ended) -> None:
+        outcome = outcomes[one.entry.number] = one.outcomes[-1]
+        if stop.signal is None or outcome.folder is not None:
+            view.ended(one.entry, outcome)
+
+    with (
+        Stop.on_signals() as stop,
+        launcher(own, environment, stop, at_once=at_once) as where,
+        view,
+    ):
+        dispatch(give, ended, where, view=view, stop=stop)
     if stop.signal is not None:
         say("stopped. The same command goes on with the runs that are not finished.")
         sys.exit(stop.exit_code)
     return outcomes
+
+
+def _is_elsewhere(entry: Entry) -> bool:
+    """Whether another process sees to a run: it may be finished when its turn comes."""
+    try:
+        return is_taken(entry.config)
+    except OSError:  # the attempt to run it fails of the same, and tells
+        return False
 
 
 def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
@@ -174,9 +181,8 @@ def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
     log = logs.get(entry.number)
     if log is None or not log.is_file():
         return line
-    text = log.read_text(encoding="utf-8", errors="replace")
-    said = [row for row in text.splitlines() if row.startswith("kora: error: ")]
-    return f"{line}\n    {log}" + (f": {said[-1]}" if said else "")
+    said = last_error(log)
+    return f"{line}\n    {log}" + (f": kora: error: {said}" if said else "")
 
 
 def _compare(folders: list[Path], varied: Sequence[str]) -> None:

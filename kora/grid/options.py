@@ -1,12 +1,25 @@
-"""What `kora grid` and `kora tune` let their callers say of a file's runs."""
+"""What `kora grid` and `kora tune` let their callers say: of a file's runs, and where they run."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["add_file_options", "picked"]
+from kora.grid.dispatch import Launcher
+from kora.grid.launchers.local import here
+from kora.runs.processes import Stop
+
+__all__ = [
+    "add_file_options",
+    "add_launcher_options",
+    "fill_launcher_options",
+    "launcher",
+    "picked",
+]
+
+_RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
 
 
 def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
@@ -51,3 +64,63 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
         for name in names
         if not only or any(text == name or (text not in names and text in name) for text in only)
     }
+
+
+def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--launcher`, and the options of Ray.
+
+    Args:
+        parser: Is given the options.
+        what: One of what is run, for the help.
+    """
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local",
+        help="ray: on the machines of a Ray cluster that share this folder",
+    )  # fmt: skip
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: the cluster here")
+    parser.add_argument("--num_cpus", type=float, help=f"cores a {what} on ray (default 1)")
+    parser.add_argument("--num_gpus", type=float, help=f"GPUs a {what} on ray (default 0)")
+    parser.add_argument(
+        "--retries", type=int, metavar="N",
+        help=f"so often a {what} whose machine or worker died goes on elsewhere (default 3)",
+    )  # fmt: skip
+
+
+def fill_launcher_options(own: argparse.Namespace) -> None:
+    """Refuse what has no effect, and set the defaults of Ray.
+
+    Raises:
+        ValueError: An option of Ray stands without it, or below 0.
+    """
+    for name, default in _RAY.items():
+        given = getattr(own, name)
+        if given is not None and own.launcher != "ray":
+            raise ValueError(f"--{name} has no effect without --launcher ray. Leave it out.")
+        if isinstance(given, int | float) and given < 0:
+            raise ValueError(f"--{name} {given:g}: expected 0 or more.")
+        setattr(own, name, default if given is None else given)
+
+
+@contextmanager
+def launcher(
+    own: argparse.Namespace, env: Mapping[str, str], stop: Stop, *, at_once: int | None
+) -> Iterator[Launcher]:
+    """The launcher that was asked for.
+
+    Args:
+        own: The options of `add_launcher_options`.
+        env: Of the processes on this machine.
+        stop: Looked at all the time.
+        at_once: So many at a time; None: as Ray has room for.
+    """
+    if own.launcher != "ray":
+        with here(at_once or 1, env, stop) as local:
+            yield local
+        return
+    from kora.grid.launchers.ray_cluster import OnRay, cluster
+
+    with cluster(own.ray_address) as ray:
+        yield OnRay(
+            ray, num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
+            at_once=at_once, stop=stop,
+        )  # fmt: skip

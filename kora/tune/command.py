@@ -14,7 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from kora.console.say import say
-from kora.grid.options import add_file_options, picked
+from kora.grid.options import (
+    add_file_options,
+    add_launcher_options,
+    fill_launcher_options,
+    launcher,
+    picked,
+)
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
 from kora.tune.file import Tuning, read_tuning
@@ -50,7 +56,7 @@ def tune(args: Sequence[str]) -> None:
         return
     with opened(folder, found, tuning) as searches:
         mine = [search for search in searches if search.combination.name in names]
-        trouble = _run(path, mine, folder, own.jobs, environment)
+        trouble = _run(path, mine, folder, own, environment)
         written = write_best(path, folder, searches, tuning)
         out = Path(own.out) if own.out else None
         written += write_report(path, folder, searches, tuning, out)
@@ -76,14 +82,16 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N",
-        help="so many trials at once on this machine, which share its cores",
+        help="so many trials at once; on this machine they share its cores",
     )  # fmt: skip
+    add_launcher_options(parser, "trial")
     parser.add_argument("--dry_run", action="store_true", help="show what would run")
     add_file_options(parser, "the combinations")
     parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
     own = parser.parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more trials at once.")
+    fill_launcher_options(own)
     return own
 
 
@@ -112,7 +120,11 @@ def _dry_run(found: Sequence[Combination], tuning: Tuning, folder: Path) -> None
 
 
 def _run(
-    path: Path, searches: Sequence[Search], folder: Path, jobs: int, environment: dict[str, str]
+    path: Path,
+    searches: Sequence[Search],
+    folder: Path,
+    own: argparse.Namespace,
+    environment: dict[str, str],
 ) -> Trouble:
     """Run them; exits here where a signal asked for it."""
     entries = entries_of(searches)
@@ -123,10 +135,14 @@ def _run(
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     say(f"what the trials print goes into {logs}")
-    view = GridView(entries, at_once=jobs, live=True)
-    with Stop.on_signals() as stop, view:
+    view = GridView(entries, at_once=own.jobs, live=True)
+    with (
+        Stop.on_signals() as stop,
+        launcher(own, environment, stop, at_once=own.jobs) as where,
+        view,
+    ):
         trouble = run_trials(
-            path, searches, entries, at_once=jobs, logs=logs, env=environment, view=view, stop=stop
+            path, searches, entries, launcher=where, logs=logs, view=view, stop=stop
         )
     if stop.signal is not None:
         say("stopped. The same command goes on with the trials that are not finished.")

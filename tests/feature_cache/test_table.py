@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from kora.feature_cache.table import (
 )
 from kora.runs.durable import DamagedFileError
 from tests.support.faults import damages, flip, small_disk, truncate
+from tests.support.kept_tables import OF, numbered
 
-OF = {"backbone": "b", "sites": ["qkv"]}
 LAYOUT = Layout(10, (Column("pooled", (8,), "float32"),), "float32")
 
 #: Fills a table of 4,000 rows, 20 at a time, slowly enough to be killed; or waits for another.
@@ -42,6 +42,7 @@ import sys, time
 from pathlib import Path
 from kora.feature_cache.table import Column, Layout
 from kora.feature_cache.table import alone, fill, open_table
+from tests.support.kept_tables import OF, numbered
 layout = Layout(4000, (Column("pooled", (8,), "float32"),), "float32")
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 def slowly(first):
@@ -54,15 +55,6 @@ with alone(folder, say=lambda text: print(text, flush=True)):
         fill(folder, OF, layout, slowly)
 print("whole", flush=True)
 """
-
-
-def numbered(layout: Layout, *, size: int = 4) -> Callable[[int], Iterator[Any]]:
-    def blocks(first: int) -> Iterator[Any]:
-        for start in range(first, layout.rows, size):
-            rows = np.arange(start, min(start + size, layout.rows), dtype=np.float32)
-            yield np.repeat(rows[:, None], layout.width, axis=1)
-
-    return blocks
 
 
 def filled(folder: Path) -> Table:

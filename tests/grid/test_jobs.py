@@ -18,7 +18,9 @@ from kora.grid.file import read_grid
 from kora.runs.search import find_finished_run
 from kora.training.config_lock import alone_with
 from tests.support.cli import kora, results, started, tiny_config, write_config
-from tests.support.grids import LONG, lines, runs_of_kora, write_grid
+from tests.support.grids import LONG, gone, lines, runs_of_kora, write_grid
+
+__all__ = ["gone"]
 
 Capture = pytest.CaptureFixture[str]
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kora.adapters.checkpoint_files import read_checkpoint
-from tests.support.cli import REPOSITORY, kora, results, started
+from tests.support.cli import kora, results, started
+from tests.support.cluster import TwoNodes, cluster, needs_ray
 from tests.support.grids import LONG, gone, runs_of_kora, write_grid
 
-__all__ = ["gone"]
+__all__ = ["cluster", "gone"]
 
 Capture = pytest.CaptureFixture[str]
 
@@ -45,12 +43,6 @@ def test_without_ray_the_remedy_is_told(
     assert "pip install 'kora-vit[ray]'" in outcome.err
 
 
-def needs_ray() -> None:
-    # It is not imported, see tests/support/ray_cluster.py.
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed: pip install 'kora-vit[ray]'")
-
-
 @pytest.mark.slow
 def test_without_a_cluster_the_way_to_start_one_is_told(here: Path) -> None:
     needs_ray()
@@ -60,38 +52,6 @@ def test_without_a_cluster_the_way_to_start_one_is_told(here: Path) -> None:
         assert process.wait(timeout=120) == 1
     assert "There is no Ray cluster at 127.0.0.1:1" in out.read_text()
     assert "ray start --head" in out.read_text()
-
-
-class TwoNodes:
-    """Talks to tests/support/ray_cluster.py."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.address, self.other = self._answer().split()
-
-    def lose_the_other(self) -> None:
-        """Kill its processes; returns when they are gone."""
-        assert self.process.stdin is not None
-        print("lose", file=self.process.stdin, flush=True)
-        assert self._answer() == "removed\n"
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the cluster did not start"
-        return line
-
-
-@pytest.fixture
-def cluster() -> Iterator[TwoNodes]:
-    """Two nodes of one core each."""
-    needs_ray()
-    with subprocess.Popen(
-        [sys.executable, REPOSITORY / "tests/support/ray_cluster.py"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
-    ) as process:  # fmt: skip
-        yield TwoNodes(process)
 
 
 def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -20,6 +21,9 @@ import yaml
 from kora.grid.file import read_grid
 from kora.training.lightning_cli import parse
 from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.cluster import TwoNodes, cluster
+
+__all__ = ["cluster"]
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
 
@@ -331,3 +335,23 @@ def test_lost_studies_find_their_runs_again_and_damaged_ones_are_named(
     assert kora(capfd, "tune", "--config", name).code == 0
     assert record(here)["lora"]["trials"] == before
     assert len(list(here.glob("runs/tiny_tune/LoRA/seed0/version_*"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_search_runs_on_a_cluster_and_finds_what_it_finds_here(
+    here: Path, cluster: TwoNodes
+) -> None:
+    found = []
+    for options in (
+        (),
+        ("--launcher", "ray", "--ray_address", cluster.address, "--set", "runs_dir=elsewhere"),
+    ):
+        with started("tune", "--config", write_search(here), *options, log=here / "out") as search:
+            assert search.wait(timeout=300) == 0, (here / "out").read_text()
+        table = ("elsewhere" if options else "runs") + "/tune_search/trials.csv"
+        rows = list(csv.DictReader((here / table).open(encoding="utf-8")))
+        found.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    assert re.search(r"lora, trial 0 on .*? \(\w+\)", (here / "out").read_text())
+    assert len(found[0]) == 4
+    assert found[0] == found[1]

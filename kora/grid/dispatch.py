@@ -1,0 +1,152 @@
+"""Runs in processes of their own, here or elsewhere: which is next is asked, each end is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from kora.grid.file import Job
+from kora.grid.plan import Entry
+from kora.grid.run import Outcome, run_job
+from kora.grid.view import GridView
+from kora.runs.processes import Stop
+
+__all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "last_error", "run_task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line of the view, and the runs of it, one after another.
+
+    Args:
+        entry: The line.
+        runs: Arguments of each, and its resolved config in plain types.
+        log: Takes what they print; None: where this process prints.
+    """
+
+    entry: Entry
+    runs: Sequence[tuple[Job, Mapping[str, Any]]]
+    log: Path | None = None
+
+
+class Began(NamedTuple):
+    """A task has begun, or has begun again."""
+
+    entry: Entry
+    where: str = ""
+
+
+class Said(NamedTuple):
+    """Why a run waits, or what it goes on from."""
+
+    text: str
+
+
+class Ended(NamedTuple):
+    """What became of a task.
+
+    Args:
+        entry: Its line.
+        outcomes: Of its runs, as far as they came.
+        error: The last one that it printed into its log.
+    """
+
+    entry: Entry
+    outcomes: list[Outcome]
+    error: str = ""
+
+
+class Launcher(Protocol):
+    """Where tasks run."""
+
+    @property
+    def at_once(self) -> int | None:
+        """So many at a time; None where others decide."""
+
+    def start(self, task: Task) -> None:
+        """Begin it as soon as there is room."""
+
+    def events(self) -> list[Began | Said | Ended]:
+        """What has happened; waits a while for something. Looks whether all is to stop."""
+
+
+def dispatch(
+    give: Callable[[], Task | None],
+    ended: Callable[[Ended], None],
+    launcher: Launcher,
+    *,
+    view: GridView,
+    stop: Stop,
+) -> None:
+    """Run tasks until there are no more, or until a signal came and all have stopped.
+
+    Args:
+        give: The next task; None: there is none now, but may be once another has ended.
+        ended: Told what became of each.
+        launcher: Where they run.
+        view: Is told what begins.
+        stop: Looked at all the time.
+    """
+    running = 0
+    while True:
+        room = launcher.at_once
+        while stop.signal is None and (room is None or running < room):
+            task = give()
+            if task is None:
+                break
+            launcher.start(task)
+            running += 1
+        if not running:
+            return
+        for event in launcher.events():
+            if isinstance(event, Began):
+                view.started(*event)
+            elif isinstance(event, Said):
+                view.say(event.text)
+            else:
+                running -= 1
+                ended(event)
+
+
+def run_task(
+    task: Task, *, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
+) -> Ended:
+    """The runs of a task; the first that fails ends it. In a thread, or on another machine.
+
+    Args:
+        task: What to run.
+        stop: Looked at while it runs.
+        env: Of the processes.
+        tell: Is told what a run says of itself.
+    """
+    outcomes: list[Outcome] = []
+    before = 0
+    try:
+        for job, config in task.runs:
+            before = task.log.stat().st_size if task.log and task.log.is_file() else 0
+
+            def say(text: str, name: str = job.name) -> None:
+                tell(Said(f"{name}: {text}"))
+
+            outcomes.append(run_job(job, config, stop=stop, say=say, env=env, log=task.log))
+            if outcomes[-1].folder is None:
+                break
+    except Exception as error:  # no room for a log, say: that is this task's failure alone
+        outcomes.append(Outcome(None, f"{type(error).__name__}: {error}"))
+    failed = outcomes[-1].folder is None and task.log is not None
+    return Ended(task.entry, outcomes, last_error(task.log, before) if failed else "")
+
+
+def last_error(log: Path | None, start: int = 0) -> str:
+    """The last error in a log, from a byte on: in our words, or the last line of a traceback."""
+    if log is None or not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    said = [line for line in text.splitlines() if line.startswith("kora: error: ")]
+    if not said and "Traceback (most recent call last):" in text:
+        said = [line for line in text.splitlines() if line.strip()]
+    return said[-1].removeprefix("kora: error: ") if said else ""

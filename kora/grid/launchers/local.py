@@ -1,0 +1,54 @@
+"""Tasks on this machine, one after another or several at once."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from kora.grid.dispatch import Began, Ended, Said, Task, run_task
+from kora.grid.run import share_of_threads
+from kora.runs.processes import Stop
+
+__all__ = ["Here", "here"]
+
+
+class Here:
+    """A launcher of processes of this machine.
+
+    Args:
+        pool: Its threads only report: one thread alone prints, and it is the one that signals
+            reach.
+        at_once: So many tasks at a time; above 1 each gets its share of the cores.
+        env: Of the processes.
+        stop: Looked at all the time.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, at_once: int, env: Mapping[str, str], stop: Stop
+    ) -> None:
+        self.at_once = at_once
+        self._pool = pool
+        self._env = env if at_once == 1 else share_of_threads(at_once, env)
+        self._stop = stop
+        self._events: queue.Queue[Began | Said | Ended] = queue.Queue()
+
+    def start(self, task: Task) -> None:
+        """Begin it."""
+        self._events.put(Began(task.entry))
+        self._pool.submit(self._run, task)
+
+    def _run(self, task: Task) -> None:
+        self._events.put(run_task(task, stop=self._stop, env=self._env, tell=self._events.put))
+
+    def events(self) -> list[Began | Said | Ended]:
+        """The next thing that happens."""
+        return [self._events.get()]
+
+
+@contextmanager
+def here(at_once: int, env: Mapping[str, str], stop: Stop) -> Iterator[Here]:
+    """A launcher of processes of this machine; waits for all of them at its end."""
+    with ThreadPoolExecutor(at_once) as pool:
+        yield Here(pool, at_once, env, stop)
