@@ -162,11 +162,6 @@ class Bottleneck(Strategy):
         self.blocks = blocks
         self.adapters = nn.ModuleDict()
 
-    @property
-    def starts_as_backbone(self) -> bool:
-        """Only where W_up starts at zero."""
-        return self.init == "lora"
-
     def attach(self, backbone: Backbone) -> None:
         """Hook the adapters in."""
         assert not self.adapters, "attached twice"

@@ -78,11 +78,6 @@ class VPT(Strategy):
         """`VPT`, or `VPT-shallow`."""
         return "VPT" if self.deep else "VPT-shallow"
 
-    @property
-    def starts_as_backbone(self) -> bool:
-        """Never: the first softmax already sees the prompts."""
-        return False
-
     def attach(self, backbone: Backbone) -> None:
         """Hook the prompts in; (L, K, D) numbers, or (K, D) for shallow ones."""
         assert not self.tokens, "attached twice"
