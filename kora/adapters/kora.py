@@ -23,7 +23,7 @@ from kora.adapters.feedback import Feedback
 from kora.adapters.frozen_pass import FrozenPass
 from kora.adapters.low_rank import LowRankDelta
 from kora.adapters.node_form import NodeForm
-from kora.adapters.nodes import WHOLE, Node, Pool, RefinedNode, overlap
+from kora.adapters.nodes import WHOLE, Node, PaperNode, Pool, RefinedNode, overlap
 from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbone.frozen_inputs import Inputs, features_from, named_features
 from kora.backbone.sites import ALL_SITES, Site, find_sites, wrap
@@ -201,12 +201,7 @@ class KoRA(Strategy):
                 continue
             node = self._node(site)
             self.nodes[site.key] = node
-            if self.inject and isinstance(node, RefinedNode):
-                wrap(backbone, site, node.look)
-                assert node.delta is not None
-                wrap(backbone, site, node.delta, node.update)
-            else:
-                wrap(backbone, site, node.observe, node.update if self.inject else None)
+            node.add_to(backbone, site)
         self.composer.build(len(self.nodes), self.d_comp)
         if self.readout.per_token and backbone.pooled_width != backbone.width:
             raise ValueError(
@@ -314,7 +309,7 @@ class KoRA(Strategy):
         options: dict[str, Any] = {"rank": self.rank, "d_comp": self.d_comp, "alpha": self.alpha}
         options |= {"inject": self.inject, "pool": self.pool, "dropout": self.dropout}
         if self.node_form is None:
-            return Node(site, **options)
+            return PaperNode(site, **options)
         return RefinedNode(site, self.node_form, **options)
 
     def _nodes(self) -> dict[str, Node]:

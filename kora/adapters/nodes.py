@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from kora.adapters.low_rank import LowRankDelta
 from kora.adapters.node_form import NodeForm, orthogonal
 from kora.backbone.kernels import Update
-from kora.backbone.sites import Site
+from kora.backbone.sites import Site, wrap
+from kora.backbone.vit import Backbone
 
-__all__ = ["Node", "Pool", "RefinedNode"]
+__all__ = ["Node", "PaperNode", "Pool", "RefinedNode"]
 
 Pool = Literal["mean", "cls", "both", "attention", "tokens"]
 
@@ -28,57 +29,41 @@ WHOLE: tuple[Pool, ...] = ("attention", "tokens")
 
 
 class Node(nn.Module):
-    """One adapter of the graph: o = B A x and its projection p = P o (KoRA paper, equation 2).
+    """One adapter of the graph: what it keeps of a pass, and the vector that it sends.
 
-    Everything here is linear, so tokens are pooled first, exactly:
-    mean_n(P B A x_n) = P B A mean_n(x_n). What a node keeps for the composition is the smallest
-    tensor there is: the pooled input (side network) or the pooled A x (injected).
+    What it keeps for the composition is the smallest tensor there is: tokens are pooled first where
+    what follows is linear.
     """
 
     #: Whether what is composed goes back into the backbone while the batch still passes.
     echoes: bool = False
+    #: Whether it sends zero at the start, and only what reads it can change that.
+    starts_silent: bool
     _listening: bool = False
     _kept: Tensor | None = None
     _last: Tensor | None = None
 
-    def __init__(
-        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool,
-        dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, inject: bool, pool: Pool) -> None:
         super().__init__()
-        self.delta: LowRankDelta | None = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
-        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
-        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
+        self.delta: LowRankDelta | None = None
         self.inject = inject
         self.pool: Pool = pool
 
-    @property
-    def starts_silent(self) -> bool:
-        """Whether it sends zero at the start, and only what reads it can change that.
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Hook it in at its site."""
+        raise NotImplementedError
 
-        B starts at zero; where it injects, its site trains it.
-        """
-        return not self.inject
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        raise NotImplementedError
+
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """What the tokens are multiplied by, as two factors (or M and None), without alpha."""
+        raise NotImplementedError
 
     def listen(self) -> None:
         """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
         self._listening = True
-
-    def observe(self, x: Tensor) -> Tensor | None:
-        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
-        if not self.inject:
-            self._keep(x)
-            return None
-        assert self.delta is not None
-        low = self.delta.low(x)
-        self._keep(low)
-        return self.delta.up(self.delta.alpha * low)
-
-    def update(self) -> Update | None:
-        """What `observe` does where it injects, as a low-rank update."""
-        assert self.delta is not None
-        update = self.delta.update()
-        return None if update is None else update._replace(seen=self._keep)
 
     def seen(self) -> Tensor:
         """What was kept of the batch that is passing, also where backward computes it again."""
@@ -91,19 +76,6 @@ class Node(nn.Module):
         assert kept is not None, "the site was not reached"
         return kept
 
-    def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept of a batch."""
-        assert self.delta is not None
-        low = kept if self.inject else self.delta.low(kept)
-        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
-            return F.linear(low, self.project_CO @ self.delta.up_OR)
-        return F.linear(self.delta.up(low), self.project_CO)
-
-    def projection(self) -> tuple[Tensor, Tensor | None]:
-        """What the tokens are multiplied by, as two factors (C, R) and (R, I), without alpha."""
-        assert self.delta is not None
-        return self.project_CO @ self.delta.up_OR, self.delta.down_RI
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "_last": None}  # a copy has seen no batch
 
@@ -113,6 +85,53 @@ class Node(nn.Module):
             self._last = pooled
         if self._listening:
             self._kept, self._listening = pooled, False
+
+
+class PaperNode(Node):
+    """o = B A x and its projection p = P o (KoRA paper, equation 2).
+
+    Everything here is linear, so tokens are pooled first, exactly:
+    mean_n(P B A x_n) = P B A mean_n(x_n). It keeps the pooled input (side network) or the pooled
+    A x (injected).
+    """
+
+    def __init__(
+        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(inject=inject, pool=pool)
+        self.delta: LowRankDelta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
+        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
+        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
+        self.starts_silent = not inject  # B starts at zero; where it injects, its site trains it
+
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Observe the site, and add to it where it injects."""
+        wrap(backbone, site, self.observe, self.update if self.inject else None)
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        if not self.inject:
+            self._keep(x)
+            return None
+        low = self.delta.low(x)
+        self._keep(low)
+        return self.delta.up(self.delta.alpha * low)
+
+    def update(self) -> Update:
+        """What `observe` does where it injects, as a low-rank update."""
+        return self.delta.update()._replace(seen=self._keep)
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        low = kept if self.inject else self.delta.low(kept)
+        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
+            return F.linear(low, self.project_CO @ self.delta.up_OR)
+        return F.linear(self.delta.up(low), self.project_CO)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """P B (C, R) and A (R, I)."""
+        return self.project_CO @ self.delta.up_OR, self.delta.down_RI
 
 
 class RefinedNode(Node):
@@ -129,15 +148,12 @@ class RefinedNode(Node):
         self, site: Site, form: NodeForm, *, rank: int, d_comp: int, alpha: float, inject: bool,
         pool: Pool, dropout: float = 0.0,
     ) -> None:  # fmt: skip
-        nn.Module.__init__(self)
+        super().__init__(inject=inject, pool=pool)
         self.form = (form,)  # a tuple is not registered as a submodule
-        self.inject = inject
-        self.pool = pool
+        self.starts_silent = form.direct and form.init == "zero"  # its one matrix
         self.site_name = site.name
         summaries = 2 if pool == "both" else 1
-        low_rank = inject or not form.direct
-        self.delta = None
-        if low_rank:
+        if inject or not form.direct:
             self.delta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
         if self.delta is not None and not inject:
             nn.init.kaiming_uniform_(self.delta.up_OR, a=math.sqrt(5))
@@ -152,23 +168,15 @@ class RefinedNode(Node):
         if pool == "attention":
             self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
 
-    @property
-    def starts_silent(self) -> bool:
-        """Whether its one matrix starts at zero."""
-        return self.form[0].direct and self.form[0].init == "zero"
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Observe the site. Where it injects, what it adds is no function of what it sends."""
+        wrap(backbone, site, self.observe)
+        if self.inject:
+            assert self.delta is not None
+            wrap(backbone, site, self.delta, self.delta.update)
 
-    def observe(self, x: Tensor) -> Tensor | None:
-        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
-        self._keep(x)
-        return self.delta(x) if self.inject and self.delta is not None else None
-
-    def update(self) -> Update | None:
-        """Where it injects, what it adds is no function of what it sends: see `look`."""
-        assert self.delta is not None
-        return self.delta.update()
-
-    def look(self, x: Tensor) -> None:
-        """Called by the site with its input (B, N, I), where `update` adds."""
+    def observe(self, x: Tensor) -> None:
+        """Called by the site with its input (B, N, I)."""
         self._keep(x)
 
     def vector(self, kept: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ def cluster() -> Iterator[TwoNodes]:
     with subprocess.Popen(
         [sys.executable, REPOSITORY / "tests/support/ray_cluster.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ
+        | {"PYTHONPATH": str(REPOSITORY)}
+        | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
     ) as process:  # fmt: skip
         yield TwoNodes(process)
