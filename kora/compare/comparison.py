@@ -11,13 +11,19 @@ from kora.compare.answers import Answers, Pair
 from kora.compare.setting_differences import SettingRow
 from kora.compare.verdict import Verdict, signed
 from kora.console.formats import baseline_name, format_metric, format_number, is_rate, named_metric
-from kora.console.tables import csv_text, in_markdown, markdown_table
+from kora.console.tables import (
+    csv_text,
+    in_markdown,
+    latex_table,
+    markdown_table,
+    terminal_table,
+)
 from kora.reports.summary import evaluation_sentence, split_sizes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Cell", "Comparison", "Detail", "Difference", "Group", "to_csv"]
+__all__ = ["Cell", "Comparison", "Detail", "Difference", "Group", "to_csv", "to_latex"]
 
 
 @dataclass(frozen=True)
@@ -206,11 +212,11 @@ class Comparison:
         page.add_row(f"[bold]{escape(self.heading())}[/bold]")
         page.add_row(f"{escape(self.headline())}\n")
         hidden = [*apart, *(k for k, head in enumerate(heads) if head == _OWN)]  # a note has it
-        page.add_row(self._rich([k for k in range(len(heads)) if k not in hidden], rows))
+        page.add_row(self._part([k for k in range(len(heads)) if k not in hidden], rows))
         page.add_row("")
         if apart:
             compared = [row for row in rows[: len(self.groups)] if row[0] != self.reference]
-            page.add_row(self._rich([0, *apart], compared))
+            page.add_row(self._part([0, *apart], compared))
             page.add_row("")
         for sentence in self.verdicts():
             page.add_row(_bullet(f"[bold]{escape(sentence)}[/bold]"))
@@ -221,24 +227,13 @@ class Comparison:
                 page.add_row(_bullet(escape(note)))
         return page
 
-    def _rich(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.markup import escape
-        from rich.table import Table
-
+    def _part(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:
         heads, _ = self.cells()
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for place in columns:
-            table.add_column(
-                escape(heads[place]),
-                justify="right" if place else "left",
-                no_wrap=not place,
-                min_width=max(map(len, heads[place].split())),
-            )
-        for number, row in enumerate(rows):
-            style = None if number < len(self.groups) else "dim"
-            table.add_row(*(escape(row[place]) for place in columns), style=style)
-        return table
+        return terminal_table(
+            [heads[place] for place in columns],
+            [[row[place] for place in columns] for row in rows],
+            whole=(0,), dim=range(len(self.groups), len(rows)),
+        )  # fmt: skip
 
     def to_markdown(self) -> str:
         """A section with heading, table, verdicts, notes, settings and answers."""
@@ -415,6 +410,17 @@ def to_csv(comparisons: Iterable[Comparison]) -> str:
     """All comparisons as one CSV, one line a row of theirs."""
     records = [record for comparison in comparisons for record in comparison.records()]
     return csv_text(records, list(dict.fromkeys(name for record in records for name in record)))
+
+
+def to_latex(comparisons: Iterable[Comparison]) -> str:
+    """Every comparison as a table of its own, with its notes below it."""
+    tables = [
+        latex_table(
+            f"{one.heading()}. {one.headline()}.", *one.cells(), one.notes, groups=len(one.groups)
+        )
+        for one in comparisons
+    ]
+    return "% Needs \\usepackage{booktabs} in the preamble.\n" + "\n".join(tables)
 
 
 def _text(value: float | None, form: str, unit: str) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kora.compare import figures, figures_against
 from kora.compare.answers import classes_csv, differing_csv
-from kora.compare.comparison import Comparison, to_csv
-from kora.compare.latex import to_latex
+from kora.compare.comparison import Comparison, to_csv, to_latex
 from kora.compare.overview import overview
 from kora.compare.page import to_html
 from kora.console.identity import looks

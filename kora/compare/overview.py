@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kora.compare.comparison import Comparison, Group
 from kora.console.formats import format_metric, format_number, is_rate
-from kora.console.tables import markdown_table
+from kora.console.tables import markdown_table, terminal_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,18 +36,12 @@ class Overview(NamedTuple):
 
     def render(self) -> Table:
         """For a terminal."""
-        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
         page = Table.grid()
         page.add_row("[bold]All experiments[/bold]\n")
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for place, head in enumerate(self.heads):
-            table.add_column(escape(head), justify="right" if place else "left")
-        for row in self.rows:
-            table.add_row(*map(escape, row))
-        page.add_row(table)
+        page.add_row(terminal_table(self.heads, self.rows))
         page.add_row("")
         page.add_row(escape(self.note))
         return page

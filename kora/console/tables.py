@@ -1,14 +1,78 @@
-"""Tables of text as Markdown and CSV."""
+"""Tables of text: for a terminal, as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["csv_text", "in_markdown", "markdown_table", "text_cell", "visible"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "csv_text",
+    "in_markdown",
+    "latex_table",
+    "markdown_table",
+    "terminal_table",
+    "text_cell",
+    "visible",
+]
+
+#: How LaTeX writes what means something else there.
+_WRITTEN = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    "–": "--",
+}
+
+
+def terminal_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Collection[int] = (0,),
+    whole: Collection[int] = (),
+    dim: Collection[int] = (),
+    title: str | None = None,
+) -> Table:
+    """A table for rich's console; no text is markup.
+
+    Args:
+        heads: Of the columns; their words are not broken.
+        rows: Cells as text.
+        left: Columns that are aligned left, the others right.
+        whole: Columns whose cells are not broken.
+        dim: Rows that stand back.
+        title: Above it.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
+        title=None if title is None else escape(title),
+    )  # fmt: skip
+    for place, head in enumerate(heads):
+        table.add_column(
+            escape(head),
+            justify="left" if place in left else "right",
+            no_wrap=place in whole,
+            min_width=max(map(len, head.split()), default=0),
+        )
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), style="dim" if number in dim else None)
+    return table
 
 
 def markdown_table(
@@ -26,6 +90,42 @@ def in_markdown(text: str) -> str:
     """Text in one line, of which no name becomes a tag of HTML or a link."""
     line = " ".join(text.splitlines())
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
+
+
+def latex_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    left: int = 1,
+    groups: int | None = None,
+) -> str:
+    """A table with the rules of booktabs.
+
+    Args:
+        caption: Above it.
+        heads: Of the columns.
+        rows: Cells as text.
+        notes: Below it, in small letters.
+        left: So many columns are aligned left, the others right.
+        groups: A rule stands behind so many rows; None: there is none.
+    """
+    first = len(rows) if groups is None else groups
+    rules = [r"\toprule", _row(heads), r"\midrule", *map(_row, rows[:first])]
+    rules += [r"\midrule", *map(_row, rows[first:])] if rows[first:] else []
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{_escape(caption)}}}",
+        rf"  \begin{{tabular}}{{{'l' * left}{'r' * (len(heads) - left)}}}",
+        *(f"    {line}" for line in [*rules, r"\bottomrule"]),
+        r"  \end{tabular}",
+    ]
+    if notes:
+        lines += ["", r"  \smallskip", r"  \footnotesize"]
+        lines += [f"  {_escape(note)}" for note in notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -53,3 +153,13 @@ def text_cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def _row(cells: Iterable[str]) -> str:
+    row = " & ".join(map(_escape, cells))
+    start = "{}" if row.startswith(("[", "*")) else ""  # or it is an option of the row before
+    return start + row + r" \\"
+
+
+def _escape(text: str) -> str:
+    return "".join(_WRITTEN.get(sign, sign) for sign in " ".join(text.splitlines()))

@@ -9,14 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from kora.compare.latex import latex_table
 from kora.compare.selection import load_runs
-from kora.console.tables import csv_text, markdown_table
+from kora.console.tables import csv_text, latex_table, markdown_table, terminal_table
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Measured, PaperSheet, paper_sheet
@@ -98,15 +95,10 @@ def _runs(folder: Path, named: str) -> tuple[list[Run], list[str]]:
 def _show(sheet: PaperSheet, found: dict[str, list[str]]) -> None:
     console = Console()
     console.print(f"[bold]{escape(sheet.table.title)}[/bold]\n")
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for place, head in enumerate(sheet.heads):
-        table.add_column(escape(head), justify="left" if place < 2 else "right")
-    before = ""
-    for cells in sheet.cells():
-        shown = [cells[0] if cells[0] != before else "", *cells[1:]]
-        before = cells[0]
-        table.add_row(*map(escape, shown))
-    console.print(table)
+    cells = sheet.cells()
+    before = ["", *(row[0] for row in cells)]
+    shown = [[row[0] * (row[0] != one), *row[1:]] for one, row in zip(before, cells, strict=False)]
+    console.print(terminal_table(sheet.heads, shown, left=(0, 1)))
     for heading, lines in found.items():
         console.print(f"\n[bold]{escape(heading)}[/bold]" if heading else "")
         dash = "- " if heading else ""

@@ -8,12 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from kora.console.say import say
+from kora.console.tables import terminal_table
 from kora.grid.options import (
     add_file_options,
     add_launcher_options,
@@ -152,18 +150,8 @@ def _run(
 
 def _show(path: Path, searches: Sequence[Search], tuning: Tuning) -> None:
     heads, lines = rows(searches)
-    page = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        title=f"Search of {escape(str(path))}",
-    )
-    for place, head in enumerate(heads):
-        page.add_column(head, justify="left" if place in (0, 5) else "right")
-    for line in lines:
-        page.add_row(*map(escape, line))
     console = Console()
-    console.print(page)
+    console.print(terminal_table(heads, lines, left=(0, 5), title=f"Search of {path}"))
     for sentence in equality(searches, tuning):
         console.print(sentence, markup=False, highlight=False)
 

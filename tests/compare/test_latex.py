@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kora.compare.command import compare
-from kora.compare.latex import latex_table, to_latex
+from kora.compare.comparison import to_latex
+from kora.console.tables import latex_table
 from tests.support.compare_factory import five_strategies
 from tests.support.comparisons import run
 
