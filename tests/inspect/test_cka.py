@@ -190,6 +190,16 @@ def test_a_side_network_changes_the_final_feature_alone_and_this_is_said(
     assert "CKA between its blocks is that of the frozen backbone" in done.out
 
 
+def test_a_composition_beside_the_pooled_vector_is_part_of_the_final_feature(
+    cka: Cka, there: Path, tmp_path: Path
+) -> None:
+    readout = {"class_path": "kora.adapters.LogitReadout", "init_args": {"init": "orthogonal"}}
+    arguments = {**KORA_SIDE["init_args"], "readout": readout}
+    done = cka(fit(there, "logits", NANO, adapter={**KORA_SIDE, "init_args": arguments}))
+    assert done.code == 0, done.err  # its final feature has more channels than the frozen one
+    assert record(tmp_path)["unchanged_layers"]["run"] == LAYERS[:-1]
+
+
 def test_a_linear_probe_changes_nothing_and_this_is_said(
     cka: Cka, there: Path, tmp_path: Path
 ) -> None:
