@@ -55,6 +55,14 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    yield
+    # A copy of this process would wait in it for ever: its threads are not copied.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
 def _no_seed_and_no_rank_of_another_test() -> None:
     # Lightning leaves both in the environment. Data modules read the seed; a process that finds a
     # rank waits for the others.
