@@ -70,9 +70,8 @@ class SiteLinear(nn.Module):
         super().__init__()
         self.base = base
         self.functions: list[tuple[tuple[int, int] | None, SiteFunction, SiteUpdate | None]] = []
-        self.rewrites: list[
-            Callable[[nn.Module, Tensor], Tensor]
-        ] = []  # see kora/backbone/rewrites.py
+        #: See kora/backbone/rewrites.py.
+        self.rewrites: list[Callable[[nn.Module, Tensor], Tensor]] = []
         self.cast = FrozenCast()
 
     def forward(self, x: Tensor) -> Tensor:

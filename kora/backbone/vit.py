@@ -40,9 +40,7 @@ class Features(NamedTuple):
     patches: Tensor  # (B, N, D), after the final norm
     prefix: Tensor  # (B, P, D)
     levels: tuple[Level, ...] = ()
-    layers: Tensor | None = (
-        None  # (B, E), where something reads them: kora/backbone/layer_summaries.py
-    )
+    layers: Tensor | None = None  # (B, E), where something reads them (layer_summaries.py)
 
 
 class Backbone(nn.Module):

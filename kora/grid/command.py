@@ -182,7 +182,7 @@ def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
     if log is None or not log.is_file():
         return line
     said = last_error(log)
-    return f"{line}\n    {log}" + (f": kora: error: {said}" if said else "")
+    return f"{line}\n    {log}" + (f": {said}" if said else "")
 
 
 def _compare(folders: list[Path], varied: Sequence[str]) -> None:

@@ -140,7 +140,7 @@ def run_task(
 
 
 def last_error(log: Path | None, start: int = 0) -> str:
-    """The last error in a log, from a byte on: in our words, or the last line of a traceback."""
+    """The line of the last error in a log, from a byte on: ours, or the last of a traceback."""
     if log is None or not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -149,4 +149,4 @@ def last_error(log: Path | None, start: int = 0) -> str:
     said = [line for line in text.splitlines() if line.startswith("kora: error: ")]
     if not said and "Traceback (most recent call last):" in text:
         said = [line for line in text.splitlines() if line.strip()]
-    return said[-1].removeprefix("kora: error: ") if said else ""
+    return said[-1] if said else ""

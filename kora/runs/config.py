@@ -53,7 +53,7 @@ def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -
         if isinstance(item, Mapping):
             found |= {key: item} if objects and "class_path" in item else {}
             found |= flat(item, key, objects=objects)
-        else:
+        elif name != "init_args":
             found[key] = item
     return found
 

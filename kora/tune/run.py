@@ -102,7 +102,7 @@ def run_trials(
         return None
 
     def ended(one: Ended) -> None:
-        entry, outcomes, said = one
+        entry, outcomes, said = one.entry, one.outcomes, one.error.removeprefix("kora: error: ")
         name, last, trial = entry.job.kind, outcomes[-1], trials[entry.number]
         if last.why == "stopped":
             view.ended(entry, last)
