@@ -145,7 +145,9 @@ def _run(
     def give() -> Task | None:
         if not rest:
             return None
-        entry = next((entry for entry in rest if not _is_elsewhere(entry)), rest[0])
+        entry = rest[0]
+        if at_once is not None:  # Ray is handed all of them at once, in whatever order
+            entry = next((one for one in rest if not _is_elsewhere(one)), entry)
         rest.remove(entry)
         return Task(
             replace(entry, folder=None), [(entry.job, entry.config)], logs.get(entry.number)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kora.adapters import FullFineTune, Strategy
-from kora.adapters import folder as checkpoints
+from kora.adapters import folder as adapter_files
 from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -273,9 +273,9 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
         raise ValueError(_other_weights(record, backbone, folder))
     task = _task(record, backbone, adapter, head, origin)
     if adapter.earlier_runs is not None and adapter.earlier_runs.missing():
-        checkpoints.recall_adapter(folder, adapter)
+        adapter_files.recall_adapter(folder, adapter)
     task.build()
-    checkpoints.load_adapter(folder, task.adapter, task.backbone)
+    adapter_files.load_adapter(folder, task.adapter, task.backbone)
     assert task.head is not None
     mine = task.head.state_dict(keep_vars=True)
     check_keys(mine, head, f"The head in {folder / ADAPTER_WEIGHTS}")
@@ -345,7 +345,7 @@ def _check_sizes(
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)
         if twin.earlier_runs is not None and twin.earlier_runs.missing():
-            checkpoints.recall_adapter(folder, twin)
+            adapter_files.recall_adapter(folder, twin)
         task.build()
     assert task.head is not None
     sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}
