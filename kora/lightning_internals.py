@@ -6,8 +6,9 @@ is for, and what would break without it, stands in `tests/test_lightning_interna
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -32,6 +33,7 @@ __all__ = [
     "train_loaders",
     "validation_is_due",
     "was_started_by_lightning",
+    "whole_numbers_first",
 ]
 
 
@@ -78,6 +80,17 @@ def was_started_by_lightning(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
 
 
+def whole_numbers_first(function: Callable[..., Any]) -> None:
+    """Have a parser try int before float where a parameter takes both.
+
+    Lightning writes Optional[Union[int, float]]. Python keeps what such expressions gave, and holds
+    Union[float, int] for the same; so who wrote that shortly before, decides the order.
+    """
+    for name, hint in function.__annotations__.items():
+        if set(get_args(hint)) == {int, float, type(None)}:
+            function.__annotations__[name] = int | float | None
+
+
 class Bar(RichProgressBar):
     """Lightning's bar, with a description of one's own."""
 
@@ -117,6 +130,11 @@ class CsvWriter(ExperimentWriter):
 
 class Cli(LightningCLI):
     """LightningCLI, with its steps by public names."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's, for whose trainer 1 is one batch, and 1.0 is all of them."""
+        whole_numbers_first(inspect.unwrap(Trainer.__init__))
+        super().add_core_arguments_to_parser(parser)
 
     def parser_of(self, command: str) -> LightningArgumentParser:
         """The parser of a command."""

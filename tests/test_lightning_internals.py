@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 import pytest
 from lightning import Trainer
@@ -16,6 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops import fit_loop, loop, progress, training_epoch_loop
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer.connectors import signal_connector
+
+from kora.training.lightning_cli import parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = REPOSITORY / "kora" / "lightning_internals.py"
@@ -78,3 +80,17 @@ def test_no_other_file_uses_one() -> None:
         for name in private_names(path) & set(NAMES) - own
     }
     assert used == set()
+
+
+@pytest.mark.parametrize("option", ["limit_val_batches", "val_check_interval"])
+def test_one_batch_is_not_read_as_the_whole_of_them(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """As Python may hold the two orders of a union for the same; see `whole_numbers_first`."""
+    hints = inspect.unwrap(Trainer.__init__).__annotations__
+    for name, hint in list(hints.items()):
+        if {int, float} <= set(get_args(hint)):
+            monkeypatch.setitem(hints, name, Union[float, int, None])  # noqa: UP007
+    for text, kind in (("1", int), ("1.0", float)):
+        cli = parse(["fit", "--config", "configs/quickstart.yaml", f"--trainer.{option}", text])
+        assert type(cli.config.fit.trainer[option]) is kind
