@@ -33,7 +33,7 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measuring import machine
 from datamodules import Synthetic
-from kora.adapters import KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
 
@@ -52,7 +52,7 @@ class Contender:
 
 def side() -> Strategy:
     """KoRA's nodes beside the backbone."""
-    return KoRA(8, 8, inject=False)
+    return KoRA(PaperForm(8, inject=False), 8)
 
 
 CONTENDERS = [

@@ -37,7 +37,7 @@ from benchmarks.measuring import (
     write,
 )
 from benchmarks.training_step import Step
-from kora.adapters import KoRA, LoRA, Strategy
+from kora.adapters import KoRA, LoRA, PaperForm, Strategy
 from kora.backbone.vit import Backbone
 from kora.reports.canvas import BLUE, GREEN, ORANGE, new_figure, save
 from tests.support.factory import built
@@ -76,8 +76,8 @@ class Point:
         """The contenders."""
         strategies: dict[str, Strategy] = {
             "LoRA": LoRA(self.rank, blocks=self.blocks),
-            "KoRA": KoRA(self.rank, self.d_comp, blocks=self.blocks),
-            "KoRA-side": KoRA(self.rank, self.d_comp, blocks=self.blocks, inject=False),
+            "KoRA": KoRA(PaperForm(self.rank, blocks=self.blocks), self.d_comp),
+            "KoRA-side": KoRA(PaperForm(self.rank, inject=False, blocks=self.blocks), self.d_comp),
         }
         adapted = {
             name: built(strategy, backbone=shared(backbone), num_classes=CLASSES)

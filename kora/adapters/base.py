@@ -97,7 +97,8 @@ class Strategy(nn.Module, ABC):
     #: What it takes from adapters of earlier runs, as a fusion does; None where it takes nothing.
     earlier_runs: EarlierRuns | None = None
 
-    #: The constructor argument, a whole number, that makes it larger or smaller: a rank, a width.
+    #: The constructor argument, a whole number, that makes it larger or smaller: a rank, a width;
+    #: of a part of it with a dot, `node_form.rank`.
     #: `kora params --match` looks for its value. None where there is no such argument.
     size_argument: str | None = None
 
@@ -172,10 +173,19 @@ class Strategy(nn.Module, ABC):
 def resized(strategy: Strategy, size: int) -> Strategy:
     """A strategy like one that is not attached yet, with another value of its `size_argument`."""
     assert strategy.size_argument is not None, "it has no size"
-    arguments = {**copy.deepcopy(arguments_of(strategy)), strategy.size_argument: size}
-    made = type(strategy)(**arguments)
+    made = _with(strategy, strategy.size_argument, size)
+    assert isinstance(made, Strategy)
     if made.earlier_runs is not None:
         made.earlier_runs.take_over(strategy.earlier_runs)
+    return made
+
+
+def _with(obj: nn.Module, argument: str, value: int) -> nn.Module:
+    """One like it with another value of an argument, or of a part's argument: `node_form.rank`."""
+    name, _, inner = argument.partition(".")
+    arguments = copy.deepcopy(arguments_of(obj))
+    arguments[name] = _with(arguments[name], inner, value) if inner else value
+    made: nn.Module = type(obj)(**arguments)
     return made
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def _match_one(config: str, strategy: Strategy, backbone: Backbone, target: int)
     if argument is None:
         parameters = count_trainable(strategy, backbone)
     else:
-        configured = getattr(strategy, argument)
+        configured = attrgetter(argument)(strategy)
         size, parameters = nearest_size(
             lambda n: count_trainable(resized(strategy, n), backbone), target, start=configured or 1
         )

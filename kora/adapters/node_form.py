@@ -1,137 +1,246 @@
-"""What the nodes of a refined KoRA look like.
+"""What the nodes of a KoRA are: where they sit, what they read of the tokens, what they add there.
 
-Shapes: S summaries of the tokens (1, or 2 for the pool `both`), I input width, C d_comp.
+Shapes: R rank, C d_comp.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from kora.adapters.arguments import require_choice, require_probability
+from kora.adapters.arguments import require_choice, require_positive, require_probability
+from kora.adapters.low_rank import LowRankDelta
+from kora.adapters.node_matrices import NodeMatrix, PlainMatrix
+from kora.adapters.nodes import Node, PaperNode, Pool, RefinedNode
+from kora.backbone.sites import ALL_SITES, find_sites, wrap
+from kora.backbone.vit import Backbone
 
-__all__ = ["NodeForm"]
+__all__ = ["Injection", "NodeForm", "PaperForm", "RefinedForm"]
 
-Orthogonal = Literal["none", "hard", "soft"]
-NodeInit = Literal["default", "zero"]
+PaperPool = Literal["mean", "cls", "tokens"]
+Placed = tuple[dict[str, Node], dict[str, LowRankDelta]]
 
 
-class NodeForm(nn.Module):
-    """What the nodes of a refined KoRA look like.
+class NodeForm(nn.Module, ABC):
+    """What each node is."""
+
+    pool: Pool
+
+    #: Where in it the number lies that makes a node larger: `rank`; None: d_comp alone does.
+    size_argument: str | None = None
+
+    @property
+    @abstractmethod
+    def injection(self) -> PaperForm | Injection | None:
+        """What has the `sites` and `blocks` at which LoRA is added within the backbone, if any."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name of a KoRA of such nodes in folders and tables."""
+
+    @abstractmethod
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """Hook the nodes in; gives them in forward order, and what is injected where none is.
+
+        Raises:
+            ValueError: For an unknown or dead site, or settings that do not fit the backbone.
+        """
+
+    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
+        """What the loss is to have beside; None for nothing."""
+        return None
+
+
+class PaperForm(NodeForm):
+    """The paper's nodes: o = B A x is added at the site, and p = P o goes into the composition.
+
+    Source: KoRA paper (2025), section 2, equations 1 and 2.
 
     Args:
-        norm: LayerNorm without parameters on what a node reads.
-        direct: One matrix (C, I) in place of P B A: the same functions where C <= R, with fewer
-            numbers, as B and P of the output's width are not needed.
-        shared: One matrix for the same site of all blocks, with a scale for each block. Only with
-            `direct`.
-        dropout: Of what a node reads, in training.
-        node_dropout: Share of images for which a node says nothing, in training.
-        orthogonal: `hard`: the rows of each M are orthonormal at every step (Householder
-            reflections); weight decay draws them to single channels. `soft`: a penalty on what
-            the matrices of two nodes that read the same width have in common. Only with `direct`,
-            and not `shared`.
-        penalty: Factor of the soft penalty in the loss.
-        init: Of each M: that of a linear layer (`default`), for readouts that start at zero, or
-            `zero`, for those that do not. Only with `direct`, and without `orthogonal`.
+        rank: R of A (R, d_in) and B (d_out, R).
+        inject: False is the published notebook's form: a side network, in which nothing is added at
+            the sites; no gradient passes through the backbone, which then runs without autograd.
+        pool: What of the tokens a node sends: their `mean` (the notebook), the `cls` token, or all
+            `tokens` (a composition for each token).
+        sites: See LoRA.
+        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        dropout: Probability with which inputs of A are dropped in training.
 
     Raises:
-        ValueError: For a probability outside [0, 1), or settings that exclude each other.
+        ValueError: For a rank below 1, an unknown pool, or a dropout outside [0, 1).
+    """
+
+    size_argument = "rank"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        *,
+        inject: bool = True,
+        pool: PaperPool = "mean",
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_positive("PaperForm", rank=rank)
+        require_probability("PaperForm", dropout=dropout)
+        require_choice("PaperForm", "pool", pool, get_args(PaperPool))
+        self.rank = rank
+        self.inject = inject
+        self.pool: PaperPool = pool
+        self.sites = sites
+        self.blocks = blocks
+        self.dropout = dropout
+
+    @property
+    def injection(self) -> PaperForm | None:
+        """The nodes themselves."""
+        return self if self.inject else None
+
+    @property
+    def label(self) -> str:
+        """`KoRA`, or `KoRA-side` where nothing is injected."""
+        return f"KoRA{'' if self.inject else '-side'}"
+
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """A node at every site."""
+        nodes: dict[str, Node] = {}
+        for site in find_sites(backbone, self.sites, blocks=self.blocks):
+            node = PaperNode(
+                site, rank=self.rank, d_comp=d_comp, alpha=alpha, inject=self.inject,
+                pool=self.pool, dropout=self.dropout,
+            )  # fmt: skip
+            node.add_to(backbone, site)
+            nodes[site.key] = node
+        return nodes, {}
+
+
+class Injection(nn.Module):
+    """LoRA beside refined nodes: alpha B A x at these sites, with the alpha of the KoRA.
+
+    Args:
+        rank: R of A (R, d_in) and B (d_out, R).
+        sites: See LoRA.
+        blocks: Numbers of the adapted blocks, negative ones from the end; None means all.
+        dropout: Probability with which inputs of A are dropped in training.
+
+    Raises:
+        ValueError: For a rank below 1, or a dropout outside [0, 1).
     """
 
     def __init__(
         self,
+        rank: int = 8,
         *,
-        norm: bool = True,
-        direct: bool = True,
-        shared: bool = False,
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
         dropout: float = 0.0,
-        node_dropout: float = 0.0,
-        orthogonal: Orthogonal = "none",
-        penalty: float = 0.0,
-        init: NodeInit = "default",
     ) -> None:
         super().__init__()
-        require_probability("NodeForm", dropout=dropout, node_dropout=node_dropout)
-        require_choice("NodeForm", "orthogonal", orthogonal, get_args(Orthogonal))
-        if shared and not direct:
-            raise ValueError("NodeForm: shared=True needs direct=True: it is the matrix that is.")
-        if orthogonal != "none" and (shared or not direct):
-            raise ValueError(
-                f"NodeForm: orthogonal='{orthogonal}' needs direct=True and shared=False: it is "
-                "about the matrix of each node."
-            )
-        if (penalty > 0) != (orthogonal == "soft"):
-            raise ValueError(
-                f"NodeForm: penalty={penalty} with orthogonal='{orthogonal}': a factor above 0 "
-                "goes with orthogonal='soft', and with nothing else."
-            )
-        require_choice("NodeForm", "init", init, get_args(NodeInit))
-        if init == "zero" and (orthogonal != "none" or not direct):
-            raise ValueError(
-                f"NodeForm: init='zero' needs direct=True and orthogonal='none', and there are "
-                f"direct={direct} and orthogonal='{orthogonal}': it is about the one matrix of a "
-                "node, and no row of length 1 is zero."
-            )
-        self.init: NodeInit = init
+        require_positive("Injection", rank=rank)
+        require_probability("Injection", dropout=dropout)
+        self.rank = rank
+        self.sites = sites
+        self.blocks = blocks
+        self.dropout = dropout
+
+
+class RefinedForm(NodeForm):
+    """Nodes that read normalised summaries of the tokens through one matrix: p = M norm(x).
+
+    Args:
+        matrix: M; a plain one for each node by default.
+        pool: What of the tokens a node reads: their `mean`, the `cls` token, `both`, a mean
+            weighted by a learned `attention`, or all `tokens` (a composition for each token).
+        sites: See LoRA.
+        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        norm: LayerNorm without parameters on what a node reads.
+        dropout: Of what a node reads, in training.
+        node_dropout: Share of images for which a node says nothing, in training.
+        inject: LoRA beside the nodes, at the same sites or others; None leaves the backbone as it
+            is: a side network.
+
+    Raises:
+        ValueError: For an unknown pool, or a probability outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        matrix: NodeMatrix | None = None,
+        *,
+        pool: Pool = "mean",
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        norm: bool = True,
+        dropout: float = 0.0,
+        node_dropout: float = 0.0,
+        inject: Injection | None = None,
+    ) -> None:
+        super().__init__()
+        require_probability("RefinedForm", dropout=dropout, node_dropout=node_dropout)
+        require_choice("RefinedForm", "pool", pool, get_args(Pool))
+        # A tuple is not registered as a submodule: only what the nodes share is to train here.
+        self._matrix = (PlainMatrix() if matrix is None else matrix,)
+        self.matrices = self.matrix.matrices
+        self.pool = pool
+        self.sites = sites
+        self.blocks = blocks
         self.norm = norm
-        self.direct = direct
-        self.shared = shared
         self.dropout = dropout
         self.node_dropout = node_dropout
-        self.orthogonal: Orthogonal = orthogonal
-        self.penalty = penalty
-        self.matrices = nn.ParameterDict()
+        self.inject = inject
+        if inject is not None:
+            self.size_argument = "inject.rank"
+        elif hasattr(self.matrix, "rank"):
+            self.size_argument = "matrix.rank"
 
-    def share(self, site: str, shape: Sequence[int]) -> None:
-        """Make the matrix of a site name, unless a node of another block has."""
-        if site not in self.matrices:
-            self.matrices[site] = nn.Parameter(self.started(shape))
+    @property
+    def matrix(self) -> NodeMatrix:
+        """M."""
+        return self._matrix[0]
 
-    def started(self, shape: Sequence[int]) -> Tensor:
-        """M (S, C, I) at zero, or with nn.Linear's start for S I inputs.
+    @property
+    def injection(self) -> Injection | None:
+        """LoRA beside the nodes."""
+        return self.inject
 
-        Where its rows are to be orthonormal these are the reflections' vectors: below the 1 on the
-        diagonal of length 1 too, as QR has them of random matrices. Shorter ones would hardly
-        reflect, and row c of every node would lean to channel c.
-        """
-        if self.init == "zero":
-            return torch.zeros(*shape)
-        if self.orthogonal == "hard":
-            bound = math.sqrt(3 / max(shape[1:]))
-        else:
-            bound = 1 / math.sqrt(shape[0] * shape[-1])
-        return torch.empty(*shape).uniform_(-bound, bound)
+    @property
+    def label(self) -> str:
+        """`KoRA-refined`, with LoRA at the same sites `-injected`, at others `KoRA-over-LoRA`."""
+        if self.inject is None:
+            return "KoRA-refined"
+        places = [(list(one.sites), one.blocks and list(one.blocks)) for one in (self, self.inject)]
+        return "KoRA-refined-injected" if places[0] == places[1] else "KoRA-over-LoRA"
 
-    def of_site(self, site: str) -> Tensor:
-        """The matrix (S, C, I) of a site name."""
-        matrix_SCI: Tensor = self.matrices[site]
-        return matrix_SCI
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """Nodes at their sites, and LoRA at its own."""
+        places = find_sites(backbone, self.sites, blocks=self.blocks)
+        self.matrix.check(places)
+        inject = self.inject
+        adapted = [] if inject is None else find_sites(backbone, inject.sites, blocks=inject.blocks)
+        nodes: dict[str, Node] = {}
+        others: dict[str, LowRankDelta] = {}
+        for site in [*adapted, *(place for place in places if place not in adapted)]:
+            delta = None
+            if inject is not None and site in adapted:
+                delta = LowRankDelta(site, inject.rank, alpha=alpha, dropout=inject.dropout)
+            if site in places:
+                node = RefinedNode(
+                    site, d_comp=d_comp, pool=self.pool, matrix=self.matrix, norm=self.norm,
+                    dropout=self.dropout, node_dropout=self.node_dropout, injected=delta,
+                )  # fmt: skip
+                node.add_to(backbone, site)
+                nodes[site.key] = node
+            elif delta is not None:
+                wrap(backbone, site, delta, delta.update)
+                others[site.key] = delta
+        return {site.key: nodes[site.key] for site in places}, others
 
-
-def orthogonal(matrix_SCI: Tensor) -> Tensor:
-    """Matrices (S, C, I) with orthonormal rows (columns, where C > I), from any numbers.
-
-    The product of Householder reflections whose vectors v are the columns below the diagonal: what
-    `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, as a function, as
-    parametrised modules cannot be pickled. In closed form, I - V T V^T with a triangular T of which
-    the inverse is known (the UT transform, Joffrain et al. 2006, doi:10.1145/1141885.1141886):
-    nothing goes reflection by reflection, forward or backward. In float32; orthonormal to 1e-5,
-    less so where a GPU may multiply in TF32.
-    """
-    wide = matrix_SCI.shape[1] <= matrix_SCI.shape[2]
-    tall = matrix_SCI.mT if wide else matrix_SCI
-    with torch.autocast(tall.device.type, enabled=False):
-        first = torch.eye(*tall.shape[1:], device=tall.device)
-        vectors = tall.float().tril(diagonal=-1) + first
-        products = vectors.mT @ vectors
-        inverse = products.triu(1) + torch.diag_embed(products.diagonal(dim1=-2, dim2=-1) / 2)
-        heads = vectors[:, : vectors.shape[-1]].mT
-        found = first - vectors @ torch.linalg.solve_triangular(inverse, heads, upper=True)
-        found = found.to(matrix_SCI.dtype)
-    rows: Tensor = found.mT if wide else found
-    return rows
+    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
+        """That of the matrix."""
+        return self.matrix.penalty(list(nodes.values()))

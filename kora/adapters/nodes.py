@@ -7,7 +7,6 @@ width, R rank, C d_comp.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.low_rank import LowRankDelta
-from kora.adapters.node_form import NodeForm, orthogonal
+from kora.adapters.node_matrices import NodeMatrix
 from kora.backbone.kernels import Update
 from kora.backbone.sites import Site, wrap
 from kora.backbone.vit import Backbone
@@ -138,38 +137,28 @@ class RefinedNode(Node):
     """p = sum_s M_s norm(x_s), for the summaries x_s of the tokens at a site.
 
     Here the norm is LayerNorm without parameters (or nothing), so that no site speaks louder than
-    another because its tokens are longer. M_s is one matrix (C, I), or P_s B A.
-
-    Where it injects, it adds alpha B A x at its site as well, whatever M_s is. Where it does not,
-    B starts at random: nothing else keeps P B A from staying zero behind a readout from zero.
+    another because its tokens are longer, and M_s (C, I) is what the form's matrix makes of the
+    node. Where something is injected at its site, alpha B A x is added there as well.
     """
 
     def __init__(
-        self, site: Site, form: NodeForm, *, rank: int, d_comp: int, alpha: float, inject: bool,
-        pool: Pool, dropout: float = 0.0,
+        self, site: Site, *, d_comp: int, pool: Pool, matrix: NodeMatrix, norm: bool,
+        dropout: float, node_dropout: float, injected: LowRankDelta | None,
     ) -> None:  # fmt: skip
-        super().__init__(inject=inject, pool=pool)
-        self.form = (form,)  # a tuple is not registered as a submodule
-        self.starts_silent = form.direct and form.init == "zero"  # its one matrix
+        super().__init__(inject=injected is not None, pool=pool)
+        self._matrix = (matrix,)  # a tuple is not registered as a submodule
+        self.starts_silent = matrix.starts_silent
         self.site_name = site.name
-        summaries = 2 if pool == "both" else 1
-        if inject or not form.direct:
-            self.delta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
-        if self.delta is not None and not inject:
-            nn.init.kaiming_uniform_(self.delta.up_OR, a=math.sqrt(5))
-        if not form.direct:
-            self.project_SCO = nn.Parameter(torch.empty(summaries, d_comp, site.d_out))
-            nn.init.kaiming_uniform_(self.project_SCO.flatten(0, 1), a=math.sqrt(5))
-        elif form.shared:
-            form.share(site.name, (summaries, d_comp, site.d_in))
-            self.scale = nn.Parameter(torch.ones(()))
-        else:
-            self.matrix_SCI = nn.Parameter(form.started((summaries, d_comp, site.d_in)))
+        self.norm = norm
+        self.dropout = dropout
+        self.node_dropout = node_dropout
+        self.delta = injected
+        matrix.build(self, site, 2 if pool == "both" else 1, d_comp)
         if pool == "attention":
             self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
 
     def add_to(self, backbone: Backbone, site: Site) -> None:
-        """Observe the site. Where it injects, what it adds is no function of what it sends."""
+        """Observe the site. What is added there is no function of what it sends."""
         wrap(backbone, site, self.observe)
         if self.inject:
             assert self.delta is not None
@@ -181,70 +170,37 @@ class RefinedNode(Node):
 
     def vector(self, kept: Tensor) -> Tensor:
         """p, (B, C) or (B, N, C), of what was kept: (B, S I), or the tokens (B, N, I)."""
-        form = self.form[0]
         if self.pool == "both":
             kept = kept.view(kept.shape[0], 2, -1)
-        x = F.layer_norm(kept, kept.shape[-1:]) if form.norm else kept
+        x = F.layer_norm(kept, kept.shape[-1:]) if self.norm else kept
         if self.pool == "attention":
             shares_BN = torch.softmax(x @ self.query_I / math.sqrt(x.shape[-1]), dim=-1)
             x = (shares_BN[:, None] @ x).squeeze(1)
-        if form.dropout:
-            x = F.dropout(x, form.dropout, self.training)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
         p = self._times(x)
-        if form.node_dropout and self.training:
-            kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= form.node_dropout
-            p = p * kept_B / (1 - form.node_dropout)
+        if self.node_dropout and self.training:
+            kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= self.node_dropout
+            p = p * kept_B / (1 - self.node_dropout)
         return p
 
     def matrix(self) -> Tensor:
         """M (S, C, I), without alpha."""
-        form = self.form[0]
-        if not form.direct:
-            assert self.delta is not None
-            return self.project_SCO @ self.delta.up_OR @ self.delta.down_RI
-        if form.shared:
-            return self.scale * form.of_site(self.site_name)
-        return orthogonal(self.matrix_SCI) if form.orthogonal == "hard" else self.matrix_SCI
+        return self._matrix[0].of(self)
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
         """What summaries are multiplied by: (S C, R) and (R, I), or M (S C, I) and None."""
-        if not self.form[0].direct:
-            assert self.delta is not None
-            return (self.project_SCO @ self.delta.up_OR).flatten(0, 1), self.delta.down_RI
-        return self.matrix().flatten(0, 1), None
+        left_SCR, down_RI = self._matrix[0].factors(self)
+        return left_SCR.flatten(0, 1), down_RI
 
     def _times(self, x: Tensor) -> Tensor:
         """M x, of two summaries (B, 2, I) their sum."""
-        if self.form[0].direct:
-            matrix_SCI = self.matrix()
-        else:
-            assert self.delta is not None
-            x = F.linear(x, self.delta.down_RI)  # without the dropout of what is injected
-            matrix_SCI = self.project_SCO @ self.delta.up_OR
+        matrix_SCI, down_RI = self._matrix[0].factors(self)
+        if down_RI is not None:
+            x = F.linear(x, down_RI)  # without the dropout of what is injected
         if self.pool != "both":
             return F.linear(x, matrix_SCI[0])
         return F.linear(x[:, 0], matrix_SCI[0]) + F.linear(x[:, 1], matrix_SCI[1])
-
-
-def overlap(nodes: Sequence[RefinedNode]) -> Tensor:
-    """The mean over pairs of nodes of ||M_i M_j^T||_F^2 / (||M_i||_F ||M_j||_F)^2.
-
-    Of nodes that read the same width, of which there must be two; others have nothing in common.
-    """
-    by_width: dict[int, list[Tensor]] = {}
-    for node in nodes:
-        matrix_SI = node.matrix().flatten(0, 1)
-        by_width.setdefault(matrix_SI.shape[1], []).append(
-            F.normalize(matrix_SI.flatten(), dim=0).view_as(matrix_SI)
-        )
-    total, pairs = torch.zeros((), device=nodes[0].matrix().device), 0
-    for matrices in by_width.values():
-        if len(matrices) > 1:
-            gram = torch.stack(matrices)  # (L, S C, I)
-            products = torch.einsum("aci,bdi->abcd", gram, gram).square().sum(dim=(2, 3))
-            total = total + products.sum() - products.diagonal().sum()
-            pairs += len(matrices) * (len(matrices) - 1)
-    return total / pairs
 
 
 def token_mean(x: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class LogitReadout(Readout):
     Args:
         init: Of V. `zero` for nodes that start at random. `orthogonal`: rows of length 1 that are
             orthogonal to each other where d_comp is at least the number of classes, for nodes that
-            start at zero (`NodeForm(init="zero")`): each class then has a direction of its own in
+            start at zero (`PlainMatrix("zero")`): each class then has a direction of its own in
             the composition space, and what a node says of it is learned by one matrix, not by a
             product of two.
 

@@ -145,8 +145,10 @@ def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectr
 
 def _frozen_rows(strategy: LoRA | KoRA | GatedKoRA, backbone: Backbone) -> dict[str, Tensor]:
     """The frozen weight (O, I) of each site, its own rows only, by key."""
-    allow = bool(getattr(strategy, "allow_dead_sites", False))
-    sites = find_sites(backbone, strategy.sites, blocks=strategy.blocks, allow_dead_sites=allow)
+    at = strategy.node_form.injection if isinstance(strategy, KoRA) else strategy
+    assert at is not None, "nothing is injected"
+    allow = bool(getattr(at, "allow_dead_sites", False))
+    sites = find_sites(backbone, at.sites, blocks=at.blocks, allow_dead_sites=allow)
     return {
         site.key: frozen_layer(backbone, site.path).weight.detach()[slice(*(site.rows or (None,)))]
         for site in sites

@@ -24,7 +24,7 @@ __all__ = [
 
 #: Parts of a KoRA of which there is one class, by its name: where a config names it.
 PARTS = {
-    "NodeForm": "model.adapter.node_form",
+    "Injection": "model.adapter.node_form.inject",
     "Feedback": "model.adapter.feedback",
 }
 
@@ -121,6 +121,9 @@ def main(args: Sequence[str]) -> None:
     show("Strategies (model.adapter)", find_subclasses(adapters, "Strategy"))
     show("Composers (model.adapter.composer)", find_subclasses(adapters, "Composer"))
     show("Readouts (model.adapter.readout)", find_subclasses(adapters, "Readout"))
+    show("Nodes of KoRA (model.adapter.node_form)", find_subclasses(adapters, "NodeForm"))
+    title = "Matrices of refined nodes (model.adapter.node_form.matrix)"
+    show(title, find_subclasses(adapters, "NodeMatrix"))
     parts = describe_classes(adapters, PARTS)
     show("Parts of KoRA", {f"{PARTS[name]}: {name}": text for name, text in parts.items()})
     show("Depth heads (model.head)", find_subclasses(package / "heads", "DepthHead"))

@@ -23,6 +23,26 @@ _UNKNOWN = (
 )
 
 
+#: Where options of KoRA's nodes are now, by an option of the class that had them.
+_MOVED = {
+    "node_form": {
+        **{
+            name: f"node_form.{name}"
+            for name in ("rank", "inject", "pool", "sites", "blocks", "dropout")
+        },
+        "node_sites": "node_form.sites",
+        "node_blocks": "node_form.blocks",
+    },
+    "matrix": {
+        "init": "matrix.init",
+        "direct": "matrix: FactoredMatrix",
+        "shared": "matrix: SharedMatrix",
+        "orthogonal": "matrix: OrthogonalMatrix or DecorrelatedMatrix",
+        "penalty": "the factor of matrix: DecorrelatedMatrix",
+    },
+}
+
+
 def explain(message: str, known_keys: Iterable[str]) -> str:
     """One line for a parser's error message; `known_keys` are the options of the parser it is from.
 
@@ -47,7 +67,10 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
         if of_class:
             name = name.rpartition(".")[2]
         near = _of_a_class(text, name) or _nearest(name, candidates)
-        if near is not None:
+        moved = _moved(name, candidates)
+        if moved is not None:
+            parts.append(f"It is {moved} now.")
+        elif near is not None:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
             parts.append(f"Known: {', '.join(sorted(candidates))}.")
@@ -61,6 +84,12 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     if "abstract" in reason:
         parts.append("Name its class first.")
     return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
+
+
+def _moved(name: str, candidates: Iterable[str]) -> str | None:
+    """Where an option went, of a class that has these options."""
+    found = (table.get(name) for mark, table in _MOVED.items() if mark in candidates)
+    return next(filter(None, found), None)
 
 
 def _of_a_class(text: str, name: str) -> str | None:

@@ -185,8 +185,8 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         strategy.observer = None
     nodes = {key: node for key, node in strategy.nodes.items() if isinstance(node, Node)}
     places = places_of(strategy, nodes)
-    direct = strategy.node_form is not None and strategy.node_form.direct
-    matrix, symbol = ("M", "M_i") if direct else ("P B A", "P_i B_i A_i")
+    factored = any(node.projection()[1] is not None for node in nodes.values())
+    matrix, symbol = ("P B A", "P_i B_i A_i") if factored else ("M", "M_i")
     found: list[Quantity | Spectrum] = [
         Quantity(
             "contribution", "contribution to c_L",
@@ -202,11 +202,11 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         Spectrum(
             "singular_value", f"singular values of {matrix}",
             f"Singular values of {symbol}, by which p_i follows from what the node reads"
-            + ("." if direct else "; from the QR decompositions of the small factors."),
+            + ("; from the QR decompositions of the small factors." if factored else "."),
             {places[key]: projection_spectrum(node) for key, node in nodes.items()},
         ),
     ]  # fmt: skip
-    if strategy.inject:
+    if strategy.parts():
         found += low_rank_changes(strategy, model.backbone, strategy.parts())
     scalars: dict[str, float | None] = {"composed_norm": contributions.composed_norm}
     return ReadOut(found, scalars | {"redundancy": contributions.redundancy})

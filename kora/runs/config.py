@@ -1,4 +1,4 @@
-"""Configs and records of earlier versions: later options at their defaults, classes where they are.
+"""Configs and records of earlier versions: options and classes where they are now, others default.
 
 An option that is added keeps by its default what was done before it was there, so a config without
 it and a config that names its default are of one run, and a record without it of one strategy.
@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["MOVED", "flat", "with_defaults"]
+__all__ = ["MOVED", "current", "flat", "with_defaults"]
 
 #: Classes that configs of earlier versions name by another module.
 MOVED = {
@@ -31,12 +31,74 @@ def with_defaults(config: Any) -> Any:
         return [with_defaults(item) for item in config]
     if not isinstance(config, Mapping):
         return config
-    made = {key: with_defaults(value) for key, value in config.items()}
+    made = {key: with_defaults(value) for key, value in _of_nodes(config, fill=True).items()}
     if isinstance(made.get("class_path"), str):
         made["class_path"] = MOVED.get(made["class_path"], made["class_path"])
     if isinstance(made.get("class_path"), str) and isinstance(made.get("init_args"), dict):
         made["init_args"] = {**_defaults(made["class_path"]), **made["init_args"]}
     return made
+
+
+def current(config: Any) -> Any:
+    """A copy of a config or record in plain types, with the options of KoRA's nodes in their form."""
+    if isinstance(config, list | tuple):
+        return [current(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    return {key: current(value) for key, value in _of_nodes(config).items()}
+
+
+_ADAPTERS = "kora.adapters."
+#: Options that were KoRA's own. Of nodes without a form the last two have no successor.
+_OF_NODES = (
+    *("rank", "inject", "pool", "sites", "blocks", "dropout"),
+    *("node_sites", "node_blocks"),
+)
+
+
+def _of_nodes(described: Mapping[str, Any], *, fill: bool = False) -> Mapping[str, Any]:
+    """A KoRA as it is described now, if `fill` also by default; everything else as it is."""
+    if described.get("class_path") not in ("KoRA", f"{_ADAPTERS}KoRA", f"{_ADAPTERS}kora.KoRA"):
+        return described
+    given = _table(described.get("init_args"))
+    old = {key: given[key] for key in _OF_NODES if given.get(key) is not None}
+    rest = {key: value for key, value in given.items() if key not in _OF_NODES}
+    form = given.get("node_form")
+    path = form.get("class_path") if isinstance(form, Mapping) else form
+    if path in ("NodeForm", f"{_ADAPTERS}NodeForm", f"{_ADAPTERS}node_form.NodeForm"):
+        rest["node_form"] = _refined(old, _table(_table(form).get("init_args")))
+    elif form is None and (old or fill) and not old.keys() & set(_OF_NODES[6:]):
+        rest["node_form"] = {"class_path": f"{_ADAPTERS}PaperForm", "init_args": old}
+    else:
+        return described
+    return {**described, "init_args": rest}
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _refined(old: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        key: form[key] for key in ("norm", "dropout", "node_dropout") if key in form
+    }
+    made |= {key: old[key] for key in ("pool", "sites", "blocks") if key in old}
+    if old.get("inject", True):
+        keys = ("rank", "sites", "blocks", "dropout")
+        lora = {key: old[key] for key in keys if key in old}
+        made["inject"] = {"class_path": f"{_ADAPTERS}Injection", "init_args": lora}
+        made |= {key: old[f"node_{key}"] for key in ("sites", "blocks") if f"node_{key}" in old}
+    name, arguments = "PlainMatrix", {key: form[key] for key in ("init",) if key in form}
+    if not form.get("direct", True):
+        name, arguments = "FactoredMatrix", {key: old[key] for key in ("rank",) if key in old}
+    elif form.get("shared"):
+        name = "SharedMatrix"
+    elif form.get("orthogonal", "none") == "hard":
+        name, arguments = "OrthogonalMatrix", {}
+    elif form.get("orthogonal", "none") == "soft":
+        name, arguments = "DecorrelatedMatrix", {"factor": form.get("penalty", 0.0)}
+    made["matrix"] = {"class_path": f"{_ADAPTERS}{name}", "init_args": arguments}
+    return {"class_path": f"{_ADAPTERS}RefinedForm", "init_args": made}
 
 
 def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -> dict[str, Any]:

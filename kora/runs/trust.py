@@ -22,12 +22,13 @@ from jsonargparse._common import parsing_settings
 from jsonargparse._paths import Path as ConfigPath
 
 from kora.console.errors import explain
-from kora.runs.config import MOVED
+from kora.runs.config import MOVED, current
 
 __all__ = [
     "OURS",
     "build",
     "build_arguments",
+    "is_of_a_run",
     "known_classes",
     "modules_to_trust",
     "only_known_classes",
@@ -44,7 +45,9 @@ _INHERITED = "KORA_TRUST"  # read by datamodules/download.py too
 
 #: Modules of this project, and the base classes of what a file may name of each.
 OURS = {
-    "kora.adapters": ("Strategy", "Composer", "Readout", "NodeForm", "Feedback"),
+    "kora.adapters": (
+        *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
+    ),
     "kora.heads": ("DepthHead", "LayerSummaries"),
     "kora.losses": ("DepthLoss",),
     "kora.tasks": ("AdapterTask",),
@@ -155,7 +158,7 @@ def build_arguments(
 def _instantiated(parser: ArgumentParser, described: Any, origin: str, trust: Sequence[str]) -> Any:
     with only_known_classes(trust):
         try:
-            options = parser.parse_object({"it": described})
+            options = parser.parse_object({"it": current(described)})
             return parser.instantiate(options).it
         except (ArgumentError, TypeError, ValueError, ImportError, AttributeError) as error:
             reason = explain(str(error), ()).removeprefix("it: ").replace("it.", "", 1)

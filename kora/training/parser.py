@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kora.console.errors import explain
+from kora.console.say import say
+from kora.runs.config import current
+from kora.runs.trust import is_of_a_run
 from kora.runs.yaml_files import read_yaml
 
 __all__ = ["KoraParser"]
@@ -18,6 +23,31 @@ __all__ = ["KoraParser"]
 
 # Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+
+def _load(text: str) -> Any:
+    """What jsonargparse makes of a text, in the form of this version."""
+    found = _load_yaml(text)
+    if not isinstance(found, dict):
+        return found
+    made = current(found)
+    where = KoraParser._file or KoraParser._whole or "the config"
+    if made != found and not is_of_a_run(Path(where)):
+        form = next(_values(made, "node_form"))
+        shown = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10_000)
+        say(f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}")
+    return made
+
+
+def _values(config: Any, name: str) -> Iterator[Any]:
+    """What a key of this name holds, wherever it stands."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from [value] if key == name else _values(value, name)
+
+
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _load, exceptions=(yaml.YAMLError, ValueError))
 
 
 class KoraParser(LightningArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,12 +16,20 @@ from kora.adapters import (
     KAN,
     ClsReadout,
     Composer,
+    DecorrelatedMatrix,
+    FactoredMatrix,
     Feedback,
+    Injection,
     KoRA,
     LogitReadout,
     LoRA,
     NodeForm,
+    NodeMatrix,
+    PaperForm,
+    PlainMatrix,
     Readout,
+    RefinedForm,
+    SharedMatrix,
     Strategy,
     Sum,
     TokenReadout,
@@ -31,7 +40,7 @@ from kora.backbone.vit import Backbone
 from tests.support.adapters import gradients
 from tests.support.factory import built, kick
 from tests.support.families import tiny
-from tests.support.strategies import SIDE, STRATEGIES, Change, Entry
+from tests.support.strategies import STRATEGIES, Change, Entry
 
 
 def arguments_of(kind: type) -> list[str]:
@@ -131,8 +140,8 @@ def test_the_size_is_an_argument_by_which_it_grows(name: str) -> None:
     strategy, backbone = STRATEGIES[name](), tiny("tiny_vit")
     if strategy.size_argument is None:
         return
-    size = getattr(strategy, strategy.size_argument)
-    assert strategy.size_argument in arguments_of(type(strategy))
+    size = attrgetter(strategy.size_argument)(strategy)
+    assert strategy.size_argument.partition(".")[0] in arguments_of(type(strategy))
     counts = [count_trainable(resized(strategy, n), backbone) for n in (size, size + 1, size + 2)]
     assert counts == sorted(set(counts))
     assert counts[0] == count_trainable(strategy, backbone)
@@ -147,9 +156,14 @@ def test_it_can_be_counted_without_storage(name: str) -> None:
 
 
 def side(**part: Any) -> KoRA:
-    """A refined side network that no part of its start is silent in."""
-    options = {"node_form": NodeForm(), "composer": Sum(), "readout": ClsReadout("default")}
-    return KoRA(**{**SIDE, **options, **part})
+    """A refined side network of one node a block that no part of its start is silent in."""
+    options = {"composer": Sum(), "readout": ClsReadout("default")}
+    form = part.pop("node_form", None) or RefinedForm(sites=["proj"])
+    return KoRA(form, 4, **{**options, **part})
+
+
+def of_matrix(matrix: NodeMatrix) -> KoRA:
+    return side(node_form=RefinedForm(matrix, sites=["proj"]))
 
 
 class Part(NamedTuple):
@@ -167,19 +181,46 @@ class Part(NamedTuple):
 
 
 PARTS: dict[type, Part] = {
-    NodeForm: Part(
+    PaperForm: Part(
+        lambda form: KoRA(form, 4, readout=ClsReadout("default")),
+        {
+            "rank": (3, {}),
+            "inject": (False, {}),
+            "pool": ("cls", {}),
+            "sites": (["v", "proj"], {}),
+            "blocks": ([1], {}),
+            "dropout": (0.5, {}),
+        },
+        {"sites": ["proj"]},
+    ),
+    RefinedForm: Part(
         lambda form: side(node_form=form),
         {
+            "matrix": (SharedMatrix(), {}),
+            "pool": ("cls", {}),
+            "sites": (["fc1"], {}),
+            "blocks": ([1], {}),
             "norm": (False, {}),
-            "direct": (False, {}),
-            "shared": (True, {}),
             "dropout": (0.5, {}),
             "node_dropout": (0.5, {}),
-            "orthogonal": ("hard", {}),
-            "penalty": (0.2, {"orthogonal": "soft", "penalty": 0.1}),
-            "init": ("zero", {}),
+            "inject": (Injection(2), {}),
         },
+        {"sites": ["proj"]},
     ),
+    Injection: Part(
+        lambda inject: side(node_form=RefinedForm(sites=["proj"], inject=inject)),
+        {
+            "rank": (3, {}),
+            "sites": (["fc1"], {}),
+            "blocks": ([1], {}),
+            "dropout": (0.5, {}),
+        },
+        {"sites": ["proj"]},
+    ),
+    PlainMatrix: Part(of_matrix, {"init": ("zero", {})}),
+    SharedMatrix: Part(of_matrix, {"init": ("zero", {})}),
+    FactoredMatrix: Part(of_matrix, {"rank": (3, {})}),
+    DecorrelatedMatrix: Part(of_matrix, {"factor": (0.2, {})}, {"factor": 0.1}),
     Feedback: Part(
         lambda feedback: side(feedback=feedback), {"from_block": (1, {})}, {"from_block": 0}
     ),
@@ -190,7 +231,8 @@ PARTS: dict[type, Part] = {
     ),
     LogitReadout: Part(lambda readout: side(readout=readout), {"init": ("orthogonal", {})}),
     TokenReadout: Part(
-        lambda readout: side(readout=readout, pool="tokens"), {"init": ("default", {})}
+        lambda readout: side(node_form=RefinedForm(pool="tokens", sites=["proj"]), readout=readout),
+        {"init": ("default", {})},
     ),
 }
 
@@ -219,7 +261,7 @@ def test_every_part_that_has_arguments_is_held_against_it() -> None:
     parts = {
         kind
         for kind in kinds
-        if issubclass(kind, Composer | Readout | NodeForm | Feedback)
+        if issubclass(kind, Composer | Readout | NodeForm | NodeMatrix | Injection | Feedback)
         and not inspect.isabstract(kind)
         and arguments_of(kind)
     }

@@ -8,19 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import Feedback, KoRA, NodeForm, Sum
+from kora.adapters import Feedback, KoRA, PaperForm, RefinedForm, Sum
+from kora.adapters.nodes import Pool
 from kora.tasks import ClassificationTask
 from tests.support.adapters import gradients
 from tests.support.counted import counted_step
 from tests.support.factory import built, kick, nano
 
 
-def fed(from_block: int = 3, **options: Any) -> ClassificationTask:
+def fed(from_block: int = 3, pool: Pool = "mean", **options: Any) -> ClassificationTask:
     torch.manual_seed(0)
     strategy = KoRA(
-        2, 4, inject=False, sites=["proj"], node_form=NodeForm(), composer=Sum(),
-        feedback=Feedback(from_block), **options,
-    )  # fmt: skip
+        RefinedForm(pool=pool, sites=["proj"]),
+        4,
+        composer=Sum(),
+        feedback=Feedback(from_block),
+        **options,
+    )
     return built(strategy, backbone=nano())
 
 
@@ -55,7 +59,7 @@ def test_every_token_behind_a_block_gets_what_is_composed_up_to_there(images: Te
 def test_a_gradient_passes_through_the_blocks_behind_it_alone(images: Tensor) -> None:
     """So a step costs more than a side network, and less the later it begins."""
     side = built(
-        KoRA(2, 4, inject=False, sites=["proj"], node_form=NodeForm(), composer=Sum()),
+        KoRA(RefinedForm(sites=["proj"]), 4, composer=Sum()),
         backbone=nano(),
     )
     costs = [
@@ -95,9 +99,9 @@ def test_gradients_are_those_of_finite_differences(images: Tensor) -> None:
 
 def test_it_needs_a_node_up_to_its_first_block() -> None:
     with pytest.raises(ValueError, match="no node of the composition lies in"):
-        built(KoRA(2, 4, blocks=[4, 5], feedback=Feedback(2)), backbone=nano())
+        built(KoRA(PaperForm(2, blocks=[4, 5]), 4, feedback=Feedback(2)), backbone=nano())
     with pytest.raises(ValueError, match="expected numbers from 0 to 5"):
-        built(KoRA(2, 4, feedback=Feedback(6)), backbone=nano())
+        built(KoRA(PaperForm(2), 4, feedback=Feedback(6)), backbone=nano())
 
 
 def test_its_first_block_counts_from_the_end_too() -> None:

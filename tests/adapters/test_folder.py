@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kora.adapters import ClsReadout, FullFineTune, KoRA, LoRA, NodeForm, Strategy, Sum
+from kora.adapters import (
+    ClsReadout,
+    FullFineTune,
+    KoRA,
+    LoRA,
+    PaperForm,
+    PlainMatrix,
+    RefinedForm,
+    Strategy,
+    Sum,
+)
 from kora.adapters.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -78,7 +88,7 @@ def test_environment_variables_in_the_folder_are_expanded(
 
 
 @pytest.mark.parametrize(
-    "adapter", [LoRA(4), LoRA(2, 0.5), LoRA(2, sites=["qkv"]), KoRA(2), FullFineTune()]
+    "adapter", [LoRA(4), LoRA(2, 0.5), LoRA(2, sites=["qkv"]), KoRA(PaperForm(2)), FullFineTune()]
 )
 def test_another_strategy_or_argument_is_refused(adapter: Strategy, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"Adapter .*(this run has kora| there, ).*equal to it"):
@@ -232,19 +242,24 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def _refined(init: str = "default") -> KoRA:
-    form = NodeForm(init=init)
-    return KoRA(2, 3, inject=False, node_form=form, composer=Sum(), readout=ClsReadout("default"))
+    form = RefinedForm(PlainMatrix(init))
+    return KoRA(form, 3, composer=Sum(), readout=ClsReadout("default"))
 
 
-@pytest.mark.parametrize(("adapter", "older"), [("", "feedback"), ("node_form", "init")])
+@pytest.mark.parametrize(
+    ("place", "older"),
+    [([], "feedback"), (["node_form"], "norm"), (["node_form", "matrix"], "init")],
+)
 def test_a_folder_from_before_an_argument_was_there_has_its_default(
-    adapter: str, older: str, tmp_path: Path
+    place: list[str], older: str, tmp_path: Path
 ) -> None:
     task = kick(built(_refined()))
     save_adapter(tmp_path, task.kept_tensors(), adapter=task.adapter, backbone=task.backbone)
 
     record = read_adapter_config(tmp_path)["adapter"]
-    arguments = record["init_args"][adapter]["init_args"] if adapter else record["init_args"]
+    arguments = record["init_args"]
+    for part in place:
+        arguments = arguments[part]["init_args"]
     del arguments[older]
     edit_record(tmp_path, adapter=record)
     loaded = built(_refined())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankFusion
+from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankFusion, PaperForm
 from kora.adapters.folder import load_adapter, save_adapter
 from kora.adapters.fusion_layer import FusionLayer
 from kora.backbone.vit import Backbone
@@ -318,7 +318,7 @@ def test_fewer_than_two_sources_are_refused(sources: Any) -> None:
     ("make", "message"),
     [
         (lambda: LoRA(2), "is of kora.adapters.LoRA, and .* of kora.adapters.Bottleneck"),
-        (lambda: KoRA(2, 4), "is of kora.adapters.KoRA, which cannot be fused"),
+        (lambda: KoRA(PaperForm(2), 4), "is of kora.adapters.KoRA, which cannot be fused"),
         (lambda: Bottleneck(3, "post", blocks=[0, 2]), "position='post', and .* 'houlsby'"),
         (lambda: Bottleneck(3, "houlsby"), r"blocks=None, and .* has \[0, 2\]"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 from kora.adapters import (
     ClsReadout,
     DepthAttention,
+    FactoredMatrix,
+    Injection,
     KoRA,
     LogitReadout,
     LoRA,
-    NodeForm,
+    PaperForm,
+    PlainMatrix,
+    RefinedForm,
     ResidualSequential,
     Sequential,
     Sum,
@@ -27,6 +32,11 @@ from tests.support.factory import built, family, kick, labels_for, nano
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
+SIDE = PaperForm(2, inject=False, sites=["proj"])
+ZERO = RefinedForm(PlainMatrix("zero"), sites=["proj"])
+FACTORS = RefinedForm(FactoredMatrix(2), sites=["proj"], inject=Injection(2, sites=["proj"]))
+
+
 class SkipSum(Sequential):
     """A composer that is not the default."""
 
@@ -34,10 +44,16 @@ class SkipSum(Sequential):
         return super().forward(nodes) + sum(nodes)
 
 
+def made(**options: Any) -> KoRA:
+    """A KoRA of the paper's nodes; some of the options are theirs."""
+    own = {k: options.pop(k) for k in inspect.signature(PaperForm).parameters if k in options}
+    return KoRA(PaperForm(**own), **options)
+
+
 def random_kora(backbone: Backbone, **options: Any) -> KoRA:
     """KoRA with no zero left in it."""
     torch.manual_seed(6)
-    strategy = KoRA(**{"rank": 3, "d_comp": 5, **options})
+    strategy = made(**{"rank": 3, "d_comp": 5, **options})
     strategy.attach(backbone)
     with torch.no_grad():
         for parameter in strategy.parameters():
@@ -68,13 +84,13 @@ def reference(strategy: KoRA, frozen: Backbone, images: Tensor) -> Tensor:
             dim=1,
         )
         pools = {"mean": tokens_BNC.mean(1), "cls": tokens_BNC[:, 0], "tokens": tokens_BNC}
-        vectors.append(pools[strategy.pool])
+        vectors.append(pools[strategy.node_form.pool])
     phi, psi = strategy.composer.phi, strategy.composer.psi
     c = F.gelu(vectors[0] @ phi[0].weight.T + phi[0].bias)
     for i in range(1, len(vectors)):
         forwarded = F.gelu(c @ psi[i - 1].weight.T + psi[i - 1].bias)
         c = F.gelu((vectors[i] + forwarded) @ phi[i].weight.T + phi[i].bias)
-    c = c.mean(1) if strategy.pool == "tokens" else c
+    c = c.mean(1) if strategy.node_form.pool == "tokens" else c
     readout = strategy.readout
     return pooled + strategy.alpha * (c @ readout.weight_DC.T + readout.bias_D)
 
@@ -131,7 +147,7 @@ def test_the_side_network_leaves_every_block_as_it_was_to_the_bit(images: Tensor
 
 def test_injection_changes_block_outputs_once_b_is_not_zero(images: Tensor) -> None:
     backbone = nano()
-    strategy = KoRA(inject=True)
+    strategy = KoRA(PaperForm(inject=True))
     strategy.attach(backbone)
     frozen = nano()(images)
     assert torch.equal(strategy(backbone, images).patches, frozen.patches)
@@ -142,7 +158,7 @@ def test_injection_changes_block_outputs_once_b_is_not_zero(images: Tensor) -> N
 
 def test_no_gradient_passes_through_the_backbone_of_a_side_network(images: Tensor) -> None:
     for inject in (False, True):
-        task = kick(built(KoRA(inject=inject)))
+        task = kick(built(KoRA(PaperForm(inject=inject))))
         passed: list[tuple[bool, bool]] = []
         task.backbone.model.blocks[5].register_forward_hook(
             lambda *args, passed=passed: passed.append(
@@ -162,7 +178,7 @@ def test_it_starts_as_the_identity_and_not_with_the_documented_exception(
     frozen = nano()(images).pooled
     for init, equal in (("zero", True), ("default", False)):
         backbone = nano()
-        strategy = KoRA(inject=inject, readout=ClsReadout(init))
+        strategy = KoRA(PaperForm(inject=inject), readout=ClsReadout(init))
         strategy.attach(backbone)
         assert torch.equal(strategy(backbone, images).pooled, frozen) == equal
 
@@ -170,7 +186,7 @@ def test_it_starts_as_the_identity_and_not_with_the_documented_exception(
 @pytest.mark.parametrize("inject", [False, True])
 def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> None:
     """Readout and B both start at zero; two steps must be enough to move B as well."""
-    task = built(KoRA(inject=inject))
+    task = built(KoRA(PaperForm(inject=inject)))
     start = {name: p.detach().clone() for name, p in task.trainables().items()}
     optimizer = torch.optim.SGD(task.trainables().values(), lr=0.5)
     for _ in range(3):
@@ -184,7 +200,7 @@ def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> Non
 
 
 def test_the_nodes_of_a_vit_of_twelve_blocks_are_48_in_forward_order() -> None:
-    strategy = KoRA(sites=["fc2", "qkv", "fc1", "proj"])
+    strategy = KoRA(PaperForm(sites=["fc2", "qkv", "fc1", "proj"]))
     strategy.attach(family("vit_tiny_patch16_224"))
     assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]
     assert len(strategy.composer.phi) == 48
@@ -208,7 +224,7 @@ def test_nothing_of_a_batch_is_kept_when_it_has_passed(images: Tensor) -> None:
 
 
 def test_the_label_says_where_it_is_a_side_network() -> None:
-    assert (KoRA().label, KoRA(inject=False).label) == ("KoRA", "KoRA-side")
+    assert (KoRA().label, KoRA(PaperForm(inject=False)).label) == ("KoRA", "KoRA-side")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +244,7 @@ def test_the_label_says_where_it_is_a_side_network() -> None:
 )
 def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
     def output(**options: Any) -> Tensor:
-        return kick(built(KoRA(**options)), scale=0.3)(images)
+        return kick(built(made(**options)), scale=0.3)(images)
 
     base = output()
     assert torch.equal(base, output())
@@ -237,16 +253,16 @@ def test_every_argument_changes_something(change: dict[str, Any], images: Tensor
 
 def test_the_pool_of_cls_is_refused_without_one() -> None:
     with pytest.raises(ValueError, match=r"pool='cls' reads the CLS.*siglip.*pool='mean'"):
-        KoRA(pool="cls").attach(family("vit_base_patch16_siglip_224"))
+        KoRA(PaperForm(pool="cls")).attach(family("vit_base_patch16_siglip_224"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "KoRA: rank=0, expected 1 or more"),
+        ({"rank": 0}, "PaperForm: rank=0, expected 1 or more"),
         ({"d_comp": 0}, "KoRA: d_comp=0, expected 1 or more"),
         ({"alpha": 0.0}, "KoRA: alpha=0 multiplies the adapter away"),
-        ({"pool": "max"}, "KoRA: pool='max', expected one of"),
+        ({"pool": "max"}, "PaperForm: pool='max', expected one of mean, cls, tokens"),
         ({"sites": ["attention"]}, "no site 'attention'"),
         ({"blocks": []}, "at least one"),
         ({"rank": 200}, "rank=200 at site"),
@@ -254,45 +270,41 @@ def test_the_pool_of_cls_is_refused_without_one() -> None:
 )
 def test_a_wrong_setting_is_one_clear_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KoRA(**options).attach(nano())
+        made(**options).attach(nano())
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"composer": Sum()},
-        {"composer": DepthAttention()},
-        {"composer": ResidualSequential(), "node_form": NodeForm(init="zero")},
-        {"composer": Sum(), "node_form": NodeForm(init="zero"), "readout": LogitReadout()},
-        {"composer": Sum(), "node_form": NodeForm(init="zero"), "inject": True},
+        {"composer": Sum(), "node_form": SIDE},
+        {"composer": DepthAttention(), "node_form": SIDE},
+        {"composer": ResidualSequential(), "node_form": ZERO},
+        {"composer": Sum(), "node_form": ZERO, "readout": LogitReadout()},
+        {"composer": Sum(), "node_form": RefinedForm(PlainMatrix("zero"), inject=Injection(2))},
     ],
 )
 def test_what_starts_with_nothing_but_zeros_is_refused_as_it_would_never_train(
     options: dict[str, Any],
 ) -> None:
     with pytest.raises(ValueError, match=r"nothing of the composition would ever.*Logit"):
-        built(KoRA(2, 3, **{"inject": False, **options}))
+        built(KoRA(d_comp=3, **options))
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"composer": Sum(), "inject": True},
-        {"composer": Sum(), "inject": True, "node_form": NodeForm(direct=False)},
-        {"composer": Sum(), "node_form": NodeForm(direct=False)},
-        {"composer": Sum(), "readout": ClsReadout("default")},
-        {"composer": Sequential()},
-        {
-            "composer": Sum(),
-            "node_form": NodeForm(init="zero"),
-            "readout": LogitReadout("orthogonal"),
-        },
+        {"composer": Sum(), "node_form": PaperForm(2, sites=["proj"])},
+        {"composer": Sum(), "node_form": FACTORS},
+        {"composer": Sum(), "node_form": RefinedForm(FactoredMatrix(2), sites=["proj"])},
+        {"composer": Sum(), "node_form": SIDE, "readout": ClsReadout("default")},
+        {"composer": Sequential(), "node_form": SIDE},
+        {"composer": Sum(), "node_form": ZERO, "readout": LogitReadout("orthogonal")},
     ],
 )
 def test_all_of_it_trains_within_a_few_steps_where_it_is_not_refused(
     options: dict[str, Any], images: Tensor
 ) -> None:
-    strategy = KoRA(2, 8, **{"inject": False, "sites": ["proj"], **options})
+    strategy = KoRA(d_comp=8, **options)
     task = built(strategy)
     before = {name: tensor.detach().clone() for name, tensor in task.trainables().items()}
     optimizer = torch.optim.Adam(list(task.trainables().values()), lr=0.01, eps=1e-30)
@@ -304,14 +316,15 @@ def test_all_of_it_trains_within_a_few_steps_where_it_is_not_refused(
     assert not same
 
 
-APART: dict[str, Any] = {
-    "sites": ["proj", "fc1"], "node_sites": ["proj"], "node_blocks": [-1],
-    "node_form": NodeForm(), "composer": Sum(),
-}  # fmt: skip
+def over_lora(dropout: float = 0.0, **options: Any) -> KoRA:
+    """One node at the last proj, and LoRA at proj and fc1 of all blocks."""
+    inject = Injection(2, sites=["proj", "fc1"], dropout=dropout)
+    form = RefinedForm(sites=["proj"], blocks=[-1], inject=inject)
+    return KoRA(form, 3, composer=Sum(), **options)
 
 
 def test_what_is_no_node_injects_as_lora_does_and_sends_nothing(images: Tensor) -> None:
-    strategy = KoRA(2, 3, **APART)
+    strategy = over_lora()
     task = built(strategy)
     assert list(strategy.nodes) == ["b05_proj"]
     assert len(strategy.silent) == 11
@@ -328,7 +341,7 @@ def test_what_is_no_node_injects_as_lora_does_and_sends_nothing(images: Tensor) 
 
 
 def test_nodes_pass_a_gradient_to_what_injects_before_them(images: Tensor) -> None:
-    strategy = KoRA(2, 3, **APART, readout=ClsReadout("default"))
+    strategy = over_lora(readout=ClsReadout("default"))
     task = built(strategy)
     for name, tensor in task.trainables().items():
         if "up_OR" in name:
@@ -345,24 +358,23 @@ def test_nodes_pass_a_gradient_to_what_injects_before_them(images: Tensor) -> No
     assert strategy.silent["b05_fc1"].down_RI.grad is None  # behind the node
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"node_sites": ["qkv"]}, r"name b00_qkv, which is not adapted: sites=\['proj'\]"),
-        ({"blocks": [0, 1], "node_blocks": [2]}, r"name b02_proj, which is not adapted.*\[0, 1\]"),
-        ({"node_blocks": [7]}, r"blocks=\[7\] of vit_nano: expected numbers from 0 to 5"),
-        ({"inject": False, "node_blocks": [1]}, r"with inject=False an adapter that is none does"),
-    ],
-)
-def test_nodes_where_nothing_is_adapted_are_one_clear_error(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        built(KoRA(2, 3, **{"sites": ["proj"], **options}))
+def test_a_node_may_sit_where_nothing_is_injected(images: Tensor) -> None:
+    form = RefinedForm(
+        sites=["qkv"], blocks=[0, 2], inject=Injection(2, sites=["proj"], blocks=[1])
+    )
+    task = kick(built(KoRA(form, 3, composer=Sum())))
+    assert list(task.adapter.nodes) == ["b00_qkv", "b02_qkv"]
+    assert list(task.adapter.parts()) == ["b01_proj"]
+    assert task(images).isfinite().all()
+
+
+def test_blocks_that_are_not_there_are_one_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"blocks=\[7\] of vit_nano: expected numbers from 0 to 5"):
+        built(KoRA(RefinedForm(blocks=[7], inject=Injection(2)), 3))
 
 
 def test_dropout_is_of_all_that_injects_and_in_training_only(images: Tensor) -> None:
-    strategy = KoRA(2, 3, **APART, dropout=0.5)
+    strategy = over_lora(dropout=0.5)
     task = kick(built(strategy))
     assert torch.equal(task.eval()(images), task.eval()(images))
     assert not torch.equal(task.train()(images), task.train()(images))
@@ -371,7 +383,7 @@ def test_dropout_is_of_all_that_injects_and_in_training_only(images: Tensor) -> 
 
 def test_a_node_of_the_paper_sends_what_dropout_left(images: Tensor) -> None:
     """It has one A x, which its site adds and the composition reads."""
-    task = kick(built(KoRA(2, 3, sites=["fc2"], blocks=[-1], dropout=0.5)))
+    task = kick(built(KoRA(PaperForm(2, sites=["fc2"], blocks=[-1], dropout=0.5), 3)))
     sent: list[Tensor] = []
     task.adapter.observer = lambda vectors, composed: sent.append(vectors[0])
     for _ in range(2):
@@ -379,13 +391,15 @@ def test_a_node_of_the_paper_sends_what_dropout_left(images: Tensor) -> None:
     assert not torch.equal(*sent)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dropout": 1.0}, r"KoRA: dropout=1.0, expected a probability in \[0, 1\)"),
-        ({"dropout": 0.1, "inject": False}, "inject=False injects nothing.*NodeForm with dropout"),
-    ],
-)
-def test_a_dropout_that_cannot_be_is_one_clear_error(options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("kind", [PaperForm, RefinedForm, Injection])
+def test_a_dropout_that_cannot_be_is_one_clear_error(kind: Any) -> None:
+    message = rf"{kind.__name__}: dropout=1.0, expected a probability in \[0, 1\)"
     with pytest.raises(ValueError, match=message):
-        KoRA(2, 3, **options)
+        kind(dropout=1.0)
+
+
+def test_a_side_network_drops_what_its_nodes_read(images: Tensor) -> None:
+    form = PaperForm(2, inject=False, dropout=0.5)
+    task = kick(built(KoRA(form, 3)))
+    assert torch.equal(task.eval()(images), task.eval()(images))
+    assert not torch.equal(task.train()(images), task.train()(images))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import ClsReadout, Composer, KoRA, TokenReadout
+from kora.adapters import ClsReadout, Composer, KoRA, PaperForm, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from tests.support.factory import FAMILIES, family, nano
 
@@ -33,9 +33,10 @@ def dense(backbone: Backbone, **options: Any) -> KoRA:
     """Dense KoRA with no zero left in it, on a backbone that returns two levels."""
     backbone.levels = LEVELS
     torch.manual_seed(6)
-    strategy = KoRA(
-        **{"rank": 3, "d_comp": 5, "pool": "tokens", "readout": TokenReadout(), **options}
-    )
+    inject = options.pop("inject", True)
+    places = {key: options.pop(key) for key in ("sites", "blocks") if key in options}
+    form = PaperForm(3, pool=options.pop("pool", "tokens"), inject=inject, **places)
+    strategy = KoRA(form, 5, **{"readout": TokenReadout(), **options})
     strategy.attach(backbone)
     with torch.no_grad():
         for parameter in strategy.parameters():
@@ -160,11 +161,12 @@ def test_it_reaches_the_patches_of_every_family(name: str) -> None:
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_a_dense_readout_of_one_vector_an_image_is_refused(pool: Any) -> None:
     with pytest.raises(ValueError, match=rf"TokenReadout adds to every token.*pool='{pool}'.*tok"):
-        KoRA(pool=pool, readout=TokenReadout())
+        KoRA(PaperForm(pool=pool), readout=TokenReadout())
 
 
 def test_the_label_tells_the_dense_form() -> None:
     labels = [
-        KoRA(inject=inject, pool="tokens", readout=TokenReadout()).label for inject in (True, False)
+        KoRA(PaperForm(inject=inject, pool="tokens"), readout=TokenReadout()).label
+        for inject in (True, False)
     ]
     assert labels == ["KoRA-tokens", "KoRA-side-tokens"]

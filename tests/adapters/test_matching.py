@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy, TokenReadout
+from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Strategy, TokenReadout
 from kora.adapters.matching import count_trainable, match, nearest_size
 from kora.backbone.vit import Backbone
 from tests.support.factory import built, nano
@@ -71,7 +71,7 @@ def test_a_refusal_at_the_configured_size_is_told() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [LinearProbe, FullFineTune, lambda: LoRA(3, sites=["q", "fc1"]), lambda: KoRA(2, 4)],
+    [LinearProbe, FullFineTune, lambda: LoRA(3, sites=["q", "fc1"]), lambda: KoRA(PaperForm(2), 4)],
 )
 def test_counting_without_storage_counts_what_a_built_task_trains_beside_its_head(
     make: Callable[[], Strategy],
@@ -84,7 +84,7 @@ def test_counting_without_storage_counts_what_a_built_task_trains_beside_its_hea
 
 
 def test_counting_leaves_strategy_and_backbone_as_they_are(vit_b: Backbone) -> None:
-    strategy = KoRA(2, 4)
+    strategy = KoRA(PaperForm(2), 4)
     names = list(vit_b.state_dict())
     assert count_trainable(strategy, vit_b) == count_trainable(strategy, vit_b)
     assert list(vit_b.state_dict()) == names
@@ -92,10 +92,12 @@ def test_counting_leaves_strategy_and_backbone_as_they_are(vit_b: Backbone) -> N
 
 
 def test_a_matched_strategy_has_all_of_its_other_settings(vit_b: Backbone) -> None:
-    wide = KoRA(8, 4, pool="tokens", sites=["v"], blocks=[0, 5], readout=TokenReadout())
+    wide = KoRA(PaperForm(8, pool="tokens", sites=["v"], blocks=[0, 5]), 4, readout=TokenReadout())
     (row,) = match([("wide.yaml", wide)], vit_b, 30_000)
     expected = KoRA(
-        row.size or 0, 4, pool="tokens", sites=["v"], blocks=[0, 5], readout=TokenReadout()
+        PaperForm(row.size or 0, pool="tokens", sites=["v"], blocks=[0, 5]),
+        4,
+        readout=TokenReadout(),
     )
     assert row.strategy == "KoRA-tokens"
     assert row.parameters == count_trainable(expected, vit_b)

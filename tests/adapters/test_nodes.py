@@ -8,17 +8,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kora.adapters import KoRA, LogitReadout, LoRA, NodeForm, RefinedNode, Sum
-from kora.adapters.node_form import orthogonal
-from kora.adapters.nodes import overlap, token_mean
+from kora.adapters import (
+    DecorrelatedMatrix,
+    FactoredMatrix,
+    Injection,
+    KoRA,
+    LogitReadout,
+    LoRA,
+    NodeForm,
+    NodeMatrix,
+    OrthogonalMatrix,
+    PaperForm,
+    PlainMatrix,
+    RefinedForm,
+    RefinedNode,
+    SharedMatrix,
+    Sum,
+)
+from kora.adapters.node_matrices import orthogonal, overlap
+from kora.adapters.nodes import token_mean
+from kora.backbone.sites import Site
 from tests.support.factory import built, kick, nano
 from tests.support.families import tiny
 
 
-def refined(**options: Any) -> KoRA:
+def refined(matrix: NodeMatrix | None = None, **options: Any) -> KoRA:
     """A side network on `tiny_vit`, away from its start, in eval mode."""
-    options = {"node_form": NodeForm(), "inject": False, "composer": Sum(), **options}
-    task = kick(built(KoRA(2, 3, **options), backbone=tiny("tiny_vit")), scale=0.3).eval()
+    strategy = KoRA(RefinedForm(matrix, **options), 3, composer=Sum())
+    task = kick(built(strategy, backbone=tiny("tiny_vit")), scale=0.3).eval()
     strategy = task.adapter
     assert isinstance(strategy, KoRA)
     strategy.task = (task,)
@@ -76,7 +93,7 @@ def test_the_mean_over_tokens_sums_exactly_and_has_the_gradient_of_a_mean(
 
 
 def test_factors_are_p_b_a_on_the_same_input(images: Tensor) -> None:
-    strategy = refined(pool="cls", node_form=NodeForm(direct=False))
+    strategy = refined(FactoredMatrix(2), pool="cls")
     sent, read = sent_and_read(strategy, images)
     for key, node in nodes_of(strategy).items():
         assert node.delta is not None
@@ -86,8 +103,8 @@ def test_factors_are_p_b_a_on_the_same_input(images: Tensor) -> None:
 
 
 def test_without_norm_and_on_means_factors_are_the_paper_s_nodes(images: Tensor) -> None:
-    plain = KoRA(2, 3, inject=False)
-    same = KoRA(2, 3, inject=False, node_form=NodeForm(norm=False, direct=False))
+    plain = KoRA(PaperForm(2, inject=False), 3)
+    same = KoRA(RefinedForm(FactoredMatrix(2), norm=False), 3)
     tasks = [kick(built(one, backbone=tiny("tiny_vit"))) for one in (plain, same)]
     for key, node in plain.nodes.items():
         other = same.nodes[key]
@@ -120,7 +137,7 @@ def test_attention_begins_as_the_mean_and_then_weighs_the_tokens(images: Tensor)
 
 def test_a_shared_matrix_is_one_for_a_site_of_all_blocks_with_a_scale_each() -> None:
     task = built(
-        KoRA(2, 4, inject=False, sites=["qkv", "fc2"], node_form=NodeForm(shared=True)),
+        KoRA(RefinedForm(SharedMatrix(), sites=["qkv", "fc2"]), 4),
         backbone=nano(),
     )
     strategy = task.adapter
@@ -137,13 +154,13 @@ def test_a_shared_matrix_is_one_for_a_site_of_all_blocks_with_a_scale_each() -> 
 
 
 def test_a_shared_matrix_is_sent_times_the_scale_of_the_block(images: Tensor) -> None:
-    strategy = refined(sites=["proj", "fc2"], node_form=NodeForm(shared=True))
+    strategy = refined(SharedMatrix(), sites=["proj", "fc2"])
     for i, node in enumerate(nodes_of(strategy).values()):
         nn.init.constant_(node.scale, i + 2.0)
     sent, read = sent_and_read(strategy, images)
-    assert strategy.node_form is not None
+    assert isinstance(strategy.node_form, RefinedForm)
     for i, key in enumerate(strategy.nodes):
-        matrix = strategy.node_form.of_site(key.partition("_")[2])[0]
+        matrix = strategy.node_form.matrices[key.partition("_")[2]][0]
         expected = (i + 2) * normed(read[key].mean(1)) @ matrix.T
         torch.testing.assert_close(sent[key], expected, rtol=1e-4, atol=1e-5)
 
@@ -151,7 +168,7 @@ def test_a_shared_matrix_is_sent_times_the_scale_of_the_block(images: Tensor) ->
 def test_any_one_matrix_is_some_p_b_a_where_d_comp_is_no_more_than_the_rank() -> None:
     one = refined(sites=["proj"])
     task = built(
-        KoRA(3, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=False), composer=Sum()),
+        KoRA(RefinedForm(FactoredMatrix(3), sites=["proj"]), 3, composer=Sum()),
         backbone=tiny("tiny_vit"),
     )
     for key, node in task.adapter.nodes.items():
@@ -166,16 +183,17 @@ def test_any_one_matrix_is_some_p_b_a_where_d_comp_is_no_more_than_the_rank() ->
 def test_one_matrix_has_seven_numbers_where_factors_have_twenty_five() -> None:
     """Four sites of width 1, 1, 1, 4 in and 3, 1, 4, 1 out, in D; rank and d_comp 8."""
 
-    def numbers(node_form: NodeForm | None, d_comp: int = 8) -> int:
-        task = built(KoRA(8, d_comp, inject=False, node_form=node_form), backbone=nano())
+    def numbers(node_form: NodeForm, d_comp: int = 8) -> int:
+        task = built(KoRA(node_form, d_comp), backbone=nano())
         nodes = task.adapter.nodes
         assert isinstance(nodes, nn.ModuleDict)
         return sum(p.numel() for p in nodes.parameters())
 
-    assert numbers(NodeForm()) == 6 * 7 * 8 * 128
-    assert numbers(NodeForm(direct=False)) == numbers(None) == 6 * 25 * 8 * 128
-    assert numbers(NodeForm(), d_comp=4) == 6 * 7 * 4 * 128  # about a sixth of
-    assert numbers(None, d_comp=4) == 6 * (16 * 8 + 9 * 4) * 128
+    paper = PaperForm(8, inject=False)
+    assert numbers(RefinedForm()) == 6 * 7 * 8 * 128
+    assert numbers(RefinedForm(FactoredMatrix(8))) == numbers(paper) == 6 * 25 * 8 * 128
+    assert numbers(RefinedForm(), d_comp=4) == 6 * 7 * 4 * 128  # about a sixth of
+    assert numbers(paper, d_comp=4) == 6 * (16 * 8 + 9 * 4) * 128
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 32), (2, 8, 8), (1, 40, 16)])
@@ -208,11 +226,14 @@ def test_at_the_start_those_of_two_nodes_have_no_more_in_common_than_chance(
 ) -> None:
     """The squared cosine of two random directions of I channels is 1 / I in the mean."""
     torch.manual_seed(0)
-    form = NodeForm(orthogonal="hard")
-    one, other = (
-        torch.cat([orthogonal(form.started((summaries, d_comp, width))) for _ in range(20)])
-        for _ in range(2)
-    )
+    site, hard = Site(0, "proj", "", width, width), OrthogonalMatrix()
+
+    def started() -> Tensor:
+        node = nn.Module()
+        hard.build(node, site, summaries, d_comp)
+        return hard.of(node).detach()
+
+    one, other = (torch.cat([started() for _ in range(20)]) for _ in range(2))
     of_rows = torch.einsum("nci,nci->nc", one, other)  # row c of one node and row c of another
     assert of_rows.square().mean() < 1.5 / width
     assert of_rows.mean().abs() < 0.1  # no common lean
@@ -221,21 +242,21 @@ def test_at_the_start_those_of_two_nodes_have_no_more_in_common_than_chance(
 
 
 def test_they_are_computed_once_a_pass(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = refined(pool="both", sites=["proj"], node_form=NodeForm(orthogonal="hard"))
+    strategy = refined(OrthogonalMatrix(), pool="both", sites=["proj"])
     computed: list[Tensor] = []
 
     def counted(matrix_SCI: Tensor) -> Tensor:
         computed.append(matrix_SCI)
         return orthogonal(matrix_SCI)
 
-    monkeypatch.setattr("kora.adapters.nodes.orthogonal", counted)
+    monkeypatch.setattr("kora.adapters.node_matrices.orthogonal", counted)
     strategy(strategy.task[0].backbone, images)
     assert len(computed) == len(strategy.nodes)
 
 
 def test_they_stay_so_while_they_train(images: Tensor) -> None:
     task = built(
-        KoRA(2, 4, inject=False, sites=["proj"], node_form=NodeForm(orthogonal="hard")),
+        KoRA(RefinedForm(OrthogonalMatrix(), sites=["proj"]), 4),
         backbone=tiny("tiny_vit"),
     )
     kick(task)
@@ -250,7 +271,7 @@ def test_they_stay_so_while_they_train(images: Tensor) -> None:
 
 
 def test_the_soft_penalty_is_what_the_matrices_have_in_common() -> None:
-    strategy = refined(node_form=NodeForm(orthogonal="soft", penalty=0.5), pool="mean")
+    strategy = refined(DecorrelatedMatrix(0.5))
     nodes = list(nodes_of(strategy).values())
     by_width: dict[int, list[Tensor]] = {}
     for node in nodes:
@@ -263,12 +284,12 @@ def test_the_soft_penalty_is_what_the_matrices_have_in_common() -> None:
                     common = (one @ other.T).square().sum()
                     terms.append(common / (one.norm() * other.norm()) ** 2)
     expected = torch.stack(terms).mean()
-    torch.testing.assert_close(overlap(nodes), expected)
+    torch.testing.assert_close(overlap([node.matrix() for node in nodes]), expected)
     torch.testing.assert_close(strategy.penalty(), 0.5 * expected)
 
 
 def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
-    strategy = refined(node_form=NodeForm(orthogonal="soft", penalty=1.0), pool="mean")
+    strategy = refined(DecorrelatedMatrix(1.0))
     before = float(strategy.penalty())
     optimizer = torch.optim.Adam([n.matrix_SCI for n in nodes_of(strategy).values()], lr=0.02)
     for _ in range(50):
@@ -282,18 +303,15 @@ def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
 
 def test_a_soft_penalty_needs_two_nodes_of_one_width() -> None:
     """Otherwise nothing would ever be penalised, and nobody told."""
-    form = NodeForm(orthogonal="soft", penalty=0.5)
+    form = RefinedForm(DecorrelatedMatrix(0.5), sites=["proj", "fc2"], blocks=[1])
     with pytest.raises(ValueError, match=r"no two of the 2 nodes read the same width"):
-        built(
-            KoRA(2, 3, inject=False, sites=["proj", "fc2"], blocks=[1], node_form=form),
-            backbone=tiny("tiny_vit"),
-        )
+        built(KoRA(form, 3), backbone=tiny("tiny_vit"))
 
 
 @pytest.mark.parametrize("pool", ["mean", "both", "attention", "tokens"])
 def test_what_a_node_reads_is_dropped_in_training_and_its_expectation_stays(pool: Any) -> None:
     torch.manual_seed(0)
-    strategy = refined(node_form=NodeForm(dropout=0.5), sites=["proj"], pool=pool)
+    strategy = refined(dropout=0.5, sites=["proj"], pool=pool)
     node = next(iter(nodes_of(strategy).values()))
     kept = torch.randn({"mean": (1, 32), "both": (1, 64)}.get(pool, (1, 5, 32)))
     whole = node.vector(kept)
@@ -305,15 +323,15 @@ def test_what_a_node_reads_is_dropped_in_training_and_its_expectation_stays(pool
 
 
 def test_dropout_of_what_is_injected_does_not_touch_what_refined_nodes_send() -> None:
-    options: dict[str, Any] = {"inject": True, "dropout": 0.5, "sites": ["proj"]}
-    strategy = refined(node_form=NodeForm(direct=False), **options)
+    inject = Injection(2, sites=["proj"], dropout=0.5)
+    strategy = refined(FactoredMatrix(), sites=["proj"], inject=inject)
     node = next(iter(nodes_of(strategy).values())).train()
     kept = torch.randn(3, 32)
     torch.testing.assert_close(node.vector(kept), node.vector(kept), rtol=0, atol=0)
 
 
 def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images: Tensor) -> None:
-    strategy = refined(node_form=NodeForm(node_dropout=0.5), sites=["proj"])
+    strategy = refined(node_dropout=0.5, sites=["proj"])
     node = next(iter(nodes_of(strategy).values()))
     kept = torch.randn(4000, 32)
     whole = node.vector(kept)
@@ -325,29 +343,29 @@ def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("make", "words"),
     [
-        ({"dropout": 1.0}, r"dropout=1.0, expected a probability in \[0, 1\)"),
-        ({"shared": True, "direct": False}, "shared=True needs direct=True"),
-        ({"orthogonal": "hard", "shared": True}, "needs direct=True and shared=False"),
-        ({"orthogonal": "soft"}, "a factor above 0"),
-        ({"penalty": 0.1}, "goes with orthogonal='soft'"),
-        ({"orthogonal": "very"}, "expected one of none, hard, soft"),
-        ({"init": "zeros"}, "expected one of default, zero"),
-        ({"init": "zero", "orthogonal": "hard"}, "init='zero' needs direct=True and orthogonal"),
-        ({"init": "zero", "direct": False}, "init='zero' needs direct=True and orthogonal"),
+        (
+            lambda: RefinedForm(node_dropout=1.0),
+            "node_dropout=1.0, expected a probability in",
+        ),
+        (lambda: RefinedForm(pool="max"), "pool='max', expected one of mean, cls, both"),
+        (lambda: PaperForm(pool="both"), "pool='both', expected one of mean, cls, tokens"),
+        (lambda: PlainMatrix("zeros"), "expected one of default, zero"),
+        (lambda: SharedMatrix("zeros"), "SharedMatrix: init='zeros'"),
+        (lambda: DecorrelatedMatrix(0.0), "factor=0.0, expected a finite number above 0"),
+        (lambda: FactoredMatrix(0), "rank=0, expected 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
+def test_settings_that_make_no_sense_are_refused(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        NodeForm(**options)
+        make()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_nodes_say_nothing_at_the_start_where_that_is_asked(shared: bool) -> None:
-    form = NodeForm(init="zero", shared=shared)
+@pytest.mark.parametrize("kind", [PlainMatrix, SharedMatrix])
+def test_nodes_say_nothing_at_the_start_where_that_is_asked(kind: type[PlainMatrix]) -> None:
     strategy = KoRA(
-        2, 3, inject=False, node_form=form, composer=Sum(), readout=LogitReadout("orthogonal")
+        RefinedForm(kind("zero")), 3, composer=Sum(), readout=LogitReadout("orthogonal")
     )
     built(strategy, backbone=tiny("tiny_vit"))
     nodes = nodes_of(strategy).values()
@@ -355,20 +373,25 @@ def test_nodes_say_nothing_at_the_start_where_that_is_asked(shared: bool) -> Non
     assert not any(node.matrix().any() for node in nodes)
 
 
-def test_pools_of_refined_nodes_need_them() -> None:
-    with pytest.raises(ValueError, match=r"kora\.adapters\.NodeForm"):
-        KoRA(pool="both")
+def test_a_pool_of_both_needs_a_cls_token() -> None:
     with pytest.raises(ValueError, match="reads the CLS token"):
-        built(
-            KoRA(2, 2, pool="both", node_form=NodeForm(), sites=["fc1"]),
-            backbone=tiny("tiny_siglip"),
-        )
+        built(KoRA(RefinedForm(pool="both", sites=["fc1"]), 2), backbone=tiny("tiny_siglip"))
+
+
+def test_factors_share_what_is_injected_at_their_site(images: Tensor) -> None:
+    inject = Injection(3, sites=["proj"])
+    strategy = refined(FactoredMatrix(2), sites=["proj", "fc1"], inject=inject)
+    for key, node in nodes_of(strategy).items():
+        assert node.delta is not None
+        assert len(node.delta.down_RI) == (3 if key.endswith("proj") else 2)
+    assert {key.partition("_")[2] for key in strategy.parts()} == {"proj"}
+    assert dict(strategy.named_parameters()).keys() >= {"nodes.b00_proj.delta.down_RI"}
 
 
 def test_an_injected_node_adds_its_low_rank_update_and_sends_another(images: Tensor) -> None:
     """With M zero it is LoRA: what it sends and what it adds have no weights in common."""
-    node_form = NodeForm()
-    task = kick(built(KoRA(2, 3, node_form=node_form, composer=Sum()), backbone=tiny("tiny_vit")))
+    strategy = KoRA(RefinedForm(inject=Injection(2)), 3, composer=Sum())
+    task = kick(built(strategy, backbone=tiny("tiny_vit")))
     lora = built(LoRA(2), backbone=tiny("tiny_vit"))
     for key, node in task.adapter.nodes.items():
         lora.adapter.deltas[key].load_state_dict(node.delta.state_dict())

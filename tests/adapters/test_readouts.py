@@ -13,7 +13,8 @@ from kora.adapters import (
     KoRA,
     LinearProbe,
     LogitReadout,
-    NodeForm,
+    PlainMatrix,
+    RefinedForm,
     Sum,
     TokenReadout,
 )
@@ -133,9 +134,7 @@ def test_the_token_readout_trains_one_projection_for_all_tokens_and_levels() -> 
 def test_the_logits_get_what_is_composed_through_columns_of_the_head_that_start_at_zero(
     images: Tensor,
 ) -> None:
-    strategy = KoRA(
-        2, 4, inject=False, node_form=NodeForm(), composer=Sum(), readout=LogitReadout()
-    )
+    strategy = KoRA(RefinedForm(), 4, composer=Sum(), readout=LogitReadout())
     task, probe = built(strategy), built(LinearProbe())
     assert isinstance(task.head, LinearHead)
     assert task.head.linear.in_features == 128 + 4
@@ -156,10 +155,8 @@ def test_the_logits_get_what_is_composed_through_columns_of_the_head_that_start_
 
 def logit_kora(d_comp: int = 9) -> KoRA:
     """Nodes from zero, a readout with a direction for each of seven classes."""
-    return KoRA(
-        2, d_comp, inject=False, node_form=NodeForm(init="zero"), composer=Sum(),
-        readout=LogitReadout("orthogonal"),
-    )  # fmt: skip
+    form, readout = RefinedForm(PlainMatrix("zero")), LogitReadout("orthogonal")
+    return KoRA(form, d_comp, composer=Sum(), readout=readout)
 
 
 def columns_of(task: ClassificationTask) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kora.adapters import ClsReadout, KoRA, TokenReadout
+from kora.adapters import ClsReadout, KoRA, PaperForm, TokenReadout
 from kora.adapters.kora import Node
 from kora.analysis.composition import Contributions, projection_spectrum
 from tests.support.factory import built, kick
@@ -32,7 +32,7 @@ def composed(adapter: KoRA, images: Tensor) -> tuple[KoRA, Contributions, list[T
 def test_a_contribution_is_what_is_missing_of_c_without_the_node(
     inject: bool, images: Tensor
 ) -> None:
-    adapter, gathered, vectors = composed(KoRA(2, 4, inject=inject), images)
+    adapter, gathered, vectors = composed(KoRA(PaperForm(2, inject=inject), 4), images)
     shares = list(gathered.shares().values())
     compose = adapter.composer.double()
     vectors = [vector.double() for vector in vectors]
@@ -50,21 +50,21 @@ def test_a_contribution_is_what_is_missing_of_c_without_the_node(
 
 def test_only_the_end_of_the_published_chain_contributes(images: Tensor) -> None:
     """The forgetting chain, seen from the other end: early nodes move c by nothing at all."""
-    _, gathered, _ = composed(KoRA(8, 8), images)
+    _, gathered, _ = composed(KoRA(PaperForm(8), 8), images)
     shares = list(gathered.shares().values())
     assert shares[-1] > 0.01
     assert max(shares[:8]) < 1e-6 * shares[-1]
 
 
 def test_where_only_the_last_node_is_composed_it_contributes_all(images: Tensor) -> None:
-    _, gathered, _ = composed(KoRA(2, 4, composer=LastNode()), images)
+    _, gathered, _ = composed(KoRA(PaperForm(2), 4, composer=LastNode()), images)
     shares = list(gathered.shares().values())
     assert shares[-1] == 1
     assert set(shares[:-1]) == {0}
 
 
 def test_tokens_of_an_image_count_together(images: Tensor) -> None:
-    adapter = KoRA(2, 4, pool="tokens", readout=TokenReadout("default"), blocks=[4, 5])
+    adapter = KoRA(PaperForm(2, pool="tokens", blocks=[4, 5]), 4, readout=TokenReadout("default"))
     _, gathered, vectors = composed(adapter, images)
     assert vectors[0].ndim == 3
     expected = float(vectors[-1].double().flatten(1).norm(dim=1).mean())
@@ -72,7 +72,7 @@ def test_tokens_of_an_image_count_together(images: Tensor) -> None:
 
 
 def test_an_adapter_at_its_start_contributes_nothing(images: Tensor) -> None:
-    adapter = KoRA(2, 4, readout=ClsReadout("default"))
+    adapter = KoRA(PaperForm(2), 4, readout=ClsReadout("default"))
     task, gathered = built(adapter).eval(), Contributions(adapter)
     adapter.observer = gathered.observe
     task.features(images)
@@ -81,7 +81,7 @@ def test_an_adapter_at_its_start_contributes_nothing(images: Tensor) -> None:
 
 
 def test_the_spectrum_is_that_of_p_b_a() -> None:
-    adapter = KoRA(3, 5, blocks=[0])
+    adapter = KoRA(PaperForm(3, blocks=[0]), 5)
     kick(built(adapter))
     for node in adapter.nodes.values():
         assert isinstance(node, Node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kora.adapters import KoRA, LoRA
+from kora.adapters import KoRA, LoRA, PaperForm
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import DoRA
 from kora.adapters.kora import Node
@@ -43,7 +43,7 @@ def test_norms_are_those_of_the_update_and_of_its_own_rows(kind: type[LoRA]) -> 
 
 
 def test_of_a_composition_that_injects_as_well() -> None:
-    backbone, strategy = nano(), KoRA(2, 4, alpha=0.5, blocks=[0])
+    backbone, strategy = nano(), KoRA(PaperForm(2, blocks=[0]), 4, alpha=0.5)
     kick(built(strategy, backbone=backbone))
     deltas = {k: n.delta for k, n in strategy.nodes.items() if isinstance(n, Node)}
     norms = named(low_rank_changes(strategy, backbone, deltas), "update_norm").values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kora.adapters import BitFit, KoRA, LoRA, Strategy
+from kora.adapters import BitFit, KoRA, LoRA, PaperForm, Strategy
 from kora.backbone.frozen_cast import FrozenCast, autocast_type
 from kora.backbone.sites import SiteLinear, find_sites, wrap
 from kora.tasks import ClassificationTask
@@ -51,7 +51,8 @@ def step(task: ClassificationTask, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    "make", [lambda: LoRA(2), lambda: KoRA(2, 3), lambda: KoRA(2, 3, inject=False)]
+    "make",
+    [lambda: LoRA(2), lambda: KoRA(PaperForm(2), 3), lambda: KoRA(PaperForm(2, inject=False), 3)],
 )
 def test_a_frozen_weight_is_cast_once_in_many_steps(
     make: Callable[[], Strategy], checkpointing: bool, images: Tensor

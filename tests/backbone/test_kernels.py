@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from kora.adapters import KoRA, LoRA, Strategy, TokenReadout
+from kora.adapters import KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.frozen_cast import FrozenCast
 from kora.backbone.kernels import Update, keep_mask, updated_linear
 from kora.backbone.recompute import note
@@ -32,9 +32,9 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LoRA": lambda: LoRA(2, alpha=0.7),
     "LoRA-parts": lambda: LoRA(2, sites=["q", "v", "proj"]),
     "LoRA-dropout-off": lambda: LoRA(2, dropout=0.5),
-    "KoRA": lambda: KoRA(2, 3, alpha=0.7),
-    "KoRA-parts": lambda: KoRA(2, 3, sites=["k", "v", "fc2"]),
-    "KoRA-tokens": lambda: KoRA(2, 3, pool="tokens", readout=TokenReadout()),
+    "KoRA": lambda: KoRA(PaperForm(2), 3, alpha=0.7),
+    "KoRA-parts": lambda: KoRA(PaperForm(2, sites=["k", "v", "fc2"]), 3),
+    "KoRA-tokens": lambda: KoRA(PaperForm(2, pool="tokens"), 3, readout=TokenReadout()),
 }
 
 

@@ -16,6 +16,7 @@ from kora.adapters import (
     LinearProbe,
     LoRA,
     MultiLayerProbe,
+    PaperForm,
     Strategy,
 )
 from kora.backbone.last_block import LastBlock
@@ -123,8 +124,8 @@ def test_it_compiles_into_one_graph(images: Tensor) -> None:
 
 
 def test_a_kora_that_sends_means_needs_every_token_and_one_of_cls_does_not() -> None:
-    assert built(KoRA(2, 2)).last_block is None
-    assert built(KoRA(2, 2, pool="cls")).last_block is not None
+    assert built(KoRA(PaperForm(2), 2)).last_block is None
+    assert built(KoRA(PaperForm(2, pool="cls"), 2)).last_block is not None
 
 
 def test_features_that_are_asked_for_outside_of_the_task_have_all_tokens(images: Tensor) -> None:

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kora.adapters import BitFit, Bottleneck, KoRA, LinearProbe, LoRA, MultiLayerProbe, Strategy
+from kora.adapters import (
+    BitFit,
+    Bottleneck,
+    KoRA,
+    LinearProbe,
+    LoRA,
+    MultiLayerProbe,
+    PaperForm,
+    Strategy,
+)
 from kora.backbone.sites import SiteLinear
 from kora.backbone.vit import Backbone
 from kora.heads import LayerSummaries, LinearDepth
@@ -79,7 +88,14 @@ def test_what_is_read_of_a_strategy_is_what_it_has_changed(images: Tensor) -> No
 
 @pytest.mark.parametrize(
     "strategy",
-    [LinearProbe(), LoRA(2), BitFit(), Bottleneck(2), KoRA(2, 4), KoRA(2, 4, inject=False)],
+    [
+        LinearProbe(),
+        LoRA(2),
+        BitFit(),
+        Bottleneck(2),
+        KoRA(PaperForm(2), 4),
+        KoRA(PaperForm(2, inject=False), 4),
+    ],
     ids=lambda strategy: strategy.label,
 )
 def test_every_strategy_takes_the_head_and_starts_at_the_same_logits(

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kora.adapters import VPT, Bottleneck, KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import VPT, Bottleneck, KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.layers import LayerReader, layer_names
 from kora.heads.depth import LinearDepth
 from kora.tasks import DepthTask
 from tests.support.factory import built, kick
 from tests.support.families import TINY, tiny
 
-SIDE = KoRA(2, 4, inject=False)
+SIDE = KoRA(PaperForm(2, inject=False), 4)
 
 
 def adapted(strategy: Strategy) -> tuple[LayerReader, LayerReader]:

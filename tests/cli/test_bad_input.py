@@ -18,6 +18,7 @@ EVA = ["--model.backbone.name", "eva02_tiny_patch14_224", "--model.backbone.imag
 EARLY = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor"]
 SAVES = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only"]
 SPARSE = ["--model.optimizer", "SparseAdam", "--model.optimizer.lr"]
+NODES = ["--model.adapter", "KoRA", "--model.adapter.node_form", "PaperForm"]
 USAGE = [
     (["--model.adapter", "Lora"], ["adapter", "Did you mean 'LoRA'?"]),
     (["--model.adapter.rnk", "3"], ["'rnk'", "Did you mean 'rank'?"]),
@@ -29,7 +30,11 @@ USAGE = [
     (["--model.adapter.sites", "[head]"], ["'head'", "keep_classifier"]),
     (["--model.adapter.blocks", "[6]"], ["blocks=[6]", "0 to 5"]),
     (["--model.adapter", "KoRA", "--model.adapter.d_comp", "0"], ["d_comp=0"]),
-    (["--model.adapter", "KoRA", "--model.adapter.pool", "max"], ["pool", "max"]),
+    (["--model.adapter", "KoRA", "--model.adapter.pool", "max"], ["'pool'", "node_form.pool now"]),
+    (
+        [*NODES, "--model.adapter.node_form.pool", "max"],
+        ["pool", "max"],
+    ),
     (["--model.backbone.name", "vit_nanno"], ["'vit_nanno'", "Did you mean vit_nano"]),
     (["--model.backbone.name", "swin_tiny_patch4_window7_224"], ["VisionTransformer family"]),
     (["--model.backbone.image_size", "30"], ["image_size"]),

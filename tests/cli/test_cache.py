@@ -16,7 +16,8 @@ from tests.support.cli import kora, results, started, tiny_config, write_config
 
 Capture = pytest.CaptureFixture[str]
 SEED0 = Path("runs/tiny/KoRA-side/seed0")
-SIDE = {"class_path": "kora.adapters.KoRA", "init_args": {"rank": 2, "inject": False}}
+FORM = {"class_path": "kora.adapters.PaperForm", "init_args": {"rank": 2, "inject": False}}
+SIDE = {"class_path": "kora.adapters.KoRA", "init_args": {"node_form": FORM}}
 
 
 @pytest.fixture

@@ -84,7 +84,13 @@ def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) ->
     ).stdout  # fmt: skip
     words = set(out.split())
     assert {"LoRA", "KoRA", "Sequential", "ClsReadout", "datamodules.TinyImageNet"} <= words
-    assert {"model.adapter.node_form:", "NodeForm", "model.adapter.feedback:", "Feedback"} <= words
+    assert {
+        "PaperForm",
+        "SharedMatrix",
+        "Injection",
+        "model.adapter.feedback:",
+        "Feedback",
+    } <= words
     for path in (REPOSITORY / "configs").rglob("*.yaml"):
         assert str(path.relative_to(REPOSITORY)) in words, "a name that cannot be copied"
 

@@ -14,7 +14,7 @@ import datamodules
 import kora.adapters
 import kora.heads
 import kora.losses
-from kora.adapters import Composer, Readout, Strategy
+from kora.adapters import Composer, NodeForm, NodeMatrix, Readout, Strategy
 from kora.cli.listing import (
     PARTS,
     config_claim,
@@ -37,22 +37,23 @@ def exported(module: object, base: type) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("base", [Strategy, Composer, Readout])
+@pytest.mark.parametrize("base", [Strategy, Composer, Readout, NodeForm, NodeMatrix])
 def test_every_exported_part_of_an_adapter_is_listed(base: type) -> None:
     found = find_subclasses(REPOSITORY / "kora/adapters", base.__name__)
     assert found.keys() == exported(kora.adapters, base)
 
 
 def test_every_other_part_of_a_kora_is_listed() -> None:
-    """What `KoRA` takes as an object of its own, beside a composer and a readout."""
-    hints = typing.get_type_hints(kora.adapters.KoRA.__init__)
+    """What `KoRA` and its nodes take as an object, of which there is one class."""
+    takers = (kora.adapters.KoRA, kora.adapters.PaperForm, kora.adapters.RefinedForm)
     objects = {
         kind.__name__
-        for hint in hints.values()
+        for taker in takers
+        for hint in typing.get_type_hints(taker.__init__).values()
         for kind in (hint, *typing.get_args(hint))
         if inspect.isclass(kind) and issubclass(kind, nn.Module)
-    } - {"Composer", "Readout"}
-    assert objects == {"NodeForm", "Feedback"} == set(PARTS)
+    } - {"Composer", "Readout", "NodeForm", "NodeMatrix"}
+    assert objects == {"Injection", "Feedback"} == set(PARTS)
     found = describe_classes(REPOSITORY / "kora/adapters", PARTS)
     assert list(found) == list(PARTS)
     assert all(found.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kora.adapters import FullFineTune, KoRA, LoRA
+from kora.adapters import FullFineTune, KoRA, LoRA, PaperForm
 from kora.console.formats import format_metric
 from kora.export.model_card import CARD, write_card
 from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
@@ -134,7 +134,7 @@ def test_the_record_of_a_run_holds_what_the_model_needs(here: Path, capfd: Captu
 
 
 def test_what_cannot_be_exported_is_told_in_one_line(tmp_path: Path, capfd: Capture) -> None:
-    folder = write_folder(tmp_path / "run" / "adapter", kicked(KoRA(2, 4)))
+    folder = write_folder(tmp_path / "run" / "adapter", kicked(KoRA(PaperForm(2), 4)))
     for form in ("timm", "peft"):
         done = kora(capfd, "export", folder, "--format", form)
         assert done.code == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kora
-from kora.adapters import VPT, KoRA, LoRA, Strategy, TokenReadout
+from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
 from kora.heads.depth import LinearDepth
@@ -54,9 +54,9 @@ def test_without_the_extra_one_error_says_what_to_install(
     [
         (LoRA(2, sites=["q", "v"]), True),
         (VPT(3), False),
-        (KoRA(2, 4), False),
-        (KoRA(2, 4, inject=False), False),
-        (KoRA(2, 4, pool="tokens", readout=TokenReadout()), False),
+        (KoRA(PaperForm(2), 4), False),
+        (KoRA(PaperForm(2, inject=False), 4), False),
+        (KoRA(PaperForm(2, pool="tokens"), 4, readout=TokenReadout()), False),
     ],
     ids=["LoRA", "VPT", "KoRA", "KoRA-side", "KoRA-tokens"],
 )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kora
-from kora.adapters import BitFit, DoRA, KoRA, LoRA, Strategy
+from kora.adapters import BitFit, DoRA, KoRA, LoRA, PaperForm, Strategy
 from kora.export.command import export
 from kora.tasks.load import AdaptedModel
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
@@ -92,7 +92,7 @@ def test_training_it_further_starts_where_the_run_ended(tmp_path: Path, images: 
     assert trains == sum(p.numel() for _, p in model.adapter.trainable()) + 7 * 129
 
 
-@pytest.mark.parametrize("adapter", [KoRA(2, 4), BitFit()], ids=lambda a: a.label)
+@pytest.mark.parametrize("adapter", [KoRA(PaperForm(2), 4), BitFit()], ids=lambda a: a.label)
 def test_what_peft_has_no_counterpart_for_is_refused(adapter: Strategy, tmp_path: Path) -> None:
     model = loaded(tmp_path / "adapter", adapter)
     with pytest.raises(ValueError, match="has no counterpart there"):

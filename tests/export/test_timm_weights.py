@@ -20,6 +20,7 @@ from kora.adapters import (
     KoRA,
     LinearProbe,
     LoRA,
+    PaperForm,
     Strategy,
 )
 from kora.export.command import RECORD, export
@@ -92,7 +93,7 @@ def test_preprocessing_is_recorded_beside_it_and_is_what_the_backbone_does(
 
 
 def test_what_has_no_merge_is_refused_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
-    model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(KoRA(2, 4))))
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(KoRA(PaperForm(2), 4))))
     with pytest.raises(ValueError, match=r"KoRA cannot be folded into the weights"):
         export(model, "timm", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import ImageFolder, Synthetic
-from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone
 from kora.feature_cache.cache import KEPT, FeatureCache
@@ -36,8 +36,8 @@ from tests.support.two_ranks import QUIET, on_two_ranks
 SIZES: dict[str, Any] = {"train_images": 52, "test_images": 13, "val_images": 12, "batch_size": 9}
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
-    "KoRA": lambda: KoRA(4, 4, inject=False),
-    "KoRA-cls": lambda: KoRA(4, 4, inject=False, pool="cls", sites=["q", "fc1"]),
+    "KoRA": lambda: KoRA(PaperForm(4, inject=False), 4),
+    "KoRA-cls": lambda: KoRA(PaperForm(4, inject=False, pool="cls", sites=["q", "fc1"]), 4),
 }
 
 
@@ -190,11 +190,11 @@ def test_runs_that_read_the_same_share_it_and_others_do_not(folder: str) -> None
     make = STRATEGIES["KoRA"]
     first = tables(make())
     assert len(first) == 2, "training and validation"
-    assert tables(KoRA(2, 3, alpha=0.5, inject=False), scenes(batch_size=4)) == first
+    assert tables(KoRA(PaperForm(2, inject=False), 3, alpha=0.5), scenes(batch_size=4)) == first
     others = [
         tables(LinearProbe()),
-        tables(KoRA(4, 4, inject=False, sites=["qkv"])),
-        tables(KoRA(4, 4, inject=False, pool="cls")),
+        tables(KoRA(PaperForm(4, inject=False, sites=["qkv"]), 4)),
+        tables(KoRA(PaperForm(4, inject=False, pool="cls"), 4)),
         tables(make(), scenes(scene_seed=1)),
         tables(make(), scenes(val_images=13)),
         tables(make(), feature_cache_dtype="bfloat16"),
@@ -222,9 +222,12 @@ def test_damage_is_noticed_said_in_a_line_and_filled_anew(
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any], str]] = {
     "an adapter in the backbone": (lambda: classifier(LoRA(2)), {}, {}, "LoRA changes what"),
-    "an injected KoRA": (lambda: classifier(KoRA(2, 2)), {}, {}, "KoRA changes what"),
+    "an injected KoRA": (lambda: classifier(KoRA(PaperForm(2), 2)), {}, {}, "KoRA changes what"),
     "all tokens": (
-        lambda: classifier(KoRA(2, 2, inject=False, pool="tokens")), {}, {}, "pool is 'tokens'",
+        lambda: classifier(KoRA(PaperForm(2, inject=False, pool="tokens"), 2)),
+        {},
+        {},
+        "pool is 'tokens'",
     ),
     "augmentation": (
         lambda: classifier(LinearProbe()), {"augment": "flip"}, {}, "data.augment is 'flip'",
@@ -436,7 +439,7 @@ def test_auto_says_why_there_is_no_room_and_trains_on_images(
         on = classifier(make(), feature_cache=True, feature_cache_folder=str(disk))
         fitted(on)  # takes what auto leaves to others
         full = classifier(
-            KoRA(4, 4, inject=False, pool="cls"),
+            KoRA(PaperForm(4, inject=False, pool="cls"), 4),
             feature_cache=True, feature_cache_folder=str(disk),
         )  # fmt: skip
         with pytest.raises(UnwritableError, match=r"needs 75 KiB.*Make room"):

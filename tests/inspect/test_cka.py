@@ -30,9 +30,11 @@ LAYERS = ["embedding", *(f"block {i}" for i in range(6)), "final"]
 KORA_SIDE = {
     "class_path": "kora.adapters.KoRA",
     "init_args": {
-        "rank": 2,
+        "node_form": {
+            "class_path": "kora.adapters.PaperForm",
+            "init_args": {"rank": 2, "inject": False},
+        },
         "d_comp": 4,
-        "inject": False,
         "readout": {"class_path": "kora.adapters.ClsReadout", "init_args": {"init": "default"}},
     },
 }

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from kora.adapters import FullFineTune, KoRA, LinearProbe, NodeForm, Strategy, TokenReadout
+from kora.adapters import (
+    FactoredMatrix,
+    FullFineTune,
+    Injection,
+    KoRA,
+    LinearProbe,
+    NodeMatrix,
+    PaperForm,
+    PlainMatrix,
+    RefinedForm,
+    Strategy,
+    TokenReadout,
+)
 from kora.analysis.quantity import Quantity, Spectrum
 from kora.backbone.vit import Backbone
 from kora.heads import LinearDepth
@@ -32,7 +44,7 @@ def depth_folder(folder: Path) -> Path:
     """The adapter folder of a token-wise composition under a depth head."""
     torch.manual_seed(2)
     backbone = Backbone("vit_nano", image_size=32)
-    adapter = KoRA(2, 4, pool="tokens", readout=TokenReadout("default"), blocks=[4, 5])
+    adapter = KoRA(PaperForm(2, pool="tokens", blocks=[4, 5]), 4, readout=TokenReadout("default"))
     task = DepthTask(backbone, adapter, head=LinearDepth())
     task.build()
     return write_folder(folder, kick(task))
@@ -91,7 +103,8 @@ def read_by_name(adapter: KoRA, folder: Path) -> dict[str, Quantity | Spectrum]:
 
 def test_updates_are_read_where_there_is_no_node_as_well(tmp_path: Path) -> None:
     torch.manual_seed(2)
-    adapter = KoRA(2, 4, sites=["qkv", "proj"], node_sites=["proj"], node_blocks=[-1])
+    inject = Injection(2, sites=["qkv", "proj"])
+    adapter = KoRA(RefinedForm(sites=["proj"], blocks=[-1], inject=inject), 4)
     read = read_by_name(adapter, tmp_path)
     assert list(read["contribution"].values) == [("5", "proj")]
     assert len(read["update_norm"].values) == 12
@@ -99,13 +112,15 @@ def test_updates_are_read_where_there_is_no_node_as_well(tmp_path: Path) -> None
     assert all(read["update_norm"].values.values())
 
 
-@pytest.mark.parametrize(("direct", "matrix"), [(True, "M"), (False, "P B A")])
-def test_singular_values_say_of_which_matrix(tmp_path: Path, direct: bool, matrix: str) -> None:
-    adapter = KoRA(2, 3, inject=False, sites=["proj"], node_form=NodeForm(direct=direct))
+@pytest.mark.parametrize(("kind", "matrix"), [(PlainMatrix, "M"), (FactoredMatrix, "P B A")])
+def test_singular_values_say_of_which_matrix(
+    tmp_path: Path, kind: type[NodeMatrix], matrix: str
+) -> None:
+    adapter = KoRA(RefinedForm(kind(), sites=["proj"]), 3)
     spectrum = read_by_name(adapter, tmp_path)["singular_value"]
     assert spectrum.title == f"singular values of {matrix}"
     first = adapter.nodes["b00_proj"].matrix()[0].double()
-    values = torch.linalg.svdvals(first)[: 3 if direct else 2]
+    values = torch.linalg.svdvals(first)[:3]
     assert spectrum.values["0", "proj"] == pytest.approx(values.tolist(), rel=1e-4)
 
 

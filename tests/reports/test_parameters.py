@@ -27,6 +27,7 @@ from kora.adapters import (
     LinearProbe,
     LoRA,
     LowRankFusion,
+    PaperForm,
     Strategy,
     TokenReadout,
 )
@@ -55,7 +56,7 @@ def counted(backbone: Backbone, adapter: Strategy, num_classes: int = 100) -> Pa
 
 def kora(d_comp: int, *, faithful: bool = False) -> KoRA:
     readout = ClsReadout() if faithful else ClsReadout("default", trainable=False)
-    return KoRA(8, d_comp, inject=False, readout=readout)
+    return KoRA(PaperForm(8, inject=False), d_comp, readout=readout)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_lora_without_unused_parts_is_counted_exactly() -> None:
 
 def test_injection_costs_no_parameter(vit_b: Backbone) -> None:
     assert (
-        counted(vit_b, KoRA(8, 8)).trainable == counted(vit_b, KoRA(8, 8, inject=False)).trainable
+        counted(vit_b, KoRA(PaperForm(8), 8)).trainable
+        == counted(vit_b, KoRA(PaperForm(8, inject=False), 8)).trainable
     )
 
 
@@ -128,7 +130,7 @@ def test_the_cells_of_the_table_add_up_to_what_trains(make: Callable[[], Strateg
 
 
 def test_the_cells_name_block_and_site() -> None:
-    report = parameter_report(built(KoRA(2, 4, sites=["v", "fc1"], blocks=[0, 3])))
+    report = parameter_report(built(KoRA(PaperForm(2, sites=["v", "fc1"], blocks=[0, 3]), 4)))
     assert report.cells == {
         ("0", "v"): 2 * 128 + 128 * 2 + 4 * 128,
         ("0", "fc1"): 2 * 128 + 512 * 2 + 4 * 512,
@@ -150,7 +152,7 @@ def real_vit_b() -> Backbone:
 
 
 def dense(*, inject: bool) -> KoRA:
-    return KoRA(8, 8, inject=inject, pool="tokens", readout=TokenReadout())
+    return KoRA(PaperForm(8, inject=inject, pool="tokens"), 8, readout=TokenReadout())
 
 
 def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
@@ -166,13 +168,13 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         # The whole frozen forward is 134.8 GFLOP. Where nothing reads the patch tokens behind the
         # last attention, 8.3 of them are left out, and in backward as many.
         (LinearProbe, 126, 127, 0.1),
-        (lambda: KoRA(8, 8, inject=False), 134, 136, 10),
-        (lambda: KoRA(8, 8, inject=False, pool="cls"), 126, 127, 10),
+        (lambda: KoRA(PaperForm(8, inject=False), 8), 134, 136, 10),
+        (lambda: KoRA(PaperForm(8, inject=False, pool="cls"), 8), 126, 127, 10),
         # peft's LoRA: 271.4 GFLOP and 447.3 MiB (torch's counter, the same hooks); forward and
         # backward through the frozen backbone alone: 269.6 GFLOP and 284.5 MiB.
         (LoRA, 254, 255, 0.61 * 447.3),
         (lambda: LoRA(sites=["q", "v"]), 250, 251, 0.61 * 447.3),
-        (lambda: KoRA(8, 8, inject=True), 269.6, 271.8, 0.64 * 447.3),
+        (lambda: KoRA(PaperForm(8, inject=True), 8), 269.6, 271.8, 0.64 * 447.3),
         (lambda: dense(inject=True), 269.6, 271.8, 290),
         (lambda: dense(inject=False), 134, 138, 210),
         (Bottleneck, 241, 242, 280),

@@ -21,12 +21,15 @@ from kora.adapters import (
     Bottleneck,
     ClsReadout,
     Composer,
+    DecorrelatedMatrix,
     DepthAttention,
     DepthAverage,
     DoRA,
+    FactoredMatrix,
     Feedback,
     FullFineTune,
     GatedKoRA,
+    Injection,
     KoRA,
     LinearProbe,
     LogitReadout,
@@ -34,8 +37,13 @@ from kora.adapters import (
     LowRankFusion,
     MultiLayerProbe,
     NodeForm,
+    OrthogonalMatrix,
+    PaperForm,
+    PlainMatrix,
+    RefinedForm,
     ResidualSequential,
     Sequential,
+    SharedMatrix,
     Strategy,
     Sum,
     TokenReadout,
@@ -44,7 +52,7 @@ from kora.backbone.vit import Backbone
 from tests.support.families import DEAD_QKV, tiny
 from tests.support.fusion_factory import tiny_sources
 
-__all__ = ["SIDE", "STRATEGIES", "Change", "Entry"]
+__all__ = ["STRATEGIES", "Change", "Entry"]
 
 Options = Callable[[], dict[str, Any]]
 
@@ -136,13 +144,31 @@ OTHER_LOW_RANK: dict[str, Any] = {
     "blocks": [1],
 }
 
-#: A side network of one node a block.
-SIDE: dict[str, Any] = {"rank": 2, "d_comp": 4, "inject": False, "sites": ["proj"]}
-
 #: Where `qkv` is never called, or is not one layer.
 LIVE = {family: {"sites": ("proj", "fc2")} for family in DEAD_QKV}
 SPLIT_ALL = {"tiny_eva02_split": {"sites": ("proj", "fc2")}}
 SPLIT = {"tiny_eva02_split": {"sites": ("q", "v", "proj")}}
+
+
+def _in_form(
+    make: Callable[..., NodeForm], needs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What a KoRA needs on some families, of whose nodes it is."""
+    return {family: {"node_form": make(**options)} for family, options in needs.items()}
+
+
+def _side(**options: Any) -> PaperForm:
+    return PaperForm(2, inject=False, **options)
+
+
+def _tokens(sites: Sequence[str] = ("proj", "v")) -> PaperForm:
+    return PaperForm(2, pool="tokens", sites=sites)
+
+
+def _apart(sites: Sequence[str] = ("proj", "v")) -> RefinedForm:
+    inject = Injection(2, sites=sites)
+    return RefinedForm(DecorrelatedMatrix(0.1), pool="attention", sites=sites, inject=inject)
+
 
 #: That have no CLS token.
 NO_CLS = dict.fromkeys(("tiny_gap_registers", "tiny_siglip"), "reads the CLS token")
@@ -175,66 +201,44 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
+            "node_form": PaperForm(2, sites=["q", "proj"]),
             "d_comp": 4,
             "alpha": 0.5,
-            "sites": ["q", "proj"],
             "composer": Sequential(),
             "readout": ClsReadout("default"),
         },
         changes=lambda: {
-            "rank": 3,
+            "node_form": RefinedForm(),
             "d_comp": 5,
             "alpha": 0.7,
-            "inject": False,
-            "pool": "cls",
-            "sites": ["v", "proj"],
-            "blocks": [1],
             "composer": LastNode(),
             "readout": ClsReadout("zero"),
-            "node_form": NodeForm(),
             "feedback": Feedback(0),
-            "node_sites": ["proj"],
-            "node_blocks": [1],
-            "dropout": 0.5,
         },
         starts_elsewhere=True,
-        needs=LIVE,
+        needs=_in_form(lambda **options: PaperForm(2, **options), LIVE),
     ),
     "KoRA-refined": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
+            "node_form": RefinedForm(pool="both", sites=["proj"]),
             "d_comp": 4,
-            "inject": False,
-            "pool": "both",
-            "sites": ["proj"],
-            "node_form": NodeForm(),
             "composer": DepthAttention(),
         },
         refused=NO_CLS,
     ),
     "KoRA-refined-injected": Entry(
         KoRA,
-        lambda: {
-            "rank": 2,
-            "d_comp": 4,
-            "pool": "attention",
-            "sites": ["proj", "v"],
-            "node_form": NodeForm(orthogonal="soft", penalty=0.1),
-            "composer": KAN(),
-        },
-        needs=LIVE,
+        lambda: {"node_form": _apart(), "d_comp": 4, "composer": KAN()},
+        needs=_in_form(_apart, LIVE),
     ),
     "KoRA-refined-apart": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
+            "node_form": RefinedForm(
+                sites=["proj"], blocks=[-1], inject=Injection(2, sites=["proj", "fc1"])
+            ),
             "d_comp": 4,
-            "sites": ["proj", "fc1"],
-            "node_sites": ["proj"],
-            "node_blocks": [-1],
-            "node_form": NodeForm(),
             "composer": Sum(),
         },
         everywhere=False,
@@ -242,20 +246,28 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-factors": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
+            "node_form": RefinedForm(FactoredMatrix(2), sites=["proj", "fc2"]),
             "d_comp": 4,
-            "inject": False,
-            "sites": ["proj", "fc2"],
-            "node_form": NodeForm(direct=False),
             "composer": ResidualSequential(),
+        },
+        everywhere=False,
+    ),
+    "KoRA-refined-factors-injected": Entry(
+        KoRA,
+        lambda: {
+            "node_form": RefinedForm(
+                FactoredMatrix(2), sites=["proj", "fc2"], inject=Injection(3, sites=["proj"])
+            ),
+            "d_comp": 4,
+            "composer": Sum(),
         },
         everywhere=False,
     ),
     "KoRA-refined-shared": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "node_form": NodeForm(shared=True),
+            "node_form": RefinedForm(SharedMatrix(), sites=["proj"]),
+            "d_comp": 4,
             "composer": DepthAverage(),
         },
         everywhere=False,
@@ -263,8 +275,8 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-logits": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "node_form": NodeForm(orthogonal="hard"),
+            "node_form": RefinedForm(OrthogonalMatrix(), sites=["proj"]),
+            "d_comp": 4,
             "composer": Sum(),
             "readout": LogitReadout(),
         },
@@ -274,8 +286,8 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-logits-from-zero": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "node_form": NodeForm(init="zero"),
+            "node_form": RefinedForm(PlainMatrix("zero"), sites=["proj"]),
+            "d_comp": 4,
             "composer": Sum(),
             "readout": LogitReadout("orthogonal"),
         },
@@ -285,9 +297,8 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-refined-tokens": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "pool": "tokens",
-            "node_form": NodeForm(),
+            "node_form": RefinedForm(pool="tokens", sites=["proj"]),
+            "d_comp": 4,
             "composer": Sum(),
             "readout": TokenReadout(),
         },
@@ -296,9 +307,8 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-feedback-of-tokens": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "pool": "tokens",
-            "node_form": NodeForm(),
+            "node_form": RefinedForm(pool="tokens", sites=["proj"]),
+            "d_comp": 4,
             "composer": DepthAttention(),
             "feedback": Feedback(0),
         },
@@ -307,39 +317,34 @@ STRATEGIES: dict[str, Entry] = {
     "KoRA-feedback": Entry(
         KoRA,
         lambda: {
-            **SIDE,
-            "node_form": NodeForm(),
+            "node_form": RefinedForm(sites=["proj"]),
+            "d_comp": 4,
             "composer": Sum(),
             "feedback": Feedback(1),
         },
     ),
     "KoRA-side": Entry(
-        KoRA, lambda: {"rank": 2, "d_comp": 4, "inject": False}, needs={**LIVE, **SPLIT}
+        KoRA,
+        lambda: {"node_form": _side(), "d_comp": 4},
+        needs=_in_form(_side, {**LIVE, **SPLIT}),
     ),
     "KoRA-tokens": Entry(
         KoRA,
-        lambda: {
-            "rank": 2,
-            "d_comp": 4,
-            "pool": "tokens",
-            "sites": ("proj", "v"),
-            "readout": TokenReadout(),
-        },
-        needs=LIVE,
+        lambda: {"node_form": _tokens(), "d_comp": 4, "readout": TokenReadout()},
+        needs=_in_form(_tokens, LIVE),
     ),
     "KoRA-tokens-to-CLS": Entry(
-        KoRA, lambda: {"rank": 2, "d_comp": 4, "pool": "tokens", "sites": ("proj", "v")}, needs=LIVE
+        KoRA, lambda: {"node_form": _tokens(), "d_comp": 4}, needs=_in_form(_tokens, LIVE)
     ),
     "KoRA-published": Entry(
         KoRA,
         lambda: {
-            "rank": 2,
+            "node_form": _side(),
             "d_comp": 4,
-            "inject": False,
             "readout": ClsReadout("default", trainable=False),
         },
         starts_elsewhere=True,
-        needs={**LIVE, **SPLIT},
+        needs=_in_form(_side, {**LIVE, **SPLIT}),
     ),
     "KoRA-gated": Entry(
         GatedKoRA,

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, Strategy
+from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.adapters.folder import save_adapter
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
@@ -168,7 +168,7 @@ def test_lightnings_checkpoint_is_small_and_resumes(checkpoint: Path, tmp_path: 
 
 def test_a_run_that_was_cut_in_two_equals_one_that_was_not(tmp_path: Path) -> None:
     def run(folder: Path, epochs: int, ckpt: Path | None = None) -> ClassificationTask:
-        task = unbuilt(KoRA(2, 4), schedule="constant", warmup_fraction=0.0)
+        task = unbuilt(KoRA(PaperForm(2), 4), schedule="constant", warmup_fraction=0.0)
         saver = ModelCheckpoint(folder, filename=f"after{epochs}")
         fit = trainer(tmp_path, max_epochs=epochs, callbacks=[saver])
         fit.fit(task, datamodule=Colours(), ckpt_path=ckpt)
@@ -209,9 +209,9 @@ def test_a_checkpoint_of_something_else_is_refused() -> None:
 
 
 def test_a_source_adapter_is_loaded_and_the_head_is_new(tmp_path: Path, images: Tensor) -> None:
-    source = kick(built(KoRA(2, 4)))
+    source = kick(built(KoRA(PaperForm(2), 4)))
     save_adapter(tmp_path, source.kept_tensors(), adapter=source.adapter, backbone=source.backbone)
-    task = built(KoRA(2, 4), adapter_from=str(tmp_path), num_classes=3, seed=5)
+    task = built(KoRA(PaperForm(2), 4), adapter_from=str(tmp_path), num_classes=3, seed=5)
     assert torch.equal(task.features(images).pooled, source.features(images).pooled)
     assert task(images).shape == (3, 3)
     assert task.source is not None

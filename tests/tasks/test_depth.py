@@ -14,7 +14,7 @@ from lightning import Trainer, seed_everything
 from torch import Tensor
 
 from datamodules import Synthetic
-from kora.adapters import ClsReadout, KoRA, LinearProbe, LoRA, Strategy, TokenReadout
+from kora.adapters import ClsReadout, KoRA, LinearProbe, LoRA, PaperForm, Strategy, TokenReadout
 from kora.heads import DPTDepth, LinearDepth
 from kora.losses import ScaleShiftInvariantLoss, SILogLoss
 from kora.metrics.protocol import DepthProtocol
@@ -133,7 +133,7 @@ def test_only_adapter_and_head_train_and_are_kept() -> None:
 def kora(readout: str, *, inject: bool) -> KoRA:
     made = {"cls": ClsReadout("default"), "tokens": TokenReadout("default")}[readout]
     pool: Any = "tokens" if readout == "tokens" else "mean"
-    return KoRA(2, 4, inject=inject, pool=pool, readout=made)
+    return KoRA(PaperForm(2, inject=inject, pool=pool), 4, readout=made)
 
 
 def test_the_papers_readout_leaves_a_patch_token_head_unchanged_to_the_bit(images: Tensor) -> None:

@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from datamodules import Synthetic
-from kora.adapters import SSF, DoRA, KoRA, LoRA, Strategy
+from kora.adapters import SSF, DoRA, KoRA, LoRA, PaperForm, Strategy
 from kora.backbone.rewrites import Rewritten
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
@@ -113,7 +113,9 @@ def watching(adapter: Strategy, **options: Any) -> Watching:
     return Watching(nano(image_size=32), adapter, **options)
 
 
-@pytest.mark.parametrize("adapter", [LoRA(2), DoRA(2), SSF(), KoRA(2, 2)], ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    "adapter", [LoRA(2), DoRA(2), SSF(), KoRA(PaperForm(2), 2)], ids=lambda a: a.label
+)
 def test_test_and_predict_run_merged_and_say_what_they_said_unmerged(
     adapter: Strategy, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kora.adapters import FullFineTune, KoRA
+from kora.adapters import FullFineTune, KoRA, PaperForm
 from kora.tasks.optim import fuse_on_cpu, parameter_groups, schedule_factor
 from tests.support.factory import built
 
@@ -52,7 +52,7 @@ def test_without_head_lr_all_share_the_rate_of_the_optimiser() -> None:
 
 
 def test_no_group_is_empty_and_all_groups_together_are_what_trains() -> None:
-    task = built(KoRA(2, 2))
+    task = built(KoRA(PaperForm(2), 2))
     groups = parameter_groups(task.trainables(), head_lr=0.1)
     members = [p for group in groups for p in group["params"]]
     assert all(group["params"] for group in groups)

@@ -125,16 +125,12 @@ def test_what_the_head_cannot_see_is_said_and_the_dense_form_suggested(
 ) -> None:
     config = depth_config()
     said = {}
-    for name, extra in {
-        "KoRA": {},
-        "KoRA-tokens": {
-            "pool": "tokens",
-            "readout": {"class_path": "kora.adapters.TokenReadout"},
-        },
-    }.items():
+    tokens = {"readout": {"class_path": "kora.adapters.TokenReadout"}}
+    for name, pool, extra in (("KoRA", "mean", {}), ("KoRA-tokens", "tokens", tokens)):
+        form = {"class_path": "kora.adapters.PaperForm", "init_args": {"rank": 2, "pool": pool}}
         config["model"]["init_args"]["adapter"] = {
             "class_path": "kora.adapters.KoRA",
-            "init_args": {"rank": 2, "d_comp": 4, **extra},
+            "init_args": {"node_form": form, "d_comp": 4, **extra},
         }
         write_config(depth / "kora.yaml", config)
         with warnings.catch_warnings(record=True) as caught:

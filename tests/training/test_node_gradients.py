@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from datamodules import Synthetic
-from kora.adapters import ClsReadout, KoRA, LoRA
+from kora.adapters import ClsReadout, KoRA, LoRA, PaperForm
 from kora.tasks import ClassificationTask
 from kora.training.node_gradients import (
     GRADIENTS_NAME,
@@ -40,7 +40,7 @@ def data(**options: Any) -> Synthetic:
 
 def unbuilt(adapter: Any = None, **options: Any) -> ClassificationTask:
     torch.manual_seed(2)
-    adapter = KoRA(2, 4, readout=ClsReadout("default")) if adapter is None else adapter
+    adapter = KoRA(PaperForm(2), 4, readout=ClsReadout("default")) if adapter is None else adapter
     return ClassificationTask(nano(image_size=32), adapter, **options)
 
 
@@ -65,7 +65,9 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("inject", [True, False])
 def test_it_is_the_gradient_of_each_images_own_loss(inject: bool, images: Tensor) -> None:
-    task = kick(built(KoRA(2, 4, inject=inject, readout=ClsReadout("default"))), scale=0.3)
+    task = kick(
+        built(KoRA(PaperForm(2, inject=inject), 4, readout=ClsReadout("default"))), scale=0.3
+    )
     adapter, labels = task.adapter, labels_for(images)
     assert isinstance(adapter, KoRA)
     norms = GradientNorms(list(adapter.nodes))
@@ -90,7 +92,7 @@ def test_the_chain_forgets_and_the_run_says_so(tmp_path: Path) -> None:
     """FACTS of the published composer: on 48 nodes nothing at all reaches the first ones."""
     torch.manual_seed(0)
     task = ClassificationTask(
-        family("vit_tiny_patch16_224"), KoRA(8, 8, readout=ClsReadout("default"))
+        family("vit_tiny_patch16_224"), KoRA(PaperForm(8), 8, readout=ClsReadout("default"))
     )
     fitted(tmp_path, task, max_steps=2)
     readings = read_gradients(tmp_path)
@@ -108,7 +110,7 @@ def test_the_chain_forgets_and_the_run_says_so(tmp_path: Path) -> None:
 def test_a_readout_that_starts_at_zero_lets_nothing_through_at_the_first_step(
     tmp_path: Path,
 ) -> None:
-    fitted(tmp_path, unbuilt(KoRA(2, 4)))
+    fitted(tmp_path, unbuilt(KoRA(PaperForm(2), 4)))
     first, second, *_ = read_gradients(tmp_path) or []
     assert first["composed"] == 0
     assert set(first["nodes"].values()) == {0}
@@ -120,7 +122,9 @@ def test_a_readout_that_starts_at_zero_lets_nothing_through_at_the_first_step(
 def test_the_first_the_second_the_hundredth_and_the_last_step_are_read(
     tmp_path: Path, inject: bool
 ) -> None:
-    trainer = fitted(tmp_path, unbuilt(KoRA(1, 2, inject=inject, blocks=[5])), max_epochs=19)
+    trainer = fitted(
+        tmp_path, unbuilt(KoRA(PaperForm(1, inject=inject, blocks=[5]), 2)), max_epochs=19
+    )
     assert trainer.global_step == 114
     assert steps(tmp_path) == [1, 2, 100, 114]
     (other,) = {len(reading["nodes"]) for reading in read_gradients(tmp_path) or []}
@@ -230,7 +234,7 @@ def test_of_two_processes_the_first_reads_its_own_images(
 
 @pytest.mark.parametrize(
     ("adapter", "options"),
-    [(LoRA(2), {}), (KoRA(2, 4), {"adapter_trainable": False})],
+    [(LoRA(2), {}), (KoRA(PaperForm(2), 4), {"adapter_trainable": False})],
     ids=["LoRA", "frozen KoRA"],
 )
 def test_what_has_no_nodes_that_train_leaves_no_file(
@@ -243,7 +247,7 @@ def test_what_has_no_nodes_that_train_leaves_no_file(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_task_trains_and_is_not_read(tmp_path: Path) -> None:
-    adapter = KoRA(2, 4, blocks=[1], readout=ClsReadout("default"))
+    adapter = KoRA(PaperForm(2, blocks=[1]), 4, readout=ClsReadout("default"))
     task = ClassificationTask(tiny("tiny_vit"), adapter, compile=True)
     trainer = fitted(tmp_path, task, max_steps=2)
     assert trainer.global_step == 2
