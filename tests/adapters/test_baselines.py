@@ -108,7 +108,9 @@ def test_each_weight_has_its_cell_in_the_table(name: str, cell: tuple[str, str])
     assert place_of(name) == cell
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["narrow_vit_small_patch16_dinov3", "narrow_beit_base_patch16_224"]
+)
 def test_other_families_are_fine_tuned_too(name: str, images: Tensor) -> None:
     task = built(FullFineTune(), backbone=family(name))
     F.cross_entropy(task(images), labels_for(images)).backward()

@@ -104,7 +104,7 @@ def test_biases_are_placed_by_block_and_layer() -> None:
 
 def test_a_classifier_that_is_never_called_is_left_alone() -> None:
     strategy = BitFit()
-    backbone = family("vit_tiny_patch16_224")
+    backbone = family("narrow_vit_tiny_patch16_224")
     backbone.model.reset_classifier(10)
     strategy.attach(backbone)
     assert not any(name.startswith("head") for name, _ in strategy.trainable())

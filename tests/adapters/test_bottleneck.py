@@ -92,7 +92,9 @@ def test_a_block_equals_the_reference(kind: str, position: str, scale: str) -> N
 def test_every_family_has_every_place(name: str, position: str) -> None:
     """Against a backbone whose own modules are wrapped by hand, so that LayerScale counts."""
     backbone, plain = family(name), family(name)
-    if name != "vit_tiny_patch16_224":  # LayerScale and gammas of the families start near zero
+    if (
+        name != "narrow_vit_tiny_patch16_224"
+    ):  # LayerScale and gammas of the families start near zero
         for model in (backbone.model, plain.model):
             for key, parameter in model.named_parameters():
                 if "gamma" in key:

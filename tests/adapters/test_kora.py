@@ -201,7 +201,7 @@ def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> Non
 
 def test_the_nodes_of_a_vit_of_twelve_blocks_are_48_in_forward_order() -> None:
     strategy = KoRA(PaperForm(sites=["fc2", "qkv", "fc1", "proj"]))
-    strategy.attach(family("vit_tiny_patch16_224"))
+    strategy.attach(family("narrow_vit_tiny_patch16_224"))
     assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]
     assert len(strategy.composer.phi) == 48
     assert len(strategy.composer.psi) == 47
@@ -253,7 +253,7 @@ def test_every_argument_changes_something(change: dict[str, Any], images: Tensor
 
 def test_the_pool_of_cls_is_refused_without_one() -> None:
     with pytest.raises(ValueError, match=r"pool='cls' reads the CLS.*siglip.*pool='mean'"):
-        KoRA(PaperForm(pool="cls")).attach(family("vit_base_patch16_siglip_224"))
+        KoRA(PaperForm(pool="cls")).attach(family("narrow_vit_base_patch16_siglip_224"))
 
 
 @pytest.mark.parametrize(

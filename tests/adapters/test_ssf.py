@@ -16,7 +16,10 @@ from tests.support.adapters import kept_numbers
 from tests.support.factory import FAMILIES, LIVE, built, family, labels_for, nano
 
 #: Layers without a bias, which can be scaled but take no shift.
-WITHOUT_BIAS = {"vit_small_patch16_dinov3": "attn.qkv", "vit_base_patch32_clip_224": "patch_embed"}
+WITHOUT_BIAS = {
+    "narrow_vit_small_patch16_dinov3": "attn.qkv",
+    "narrow_vit_base_patch32_clip_224": "patch_embed",
+}
 PUBLISHED = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
 
 

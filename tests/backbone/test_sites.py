@@ -34,7 +34,7 @@ def test_every_adapter_of_every_family_changes_the_output(name: str) -> None:
         frozen = backbone(image)
         assert torch.equal(strategy(backbone, image).pooled, frozen.pooled)
         for key, delta in strategy.deltas.items():
-            delta.up_OR.fill_(0.5)
+            delta.up_OR.fill_(50.0)  # LayerScale begins at 1e-6
             changed = strategy(backbone, image)
             delta.up_OR.zero_()
             # CLS alone says nothing of the last block's patches, so all tokens are compared.
@@ -109,7 +109,7 @@ def test_the_sites_of_vit_b_are_48_in_forward_order() -> None:
 
 def test_separate_projections_are_found_by_the_same_names() -> None:
     """timm's larger EVA02 has q_proj, k_proj and v_proj instead of a fused qkv."""
-    backbone = family("vit_tiny_patch16_224")
+    backbone = family("narrow_vit_tiny_patch16_224")
     twin = copy.deepcopy(backbone)
     for model in (backbone.model, twin.model):
         for block in model.blocks:

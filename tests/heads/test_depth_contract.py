@@ -27,7 +27,7 @@ def test_the_head_reads_a_real_backbone(kind: type[DepthHead], images: Tensor) -
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_registers_are_not_taken_for_cls(kind: type[DepthHead]) -> None:
-    backbone = family("vit_small_patch14_reg4_dinov2")
+    backbone = family("narrow_vit_small_patch14_reg4_dinov2")
     head = made(kind, backbone)
     features = features_for(head, backbone)
 
@@ -106,7 +106,7 @@ def test_bfloat16_weights_do_not_round_the_bins(kind: type[DepthHead]) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_cls_of_a_backbone_without_one_is_refused(kind: type[DepthHead]) -> None:
-    backbone = family("vit_base_patch16_siglip_224")
+    backbone = family("narrow_vit_base_patch16_siglip_224")
     setting = {LinearDepth: "cls: false", DPTDepth: "readout: ignore"}[kind]
     with pytest.raises(ValueError, match=f"siglip_224' has none.*init_args.{setting}"):
         made(kind, backbone)

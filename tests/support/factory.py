@@ -12,25 +12,32 @@ from torch import Tensor
 from kora.adapters import Strategy
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask
+from tests.support.families import register_narrow
 
 __all__ = ["FAMILIES", "LIVE", "built", "family", "kick", "labels_for", "nano"]
 
-#: One small model of each family, and the side in pixels at which the tests run it.
+#: A narrow model of each family with as many blocks as timm's, and the side in pixels at which the
+#: tests run it.
 FAMILIES = {
-    "vit_tiny_patch16_224": 32,
-    "deit_tiny_patch16_224": 32,
-    "deit_tiny_distilled_patch16_224": 32,
-    "deit3_small_patch16_224": 32,
-    "vit_small_patch14_dinov2": 70,
-    "vit_small_patch14_reg4_dinov2": 70,
-    "vit_small_patch16_dinov3": 64,
-    "vit_base_patch32_clip_224": 64,
-    "vit_base_patch16_siglip_224": 64,
-    "eva02_tiny_patch14_224": 56,
-    "beit_base_patch16_224": 64,
+    "narrow_vit_tiny_patch16_224": 32,
+    "narrow_deit_tiny_patch16_224": 32,
+    "narrow_deit_tiny_distilled_patch16_224": 32,
+    "narrow_deit3_small_patch16_224": 32,
+    "narrow_vit_small_patch14_dinov2": 70,
+    "narrow_vit_small_patch14_reg4_dinov2": 70,
+    "narrow_vit_small_patch16_dinov3": 64,
+    "narrow_vit_base_patch32_clip_224": 64,
+    "narrow_vit_base_patch16_siglip_224": 64,
+    "narrow_eva02_tiny_patch14_224": 56,
+    "narrow_beit_base_patch16_224": 64,
 }
 #: The sites of those whose `qkv` timm never calls: it reads the weight.
-LIVE = dict.fromkeys(("eva02_tiny_patch14_224", "beit_base_patch16_224"), ("proj", "fc1", "fc2"))
+LIVE = dict.fromkeys(
+    ("narrow_eva02_tiny_patch14_224", "narrow_beit_base_patch16_224"), ("proj", "fc1", "fc2")
+)
+
+for _name in FAMILIES:
+    register_narrow(_name, _name.removeprefix("narrow_"))
 
 
 @cache

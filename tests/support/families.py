@@ -1,7 +1,7 @@
 """A tiny random model of each family of vision transformers, by names that timm then knows.
 
 They are timm's own architectures, narrowed: width 32, two blocks of two heads, 2 x 2 patches, some
-50,000 parameters. Models of the real widths are in tests/support/factory.py.
+50,000 parameters. Those of tests/support/factory.py have as many blocks as timm's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from timm.models import register_model
 
 from kora.backbone.vit import Backbone
 
-__all__ = ["DEAD_QKV", "TINY", "tiny"]
+__all__ = ["DEAD_QKV", "TINY", "register_narrow", "tiny"]
 
 #: Own name: the model of timm that it is a small one of, and the side in pixels at which it runs.
 TINY = {
@@ -37,8 +37,9 @@ TINY = {
 DEAD_QKV = ("tiny_eva02", "tiny_beit")
 
 
-def _register(name: str, original: str) -> None:
-    narrow = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+def register_narrow(name: str, original: str, **options: Any) -> None:
+    """Have timm know a model of width 32 and two heads, otherwise like one of its own."""
+    narrow = {"embed_dim": 32, "num_heads": 2, **options}
 
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         return timm.model_entrypoint(original)(pretrained, **{**narrow, **kwargs})
@@ -48,7 +49,7 @@ def _register(name: str, original: str) -> None:
 
 
 for _name, (_original, _) in TINY.items():
-    _register(_name, _original)
+    register_narrow(_name, _original, depth=2)
 
 
 @cache

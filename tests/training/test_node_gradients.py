@@ -92,7 +92,7 @@ def test_the_chain_forgets_and_the_run_says_so(tmp_path: Path) -> None:
     """FACTS of the published composer: on 48 nodes nothing at all reaches the first ones."""
     torch.manual_seed(0)
     task = ClassificationTask(
-        family("vit_tiny_patch16_224"), KoRA(PaperForm(8), 8, readout=ClsReadout("default"))
+        family("narrow_vit_tiny_patch16_224"), KoRA(PaperForm(8), 8, readout=ClsReadout("default"))
     )
     fitted(tmp_path, task, max_steps=2)
     readings = read_gradients(tmp_path)
