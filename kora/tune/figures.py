@@ -1,4 +1,8 @@
-"""The trials of a search: their value against each option."""
+"""The trials of a search: their value against each option.
+
+Not `optuna.visualization.matplotlib.plot_slice`: it leaves failed trials out, marks no best one,
+shows no more of a range than was tried, and sets pyplot's style for later pictures (Optuna 5.0).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kora.console.formats import format_metric, is_rate
 from kora.grid.file import as_text
-from kora.reports.canvas import BLUE, GREY, ORANGE, PERCENT, RED, new_figure, save
+from kora.reports.canvas import BLUE, GREY, ORANGE, PERCENT, RED, literal, new_figure, save
 from kora.tune.file import Dimension
 from kora.tune.study import Search, Trial
 
@@ -55,9 +59,9 @@ def _picture(searches: Sequence[Search], options: Sequence[str], out_png: Path) 
             else:
                 _panel(axis, search, mine[option], limits)
             axis.tick_params(labelsize=7)
-            axis.set_xlabel(option.removeprefix("model."), fontsize=8)
+            axis.set_xlabel(literal(option.removeprefix("model.")), fontsize=8)
             if column == 0:
-                axis.set_ylabel(_wrapped(search.combination.name), fontsize=8)
+                axis.set_ylabel(literal(_wrapped(search.combination.name)), fontsize=8)
     return save(figure, out_png)
 
 
@@ -66,7 +70,7 @@ def _panel(axis: Axes, search: Search, one: Dimension, limits: tuple[float, floa
     places = {trial.number: _place(one, trial.values[one.option]) for trial in trials
               if one.option in trial.values}  # fmt: skip
     if one.choices:
-        axis.set_xticks(range(len(one.choices)), [as_text(c) for c in one.choices])
+        axis.set_xticks(range(len(one.choices)), [literal(as_text(c)) for c in one.choices])
         axis.set_xlim(-0.5, len(one.choices) - 0.5)
     else:
         if one.log:

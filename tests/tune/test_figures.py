@@ -31,3 +31,9 @@ def test_a_search_without_a_finished_trial_is_drawn_empty(tmp_path: Path) -> Non
     with searches(tmp_path / "studies") as opened:
         (path,) = trial_pictures(opened, tmp_path / "trials.png")
     assert path.is_file()
+
+
+def test_a_name_with_dollars_is_no_mathematics(tmp_path: Path) -> None:
+    with searches(tmp_path / "studies", combination(r"LoRA $\frac$")) as opened:
+        (path,) = trial_pictures(opened, tmp_path / "trials.png")
+    assert path.is_file()
