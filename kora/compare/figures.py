@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from kora.compare.comparison import Comparison
-from kora.console.formats import format_metric, is_rate, named_metric
+from kora.console.formats import format_metric, is_rate
 from kora.console.identity import Look, looks
-from kora.reports.canvas import GREY, PERCENT, level_style, literal, new_figure, save
+from kora.reports.canvas import GREY, level_style, literal, metric_along, new_figure, save
 
 __all__ = ["comparison"]
 
@@ -59,7 +59,7 @@ def comparison(
     axis.set_xlim(limits)
     for kind, name, value in result.baseline_rows():
         style, colour = level_style(kind)
-        label = f"{name} {format_metric(result.metric, value)}"
+        label = literal(f"{name} {format_metric(result.metric, value)}")
         if limits[0] <= value <= limits[1]:
             axis.axvline(value, linestyle=style, color=colour, label=label, lw=1.5)
         else:
@@ -76,12 +76,9 @@ def comparison(
             )  # fmt: skip
     axis.set_yticks(range(len(groups)), [literal(group.name) for group in groups])
     axis.set_ylim(-0.6, len(groups) - 0.4)
-    axis.set_xlabel(named_metric(result.metric))
-    axis.set_title("\n".join(headline), fontsize=8, color=GREY)
-    if is_rate(result.metric):
-        axis.xaxis.set_major_formatter(PERCENT)
-    axis.grid(axis="x", alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(literal("\n".join(headline)), fontsize=8, color=GREY)
+    metric_along(axis.xaxis, result.metric)
+    axis.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return save(figure, out_png)
 

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from kora.compare.comparison import Comparison, Group
-from kora.console.formats import is_rate, named_metric
+from kora.compare.inline_svg import hover
+from kora.console.formats import format_metric, is_rate
 from kora.console.identity import Look, looks
-from kora.reports.canvas import GREY, PERCENT, level_style, literal, new_figure, save
+from kora.reports.canvas import GREY, level_style, literal, metric_along, new_figure, save
 
-__all__ = ["AGAINST", "Point", "against", "draw_lines"]
+__all__ = ["AGAINST", "Point", "against", "amounts", "draw_lines"]
 
 _Amount = Callable[[Comparison, Group], float | None]
 
@@ -58,13 +60,27 @@ def against(
     Raises:
         ValueError: the tables are of different metrics, or no run says how much of it there was.
     """
-    label, amount = AGAINST[what]
     metrics = sorted({table.metric for table in comparisons})
     if len(metrics) != 1:
         raise ValueError(
             f"--against draws one metric, and the tables are of {' and '.join(metrics)}. Name one "
             "with --metric, or fewer runs."
         )
+    over, lines = amounts(comparisons, what)
+    if not lines:
+        raise ValueError(f"--against {what}: no run says how many {over} it had.")
+    title = ", ".join(table.title for table in comparisons)
+    figure, axis = draw_lines(lines, metric=metrics[0], over=over, title=title, shown=shown)
+    _levels(axis, comparisons)
+    if is_rate(metrics[0]):
+        axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save(figure, out_png)
+
+
+def amounts(comparisons: Sequence[Comparison], what: str) -> tuple[str, dict[str, list[Point]]]:
+    """What the metric is drawn over, in words, and the points of each group that says how much."""
+    over, amount = AGAINST[what]
     lines: dict[str, list[Point]] = {}
     for table in comparisons:
         for group in table.groups:
@@ -72,13 +88,7 @@ def against(
             if x is not None:
                 point = Point(x, group.mean, group.half_width or 0.0)
                 lines.setdefault(group.name, []).append(point)
-    if not lines:
-        raise ValueError(f"--against {what}: no run says how many {label} it had.")
-    title = ", ".join(table.title for table in comparisons)
-    figure, axis = draw_lines(lines, metric=metrics[0], over=label, title=title, shown=shown)
-    _levels(axis, comparisons)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    return save(figure, out_png)
+    return over, lines
 
 
 def draw_lines(
@@ -88,29 +98,32 @@ def draw_lines(
     over: str,
     title: str,
     shown: Mapping[str, Look] | None = None,
+    size: tuple[float, float] = (7.2, 4.6),
 ) -> tuple[Figure, Axes]:
     """A figure with a line for each name through its points, from left to right."""
-    figure, (axis,) = new_figure(1, size=(7.2, 4.6), title=title)
+    figure, (axis,) = new_figure(1, size=size, title=title)
     shown = shown or looks(lines)
     for name, points in lines.items():
-        look = shown[name]
         xs, means, half_widths = zip(*sorted(points), strict=True)
-        axis.errorbar(
-            xs, means, yerr=half_widths,
-            fmt=f"{look.sign}-",
-            color=look.hex, ms=6, capsize=3, lw=1.4, label=literal(name),
+        drawn = axis.errorbar(
+            xs, means, yerr=half_widths, capsize=3, lw=1.4, label=literal(name),
+            **shown[name].style,
         )  # fmt: skip
-    amounts = [point.x for points in lines.values() for point in points]
-    if min(amounts) > 0 and max(amounts) > 5 * min(amounts):
+        said = [
+            f"{format_metric(metric, point.mean)} at {point.x:,.0f}" for point in sorted(points)
+        ]
+        hover(drawn.get_children(), f"{name}: {', '.join(said)}")
+    everyone = [point for points in lines.values() for point in points]
+    least, most = min(everyone).x, max(everyone).x
+    if least > 0 and most > 5 * least:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 150 * least else (1,)))
+        axis.minorticks_off()
+    axis.xaxis.set_major_formatter(EngFormatter())
     axis.set_xlabel(over)
-    axis.set_ylabel(named_metric(metric))
-    if is_rate(metric):
-        axis.yaxis.set_major_formatter(PERCENT)
-        axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title("mean and 95 % interval over seeds", fontsize=8, color=GREY)
+    metric_along(axis.yaxis, metric)
+    interval = " and 95 % interval" * any(point.half_width for point in everyone)
+    axis.set_title(f"mean{interval} over seeds", fontsize=8, color=GREY)
     return figure, axis
 
 
@@ -119,4 +132,4 @@ def _levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
     for kind, name, value in comparisons[0].baseline_rows():
         if all(table.baselines.get(kind) == value for table in comparisons):
             style, colour = level_style(kind)
-            axis.axhline(value, color=colour, ls=style, lw=1.4, label=name)
+            axis.axhline(value, color=colour, ls=style, lw=1.4, label=literal(name))

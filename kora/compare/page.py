@@ -14,11 +14,13 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from kora import __version__
 from kora.compare.comparison import Comparison
+from kora.compare.inline_svg import inline_svg
 from kora.compare.overview import overview
-from kora.compare.page_charts import Tested, curve_chart, mark, size_chart
+from kora.compare.page_charts import Tested, curve_chart, key, size_chart
 from kora.console.formats import format_metric
 from kora.console.identity import DARK, LIGHT, Look, looks
 from kora.reports.curves import Curve, read_curves, tested_place
@@ -46,8 +48,12 @@ def to_html(
     return pages.get_template("page.html").render(
         title="KoRA: " + ", ".join(dict.fromkeys(c.title for c in comparisons)),
         overview=overview(comparisons),
-        keys={name: Markup(mark(look)) for name, look in shown.items()},
-        parts=[_part(comparison, shown, beside) for comparison in comparisons],
+        looks=shown,
+        drawn_keys=[
+            _svg(key(look), "", f"key-{look.colour}-{look.marker}")
+            for look in dict.fromkeys(shown.values())
+        ],
+        parts=[_part(*numbered, shown, beside) for numbered in enumerate(comparisons)],
         left_out=list(left_out),
         light=LIGHT,
         dark=DARK,
@@ -56,12 +62,11 @@ def to_html(
 
 
 def _part(
-    comparison: Comparison, shown: Mapping[str, Look], beside: str | Path | None
+    number: int, comparison: Comparison, shown: Mapping[str, Look], beside: str | Path | None
 ) -> dict[str, Any]:
     heads, rows = comparison.table()
     names = [group.name for group in comparison.groups]
     curves = _curves(comparison)
-    intervals = any(group.half_width for group in comparison.groups)
     return {
         "heading": comparison.heading(),
         "headline": comparison.headline(),
@@ -75,13 +80,21 @@ def _part(
         ],
         "notes": comparison.notes,
         "details": comparison.details(),
-        "size_chart": _svg(size_chart(comparison, shown)),
-        "size_words": "The mean of the seeds"
-        + (", with its 95 % interval." if intervals else "."),
+        "size_chart": _svg(
+            size_chart(comparison, shown),
+            f"{comparison.metric} against trainable parameters",
+            f"sizes-{number}",
+        ),
         "curves": [
-            (metric, _svg(chart), [name for name in names if seeds.get(name)], bool(tested))
-            for metric, seeds, tested in curves.charts
-            if (chart := curve_chart(seeds, metric, shown, tested=tested)) is not None
+            (metric, chart, [name for name in names if seeds.get(name)], bool(tested))
+            for place, (metric, seeds, tested) in enumerate(curves.charts)
+            if (
+                chart := _svg(
+                    curve_chart(seeds, metric, shown, tested=tested),
+                    f"{metric} against optimiser steps",
+                    f"curves-{number}-{place}",
+                )
+            )
         ],
         "guessed": curves.guessed,
         "runs": [
@@ -157,6 +170,6 @@ def _readable(file: Path) -> dict[str, Curve]:
         return {}
 
 
-def _svg(text: str | None) -> Markup | None:
+def _svg(figure: Figure | None, title: str, name: str) -> Markup | None:
     """Made by ourselves, with every name escaped in it."""
-    return None if text is None else Markup(text)
+    return None if figure is None else Markup(inline_svg(figure, title=title, name=name))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["DARK", "LIGHT", "MARKERS", "Look", "look_of", "looks"]
 
@@ -26,14 +27,14 @@ DARK = (
 )  # fmt: skip
 MARKERS = "osD^vPX"  # as matplotlib names them
 _DASHES = (
-    (),
-    (7, 4),
-    (2, 3),
-    (9, 3, 2, 3),
-    (5, 2),
-    (1, 2),
-    (12, 4),
-)  # lengths in points, by marker
+    "-",
+    (0, (3.5, 2)),
+    (0, (1, 1.5)),
+    (0, (4.5, 1.5, 1, 1.5)),
+    (0, (2.5, 1)),
+    (0, (0.5, 1)),
+    (0, (6, 2)),
+)  # as matplotlib takes them, by marker
 _BLUE, _ORANGE, _GREEN, _PINK, _BROWN, _SKY, _INK, _VIOLET = range(8)
 
 
@@ -55,9 +56,10 @@ class Look:
         return MARKERS[self.marker]
 
     @property
-    def dash(self) -> tuple[int, ...]:
-        """Lengths of strokes and gaps of a line; empty for a whole one."""
-        return _DASHES[self.marker]
+    def style(self) -> dict[str, Any]:
+        """Colour, marker and dash of a line, as arguments of matplotlib."""
+        dash = _DASHES[self.marker]
+        return {"color": self.hex, "marker": self.sign, "markersize": 7, "linestyle": dash}
 
 
 _CIRCLE, _SQUARE, _DIAMOND, _UP, _DOWN, _PLUS, _CROSS = range(7)

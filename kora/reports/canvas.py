@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from kora.console.formats import is_rate, named_metric
 from kora.runs.durable import write_atomically
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "RED",
     "level_style",
     "literal",
+    "metric_along",
     "new_figure",
     "save",
 ]
@@ -49,6 +52,15 @@ def level_style(kind: str) -> tuple[str, str]:
 def literal(text: str) -> str:
     """A name as matplotlib shows it, which would read $...$ as mathematics."""
     return text.replace("$", r"\$")
+
+
+def metric_along(side: Axis, metric: str) -> None:
+    """Name a metric along a side of axes open to the top and right; a rate is in per cent."""
+    side.set_label_text(literal(named_metric(metric)))
+    if is_rate(metric):
+        side.set_major_formatter(PERCENT)
+    side.axes.grid(alpha=0.25)
+    side.axes.spines[["top", "right"]].set_visible(False)
 
 
 def new_figure(

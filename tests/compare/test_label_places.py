@@ -6,58 +6,66 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from kora.compare.label_places import Box, overlap, place_labels, text_width
+from kora.compare.label_places import label_points
 
-FRAME: Box = (66, 14, 544, 294)
 NAMES = ["LinearProbe", "MultiLayerProbe", "KoRA", "KoRA-side", "LoRA + layers", "BitFit", "VPT"]
 
 
 def layout(kind: str, seed: int = 0) -> list[tuple[float, float]]:
+    """In pixels of axes of 480 by 280."""
     draw = np.random.default_rng(seed)
     if kind == "one place":
-        points = np.full((7, 2), [300.0, 150.0])
+        points = np.full((7, 2), [230.0, 140.0])
     elif kind == "a cluster":
-        points = draw.normal([300, 150], [15, 6], (7, 2))
+        points = draw.normal([230, 140], [15, 6], (7, 2))
     elif kind == "corners":
-        points = np.array(
-            [[66, 14], [544, 14], [66, 294], [544, 294], [305, 14], [66, 150], [544, 150]]
-        )
+        points = np.array([[0, 0], [480, 0], [0, 280], [480, 280], [240, 0], [0, 140], [480, 140]])
     else:
-        points = draw.uniform([80, 25], [530, 285], (7, 2))
+        points = draw.uniform([15, 10], [465, 270], (7, 2))
     return [(float(x), float(y)) for x, y in points]
+
+
+def labelled(points: list[tuple[float, float]], half: float = 0.0) -> Axes:
+    figure = Figure(figsize=(8, 5), dpi=72)
+    axis = figure.add_axes((0.1, 0.1, 480 / 576, 280 / 360))
+    axis.set(xlim=(0, 480), ylim=(0, 280))
+    label_points(axis, {name: (*point, half) for name, point in zip(NAMES, points, strict=False)})
+    return axis
 
 
 @pytest.mark.parametrize("kind", ["one place", "a cluster", "corners", "spread"])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_name_covers_a_name_or_a_marker_or_leaves_the_frame(kind: str, seed: int) -> None:
     points = layout(kind, seed)
-    bars = [(x - 4, y - 25, x + 4, y + 25) for x, y in points] if kind == "spread" else []
-    widths = [text_width(name) for name in NAMES]
-    labels = place_labels(points, widths, height=14, frame=FRAME, obstacles=bars)
-    for one, other in itertools.combinations(labels, 2):
-        assert overlap(one.box, other.box) == 0
-    for label in labels:
-        for x, y in points:
-            assert overlap(label.box, (x - 6, y - 6, x + 6, y + 6)) == 0
-        assert label.box[0] >= FRAME[0]
-        assert label.box[1] >= FRAME[1]
-        assert label.box[2] <= FRAME[2]
-        assert label.box[3] <= FRAME[3]
+    axis = labelled(points, half=20.0 if kind == "spread" else 0.0)
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == 7
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for box, (x, y) in itertools.product(boxes, axis.transData.transform(points)):
+        assert not box.padded(5.9).contains(x, y)
+    for box in boxes:
+        assert (box.extents[:2] >= axis.bbox.extents[:2] - 0.01).all()
+        assert (box.extents[2:] <= axis.bbox.extents[2:] + 0.01).all()
 
 
 def test_a_name_that_lies_apart_is_led_to_and_one_beside_its_point_is_not() -> None:
-    crowded = place_labels(layout("one place"), [80.0] * 7, height=14, frame=FRAME)
-    assert sum(label.leader is not None for label in crowded) >= 3
-    (alone,) = place_labels([(300, 150)], [80.0], height=14, frame=FRAME)
-    assert alone.leader is None
-    for label in crowded:
-        if label.leader:
-            x, y = label.leader[2:]
-            assert label.box[0] <= x <= label.box[2]
-            assert label.box[1] <= y <= label.box[3]
+    crowded = labelled(layout("one place"))
+    point, boxes = np.array((287.6, 176.0)), [text.get_window_extent() for text in crowded.texts]
+    far = [np.linalg.norm(point.clip(box.min, box.max) - point) for box in boxes]
+    assert 2 <= sum(distance > 21 for distance in far) <= len(crowded.lines)
+    assert len(crowded.lines) <= sum(distance > 17 for distance in far)
+    assert not labelled([(230, 140)]).lines
+    for line in crowded.lines:
+        end = line.get_transform().transform(line.get_xydata())[-1]
+        assert any(box.padded(4).contains(*end) for box in boxes)
 
 
-def test_a_wide_text_is_wider() -> None:
-    assert text_width("WWWW") > 2 * text_width("iiii") > 0
-    assert text_width("a$b$c") > text_width("abc"), "no mathematics"
+def test_a_name_with_dollars_is_no_mathematics() -> None:
+    figure = Figure()
+    axis = figure.add_subplot()
+    label_points(axis, {r"$\frac$": (0.5, 0.5, 0.0)})
+    figure.draw_without_rendering()

@@ -17,6 +17,7 @@ from kora.compare.page import to_html
 from kora.runs.results import write_results
 from tests.support.compare_factory import five_strategies
 from tests.support.comparisons import run, screen
+from tests.support.svg import by_hover, marks
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -68,7 +69,10 @@ def test_the_page_has_table_charts_notes_and_what_is_left_out(page: Path) -> Non
     assert sum(tag == "svg" and a.get("class") == "chart" for tag, a in read.tags) == 3
     assert "Learning curves: val/accuracy" in text
     assert "Learning curves: train/accuracy" in text
-    assert text.count('class="tested"') == 15, "a diamond a run"
+    (curves, _) = re.findall('<svg id="curves.*?</svg>', text)
+    drawn = by_hover(curves)
+    tested = [groups for title, groups in drawn.items() if title.endswith(", tested")]
+    assert sum(len(marks(groups)) for groups in tested) == 15, "a diamond a run"
     assert "10,000 draws" in text
     assert "seed9/version_0: has no results.json" in text
 
@@ -115,11 +119,11 @@ def test_several_experiments_have_a_table_together(tmp_path: Path) -> None:
 
 def test_nothing_is_loaded_from_anywhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert not re.findall(r"https?:|//\w|url\(|@import|fetch\(|XMLHttp", text)
+    assert not re.findall(r"https?:|//\w|url\((?!#)|@import|fetch\(|XMLHttp", text)
     for tag, attributes in Reader(text).tags:
         assert tag not in ("link", "img", "iframe", "object", "embed")
         assert not {"src", "srcset", "xlink:href"} & attributes.keys()
-        assert tag == "a" or "href" not in attributes
+        assert tag == "a" or str(attributes.get("href", "#")).startswith("#")
     assert "default-src 'none'" in text, "the browser itself is told to load nothing"
 
 
@@ -131,6 +135,15 @@ def test_both_kinds_of_screen_have_colours(page: Path) -> None:
     ]
     assert len(colours) == 2
     assert colours[0] == colours[1], "a colour without its dark form"
+
+
+def test_no_id_is_there_twice_and_every_mark_of_a_legend_is_drawn(page: Path) -> None:
+    tags = Reader(page.read_text(encoding="utf-8")).tags
+    ids = [str(a["id"]) for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    used = {str(a["href"]) for tag, a in tags if tag == "use"}
+    assert used <= {f"#{one}" for one in ids}
+    assert len([one for one in used if one.startswith("#key")]) == 5
 
 
 def test_names_of_users_are_no_markup() -> None:
