@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import REPOSITORY
+from tests.support.cli import REPOSITORY, kora
 from tests.support.commands import assert_accepted, kora_commands
-from tests.support.documents import blocks, relative_links, run_bash
+from tests.support.documents import blocks, relative_links
 
 Capture = pytest.CaptureFixture[str]
 
@@ -119,30 +120,28 @@ def test_every_test_that_is_named_exists(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_marked_commands_run_in_the_order_of_the_readme(tmp_path: Path) -> None:
-    for name in ("kora", "datamodules", "configs"):
-        shutil.copytree(
-            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for number, block in enumerate(EXECUTED):
-        script = block.text
+def test_the_marked_commands_run_in_the_order_of_the_readme(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    for block in EXECUTED:
         if block.language == "python":
-            (tmp_path / f"step_{number}.py").write_text(script, encoding="utf-8")
-            script = f"python step_{number}.py"
-        run_bash(script, tmp_path, timeout_s=480)
-    assert list((tmp_path / "runs").rglob("results.json"))
-    assert list((tmp_path / "runs").rglob("export.json"))
+            exec(block.text, {})
+            continue
+        commands = kora_commands(block.text)
+        assert len(commands) == len(block.text.splitlines())
+        for command in commands:
+            outcome = kora(capfd, *shlex.split(command)[1:])
+            assert outcome.code == 0, f"{command}\n{outcome.err}"
+    assert list(Path("runs").rglob("results.json"))
+    assert list(Path("runs").rglob("export.json"))
 
 
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [b for b in blocks(text_of("README.md")) if b.language == "python"]
     scripts = [b.text for b in found if b.mark != "run"]  # the others need the runs before them
     assert scripts
-    for name in ("kora", "datamodules"):
-        shutil.copytree(
-            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for number, script in enumerate(scripts):
-        (tmp_path / f"readme_{number}.py").write_text(script, encoding="utf-8")
-        run_bash(f"python readme_{number}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for script in scripts:
+        exec(script, {})

@@ -78,7 +78,8 @@ def run(path: Path, folder: Path) -> str:
     )  # fmt: skip
     client.execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    return "".join(out.get("text", "") for out in outputs)
+    # rich shows tables of its own in a notebook.
+    return "".join(out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs)
 
 
 def files(folder: Path) -> set[Path]:
