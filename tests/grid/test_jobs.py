@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from kora.grid.command import _plan
 from kora.grid.file import read_grid
 from kora.runs.search import find_finished_run
 from kora.training.config_lock import alone_with
-from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.cli import Process, kora, results, started, tiny_config, write_config
 from tests.support.grids import LONG, gone, lines, runs_of_kora, write_grid
 
 __all__ = ["gone"]
@@ -27,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.slow
 
 
-def checkpoints(here: Path, number: int, process: subprocess.Popen[bytes]) -> list[Path]:
+def checkpoints(here: Path, number: int, process: Process) -> list[Path]:
     """The last checkpoints of so many runs, once they are there."""
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from kora.adapters.checkpoint_files import read_checkpoint
-from tests.support.cli import kora, results, started
+from tests.support.cli import Process, kora, results, started
 from tests.support.cluster import TwoNodes, cluster, needs_ray
 from tests.support.grids import LONG, gone, runs_of_kora, write_grid
 
@@ -54,7 +53,7 @@ def test_without_a_cluster_the_way_to_start_one_is_told(here: Path) -> None:
     assert "ray start --head" in out.read_text()
 
 
-def wait_until(process: subprocess.Popen[bytes], log: Path, found: Any) -> Any:
+def wait_until(process: Process, log: Path, found: Any) -> Any:
     """What is found at last."""
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -20,7 +19,7 @@ import yaml
 
 from kora.grid.file import read_grid
 from kora.training.lightning_cli import parse
-from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.cli import Process, kora, results, started, tiny_config, write_config
 from tests.support.cluster import TwoNodes, cluster
 
 __all__ = ["cluster"]
@@ -258,7 +257,7 @@ SLOW = {
 }  # fmt: skip
 
 
-def the_checkpoint(here: Path, process: subprocess.Popen[bytes]) -> Path:
+def the_checkpoint(here: Path, process: Process) -> Path:
     """Of the trial that runs, once it is there."""
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
