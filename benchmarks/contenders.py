@@ -27,6 +27,7 @@ from kora.adapters import (
     KoRA,
     LinearProbe,
     LoRA,
+    PaperForm,
     Strategy,
 )
 from kora.backbone.sites import ALL_SITES, find_sites
@@ -158,6 +159,10 @@ def _training(strategy: Callable[[], Strategy], backbone: Backbone) -> nn.Module
     return built(strategy(), backbone=copy.deepcopy(backbone), num_classes=CLASSES)
 
 
+def _kora(**options: Any) -> Strategy:
+    return KoRA(PaperForm(RANK, **options), 8)
+
+
 def _peer(backbone: Backbone, **options: Any) -> nn.Module:
     return OfPeft(shared(backbone), **options)
 
@@ -178,10 +183,10 @@ CONTENDERS: dict[str, Callable[[Backbone], nn.Module]] = {
     "KoRA as published": partial(_bare, KoRAAsPublished),
     "LoRA": partial(_with, partial(LoRA, RANK)),
     "LoRA with dropout": partial(_with, partial(LoRA, RANK, dropout=_DROPOUT)),
-    "KoRA": partial(_with, partial(KoRA, RANK, 8)),
-    "KoRA on CLS": partial(_with, partial(KoRA, RANK, 8, pool="cls")),
-    "KoRA-side": partial(_with, partial(KoRA, RANK, 8, inject=False)),
-    "KoRA-tokens": partial(_with, partial(KoRA, RANK, 8, pool="tokens")),
+    "KoRA": partial(_with, _kora),
+    "KoRA on CLS": partial(_with, partial(_kora, pool="cls")),
+    "KoRA-side": partial(_with, partial(_kora, inject=False)),
+    "KoRA-tokens": partial(_with, partial(_kora, pool="tokens")),
     "DoRA": partial(_with, partial(DoRA, RANK)),
     "SSF": partial(_with, SSF),
     "Adapter+": partial(_with, partial(Bottleneck, RANK, **_ADAPTER_PLUS)),

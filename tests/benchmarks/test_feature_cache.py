@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def bench(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "benchmarks" / "feature_cache.py"), *args],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+from tests.support.benchmarks import refused, written_alone
 
 
 @pytest.mark.slow
 def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_path: Path) -> None:
-    file = tmp_path / "cache.json"
     small = ["--model", "vit_nano", "--images", "12", "--batch", "6", "--epochs", "3"]
-    done = bench(*small, "--repeats", "2", "--json", str(file))
-    assert done.returncode == 0, done.stderr
-    record = json.loads(file.read_text())
+    record, printed = written_alone("feature_cache", tmp_path, *small, "--repeats", "2")
     found = {(one["name"], one["reads"]): one for one in record["contenders"]}
     assert list(found) == [
         ("LoRA", "images"),
@@ -36,7 +23,7 @@ def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_pa
         ("KoRA-side", "bfloat16"),
     ]
     for (name, reads), one in found.items():
-        assert f"| {name} | {reads} |" in done.stdout
+        assert f"| {name} | {reads} |" in printed
         assert len(one["epoch_seconds"]) == len(one["lora / this"]) == 2
     nodes = 6 * (128 + 128 + 128 + 512)  # six blocks of qkv, proj, fc1, fc2
     assert found["linear probe", "float32"]["bytes_an_image"] == 4 * 128
@@ -46,7 +33,7 @@ def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_pa
         assert found[key]["largest loss difference"] <= 1e-4
         # No time is asserted but this one, which a busy machine does not turn round.
         assert found[key]["lora / this"][1] > 1
-    assert record["machine"] in done.stdout
+    assert record["machine"] in printed
 
 
 @pytest.mark.parametrize(
@@ -57,7 +44,4 @@ def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_pa
     ],
 )
 def test_a_wrong_option_is_one_clear_error(args: list[str], said: str) -> None:
-    done = bench(*args)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert said in refused("feature_cache", *args)
