@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from kora.loggers.throughput import Throughput
 from kora.loggers.wandb_run import PANELS_S, BoundedWandb, finish_wandb
 from kora.loggers.wandb_runs import KEPT_FILES, RESULTS_KEY
 from kora.loggers.wandb_server import server_answers, wandb_base_url
@@ -35,6 +35,7 @@ def end_wandb(
     *,
     folder: Path,
     result: RunResult | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
     report: Report | None = None,
 ) -> None:
     """Hand the W&B runs of a trainer what belongs to the finished run, and end them.
@@ -42,11 +43,12 @@ def end_wandb(
     Nothing here stops the run, which is on the disk already.
 
     Args:
-        trainer: Its loggers may be of W&B, and its Throughput tells the speed.
+        trainer: Its loggers may be of W&B.
         console: Where it is said how to upload what is not.
         pictures: PNG files.
         folder: The run's.
         result: What results.json holds; None where there is none, as after `predict`.
+        rates: Images a second by phase.
         report: Gives the panels.
     """
     for logger in trainer.loggers:
@@ -54,7 +56,7 @@ def end_wandb(
             continue
         steps: list[Callable[[], None]] = [partial(_log_pictures, logger, pictures)]
         if result is not None:
-            steps.insert(0, partial(_log_record, logger, result, folder, _rates(trainer)))
+            steps.insert(0, partial(_log_record, logger, result, folder, rates))
         failed = _attempt(logger, steps)
         steps = []
         if report is not None:
@@ -137,11 +139,6 @@ def confusion_rows(
         places = np.sort(order[counts_KK.ravel()[order] > 0])
     cells = ((int(place) // size, int(place) % size) for place in places)
     return [(names[i], names[j], int(counts_KK[i, j])) for i, j in cells]
-
-
-def _rates(trainer: Trainer) -> dict[str, float]:
-    found = [it.rates() for it in trainer.callbacks if isinstance(it, Throughput)]  # type: ignore[attr-defined]
-    return found[0] if found else {}
 
 
 def _log_record(

@@ -20,7 +20,6 @@ import datamodules  # noqa: F401  (so that short class names are known)
 from kora.console.say import say
 from kora.lightning_internals import Cli
 from kora.loggers.run_folder import claim_run_folder, make_loggers
-from kora.loggers.throughput import Throughput
 from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
@@ -31,6 +30,7 @@ from kora.training.checkpoints import (
     usable_checkpoint,
     with_checked_io,
 )
+from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
 from kora.training.parser import KoraParser
@@ -231,13 +231,14 @@ class KoraCLI(Cli):
             command=self.command,
             config=config,
             allow_degenerate=self.options.allow_degenerate,
+            clock=RunClock(),
         )
         return folder
 
     def _callbacks(self, task: AdapterTask, options: Any, folder: Path) -> list[Callback]:
         """Ours: what records a run, guards it, and keeps its checkpoints."""
         assert self.record is not None
-        found: list[Callback] = [self.record, OutcomeRecord(folder), Throughput()]
+        found: list[Callback] = [self.record.clock, self.record, OutcomeRecord(folder)]
         if self.command != "fit":
             return found
         found += [FiniteGuard(), NodeGradients(folder)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from rich.console import Console
 from kora.adapters import describe
 from kora.adapters.folder import save_adapter
 from kora.export.model_card import write_card
-from kora.loggers.throughput import images_in
 from kora.loggers.wandb_record import end_wandb
 from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
@@ -37,6 +35,7 @@ from kora.runs.search import config_hash, without_cache
 from kora.tasks import AdapterTask
 from kora.tasks.adapter_record import task_record
 from kora.tasks.ranks import in_one_list
+from kora.training.clock import RunClock
 
 __all__ = ["OutcomeRecord", "RunRecord", "peak_memory_mib"]
 
@@ -54,6 +53,7 @@ class RunRecord(Callback):
         command: `fit`, `validate`, `test` or `predict`.
         config: The resolved config in plain types.
         allow_degenerate: Go on although the audit found the splits unfit for the metrics.
+        clock: Of the run.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class RunRecord(Callback):
         command: str,
         config: Mapping[str, Any],
         allow_degenerate: bool,
+        clock: RunClock,
     ) -> None:
         self.folder = folder
         self.experiment = experiment
@@ -72,17 +73,15 @@ class RunRecord(Callback):
         self.command = command
         self.config = dict(config)
         self.allow_degenerate = allow_degenerate
+        self.clock = clock
         self.report: Report | None = None
         self.fusion: FusionReport | None = None
         self.audit: Audit | DepthAudit | None = None
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
         self.peak_memory_mib = 0.0
         self.tested_step: int | None = None
-        self._seen = 0  # images evaluated by this process, then by all of them
-        self._started: dict[str, float] = {}
-        self._before = 0.0  # seconds of training before a resume
+        self._seen = 0  # images evaluated, by all processes
 
     # -- before --------------------------------------------------------------------------------
 
@@ -125,39 +124,16 @@ class RunRecord(Callback):
                     shared = {"parameters": self.parameters.to_dict()}
                     logger.log_hyperparams({**self.config, **shared})
 
-    # -- clocks --------------------------------------------------------------------------------
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of training (which includes validation)."""
-        self._start("fit")
+    # -- the loops -----------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
-        self._stop("fit", pl_module)
-        self.seconds["fit"] += self._before
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"fit_seconds": self._before + time.perf_counter() - self._started["fit"]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["fit_seconds"]
+        """Note the memory now, as Lightning moves the module to the CPU when the loop has ended."""
+        self._note_memory(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch a fusion in a validation that stands alone."""
         if self.fusion is not None and self.command == "validate":
             self.fusion.begin()
-
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Count the images of a validation that stands alone."""
-        if self.command == "validate":
-            self._count(*args)
-
-    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Count the images of the test."""
-        self._count(*args)
-
-    def _count(self, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        self._seen += images_in(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation that stands alone; draw that of an epoch."""
@@ -173,17 +149,16 @@ class RunRecord(Callback):
                     logger.log_image(f"pictures/{picture.parent.name}", [str(picture)])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the test."""
+        """Report what trains, where no fit has, and watch a fusion."""
         self._report(trainer, pl_module, show=False)
         if self.fusion is not None:
             self.fusion.begin()
         assert isinstance(pl_module, AdapterTask)
         self.tested_step = pl_module.loaded_step if trainer.ckpt_path else trainer.global_step
-        self._start("test")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it, and keep the test metrics."""
-        self._stop("test", pl_module)
+        """Note the memory, and keep the test metrics."""
+        self._note_memory(pl_module)
         self._keep(trainer)
         self._gather(trainer, "test")
 
@@ -191,17 +166,12 @@ class RunRecord(Callback):
         """On every rank: it collects from all of them."""
         assert self.report is not None
         self.report.gather(stage)
-        seen = torch.tensor(self._seen, device=trainer.strategy.root_device)
+        seen = torch.tensor(self.clock.images[stage], device=trainer.strategy.root_device)
         self._seen = int(trainer.strategy.reduce(seen, reduce_op="sum"))
         if self.fusion is not None:
             self.fusion.gather(trainer)
 
-    def _start(self, phase: str) -> None:
-        self._started[phase] = time.perf_counter()
-
-    def _stop(self, phase: str, module: LightningModule) -> None:
-        self.seconds[phase] = time.perf_counter() - self._started[phase]
-        # Now, as Lightning moves the module to the CPU when the loop has ended.
+    def _note_memory(self, module: LightningModule) -> None:
         self.peak_memory_mib = max(self.peak_memory_mib, peak_memory_mib(module.device))
 
     def _keep(self, trainer: Trainer) -> None:
@@ -229,7 +199,7 @@ class RunRecord(Callback):
         if evaluation:
             protocol["evaluation"] = evaluation
         kept = task.feature_cache.record()
-        seconds = self.seconds | ({"feature_cache": kept["seconds"]} if kept else {})
+        seconds = self.clock.seconds() | ({"feature_cache": kept["seconds"]} if kept else {})
         without_learning = {} if self.audit is None else self.audit.baselines()
         result = RunResult(
             experiment=self.experiment,
@@ -274,7 +244,15 @@ class RunRecord(Callback):
         if pictures:
             names = ", ".join(path.name for path in pictures)
             console.print(f"Pictures:   {names}", **_AS_IT_IS)
-        end_wandb(trainer, console, pictures, folder=self.folder, result=result, report=self.report)
+        end_wandb(
+            trainer,
+            console,
+            pictures,
+            folder=self.folder,
+            result=result,
+            rates=self.clock.rates(),
+            report=self.report,
+        )
 
     def _pictures(self) -> list[Path]:
         assert self.report is not None

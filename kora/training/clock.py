@@ -1,0 +1,146 @@
+"""One clock of a run: how long each phase took, and how many images it saw."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+__all__ = ["RunClock"]
+
+_OF_FIT = ("train", "val", "between")
+
+
+class RunClock(Callback):
+    """Seconds and images of `train`, `val` and `test`, in this process.
+
+    Training is without the validation in it; loading is included. `between` is the rest of a fit:
+    checkpoints that are saved and pictures that are drawn. The sanity check counts nowhere.
+    It stands before the other callbacks, so that their work at the end of a phase is not in it.
+    """
+
+    def __init__(self) -> None:
+        self.images: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._phase: str | None = None  # since `_since`
+        self._since = 0.0
+        self._restored = 0.0  # seconds of the fit in the checkpoint, which a test loads as well
+        self._before_resume = 0.0
+        self._processes = 1
+
+    def seconds(self) -> dict[str, float]:
+        """Of `fit`, with its validations and what came before a resume, and of `test`.
+
+        What did not run is out.
+        """
+        fit = {"fit": self._fit_seconds()} if "between" in self._seconds else {}
+        return fit | ({"test": self._seconds["test"]} if "test" in self._seconds else {})
+
+    def rates(self) -> dict[str, float]:
+        """Images a second of all processes, by `train`, `val` and `test`; what did not run is out.
+
+        Each process counts its own images, and all have about as many. Counted since this process
+        began: a resumed run does not know how fast the first part was.
+        """
+        return {
+            phase: self._processes * images / self._seconds[phase]
+            for phase, images in self.images.items()
+            if self._seconds[phase]
+        }
+
+    def _enter(self, phase: str | None) -> None:
+        """The phase so far has ended, and another one, or none, begins."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def _fit_seconds(self) -> float:
+        return self._before_resume + sum(self._seconds[phase] for phase in _OF_FIT)
+
+    def _count(self, batch: Any) -> None:
+        """Also where something else stands in for the images."""
+        if self._phase is not None:
+            rows = batch["image"] if "image" in batch else next(iter(batch.values()))
+            self.images[self._phase] += len(rows)
+
+    # -- the state -----------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """The name under which checkpoints have the seconds since the first version."""
+        return "RunRecord"
+
+    def state_dict(self) -> dict[str, Any]:
+        self._enter(self._phase)
+        return {"fit_seconds": self._fit_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict["fit_seconds"]
+
+    # -- phases --------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the number of processes."""
+        self._processes = trainer.world_size
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The fit begins, or goes on."""
+        self._before_resume = self._restored
+        self._enter("between")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training begins."""
+        self._enter("train")
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Training goes on after a validation within its epoch."""
+        if self._phase == "between":
+            self._enter("train")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Count its images."""
+        self._count(batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training has ended for now."""
+        self._enter("between")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The fit has ended."""
+        self._enter(None)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation begins."""
+        if not trainer.sanity_checking:
+            self._enter("val")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Count its images."""
+        self._count(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation has ended."""
+        if not trainer.sanity_checking:
+            self._enter("between" if trainer.state.fn == "fit" else None)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The test begins."""
+        self._enter("test")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Count its images."""
+        self._count(batch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The test has ended."""
+        self._enter(None)
