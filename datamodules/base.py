@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
-from datamodules.depth_statistics import DepthStatistics, split_statistics
+from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.loading import ArrayDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
@@ -247,7 +247,14 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: the data has no `depth_m`, or the split no image.
         """
-        return split_statistics(self, split, most_images=most_images)
+        self.setup_splits()
+        return spread_statistics(
+            lambda places: self.samples(split, places),
+            of_images=len(self.indices(split)),
+            most_images=most_images,
+            split=split,
+            dataset=self.dataset_name,
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")

@@ -5,7 +5,7 @@ Shapes: n images a block, N images, H height, W width, P measured pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.splits import IntArray
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from datamodules.base import ImageDataModule, Split
-
-__all__ = ["DepthStatistics", "histogram_table", "split_statistics"]
+__all__ = ["DepthStatistics", "histogram_table", "spread_statistics"]
 
 _BIN_M = 0.5
 _BINS = 20
@@ -80,19 +80,35 @@ class DepthStatistics:
         return {name: value for name, value in vars(self).items() if name != "mean_map"}
 
 
-def split_statistics(data: ImageDataModule, split: Split, *, most_images: int) -> DepthStatistics:
-    """Statistics of evenly spread images of a split; see `ImageDataModule.depth_statistics`."""
+def spread_statistics(
+    read: Callable[[IntArray], Mapping[str, Tensor]],
+    *,
+    of_images: int,
+    most_images: int,
+    split: str,
+    dataset: str,
+) -> DepthStatistics:
+    """Statistics of evenly spread images of a split.
+
+    Args:
+        read: The batch at some places of the split.
+        of_images: Images that the split has.
+        most_images: Look at so many of them.
+        split: Its name, for messages.
+        dataset: Likewise.
+
+    Raises:
+        ValueError: There is no image, or no `depth_m`.
+    """
     if most_images < 1:
         raise ValueError(f"most_images is {most_images}; it must be at least 1.")
-    data.setup_splits()
-    size = len(data.indices(split))
-    if size == 0:
-        raise ValueError(f"The {split} split of {data.dataset_name} holds no image.")
-    places = np.linspace(0, size - 1, min(size, most_images)).round().astype(np.int64)
-    first = data.samples(split, places[:1])
+    if of_images == 0:
+        raise ValueError(f"The {split} split of {dataset} holds no image.")
+    places = np.linspace(0, of_images - 1, min(of_images, most_images)).round().astype(np.int64)
+    first = read(places[:1])
     if "depth_m" not in first:
         raise ValueError(
-            f"Batches of {data.dataset_name} hold {', '.join(first)} and no depth_m. Depth needs a "
+            f"Batches of {dataset} hold {', '.join(first)} and no depth_m. Depth needs a "
             "data set with depth; of datamodules.Synthetic ask for it with data.maps: [depth_m]."
         )
 
@@ -102,10 +118,10 @@ def split_statistics(data: ImageDataModule, split: Split, *, most_images: int) -
         with tqdm(total=len(places), desc=title, unit="image", delay=2, leave=False) as bar:
             for start in range(0, len(places), step):
                 some = places[start : start + step]
-                yield data.samples(split, some)["depth_m"]
+                yield read(some)["depth_m"]
                 bar.update(len(some))
 
-    return DepthStatistics.of_blocks(blocks(), of_images=size)
+    return DepthStatistics.of_blocks(blocks(), of_images=of_images)
 
 
 def histogram_table(stats_by_split: Mapping[str, DepthStatistics]) -> Table:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_these_folders_answer_without_torch(folder: str) -> None:
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_imports_never_go_in_a_circle() -> None:
+    """Those for types alone and those within functions included; what a folder offers is not."""
+    files = {module_of(path) for path in FILES if path.name != "__init__.py"}
+    TopologicalSorter({module: IMPORTS[module] & files for module in files}).prepare()
 
 
 def test_nobody_inside_uses_an_old_place() -> None:

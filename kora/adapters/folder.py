@@ -255,14 +255,20 @@ def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def recall_adapter(file: str | Path, adapter: Strategy) -> None:
+def recall_adapter(file: str | Path, adapter: Strategy) -> list[str]:
     """Give a strategy that is not attached yet what a folder or checkpoint of it holds of others.
+
+    The file is read only where folders of earlier runs are missing. Returns those it stands in for.
 
     Raises:
         FileNotFoundError: If it is no adapter folder, or there is no such checkpoint.
         ValueError: If it is of another format, or a checkpoint of something else.
         RuntimeError: If it is damaged.
     """
+    runs = adapter.earlier_runs
+    missing = [] if runs is None else runs.missing()
+    if runs is None or not missing:
+        return []
     path = expand(file)
     if path.suffix == ".ckpt":
         content = read_checkpoint(path)
@@ -270,8 +276,8 @@ def recall_adapter(file: str | Path, adapter: Strategy) -> None:
         tensors = content["state_dict"]
     else:
         record, tensors = read_adapter_config(path)["adapter"], read_adapter_tensors(path)
-    if adapter.earlier_runs is not None:
-        adapter.earlier_runs.recall(record, without_prefix(tensors, "adapter."), str(path))
+    runs.recall(record, without_prefix(tensors, "adapter."), str(path))
+    return [] if runs.missing() else missing
 
 
 def check_same_adapter(adapter: Strategy, theirs: Mapping[str, Any], source: str) -> None:

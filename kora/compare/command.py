@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from kora.analysis.statistics import t_half_width
 from kora.compare.answers import answers_of
-from kora.compare.comparison import Comparison, Difference, Group
+from kora.compare.comparison import Comparison, Group
 from kora.compare.compatibility import refuse_mixture, without_strays
 from kora.compare.grouping import grouping
 from kora.compare.overview import overview
 from kora.compare.pairing import with_differences
 from kora.compare.selection import load_runs, newest
 from kora.compare.setting_differences import setting_differences, training_note
-from kora.compare.verdict import RULE, verdict
+from kora.compare.verdict import RULE, Difference, verdict
 from kora.console.formats import format_metric, is_rate
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run

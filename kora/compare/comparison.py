@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kora.compare.answers import Answers, Pair
 from kora.compare.setting_differences import SettingRow
-from kora.compare.verdict import Verdict, signed
+from kora.compare.verdict import Difference, Verdict, signed
 from kora.console.formats import baseline_name, format_metric, format_number, is_rate, named_metric
 from kora.console.tables import (
     csv_text,
@@ -23,25 +23,7 @@ from kora.reports.summary import evaluation_sentence, split_sizes
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Cell", "Comparison", "Detail", "Difference", "Group", "to_csv", "to_latex"]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of (group - reference) over the n seeds that both have; no t-interval for n = 1.
-
-    What of each image was kept gives the rest; see `kora.analysis.statistics`.
-    """
-
-    n: int
-    mean: float
-    half_width: float | None  # of the 95 % t-interval over seeds
-    std: float | None = None  # of the differences over seeds; None for one
-    images: int | None = None  # test images behind what follows
-    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images drawn anew
-    p: float | None = None  # signs flipped per image
-    p_holm: float | None = None  # corrected over the groups of the comparison
-    image_std: float | None = None  # over images, of the difference averaged over seeds
+__all__ = ["Cell", "Comparison", "Detail", "Group", "to_csv", "to_latex"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kora.analysis.statistics import RESAMPLES, crossed_bootstrap, holm, sign_flip_p, t_half_width
-from kora.compare.comparison import Difference, Group
+from kora.compare.comparison import Group
+from kora.compare.verdict import Difference
 from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes
 from kora.runs.results import Run
 

@@ -9,15 +9,11 @@ With one common seed nothing speaks of other seeds; then the word is restricted 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kora.analysis.statistics import images_needed, seeds_needed
 from kora.console.formats import format_number, is_rate
 
-if TYPE_CHECKING:
-    from kora.compare.comparison import Difference
-
-__all__ = ["LEVEL", "RULE", "Verdict", "signed", "verdict"]
+__all__ = ["LEVEL", "RULE", "Difference", "Verdict", "signed", "verdict"]
 
 LEVEL = 0.05
 RULE = (
@@ -26,6 +22,24 @@ RULE = (
     "would tell are for 80 % power at 5 % if the difference stays as it is, which few seeds "
     "know only roughly."
 )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of (group - reference) over the n seeds that both have; no t-interval for n = 1.
+
+    What of each image was kept gives the rest; see `kora.analysis.statistics`.
+    """
+
+    n: int
+    mean: float
+    half_width: float | None  # of the 95 % t-interval over seeds
+    std: float | None = None  # of the differences over seeds; None for one
+    images: int | None = None  # test images behind what follows
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images drawn anew
+    p: float | None = None  # signs flipped per image
+    p_holm: float | None = None  # corrected over the groups of the comparison
+    image_std: float | None = None  # over images, of the difference averaged over seeds
 
 
 @dataclass(frozen=True)

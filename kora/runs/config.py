@@ -12,8 +12,21 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["MOVED", "current", "flat", "with_defaults"]
+__all__ = ["MOVED", "OURS", "current", "flat", "with_defaults"]
 
+#: Modules of this project, and the base classes of what a file may name of each.
+OURS = {
+    "kora.adapters": (
+        *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
+    ),
+    "kora.heads": ("DepthHead", "LayerSummaries"),
+    "kora.losses": ("DepthLoss",),
+    "kora.tasks": ("AdapterTask",),
+    "kora.backbone.vit": ("Backbone",),
+    "kora.backbone.sharding": ("ShardedBackbone",),
+    "kora.metrics.protocol": ("DepthProtocol",),
+    "datamodules": ("ImageDataModule", "Subset"),
+}
 #: Classes that configs of earlier versions name by another module.
 MOVED = {
     "kora.backbones.Backbone": "kora.backbone.vit.Backbone",
@@ -122,8 +135,6 @@ def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -
 
 def _defaults(class_path: str) -> dict[str, Any]:
     """Plain values of the options that a class leaves open, by name; nothing of unknown classes."""
-    from kora.runs.trust import OURS  # brings jsonargparse, which a comparison need not load
-
     module, _, name = class_path.rpartition(".")
     try:
         found = import_module(module) if module in OURS else sys.modules[module]
@@ -134,7 +145,7 @@ def _defaults(class_path: str) -> dict[str, Any]:
 
 @cache
 def _of_class(kind: type) -> dict[str, Any]:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser  # which a comparison need not load
 
     parser = ArgumentParser()
     parser.add_class_arguments(kind)

@@ -22,10 +22,9 @@ from jsonargparse._common import parsing_settings
 from jsonargparse._paths import Path as ConfigPath
 
 from kora.console.errors import explain
-from kora.runs.config import MOVED, current
+from kora.runs.config import MOVED, OURS, current
 
 __all__ = [
-    "OURS",
     "build",
     "build_arguments",
     "is_of_a_run",
@@ -43,19 +42,6 @@ _READERS = ("validate", "test", "predict", "cka", "inspect", "export")
 #: Tells the processes that a command starts that its policy is theirs; holds the trusted modules.
 _INHERITED = "KORA_TRUST"  # read by datamodules/download.py too
 
-#: Modules of this project, and the base classes of what a file may name of each.
-OURS = {
-    "kora.adapters": (
-        *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
-    ),
-    "kora.heads": ("DepthHead", "LayerSummaries"),
-    "kora.losses": ("DepthLoss",),
-    "kora.tasks": ("AdapterTask",),
-    "kora.backbone.vit": ("Backbone",),
-    "kora.backbone.sharding": ("ShardedBackbone",),
-    "kora.metrics.protocol": ("DepthProtocol",),
-    "datamodules": ("ImageDataModule", "Subset"),
-}
 #: Of Lightning, by module: what only watches or chooses, and takes plain values.
 _LIGHTNING = {
     "lightning.pytorch.callbacks": (

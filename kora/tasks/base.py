@@ -153,16 +153,13 @@ class AdapterTask(LightningModule):
 
     def recall_missing(self) -> None:
         """What the adapter would read and is not there, the file that is loaded may hold."""
-        runs, file = self.adapter.earlier_runs, self.checkpoint or self.adapter_from
-        missing = [] if runs is None else runs.missing()
-        if runs is not None and missing and file is not None:
-            recall_adapter(file, self.adapter)
-            if not runs.missing():
-                gone = ", ".join(missing)
-                rank_zero_warn(
-                    f"{self.adapter.label}: no adapter lies at {gone}; those that {file} holds are "
-                    "used."
-                )
+        file = self.checkpoint or self.adapter_from
+        recalled = [] if file is None else recall_adapter(file, self.adapter)
+        if recalled:
+            rank_zero_warn(
+                f"{self.adapter.label}: no adapter lies at {', '.join(recalled)}; those that "
+                f"{file} holds are used."
+            )
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name: `adapter.*` and `head.*`."""

@@ -272,8 +272,7 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     elif backbone.sha256 != record["backbone"]["sha256"]:
         raise ValueError(_other_weights(record, backbone, folder))
     task = _task(record, backbone, adapter, head, origin)
-    if adapter.earlier_runs is not None and adapter.earlier_runs.missing():
-        adapter_files.recall_adapter(folder, adapter)
+    adapter_files.recall_adapter(folder, adapter)
     task.build()
     adapter_files.load_adapter(folder, task.adapter, task.backbone)
     assert task.head is not None
@@ -344,8 +343,7 @@ def _check_sizes(
         twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)
-        if twin.earlier_runs is not None and twin.earlier_runs.missing():
-            adapter_files.recall_adapter(folder, twin)
+        adapter_files.recall_adapter(folder, twin)
         task.build()
     assert task.head is not None
     sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}

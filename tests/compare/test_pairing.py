@@ -11,7 +11,7 @@ from scipy import stats
 
 from kora.analysis.statistics import crossed_bootstrap
 from kora.compare.command import Comparison, compare
-from kora.compare.comparison import Difference
+from kora.compare.verdict import Difference
 from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes, write_outcomes
 from kora.runs.results import Run
 from tests.support.compare_factory import IMAGES, five_strategies, run_on_images

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from kora.analysis.statistics import images_needed, seeds_needed
-from kora.compare.comparison import Difference
-from kora.compare.verdict import Verdict, verdict
+from kora.compare.verdict import Difference, Verdict, verdict
 
 CLEAR = {
     "half_width": 0.01, "std": 0.004, "images": 1000, "bootstrap": (0.01, 0.06), "p": 0.001,
