@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kora.console.say import say
-from kora.grid.dispatch import Ended, Task, dispatch, last_error
+from kora.grid.dispatch import Ended, Task, dispatch
 from kora.grid.file import Grid, is_group, read_grid
 from kora.grid.options import (
     add_file_options,
@@ -59,9 +59,11 @@ def grid(args: Sequence[str]) -> None:
     # What others are at work on comes last: it may be finished by then.
     waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
     logs = _logs(path, own, waiting)
-    outcomes = _run(own, entries, waiting, logs, environment) if waiting else {}
-    folders = [outcomes[e.number].folder if e.number in outcomes else e.folder for e in entries]
-    failed = [e for e in waiting if outcomes[e.number].folder is None]
+    ends = _run(own, entries, waiting, logs, environment) if waiting else {}
+    folders = [
+        ends[e.number].outcomes[-1].folder if e.number in ends else e.folder for e in entries
+    ]
+    failed = [end for end in ends.values() if end.outcomes[-1].folder is None]
     finished = len(entries) - len(waiting)
     say(
         f"{len(waiting) - len(failed)} runs done, {finished} were finished before, "
@@ -69,7 +71,7 @@ def grid(args: Sequence[str]) -> None:
     )
     _compare([folder for folder in folders if folder is not None], tuple(planned.vary))
     if failed:
-        lines = "\n".join(f"  - {_failure(e, outcomes[e.number], logs)}" for e in failed)
+        lines = "\n".join(f"  - {_failure(end, logs)}" for end in failed)
         where = "their messages stand in the logs" if logs else "their messages stand above"
         raise RuntimeError(
             f"{len(failed)} of {len(entries)} runs failed; {where}. The same command tries them "
@@ -136,11 +138,12 @@ def _run(
     waiting: Sequence[Entry],
     logs: dict[int, Path],
     environment: dict[str, str],
-) -> dict[int, Outcome]:
+) -> dict[int, Ended]:
     """Run them; exits here where a signal asked for it."""
     at_once = None if own.launcher == "ray" else own.jobs
     view = GridView(entries, at_once=at_once, live=bool(logs))
-    rest, outcomes = list(waiting), {e.number: Outcome(None, "stopped") for e in waiting}
+    rest = list(waiting)
+    ends = {e.number: Ended(e, [Outcome(None, "stopped")]) for e in waiting}
 
     def give() -> Task | None:
         if not rest:
@@ -154,9 +157,9 @@ def _run(
         )
 
     def ended(one: Ended) -> None:
-        outcome = outcomes[one.entry.number] = one.outcomes[-1]
-        if stop.signal is None or outcome.folder is not None:
-            view.ended(one.entry, outcome)
+        ends[one.entry.number] = one
+        if stop.signal is None or one.outcomes[-1].folder is not None:
+            view.ended(one.entry, one.outcomes[-1])
 
     with (
         Stop.on_signals() as stop,
@@ -167,7 +170,7 @@ def _run(
     if stop.signal is not None:
         say("stopped. The same command goes on with the runs that are not finished.")
         sys.exit(stop.exit_code)
-    return outcomes
+    return ends
 
 
 def _is_elsewhere(entry: Entry) -> bool:
@@ -178,13 +181,13 @@ def _is_elsewhere(entry: Entry) -> bool:
         return False
 
 
-def _failure(entry: Entry, outcome: Outcome, logs: dict[int, Path]) -> str:
-    line = f"{entry.job.name} ({outcome.why}): {entry.job.command}"
-    log = logs.get(entry.number)
+def _failure(end: Ended, logs: dict[int, Path]) -> str:
+    job = end.entry.job
+    line = f"{job.name} ({end.outcomes[-1].why}): {job.command}"
+    log = logs.get(end.entry.number)
     if log is None or not log.is_file():
         return line
-    said = last_error(log)
-    return f"{line}\n    {log}" + (f": {said}" if said else "")
+    return f"{line}\n    {log}" + (f": {end.error}" if end.error else "")
 
 
 def _compare(folders: list[Path], varied: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from kora.grid.run import Outcome, run_job
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
 
-__all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "last_error", "run_task"]
+__all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def run_task(
                 break
     except Exception as error:  # no room for a log, say: that is this task's failure alone
         outcomes.append(Outcome(None, f"{type(error).__name__}: {error}"))
-    failed = outcomes[-1].folder is None and task.log is not None
-    return Ended(task.entry, outcomes, last_error(task.log, before) if failed else "")
+    said = ""
+    if outcomes[-1].folder is None and task.log is not None and task.log.is_file():
+        said = _last_error(task.log, before)
+    return Ended(task.entry, outcomes, said)
 
 
-def last_error(log: Path | None, start: int = 0) -> str:
+def _last_error(log: Path, start: int) -> str:
     """The line of the last error in a log, from a byte on: ours, or the last of a traceback."""
-    if log is None or not log.is_file():
-        return ""
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace")

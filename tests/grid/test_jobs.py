@@ -103,6 +103,24 @@ def test_a_killed_grid_takes_its_runs_with_it(here: Path, capfd: Capture, gone: 
     assert line.endswith(str(last.relative_to(here)))
 
 
+def test_a_killed_run_is_not_told_with_the_error_of_an_earlier_attempt(
+    here: Path, gone: None
+) -> None:
+    name = write_grid(here, set=LONG)
+    log = here / "runs/grid_grid/001_seed_0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("kora: error: of yesterday\n")
+    with started("grid", "--config", name, "--jobs", "2", log=here / "out.txt") as process:
+        checkpoints(here, 1, process)
+        (run,) = (pid for pid in runs_of_kora(here) if pid != process.pid)
+        os.kill(run, signal.SIGKILL)
+        assert process.wait(timeout=120) == 1
+    said = (here / "out.txt").read_text()
+    assert "seed 0 (killed by SIGKILL)" in said
+    assert str(log.relative_to(here)) in said
+    assert "yesterday" not in said
+
+
 def test_two_grids_at_once_train_each_run_once(here: Path, gone: None) -> None:
     name = write_grid(here, vary={"model.adapter.rank": [1, 2]})
     with (
