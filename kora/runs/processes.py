@@ -6,6 +6,7 @@ hands every wish to stop on as SIGTERM and waits: a run then leaves a checkpoint
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,14 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-
-
-import ctypes
-import os
-import signal
-import sys
-
-__all__ = ['Stop', 'TETHER', 'run_child', 'tie_to_parent']
+__all__ = ["TETHER", "Stop", "run_child", "tie_to_parent"]
 
 _LOOK_S = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

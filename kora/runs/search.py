@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kora.runs.config import MOVED, with_defaults
-from kora.runs.results import RESULTS_NAME, read_results, run_versions
 from kora.runs.lock import RunLock
+from kora.runs.results import RESULTS_NAME, read_results, run_versions
 from kora.runs.yaml_files import read_yaml
 
 __all__ = [

@@ -167,7 +167,8 @@ def test_room_is_asked_of_the_disk_itself(tmp_path: Path) -> None:
 
 def test_a_limit_on_the_size_of_files_is_found(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from kora.runs.durable import require_room\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from kora.runs.durable import require_room\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "require_room(Path(sys.argv[1]), 1 << 20)\n"
         "require_room(Path(sys.argv[1]), 1 << 21)\n"

@@ -16,8 +16,6 @@ INDEX = np.array([3, 1, 2])
 BATCH = {"index": INDEX, "label": np.array([0, 1, 2]), "prediction": np.array([0, 1, 0])}
 
 
-
-
 def test_batches_become_one_table_in_the_order_of_the_images() -> None:
     found = collect([BATCH, {k: v[:1] for k, v in BATCH.items()}])  # image 3 came twice
     assert found is not None

@@ -12,8 +12,7 @@ import pytest
 
 import kora
 from kora.runs.durable import write_atomically
-from kora.runs.provenance import collect_versions
-from kora.runs.provenance import git_commit
+from kora.runs.provenance import collect_versions, git_commit
 from kora.runs.results import RESULTS_NAME, RunResult, find_runs, read_results, write_results
 from tests.support.faults import damages
 
@@ -257,7 +256,8 @@ def test_commit_is_quick_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_import_is_light() -> None:
     heavy = {"torch", "lightning", "timm", "matplotlib", "scipy", "rich"}
-    command = "import sys, kora.runs.results, kora.reports.summary, kora.reports.audit; print(*sys.modules)"
+    modules = "kora.runs.results, kora.reports.summary, kora.reports.audit"
+    command = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert "kora.reports.audit" in loaded, done.stderr

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from kora.runs.config import with_defaults
-from kora.runs.results import RunResult, write_results
 from kora.runs.lock import RunLock
 from kora.runs.search import (
     config_hash,
@@ -20,8 +19,8 @@ from kora.runs.search import (
     last_checkpoint,
     run_folders,
 )
-from tests.support.stored_config import CONFIG
 from tests.support.run_folders import write_run
+from tests.support.stored_config import CONFIG
 
 
 @pytest.fixture
@@ -39,8 +38,6 @@ def changed(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         inner = inner[key]
     inner[last] = value
     return config
-
-
 
 
 def unfinished(config: dict[str, Any], name: str = "version_0") -> Path:
