@@ -67,7 +67,7 @@ def new_figure(
     columns: int,
     *,
     size: tuple[float, float],
-    title: str,
+    title: str = "",
     rows: int = 1,
     widths: Sequence[float] | None = None,
     heights: Sequence[float] | None = None,
@@ -84,11 +84,6 @@ def new_figure(
     return figure, list(axes.flat)
 
 
-def save(figure: Figure, out_png: str | Path, *, description: str | None = None) -> Path:
-    """Write a figure as PNG, atomically; returns its path.
-
-    `description` is kept in the file, as text of that name.
-    """
-    metadata = None if description is None else {"Description": description}
-    write = partial(figure.savefig, format="png", dpi=_DPI, metadata=metadata)
-    return write_atomically(out_png, write)
+def save(figure: Figure, out_png: str | Path) -> Path:
+    """Write a figure as PNG, atomically; returns its path."""
+    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))

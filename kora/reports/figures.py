@@ -38,7 +38,6 @@ def learning_curves(
     metrics_csv: str | Path,
     out_png: str | Path,
     *,
-    title: str = "",
     tested_step: int | None = None,
 ) -> Path:
     """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
@@ -49,7 +48,6 @@ def learning_curves(
     Args:
         metrics_csv: of a run.
         out_png: the picture.
-        title: above it.
         tested_step: optimiser steps behind the tested weights, as in results.json; None: the step
             of the best validation, and the legend says so.
 
@@ -68,7 +66,7 @@ def learning_curves(
             f"{metrics_csv}: no loss, accuracy or rmse_m of training or validation in it; it has: "
             f"{', '.join(curves) or 'no values'}. Give the metrics.csv of a `kora fit` run."
         )
-    figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6), title=title)
+    figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6))
     last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
     monitored = next((n for n in ("accuracy", "rmse_m") if f"val/{n}" in curves), "loss")
     tested = tested_place(curves, monitored, tested_step)
@@ -106,37 +104,23 @@ def learning_curves(
 
 def sample_grid(
     images: NDArray[np.uint8],
-    truths: Sequence[int] | NDArray[np.int64],
-    predictions: Sequence[int] | NDArray[np.int64],
+    truths: NDArray[np.int64],
+    predictions: NDArray[np.int64],
     class_names: Sequence[str],
     out_png: str | Path,
     *,
-    confidences: Sequence[float] | NDArray[np.floating[Any]] | None = None,
-    title: str = "",
+    confidences: NDArray[np.floating[Any]],
 ) -> Path:
     """Test images (n, 3, H, W) with what they show and what the model says.
 
     A tick and a green frame mark a right answer; a cross and a red frame a wrong one, whose truth
     stands below it.
-
-    Raises:
-        ValueError: the images are not uint8 (n, 3, H, W), n is 0, or the lengths differ.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}; expected uint8 (n, 3, H, W) with n >= 1."
-        )
-    lengths = {"truths": len(truths), "predictions": len(predictions)}
-    lengths |= {} if confidences is None else {"confidences": len(confidences)}
-    for name, length in lengths.items():
-        if length != len(images):
-            raise ValueError(f"There are {length} {name} for {len(images)} images; give one each.")
     columns = max(min(len(images), 4), math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
     height = 1.75 * images.shape[2] / images.shape[3] + 0.42  # inches: the picture and two lines
     size = (max(1.75 * columns, 3.5), height * rows + 0.3)
-    figure, axes = new_figure(columns, rows=rows, size=size, title=title)
+    figure, axes = new_figure(columns, rows=rows, size=size)
     for place, axis in enumerate(axes):
         axis.set(xticks=[], yticks=[])
         if place >= len(images):
@@ -147,8 +131,8 @@ def sample_grid(
         pixels = images[place].transpose(1, 2, 0)
         axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
         axis.spines[:].set(color=GREEN if right else RED, linewidth=3)
-        sure = "" if confidences is None else f" {float(confidences[place]):.0%}"
-        said = f"{'✓' if right else '✗'}{sure} {_short(class_names[prediction], 22)}"
+        sure = f"{float(confidences[place]):.0%}"
+        said = f"{'✓' if right else '✗'} {sure} {_short(class_names[prediction], 22)}"
         axis.set_title(
             said if right else f"{said}\n    true: {_short(class_names[truth], 20)}",
             fontsize=7.5,
@@ -162,31 +146,20 @@ def confusion_matrix(
     counts: NDArray[np.integer[Any]],
     class_names: Sequence[str],
     out_png: str | Path,
-    *,
-    title: str = "",
 ) -> Path:
     """Counts (K, K), rows true and columns predicted, coloured by share of the row.
 
     Counts stand in the cells for few classes; for many, names are left off the axes, and the
     largest confusions are listed instead. A class without test images is a grey row.
-
-    Raises:
-        ValueError: the counts are not (K, K) for K class names.
     """
-    counts = np.asarray(counts)
     classes = len(class_names)
-    if counts.shape != (classes, classes):
-        raise ValueError(
-            f"counts have shape {counts.shape}; expected {(classes, classes)} for "
-            f"{classes} class names."
-        )
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     named, counted = classes <= _NAMED_CLASSES, classes <= _COUNTED_CLASSES
     side = 1.8 + (0.4 * max(classes, 4) if counted else 5.0)
     widths = [1.0] if named else [1.0, 0.45]
     size = (sum(widths) * side + 1, side)
-    figure, axes = new_figure(len(widths), size=size, title=title, widths=widths)
+    figure, axes = new_figure(len(widths), size=size, widths=widths)
     axis = axes[0]
     axis.set_facecolor("#BBBBBB")
     # The square root shows the rare confusions of many classes, which a linear scale leaves white.

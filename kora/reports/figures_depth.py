@@ -1,16 +1,14 @@
-"""Pictures of depth, as PNG files: predictions beside what was measured, and what there is.
+"""Pictures of depth, as PNG files: predictions beside what was measured.
 
 Near is bright and far is dark in viridis, which any colour vision reads as one order; too near is
 purple and too far is orange.
 
-Shapes: n images, H and W pixels, N bins of a histogram
+Shapes: n images, H and W pixels
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,9 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kora.reports.canvas import BLUE, GREEN, GREY, ORANGE, PERCENT, RED, new_figure, save
+from kora.reports.canvas import GREY, new_figure, save
 
-__all__ = [
-    "depth_grid",
-    "depth_histogram",
-    "depth_range",
-    "errors_of",
-    "shaded",
-    "shares_per_m",
-]
+__all__ = ["depth_grid", "depth_range", "errors_of", "shaded"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -40,7 +31,6 @@ UNMEASURED, NOT_FINITE = "#8C8C8C", "#FF00FF"
 _HEADINGS = ("image", "truth", "prediction", "error")
 _PANEL = 2.3  # inches, the width of a picture in the grid
 _STEPS_M = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # ends of the error's scale
-_SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def depth_grid(
@@ -63,12 +53,7 @@ def depth_grid(
         predictions: Metres (n, H, W), at the size of the truths.
         out_png: The file to write.
         title: Stands above all.
-
-    Raises:
-        ValueError: n is 0, or a shape or type is another one.
     """
-    images, truths, predictions = map(np.asarray, (images, truths, predictions))
-    _check(images, truths, predictions)
     errors, rmse_m = errors_of(truths, predictions)
     measured, finite = truths > 0, np.isfinite(predictions)
     rows, (height, width) = len(images), truths.shape[1:]
@@ -122,48 +107,6 @@ def depth_grid(
     return save(figure, out_png)
 
 
-def depth_histogram(
-    edges_m: Sequence[float] | Array,
-    counts_by_name: Mapping[str, Sequence[int]],
-    out_png: str | Path,
-    *,
-    title: str = "",
-) -> Path:
-    """Measured pixels by depth, a line for each name, such as `train`, `val` and `test`.
-
-    As a share a metre, so that splits of other sizes and bins of other widths can be compared.
-
-    Raises:
-        ValueError: Edges that do not ascend, no counts, or not one count for each bin.
-    """
-    edges = np.asarray(edges_m, dtype=np.float64)
-    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise ValueError(f"edges_m are {list(edges_m)}; expected two or more metres that ascend.")
-    if not counts_by_name:
-        raise ValueError("There are no counts to draw. Give those of one split at least.")
-    for name, counts in counts_by_name.items():
-        if len(counts) != len(edges) - 1:
-            raise ValueError(
-                f"{name!r} has {len(counts)} counts for {len(edges)} edges; expected "
-                f"{len(edges) - 1}, one for each bin."
-            )
-    figure, (axis,) = new_figure(1, size=(6.4, 3.6), title=title)
-    styles = cycle(zip((BLUE, ORANGE, GREEN, RED), ("-", "--", "-.", ":"), strict=True))
-    for (name, counts), (colour, line) in zip(counts_by_name.items(), styles, strict=False):
-        label = f"{_SPLITS.get(name, name)}: {_pixels(sum(counts))}"
-        shares = shares_per_m(edges, counts)
-        axis.stairs(shares, edges, color=colour, linestyle=line, lw=1.6, label=label)
-    axis.set(
-        xlabel="depth (m)", ylabel="share of measured pixels per metre", xlim=(edges[0], edges[-1])
-    )
-    axis.set_ylim(bottom=0)
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    return save(figure, out_png)
-
-
 def errors_of(truths: Array, predictions: Array) -> tuple[Float, Float]:
     """Prediction minus truth (n, H, W), and RMSE (n,) of each image, in metres.
 
@@ -200,27 +143,6 @@ def shaded(depth_m: Array, low_m: float, high_m: float) -> NDArray[np.uint8]:
     colours[finite & (depth_m == 0)] = to_rgb(UNMEASURED)
     colours[~finite] = to_rgb(NOT_FINITE)
     return np.asarray(np.rint(255 * colours), dtype=np.uint8)
-
-
-def shares_per_m(edges_m: Sequence[float] | Array, counts: Sequence[int] | Array) -> Float:
-    """Share of all pixels that lie in each bin, by the bin's width in metres; (N,)."""
-    counts_N = np.asarray(counts, dtype=np.float64)
-    shares: Float = counts_N / max(counts_N.sum(), 1) / np.diff(np.asarray(edges_m, np.float64))
-    return shares
-
-
-def _check(images: Array, truths: Array, predictions: Array) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}; expected uint8 (n, 3, H, W) with n >= 1."
-        )
-    expected = (len(images), *images.shape[2:])
-    for name, depth in (("truths", truths), ("predictions", predictions)):
-        if depth.shape != expected:
-            raise ValueError(
-                f"{name} have shape {depth.shape}; expected {expected}, a depth in metres for each "
-                "pixel of the images."
-            )
 
 
 def _error_end(errors: Float) -> float:
@@ -271,12 +193,3 @@ def _percent(share: float) -> str:
     """Whole per cent; 100 and 0 only where they are meant."""
     rounded = min(max(share, 0.01), 0.99) if 0 < share < 1 else share
     return f"{100 * rounded:.0f} %"
-
-
-def _pixels(count: int) -> str:
-    if not count:
-        return "no measured pixel"
-    for size, unit in ((1e9, "billion "), (1e6, "million ")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}pixels"
-    return f"{count:,} pixels"

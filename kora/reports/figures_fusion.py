@@ -31,17 +31,7 @@ def attention_map(
     """Shares (P, N) of the attention, rows places in forward order, columns source adapters.
 
     White is an equal share, 1 / N; blue is more, red less.
-
-    Raises:
-        ValueError: The shares are not (P, N) for P places and N sources.
     """
-    shares = np.asarray(shares, dtype=np.float64)
-    expected = (len(places), len(sources))
-    if shares.shape != expected:
-        raise ValueError(
-            f"shares have shape {shares.shape}; expected {expected} for {expected[0]} places and "
-            f"{expected[1]} sources."
-        )
     written = len(places) <= _WRITTEN_ROWS
     row = 0.26 if written else 0.16  # inches
     size = (2.6 + 1.3 * len(sources), 2.4 + row * len(places))

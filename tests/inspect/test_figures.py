@@ -165,11 +165,3 @@ def test_names_with_dollars_are_no_mathematics(
     monkeypatch.setattr(figures, "save", lambda f, out: drawn.append(f) or save(f, out))
     draw(tmp_path / "map.png", np.ones((2, 2)), title="$HOME/run $x")
     assert r"\$HOME/run \$x" in [text.get_text() for text in drawn[0].findobj(Text)]
-
-
-def test_a_matrix_of_other_layers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"shape \(2, 3\); expected \(2, 2\)"):
-        cka_map(
-            np.ones((2, 3)), ["a", "b"], ["a", "b"], tmp_path / "m.png",
-            row_label="a", column_label="b",
-        )  # fmt: skip

@@ -23,7 +23,7 @@ CSV = """epoch,step,lr-AdamW,test/accuracy,train/loss,val/accuracy,val/loss
 def test_learning_curves_show_training_validation_and_test(tmp_path: Path) -> None:
     source = tmp_path / "metrics.csv"
     source.write_text(CSV)
-    path = figures.learning_curves(source, tmp_path / "pictures" / "curves.png", title="a $ b $ c")
+    path = figures.learning_curves(source, tmp_path / "pictures" / "curves.png")
     found = colours(path)
     assert min(found["BLUE"], found["ORANGE"], found["GREEN"]) > 20
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]  # no temporary file
@@ -104,35 +104,13 @@ def test_sample_grid_frames_right_answers_green_and_wrong_ones_red(
     names = ["a very long class name, and its Latin name as well", "$b$"]
     truths = np.zeros(n, dtype=np.int64)
     path = tmp_path / "grid.png"
-    right = colours(figures.sample_grid(images, truths, truths, names, path))
-    wrong = colours(
-        figures.sample_grid(images, truths, truths + 1, names, path, confidences=np.ones(n))
+    right, wrong = (
+        colours(figures.sample_grid(images, truths, said, names, path, confidences=np.ones(n)))
+        for said in (truths, truths + 1)
     )
     assert right["GREEN"] > 500 > right["RED"]
     assert wrong["RED"] > 500 > wrong["GREEN"]
     assert max(size(path)) < 1500
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"images": np.zeros((2, 3, 8, 8))}, "float64"),
-        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, r"\(2, 8, 8, 3\)"),
-        ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "n >= 1"),
-        ({"truths": [0]}, "1 truths for 2 images"),
-        ({"confidences": [0.5]}, "1 confidences for 2 images"),
-    ],
-)
-def test_sample_grid_names_wrong_input(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    inputs: dict[str, Any] = {
-        "images": np.zeros((2, 3, 8, 8), np.uint8),
-        "truths": [0, 0],
-        "predictions": [0, 0],
-        "class_names": ["a"],
-        "out_png": tmp_path / "grid.png",
-    }
-    with pytest.raises(ValueError, match=words):
-        figures.sample_grid(**{**inputs, **change})
 
 
 @pytest.mark.parametrize("classes", [2, 30, 200])
@@ -140,7 +118,7 @@ def test_confusion_matrix_stays_of_readable_size(tmp_path: Path, classes: int) -
     counts = RNG.integers(0, 3, (classes, classes))
     counts[1] = 0  # a class without test images must not divide by zero
     names = [f"class {k}, of many" for k in range(classes)]
-    path = figures.confusion_matrix(counts, names, tmp_path / "confusion.png", title="t")
+    path = figures.confusion_matrix(counts, names, tmp_path / "confusion.png")
     width, height = size(path)
     assert 300 < height < 1200
     assert 300 < width < 1600
@@ -149,8 +127,3 @@ def test_confusion_matrix_stays_of_readable_size(tmp_path: Path, classes: int) -
 def test_a_dollar_in_the_name_of_a_class_is_no_mathematics(tmp_path: Path) -> None:
     names = [r"$\frac{$", "$$", "a"]
     assert figures.confusion_matrix(np.eye(3, dtype=int), names, tmp_path / "x.png").is_file()
-
-
-def test_confusion_matrix_wants_a_name_for_each_class(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\(3, 3\); expected \(2, 2\)"):
-        figures.confusion_matrix(np.eye(3, dtype=int), ["a", "b"], tmp_path / "x.png")

@@ -10,8 +10,7 @@ from PIL import Image
 
 from datamodules.scenes import render
 from kora.reports import figures_depth
-from kora.reports.canvas import BLUE, GREEN, ORANGE
-from kora.reports.figures_depth import NOT_FINITE, UNMEASURED, depth_grid, depth_histogram
+from kora.reports.figures_depth import NOT_FINITE, UNMEASURED, depth_grid
 
 Array = NDArray[Any]
 
@@ -96,57 +95,6 @@ def test_odd_runs_still_give_a_picture(tmp_path: Path, case: str) -> None:
         predictions[:, 0, 0] = np.inf
     path = depth_grid(images, truths, predictions, tmp_path / "x.png")
     assert (count(path, NOT_FINITE) > 1000) == (case == "not a number")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"images": np.zeros((2, 3, 8, 8))}, "images are float64"),
-        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, r"\(2, 8, 8, 3\)"),
-        ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "n >= 1"),
-        ({"truths": np.ones((2, 8, 9))}, r"truths have shape \(2, 8, 9\); expected \(2, 8, 8\)"),
-        ({"predictions": np.ones((2, 4, 4))}, r"predictions have shape \(2, 4, 4\)"),
-    ],
-)
-def test_wrong_input_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    inputs: dict[str, Any] = {
-        "images": np.zeros((2, 3, 8, 8), np.uint8),
-        "truths": np.ones((2, 8, 8)),
-        "predictions": np.ones((2, 8, 8)),
-        "out_png": tmp_path / "x.png",
-    }
-    with pytest.raises(ValueError, match=words):
-        depth_grid(**{**inputs, **change})
-    assert not (tmp_path / "x.png").exists()
-
-
-def test_histogram_draws_each_split_and_names_an_empty_one(tmp_path: Path) -> None:
-    edges = [0.0, 1.0, 2.0, 4.0]
-    counts = {"train": [10, 20, 10], "val": [1, 3, 1], "test": [2, 0, 2]}
-    path = depth_histogram(edges, counts, tmp_path / "h.png")
-    assert min(count(path, colour) for colour in (BLUE, ORANGE, GREEN)) > 10
-    path = depth_histogram(edges, {"train": [1, 2, 1], "val": [0, 0, 0]}, path)
-    assert count(path, BLUE) > 10
-
-
-def test_histogram_is_a_share_a_metre_so_that_splits_and_bins_compare() -> None:
-    np.testing.assert_allclose(figures_depth.shares_per_m([0, 1, 3], [10, 30]), [0.25, 0.375])
-    np.testing.assert_array_equal(figures_depth.shares_per_m([0, 1, 3], [0, 0]), [0, 0])
-
-
-@pytest.mark.parametrize(
-    ("edges", "counts", "words"),
-    [
-        ([0, 1, 2], {"train": [1]}, "'train' has 1 counts for 3 edges; expected 2"),
-        ([0, 2, 1], {"train": [1, 1]}, "ascend"),
-        ([0, 1], {}, "no counts"),
-    ],
-)
-def test_histogram_names_wrong_input(
-    tmp_path: Path, edges: list[float], counts: dict[str, list[int]], words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        depth_histogram(edges, counts, tmp_path / "h.png")
 
 
 def test_a_shaded_map_is_dark_far_away_and_says_what_was_not_measured() -> None:
