@@ -8,7 +8,7 @@ Shapes: B images of a batch, I images in all, H, W and h, w sizes, N pixels, K m
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,22 +18,16 @@ from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from kora.metrics.moments import MEASURES, Moments, pooled_moments
 from kora.metrics.protocol import DepthProtocol, check_depths
 
-__all__ = [
-    "RMSE",
-    "AbsRel",
-    "Delta",
-    "DepthMetrics",
-    "Log10",
-    "RMSELog",
-    "SILog",
-    "SqRel",
-]
+__all__ = ["DepthMetrics"]
 
 _NO_INDEX = -1
+_COLUMNS = tuple(dict.fromkeys(name for one in MEASURES.values() for name in one.moments))
 
 
-class _DepthMetric(Metric):
-    """What the depth metrics share: rows gathered by `update`, values read from them.
+class DepthMetrics(Metric):
+    """All nine in one pass, which shares masks, errors and logarithms.
+
+    `update` gathers rows, and values are read from them.
 
     Args:
         protocol: Which pixels count, and how they are averaged.
@@ -43,28 +37,16 @@ class _DepthMetric(Metric):
     is_differentiable = False
     full_state_update = False
 
-    measures: ClassVar[tuple[str, ...]]
     rows: list[Tensor]  # (B, K) float32 each
     keys: list[Tensor]  # (B, 2) int64 each: index and count of valid pixels
 
     def __init__(self, protocol: DepthProtocol, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(protocol, DepthProtocol):
-            raise ValueError(
-                f"protocol is {protocol!r}, expected a DepthProtocol, such as "
-                "DepthProtocol.preset('eigen')."
-            )
         self.protocol = protocol
-        self._names = self._measured()
-        needed = (name for measure in self._names for name in MEASURES[measure].moments)
-        self._columns = tuple(dict.fromkeys(needed))
         self._table: dict[str, Tensor] = {}
         self._skipped = 0
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.add_state("keys", default=[], dist_reduce_fx="cat")
-
-    def _measured(self) -> tuple[str, ...]:
-        return self.measures
 
     def update(
         self, prediction_Bhw: Tensor, target_BHW: Tensor, index_B: Tensor | None = None
@@ -92,19 +74,15 @@ class _DepthMetric(Metric):
         target_BN = target_BHW[window].float().flatten(1)
         valid_BN = protocol.in_range(target_BN)
         moments = Moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
-        self.rows.append(torch.stack([moments[name] for name in self._columns], dim=1))
+        self.rows.append(torch.stack([moments[name] for name in _COLUMNS], dim=1))
         self.keys.append(torch.stack([index_B.long(), moments.pixels_B], dim=1))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all processes, of those too that saw no image."""
         if not self.rows:
-            self.rows = [torch.empty(0, len(self._columns), device=self.device)]
+            self.rows = [torch.empty(0, len(_COLUMNS), device=self.device)]
             self.keys = [torch.empty(0, 2, dtype=torch.long, device=self.device)]
         super().sync(*args, **kwargs)
-
-    def compute(self) -> Any:
-        """The value, (); NaN with a warning where no image had a valid pixel."""
-        return self._values()[self._names[0]]
 
     def per_image(self) -> dict[str, Tensor]:
         """Values (I,) of each image that counts, by metric, with its `index` and `pixels`.
@@ -125,30 +103,34 @@ class _DepthMetric(Metric):
         self.per_image()
         return self._skipped
 
-    def _values(self) -> dict[str, Tensor]:
-        """Every measure, (); leaves the values per image for `per_image`."""
+    def compute(self) -> dict[str, Tensor]:
+        """Values () by `abs_rel`, `sq_rel`, `rmse_m`, `rmse_log`, `log10`, `silog`, `delta1` to 3.
+
+        NaN with a warning where no image had a valid pixel. Leaves those of each image for
+        `per_image`.
+        """
         rows_IK, keys_I2 = self._gathered()
         measured_I = keys_I2[:, 1] > 0
         self._skipped = int((~measured_I).sum())
         rows_IK, keys_I2 = rows_IK[measured_I], keys_I2[measured_I]
-        moments = dict(zip(self._columns, rows_IK.unbind(1), strict=True))
-        self._table = {name: MEASURES[name].value(moments) for name in self._names}
+        moments = dict(zip(_COLUMNS, rows_IK.unbind(1), strict=True))
+        self._table = {name: measure.value(moments) for name, measure in MEASURES.items()}
         self._table |= {"index": keys_I2[:, 0], "pixels": keys_I2[:, 1]}
         if not len(rows_IK):
             rank_zero_warn(
                 f"No depth metric can be given: of {self._skipped} images none has a valid pixel "
                 f"({self.protocol.sentence()}). Compare that range with the data's, in metres."
             )
-            return {name: rows_IK.new_tensor(math.nan) for name in self._names}
+            return {name: rows_IK.new_tensor(math.nan) for name in MEASURES}
         if self.protocol.average == "image":
-            return {name: self._table[name].mean() for name in self._names}
+            return {name: self._table[name].mean() for name in MEASURES}
         pooled = pooled_moments(moments, keys_I2[:, 1].to(rows_IK.dtype))
-        return {name: MEASURES[name].value(pooled) for name in self._names}
+        return {name: measure.value(pooled) for name, measure in MEASURES.items()}
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
         """Rows (I, K) and keys (I, 2) of all images in the order of their index, each once."""
         if len(self.rows) == 0:
-            empty = torch.empty(0, len(self._columns), device=self.device)
+            empty = torch.empty(0, len(_COLUMNS), device=self.device)
             return empty, torch.empty(0, 2, dtype=torch.long, device=self.device)
         rows, keys = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
         if rows.device.type != "mps":  # which has no float64
@@ -158,82 +140,3 @@ class _DepthMetric(Metric):
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = (index[1:] != index[:-1]) | (index[1:] < 0)
         return rows[order[first]], keys[order[first]]
-
-
-class AbsRel(_DepthMetric):
-    """mean |d - g| / g."""
-
-    higher_is_better = False
-    measures = ("abs_rel",)
-
-
-class SqRel(_DepthMetric):
-    """mean (d - g)^2 / g, metres."""
-
-    higher_is_better = False
-    measures = ("sq_rel",)
-
-
-class RMSE(_DepthMetric):
-    """sqrt(mean (d - g)^2), metres."""
-
-    higher_is_better = False
-    measures = ("rmse_m",)
-
-
-class RMSELog(_DepthMetric):
-    """sqrt(mean e^2), e = ln d - ln g."""
-
-    higher_is_better = False
-    measures = ("rmse_log",)
-
-
-class Log10(_DepthMetric):
-    """mean |log10 d - log10 g|."""
-
-    higher_is_better = False
-    measures = ("log10",)
-
-
-class SILog(_DepthMetric):
-    """100 sqrt(mean e^2 - (mean e)^2), e = ln d - ln g: blind to the scale of a prediction."""
-
-    higher_is_better = False
-    measures = ("silog",)
-
-
-class Delta(_DepthMetric):
-    """Share of pixels with max(d/g, g/d) < 1.25^power.
-
-    Args:
-        protocol: Which pixels count, and how they are averaged.
-        power: 1, 2 or 3.
-        kwargs: Those of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: Another power.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, protocol: DepthProtocol, power: int = 1, **kwargs: Any) -> None:
-        if power not in (1, 2, 3):
-            raise ValueError(f"power is {power!r}, expected 1, 2 or 3.")
-        self._power = power
-        super().__init__(protocol, **kwargs)
-
-    def _measured(self) -> tuple[str, ...]:
-        return (f"delta{self._power}",)
-
-
-class DepthMetrics(_DepthMetric):
-    """All nine in one pass, which shares masks, errors and logarithms."""
-
-    measures = tuple(MEASURES)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Values () by `abs_rel`, `sq_rel`, `rmse_m`, `rmse_log`, `log10`, `silog`, `delta1` to 3.
-
-        NaN with a warning where no image had a valid pixel.
-        """
-        return self._values()

@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kora.metrics.depth import RMSE, AbsRel, Delta, DepthMetrics, Log10, RMSELog, SILog, SqRel
+from kora.metrics.depth import DepthMetrics
 from kora.metrics.protocol import DepthProtocol
 from tests.support.depth_metrics import FULL, PIXEL, scenes, values
-
-SINGLE: dict[str, Any] = {
-    "abs_rel": AbsRel,
-    "sq_rel": SqRel,
-    "rmse_m": RMSE,
-    "rmse_log": RMSELog,
-    "log10": Log10,
-    "silog": SILog,
-    "delta1": lambda protocol: Delta(protocol, power=1),
-    "delta2": lambda protocol: Delta(protocol, power=2),
-    "delta3": lambda protocol: Delta(protocol, power=3),
-}
 
 # Two images of two rows. Image 0: ratios 2, 1, 1, and one pixel not measured (8 would be an error
 # of 8 m). Image 1: one measured pixel, d/g = 1.25, which is not below 1.25.
@@ -124,15 +112,6 @@ def test_silog_of_a_nearly_constant_error_does_not_cancel() -> None:
     )
 
 
-@pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize("protocol", [FULL, PIXEL])
-def test_single_class_gives_what_all_nine_give(name: str, protocol: DepthProtocol) -> None:
-    prediction, truth = scenes(4)
-    metric = SINGLE[name](protocol)
-    metric.update(prediction, truth)
-    assert torch.equal(metric.compute(), filled(protocol, prediction, truth).compute()[name])
-
-
 def test_perfect_prediction_has_no_error() -> None:
     _, truth = scenes(2)
     perfect = values(filled(FULL, truth, truth))
@@ -186,7 +165,7 @@ def test_nothing_but_skipped_images_is_nan_with_a_warning(protocol: DepthProtoco
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_no_image_at_all_is_nan_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="of 0 images none"):
-        assert math.isnan(RMSE(FULL).compute())
+        assert all(map(math.isnan, values(DepthMetrics(FULL)).values()))
 
 
 def test_repeated_index_is_dropped_across_batches_and_no_index_drops_nothing() -> None:
@@ -266,15 +245,11 @@ def test_updating_never_waits_for_the_device() -> None:
     assert metrics.rows[0].shape == (2, 9)
 
 
-def test_wrong_shape_protocol_or_power_is_refused() -> None:
+def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"prediction has shape \(2, 1, 2, 2\)"):
         filled(FULL, PREDICTION[:, None], TRUTH)
     with pytest.raises(ValueError, match="480x640"):
         filled(DepthProtocol(), PREDICTION, TRUTH)
-    with pytest.raises(ValueError, match=r"protocol is 'eigen', expected a DepthProtocol"):
-        DepthMetrics("eigen")
-    with pytest.raises(ValueError, match="power is 4, expected 1, 2 or 3"):
-        Delta(FULL, power=4)
     with pytest.raises(
         ValueError, match=r"\(2,\) and type torch.float32, expected \(2,\) integers"
     ):
