@@ -20,7 +20,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
-from datamodules.loading import image_suffixes, unreadable
+from datamodules.loading import image_suffixes, unreadable, visible_files
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -251,11 +251,10 @@ class ImageFolder(ImageDataModule):
         if part not in self._paths:
             suffixes = image_suffixes()
             self._paths[part] = [
-                Path(folder, name)
+                path
                 for class_name in self._class_folders(part)
-                for folder, folders, names in _sorted_walk(self._folder(part) / class_name)
-                for name in names
-                if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes
+                for path in visible_files(self._folder(part) / class_name)
+                if path.suffix.lower() in suffixes
             ]
         return self._paths[part]
 
@@ -278,12 +277,6 @@ class _FileDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, rows: list[int]) -> Any:
         return default_collate([self[row] for row in rows])
-
-
-def _sorted_walk(folder: Path) -> Any:
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield here, folders, sorted(names)
 
 
 def _is_text(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -25,7 +25,15 @@ from tqdm import tqdm
 
 from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
 
-__all__ = ["ArrayDataset", "as_is", "begin_worker", "decode_images", "image_suffixes", "unreadable"]
+__all__ = [
+    "ArrayDataset",
+    "as_is",
+    "begin_worker",
+    "decode_images",
+    "image_suffixes",
+    "unreadable",
+    "visible_files",
+]
 
 
 def begin_worker(number: int) -> None:
@@ -104,6 +112,13 @@ def decode_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Files at any depth below a folder, folder by folder, sorted; hidden ones are left out."""
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(here, name) for name in sorted(names) if name[0] != ".")
 
 
 def image_suffixes() -> frozenset[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.io
 
 from datamodules.base import Part
-from datamodules.splits import IntArray, Subset, choose_subset, fewer
+from datamodules.splits import IntArray, Subset, choose_subset, fewer, validation_size
 
 __all__ = ["choose_by_scene", "read_official_split"]
 
@@ -93,12 +93,7 @@ def choose_by_scene(
     """
     names, scene_N = np.unique(np.asarray(scenes), return_inverse=True)
     counts = np.bincount(scene_N)
-    total = round(val_fraction * len(scenes)) if val_images is None else val_images
-    if total == 0 and val_images is None and val_fraction > 0:
-        raise ValueError(
-            f"data.val_fraction {val_fraction} of {len(scenes)} training images is less than one "
-            "image. Use a larger val_fraction or val_images, or val_fraction: 0 for no validation."
-        )
+    total = validation_size(len(scenes), val_fraction=val_fraction, val_images=val_images)
     order = np.random.default_rng([seed, _SCENE_STREAM]).permutation(len(names))
     if subset is None:
         free = order[:-1]  # one scene is left to train on

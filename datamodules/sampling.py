@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-__all__ = ["EpochShuffle", "LateLoader", "sample_draws", "training_order"]
+__all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "training_order"]
 
 
 class EpochShuffle(DistributedSampler[int]):
@@ -68,6 +69,13 @@ class LateLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
+def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014): scrambles each word."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def sample_draws(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
     """Uniform numbers in [0, 1), float32 (B, K): a function of seed, epoch and image alone.
 
@@ -78,8 +86,5 @@ def sample_draws(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tenso
     start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     counter_BK: Any = index_B.numpy().astype(np.uint64)[:, None] * np.uint64(count)
     counter_BK = counter_BK + np.arange(1, count + 1, dtype=np.uint64)
-    z = start + counter_BK * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    upper_BK = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
+    upper_BK = mix64(start + counter_BK * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
     return torch.from_numpy(upper_BK.astype(np.float32) / np.float32(2**24))

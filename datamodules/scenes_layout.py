@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.sampling import mix64
 from datamodules.scenes_solids import KINDS, Float, Solids, Vec, support, unit
 
-__all__ = ["CLASS_NAMES", "Draws", "Scenes", "mix64", "sample_scenes"]
+__all__ = ["CLASS_NAMES", "Draws", "Scenes", "sample_scenes"]
 
 SceneSplit = Literal["train", "test"]
 
@@ -27,13 +28,6 @@ CLASS_NAMES = [f"{pattern} {kind}" for kind in KINDS for pattern in ("plain", "s
 _LAYOUT_STREAM = 0  # the streams of the styles start at 1
 _BOX, _CYLINDER, _CONE, _TORUS = (KINDS.index(k) for k in ("box", "cylinder", "cone", "torus"))
 _WORD = (1 << 64) - 1
-
-
-def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014): scrambles each word."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class Draws:

@@ -167,8 +167,9 @@ def _noise(key_n: NDArray[np.uint32], height: int, width: int) -> Float:
     return scaled.reshape(-1, height, width)
 
 
-def _smooth_noise(key_n: NDArray[np.uint32], height: int, width: int, cells: int = 10) -> Float:
-    """Bilinear noise (n, H, W) in [0, 1] on a grid of `cells` squares across."""
+def _smooth_noise(key_n: NDArray[np.uint32], height: int, width: int) -> Float:
+    """Bilinear noise (n, H, W) in [0, 1] on a grid of ten squares across."""
+    cells = 10
     node = np.arange((cells + 1) * (cells + 1), dtype=np.uint32) * _GOLDEN32
     word = _hash32(_hash32(key_n + np.uint32(7))[:, None] + node) >> np.uint32(8)
     grid = word.astype(np.float32).reshape(-1, cells + 1, cells + 1) * np.float32(2.0**-24)

@@ -27,6 +27,7 @@ __all__ = [
     "class_counts",
     "fewer",
     "index_sha256",
+    "validation_size",
 ]
 
 IntArray = NDArray[np.int64]
@@ -159,12 +160,7 @@ def choose_validation(
     Raises:
         ValueError: fewer images are free than asked for, or the fraction comes to none.
     """
-    total = round(val_fraction * len(labels)) if val_images is None else val_images
-    if total == 0 and val_images is None and val_fraction > 0:
-        raise ValueError(
-            f"data.val_fraction {val_fraction} of {len(labels)} training images is less than one "
-            "image. Use a larger val_fraction or val_images, or val_fraction: 0 for no validation."
-        )
+    total = validation_size(len(labels), val_fraction=val_fraction, val_images=val_images)
     rng = np.random.default_rng([seed, _VALIDATION_STREAM])
     order = rng.permutation(len(labels))
     if taken is not None:
@@ -183,6 +179,21 @@ def choose_validation(
             f"images are free for it {rule}. {fewer(int(free.sum()), few_shot=taken is not None)}"
         )
     return _take_per_class(labels, order, allocate(total, free, rng))
+
+
+def validation_size(images: int, *, val_fraction: float, val_images: int | None) -> int:
+    """How many of these images validate.
+
+    Raises:
+        ValueError: the fraction comes to no image.
+    """
+    total = round(val_fraction * images) if val_images is None else val_images
+    if total == 0 and val_images is None and val_fraction > 0:
+        raise ValueError(
+            f"data.val_fraction {val_fraction} of {images} training images is less than one "
+            "image. Use a larger val_fraction or val_images, or val_fraction: 0 for no validation."
+        )
+    return total
 
 
 def fewer(free: int, *, few_shot: bool) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kora.console.errors import first_line
 from kora.runs.durable import DamagedFileError, has_checksum, read_checked, sweep
 
 __all__ = ["choose_checkpoint", "read_checkpoint", "require_record"]
@@ -187,4 +188,4 @@ def _first_bad_record(archive: zipfile.ZipFile) -> str | None:
 
 def _reason(error: BaseException) -> str:
     """The first line of a message without its full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    return first_line(error).rstrip(". ")

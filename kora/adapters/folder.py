@@ -18,7 +18,14 @@ from kora.adapters import Strategy, describe
 from kora.adapters.checkpoint_files import read_checkpoint, require_record
 from kora.backbone.vit import Backbone
 from kora.runs.config import with_defaults
-from kora.runs.durable import expand, has_other_content, plainly, record_sha256, write_atomically
+from kora.runs.durable import (
+    expand,
+    has_other_content,
+    plainly,
+    record_sha256,
+    write_atomically,
+    write_text,
+)
 from kora.runs.record_types import check_types
 
 __all__ = [
@@ -209,7 +216,7 @@ def save_adapter(
     }
     record = json.loads(json.dumps(record))  # the types that a reader will find
     text = json.dumps(record | {"record_sha256": record_sha256(record)}, indent=2) + "\n"
-    write_atomically(folder / ADAPTER_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / ADAPTER_CONFIG, text)
     return folder
 
 

@@ -5,8 +5,6 @@ Shapes: L layers of a model, n images of a batch, D width
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kora.analysis.cka import MinibatchCKA, biased_matrix
+from kora.console.tables import csv_text
 
 __all__ = ["FEW", "Comparison", "LayerCKA", "Model", "compare_layers"]
 
@@ -156,11 +155,8 @@ class LayerCKA:
 
     def to_csv(self) -> str:
         """A row for each pair of layers; the interval stands where there is one."""
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(
-            ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
-        )
+        heads = ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
+        rows = []
         for c in self.comparisons:
             for row, layer in enumerate(c.first.layers):
                 for column, other in enumerate(c.second.layers):
@@ -168,8 +164,8 @@ class LayerCKA:
                     if row == column and c.low is not None and c.high is not None:
                         ends = [_text(c.low[row]), _text(c.high[row])]
                     pair = [c.first.label, layer, c.second.label, other]
-                    table.writerow([c.name, *pair, _text(c.cka[row, column]), *ends])
-        return out.getvalue()
+                    rows.append([c.name, *pair, _text(c.cka[row, column]), *ends])
+        return csv_text((dict(zip(heads, row, strict=True)) for row in rows), heads)
 
 
 def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: int = 0) -> LayerCKA:

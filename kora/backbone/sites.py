@@ -15,7 +15,6 @@ Shapes: B batch, N tokens, I input width, O output width.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from kora.backbone.frozen_cast import FrozenCast
 from kora.backbone.kernels import Update, is_frozen, updated_linear
 from kora.backbone.recompute import note
 from kora.backbone.vit import Backbone
+from kora.console.errors import hint
 
 __all__ = ["ALL_SITES", "Site", "SiteLinear", "find_sites", "require_blocks", "wrap", "wrapped"]
 
@@ -223,9 +223,8 @@ def _resolve(backbone: Backbone, block: int, name: str) -> Site:
         return Site(block, name, fused, layer.in_features, part, (start, start + part))
     known = sorted({p.rsplit(".", 1)[-1] for p in linears})
     known += [part for part in _PARTS if fused is not None]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise ValueError(f"{backbone.name} has no site '{name}'. Known sites: {known}.{hint}")
+    near = hint(name, known)
+    raise ValueError(f"{backbone.name} has no site '{name}'. Known sites: {known}.{near}")
 
 
 def _linears(backbone: Backbone, block: int) -> dict[str, nn.Linear]:

@@ -17,7 +17,7 @@ from kora.backbone.vit import Backbone
 from kora.runs.yaml_files import read_yaml
 from kora.training.lightning_cli import KoraCLI, parse
 
-__all__ = ["matched"]
+__all__ = ["as_options", "matched"]
 
 
 def matched(
@@ -54,7 +54,7 @@ def matched(
             f"--match: {layers[0]} is no experiment: it has no model.class_path, so the backbone "
             "is not known. Put an experiment first: --config configs/quickstart.yaml"
         )
-    base = [*_as_options(layers), *options]
+    base = [*as_options(layers), *options]
     cli = parse(["fit", *base])
     backbone, own = _model(cli, base)
     strategies = [(_names(layers), own)]
@@ -120,7 +120,8 @@ def _is_complete(config: dict[str, Any]) -> bool:
     return "class_path" in (config.get("model") or {})
 
 
-def _as_options(files: Sequence[str]) -> list[str]:
+def as_options(files: Sequence[str]) -> list[str]:
+    """Config files as arguments of `kora fit`."""
     return [part for file in files for part in ("--config", file)]
 
 

@@ -13,9 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kora.cli.cache import fill_cache
-from kora.cli.match import matched
+from kora.cli.match import as_options, matched
 from kora.reports.audit_depth import DepthAudit
-from kora.reports.base import Report
 from kora.reports.of_task import report_for
 from kora.reports.parameters import parameter_report
 from kora.training.lightning_cli import parse
@@ -49,8 +48,7 @@ def params(args: Sequence[str]) -> None:
         raise ValueError(
             "--target is the number of parameters to match, and nothing is matched. Add --match."
         )
-    configs = [part for file in own.config for part in ("--config", file)]
-    datamodule, task = _instantiate(["fit", *configs, *rest])
+    datamodule, task = _instantiate(["fit", *as_options(own.config), *rest])
     if getattr(task, "num_classes", 0) is None:
         task.num_classes = datamodule.num_classes
     task.recall_missing()
@@ -76,11 +74,11 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("action", choices=("describe", "prepare", "cache"))
     parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
     own, rest = _split(parser, args)
-    configs = [part for file in own.config for part in ("--config", file)]
+    args = ["fit", *as_options(own.config), *rest]
     if own.action == "cache":
-        fill_cache(["fit", *configs, *rest])
+        fill_cache(args)
         return
-    datamodule, task = _instantiate(["fit", *configs, *rest])
+    datamodule, task = _instantiate(args)
     datamodule.prepare_data()
     console = Console()
     if own.action == "prepare":
@@ -93,7 +91,9 @@ def data(args: Sequence[str]) -> None:
     report = report_for(task, datamodule)
     summary, found = datamodule.summary(), report.audit()
     assert found is not None
-    stated = {**datamodule.protocol(), **_evaluation(report)}
+    stated, evaluation = datamodule.protocol(), report.evaluation("test")
+    if evaluation:
+        stated["evaluation"] = evaluation
     if own.json:
         print(json.dumps({**summary, "audit": found.to_dict(), "protocol": stated}))
         return
@@ -109,11 +109,6 @@ def data(args: Sequence[str]) -> None:
     for key, value in stated.items():
         protocol.add_row(escape(key), escape(str(value)))
     console.print(protocol)
-
-
-def _evaluation(report: Report) -> dict[str, Any]:
-    evaluation = report.evaluation("test")
-    return {"evaluation": evaluation} if evaluation else {}
 
 
 def _split(

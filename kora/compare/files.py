@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from kora.compare import figures, figures_against
@@ -14,7 +13,7 @@ from kora.compare.overview import overview
 from kora.compare.page import to_html
 from kora.console.identity import looks
 from kora.console.tables import in_markdown
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 
 __all__ = ["write_files"]
 
@@ -67,8 +66,4 @@ def write_files(
     if answers:
         texts["classes.csv"] = classes_csv(answers)
         texts["differing_images.csv"] = differing_csv(answers)
-    files = [
-        write_atomically(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
-        for name, text in texts.items()
-    ]
-    return files + pictures
+    return [write_text(out / name, text) for name, text in texts.items()] + pictures

@@ -1,4 +1,4 @@
-"""From jsonargparse's nested messages to the one line that matters, with a suggestion."""
+"""Errors in one line, with a suggestion: other people's, and jsonargparse's nested messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-__all__ = ["explain"]
+__all__ = ["explain", "first_line", "hint"]
 
 _NOISE = re.compile(
     r"^(- )?(Expected a <class 'NoneType'>|Does not validate against|Subtypes:|Errors:"
@@ -41,6 +41,17 @@ _MOVED = {
         "penalty": "the factor of matrix: DecorrelatedMatrix",
     },
 }
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known name that is nearest to another, behind a space; "" without one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def explain(message: str, known_keys: Iterable[str]) -> str:

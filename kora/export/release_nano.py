@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kora.adapters.folder import ADAPTER_WEIGHTS
 from kora.backbone.nano import WEIGHTS
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_atomically, write_text
 from kora.runs.results import find_runs, read_results
 
 __all__ = ["main"]
@@ -62,7 +62,7 @@ def main() -> None:
         accuracy=result.metrics["test/accuracy"],
         chance=result.baselines["chance"]["accuracy"],
     )
-    write_atomically(WEIGHTS.with_name("VIT_NANO.md"), lambda path: path.write_text(card, "utf-8"))
+    write_text(WEIGHTS.with_name("VIT_NANO.md"), card)
     print(f"Wrote {WEIGHTS} and its card.")
 
 

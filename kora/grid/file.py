@@ -20,7 +20,6 @@ The files of a run are those of `base` and then one value of each group, in this
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import shlex
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kora.console.errors import hint
 from kora.runs.yaml_files import read_yaml
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Grid",
     "Job",
     "as_text",
+    "file_name",
     "grid_of",
     "is_group",
     "read_content",
@@ -110,6 +111,11 @@ def is_group(key: str) -> bool:
     return key == _FILES or key.startswith(f"{_FILES}.")
 
 
+def file_name(text: str) -> str:
+    """What a name for readers is as that of a file."""
+    return "".join(c if c.isalnum() or c in "=.+-" else "_" for c in text.replace(", ", "-"))
+
+
 def _is_seed(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LAST_SEED
 
@@ -160,9 +166,8 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     """The grid that the content of a file describes; see `read_grid`."""
     for key in content:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{path}: unknown key '{key}'; a grid has {', '.join(_KEYS)}.{hint}")
+            known = f"a grid has {', '.join(_KEYS)}.{hint(str(key), _KEYS)}"
+            raise ValueError(f"{path}: unknown key '{key}'; {known}")
     vary = {
         key: _groups(path, f"vary.{key}", values)
         if is_group(key)

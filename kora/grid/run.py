@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from kora.grid.file import Job
+from kora.grid.file import Job, file_name
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
 from kora.training.config_lock import alone_with
@@ -101,8 +101,8 @@ def _reason(code: int) -> str:
 
 def log_path(grid: Path, job: Job, number: int, runs_dir: str) -> Path:
     """Where the output of a run goes when several run at once: beside the runs."""
-    name = "".join(c if c.isalnum() or c in "=.+-" else "_" for c in job.name.replace(", ", "-"))
-    return Path(runs_dir) / f"grid_{grid.stem}" / f"{number:03d}_{name[:100]}.log"
+    name = file_name(job.name)[:100]
+    return Path(runs_dir) / f"grid_{grid.stem}" / f"{number:03d}_{name}.log"
 
 
 def share_of_threads(jobs: int, env: Mapping[str, str]) -> dict[str, str]:

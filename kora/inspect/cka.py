@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +23,7 @@ from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_
 from kora.backbone.layers import Kind, LayerReader, layer_names
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
-from kora.runs.durable import expand, write_atomically
+from kora.runs.durable import expand, write_text
 from kora.runs.results import RESULTS_NAME, RunResult, read_results
 from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device
 
@@ -305,11 +304,9 @@ def _write(
         **found.to_dict(),
         "notes": list(notes),
     }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    texts = {"cka.json": text, "cka.csv": found.to_csv()}
     written = [
-        write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
-        for name, content in texts.items()
+        write_text(out / "cka.json", json.dumps(record, indent=1, allow_nan=False) + "\n"),
+        write_text(out / "cka.csv", found.to_csv()),
     ]
     for comparison in found.comparisons:
         written.append(

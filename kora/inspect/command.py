@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from kora import __version__
 from kora.adapters import KoRA, describe
 from kora.analysis.quantity import Place, Quantity, Spectrum
+from kora.console.tables import csv_text
 from kora.export.predict import positive
 from kora.inspect.data import image_batches, run_data, spread, training_batch
 from kora.inspect.figures import place_maps, spectrum_maps
@@ -25,7 +25,7 @@ from kora.inspect.readings import (
     read_out,
     require_readable,
 )
-from kora.runs.durable import expand, write_atomically
+from kora.runs.durable import expand, write_text
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 
@@ -139,8 +139,8 @@ def _record(
 def _write(out: Path, record: dict[str, Any], read: ReadOut, label: str) -> list[Path]:
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     written = [
-        write_atomically(out / "inspect.json", lambda path: path.write_text(text, "utf-8")),
-        write_atomically(out / "inspect.csv", lambda path: _write_table(path, read)),
+        write_text(out / "inspect.json", text),
+        write_text(out / "inspect.csv", _table(read)),
     ]
     seen = f", {record['images']} {record['split']} images" if record["images"] else ""
     title = f"{label} on {record['backbone']['name']}{seen}"
@@ -155,7 +155,7 @@ def _write(out: Path, record: dict[str, Any], read: ReadOut, label: str) -> list
     return written
 
 
-def _write_table(path: Path, read: ReadOut) -> None:
+def _table(read: ReadOut) -> str:
     """A row a place, a column a quantity; the values of a spectrum are columns of their own."""
     columns: dict[str, Mapping[Place, float | None]] = {}
     for one in read.quantities:
@@ -169,12 +169,16 @@ def _write_table(path: Path, read: ReadOut) -> None:
                 if number < len(values)
             }
     places = dict.fromkeys(place for one in read.quantities for place in one.values)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["block", "site", *columns])
-        for place in places:
-            values = (column.get(place) for column in columns.values())
-            out.writerow([*place, *("" if value is None else f"{value:.6g}" for value in values)])
+    rows = [
+        {"block": block, "site": site}
+        | {
+            name: f"{value:.6g}"
+            for name, values in columns.items()
+            if (value := values.get((block, site))) is not None
+        }
+        for block, site in places
+    ]
+    return csv_text(rows, ["block", "site", *columns])
 
 
 def _told(model: AdaptedModel, read: ReadOut) -> list[str]:

@@ -15,8 +15,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kora.console.errors import first_line
 from kora.console.say import say
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 
 __all__ = [
     "FINISH_S",
@@ -70,8 +71,7 @@ def wandb_run_id(place: Path) -> str | None:
 @rank_zero_only
 def keep_run_id(run_folder: Path, run_id: str) -> None:
     """Write the id into the run folder at the start, so that a resumed run finds it."""
-    text = json.dumps({"id": run_id}) + "\n"
-    write_atomically(run_folder / _ID_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(run_folder / _ID_FILE, json.dumps({"id": run_id}) + "\n")
 
 
 class BoundedWandb(WandbLogger):
@@ -120,7 +120,7 @@ class BoundedWandb(WandbLogger):
             try:
                 return self._start("online")
             except Exception as error:  # of W&B, or of the socket to its own process
-                say(f"W&B could not start ({_words(error)}): this run is logged offline.")
+                say(f"W&B could not start ({first_line(error)}): this run is logged offline.")
                 self._let_go()
                 self._offline = True
                 self._wandb_init["settings"].silent = True
@@ -128,7 +128,7 @@ class BoundedWandb(WandbLogger):
             try:
                 return self._start("offline")
             except Exception as error:
-                say(f"W&B could not start offline ({_words(error)}): this run goes without it.")
+                say(f"W&B could not start offline ({first_line(error)}): this run goes without it.")
                 self._let_go()
                 self.gone = True
                 return self._start("disabled")
@@ -184,7 +184,7 @@ class BoundedWandb(WandbLogger):
             yield
         except Exception as error:  # whatever it is, a log is no reason to stop training
             self.gone = True
-            say(f"W&B stopped working ({_words(error)}); metrics.csv goes on.")
+            say(f"W&B stopped working ({first_line(error)}); metrics.csv goes on.")
 
     def _define(self, names: Iterable[str]) -> None:
         """Define metrics by their full names: Lightning's own `*` would compete with a pattern."""
@@ -247,10 +247,6 @@ def leave_wandb() -> None:
 def _without_a_word(leave: Callable[..., None]) -> None:
     with suppress(Exception, SystemExit):
         leave(exit_code=1)
-
-
-def _words(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

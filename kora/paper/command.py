@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from kora.console.tables import csv_text, latex_table, markdown_table, terminal_
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Measured, PaperSheet, paper_sheet
-from kora.runs.durable import expand, write_atomically
+from kora.runs.durable import expand, write_text
 from kora.runs.results import Run, find_runs
 
 __all__ = ["paper_command", "sections"]
@@ -121,10 +120,7 @@ def _write(sheet: PaperSheet, found: dict[str, list[str]], out: Path) -> list[Pa
         + latex_table(sheet.table.title, sheet.heads, sheet.cells(), below, left=2),
         f"{name}.csv": _csv(sheet),
     }
-    return [
-        write_atomically(out / file, partial(Path.write_text, data=text, encoding="utf-8"))
-        for file, text in texts.items()
-    ]
+    return [write_text(out / file, text) for file, text in texts.items()]
 
 
 def _markdown(sheet: PaperSheet, found: dict[str, list[str]]) -> str:

@@ -5,7 +5,6 @@ Shapes: P places, N source adapters.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from kora.adapters import AdapterFusion
 from kora.adapters.base import place_of
-from kora.runs.durable import write_atomically
+from kora.console.tables import csv_text
+from kora.runs.durable import write_text
 from kora.tasks import AdapterTask
 
 __all__ = ["FUSION_TABLE", "FusionReport", "fusion_report_for"]
@@ -62,17 +62,15 @@ class FusionReport:
 
         keys = list(self.fusion.fused())
         sources = [source.name for source in self.fusion.earlier_runs.found]
-        write_atomically(folder / FUSION_TABLE, lambda path: self._write_table(path, keys, sources))
+        rows = [
+            [*place_of(key), *(f"{share:.6f}" for share in row)]
+            for key, row in zip(keys, self.shares, strict=True)
+        ]
+        heads = ["block", "place", *sources]
+        records = [dict(zip(heads, row, strict=True)) for row in rows]
+        write_text(folder / FUSION_TABLE, csv_text(records, heads))
         picture = folder / "fusion_attention.png"
         return [attention_map(self.shares, keys, sources, picture, title=self.fusion.label)]
-
-    def _write_table(self, path: Path, keys: list[str], sources: list[str]) -> None:
-        assert self.shares is not None
-        with path.open("w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow(["block", "place", *sources])
-            for key, row in zip(keys, self.shares, strict=True):
-                out.writerow([*place_of(key), *(f"{share:.6f}" for share in row)])
 
 
 def fusion_report_for(task: AdapterTask) -> FusionReport | None:

@@ -37,6 +37,7 @@ __all__ = [
     "require_room",
     "sweep",
     "write_atomically",
+    "write_text",
 ]
 
 CHECKSUM = ".sha256"
@@ -88,6 +89,11 @@ def write_atomically(
     finally:
         _discard(temporary)
     return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file of text, as `write_atomically` does."""
+    return write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def read_checked(path: Path) -> bytes:

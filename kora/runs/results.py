@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import kora
-from kora.runs.durable import has_other_content, record_sha256, write_atomically
+from kora.runs.durable import has_other_content, record_sha256, write_text
 from kora.runs.provenance import collect_versions, git_commit
 from kora.runs.record_types import check_types
 
@@ -159,9 +159,7 @@ def write_results(run_dir: str | Path, result: RunResult) -> Path:
     record = result.to_dict()
     record["record_sha256"] = record_sha256(record)
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    return write_atomically(
-        Path(run_dir) / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8")
-    )
+    return write_text(Path(run_dir) / RESULTS_NAME, text)
 
 
 def read_results(run_dir_or_file: str | Path) -> RunResult:

@@ -5,7 +5,6 @@ Shapes: H and W pixels of an image, h and w those at which the backbone runs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import image_suffixes
+from datamodules.loading import image_suffixes, visible_files
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora.backbone.images import resized
 
@@ -93,16 +92,9 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder.")
     suffixes = image_suffixes()
-    found, others = [], 0
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in sorted(names):
-            if name[0] == ".":
-                continue
-            if os.path.splitext(name)[1].lower() in suffixes:
-                found.append(Path(here, name))
-            else:
-                others += 1
+    files = list(visible_files(folder))
+    found = [path for path in files if path.suffix.lower() in suffixes]
+    others = len(files) - len(found)
     if not found:
         known = ", ".join(sorted(s for s in suffixes if s in (".jpg", ".png", ".webp", ".tif")))
         raise ValueError(

@@ -27,6 +27,7 @@ from kora.adapters.folder import (
 )
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
+from kora.console.errors import first_line
 from kora.runs.durable import expand
 from kora.runs.trust import build, build_arguments
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
@@ -315,8 +316,7 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).tolist()  # meta, say, holds no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+        raise ValueError(f"--device {name} cannot be used here: {first_line(error)}") from error
     return device
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kora.adapters import KoRA
 from kora.analysis.redundancy import redundancy
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.tasks import AdapterTask
 
 __all__ = ["COMPOSED", "GRADIENTS_NAME", "GradientNorms", "NodeGradients", "read_gradients"]
@@ -150,8 +150,7 @@ class NodeGradients(Callback):
         if self.readings and trainer.is_global_zero:
             record = {"schema": _SCHEMA, "what": _WHAT, "readings": self.readings}
             text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-            path = self.folder / GRADIENTS_NAME
-            write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+            write_text(self.folder / GRADIENTS_NAME, text)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -28,7 +28,7 @@ from kora.reports.fusion import FusionReport, fusion_report_for
 from kora.reports.of_task import report_for
 from kora.reports.parameters import ParameterReport, parameter_report
 from kora.reports.summary import summary_table
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.runs.outcomes import collect, write_outcomes
 from kora.runs.results import RunResult, write_results
 from kora.runs.search import config_hash, without_cache
@@ -104,8 +104,7 @@ class RunRecord(Callback):
                 datamodule.save_splits(self.folder)
 
     def _write_config(self) -> None:
-        text = yaml.safe_dump(self.config, sort_keys=False)
-        write_atomically(self.folder / "config.yaml", lambda p: p.write_text(text, "utf-8"))
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report what will train, and give W&B the whole config."""

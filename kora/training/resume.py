@@ -25,7 +25,7 @@ from kora.runs.results import RESULTS_NAME
 from kora.runs.search import LAST_CHECKPOINT, run_folders
 from kora.runs.trust import modules_to_trust
 from kora.runs.yaml_files import read_yaml
-from kora.training.resume_changes import changes
+from kora.training.resume_changes import changes, was_typed
 
 __all__ = [
     "after_interruption",
@@ -171,11 +171,7 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
         except ValueError as error:
             other.append(str(error).removesuffix("."))
             continue
-        different = [
-            key
-            for key in changes(theirs, config)
-            if not any(key == t or key.startswith(f"{t}.") for t in typed)
-        ]
+        different = [key for key in changes(theirs, config) if not was_typed(key, typed)]
         if different:
             other.append(f"{folder} (other {', '.join(different[:3])})")
         elif RunLock.is_held(folder):

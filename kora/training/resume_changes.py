@@ -13,7 +13,7 @@ from kora.console.say import say
 from kora.lightning_internals import train_loaders
 from kora.runs.config import flat, with_defaults
 
-__all__ = ["Settings", "changes", "settings_of"]
+__all__ = ["Settings", "changes", "settings_of", "was_typed"]
 
 #: What decides how many steps a schedule has, and how it runs.
 _SCHEDULE = {
@@ -125,7 +125,7 @@ class Settings:
         now = self.schedule
         if before == now or (before[0] == now[0] == "constant" and before[1] == now[1] == 0):
             return
-        if any(_was_typed(key, typed) for key in different if key in _SCHEDULE):
+        if any(was_typed(key, typed) for key in different if key in _SCHEDULE):
             say(
                 f"the schedule is now {_schedule(now)}, instead of {_schedule(before)}; the "
                 "learning rate goes on at its place there."
@@ -204,7 +204,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
     }
 
 
-def _was_typed(key: str, typed: set[str]) -> bool:
+def was_typed(key: str, typed: set[str]) -> bool:
+    """Whether an option, or a part above it, is among those that were typed."""
     return any(key == option or key.startswith(f"{option}.") for option in typed)
 
 

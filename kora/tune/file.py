@@ -17,13 +17,13 @@ tune:
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from kora.console.errors import hint
 from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
@@ -263,9 +263,8 @@ def _table(path: Path, key: str, value: Any) -> dict[str, Any]:
 def _known(path: Path, key: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in table:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{path}: {key} has '{name}'; it may have {', '.join(names)}.{hint}")
+            known = f"it may have {', '.join(names)}.{hint(name, names)}"
+            raise ValueError(f"{path}: {key} has '{name}'; {known}")
 
 
 def _whole(path: Path, key: str, value: Any, *, least: int, most: int | None = None) -> int:

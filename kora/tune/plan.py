@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kora.grid.file import SEED_OPTION, Job, as_text
+from kora.grid.file import SEED_OPTION, Job, as_text, file_name
 from kora.grid.plan import refuse_equal, resolved
 from kora.runs.search import config_hash
 from kora.tune.file import Dimension, Tuning
@@ -112,8 +112,8 @@ def _has(one: Dimension, files: Sequence[str]) -> bool:
 
 
 def _slug(name: str, taken: list[str]) -> str:
-    text = "".join(c if c.isalnum() or c in "=.+-" else "_" for c in name.replace(", ", "-"))[:80]
-    slug, number = text, 2
+    slug = text = file_name(name)[:80]
+    number = 2
     while slug in taken:
         slug, number = f"{text}-{number}", number + 1
     taken.append(slug)

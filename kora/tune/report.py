@@ -12,7 +12,7 @@ import yaml
 from kora.console.formats import format_metric
 from kora.console.tables import csv_text, in_markdown, markdown_table
 from kora.grid.plan import resolved
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.tune.file import Tuning
 from kora.tune.plan import Combination
 from kora.tune.study import Search, Trial
@@ -231,7 +231,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
             f"# Found by kora tune --config {path}; study {search.name}.\n"
         )
         target = folder / "best" / f"{one.slug}.yaml"
-        written.append(_write(target, head + _yaml(fragment_of(path, one, best))))
+        written.append(write_text(target, head + _yaml(fragment_of(path, one, best))))
         entries.append([*one.files[len(base) :], str(target)])
     if not entries:
         return written
@@ -247,7 +247,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
         f"train with ({tuned}).\n#\n# Run:      kora grid --config {folder / 'best.yaml'}\n"
     )
     head += "".join(f"# Missing:  {name}, of which no trial came to its end\n" for name in missing)
-    written.append(_write(folder / "best.yaml", head + _yaml(grid)))
+    written.append(write_text(folder / "best.yaml", head + _yaml(grid)))
     return written
 
 
@@ -260,17 +260,12 @@ def write_report(
     text = table(f"Search of {path.stem}", searches, tuning)
     content = json.dumps(record(searches, tuning), indent=2) + "\n"
     written = [
-        _write(out or folder / "table.md", text),
-        _write(folder / "record.json", content),
-        _write(folder / "trials.csv", trials_csv(searches)),
+        write_text(out or folder / "table.md", text),
+        write_text(folder / "record.json", content),
+        write_text(folder / "trials.csv", trials_csv(searches)),
     ]
     return written + trial_pictures(searches, folder / "trials.png")
 
 
 def _yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, width=110)
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from datamodules.locks import acquired, has_locks, lock_at
+from kora.console.errors import first_line
 from kora.tune.file import Dimension, Tuning
 from kora.tune.plan import Combination
 
@@ -179,9 +180,9 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
                 search.trials()  # all of them are read, so that damage is met here
         except Exception as error:  # of sqlite3, SQLAlchemy, alembic or Optuna
             raise RuntimeError(
-                f"{file}: cannot be read as the studies of a search "
-                f"({str(error).partition(chr(10))[0]}). Move it away: the same command then draws "
-                "the same trials, and finds their runs where they are finished."
+                f"{file}: cannot be read as the studies of a search ({first_line(error)}). Move it "
+                "away: the same command then draws the same trials, and finds their runs where "
+                "they are finished."
             ) from error
         try:
             yield searches

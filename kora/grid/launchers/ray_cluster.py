@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kora.console.errors import first_line
 from kora.grid.dispatch import Began, Ended, Said, Task, run_task
 from kora.grid.plan import Entry
 from kora.grid.run import Outcome
@@ -48,7 +49,7 @@ def cluster(address: str | None) -> Iterator[Any]:
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError among them
         where = f"at {address}" if address else "here"
         raise RuntimeError(
-            f"There is no Ray cluster {where} ({str(error).partition(chr(10))[0]}). Start one with "
+            f"There is no Ray cluster {where} ({first_line(error)}). Start one with "
             "`ray start --head`, join other machines with `ray start --address HOST:PORT`, or name "
             "it with --ray_address."
         ) from error
@@ -123,7 +124,7 @@ class OnRay:
         try:
             found: Ended = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # died as often as allowed, or a bug of ours
-            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             return Ended(entry, [Outcome(None, why)])
         return found
 
