@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import io
 import os
@@ -11,9 +10,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from kora import __version__
+from kora.console.errors import explain, hint
 
 __all__ = ["main"]
 
@@ -72,51 +73,28 @@ def _predict(args: Sequence[str]) -> None:
     predict_command(args)
 
 
-def _export(args: Sequence[str]) -> None:
-    from kora.export.command import export_command
+def _in(module: str, name: str) -> Command:
+    """The command that a module has, which is imported when it runs."""
 
-    export_command(args)
+    def run(args: Sequence[str]) -> None:
+        getattr(import_module(module), name)(args)
 
-
-def _params(args: Sequence[str]) -> None:
-    from kora.cli.params import params
-
-    params(args)
+    return run
 
 
-def _data(args: Sequence[str]) -> None:
-    from kora.cli.params import data
-
-    data(args)
-
-
-def _inspect(args: Sequence[str]) -> None:
-    from kora.inspect.command import inspect_command
-
-    inspect_command(args)
-
-
-def _as_fit_reads() -> None:
+def _as_fit_reads(command: Command) -> Command:
     """Import Lightning before rich, as `fit` does, so that a config is the same in both.
 
     Of two equal unions typing hands out the one that was made first; rich has float before int, and
     trainer.limit_train_batches would be read as 8.0 here and as 8 in the run.
     """
-    import kora.training.lightning_cli  # noqa: F401
 
+    def run(args: Sequence[str]) -> None:
+        import kora.training.lightning_cli  # noqa: F401
 
-def _grid(args: Sequence[str]) -> None:
-    _as_fit_reads()
-    from kora.grid.command import grid
+        command(args)
 
-    grid(args)
-
-
-def _tune(args: Sequence[str]) -> None:
-    _as_fit_reads()
-    from kora.tune.command import tune
-
-    tune(args)
+    return run
 
 
 def _compare(args: Sequence[str]) -> None:
@@ -163,37 +141,19 @@ def _compare(args: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def _cka(args: Sequence[str]) -> None:
-    from kora.inspect.cka import cka_command
-
-    cka_command(args)
-
-
-def _paper(args: Sequence[str]) -> None:
-    from kora.paper.command import paper_command
-
-    paper_command(args)
-
-
-def _list(args: Sequence[str]) -> None:
-    from kora.cli.listing import main as listing
-
-    listing(args)
-
-
 _COMMANDS: dict[str, Command] = {
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
-    "export": _export,
-    "params": _params,
-    "data": _data,
-    "grid": _grid,
-    "tune": _tune,
+    "export": _in("kora.export.command", "export_command"),
+    "params": _in("kora.cli.params", "params"),
+    "data": _in("kora.cli.params", "data"),
+    "grid": _as_fit_reads(_in("kora.grid.command", "grid")),
+    "tune": _as_fit_reads(_in("kora.tune.command", "tune")),
     "compare": _compare,
-    "cka": _cka,
-    "paper": _paper,
-    "inspect": _inspect,
-    "list": _list,
+    "cka": _in("kora.inspect.cka", "cka_command"),
+    "paper": _in("kora.paper.command", "paper_command"),
+    "inspect": _in("kora.inspect.command", "inspect_command"),
+    "list": _in("kora.cli.listing", "main"),
 }
 
 #: Variables that tell which process of a run this is.
@@ -251,9 +211,8 @@ def _command(args: list[str]) -> None:
         return
     command = _COMMANDS.get(args[0])
     if command is None:
-        close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        _fail(f"there is no command '{args[0]}'.{hint} `kora --help` lists them.", code=2)
+        near = hint(args[0], _COMMANDS)
+        _fail(f"there is no command '{args[0]}'.{near} `kora --help` lists them.", code=2)
     if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
         command(args[1:])
         return
@@ -330,8 +289,6 @@ def _told(error: Exception) -> Exception | None:
             return ValueError(f"model.optimizer: {link}. Choose another, or other settings of it.")
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     if isinstance(error, ValueError) and _package(error) == "jsonargparse":
-        from kora.console.errors import explain
-
         return ValueError(explain(str(error), ()))
     return error if isinstance(error, OSError) else None
 
