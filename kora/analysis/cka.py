@@ -94,11 +94,10 @@ class MinibatchCKA:
         self,
         pairs: Sequence[tuple[int, int]],
         *,
-        level: float = 0.95,
         replicates: int = 2000,
         seed: int = 0,
     ) -> tuple[Array, Array]:
-        """Lower and upper ends (Q,) of a percentile bootstrap that draws groups of batches.
+        """Lower and upper ends (Q,) of a 95 % percentile bootstrap that draws groups of batches.
 
         It speaks of other images from the same source, for these very models. NaN with one group.
         """
@@ -113,8 +112,7 @@ class MinibatchCKA:
         mixed_RQ, left_RQ, right_RQ = (
             times_RG @ sums_GMM[:, a, b] for a, b in ((i, j), (i, i), (j, j))
         )
-        tails = (1 - level) / 2
-        low, high = np.quantile(_ratio(mixed_RQ, left_RQ, right_RQ), (tails, 1 - tails), axis=0)
+        low, high = np.quantile(_ratio(mixed_RQ, left_RQ, right_RQ), (0.025, 0.975), axis=0)
         return low, high
 
     def _halve(self) -> None:
@@ -173,10 +171,10 @@ def biased_matrix(features: Features) -> Array:
     return _ratio(hsic_MM, own_M[:, None], own_M[None, :])
 
 
-def biased_on_noise(width: int, *, images: int = 32, draws: int = 20) -> float:
+def biased_on_noise(width: int, *, images: int) -> float:
     """The mean of `biased_cka` over draws of independent Gaussian features (about D / (D + n))."""
     rng = np.random.default_rng(0)
-    pairs = rng.standard_normal((draws, 2, images, width))
+    pairs = rng.standard_normal((20, 2, images, width))
     return float(np.mean([biased_cka(x, y) for x, y in pairs]))
 
 

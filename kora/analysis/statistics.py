@@ -29,28 +29,23 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000  # of the bootstrap and of the permutation test
+_LEVEL = 0.95
 _AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
 _EXACT = 1 << 21  # different sums of flipped signs, up to which all are counted
 
 
-def t_half_width(sample: Sequence[float], level: float = 0.95) -> float | None:
-    """Half the t-interval of the mean of n values, t(n - 1) s / sqrt(n); None below two values."""
+def t_half_width(sample: Sequence[float]) -> float | None:
+    """Half the 95 % t-interval of the mean of n values, t(n - 1) s / sqrt(n); None below two."""
     n = len(sample)
     if n < 2:
         return None
     from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
-    return float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(sample) / math.sqrt(n)
+    return float(stdtrit(n - 1, (1 + _LEVEL) / 2)) * statistics.stdev(sample) / math.sqrt(n)
 
 
-def crossed_bootstrap(
-    difference_SI: NDArray[Any],
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    random_seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval of the mean difference, seeds and images drawn anew independently.
+def crossed_bootstrap(difference_SI: NDArray[Any]) -> tuple[float, float]:
+    """95 % percentile interval of the mean difference, seeds and images drawn anew independently.
 
     Each resample draws S seeds and I images with replacement; every drawn seed keeps every drawn
     image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111). Of one
@@ -66,21 +61,19 @@ def crossed_bootstrap(
     # Equal images are drawn together: how often each kind comes is multinomial. Right and wrong
     # leave few kinds, which makes ten thousand images as quick as ten.
     kinds_SU, counts_U = np.unique(difference_SI, axis=1, return_counts=True)
-    generator = np.random.default_rng(random_seed)
-    means = np.empty(resamples)
-    for part in _parts(resamples, len(counts_U)):
+    generator = np.random.default_rng(0)
+    means = np.empty(RESAMPLES)
+    for part in _parts(RESAMPLES, len(counts_U)):
         size = part.stop - part.start
         weights_BS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
         weights_BU = generator.multinomial(images, counts_U / images, size=size)
         means[part] = ((weights_BS @ kinds_SU) * weights_BU).sum(axis=1)
     means /= seeds * images
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
-def sign_flip_p(
-    difference_I: NDArray[Any], *, resamples: int = RESAMPLES, random_seed: int = 0
-) -> float:
+def sign_flip_p(difference_I: NDArray[Any], *, resamples: int = RESAMPLES) -> float:
     """Two-sided p-value of a mean paired difference, by flipping the sign of each image's.
 
     The null hypothesis is that the two models may be exchanged on every image. All sums are counted
@@ -95,7 +88,7 @@ def sign_flip_p(
     if math.prod((counts_U[:22] + 1).tolist()) <= _EXACT:  # each factor is at least two
         sums, probabilities = _all_sums(size_U, counts_U)
         return min(1.0, float(probabilities[np.abs(sums) >= reached].sum()))
-    generator = np.random.default_rng(random_seed)
+    generator = np.random.default_rng(0)
     extreme = 0
     for part in _parts(resamples, len(counts_U)):
         kept_BU = generator.binomial(counts_U, 0.5, size=(part.stop - part.start, len(counts_U)))

@@ -115,14 +115,14 @@ def _hub_file_is_cached(cfg: Mapping[str, Any]) -> bool:
     return any(isinstance(try_to_load_from_cache(cfg["hf_hub_id"], n), str) for n in names)
 
 
-def is_reachable(endpoint: str, timeout_s: float = 5.0) -> bool:
+def is_reachable(endpoint: str) -> bool:
     """One quick look."""
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(endpoint)
     port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        socket.create_connection((url.hostname or "", port), timeout=timeout_s).close()
+        socket.create_connection((url.hostname or "", port), timeout=5.0).close()
     except OSError:
         return False
     return True

@@ -38,7 +38,6 @@ __all__ = [
     "compare",
     "compare_command",
     "load_runs",
-    "present",
 ]
 
 _USUAL_REFERENCE = "LinearProbe"
@@ -161,33 +160,11 @@ def compare_command(
         ValueError: nothing can be compared; names every reason.
     """
     runs, more = load_runs(paths)
-    notes = [*notes, *more]
-    return present(
-        runs, notes, metric, out, by=by, reference=reference, against=against, console=console
-    )
-
-
-def present(
-    runs: Sequence[Run],
-    notes: Sequence[str],
-    metric: str | None = None,
-    out: str | Path | None = None,
-    *,
-    by: str = "strategy",
-    reference: str | None = None,
-    against: Sequence[str] = (),
-    console: Console | None = None,
-) -> list[Path]:
-    """What `compare_command` does with the runs that were loaded, and notes on the others.
-
-    Raises:
-        ValueError: nothing can be compared; names every reason.
-    """
     if console is None:
         from rich.console import Console
 
         console = Console()
-    notes = list(notes)
+    notes = [*notes, *more]
     tables: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         experiment = "" if by == "experiment" else run.result.experiment

@@ -13,7 +13,7 @@ from kora.compare.comparison import Comparison
 from kora.console.formats import baseline_name, format_metric
 from kora.console.tables import in_markdown, markdown_table
 from kora.reports.summary import evaluation_sentence, split_sizes
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.runs.results import RESULTS_NAME, Run, RunResult, find_runs, read_results
 from kora.tasks.adapter_record import recipe_of
 
@@ -37,7 +37,7 @@ def write_card(folder: Path, result: RunResult | None = None) -> Path:
         result = read_results(run)
     seeds = None if result is None else _over_seeds(run, result)
     text = model_card(record, result, seeds, where=str(folder))
-    return write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_text(folder / CARD, text)
 
 
 def model_card(
@@ -167,16 +167,13 @@ def _results(record: Mapping[str, Any], result: RunResult | None, seeds: Compari
     if group is None or len(group.seeds) < 2:
         return f"{text}\n\nOne seed (n = 1): the spread between seeds is not known."
     assert seeds is not None
-    spread = "" if group.half_width is None else f" ± {_half_width(seeds, group.half_width)}"
+    half = group.half_width
+    spread = "" if half is None else f" ± {format_metric(seeds.metric, half)}"
     return (
         f"{text}\n\nThe weights here are those of seed {result.seed}. Over the {len(group.seeds)} "
         f"seeds that were finished when this was written, the mean of {seeds.metric} is "
         f"{format_metric(seeds.metric, group.mean)}{spread} (95 % t-interval)."
     )
-
-
-def _half_width(seeds: Comparison, half_width: float) -> str:
-    return format_metric(seeds.metric, half_width)
 
 
 def _over_seeds(run: Path, result: RunResult) -> Comparison | None:

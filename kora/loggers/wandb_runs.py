@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
+from kora.console.errors import first_line
 from kora.loggers.wandb_server import has_credentials, server_answers, wandb_base_url
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.runs.outcomes import OUTCOMES_NAME
 from kora.runs.results import RESULTS_NAME
 
@@ -88,15 +89,11 @@ def record_of(run: Any) -> tuple[str | None, str]:
     return text, ""
 
 
-def fetch_runs(
-    where: Address, *, cache: Path | None = None, console: Console | None = None
-) -> tuple[list[Path], list[str]]:
+def fetch_runs(where: Address) -> tuple[list[Path], list[str]]:
     """Folders of all finished runs at an address, and a sentence on each that is left out.
 
     Args:
         where: of the project, and of one experiment in it, perhaps.
-        cache: folder for the files of the runs; None is `run_cache()`.
-        console: where progress is shown; None is standard error.
 
     Raises:
         ValueError: no login, no such project, or no run with a record in it.
@@ -113,7 +110,7 @@ def fetch_runs(
             f"--wandb {where}: W&B at {base_url} does not answer. Try again later, or compare the "
             "run folders themselves."
         )
-    folder = (cache or run_cache()) / where.entity / where.project
+    folder = run_cache() / where.entity / where.project
     found: list[tuple[Path, Any, str]] = []
     notes: dict[str, list[str]] = {}
     for run in _listed(where, base_url):
@@ -129,7 +126,7 @@ def fetch_runs(
     told = [f"{where}: {_several(names)} {why}" for why, names in notes.items()]
     if not found:
         raise ValueError("\n".join([f"--wandb {where}: there is no run to compare.", *told]))
-    shown = console or Console(stderr=True)
+    shown = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = pool.map(lambda it: _fetch(*it), found)
         said = track(work, f"Runs of {where}", len(found), console=shown, transient=True)
@@ -145,14 +142,14 @@ def _listed(where: Address, base_url: str) -> Iterator[Any]:
         api = wandb.Api(timeout=_TIMEOUT_S)
         yield from api.runs(f"{where.entity}/{where.project}", per_page=_PAGE, lazy=False)
     except wandb.errors.AuthenticationError as error:
-        raise ValueError(f"{refusal}: {_first_line(error)} Log in anew: wandb login.") from error
+        raise ValueError(f"{refusal}: {first_line(error)} Log in anew: wandb login.") from error
     except Exception as error:  # W&B has many of its own, and those of its transport
         if "could not find project" in str(error).lower():
             raise ValueError(
-                f"{refusal}: {_first_line(error)}. Look at entity and project, and whether you may "
+                f"{refusal}: {first_line(error)}. Look at entity and project, and whether you may "
                 "read them."
             ) from error
-        raise RuntimeError(f"{refusal}: {_first_line(error)}") from error
+        raise RuntimeError(f"{refusal}: {first_line(error)}") from error
 
 
 def _fetch(folder: Path, run: Any, text: str) -> str | None:
@@ -172,10 +169,10 @@ def _fetch(folder: Path, run: Any, text: str) -> str | None:
         mark.touch()
     except Exception as error:  # its record is here, which is what tables are made of
         note = (
-            f"the files of {run.id} ({run.name}) could not be fetched ({_first_line(error)}): it "
+            f"the files of {run.id} ({run.name}) could not be fetched ({first_line(error)}): it "
             "has no learning curve, and no p-value, which needs what it said of each image."
         )
-    write_atomically(record, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(record, text)
     return note
 
 
@@ -183,7 +180,3 @@ def _several(names: Sequence[str]) -> str:
     if len(names) <= 3:
         return ", ".join(names)
     return f"{', '.join(names[:3])} and {len(names) - 3} more: each"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -72,7 +72,6 @@ def run_child(
     stop: Stop,
     env: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
-    cwd: Path | None = None,
 ) -> int:
     """Run `kora ARGS`; its exit code (negative: the signal that killed it).
 
@@ -81,7 +80,6 @@ def run_child(
         stop: Looked at while it runs.
         env: Its environment; None: that of this process.
         output: Takes what it prints; None: where this process prints.
-        cwd: Where it runs.
     """
     # Where this process imports nothing from the working directory, that one does not either.
     safe_path = [] if {"", str(Path.cwd())} & set(sys.path) else ["-P"]
@@ -91,7 +89,6 @@ def run_child(
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         env={**(os.environ if env is None else env), TETHER: str(os.getpid())},
-        cwd=cwd,
         start_new_session=True,
     )
     told = False
