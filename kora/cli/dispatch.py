@@ -82,21 +82,6 @@ def _in(module: str, name: str) -> Command:
     return run
 
 
-def _as_fit_reads(command: Command) -> Command:
-    """Import Lightning before rich, as `fit` does, so that a config is the same in both.
-
-    Of two equal unions typing hands out the one that was made first; rich has float before int, and
-    trainer.limit_train_batches would be read as 8.0 here and as 8 in the run.
-    """
-
-    def run(args: Sequence[str]) -> None:
-        import kora.training.lightning_cli  # noqa: F401
-
-        command(args)
-
-    return run
-
-
 def _compare(args: Sequence[str]) -> None:
     import argparse
 
@@ -147,8 +132,8 @@ _COMMANDS: dict[str, Command] = {
     "export": _in("kora.export.command", "export_command"),
     "params": _in("kora.cli.params", "params"),
     "data": _in("kora.cli.params", "data"),
-    "grid": _as_fit_reads(_in("kora.grid.command", "grid")),
-    "tune": _as_fit_reads(_in("kora.tune.command", "tune")),
+    "grid": _in("kora.grid.command", "grid"),
+    "tune": _in("kora.tune.command", "tune"),
     "compare": _compare,
     "cka": _in("kora.inspect.cka", "cka_command"),
     "paper": _in("kora.paper.command", "paper_command"),

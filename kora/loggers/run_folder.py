@@ -88,7 +88,7 @@ def wandb_offline(mode: str) -> bool:
     Raises:
         ValueError: online was asked for without credentials: W&B would ask, and wait.
     """
-    asked = _asked(mode)
+    asked = mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
     if not asked:
         return not has_credentials()
     if asked != "online":
@@ -99,11 +99,6 @@ def wandb_offline(mode: str) -> bool:
             "`wandb login` once, set WANDB_API_KEY, or use --wandb.mode offline."
         )
     return False
-
-
-def _asked(mode: str) -> str | None:
-    """What the user said, in the config or else in W&B's own variable; None if nothing."""
-    return mode if mode in ("online", "offline") else os.environ.get("WANDB_MODE")
 
 
 def make_loggers(

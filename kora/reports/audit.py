@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Audit", "Majority", "SplitCoverage", "audit", "listed"]
+__all__ = ["NO_VALIDATION", "TITLES", "Audit", "Findings", "Majority", "SplitCoverage", "audit"]
 
 IntArray = NDArray[np.int64]
 
-_TITLES = {"train": "training", "val": "validation", "test": "test"}
+NO_VALIDATION = (
+    "There is no validation split: no model selection happens, and the last checkpoint is the one "
+    "tested."
+)
+TITLES = {"train": "training", "val": "validation", "test": "test"}
 _REQUIRED = ("train", "test")  # validation may be left out: then nothing is selected
 
 
@@ -51,18 +55,16 @@ class Majority:
     weighted_f1: float
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The findings: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Of an audit: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
 
-    num_classes: int
-    splits: Mapping[str, SplitCoverage]
-    chance: float
-    majority: Majority | None  # None when training or test is empty
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     fatal: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()  # metrics that the run does not measure
+
+    what: ClassVar[str]  # was looked at
+    remedies: ClassVar[tuple[str, str]]  # of what is fatal, and of a problem
 
     def check(self, allow_degenerate: bool) -> None:
         """Stop an evaluation that cannot support its metrics.
@@ -72,17 +74,41 @@ class Audit:
         """
         if self.fatal:
             raise ValueError(
-                f"The splits cannot be evaluated:\n{listed(self.fatal)}\n"
-                "Check that the data folder is complete, that num_classes fits it, and the "
-                "settings of the subset and of validation. allow_degenerate does not apply here."
+                f"{self.what} cannot be evaluated:\n{_listed(self.fatal)}\n{self.remedies[0]} "
+                "allow_degenerate does not apply here."
             )
         if self.problems and not allow_degenerate:
             raise ValueError(
-                f"These splits cannot support the metrics:\n{listed(self.problems)}\n"
-                "Use a stratified subset (data.subset: {per_class: N}), more validation images, or "
-                "a test set read with its own labels. To run it knowingly all the same, set "
-                "allow_degenerate: true."
+                f"{self.what} cannot support the metrics:\n{_listed(self.problems)}\n"
+                f"{self.remedies[1]} To run it knowingly all the same, set allow_degenerate: true."
             )
+
+    def marked(self) -> list[str]:
+        """Problems and warnings, a line each, for a terminal."""
+        from rich.markup import escape
+
+        return [f"[red]problem:[/red] {escape(text)}" for text in self.problems] + [
+            f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Findings):
+    """What the labels of the splits can and cannot support."""
+
+    num_classes: int
+    splits: Mapping[str, SplitCoverage]
+    chance: float
+    majority: Majority | None  # None when training or test is empty
+    left_out: tuple[str, ...] = ()  # metrics that the run does not measure
+
+    what = "The splits"
+    remedies = (
+        "Check that the data folder is complete, that num_classes fits it, and the settings of the "
+        "subset and of validation.",
+        "Use a stratified subset (data.subset: {per_class: N}), more validation images, or a test "
+        "set read with its own labels.",
+    )
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores without learning, by metric name without stage, for the run record."""
@@ -122,8 +148,6 @@ class Audit:
                 f" · always {escape(m.name)}: accuracy {m.accuracy:.2%}, "
                 f"macro F1 {m.macro_f1:.2%}, weighted F1 {m.weighted_f1:.2%}"
             )
-        lines += [f"[red]problem:[/red] {escape(text)}" for text in self.problems]
-        lines += [f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings]
         table = Table(title="Audit of the splits", title_justify="left")
         table.add_column("split")
         for heading in ("images", "classes", "images a class"):
@@ -131,14 +155,14 @@ class Audit:
         for name, split in self.splits.items():
             low, high = split.images_per_class_min, split.images_per_class_max
             table.add_row(
-                _TITLES[name],
+                TITLES[name],
                 f"{split.images:,}",
                 f"{split.classes} of {self.num_classes}",
                 f"{low:,}" if low == high else f"{low:,} to {high:,}",
             )
         page = Table.grid()  # the sentences get the full width, not that of the table
         page.add_row(table)
-        for line in lines:
+        for line in lines + self.marked():
             page.add_row(line)
         return page
 
@@ -166,20 +190,20 @@ def audit(
         raise ValueError(
             f"There are {len(class_names)} class names for {num_classes} classes; give one each."
         )
-    unknown = sorted(set(splits) - set(_TITLES))
+    unknown = sorted(set(splits) - set(TITLES))
     if unknown:
-        raise ValueError(f"Unknown split {unknown[0]!r}; the splits are {', '.join(_TITLES)}.")
+        raise ValueError(f"Unknown split {unknown[0]!r}; the splits are {', '.join(TITLES)}.")
     arrays: dict[str, IntArray] = {}
-    for split in _TITLES:
+    for split in TITLES:
         labels = np.asarray(splits.get(split, ()))
         if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
             raise ValueError(
-                f"Labels of the {_TITLES[split]} split have shape {labels.shape} and type "
+                f"Labels of the {TITLES[split]} split have shape {labels.shape} and type "
                 f"{labels.dtype}; expected one integer an image, shape (n,)."
             )
         arrays[split] = labels.astype(np.int64)
     fatal = [
-        f"The {_TITLES[split]} split is empty." for split in _REQUIRED if not len(arrays[split])
+        f"The {TITLES[split]} split is empty." for split in _REQUIRED if not len(arrays[split])
     ]
     return _audit_classes(arrays, num_classes, class_names, fatal, tuple(left_out))
 
@@ -198,7 +222,7 @@ def _audit_classes(
         if not inside.all():
             at = int(np.flatnonzero(~inside)[0])
             fatal.append(
-                f"The {_TITLES[split]} split has label {values[at]} at position {at} (and "
+                f"The {TITLES[split]} split has label {values[at]} at position {at} (and "
                 f"{int((~inside).sum())} such in all); labels must lie in 0..{num_classes - 1}."
             )
         counts[split] = np.bincount(values[inside], minlength=num_classes).astype(np.int64)
@@ -235,10 +259,7 @@ def _audit_classes(
         )
     images = len(labels["val"])
     if not images:
-        warnings.append(
-            "There is no validation split: no model selection happens, and the last checkpoint "
-            "is the one tested."
-        )
+        warnings.append(NO_VALIDATION)
     elif covered["val"] < num_classes:
         few = images < num_classes
         (warnings if few else problems).append(
@@ -296,6 +317,6 @@ def _some(mask: NDArray[np.bool_], names: Sequence[str] | None) -> str:
     return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"
 
 
-def listed(sentences: Iterable[str]) -> str:
+def _listed(sentences: Iterable[str]) -> str:
     """Sentences as a list, one a line."""
     return "\n".join(f"  - {sentence}" for sentence in sentences)

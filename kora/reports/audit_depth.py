@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kora.metrics.protocol import DepthProtocol
-from kora.reports.audit import listed
+from kora.reports.audit import NO_VALIDATION, TITLES, Findings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,37 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["DepthAudit", "audit_depth"]
 
-_TITLES = {"train": "training", "val": "validation", "test": "test"}
 _FEW_IMAGES = 10
 
 
-@dataclass(frozen=True)
-class DepthAudit:
-    """The findings: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
+@dataclass(frozen=True, kw_only=True)
+class DepthAudit(Findings):
+    """What the measured pixels of the splits can and cannot support."""
 
     splits: Mapping[str, DepthStatistics]
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    fatal: tuple[str, ...] = ()
 
-    def check(self, allow_degenerate: bool) -> None:
-        """Stop an evaluation that cannot support its metrics.
-
-        Raises:
-            ValueError: there are problems and they are not allowed, or cannot be.
-        """
-        if self.fatal:
-            raise ValueError(
-                f"This data cannot be evaluated:\n{listed(self.fatal)}\n"
-                "Check that the data folder is complete, its unit (metres), and model.protocol. "
-                "allow_degenerate does not apply here."
-            )
-        if self.problems and not allow_degenerate:
-            raise ValueError(
-                f"This data cannot support the metrics:\n{listed(self.problems)}\n"
-                "Correct the data or model.protocol. To run it knowingly all the same, set "
-                "allow_degenerate: true."
-            )
+    what = "This data"
+    remedies = (
+        "Check that the data folder is complete, its unit (metres), and model.protocol.",
+        "Correct the data or model.protocol.",
+    )
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """None here: the constants are scored with the model, pixel by pixel."""
@@ -67,7 +50,6 @@ class DepthAudit:
 
     def render(self, *, histogram: bool = False) -> Table:
         """A table of the splits, a histogram if asked for, problems and warnings below it."""
-        from rich.markup import escape
         from rich.table import Table
 
         from datamodules.depth_statistics import histogram_table
@@ -79,17 +61,15 @@ class DepthAudit:
         for name, found in self.splits.items():
             counts = (f"{found.of_images:,}", f"{found.images:,}", f"{found.valid_share:.1%}")
             depths = (found.min_m, found.median_m, found.mean_m, found.max_m)
-            table.add_row(_TITLES[name], *counts, *(f"{depth:.2f}" for depth in depths))
+            table.add_row(TITLES[name], *counts, *(f"{depth:.2f}" for depth in depths))
         page = Table.grid()
         page.add_row(table)
         if histogram:
-            named = {_TITLES[name]: found for name, found in self.splits.items()}
+            named = {TITLES[name]: found for name, found in self.splits.items()}
             page.add_row("")
             page.add_row(histogram_table(named))
-        for text in self.problems:
-            page.add_row(f"[red]problem:[/red] {escape(text)}")
-        for text in self.warnings:
-            page.add_row(f"[yellow]warning:[/yellow] {escape(text)}")
+        for line in self.marked():
+            page.add_row(line)
         return page
 
 
@@ -110,12 +90,12 @@ def audit_depth(
         ValueError: The crop of the protocol is not defined for this size.
     """
     protocol.valid(torch.zeros(1, *image_size))  # says so where the crop does not fit
-    fatal = [f"The {_TITLES[s]} split is empty." for s in ("train", "test") if s not in splits]
+    fatal = [f"The {TITLES[s]} split is empty." for s in ("train", "test") if s not in splits]
     problems: list[str] = []
     warnings: list[str] = []
     least, most = protocol.min_depth_m, protocol.max_depth_m
     for name, found in splits.items():
-        title = _TITLES[name]
+        title = TITLES[name]
         if found.valid_share == 0:
             fatal.append(f"The {title} split has no measured pixel in {found.images:,} images.")
         elif found.min_m >= most or found.max_m <= least:
@@ -132,14 +112,11 @@ def audit_depth(
                 f"More than half of the {title} split lies beyond {most:g} m and does not count."
             )
     if "val" not in splits:
-        warnings.append(
-            "There is no validation split: no model selection happens, and the last checkpoint "
-            "is the one tested."
-        )
+        warnings.append(NO_VALIDATION)
     for name in ("val", "test"):
         if name in splits and splits[name].of_images < _FEW_IMAGES:
             warnings.append(
-                f"The {_TITLES[name]} split has only {splits[name].of_images} images: its metrics "
+                f"The {TITLES[name]} split has only {splits[name].of_images} images: its metrics "
                 "say little."
             )
     return DepthAudit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,8 @@ class Combination:
     def study(self, tuning: Tuning) -> str:
         """A name for what its trials have in common: with anything else changed, another."""
         space = {one.option: one.to_dict() for one in self.space}
-        config = dict(self.config, trainer=dict(self.config["trainer"]))
-        essence = [space, config_hash(config), tuning.sampler, tuning.seed, self.seeds, self.metric]
+        essence = [space, config_hash(self.config), tuning.sampler, tuning.seed, self.seeds]
+        essence.append(self.metric)
         return f"{self.slug}-{hashlib.sha256(json.dumps(essence).encode()).hexdigest()[:8]}"
 
 
@@ -90,7 +90,7 @@ def combinations(path: Path, tuning: Tuning) -> list[Combination]:
     for job in first:
         *args, _ = job.args
         files = tuple(args[at + 1] for at, word in enumerate(args) if word == "--config")
-        options = tuple(word for word in args[2 * len(files) :])
+        options = tuple(args[2 * len(files) :])
         varied = tuple(key for key in grid.vary if any(o.startswith(f"--{key}=") for o in options))
         space = tuple(one for one in tuning.space if _has(one, files))
         if not space:
@@ -136,10 +136,7 @@ def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) ->
     known.add(kind)
     metric, mode = _monitor(config)
     _require_validation(path, plain.name, config)
-    return Combination(
-        plain.name, plain.slug, plain.files, plain.varied, plain.options, plain.space, config,
-        f"best_{metric}", mode, plain.seeds,
-    )  # fmt: skip
+    return replace(plain, config=config, metric=f"best_{metric}", mode=mode)
 
 
 def _monitor(config: Mapping[str, Any]) -> tuple[str, str]:
