@@ -53,7 +53,7 @@ def with_defaults(config: Any) -> Any:
 
 
 def current(config: Any) -> Any:
-    """A copy of a config or record in plain types, with the options of KoRA's nodes in their form."""
+    """A copy of a config or record in plain types, KoRA described as it is now."""
     if isinstance(config, list | tuple):
         return [current(item) for item in config]
     if not isinstance(config, Mapping):
