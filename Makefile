@@ -33,20 +33,20 @@ demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (6
 
 # A process for each core, one thread in each: twice as fast as the other way round.
 test: $(VENV)/.dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.dev  ## the suite without its slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-floors: $(VENV)/.dev  ## the fast suite on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
 	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-newest: $(VENV)/.dev  ## the fast suite on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
 	$(BIN)/uv pip install --quiet --python $(VENV)-newest --upgrade --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 $$(grep -oE '`tests/[a-z_/]+\.py` `test_[a-z0-9_]+`' docs/RELIABILITY.md | sed 's/`//g; s/ /::/' | sort -u)

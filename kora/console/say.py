@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from lightning.pytorch.utilities import rank_zero_only
 
 from kora.console.tables import visible
@@ -10,6 +12,6 @@ __all__ = ["say"]
 
 
 @rank_zero_only
-def say(text: str) -> None:
-    """Print a line, on the first rank."""
-    print(f"kora: {visible(text)}", flush=True)
+def say(text: str, *, aside: bool = False) -> None:
+    """Print a line, on the first rank; `aside` beside what a program may read (stderr)."""
+    print(f"kora: {visible(text)}", file=sys.stderr if aside else sys.stdout, flush=True)

@@ -35,7 +35,8 @@ def _load(text: str) -> Any:
     if made != found and not is_of_a_run(Path(where)):
         form = next(_values(made, "node_form"))
         shown = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10_000)
-        say(f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}")
+        told = f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}"
+        say(told, aside=True)
     return made
 
 

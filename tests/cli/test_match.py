@@ -29,11 +29,14 @@ def adapter(class_path: str, **init_args: Any) -> dict[str, Any]:
     }
 
 
+V = {"class_path": "kora.adapters.PaperForm", "init_args": {"rank": 1, "sites": ["v"]}}
+
+
 @pytest.fixture
 def files(here: Path) -> Path:
     """tiny.yaml (LoRA, rank 2), fragments of other strategies, and an experiment of its own."""
     write_config(here / "lora_qv.yaml", adapter("LoRA", rank=5, sites=["q", "v"]))
-    write_config(here / "kora_v.yaml", adapter("KoRA", rank=1, d_comp=4, sites=["v"]))
+    write_config(here / "kora_v.yaml", adapter("KoRA", d_comp=4, node_form=V))
     write_config(here / "probe.yaml", adapter("LinearProbe"))
     own = tiny_config(experiment="own", **adapter("LoRA", rank=7, alpha=2.0, sites=["q"]))
     own["model"]["class_path"] = "kora.tasks.ClassificationTask"
@@ -97,7 +100,7 @@ def test_further_options_are_those_of_the_experiment(files: Path, capfd: Capture
 def test_the_number_is_that_of_kora_params_without_the_head(files: Path, capfd: Capture) -> None:
     configs = ("--config", "tiny.yaml", "--config", "kora_v.yaml")
     size, parameters = rows(kora(capfd, "params", *configs, "--match", "--json"))[1][4:]
-    args = ("params", *configs, "--json", "--model.adapter.rank", str(size))
+    args = ("params", *configs, "--json", "--model.adapter.node_form.rank", str(size))
     counted = json.loads(kora(capfd, *args).out)
     assert counted["trainable"] - counted["head"] == parameters
 
@@ -115,7 +118,7 @@ def test_the_table_shows_sizes_counts_and_what_does_not_come_near(
     assert "-0.90 %" in lines["lora_qv.yaml"]
     assert "fixed" in lines["probe.yaml"]
     text = " ".join(out.split())
-    assert "KoRA (kora_v.yaml): no rank comes within 5 %" in text
+    assert "KoRA (kora_v.yaml): no node_form.rank comes within 5 %" in text
     assert "(lora_qv.yaml): no rank" not in text
 
 

@@ -97,7 +97,7 @@ def test_a_config_of_before_still_parses_and_one_line_says_the_new_form(
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"model": {"init_args": {"adapter": adapter}}}))
     found = parse(["fit", "--config", "configs/quickstart.yaml", "--config", str(path)]).resolved()
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert f"{path}: the options of KoRA's nodes are in node_form now: " in told
     assert yaml.safe_load(told.partition("now: ")[2]) == form
