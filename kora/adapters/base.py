@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,21 @@ from kora.adapters.frozen_pass import FrozenPass
 from kora.backbone.layer_summaries import LayerSummaries
 from kora.backbone.vit import Backbone, Features
 
-__all__ = ["EarlierRuns", "ExtraInit", "Strategy", "place_of", "resized"]
+__all__ = ["EarlierRuns", "ExtraChannels", "ExtraInit", "Strategy", "place_of", "resized"]
 
 ExtraInit = Literal["zero", "orthogonal"]
+
+
+class ExtraChannels(NamedTuple):
+    """Channels beside those of the pooled vector.
+
+    Args:
+        width: How many.
+        init: How the head's columns for them start: at `zero`, or with `orthogonal` rows.
+    """
+
+    width: int
+    init: ExtraInit = "zero"
 
 
 class EarlierRuns(Protocol):
@@ -85,11 +97,8 @@ class Strategy(nn.Module, ABC):
     #: tokens are not computed there (kora/backbone/last_block.py).
     needs_last_tokens: bool = True
 
-    #: Channels that it puts beside those of the pooled vector, for the head to read.
-    extra_width: int = 0
-
-    #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
-    extra_init: ExtraInit = "zero"
+    #: What it puts beside the channels of the pooled vector, for the head to read.
+    extra_channels: ExtraChannels | None = None
 
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True

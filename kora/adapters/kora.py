@@ -138,8 +138,7 @@ class KoRA(Strategy):
                 "channels. Use ClsReadout, or another backbone."
             )
         self.readout.build(self.d_comp, backbone.pooled_width)
-        self.extra_width = self.readout.extra_width
-        self.extra_init = self.readout.extra_init
+        self.extra_channels = self.readout.extra_channels
         self._refuse_silence()
         if self.feedback is not None:
             self.feedback.build(backbone, self._nodes(), self.composer, self.d_comp, self.alpha)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.adapters.arguments import require_choice
-from kora.adapters.base import ExtraInit
+from kora.adapters.base import ExtraChannels, ExtraInit
 from kora.backbone.vit import Features, Level
 
 __all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
@@ -30,11 +30,8 @@ class Readout(nn.Module, ABC):
     #: Whether it adds to features as they are, and puts no channels beside them.
     in_place: bool = True
 
-    #: Channels that it puts beside those of the pooled vector.
-    extra_width: int = 0
-
-    #: How the head's columns for these channels start: at `zero`, or with `orthogonal` rows.
-    extra_init: ExtraInit = "zero"
+    #: What it puts beside the channels of the pooled vector, once it is built.
+    extra_channels: ExtraChannels | None = None
 
     #: Whether it says nothing of any c at the start, and lets no gradient through to it.
     starts_closed: bool = False
@@ -120,12 +117,11 @@ class LogitReadout(Readout):
         super().__init__()
         require_choice("LogitReadout", "init", init, get_args(ExtraInit))
         self.init: ExtraInit = init
-        self.extra_init = init
         self.starts_closed = init == "zero"
 
     def build(self, d_comp: int, width: int) -> None:
         """Nothing to create: C K numbers of the head."""
-        self.extra_width = d_comp
+        self.extra_channels = ExtraChannels(d_comp, self.init)
 
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
         """Pooled (B, D + C); of (B, T, C) the mean over tokens."""

@@ -25,8 +25,8 @@ class LinearHead(nn.Module):
         init: `default` is nn.Linear's random start. `zero`, as in Kolesnikov et al. 2019
             (arXiv:1912.11370), begins with equal logits: there is no noise to unlearn, which pays
             where steps are few or small.
-        extra: Channels that the adapter puts beside those of the backbone.
-        extra_init: Of their columns: `zero`, or `orthogonal` rows of length 1.
+        extra: Channels that the adapter puts beside those of the backbone, and how their columns
+            start: at `zero`, or as `orthogonal` rows of length 1.
         layers: E, the channels of earlier layers; their columns start at zero.
         dropout: Probability with which what the layer reads is dropped in training.
 
@@ -42,8 +42,7 @@ class LinearHead(nn.Module):
         num_classes: int,
         *,
         init: HeadInit = "default",
-        extra: int = 0,
-        extra_init: Literal["zero", "orthogonal"] = "zero",
+        extra: tuple[int, Literal["zero", "orthogonal"]] | None = None,
         layers: int = 0,
         dropout: float = 0.0,
     ) -> None:
@@ -62,10 +61,11 @@ class LinearHead(nn.Module):
             self.reads = ("pooled", "layers")
         if extra or layers:
             known = self.linear
-            columns_KC = torch.zeros(num_classes, extra)
-            if extra_init == "orthogonal":
+            channels, start = extra or (0, "zero")
+            columns_KC = torch.zeros(num_classes, channels)
+            if start == "orthogonal":
                 nn.init.orthogonal_(columns_KC)
-            self.linear = nn.Linear(width + extra + layers, num_classes)
+            self.linear = nn.Linear(width + channels + layers, num_classes)
             zeros_KE = torch.zeros(num_classes, layers)
             with torch.no_grad():
                 self.linear.weight.copy_(torch.cat((known.weight, columns_KC, zeros_KE), dim=1))

@@ -147,14 +147,15 @@ class ClassificationTask(AdapterTask):
             )
         if self.head_layers is not None:
             self.head_layers.install(self.backbone)
-        layers = self.read_layers
+        layers, extra = self.read_layers, self.adapter.extra_channels
+        if extra is not None and self.adapter_from:
+            # What was trained elsewhere is no zero, and says nothing of these classes yet.
+            extra = extra._replace(init="zero")
         head = LinearHead(
             self.backbone,
             self.num_classes,
             init=self.head_init,
-            extra=self.adapter.extra_width,
-            # What was trained elsewhere is no zero, and says nothing of these classes yet.
-            extra_init="zero" if self.adapter_from else self.adapter.extra_init,
+            extra=extra,
             layers=0 if layers is None else layers.width,
             dropout=self.head_dropout,
         )

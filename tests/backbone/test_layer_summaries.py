@@ -105,7 +105,8 @@ def test_every_strategy_takes_the_head_and_starts_at_the_same_logits(
     torch.testing.assert_close(task(images), built(strategy)(images))
     assert task.label == f"{strategy.label}-layers"
     weight = dict(task.trainables())["head.linear.weight"]
-    assert weight.shape[1] == 128 + task.adapter.extra_width + 4 * 128
+    extra = task.adapter.extra_channels
+    assert weight.shape[1] == 128 + (0 if extra is None else extra.width) + 4 * 128
     _, found = gradients(task, images)
     assert found["head.linear.weight"][:, -4 * 128 :].abs().sum(dim=0).all()
 

@@ -22,7 +22,7 @@ def test_columns_for_more_channels_leave_the_others_as_they_would_be() -> None:
         torch.manual_seed(0)
         return LinearHead(nano(), 3, **options)
 
-    alone, wider = head().linear, head(extra=5).linear
+    alone, wider = head().linear, head(extra=(5, "zero")).linear
     assert torch.equal(wider.weight[:, :128], alone.weight)
     assert torch.equal(wider.bias, alone.bias)
     assert not wider.weight[:, 128:].any()
