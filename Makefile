@@ -90,7 +90,7 @@ results-photos: $(VENV)/.dev  ## every strategy after equal searches on real pho
 	@$(BIN)/kora tune --config configs/grids/photos.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_photos/best.yaml --jobs 2
 	@$(BIN)/kora tune --config configs/grids/photos_95.yaml --jobs 2
-	@$(BIN)/kora grid --config runs/tune_photos_95/best.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_photos_95/best.yaml --set data.val_images=500 --jobs 2
 	@$(BIN)/kora compare runs/photos_1 runs/photos_5 runs/photos_20 runs/photos_95 \
 	  --against images --against seconds --out runs/photos
 
