@@ -6,6 +6,7 @@ import os
 import shlex
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -50,7 +51,9 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
         elif name in ("params", "data") and "--match" not in args:
             parsed("fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare")))
         elif name in ("grid", "tune"):
-            main([name, *args, "--dry_run"])
+            # Each of their runs is parsed once, in however many commands it is.
+            with patch("kora.training.lightning_cli.parse", lambda args: parsed(*args)):
+                main([name, *args, "--dry_run"])
         else:
             # These load nothing big before they know that they like their options.
             main([name, *args])
