@@ -5,6 +5,7 @@ Shapes: B images a batch, n images of a split, H height, W width
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -117,8 +118,8 @@ def report_on(datasets: Iterable[Any]) -> ImageCacheReport | None:
     if not used:
         return None
     caches = {dataset.cache.folder: dataset.cache for dataset in used}
-    images = sum(int(cache.rows["ready"].sum()) for cache in caches.values())
-    size = max(cache.size[0] * cache.size[1] * 3 for cache in caches.values())
+    images = sum(int(cache.ready.sum()) for cache in caches.values())
+    size = max(3 * math.prod(cache.files.size) for cache in caches.values())
     return ImageCacheReport(
         folders=[str(folder) for folder in caches],
         images=images,

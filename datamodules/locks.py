@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,10 +44,12 @@ def has_locks(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks; the others wait."""
+def locked(path: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """One process at a time, where the file system has locks; the others call `waiting`."""
     lock = lock_at(path)
-    acquired(lock, timeout_s=-1)
+    if not acquired(lock, timeout_s=0):
+        waiting()
+        acquired(lock, timeout_s=-1)
     try:
         yield
     finally:

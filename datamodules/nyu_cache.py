@@ -1,18 +1,15 @@
 """A compact copy of the labelled file that is mapped into memory: images upright, depth in 16 bits.
 
 The file itself is compressed and turned on its side, which costs several times more than reading.
-Each frame has a CRC-32, which each process compares when it reads the frame for the first time: to
-check the whole cache when it is opened would mean to read gigabytes before the first step.
+The copy is a cache (datamodules/row_cache.py) with a row for each frame.
 
 Shapes: N frames of the file, B frames read at once, H height, W width
 """
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,10 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.cache_files import array_header, force, map_array, new_folder, require_room
-from datamodules.locks import locked
 from datamodules.nyu_labelled import LabelledFile
 from datamodules.recipe import UnreadableImageError
+from datamodules.row_cache import Block, RowCache, alone, new_folder
 from datamodules.splits import IntArray
 
 __all__ = ["STEP_M", "CacheReport", "CachedFrames", "open_cache", "write_cache"]
@@ -36,11 +32,8 @@ __all__ = ["STEP_M", "CacheReport", "CachedFrames", "open_cache", "write_cache"]
 #: 0.2 mm: 16 bits then reach 13.1 m, and the sensor's own steps are 1.5 mm at best.
 STEP_M = 0.0002
 _STEPS_PER_M = np.float32(5000)
-_FORMAT = 2  # the first had no checksums
 _BLOCK = 16  # frames converted at once
 _TIMED = 256  # frames read to time the cache
-_FILES = {"images": "images.npy", "depth": "depth.npy"}
-_ABOUT = "cache.json"
 
 
 @dataclass(frozen=True)
@@ -68,22 +61,23 @@ class CacheReport:
         )
 
 
-class CachedFrames:
-    """Frames of the labelled file, read from its cache; see `open_cache`.
+class CachedFrames(RowCache):
+    """Frames of the labelled file, in a folder; see `open_cache`."""
 
-    The arrays are mapped by the first `read` of each process.
-    """
-
-    def __init__(self, folder: Path, source: LabelledFile, *, crc32: dict[str, list[int]]) -> None:
-        self.folder = folder
-        self.frames = source.frames
+    def __init__(self, folder: Path, source: LabelledFile) -> None:
+        stat = source.path.stat()
+        of = {
+            "bytes": stat.st_size,
+            "modified_ns": stat.st_mtime_ns,
+            "depth": source.depth,
+            "step_m": STEP_M,
+        }
+        arrays = {
+            "images": ((source.frames, 3, *source.size), np.uint8),
+            "depth": ((source.frames, *source.size), np.uint16),
+        }
+        super().__init__(folder, of, arrays)
         self.size = source.size
-        self._crc32 = {name: np.array(crc32[name], dtype=np.uint32) for name in _FILES}
-        for name, array in self._crc32.items():
-            if array.shape != (self.frames,):
-                raise ValueError(f"{array.shape} checksums of {name} for {self.frames} frames")
-        self._checked = np.zeros(self.frames, dtype=bool)
-        self._arrays: tuple[NDArray[np.uint8], NDArray[np.uint16]] | None = None
 
     def read(self, frames: IntArray) -> dict[str, Tensor]:
         """These frames, counted from 0: `image` uint8 (B, 3, H, W), `depth_m` float32 (B, H, W).
@@ -91,65 +85,27 @@ class CachedFrames:
         Raises:
             UnreadableImageError: the cache is not what it was when it was made or opened.
         """
-        try:
-            images, depths = self._open()
-        except (OSError, ValueError) as error:
-            raise UnreadableImageError(
-                f"The cache {self.folder} was changed while it was in use ({error}). Run again."
-            ) from error
+        maps = self.maps()
         image = torch.empty((len(frames), 3, *self.size), dtype=torch.uint8)
         depth = torch.empty((len(frames), *self.size), dtype=torch.float32)
         image_BCHW, depth_BHW = image.numpy(), depth.numpy()
         for row in np.argsort(frames, kind="stable"):
             frame = int(frames[row])
-            if not self._checked[frame]:
-                self._check(frame, images=images[frame], depth=depths[frame])
-            image_BCHW[row] = images[frame]
-            np.multiply(depths[frame], np.float32(STEP_M), out=depth_BHW[row])
-        return {"image": image, "depth_m": depth}
-
-    def is_whole(self) -> bool:
-        """Read every frame: is each what was written?"""
-        try:
-            for frame in range(self.frames):
-                self.read(np.array([frame]))
-        except UnreadableImageError:
-            return False
-        return True
-
-    def _check(self, frame: int, **arrays: NDArray[Any]) -> None:
-        for name, array in arrays.items():
-            if zlib.crc32(array.data) != self._crc32[name][frame]:
+            one = {name: array[frame : frame + 1] for name, array in maps.items()}
+            for _, name in self.damaged(frames[row : row + 1], one):
                 raise UnreadableImageError(
-                    f"{self.folder / _FILES[name]} is damaged: frame {frame} does not have the "
+                    f"{self.folder / name}.npy is damaged: frame {frame} does not have the "
                     "checksum with which it was written. Run `kora data prepare --config ...` to "
                     "make the cache again."
                 )
-        self._checked[frame] = True
+            image_BCHW[row] = one["images"][0]
+            np.multiply(one["depth"][0], np.float32(STEP_M), out=depth_BHW[row])
+        return {"image": image, "depth_m": depth}
 
     @contextmanager
     def opened(self) -> Iterator[CachedFrames]:
         """Maps may be inherited by workers, so nothing is to be closed."""
         yield self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a pickled map would hold all of its bytes
-
-    def _open(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Maps of `images` (N, 3, H, W) and `depth` (N, H, W).
-
-        Raises:
-            ValueError: a file is cut short, or holds another array.
-        """
-        if self._arrays is None:
-            shapes = {"images": (self.frames, 3, *self.size), "depth": (self.frames, *self.size)}
-            kinds = {"images": np.uint8, "depth": np.uint16}
-            images, depths = (
-                map_array(self.folder / file, shape=shapes[name], kind=kinds[name])
-                for name, file in _FILES.items()
-            )
-            self._arrays = (images, depths)
-        return self._arrays
 
 
 def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
@@ -161,16 +117,10 @@ def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        found, wanted = about["source"], _identity(source)
-        if found != wanted:
-            raise ValueError(f"it was made from {found}, but the file is {wanted}")
-        if about.get("checksum") not in (None, _checksum(about)):  # None: of earlier versions
-            raise ValueError(f"{_ABOUT} does not have the checksum with which it was written")
-        frames = CachedFrames(folder, source, crc32=about["crc32"])
-        frames._open()
-        _report(folder, about)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        frames = CachedFrames(folder, source).load()
+        if not frames.ready.all():
+            raise ValueError("rows.npy is damaged")
+    except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"The cache {folder} is not used, because it does not match {source.path}: {reason}. "
@@ -191,77 +141,45 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
         ValueError: a depth does not fit into 16 bits.
         OSError: no room on the disk.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")):
+    with alone(folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stale cache is about to be replaced
-            ready = open_cache(folder, source)
-        if ready is None or not ready.is_whole():
-            _make(folder, source)
-    return _report(folder, json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+            frames = open_cache(folder, source)
+        if frames is None or len(frames.drop_damaged()):
+            with new_folder(folder) as staging:
+                frames = CachedFrames(staging, source)
+                _convert(source, frames)
+    return CacheReport(folder=str(folder), **frames.about["gain"])
 
 
-def _report(folder: Path, about: dict[str, Any]) -> CacheReport:
-    return CacheReport(folder=str(folder), **about["gain"])
+def _convert(source: LabelledFile, cache: CachedFrames) -> None:
+    """Fill a cache, and write down what that gained."""
+    seconds, largest_m = 1e-9, 0.0
 
-
-def _checksum(about: dict[str, Any]) -> int:
-    """CRC-32 of the record, without this very key."""
-    text = json.dumps({key: about[key] for key in sorted(about) if key != "checksum"})
-    return zlib.crc32(text.encode())
-
-
-def _make(folder: Path, source: LabelledFile) -> None:
-    height, width = source.size
-    needed = source.frames * height * width * 5  # three bytes of colour and two of depth
-    require_room(folder, needed)
-    identity = _identity(source)
-    with new_folder(folder) as staging:
-        seconds, largest_m, crc32 = _convert(source, staging)
-        cached = CachedFrames(staging, source, crc32=crc32)
-        bytes_written = sum((staging / name).stat().st_size for name in _FILES.values())
-        gain = {
-            "source_mib": source.path.stat().st_size / 2**20,
-            "cache_mib": bytes_written / 2**20,
-            "source_frames_per_second": source.frames / seconds,
-            "cache_frames_per_second": _frames_per_second(cached),
-            "largest_rounding_mm": 1000 * largest_m,
-        }
-        about = {"source": identity, "step_m": STEP_M, "gain": gain, "crc32": crc32}
-        about["checksum"] = _checksum(about)
-        (staging / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _convert(source: LabelledFile, folder: Path) -> tuple[float, float, dict[str, list[int]]]:
-    """Write both arrays; returns seconds of reading, largest rounding in metres, and checksums."""
-    seconds, largest_m = 0.0, 0.0
-    crc32: dict[str, list[int]] = {name: [] for name in _FILES}
-    with (
-        source.opened(),
-        (folder / _FILES["images"]).open("wb") as images,
-        (folder / _FILES["depth"]).open("wb") as depths,
-        tqdm(total=source.frames, desc="Caching NYU Depth V2", unit="frame", disable=None) as bar,
-    ):
-        images.write(array_header((source.frames, 3, *source.size), np.uint8))
-        depths.write(array_header((source.frames, *source.size), "<u2"))
-        for start in range(0, source.frames, _BLOCK):
-            block = np.arange(start, min(start + _BLOCK, source.frames))
+    def blocks(positions: IntArray, bar: tqdm[Any]) -> Iterator[Block]:
+        nonlocal seconds, largest_m
+        for frames in np.array_split(positions, range(_BLOCK, len(positions), _BLOCK)):
             begun = time.perf_counter()
-            read = source.read(block)
+            read = source.read(frames)
             seconds += time.perf_counter() - begun
             depth = read["depth_m"].numpy()
-            steps = _rounded(depth, first=start, source=source)
-            largest_m = max(largest_m, float(np.abs(steps * np.float32(STEP_M) - depth).max()))
-            for name, file, array in (
-                ("images", images, read["image"].numpy()),
-                ("depth", depths, steps),
-            ):
-                file.write(array.tobytes())
-                crc32[name] += [zlib.crc32(frame) for frame in array]
-            bar.update(len(block))
-        for file in (images, depths):
-            force(file)  # the folder must not be moved before its bytes are there
-    return max(seconds, 1e-9), largest_m, crc32
+            steps = _rounded(depth, first=int(frames[0]), source=source)
+            error_m = np.abs(steps * np.float32(STEP_M) - depth).max()
+            largest_m = max(largest_m, float(error_m))
+            yield frames, 0, {"images": read["image"].numpy(), "depth": steps}
+            bar.update(len(frames))
+
+    with source.opened():
+        cache.fill(np.arange(source.frames), blocks, title="Caching NYU Depth V2")
+    sizes = [(cache.folder / f"{name}.npy").stat().st_size for name in cache.arrays]
+    cache.about["gain"] = {
+        "source_mib": source.path.stat().st_size / 2**20,
+        "cache_mib": sum(sizes) / 2**20,
+        "source_frames_per_second": source.frames / seconds,
+        "cache_frames_per_second": _frames_per_second(cache),
+        "largest_rounding_mm": 1000 * largest_m,
+    }
+    cache.write_about(cache.folder)
 
 
 def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile) -> Any:
@@ -279,19 +197,8 @@ def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile
 
 
 def _frames_per_second(frames: CachedFrames) -> float:
-    chosen = np.random.default_rng(0).permutation(frames.frames)[:_TIMED]
+    chosen = np.random.default_rng(0).permutation(len(frames.records))[:_TIMED]
     begun = time.perf_counter()
     for start in range(0, len(chosen), _BLOCK):
         frames.read(chosen[start : start + _BLOCK])
     return len(chosen) / max(time.perf_counter() - begun, 1e-9)
-
-
-def _identity(source: LabelledFile) -> dict[str, Any]:
-    """What a cache must have been made from."""
-    stat = source.path.stat()
-    return {
-        "bytes": stat.st_size,
-        "modified_ns": stat.st_mtime_ns,
-        "depth": source.depth,
-        "format": _FORMAT,
-    }

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,21 +25,13 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule
 from datamodules.relay import Relay
+from datamodules.row_cache import UnwritableError, alone
 from kora.backbone.frozen_inputs import Inputs
 from kora.console.say import say
 from kora.feature_cache.computed_inputs import ComputedInputs
 from kora.feature_cache.rules import cache_folder, identity, is_all, pays, why_not
-from kora.feature_cache.table import (
-    Layout,
-    Table,
-    UnwritableError,
-    alone,
-    fill,
-    open_table,
-    rows_done,
-)
+from kora.feature_cache.table import Layout, Table, open_table
 from kora.lightning_internals import train_loaders
-from kora.runs.durable import DamagedFileError
 
 __all__ = ["KEPT", "CacheOption", "FeatureCache", "FilledSplit", "Kind"]
 
@@ -177,55 +169,57 @@ class FeatureCache:
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
         folder = root / f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
-        inputs, computed = ComputedInputs(task, trainer, split), 0
+        inputs = ComputedInputs(task, trainer, split)
         if not inputs.steady():
             raise _UnsteadyError(
                 f"{type(datamodule).__name__} gives another image each time that it is asked for "
                 f"the same one ({split}); a cache would freeze the first. Set model.feature_cache: "
                 "off"
             )
-        with alone(folder, say=say):
-            try:
-                table = open_table(folder, of)
-                if table is not None and not inputs.agree(table):
-                    raise DamagedFileError(f"{folder} is not of these images")
-            except DamagedFileError as error:
-                say(f"{error}: it is filled anew.")
-                table = None
-            if table is None:
-                if self.option == "auto" and not pays(trainer):
-                    return None
-                rows = len(datamodule.indices(split))
-                say_of = f"feature cache, {split}"
-                table, computed = self._fill(inputs, rows, folder=folder, of=of, name=say_of)
-        filled = FilledSplit(split, table, computed, time.perf_counter() - begun)
+        try:
+            with alone(folder, waiting=_say_waiting):
+                table = self._table(
+                    inputs, folder, of, may_fill=self.option is True or pays(trainer)
+                )
+        except UnwritableError as error:
+            if error.errno is None:  # it says all
+                raise
+            raise UnwritableError(
+                f"the feature cache {folder} cannot be written: {error.strerror}. Make room, or "
+                "set model.feature_cache_folder to another disk, or model.feature_cache: off."
+            ) from error
+        if table is None:
+            return None
+        filled = FilledSplit(split, table, inputs.images, time.perf_counter() - begun)
         say(filled.render())
         return filled
 
-    def _fill(
-        self, computed: ComputedInputs, rows: int, *, folder: Path, of: Mapping[str, Any], name: str
-    ) -> tuple[Table, int]:
-        layout = Layout.of(computed.first(), rows=rows, kind=self.kind)
-        done = rows_done(folder)
-        self._require_room(layout, folder, done)
+    def _table(
+        self, inputs: ComputedInputs, folder: Path, of: Mapping[str, Any], *, may_fill: bool
+    ) -> Table | None:
+        """The table in a folder, filled where needed; None where it must not be."""
+        if not (may_fill or folder.is_dir()):
+            return None
+        layout = inputs.layout(self.kind)
+        table = open_table(folder, of, layout, say=say)
+        if not len(table.missing) and not inputs.agree(table):
+            say(f"{folder} is not of these images: it is filled anew.")
+            table = Table(folder, of, layout)
+        missing = len(table.missing)
+        if not missing:
+            return table
+        if not may_fill:
+            return None
+        self._require_room(missing * layout.row_bytes, folder)
+        done = layout.rows - missing
         more = f", of which {done:,} images are done" if done else ""
-        say(f"{name}: {_taken(layout)} in {folder}{more}.")
+        say(f"feature cache, {inputs.split}: {_taken(layout)} in {folder}{more}.")
+        table.fill_missing(
+            lambda rows: ((some, layout.pack(tensors)) for some, tensors in inputs.of_rows(rows))
+        )
+        return table
 
-        def blocks(first: int) -> Iterator[Any]:
-            for tensors in computed.from_row(first):
-                yield layout.pack(tensors)
-
-        try:
-            table = fill(folder, of, layout, blocks)
-        except UnwritableError as error:
-            raise UnwritableError(
-                f"the feature cache {folder} cannot be written: {error}. Make room, or set "
-                "model.feature_cache_folder to another disk, or model.feature_cache: off."
-            ) from error
-        return table, computed.images
-
-    def _require_room(self, layout: Layout, folder: Path, done: int) -> None:
-        needed = (layout.rows - done) * layout.row_bytes
+    def _require_room(self, needed: int, folder: Path) -> None:
         free = shutil.disk_usage(folder.parent).free
         usable = free if self.option is True else free * (1 - _LEFT)
         if needed <= usable:
@@ -253,6 +247,10 @@ class _KeptRows(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
+
+
+def _say_waiting() -> None:
+    say("waiting for another process that fills the same feature cache.")
 
 
 def _plain(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.loading import begin_worker
+from datamodules.splits import IntArray
 from kora.backbone.frozen_inputs import is_read
 from kora.feature_cache.rules import head_reads
 from kora.feature_cache.table import Layout, Table
@@ -34,12 +36,13 @@ class ComputedInputs:
     def __init__(self, task: Any, trainer: Trainer, split: str) -> None:
         self.task = task
         self.trainer = trainer
+        self.split = split
         self.images = 0
         self._relay = trainer.datamodule.relay(split)  # type: ignore[attr-defined]
 
-    def first(self) -> dict[str, Tensor]:
-        """Of one image: what there is to keep."""
-        return self._inputs(self._batch([0]))
+    def layout(self, kind: str) -> Layout:
+        """What there is to keep of the split."""
+        return Layout.of(self._sample, rows=len(self._relay), kind=kind)
 
     def steady(self) -> bool:
         """Whether some images are the same when they are read again."""
@@ -49,30 +52,37 @@ class ComputedInputs:
 
     def agree(self, table: Table) -> bool:
         """Whether some rows of a table are of these images and this backbone."""
-        rows = self._looked_at()
-        mine = self._inputs(self._batch(rows))
-        layout = table.layout
-        if Layout.of(mine, rows=len(self._relay), kind=layout.kind) != layout:
-            return False
-        mine_BW, kept_BW = _flat(mine), _flat(layout.unpack(table.read(rows)))
+        kept = table.layout.unpack(table.read(self._looked_at()))
+        mine_BW, kept_BW = _flat(self._sample), _flat(kept)
         different_B = torch.linalg.vector_norm(mine_BW - kept_BW, dim=1)
         return bool((different_B <= _CLOSE * torch.linalg.vector_norm(mine_BW, dim=1)).all())
 
-    def from_row(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Batch by batch, in the order of the split."""
+    def of_rows(self, rows: IntArray) -> Iterator[tuple[IntArray, dict[str, Tensor]]]:
+        """Batch by batch of the split, those that hold one of these rows.
+
+        Whole batches: whatever a killed filling left, the numbers are the same to the bit.
+        """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        size = datamodule.eval_batch_size
+        batches = [
+            list(range(start, min(start + size, len(self._relay))))
+            for start in np.unique(rows // size * size).tolist()
+        ]
         loader: DataLoader[Any] = DataLoader(
             self._relay,
-            batch_size=datamodule.eval_batch_size,
-            sampler=range(first, len(self._relay)),
+            batch_sampler=batches,
             num_workers=datamodule.num_workers,
             collate_fn=self._relay.collate,
             worker_init_fn=begin_worker,
             generator=torch.Generator(),  # that of the run draws nothing
         )
-        for batch in loader:
-            self.images += len(batch["image"])
-            yield self._inputs(batch)
+        for places, batch in zip(batches, loader, strict=True):
+            self.images += len(places)
+            yield np.array(places), self._inputs(batch)
+
+    @cached_property
+    def _sample(self) -> dict[str, Tensor]:
+        return self._inputs(self._batch(self._looked_at()))
 
     def _looked_at(self) -> list[int]:
         places = np.linspace(0, len(self._relay) - 1, min(_LOOKED_AT, len(self._relay)))

@@ -13,6 +13,7 @@ from kora.runs.results import read_results
 from kora.runs.search import config_hash, find_finished_run
 from tests.support.armed import ARMED
 from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.kept_tables import rows_done
 
 Capture = pytest.CaptureFixture[str]
 SEED0 = Path("runs/tiny/KoRA-side/seed0")
@@ -130,7 +131,7 @@ def test_a_filling_that_is_killed_goes_on_with_the_next_command(side: Path, capf
     slow = ("--data.train_images", "480", "--data.batch_size", "1")
 
     def done() -> int:
-        return sum(len(path.read_text().splitlines()) for path in here.glob("*.filling/done.txt"))
+        return sum(rows_done(folder) for folder in here.glob("*") if folder.is_dir())
 
     here = side.parent / "cache/features"
     with started("data", "cache", "--config", side, *slow, log=side.parent / "log") as process:

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import ImageFolder, Synthetic
+from datamodules.row_cache import UnwritableError
 from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone
 from kora.feature_cache.cache import KEPT, FeatureCache
 from kora.feature_cache.rules import cache_folder
-from kora.feature_cache.table import UnwritableError
 from kora.heads import LinearDepth
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from tests.support.data_factory import write_class_folders
@@ -211,13 +211,13 @@ def test_damage_is_noticed_said_in_a_line_and_filled_anew(
     options = {"feature_cache": True, "feature_cache_folder": folder}
     task = classifier(LinearProbe(), **options)
     before, _ = fitted(task)
-    damage(task.feature_cache.splits[0].table.folder / "rows.npy")
+    damage(task.feature_cache.splits[0].table.folder / "features.npy")
     capsys.readouterr()
     after, _ = fitted(classifier(LinearProbe(), **options))
     assert after.losses == before.losses
     said = [line for line in capsys.readouterr().out.splitlines() if "anew" in line]
     assert len(said) == 1
-    assert "damaged from row 18 on" in said[0] or "cannot be read" in said[0]
+    assert "damaged in row 19: it is" in said[0] or "cannot be read" in said[0]
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any], str]] = {
@@ -455,7 +455,7 @@ def test_a_folder_that_cannot_be_made_stops_on_and_not_auto(
     fitted(task)
     assert task.feature_cache.record() is None
     assert "no feature cache: " in capsys.readouterr().out
-    with pytest.raises(UnwritableError, match="cache cannot be made: Not a directory"):
+    with pytest.raises(UnwritableError, match="cannot be written: Not a directory"):
         fitted(classifier(LinearProbe(), feature_cache=True, **folder))
 
 
