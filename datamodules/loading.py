@@ -5,6 +5,8 @@ Shapes: n images of a split, H height, W width
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -48,6 +50,16 @@ def begin_worker(number: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":
         pl_worker_init_function(number)  # what Lightning sets where a loader has no function
+
+
+@atexit.register  # after multiprocessing's own, which is then called later
+def _end_workers() -> None:
+    """End what is left as the program ends: Python would wait for ever, as they leave SIGTERM."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch makes an error of a killed worker
+    for worker in workers:
+        worker.kill()
 
 
 def _give_up(error: Exception, batch: Any) -> None:

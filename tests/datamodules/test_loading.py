@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, as_is, decode_images
 from datamodules.recipe import ImageRecipe
+from tests.support.cli import REPOSITORY
 from tests.support.data_factory import class_image
 
 
@@ -31,6 +34,33 @@ def test_an_array_is_fetched_a_batch_at_a_time() -> None:
     batches = list(DataLoader(data, batch_size=4, collate_fn=as_is))
     assert [len(batch["image"]) for batch in batches] == [4, 4, 2]
     assert torch.equal(batches[1]["label"], torch.tensor([8, 10, 12, 14]))
+
+
+FAILS_IN_A_WORKER = """
+from torch.utils.data import DataLoader, Dataset
+from datamodules.loading import begin_worker
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, row):
+        return {"row": row, **({}["no such row"] if row == 5 else {})}
+
+batches = iter(DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_worker))
+try:
+    list(batches)
+except KeyError:
+    print("ends")
+"""
+
+
+def test_a_program_whose_loader_failed_in_a_worker_ends() -> None:
+    """Python ends with SIGTERM what is left at the end, and the workers ignore that."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS_IN_A_WORKER],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "truncated"])

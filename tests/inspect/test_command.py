@@ -14,11 +14,17 @@ from tests.support.cli import Outcome, kora, tiny_config, write_config
 from tests.support.fusion_factory import table
 
 Capture = pytest.CaptureFixture[str]
-KORA = {
-    "rank": 2,
-    "d_comp": 4,
-    "readout": {"class_path": "ClsReadout", "init_args": {"init": "default"}},
-}
+
+
+def kora_of(**options: Any) -> dict[str, Any]:
+    """The arguments of a small KoRA, whose nodes have these."""
+    return {
+        "node_form": {"class_path": "PaperForm", "init_args": {"rank": 2, **options}},
+        "d_comp": 4,
+        "readout": {"class_path": "ClsReadout", "init_args": {"init": "default"}},
+    }
+
+
 PLACES = [(str(i), site) for i in range(6) for site in ("qkv", "proj", "fc1", "fc2")]
 
 
@@ -53,7 +59,7 @@ def inspected(capfd: Capture, run: Path, *args: str) -> tuple[dict[str, Any], Ou
 
 @pytest.mark.parametrize("inject", [True, False])
 def test_a_composition_is_read_node_by_node(here: Path, capfd: Capture, inject: bool) -> None:
-    run = trained(here, capfd, config("KoRA", {**KORA, "inject": inject}))
+    run = trained(here, capfd, config("KoRA", kora_of(inject=inject)))
     record, outcome = inspected(capfd, run, "--images", "10", "--batch_size", "4")
     assert record["images"] == 10
     assert record["split"] == "test"
@@ -85,7 +91,7 @@ def test_a_composition_is_read_node_by_node(here: Path, capfd: Capture, inject: 
 def test_without_a_record_the_gradient_is_measured_and_that_is_said(
     here: Path, capfd: Capture
 ) -> None:
-    made = config("KoRA", KORA)
+    made = config("KoRA", kora_of())
     made["model"]["init_args"]["label_smoothing"] = 0.5
     made["trainer"] |= {"max_steps": 40, "max_epochs": -1}
     made["model"]["init_args"]["optimizer"] = {
@@ -106,7 +112,7 @@ def test_without_a_record_the_gradient_is_measured_and_that_is_said(
 
 
 def test_a_damaged_record_of_gradients_is_told(here: Path, capfd: Capture) -> None:
-    run = trained(here, capfd, config("KoRA", KORA))
+    run = trained(here, capfd, config("KoRA", kora_of()))
     path = run / "node_gradients.json"
     path.write_bytes(path.read_bytes()[:100])
     outcome = kora(capfd, "inspect", run)
@@ -116,7 +122,7 @@ def test_a_damaged_record_of_gradients_is_told(here: Path, capfd: Capture) -> No
 
 
 def test_data_that_has_changed_is_refused(here: Path, capfd: Capture) -> None:
-    run = trained(here, capfd, config("KoRA", KORA))
+    run = trained(here, capfd, config("KoRA", kora_of()))
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("test_images: 24", "test_images: 30"))
     outcome = kora(capfd, "inspect", run)
@@ -131,7 +137,7 @@ def test_data_that_has_changed_is_refused(here: Path, capfd: Capture) -> None:
 def test_the_validation_images_can_pass_too_and_out_is_another_folder(
     here: Path, capfd: Capture
 ) -> None:
-    run = trained(here, capfd, config("KoRA", {**KORA, "blocks": [5]}))
+    run = trained(here, capfd, config("KoRA", kora_of(blocks=[5])))
     outcome = kora(capfd, "inspect", run / "adapter", "--split", "val", "--out", "elsewhere")
     assert outcome.code == 0, outcome.err
     record = json.loads(Path("elsewhere/inspect.json").read_text())
