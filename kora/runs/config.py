@@ -7,7 +7,7 @@ it and a config that names its default are of one run, and a record without it o
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -52,21 +52,28 @@ def with_defaults(config: Any) -> Any:
     return made
 
 
-def current(config: Any) -> Any:
-    """A copy of a config or record in plain types, KoRA described as it is now."""
+def current(config: Any, tell: Callable[[Any], object] = lambda form: None) -> Any:
+    """A copy of a config or record in plain types, KoRA described as it is now.
+
+    Args:
+        config: In plain types.
+        tell: Is given each `node_form` that was written otherwise.
+    """
     if isinstance(config, list | tuple):
-        return [current(item) for item in config]
+        return [current(item, tell) for item in config]
     if not isinstance(config, Mapping):
         return config
-    return {key: current(value) for key, value in _of_nodes(config).items()}
+    made = _of_nodes(config)
+    if made is not config:
+        tell(made["init_args"]["node_form"])
+    return {key: current(value, tell) for key, value in made.items()}
 
 
 _ADAPTERS = "kora.adapters."
-#: Options that were KoRA's own. Of nodes without a form the last two have no successor.
-_OF_NODES = (
-    *("rank", "inject", "pool", "sites", "blocks", "dropout"),
-    *("node_sites", "node_blocks"),
-)
+#: Options that were KoRA's own.
+_OF_NODES = ("rank", "inject", "pool", "sites", "blocks", "dropout")
+#: And those that had no meaning without a form of the nodes, and have no successor there.
+_OF_SOME = ("node_sites", "node_blocks")
 
 
 def _of_nodes(described: Mapping[str, Any], *, fill: bool = False) -> Mapping[str, Any]:
@@ -74,13 +81,13 @@ def _of_nodes(described: Mapping[str, Any], *, fill: bool = False) -> Mapping[st
     if described.get("class_path") not in ("KoRA", f"{_ADAPTERS}KoRA", f"{_ADAPTERS}kora.KoRA"):
         return described
     given = _table(described.get("init_args"))
-    old = {key: given[key] for key in _OF_NODES if given.get(key) is not None}
-    rest = {key: value for key, value in given.items() if key not in _OF_NODES}
+    old = {key: given[key] for key in (*_OF_NODES, *_OF_SOME) if given.get(key) is not None}
+    rest = {key: value for key, value in given.items() if key not in (*_OF_NODES, *_OF_SOME)}
     form = given.get("node_form")
     path = form.get("class_path") if isinstance(form, Mapping) else form
     if path in ("NodeForm", f"{_ADAPTERS}NodeForm", f"{_ADAPTERS}node_form.NodeForm"):
         rest["node_form"] = _refined(old, _table(_table(form).get("init_args")))
-    elif form is None and (old or fill) and not old.keys() & set(_OF_NODES[6:]):
+    elif form is None and (old or fill) and not old.keys() & set(_OF_SOME):
         rest["node_form"] = {"class_path": f"{_ADAPTERS}PaperForm", "init_args": old}
     else:
         return described

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -28,23 +27,16 @@ set_parsing_settings(config_read_mode_fsspec_enabled=False)
 def _load(text: str) -> Any:
     """What jsonargparse makes of a text, in the form of this version."""
     found = _load_yaml(text)
-    if not isinstance(found, dict):
-        return found
-    made = current(found)
+    return current(found, _tell) if isinstance(found, dict) else found
+
+
+def _tell(form: Any) -> None:
+    """Say what the user's own file would have to say now; what a run wrote stays as it is."""
     where = KoraParser._file or KoraParser._whole or "the config"
-    if made != found and not is_of_a_run(Path(where)):
-        form = next(_values(made, "node_form"))
+    if not is_of_a_run(Path(where)):
         shown = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10_000)
         told = f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}"
         say(told, aside=True)
-    return made
-
-
-def _values(config: Any, name: str) -> Iterator[Any]:
-    """What a key of this name holds, wherever it stands."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from [value] if key == name else _values(value, name)
 
 
 _load_yaml = get_loader("yaml")

@@ -105,6 +105,15 @@ def test_a_config_of_before_still_parses_and_one_line_says_the_new_form(
     assert with_defaults(resolved) == with_defaults(form)
 
 
+def test_each_new_form_is_told_wherever_it_stands() -> None:
+    """In a list too, and none that has not changed."""
+    (before, form), (_, other) = FORMS["refined"], FORMS["factors"]
+    config = {"a": _part("KoRA", node_form=other), "b": [_part("KoRA", **before)]}
+    told: list[Any] = []
+    assert current(config, told.append)["b"] == [_part("KoRA", node_form=form)]
+    assert told == [form]
+
+
 @pytest.mark.parametrize("form", ["NodeForm", 3, ["x"], {"class_path": 3}, _part("NodeForm")])
 @pytest.mark.parametrize("rank", [3, "x", {}, None])
 def test_whatever_a_file_says_of_nodes_is_read_without_an_error_of_ours(

@@ -107,7 +107,7 @@ def _become_kora(args: list[str], log: Path) -> NoReturn:
     code = 1
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
