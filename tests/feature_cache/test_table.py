@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -270,10 +271,14 @@ def test_of_two_processes_at_once_one_fills_and_the_other_waits(tmp_path: Path) 
     folder = tmp_path / "t"
     first = filler(folder, pause=0.05)
     wait_for_rows(folder, 20, first)
+    first.send_signal(signal.SIGSTOP)  # it may be done before the second has imported torch
     second = filler(folder, pause=0)
+    assert second.stdout is not None
+    begun = second.stdout.readline()
+    first.send_signal(signal.SIGCONT)
     told = [process.communicate(timeout=240)[0] for process in (first, second)]
     assert told[0] == "4000 from 0\nwhole\n"
-    assert told[1] == "waiting\nwhole\n"
+    assert begun + told[1] == "waiting\nwhole\n"
 
 
 def tensors() -> dict[str, Tensor]:
