@@ -207,16 +207,12 @@ class Backbone(nn.Module):
         Raises:
             RuntimeError, AttributeError: From torch, if what was hooked in does not fit.
         """
-        twin = self.meta_twin()
-        calls: list[str] = []
-        for path, module in twin.named_modules():
-            module.register_forward_hook(lambda *_, path=path: calls.append(path))
         if prepare is not None:
-            prepare(twin)
-        with torch.no_grad(), torch.device("meta"):
-            image = torch.empty(1, 3, *self.size)
-            twin.forward_head(twin.forward_features(image), pre_logits=True)
-        return calls
+            return _calls(self.meta_twin(), self.size, prepare)
+        key = f"{self.name} {self._create_kwargs}"
+        if key not in _CALLS:
+            _CALLS[key] = _calls(self.meta_twin(), self.size)
+        return list(_CALLS[key])
 
     def extra_repr(self) -> str:
         return f"{self.name}, weights={self.weights}, image_size={self.image_size}"
@@ -321,6 +317,24 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"rest. Use {fitting[0] if len(sides) == 1 else fitting}."
         )
     return model
+
+
+#: `Backbone.calls` of each architecture that was asked for: a pass without numbers takes its time.
+_CALLS: dict[str, list[str]] = {}
+
+
+def _calls(
+    twin: Any, size: tuple[int, int], prepare: Callable[[Any], object] | None = None
+) -> list[str]:
+    calls: list[str] = []
+    for path, module in twin.named_modules():
+        module.register_forward_hook(lambda *_, path=path: calls.append(path))
+    if prepare is not None:
+        prepare(twin)
+    with torch.no_grad(), torch.device("meta"):
+        image = torch.empty(1, 3, *size)
+        twin.forward_head(twin.forward_features(image), pre_logits=True)
+    return calls
 
 
 def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:

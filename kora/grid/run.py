@@ -69,7 +69,7 @@ def run_job(
             say(f"goes on from {last}")
             args += ["--ckpt_path", str(last)]
         output = None if log is None else exits.enter_context(_opened(log, job, last))
-        code = run_child(args, stop=stop, env=env, output=output)
+        code = run_child(args, stop=stop, env=env, output=output, more_follow=True)
         found = None if code else find_finished_run(config)
     seconds = time.monotonic() - started
     if found is not None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -28,6 +28,7 @@ __all__ = [
     "ORANGE",
     "PERCENT",
     "RED",
+    "bare_figure",
     "level_style",
     "literal",
     "metric_along",
@@ -84,6 +85,15 @@ def new_figure(
     return figure, list(axes.flat)
 
 
+def bare_figure(size: tuple[float, float]) -> Figure:
+    """A figure of `size` inches, width by height, in which whoever draws places everything."""
+    return Figure(figsize=size, dpi=_DPI)
+
+
 def save(figure: Figure, out_png: str | Path) -> Path:
     """Write a figure as PNG, atomically; returns its path."""
-    return write_atomically(out_png, partial(figure.savefig, format="png", dpi=_DPI))
+    layout = figure.get_layout_engine()
+    if layout is not None:  # savefig would lay out twice, and draw twice
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    return write_atomically(out_png, FigureCanvasAgg(figure).print_png)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from kora.reports.canvas import (
     ORANGE,
     PERCENT,
     RED,
+    bare_figure,
     literal,
     new_figure,
     save,
@@ -118,27 +120,29 @@ def sample_grid(
     """
     columns = max(min(len(images), 4), math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
-    height = 1.75 * images.shape[2] / images.shape[3] + 0.42  # inches: the picture and two lines
-    size = (max(1.75 * columns, 3.5), height * rows + 0.3)
-    figure, axes = new_figure(columns, rows=rows, size=size)
-    for place, axis in enumerate(axes):
-        axis.set(xticks=[], yticks=[])
-        if place >= len(images):
-            axis.axis("off")
-            continue
+    # In inches from the top left; in one pair of axes, as one for each takes three times as long.
+    width, above, gap = max(1.68, 3.4 / columns), 0.36, 0.07
+    high = width * images.shape[2] / images.shape[3]
+    size = (columns * (width + gap) + gap, rows * (above + high + gap))
+    figure = bare_figure(size)
+    axis = figure.add_axes((0, 0, 1, 1))
+    how = "nearest" if max(images.shape[2:]) < 128 else "antialiased"
+    for place, image in enumerate(images):
+        left = gap + place % columns * (width + gap)
+        top = place // columns * (above + high + gap) + above
+        extent = (left, left + width, top + high, top)
+        axis.imshow(image.transpose(1, 2, 0), extent=extent, interpolation=how, aspect="auto")
         truth, prediction = int(truths[place]), int(predictions[place])
         right = truth == prediction
-        pixels = images[place].transpose(1, 2, 0)
-        axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
-        axis.spines[:].set(color=GREEN if right else RED, linewidth=3)
+        colour = GREEN if right else RED
+        axis.add_patch(Rectangle((left, top), width, high, fill=False, ec=colour, lw=3))
         sure = f"{float(confidences[place]):.0%}"
         said = f"{'✓' if right else '✗'} {sure} {_short(class_names[prediction], 22)}"
-        axis.set_title(
-            said if right else f"{said}\n    true: {_short(class_names[truth], 20)}",
-            fontsize=7.5,
-            loc="left",
-            color=GREEN if right else RED,
-        )
+        if not right:
+            said += f"\n    true: {_short(class_names[truth], 20)}"
+        axis.text(left, top - 0.06, said, fontsize=7.5, color=colour, va="bottom")
+    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    axis.axis("off")
     return save(figure, out_png)
 
 

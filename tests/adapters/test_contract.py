@@ -183,13 +183,27 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(make: Entry, images
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
 
 
+#: One of each class, and both of KoRA's forms: to trace one takes seconds.
+_ONE_OF_EACH = {entry.kind: name for name, entry in reversed(STRATEGIES.items())}.values()
+
+
+@pytest.mark.parametrize("name", sorted({*_ONE_OF_EACH, "KoRA-refined-injected"}))
+def test_traced_for_the_compiler_it_is_equal(name: str, images: Tensor) -> None:
+    require_equal_compiled(STRATEGIES[name], images, backend="aot_eager")  # graphs, no C++ of them
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_is_equal(make: Entry, images: Tensor) -> None:
+@pytest.mark.parametrize("name", ["LoRA", "KoRA-refined"])
+def test_compiled_it_is_equal(name: str, images: Tensor) -> None:
+    require_equal_compiled(STRATEGIES[name], images, backend="inductor")
+
+
+def require_equal_compiled(make: Entry, images: Tensor, *, backend: str) -> None:
     torch.compiler.reset()  # above a number of graphs nothing more is compiled, silently
     plain, compiled = kick(on_tiny(make())), kick(on_tiny(make()))
     names = list(compiled.state_dict())
-    compiled.compile()
+    compiled.compile(backend=backend)
     loss, expected = gradients(plain, images)
     again, found = gradients(compiled, images)
     assert again == pytest.approx(loss, rel=1e-4)

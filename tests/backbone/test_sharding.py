@@ -6,8 +6,6 @@ That its gradients are those of one process is in tests/adapters/test_ddp.py.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from kora.adapters import FullFineTune, LoRA
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
+from tests.support.armed import run_fresh
 from tests.support.cli import tiny_config, write_config
 from tests.support.factory import built, labels_for
 from tests.support.families import tiny
@@ -71,13 +70,9 @@ def test_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
         assert "use trainer.strategy: ddp" in said
 
 
-def kora_on_two(folder: Path, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "kora", *args], cwd=folder, stdin=subprocess.DEVNULL, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def kora_on_two(folder: Path, *args: str) -> None:
+    code, said = run_fresh(folder, *args)
+    assert code == 0, said
 
 
 def test_fit_test_and_resume_give_what_ddp_gives(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models import register_model
 from torch import Tensor, nn
 
 from kora.adapters import LoRA
@@ -109,12 +111,15 @@ def test_the_sites_of_vit_b_are_48_in_forward_order() -> None:
 
 def test_separate_projections_are_found_by_the_same_names() -> None:
     """timm's larger EVA02 has q_proj, k_proj and v_proj instead of a fused qkv."""
-    backbone = family("narrow_vit_tiny_patch16_224")
-    twin = copy.deepcopy(backbone)
-    for model in (backbone.model, twin.model):
+
+    @register_model
+    def tiny_separate(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model = timm.create_model("tiny_vit", **kwargs)
         for block in model.blocks:
             block.attn = Separate(block.attn)
-    backbone.meta_twin = lambda: twin.to("meta").model
+        return model
+
+    backbone = Backbone("tiny_separate", weights="random", image_size=32)
     found = find_sites(backbone, ["q", "v_proj"], blocks=[0])
     assert [site.path for site in found] == ["blocks.0.attn.q_proj", "blocks.0.attn.v_proj"]
     assert all(site.rows is None for site in found)

@@ -15,7 +15,8 @@ import yaml
 
 from kora.runs.lock import RunLock
 from kora.runs.processes import Stop, run_child
-from tests.support.cli import kora, tiny_config, write_config
+from tests.support.cli import kora, started, tiny_config, write_config
+from tests.support.grids import write_grid
 
 _PAYLOAD = {
     "class_path": "lightning.pytorch.LightningDataModule.from_datasets",
@@ -250,6 +251,17 @@ def test_what_a_command_starts_imports_nothing_from_the_working_directory(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
     with Stop.on_signals() as stop:
         assert run_child(["--version"], stop=stop) == 0
+    assert not Path("PWNED").exists()
+
+
+def test_what_a_grid_starts_imports_nothing_from_the_working_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "kora").mkdir()
+    (here / "kora/__init__.py").write_text("open('PWNED', 'w')")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
+    with started("grid", "--config", write_grid(here), log=here / "log") as process:
+        assert process.wait() == 0, (here / "log").read_text()
     assert not Path("PWNED").exists()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 
 from datamodules import ImageFolder
 from datamodules.recipe import UnreadableImageError
+from tests.support.armed import run
 from tests.support.cli import results, tiny_config, write_config
 from tests.support.data_factory import write_class_folders
 
@@ -118,12 +117,10 @@ def test_a_run_that_skips_has_the_counts_in_its_record(
         },
     }  # fmt: skip
     write_config(tmp_path / "tiny.yaml", config)
-    command = [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml"]
-    stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert stopped.returncode != 0
-    assert any(f"Cannot read the image {path}" in stopped.stderr for path in bad)
-    command += ["--data.on_bad_image", "skip"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    (run,) = [path.parent for path in tmp_path.rglob("results.json")]
-    assert results(run)["protocol"]["bad_images"] == {"train": 1, "test": 1}
+    stopped, said = run(tmp_path, "fit", "--config", "tiny.yaml")
+    assert stopped != 0
+    assert any(f"Cannot read the image {path}" in said for path in bad)
+    done, said = run(tmp_path, "fit", "--config", "tiny.yaml", "--data.on_bad_image", "skip")
+    assert done == 0, said
+    (folder,) = [path.parent for path in tmp_path.rglob("results.json")]
+    assert results(folder)["protocol"]["bad_images"] == {"train": 1, "test": 1}

@@ -326,7 +326,7 @@ cache = open_images(root.parent / "cache", files, everything)
 same = bool((cache.read(everything)["image"] == files.decode(everything)).all())
 print(decoded - len(paths), same)
 """
-MANY = 400
+MANY = 200
 
 
 def opening(root: Path) -> subprocess.Popen[str]:
@@ -349,7 +349,7 @@ def go(*processes: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("many") / "mine"
-    write_class_folders(root, train_per_class=3, test_per_class=1, sizes=((500, 700),))
+    write_class_folders(root, train_per_class=3, test_per_class=1, sizes=((350, 500),))
     one = next(path for path in root.rglob("*.jpg"))
     content = one.read_bytes()
     shutil.rmtree(root)

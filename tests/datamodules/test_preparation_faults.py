@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from datamodules.download import file_md5
+from tests.support.cli import started
 from tests.support.data_factory import LIGHT, write_tiny_imagenet_zip
 
 pytestmark = pytest.mark.slow
@@ -231,14 +232,10 @@ def test_two_kora_data_prepare_at_once_make_one_whole_data_set(tmp_path: Path) -
         ),
         encoding="utf-8",
     )  # fmt: skip
-    command = [sys.executable, "-m", "kora", "data", "prepare", "--config", str(config)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    for process in both:
-        out, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, out
+    prepare, one, two = ("data", "prepare", "--config", config), tmp_path / "1", tmp_path / "2"
+    with started(*prepare, log=one) as first, started(*prepare, log=two) as second:
+        assert [first.wait(), second.wait()] == [0, 0], one.read_text() + two.read_text()
+    out = one.read_text()
     with zipfile.ZipFile(archive) as file:
         expected = {name for name in file.namelist() if not name.endswith("/")}
     folder = tmp_path / "root" / "tiny-imagenet-200"

@@ -14,7 +14,7 @@ import pytest
 from kora.adapters.checkpoint_files import read_checkpoint
 from tests.support.cli import Process, kora, results, started
 from tests.support.cluster import TwoNodes, cluster, needs_ray
-from tests.support.grids import LONG, gone, runs_of_kora, write_grid
+from tests.support.grids import LONG, gone, parent_of, runs_of_kora, write_grid
 
 __all__ = ["cluster", "gone"]
 
@@ -118,12 +118,8 @@ def test_a_killed_worker_takes_its_run_along_and_it_goes_on(
     last = here / "runs/tiny/LoRA/seed0/version_0/checkpoints/last.ckpt"
     with started(*on_ray(name, cluster), log=out) as process:
         wait_until(process, out, last.exists)
-        (run,) = (
-            pid
-            for pid in runs_of_kora(here)
-            if b"\0fit\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        worker = int(Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[1])
+        (run,) = runs_of_kora(here)
+        worker = parent_of(parent_of(run))  # the run is a fork of what the worker keeps
         os.kill(worker, signal.SIGKILL)
         wait_until(process, out, lambda: run not in runs_of_kora(here))
         (here / "hurry").touch()

@@ -46,7 +46,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_to_the_last_digit_what_one_gives(tmp_path: Path) -> None:
-    mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_process, args=(str(tmp_path),), nprocs=2, start_method="fork")
     cases = {
         "image": (FULL, [[0, 1, 2], [3, 4, 5], [6]], 6, 1),
         "pixel": (PIXEL, [[0, 1, 2], [3, 4, 5], [6]], 6, 1),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 import kora.training.lightning_cli  # noqa: F401  (once for all copies of this process)
 from kora.cli import main
+from kora.runs.processes import Stop, run_child
 
 REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"
@@ -82,27 +83,20 @@ class Fault(Callback):
         self._strike(trainer, module, "save")
 
 
-def start(folder: Path, *args: str | Path, fault: str | None = None) -> subprocess.Popen[str]:
-    """Start `kora ARGS` in a fresh interpreter."""
+def run_fresh(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:
+    """Exit code (negative: a signal) and output of `kora ARGS`, by no copy of this process."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    environment.pop(ARMED, None)
+    for name in (ARMED, "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
     if fault is not None:
         environment[ARMED] = fault
-    return subprocess.Popen(
-        [sys.executable, "-m", "kora", *map(str, args)], cwd=folder, env=environment, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def run_fresh(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:
-    """Exit code (negative: a signal) and output of `kora ARGS` in a fresh interpreter."""
-    process = start(folder, *args, fault=fault)
-    try:
-        out, _ = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, out
+    log = folder / "out.txt"
+    with chdir(folder), log.open("wb") as output:
+        code = run_child(
+            [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
+            more_follow=True,
+        )  # fmt: skip
+    return code, log.read_text()
 
 
 def run(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:

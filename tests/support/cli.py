@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +112,8 @@ def _become_kora(args: list[str], log: Path) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
+        server: Any = _forkserver  # of this process, should it want one
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
         with log.open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)

@@ -38,11 +38,19 @@ def runs_of_kora(folder: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")[:4]  # python -m kora, or bin/kora
-            if (entry / "cwd").resolve() == folder and b"kora" in map(os.path.basename, words):
+            named = (entry / "comm").read_text().startswith("kora ")  # a fork
+            if (entry / "cwd").resolve() == folder and (
+                named or b"kora" in map(os.path.basename, words)
+            ):
                 found.append(int(entry.name))
         except OSError:
             continue
     return [pid for pid in found if pid != os.getpid()]
+
+
+def parent_of(pid: int) -> int:
+    """The process that began one, by what the system says."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def on_two_ranks(function: Callable[[int], Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, args=(function, str(folder), port), nprocs=2)
+    arguments = (function, str(folder), port)
+    mp.start_processes(_process, args=arguments, nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

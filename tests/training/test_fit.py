@@ -6,8 +6,6 @@ import csv
 import json
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.armed import run_fresh
 from tests.support.cli import kora, results, started, tiny_config, wait_for, write_config
 from tests.support.data_factory import (
     write_cifar_archive,
@@ -383,14 +382,9 @@ def test_official_archives_run_end_to_end(here: Path, capfd: Capture) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_run(here: Path) -> None:
-    command = [
-        sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml",
-        "--trainer.devices", "2", "--trainer.strategy", "ddp",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    code, said = run_fresh(here, "fit", "--config", "tiny.yaml", *two)
+    assert code == 0, said
     assert [folder.name for folder in (here / RUN).parent.iterdir()] == ["version_0"]
     record = results(here / RUN)
     assert record["protocol"]["sizes"]["test"] == 24

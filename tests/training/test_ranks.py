@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.armed import run_fresh
 from tests.support.cli import tiny_config, write_config
 
 pytestmark = pytest.mark.slow
@@ -73,11 +74,11 @@ def test_predictions_of_both_processes_are_in_one_file_in_order(tmp_path: Path) 
     config = tiny_config()
     config["data"]["init_args"]["test_images"] = 25  # uneven: 13 and 12
     write_config(tmp_path / "tiny.yaml", config)
-    trained = start(tmp_path, "fit", "--config", "tiny.yaml")
-    assert trained.wait(timeout=200) == 0, trained.communicate()[0]
+    code, said = run_fresh(tmp_path, "fit", "--config", "tiny.yaml", *TWO)
+    assert code == 0, said
     best = str(RUN / "checkpoints/best.ckpt")
-    told = start(tmp_path, "predict", "--config", "tiny.yaml", "--ckpt_path", best)
-    assert told.wait(timeout=200) == 0, told.communicate()[0]
+    code, said = run_fresh(tmp_path, "predict", "--config", "tiny.yaml", "--ckpt_path", best, *TWO)
+    assert code == 0, said
     with (tmp_path / RUN.with_name("version_1") / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(25))

@@ -21,6 +21,7 @@ from kora.grid.file import read_grid
 from kora.training.lightning_cli import parse
 from tests.support.cli import Process, kora, results, started, tiny_config, write_config
 from tests.support.cluster import TwoNodes, cluster
+from tests.support.grids import runs_of_kora
 
 __all__ = ["cluster"]
 
@@ -300,21 +301,14 @@ def test_a_killed_trial_is_repeated_and_two_searches_at_once_are_refused(
         assert second.code == 1
         assert "another kora tune is at work" in second.err
         (here / "hurry").touch()
-        (child,) = children(process.pid)
-        os.kill(child, signal.SIGKILL)
+        (run,) = runs_of_kora(here)
+        os.kill(run, signal.SIGKILL)
         assert process.wait(timeout=240) == 0, (here / "out.txt").read_text()
     text = (here / "out.txt").read_text()
     assert re.search(r"killed by SIGKILL: lora, trial 0", text)
     assert "again: lora, trial 0" in text
     (trial,) = record(here)["lora"]["trials"]
     assert trial["state"] == "done"
-
-
-def children(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    for thread in Path(f"/proc/{process}/task").iterdir():
-        text += f" {(thread / 'children').read_text()}"
-    return sorted(set(map(int, text.split())))
 
 
 @pytest.mark.slow
