@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 # Before any import of the libraries that read them.
@@ -17,6 +18,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
+import kora.training.stages
+from kora.runs.processes import run_child
 from tests.support.cli import here
 
 __all__ = ["here"]
@@ -45,6 +48,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set {SHARED_DATA} to the folder with the real data")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _source_stages_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the process that a grid keeps too, so that its imports are paid once a worker.
+    kept = partial(run_child, more_follow=True)
+    monkeypatch.setattr(kora.training.stages, "run_child", kept)
 
 
 @pytest.fixture

@@ -196,8 +196,8 @@ class RefinedForm(NodeForm):
         self.inject = inject
         if inject is not None:
             self.size_argument = "inject.rank"
-        elif hasattr(self.matrix, "rank"):
-            self.size_argument = "matrix.rank"
+        elif self.matrix.size_argument is not None:
+            self.size_argument = f"matrix.{self.matrix.size_argument}"
 
     @property
     def matrix(self) -> NodeMatrix:

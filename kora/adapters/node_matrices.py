@@ -36,6 +36,9 @@ class NodeMatrix(nn.Module):
     #: Whether it starts at zero, where only what reads the composition can change that.
     starts_silent: bool = False
 
+    #: The constructor argument that makes it larger or smaller, as in `Strategy`.
+    size_argument: str | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.matrices = nn.ParameterDict()  # what nodes of several blocks share
@@ -183,6 +186,8 @@ class FactoredMatrix(NodeMatrix):
     Raises:
         ValueError: For a rank below 1, or above the layer's.
     """
+
+    size_argument = "rank"
 
     def __init__(self, rank: int = 8) -> None:
         super().__init__()

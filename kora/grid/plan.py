@@ -78,15 +78,18 @@ def all_resolved(path: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     Raises:
         ValueError: the parser does not take one of them; it has said why.
     """
+    from kora.training.parser import remembering  # imports torch
+
     known: dict[tuple[str, ...], dict[str, Any]] = {}
     configs = []
-    for job in jobs:
-        *rest, last = job.args
-        seed = last.removeprefix(SEED_OPTION)
-        assert last != seed, "a job ends with its seed"
-        if tuple(rest) not in known:
-            known[tuple(rest)] = resolved(path, job)
-        configs.append({**copy.deepcopy(known[tuple(rest)]), "seed_everything": int(seed)})
+    with remembering():
+        for job in jobs:
+            *rest, last = job.args
+            seed = last.removeprefix(SEED_OPTION)
+            assert last != seed, "a job ends with its seed"
+            if tuple(rest) not in known:
+                known[tuple(rest)] = resolved(path, job)
+            configs.append({**copy.deepcopy(known[tuple(rest)]), "seed_everything": int(seed)})
     return configs
 
 

@@ -136,6 +136,8 @@ def _is_safe() -> bool:
 
 #: What a fit imports: the kept process has it. No thread starts by it, and no accelerator.
 _IMPORTED = ["kora.training.lightning_cli", "kora.tasks", "datamodules", "kora.reports.figures"]
+#: Its own variables, as each child is given an environment: whoever asks it for GPUs starts none.
+_OF_THE_KEPT = {"PYTHONSAFEPATH": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: Of children that are begun or looked after; Python reads an exit code once, whoever asks.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -154,18 +156,19 @@ class _Fork:
         context.set_forkserver_preload(_IMPORTED)
         self._process = context.Process(target=target)
         with _ONE_AT_A_TIME:
+            before = {name: os.environ.get(name) for name in _OF_THE_KEPT}
+            os.environ.update(_OF_THE_KEPT, PYTHONSAFEPATH="1" if _is_safe() else "")
             # Python would run the program of this process again in the child, but it is kora's.
-            program, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
+            program = sys.modules["__main__"]
             sys.modules["__main__"] = import_module("kora.__main__")
-            # Of the kept process alone: each child is given its own environment.
-            os.environ["PYTHONSAFEPATH"] = "1" if _is_safe() else ""
             try:
                 self._process.start()
             finally:
                 sys.modules["__main__"] = program
-                os.environ.pop("PYTHONSAFEPATH")
-                if safe is not None:
-                    os.environ["PYTHONSAFEPATH"] = safe
+                for name, value in before.items():
+                    os.environ.pop(name)
+                    if value is not None:
+                        os.environ[name] = value
 
     def wait(self, timeout: float | None = None) -> int:
         wait([self._process.sentinel], timeout)

@@ -33,7 +33,7 @@ from kora.training.checkpoints import (
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
-from kora.training.parser import KoraParser
+from kora.training.parser import KoraParser, remembering
 from kora.training.progress import ProgressBar, without_noise
 from kora.training.record import OutcomeRecord, RunRecord
 from kora.training.resume import (
@@ -106,7 +106,8 @@ class KoraCLI(Cli):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a run without a seed could not be run again."""
-        super().parse_arguments(parser, args)
+        with remembering():
+            super().parse_arguments(parser, args)
         options = self.options
         for group in ("trainer", "wandb", "save"):
             found = options.get(group)

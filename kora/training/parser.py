@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -17,7 +20,30 @@ from kora.runs.config import current
 from kora.runs.trust import is_of_a_run
 from kora.runs.yaml_files import read_yaml
 
-__all__ = ["KoraParser"]
+__all__ = ["KoraParser", "remembering"]
+
+#: What classes have made of their options, while something remembers it.
+_known: ContextVar[dict[str, tuple[KoraParser, Any]] | None] = ContextVar("known", default=None)
+#: What else the answer depends on: jsonargparse's own state within a parse.
+_STATE = ("lenient_check", "parsing_defaults", "defaults_cache", "validating_defaults",
+          "sub_defaults", "load_value_mode")  # fmt: skip
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Within this, what a class makes of its options is worked out once.
+
+    Of one config with a class in a class in a class the same is asked some 200 times, of 70 that
+    differ, and most classes of a grid's runs have the same options.
+    """
+    if _known.get() is not None:
+        yield
+        return
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 # Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
@@ -61,6 +87,17 @@ class KoraParser(LightningArgumentParser):
         if nested and args and len(args) == 1 and args[0].endswith("=None"):
             args = [f"{args[0].removesuffix('None')}null"]
         return super().parse_args(args, namespace, **kw)
+
+    def parse_object(self, obj: Any, namespace: Any = None, *args: Any, **kw: Any) -> Any:
+        """Parse the options of a class, unless they are known."""
+        known = _known.get()
+        if known is None:
+            return super().parse_object(obj, namespace, *args, **kw)
+        state = [(var.name, at) for var, at in copy_context().items() if var.name in _STATE]
+        key = repr((id(self), obj, namespace, args, kw, sorted(state)))
+        if key not in known:  # with this parser, so that no other has its id
+            known[key] = self, super().parse_object(obj, namespace, *args, **kw).clone()
+        return known[key][1].clone()
 
     def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
         """Parse a config file, whose name stands in front of what is wrong with it."""

@@ -82,27 +82,32 @@ def combinations(path: Path, tuning: Tuning) -> list[Combination]:
     Raises:
         ValueError: one is not accepted, has nothing to search, or nothing to go by.
     """
+    from kora.training.parser import remembering  # imports torch
+
     grid = tuning.grid
     first = [job for job in grid.jobs() if job.args[-1] == f"{SEED_OPTION}{grid.seeds[0]}"]
     slugs: list[str] = []
     known: set[str] = set()
     found = []
-    for job in first:
-        *args, _ = job.args
-        files = tuple(args[at + 1] for at, word in enumerate(args) if word == "--config")
-        options = tuple(args[2 * len(files) :])
-        varied = tuple(key for key in grid.vary if any(o.startswith(f"--{key}=") for o in options))
-        space = tuple(one for one in tuning.space if _has(one, files))
-        if not space:
-            raise ValueError(
-                f"{path}: '{job.kind}' has nothing to search: tune.only_where leaves it none of "
-                "the options of tune.space. Give it one, or leave it out of 'vary'."
+    with remembering():
+        for job in first:
+            *args, _ = job.args
+            files = tuple(args[at + 1] for at, word in enumerate(args) if word == "--config")
+            options = tuple(args[2 * len(files) :])
+            varied = tuple(
+                key for key in grid.vary if any(o.startswith(f"--{key}=") for o in options)
             )
-        plain = Combination(
-            job.kind or path.stem, _slug(job.kind or path.stem, slugs), files, varied, options,
-            space, seeds=grid.seeds,
-        )  # fmt: skip
-        found.append(_checked(path, plain, tuning, known))
+            space = tuple(one for one in tuning.space if _has(one, files))
+            if not space:
+                raise ValueError(
+                    f"{path}: '{job.kind}' has nothing to search: tune.only_where leaves it none "
+                    "of the options of tune.space. Give it one, or leave it out of 'vary'."
+                )
+            plain = Combination(
+                job.kind or path.stem, _slug(job.kind or path.stem, slugs), files, varied, options,
+                space, seeds=grid.seeds,
+            )  # fmt: skip
+            found.append(_checked(path, plain, tuning, known))
     refuse_equal(path, first, [one.config for one in found])
     return found
 

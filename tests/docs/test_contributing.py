@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import REPOSITORY, results
-from tests.support.documents import Block, blocks, run_bash
+from tests.support.documents import Block, blocks, copy_configs, run_bash
 
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -17,7 +17,8 @@ TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of the code, the configs and what the tests share."""
-    for name in ("kora", "datamodules", "configs", "tests"):
+    copy_configs(tmp_path)
+    for name in ("kora", "datamodules", "tests"):
         shutil.copytree(
             REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
         )

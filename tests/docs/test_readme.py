@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY, kora
 from tests.support.commands import assert_accepted, kora_commands
-from tests.support.documents import blocks, relative_links
+from tests.support.documents import blocks, copy_configs, relative_links
 
 Capture = pytest.CaptureFixture[str]
 
@@ -123,7 +123,7 @@ def test_every_test_that_is_named_exists(name: str) -> None:
 def test_the_marked_commands_run_in_the_order_of_the_readme(
     tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    copy_configs(tmp_path)
     monkeypatch.chdir(tmp_path)
     for block in EXECUTED:
         if block.language == "python":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Block", "blocks", "relative_links", "run_bash"]
+from tests.support.cli import REPOSITORY
+
+__all__ = ["Block", "blocks", "copy_configs", "relative_links", "run_bash"]
 
 _BLOCK = re.compile(r"(?:<!-- ([^\n]+?) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|src=\"([^\"]+)\"")
@@ -37,6 +40,21 @@ def relative_links(markdown: str) -> list[str]:
         for target in targets
         if not re.match(r"[a-z]+:", target) and not target.startswith("#")
     ]
+
+
+def copy_configs(folder: Path) -> None:
+    """The configs, and in them a quickstart of a tenth of its images and a quarter of its test."""
+    shutil.copytree(REPOSITORY / "configs", folder / "configs")
+    sizes = {"train_images": 10, "test_images": 4, "val_images": 4}
+    for name in ("quickstart", "quickstart_source"):
+        path = folder / "configs" / f"{name}.yaml"
+        text, number = re.subn(
+            r"(train_images|test_images|val_images): (\d+)",
+            lambda found: f"{found[1]}: {int(found[2]) // sizes[found[1]]}",
+            path.read_text(encoding="utf-8"),
+        )
+        assert number == len(sizes)
+        path.write_text(text, encoding="utf-8")
 
 
 def run_bash(script: str, folder: Path, *, timeout_s: float = 600) -> str:

@@ -1,0 +1,77 @@
+"""What the parser remembers is what it would have found again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from kora.training.lightning_cli import parse
+from kora.training.parser import remembering
+from tests.support.cli import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+#: Classes in classes: nodes with a matrix and an injection, sources of a fusion, heads and losses.
+COMMANDS = {
+    "nodes": ("quickstart", "adapters/kora_over_lora", "--model.adapter.node_form.inject.rank=3"),
+    "fusion": ("quickstart", "adapters/adapter_fusion"),
+    "layers": ("quickstart", "adapters/lora", "heads/multi_layer", "--model.head_lr=0.5"),
+    "depth": ("quickstart_depth", "adapters/kora_side", "--model.optimizer.lr=0.01"),
+}
+
+
+def arguments(*words: str) -> list[str]:
+    named = [w if w.startswith("--") else f"--config={CONFIGS / w}.yaml" for w in words]
+    return ["fit", *named]
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_with_and_without_it_a_config_resolves_to_the_same(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    found = parse(arguments(*words)).resolved()
+    monkeypatch.setattr("kora.training.lightning_cli.remembering", nullcontext)
+    assert parse(arguments(*words)).resolved() == found
+
+
+def test_runs_that_share_it_keep_their_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    config = str(CONFIGS / "quickstart.yaml")
+    with remembering():
+        ranks = [
+            parse(["fit", "--config", config, f"--model.adapter.rank={rank}"])
+            .resolved()["model"]["init_args"]["adapter"]["init_args"]["rank"]
+            for rank in (3, 5, 3)
+        ]  # fmt: skip
+    assert ranks == [3, 5, 3]
+
+
+def test_it_is_asked_for_less_than_half_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jsonargparse import ArgumentParser
+
+    monkeypatch.chdir(REPOSITORY)
+    asked: list[str] = []
+    original = ArgumentParser.parse_object
+
+    def counted(parser: ArgumentParser, *args: object, **options: object) -> object:
+        asked.append("")
+        return original(parser, *args, **options)
+
+    monkeypatch.setattr(ArgumentParser, "parse_object", counted)
+    parse(arguments(*COMMANDS["nodes"]))
+    remembered = len(asked)
+    monkeypatch.setattr("kora.training.lightning_cli.remembering", nullcontext)
+    parse(arguments(*COMMANDS["nodes"]))
+    assert remembered < (len(asked) - remembered) / 2
+
+
+def test_a_mistake_is_told_each_time(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with remembering():
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                parse(arguments("quickstart", "--model.adapter.ranks=3"))
+            assert "did you mean" in capfd.readouterr().err.lower()
