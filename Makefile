@@ -35,18 +35,18 @@ demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (6
 test: $(VENV)/.dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-fast: $(VENV)/.dev  ## the suite without its slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+test-fast: $(VENV)/.dev  ## one case of each test that is not slow and trains no whole run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not runs" --first-cases
 
-test-floors: $(VENV)/.dev  ## the fast suite on the oldest versions that pyproject.toml allows
+test-floors: $(VENV)/.dev  ## one case of each test that is not slow, on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
 	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
 
-test-newest: $(VENV)/.dev  ## the fast suite on the newest versions of everything
+test-newest: $(VENV)/.dev  ## the same on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
 	$(BIN)/uv pip install --quiet --python $(VENV)-newest --upgrade --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
 
 faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 $$(grep -oE '`tests/[a-z_/]+\.py` `test_[a-z0-9_]+`' docs/RELIABILITY.md | sed 's/`//g; s/ /::/' | sort -u)

@@ -28,6 +28,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = "KORA_SHARED_DATA"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--first-cases", action="store_true", help="the first case of each test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--first-cases"):  # not every strategy on every family, say
+        items[:] = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()
+        items.reverse()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_is_left() -> Iterator[None]:
     yield

@@ -15,6 +15,8 @@ from tests.support.armed import ARMED
 from tests.support.cli import kora, results, started, tiny_config, write_config
 from tests.support.kept_tables import rows_done
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 SEED0 = Path("runs/tiny/KoRA-side/seed0")
 FORM = {"class_path": "kora.adapters.PaperForm", "init_args": {"rank": 2, "inject": False}}

@@ -22,6 +22,8 @@ from kora.cli.listing import config_claim
 from tests.support.adapters import rebuild
 from tests.support.cli import REPOSITORY
 
+pytestmark = pytest.mark.runs
+
 FOLDER = REPOSITORY / "configs/adapters/matched"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 VIT_B, VIT_S, NANO = "vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_nano"

@@ -14,6 +14,8 @@ from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_f
 from tests.support.cli import here, kora, results, tiny_config, write_config
 from tests.support.documents import blocks, run_bash
 
+pytestmark = pytest.mark.runs
+
 __all__ = ["here"]
 
 Capture = pytest.CaptureFixture[str]

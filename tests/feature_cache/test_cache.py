@@ -33,6 +33,8 @@ from tests.support.families import tiny
 from tests.support.faults import flip, small_disk
 from tests.support.two_ranks import QUIET, on_two_ranks
 
+pytestmark = pytest.mark.runs
+
 SIZES: dict[str, Any] = {"train_images": 52, "test_images": 13, "val_images": 12, "batch_size": 9}
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,

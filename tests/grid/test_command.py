@@ -17,6 +17,8 @@ from kora.grid.options import picked
 from tests.support.cli import REPOSITORY, kora, results, started, wait_for
 from tests.support.grids import lines, write_grid
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 
 

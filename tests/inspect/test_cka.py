@@ -24,6 +24,8 @@ from kora.tasks.load import load_backbone
 from tests.support.adapter_factory import tiny_in_file
 from tests.support.cli import Outcome, depth_config, kora, tiny_config, write_config
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 Cka = Callable[..., Outcome]
 LAYERS = ["embedding", *(f"block {i}" for i in range(6)), "final"]

@@ -13,6 +13,8 @@ import pytest
 from tests.support.cli import Outcome, kora, tiny_config, write_config
 from tests.support.fusion_factory import table
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 
 

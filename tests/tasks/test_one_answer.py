@@ -30,6 +30,8 @@ from tests.support.cli import REPOSITORY, kora
 from tests.support.factory import kick
 from tests.support.picture_factory import bad_files, scene, write_photos
 
+pytestmark = pytest.mark.runs
+
 needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")
 FITS = [pytest.param(fit, id=fit or "whole") for fit in ("crop", "stretch", None)]
 

@@ -23,6 +23,8 @@ from tests.support.cli import (
 )
 from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -23,6 +23,8 @@ from tests.support.cli import Outcome, here, kora, tiny_config, write_config
 from tests.support.data_factory import write_tiny_imagenet_zip
 from tests.support.faults import Trap, flip, forbid_locks, small_disk, truncate
 
+pytestmark = pytest.mark.runs
+
 __all__ = ["here"]
 
 Capture = pytest.CaptureFixture[str]

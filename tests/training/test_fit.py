@@ -21,6 +21,8 @@ from tests.support.data_factory import (
     write_tiny_imagenet_zip,
 )
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.support.cli import kora, results, tiny_config, write_config
 from tests.support.fusion_factory import TABLE, table
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 STYLES = ("paint", "studio")
 RUN = Path("runs/tiny/AdapterFusion/seed0/version_0")

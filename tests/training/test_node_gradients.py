@@ -29,6 +29,8 @@ from tests.support.factory import built, family, kick, labels_for, nano
 from tests.support.families import tiny
 from tests.support.two_ranks import QUIET, on_two_ranks
 
+pytestmark = pytest.mark.runs
+
 KEYS = [f"b{i:02d}_{site}" for i in range(6) for site in ("qkv", "proj", "fc1", "fc2")]
 
 

@@ -15,6 +15,8 @@ from tests.support.armed import ARMED, run, run_fresh
 from tests.support.cli import kora, write_config
 from tests.support.resuming import SEED0, checkpoint, config
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 
 

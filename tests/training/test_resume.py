@@ -19,6 +19,8 @@ from tests.support.armed import ARMED, TRUST, run, run_fresh
 from tests.support.cli import Outcome, kora, results, write_config
 from tests.support.resuming import SEED0, checkpoint, config
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -15,6 +15,8 @@ from kora.training.stages import source_overrides, train_source
 from tests.support.cli import kora, results, tiny_config, write_config
 from tests.support.stored_config import CONFIG
 
+pytestmark = pytest.mark.runs
+
 Capture = pytest.CaptureFixture[str]
 SOURCE = "runs/source/LoRA/seed0"
 

@@ -23,6 +23,8 @@ from tests.support.cli import Process, kora, results, started, tiny_config, writ
 from tests.support.cluster import TwoNodes, cluster
 from tests.support.grids import runs_of_kora
 
+pytestmark = pytest.mark.runs
+
 __all__ = ["cluster"]
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
