@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DARK", "LIGHT", "MARKERS", "Look", "look_of", "looks"]
+__all__ = ["DARK", "LIGHT", "MARKERS", "Look", "looks"]
 
 #: By number, on white and on a dark ground.
 LIGHT = (
@@ -94,11 +94,6 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for name in sorted(set(wanted) - set(found)):
         found[name] = _free(name, set(found.values()))
     return {name: found[name] for name in wanted}
-
-
-def look_of(name: str) -> Look:
-    """The look of a name that stands alone."""
-    return looks([name])[name]
 
 
 def _free(name: str, taken: set[Look]) -> Look:

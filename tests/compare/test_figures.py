@@ -11,7 +11,7 @@ import pytest
 from kora.compare import figures
 from kora.compare.comparison import Comparison, Group
 from kora.compare.verdict import Verdict
-from kora.console.identity import look_of
+from kora.console.identity import looks
 from tests.support.pixels import colours, size
 
 
@@ -72,8 +72,8 @@ def test_a_strategy_has_its_own_colour_and_its_verdict_and_uncommon_seeds_are_ho
     axis, texts = drawn(result, tmp_path, monkeypatch)
     assert {text.get_text() for text in axis.texts} == {"ahead", "reference"}
     dots = [line for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
-    mine = [line for line in dots if line.get_color() == look_of("LoRA").hex]
-    assert [line.get_markerfacecolor() for line in mine] == [look_of("LoRA").hex, "none"]
+    mine = [line for line in dots if line.get_color() == looks(["LoRA"])["LoRA"].hex]
+    assert [line.get_markerfacecolor() for line in mine] == [looks(["LoRA"])["LoRA"].hex, "none"]
     assert "seed that not all have" in texts
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from kora.compare.command import compare
 from kora.compare.inline_svg import inline_svg
 from kora.compare.page_charts import curve_chart, key, size_chart
-from kora.console.identity import MARKERS, Look, look_of
+from kora.console.identity import MARKERS, Look, looks
 from tests.support.compare_factory import five_strategies
 from tests.support.comparisons import run
 from tests.support.svg import by_hover, marks
@@ -112,8 +112,8 @@ def test_a_group_has_the_same_colour_and_mark_in_the_legend_and_in_both_charts(
 ) -> None:
     size = size_chart(compare(five_strategies(tmp_path)))
     curve = curve_chart({n: [([0, 1], [0.1, 0.2])] for n in ("SSF", name)}, "val/accuracy")
-    colour = f"stroke: var(--c{look_of(name).colour})"
-    (shape,) = shapes([ElementTree.fromstring(svg(key(look_of(name))))], colour)
+    colour = f"stroke: var(--c{looks([name])[name].colour})"
+    (shape,) = shapes([ElementTree.fromstring(svg(key(looks([name])[name])))], colour)
     for drawn in (by_hover(svg(size)), by_hover(svg(curve))):
         (groups,) = (found for title, found in drawn.items() if title.partition(":")[0] == name)
         assert shape in shapes(groups, colour)
