@@ -31,6 +31,7 @@ __all__ = [
     "ArrayDataset",
     "as_is",
     "begin_worker",
+    "end_workers",
     "decode_images",
     "image_suffixes",
     "unreadable",
@@ -53,7 +54,7 @@ def begin_worker(number: int) -> None:
 
 
 @atexit.register  # after multiprocessing's own, which is then called later
-def _end_workers() -> None:
+def end_workers() -> None:
     """End what is left as the program ends: Python would wait for ever, as they leave SIGTERM."""
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers and hasattr(signal, "SIGCHLD"):

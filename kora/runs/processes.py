@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -201,6 +202,7 @@ class _Kora:
         return {**self.__dict__, "_streams": tuple(DupFd(one) for one in self._streams)}
 
     def __call__(self) -> None:
+        _forget_exits()
         os.setsid()
         Path("/proc/self/comm").write_text(f"kora {self._args[0]}")  # for ps and top
         _end_with_parent()
@@ -242,6 +244,19 @@ def tie_to_parent() -> None:
     _end_with_parent()
     if os.getppid() != int(parent):  # it died before
         sys.exit(128 + signal.SIGTERM)
+
+
+def _forget_exits() -> None:
+    """Leave to the kept process what it is to do at its end: W&B's folder for media, which an
+    import makes, is that of the next fork too."""
+    from datamodules.loading import end_workers
+
+    finalize: Any = weakref.finalize
+    for left in finalize._registry:
+        left.atexit = False
+    atexit._clear()
+    atexit.register(finalize._exitfunc)
+    atexit.register(end_workers)
 
 
 def _end_with_starter() -> None:

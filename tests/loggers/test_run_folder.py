@@ -14,7 +14,14 @@ import wandb
 import yaml
 
 from kora.loggers.run_folder import claim_run_folder, wandb_offline
-from tests.support.wandb_files import KEY, config_of, fit_command, in_a_terminal, offline_folder
+from tests.support.wandb_files import (
+    KEY,
+    completed,
+    config_of,
+    fit_command,
+    in_a_terminal,
+    offline_folder,
+)
 
 # -- online or offline ---------------------------------------------------------------------------
 
@@ -131,11 +138,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run without login and without terminal, and what it printed."""
     folder = tmp_path_factory.mktemp("offline")
     command, environment = fit_command(folder)
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = completed(command, folder, environment)
+    assert done.returncode == 0, done.stdout
     return folder, done.stdout
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kora.runs.results import read_results
 from tests.support.cli import depth_config, tiny_config, write_config
 from tests.support.comparisons import run
 from tests.support.wandb_files import (
+    completed,
     config_of,
     fit_command,
     history_of,
@@ -33,11 +33,8 @@ def ran(folder: Path, config: dict[str, Any], *args: str) -> Path:
     """`kora fit` of a config with W&B offline; the folder that it ran in."""
     command, environment = fit_command(folder, *args)
     write_config(folder / "tiny.yaml", config)
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = completed(command, folder, environment)
+    assert done.returncode == 0, done.stdout
     assert "not everything could be logged" not in done.stdout
     assert "WARNING" not in done.stdout + done.stderr
     return folder
@@ -243,11 +240,8 @@ def test_a_test_or_validation_alone_has_its_own_job_type_and_record(
     }
     words = [str(word) for option in options.items() for word in option]
     command[command.index("fit") :] = [stage, *words]
-    done = subprocess.run(
-        command, cwd=classified, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = completed(command, classified, environment)
+    assert done.returncode == 0, done.stdout
     made = classified / f"runs/alone_{stage}/LoRA/seed0/version_0"
     folder = offline_folder(made)
     (own,) = of_kind(folder, "run")

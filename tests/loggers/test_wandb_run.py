@@ -16,7 +16,7 @@ import yaml
 from kora.loggers.run_folder import claim_run_folder
 from kora.loggers.wandb_run import FINISH_S, keep_run_id, wandb_run_id
 from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import KEY, fit_command, in_a_terminal
+from tests.support.wandb_files import KEY, completed, fit_command, in_a_terminal
 from tests.support.wandb_servers import always, serving
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
@@ -71,12 +71,9 @@ def test_a_server_lost_in_mid_run_stops_nothing_and_the_end_is_bounded(
     server.fails = lambda server: any("file_stream" in asked for asked in server.asked)
     command, environment = online(tmp_path, server)
     started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = completed(command, tmp_path, environment)
     seconds = time.monotonic() - started
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert (tmp_path / RUN / "results.json").is_file()
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
@@ -94,12 +91,9 @@ def test_a_server_that_falls_silent_while_the_adapter_is_logged_holds_up_the_end
 ) -> None:
     server.fails = lambda server: "CreateArtifact" in server.asked
     command, environment = online(tmp_path, server)
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = completed(command, tmp_path, environment)
     ended = time.time()
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert ended - (tmp_path / RUN / "results.json").stat().st_mtime < 60
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B: ")]
     assert len(said) == 1
@@ -112,11 +106,8 @@ def test_a_server_that_falls_silent_while_the_adapter_is_logged_holds_up_the_end
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, server: Any) -> None:
     for more in ((), ("--trainer.max_epochs", "2", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt")):
         command, environment = online(tmp_path, server, *more)
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=500,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        done = completed(command, tmp_path, environment)
+        assert done.returncode == 0, done.stdout
         assert "W&B:" not in done.stdout  # all is uploaded
     models = [it for it in server.artifacts if it["artifactTypeName"] == "model"]
     assert [it["artifactCollectionName"] for it in models] == ["tiny-LoRA-seed0"] * 2
@@ -130,11 +121,8 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, server: Any
 def test_the_death_of_the_process_of_wandb_stops_no_run(tmp_path: Path, server: Any) -> None:
     server.damaged = True  # an answer at which wandb-core 0.31 panics
     command, environment = online(tmp_path, server)
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = completed(command, tmp_path, environment)
+    assert done.returncode == 0, done.stdout
     assert (tmp_path / RUN / "results.json").is_file()
     assert "stopped working" in done.stdout
     assert "wandb sync" in done.stdout

@@ -17,6 +17,7 @@ import pytest
 from kora.runs.processes import Stop, run_child
 from tests.support.cli import here, tiny_config, write_config
 from tests.support.grids import LONG, gone, parent_of, runs_of_kora
+from tests.support.wandb_files import completed, fit_command
 
 __all__ = ["gone", "here"]
 
@@ -56,6 +57,17 @@ def test_the_environment_is_the_given_one_and_the_folder_that_of_now(
     assert "threads: 2" in said
     assert list(here.glob("runs/tiny/LoRA/seed0/version_0/results.json"))
     assert "KORA_DEBUG" not in os.environ
+
+
+@LINUX
+def test_each_fork_logs_pictures_to_wandb(here: Path) -> None:
+    """W&B keeps them in a folder that it makes at its import, and takes away at the end."""
+    command, environment = fit_command(here)
+    for _ in range(2):
+        done = completed(command, here, environment)
+        assert done.returncode == 0, done.stdout
+        assert "offline; to upload: wandb sync" in done.stdout
+        assert "not everything could be logged" not in done.stdout
 
 
 @LINUX

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 
+from kora.runs.processes import Stop, run_child
 from tests.support.cli import tiny_config, write_config
 
 __all__ = [
     "KEY",
+    "completed",
     "config_of",
     "fit_command",
     "history_of",
@@ -95,6 +98,16 @@ def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
     command = [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args]
     return command, {**clean, "HOME": str(folder), "COLUMNS": "200"}
+
+
+def completed(
+    command: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A command of `fit_command` at its end, as a fork of a process that has imported torch."""
+    args, log = command[command.index("kora") + 1 :], folder / "out.txt"
+    with chdir(folder), log.open("wb") as output:
+        code = run_child(args, stop=Stop(), env=environment, output=output, more_follow=True)
+    return subprocess.CompletedProcess(command, code, log.read_text(), "")
 
 
 def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
