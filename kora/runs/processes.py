@@ -19,10 +19,10 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from runpy import run_module
 from typing import IO, Any, Protocol
 
 __all__ = ["TETHER", "Stop", "run_child", "tie_to_parent"]
@@ -217,38 +217,18 @@ class _Kora:
             import torch
 
             torch.set_num_threads(int(threads))
-        program = find_spec("kora.__main__")  # which Lightning starts for other ranks
-        assert program is not None
-        assert program.origin is not None
-        sys.modules["__main__"].__spec__ = program
-        sys.argv = [program.origin, *self._args]
-        from kora.cli import main
-
+        sys.argv = ["kora", *self._args]
         try:
-            main(self._args)
+            run_module("kora", run_name="__main__", alter_sys=True)
         finally:
             atexit._run_exitfuncs()
 
 
-#: Names the process that this one is not to outlive.
-TETHER = "KORA_TETHER"
-
-_SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
-
-
-def tie_to_parent() -> None:
-    """Where the environment asks for it, get SIGTERM when the parent dies. Only on Linux."""
-    parent = os.environ.pop(TETHER, None)  # not for those that this process starts
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    _end_with_parent()
-    if os.getppid() != int(parent):  # it died before
-        sys.exit(128 + signal.SIGTERM)
-
-
 def _forget_exits() -> None:
-    """Leave to the kept process what it is to do at its end: W&B's folder for media, which an
-    import makes, is that of the next fork too."""
+    """Leave to the kept process what imports want done at the end.
+
+    W&B's folder for media, which its import makes, is that of the next fork too.
+    """
     from datamodules.loading import end_workers
 
     finalize: Any = weakref.finalize
@@ -265,6 +245,22 @@ def _end_with_starter() -> None:
     assert starter is not None
     starter.join()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+#: Names the process that this one is not to outlive.
+TETHER = "KORA_TETHER"
+
+_SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def tie_to_parent() -> None:
+    """Where the environment asks for it, get SIGTERM when the parent dies. Only on Linux."""
+    parent = os.environ.pop(TETHER, None)  # not for those that this process starts
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    _end_with_parent()
+    if os.getppid() != int(parent):  # it died before
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

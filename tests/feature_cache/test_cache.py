@@ -5,7 +5,7 @@ A tiny backbone, 40 training and 12 validation images, and the losses of every s
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -552,7 +552,7 @@ def test_it_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> 
 
 def on_a_rank(rank: int) -> dict[str, Any]:
     """Both processes fill into one folder at once; the losses of this one."""
-    shared = Path(tempfile.gettempdir()) / "shared"
+    shared = Path(os.environ["TMPDIR"]) / "shared"
     found = {}
     for option in (False, True):
         task = classifier(

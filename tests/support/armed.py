@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 import kora.training.lightning_cli  # noqa: F401  (once for all copies of this process)
 from kora.cli import main
 from kora.runs.processes import Stop, run_child
+from tests.support.cli import keep_none
 
 REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"
@@ -118,6 +119,7 @@ def _become_kora(folder: Path, args: list[str], fault: str | None, output: Path)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(folder)
+        keep_none()
         os.environ.pop("PL_GLOBAL_SEED", None)
         # As a new process has them: a shell's background ignores the one, and Ray takes the other.
         signal.signal(signal.SIGINT, signal.default_int_handler)

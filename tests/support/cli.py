@@ -103,6 +103,12 @@ def started(*args: str | Path, log: Path) -> Iterator[Process]:
         process.wait()
 
 
+def keep_none() -> None:
+    """In a fork: the process that a grid keeps is that of the other, should this one want one."""
+    server: Any = _forkserver
+    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+
+
 def _become_kora(args: list[str], log: Path) -> NoReturn:
     """What a new process would do; never returns."""
     code = 1
@@ -112,8 +118,7 @@ def _become_kora(args: list[str], log: Path) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
-        server: Any = _forkserver  # of this process, should it want one
-        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+        keep_none()
         with log.open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
