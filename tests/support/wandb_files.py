@@ -104,7 +104,7 @@ def completed(
     command: list[str], folder: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """A command of `fit_command` at its end, as a fork of a process that has imported torch."""
-    args, log = command[command.index("kora") + 1 :], folder / "out.txt"
+    args, log = command[command.index("kora") + 1 :], folder.with_name(f"{folder.name}.log")
     with chdir(folder), log.open("wb") as output:
         code = run_child(args, stop=Stop(), env=environment, output=output, more_follow=True)
     return subprocess.CompletedProcess(command, code, log.read_text(), "")
