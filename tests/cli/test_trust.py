@@ -243,25 +243,24 @@ def test_a_pipe_or_a_device_in_a_run_is_no_file_of_it(
         assert "It is a pipe or a device, and no file" in outcome.err
 
 
-def test_what_a_command_starts_imports_nothing_from_the_working_directory(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def planted(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory with a `kora` of somebody else, which this process does not see."""
     (here / "kora").mkdir()
     (here / "kora/__init__.py").write_text("open('PWNED', 'w')")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
+    return here
+
+
+def test_what_a_command_starts_imports_nothing_from_the_working_directory(planted: Path) -> None:
     with Stop.on_signals() as stop:
         assert run_child(["--version"], stop=stop) == 0
     assert not Path("PWNED").exists()
 
 
-def test_what_a_grid_starts_imports_nothing_from_the_working_directory(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (here / "kora").mkdir()
-    (here / "kora/__init__.py").write_text("open('PWNED', 'w')")
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
-    with started("grid", "--config", write_grid(here), log=here / "log") as process:
-        assert process.wait() == 0, (here / "log").read_text()
+def test_what_a_grid_starts_imports_nothing_from_the_working_directory(planted: Path) -> None:
+    with started("grid", "--config", write_grid(planted), log=planted / "log") as process:
+        assert process.wait() == 0, (planted / "log").read_text()
     assert not Path("PWNED").exists()
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import chdir
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 import kora.training.lightning_cli  # noqa: F401  (once for all copies of this process)
 from kora.cli import main
-from kora.runs.processes import Stop, run_child
-from tests.support.cli import keep_none
+from tests.support.cli import ended, keep_none
 
 REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"
@@ -91,13 +89,7 @@ def run_fresh(folder: Path, *args: str | Path, fault: str | None = None) -> tupl
         environment.pop(name, None)
     if fault is not None:
         environment[ARMED] = fault
-    log = folder / "out.txt"
-    with chdir(folder), log.open("wb") as output:
-        code = run_child(
-            [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
-            more_follow=True,
-        )  # fmt: skip
-    return code, log.read_text()
+    return ended(folder, args, environment, folder / "out.txt")
 
 
 def run(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:

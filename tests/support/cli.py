@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from kora.cli import main
+from kora.runs.processes import Stop, run_child
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -101,6 +102,18 @@ def started(*args: str | Path, log: Path) -> Iterator[Process]:
     finally:
         process.kill()
         process.wait()
+
+
+def ended(
+    folder: Path, args: Sequence[str | Path], environment: Mapping[str, str], log: Path
+) -> tuple[int, str]:
+    """Exit code (negative: a signal) and output of `kora ARGS`, as a run of a grid is started."""
+    with chdir(folder), log.open("wb") as output:
+        code = run_child(
+            [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
+            more_follow=True,
+        )  # fmt: skip
+    return code, log.read_text()
 
 
 def keep_none() -> None:

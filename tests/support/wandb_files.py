@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 
-from kora.runs.processes import Stop, run_child
-from tests.support.cli import tiny_config, write_config
+from tests.support.cli import ended, tiny_config, write_config
 
 __all__ = [
     "KEY",
@@ -104,10 +102,9 @@ def completed(
     command: list[str], folder: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """A command of `fit_command` at its end, as a fork of a process that has imported torch."""
-    args, log = command[command.index("kora") + 1 :], folder.with_name(f"{folder.name}.log")
-    with chdir(folder), log.open("wb") as output:
-        code = run_child(args, stop=Stop(), env=environment, output=output, more_follow=True)
-    return subprocess.CompletedProcess(command, code, log.read_text(), "")
+    args = command[command.index("kora") + 1 :]
+    code, said = ended(folder, args, environment, folder.with_name(f"{folder.name}.log"))
+    return subprocess.CompletedProcess(command, code, said, "")
 
 
 def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
