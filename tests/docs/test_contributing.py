@@ -19,9 +19,7 @@ def clone(tmp_path: Path) -> Path:
     """A copy of the code, the configs and what the tests share."""
     copy_configs(tmp_path)
     for name in ("kora", "datamodules", "tests"):
-        shutil.copytree(
-            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(REPOSITORY / name, tmp_path / name)  # what Python has compiled too
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -38,7 +36,7 @@ def follow(steps: list[Block], clone: Path) -> str:
     for step in steps:
         verb, _, name = step.mark.partition(": ")
         if verb == "run":
-            printed.append(run_bash(step.text, clone))
+            printed.append(run_bash(step.text, clone, code=clone))
         else:
             assert verb in ("file", "append")
             path = clone / name

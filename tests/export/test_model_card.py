@@ -11,7 +11,7 @@ from kora.adapters import FullFineTune, KoRA, LoRA, PaperForm
 from kora.console.formats import format_metric
 from kora.export.model_card import CARD, write_card
 from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
-from tests.support.cli import here, kora, results, tiny_config, write_config
+from tests.support.cli import REPOSITORY, here, kora, results, tiny_config, write_config
 from tests.support.documents import blocks, run_bash
 
 pytestmark = pytest.mark.runs
@@ -54,7 +54,7 @@ def test_a_run_leaves_a_card_with_its_own_numbers(here: Path, capfd: Capture) ->
     (here / "two_lines.py").write_text(f"{python}print(type(model).__name__)\n")
     (here / "kora").symlink_to(Path(__file__).parents[2] / "kora")
     (here / "datamodules").symlink_to(Path(__file__).parents[2] / "datamodules")
-    assert "AdaptedModel" in run_bash("python two_lines.py", here)
+    assert "AdaptedModel" in run_bash("python two_lines.py", here, code=REPOSITORY)
 
 
 def test_the_card_counts_the_seeds_that_are_finished(here: Path, capfd: Capture) -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-import kora.training.lightning_cli  # noqa: F401  (once for all copies of this process)
-from kora.cli import main
-from tests.support.cli import ended, keep_none
+from tests.support.cli import REPOSITORY, ended, started
 
-REPOSITORY = Path(__file__).parents[2]
 ARMED = "KORA_TEST_FAULT"
 #: A run names the class below, which is not KoRA's.
 TRUST = ("--trust", "tests.support.armed")
@@ -84,44 +80,18 @@ class Fault(Callback):
 
 def run_fresh(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:
     """Exit code (negative: a signal) and output of `kora ARGS`, by no copy of this process."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for name in (ARMED, "PL_GLOBAL_SEED"):
-        environment.pop(name, None)
-    if fault is not None:
-        environment[ARMED] = fault
-    return ended(folder, args, environment, folder / "out.txt")
+    return ended(folder, args, _armed(fault), folder / "out.txt")
 
 
 def run(folder: Path, *args: str | Path, fault: str | None = None) -> tuple[int, str]:
-    """The same in a copy of this process, which need not import everything again."""
-    output = folder / "out.txt"
-    child = os.fork()
-    if not child:
-        _become_kora(folder, [str(arg) for arg in args], fault, output)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), output.read_text()
+    """The same in a copy of this process."""
+    log = folder / "out.txt"
+    with started(*args, log=log, folder=folder, environment=_armed(fault)) as process:
+        return process.wait(), log.read_text()
 
 
-def _become_kora(folder: Path, args: list[str], fault: str | None, output: Path) -> NoReturn:
-    code = 99
-    try:
-        with output.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        os.chdir(folder)
-        keep_none()
-        os.environ.pop("PL_GLOBAL_SEED", None)
-        # As a new process has them: a shell's background ignores the one, and Ray takes the other.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if fault is not None:
-            os.environ[ARMED] = fault
-        main(args)
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def _armed(fault: str | None) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for name in (ARMED, "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
+    return environment if fault is None else {**environment, ARMED: fault}

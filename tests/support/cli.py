@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,25 +84,69 @@ class Process:
 
 
 @contextmanager
-def started(*args: str | Path, log: Path) -> Iterator[Process]:
+def started(
+    *args: str | Path,
+    log: Path,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Process]:
     """`kora ARGS` in a process of its own, as from a terminal; it is gone at the end.
 
     A fork of this one, in a session of its own: to import torch anew takes five seconds.
     """
     import kora.training.lightning_cli  # noqa: F401
 
+    keep_a_process()
     sys.stdout.flush()
     sys.stderr.flush()
     log.touch()
+    words = ["kora", *map(str, args)]
     pid = os.fork()
     if not pid:
-        _become_kora([str(arg) for arg in args], log)
+        share_the_kept()
+        streams = (os.open(os.devnull, os.O_RDONLY), *(os.open(log, os.O_WRONLY | os.O_TRUNC),) * 2)
+        become(partial(main, words[1:]), words, streams, folder or Path.cwd(), environment)
     process = Process(pid)
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def become(
+    program: Callable[[], object],
+    words: list[str],
+    streams: Sequence[int],
+    folder: Path,
+    environment: Mapping[str, str] | None,
+) -> NoReturn:
+    """In a fork: what a new process would do. It has a session of its own, and never returns."""
+    code = 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), ("r", "w", "w"))
+        os.chdir(folder)
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        sys.argv = words
+        program()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def ended(
@@ -116,38 +161,22 @@ def ended(
     return code, log.read_text()
 
 
-def keep_none() -> None:
-    """In a fork: the process that a grid keeps is that of the other, should this one want one."""
+def keep_a_process() -> None:
+    """Have the process whose forks are the runs of a grid: five seconds, the first time."""
+    global _kept
+    if not _kept:
+        with open(os.devnull, "wb") as nothing:
+            run_child(["--version"], stop=Stop(), output=nothing, more_follow=True)
+    _kept = True
+
+
+_kept = False
+
+
+def share_the_kept() -> None:
+    """In a fork: the kept process takes its orders too, though it is not this one's child."""
     server: Any = _forkserver
-    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
-
-
-def _become_kora(args: list[str], log: Path) -> NoReturn:
-    """What a new process would do; never returns."""
-    code = 1
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.setsid()
-        keep_none()
-        with log.open("w") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), ("r", "w", "w"))
-        sys.argv = ["kora", *args]
-        main(args)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    server.ensure_running = lambda: None
 
 
 def wait_for(path: Path, process: Process, *, patience_s: float = 240) -> None:

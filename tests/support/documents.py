@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.cli import REPOSITORY
+from tests.support.kept import kept
 
 __all__ = ["Block", "blocks", "copy_configs", "relative_links", "run_bash"]
 
@@ -57,26 +57,22 @@ def copy_configs(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def run_bash(script: str, folder: Path, *, timeout_s: float = 600) -> str:
-    """Run a script in a folder that holds a copy of the code; what it printed.
+def run_bash(script: str, folder: Path, *, code: Path, timeout_s: float = 600) -> str:
+    """Run a script in a folder; what it printed. Fails with the first command that does.
 
-    `kora` is the code of that folder, `python` is this interpreter. Fails with the first command
-    that does.
+    `kora` and `python` are forks of one process that has imported this code.
     """
     tools = folder / ".tools"
-    tools.mkdir(exist_ok=True)
-    for name, command in (("kora", f"{sys.executable} -m kora"), ("python", sys.executable)):
-        (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
-        (tools / name).chmod(0o755)
     environment = {
         **os.environ,
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": str(code),
         "WANDB_MODE": "disabled",
     }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
-    )  # fmt: skip
+    with kept(code, tools):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+        )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout

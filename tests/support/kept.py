@@ -1,0 +1,114 @@
+"""`kora` and `python` for scripts, as forks of one process that pays the imports once."""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from runpy import run_module, run_path
+from typing import NoReturn
+
+_CLIENT = """#!{python} -ISE
+import array, json, os, socket, sys
+if sys.argv[1] == "-c":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as kept:
+    kept.connect({address!r})
+    streams = array.array("i", (0, 1, 2))
+    kept.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    order = [sys.argv[1:], os.getcwd(), dict(os.environ)]
+    kept.sendall(json.dumps(order).encode())
+    kept.shutdown(socket.SHUT_WR)
+    sys.exit(int(kept.recv(16) or 1))
+"""
+
+
+@contextmanager
+def kept(code: Path, tools: Path) -> Iterator[None]:
+    """While it lasts, `tools` holds the programs `kora` and `python` of this code.
+
+    A `python` for `-m MODULE` and `FILE`; `-c` begins anew.
+    """
+    tools.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-P", Path(__file__), tools], cwd=tools,
+        env={**os.environ, "PYTHONPATH": str(code)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        server.stdout.read()  # until they are there
+        yield
+
+
+def main(tools: Path) -> None:
+    """Make the programs, and serve them until stdin ends."""
+    import kora.reports.figures
+    import kora.tasks
+    import kora.training.lightning_cli
+
+    address = str(tools / "socket")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
+        door.bind(address)
+        door.listen()
+        client = _CLIENT.format(python=sys.executable, address=address)
+        kora = f'#!/bin/sh\nexec {tools}/python -m kora "$@"\n'
+        for name, text in (("python", client), ("kora", kora)):
+            (tools / name).write_text(text)
+            (tools / name).chmod(0o755)
+        os.close(1)
+        for one in (0, door):
+            selector.register(one, selectors.EVENT_READ)
+        while all(key.fileobj != 0 for key, _ in selector.select()):
+            guest, _ = door.accept()
+            if not os.fork():
+                door.close()
+                _serve(guest)
+            guest.close()
+
+
+def _serve(guest: socket.socket) -> NoReturn:
+    from tests.support.cli import become
+
+    streams = array.array("i")
+    _, more, *_ = guest.recvmsg(1, socket.CMSG_SPACE(3 * streams.itemsize))
+    streams.frombytes(more[0][2])
+    with guest.makefile("rb") as order:
+        words, folder, environment = json.load(order)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if not pid:
+        guest.close()
+        become(partial(_run, words), words, streams, Path(folder), environment)
+    _, status = os.waitpid(pid, 0)
+    guest.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
+    os._exit(0)
+
+
+def _run(words: list[str]) -> None:
+    from kora.runs.processes import _forget_exits
+
+    _forget_exits()
+    is_module = words[0] == "-m"
+    if is_module:
+        del words[0]
+    try:
+        if is_module:
+            run_module(words[0], run_name="__main__", alter_sys=True)
+        else:
+            run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
