@@ -82,12 +82,7 @@ def dispatch(
 ) -> None:
     """Run tasks until there are no more, or until a signal came and all have stopped.
 
-    Args:
-        give: The next task; None: there is none now, but may be once another has ended.
-        ended: Told what became of each.
-        launcher: Where they run.
-        view: Is told what begins.
-        stop: Looked at all the time.
+    `give` gives None where there is no task now, but may be once another has ended.
     """
     running = 0
     while True:
@@ -113,14 +108,7 @@ def dispatch(
 def run_task(
     task: Task, *, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
 ) -> Ended:
-    """The runs of a task; the first that fails ends it. In a thread, or on another machine.
-
-    Args:
-        task: What to run.
-        stop: Looked at while it runs.
-        env: Of the processes.
-        tell: Is told what a run says of itself.
-    """
+    """The runs of a task; the first that fails ends it. In a thread, or on another machine."""
     outcomes: list[Outcome] = []
     before = 0
     try:

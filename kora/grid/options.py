@@ -23,12 +23,7 @@ _RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
 
 
 def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--only` and `--set`.
-
-    Args:
-        parser: Is given the options.
-        what: The names are of, for the help.
-    """
+    """`--only` and `--set`."""
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="TEXT",
         help=f"{what} with one of these in their names, as --dry_run shows them",
@@ -43,12 +38,6 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
     """The names that hold one of some texts, or are it: a whole name is that one alone.
 
     All of them where none is asked for.
-
-    Args:
-        path: Of the file.
-        what: The names are of, for a message.
-        names: Each with the shorter name that a message says.
-        only: The texts.
 
     Raises:
         ValueError: no name holds one of the texts.
@@ -67,12 +56,7 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
 
 
 def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--launcher`, and the options of Ray.
-
-    Args:
-        parser: Is given the options.
-        what: One of what is run, for the help.
-    """
+    """`--launcher`, and the options of Ray."""
     parser.add_argument(
         "--launcher", choices=("local", "ray"), default="local",
         help="ray: on the machines of a Ray cluster that share this folder",
@@ -105,14 +89,7 @@ def fill_launcher_options(own: argparse.Namespace) -> None:
 def launcher(
     own: argparse.Namespace, env: Mapping[str, str], stop: Stop, *, at_once: int | None
 ) -> Iterator[Launcher]:
-    """The launcher that was asked for.
-
-    Args:
-        own: The options of `add_launcher_options`.
-        env: Of the processes on this machine.
-        stop: Looked at all the time.
-        at_once: So many at a time; None: as Ray has room for.
-    """
+    """The launcher that was asked for; `at_once` None: as many tasks as Ray has room for."""
     if own.launcher != "ray":
         with here(at_once or 1, env, stop) as local:
             yield local

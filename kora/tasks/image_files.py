@@ -30,14 +30,7 @@ class Batch(NamedTuple):
 
 
 class ImageFiles(Dataset[dict[str, Any]]):
-    """Files as tensors (3, h, w) in [0, 1], prepared as the run prepared its own.
-
-    Args:
-        files: The images.
-        recipe: Of the run.
-        size: Height and width (h, w) at which the backbone runs.
-        interpolation: By which it resizes.
-    """
+    """Files as tensors (3, h, w) in [0, 1], prepared as the run prepared its own."""
 
     def __init__(
         self,

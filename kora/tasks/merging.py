@@ -25,12 +25,7 @@ __all__ = ["Merged", "MergedEvaluation", "merged"]
 
 
 class Merged:
-    """Plain layers in the place of wrapped ones, until `undo`.
-
-    Args:
-        backbone: With the adapter attached to it.
-        adapter: The strategy.
-    """
+    """Plain layers in the place of wrapped ones, until `undo`."""
 
     def __init__(self, backbone: Backbone, adapter: Strategy) -> None:
         self._model = backbone.model

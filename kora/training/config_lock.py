@@ -29,11 +29,6 @@ def alone_with(
 
     Also waits for a run of the config that goes on although whoever started it is gone.
 
-    Args:
-        config: Resolved, in plain types.
-        say: Is told, once, why this waits.
-        given_up: Whether to wait no longer.
-
     Yields:
         False where waiting was given up.
     """
@@ -61,11 +56,7 @@ def alone_with(
 
 
 def is_taken(config: Mapping[str, Any]) -> bool:
-    """Whether another process sees to a config now; waits for none.
-
-    Args:
-        config: Resolved, in plain types.
-    """
+    """Whether another process sees to a config now; waits for none."""
     lock = _lock_of(config)
     try:
         return not acquired(lock, timeout_s=0) or find_at_work(config) is not None

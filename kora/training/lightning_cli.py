@@ -52,11 +52,7 @@ __all__ = ["KoraCLI", "parse", "run_lightning"]
 
 
 class KoraCLI(Cli):
-    """LightningCLI with a run folder, the record of the run, and source stages.
-
-    Args:
-        args: The command and its options.
-    """
+    """LightningCLI with a run folder, the record of the run, and source stages."""
 
     command: ClassVar[str] = "fit"
 

@@ -91,9 +91,6 @@ class NodeGradients(Callback):
     done: the adapter has no observer. As nobody knows whether training stops early, the last step
     of every epoch is read, and the newest kept. What was read is in the checkpoints, so that a run
     that goes on has it all, in whatever folder. A compiled task (`model.compile`) is not read.
-
-    Args:
-        folder: The run's.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -306,11 +306,7 @@ def _has_curves(metrics_csv: Path) -> bool:
 
 
 class OutcomeRecord(Callback):
-    """Writes `test_outcomes.safetensors` at the end of a test, on the first rank.
-
-    Args:
-        folder: Of the run.
-    """
+    """Writes `test_outcomes.safetensors` at the end of a test, on the first rank."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

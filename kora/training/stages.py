@@ -112,12 +112,7 @@ class SourceStage:
 
 
 class SourceStages:
-    """What the adapter of a job needs of earlier runs.
-
-    Args:
-        parser: That of `kora fit`.
-        config: The resolved config of the job.
-    """
+    """What the adapter of a job needs of earlier runs."""
 
     def __init__(self, parser: Any, config: Mapping[str, Any]) -> None:
         self.parser = parser

@@ -63,13 +63,6 @@ class TrainingState(Callback):
     The state is always that after a whole optimiser step: the loops' counters are kept from there,
     and weights, optimiser and schedule have not moved since. An error within the optimiser's own
     step leaves the last checkpoint as it is.
-
-    Args:
-        folder: The run's.
-        seed: Of the run.
-        config: The resolved config in plain types, for what a resume compares.
-        typed: Options that were typed on the command line.
-        saving: How often.
     """
 
     def __init__(

@@ -64,17 +64,7 @@ def run_trials(
     view: GridView,
     stop: Stop,
 ) -> Trouble:
-    """Run what is missing, combinations in turn, so that trials at once are of different ones.
-
-    Args:
-        path: Of the search's file.
-        searches: With their studies, which this thread alone reads and writes.
-        entries: Of `entries_of`.
-        launcher: Where the trials run.
-        logs: Folder for what the runs print.
-        view: Is told what begins and ends.
-        stop: Looked at all the time.
-    """
+    """Run what is missing, combinations in turn, so that trials at once are of different ones."""
     of = {search.combination.name: search for search in searches}
     lost = {name: deque(search.open()) for name, search in of.items()}
     todo = deque(entry for entry in entries if entry.state != FINISHED)

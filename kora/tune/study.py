@@ -56,13 +56,7 @@ class Trial(NamedTuple):
 
 @dataclass
 class Search:
-    """The trials of one combination.
-
-    Args:
-        combination: Whose settings are searched.
-        tuning: The whole search.
-        study: Optuna's.
-    """
+    """The trials of one combination."""
 
     combination: Combination
     tuning: Tuning

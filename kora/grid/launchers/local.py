@@ -15,14 +15,9 @@ __all__ = ["Here", "here"]
 
 
 class Here:
-    """A launcher of processes of this machine.
+    """A launcher of processes of this machine; above one at once, each has its share of the cores.
 
-    Args:
-        pool: Its threads only report: one thread alone prints, and it is the one that signals
-            reach.
-        at_once: So many tasks at a time; above 1 each gets its share of the cores.
-        env: Of the processes.
-        stop: Looked at all the time.
+    The pool's threads only report: one thread alone prints, the one that signals reach.
     """
 
     def __init__(
