@@ -44,6 +44,7 @@ __all__ = [
     "read_grid",
 ]
 
+_OPTIONS = "dotted option names"
 _KEYS = ("base", "vary", "seeds", "set")
 LAST_SEED = 2**32 - 1
 #: How the last argument of a job begins.
@@ -172,7 +173,7 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
         key: _groups(path, f"vary.{key}", values)
         if is_group(key)
         else _values(path, f"vary.{key}", values)
-        for key, values in _table(path, content, "vary").items()
+        for key, values in table(path, "vary", content.get("vary") or {}, of=_OPTIONS).items()
     }
     base = content.get("base")
     if base is None and any(map(is_group, vary)):
@@ -185,7 +186,7 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
         raise ValueError(
             f"{path}: seeds has {wrong[0]!r}; expected whole numbers from 0 to {LAST_SEED}."
         )
-    options = _table(path, content, "set")
+    options = table(path, "set", content.get("set") or {}, of=_OPTIONS)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not (key and equals):
@@ -199,10 +200,14 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     return Grid(tuple(base), vary, seeds, options)
 
 
-def _table(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key) or {}
+def table(path: Path, key: str, value: Any, *, of: str = "names") -> dict[str, Any]:
+    """The value of a key, a table.
+
+    Raises:
+        ValueError: It is none.
+    """
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{path}: {key} is {value!r}; expected a table of dotted option names.")
+        raise ValueError(f"{path}: {key} is {value!r}; expected a table of {of}.")
     return dict(value)
 
 

@@ -37,13 +37,11 @@ class KeptInputs(Callback):
         """Fill the cache, or open it."""
         pl_module.feature_cache.begin(pl_module, trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Give the images back."""
         pl_module.feature_cache.end(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Give the images back."""
-        pl_module.feature_cache.end(trainer)
+    on_exception: Any = on_fit_end
 
 
 def are_flushed() -> bool:
@@ -78,13 +76,11 @@ class FlushedDenormals(Callback):
         """Begin."""
         self._within.enter_context(flushed(trainer.strategy.root_device))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Leave it as it was."""
-        self._within.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Leave it as it was, also where a test or a prediction fails."""
         self._within.close()
+
+    on_exception: Any = on_fit_end
 
 
 _PRECISIONS = ("bf16-mixed", "bf16-true")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
@@ -76,32 +76,16 @@ class MergedEvaluation(Callback):
         if trainer.precision in ("32-true", "64-true") and not module.compile_module:
             self._merged = Merged(module.backbone, module.adapter)
 
-    def _end(self) -> None:
+    def _end(self, *args: Any) -> None:
         if self._merged is not None:
             self._merged.undo()
             self._merged = None
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge."""
-        self._begin(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put everything back."""
-        self._end()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge."""
-        self._begin(trainer, pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put everything back."""
-        self._end()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Put everything back."""
-        self._end()
+    on_test_start: Any = _begin
+    on_predict_start: Any = _begin
+    on_test_end: Any = _end
+    on_predict_end: Any = _end
+    on_exception: Any = _end
 
 
 def _plain_layers(backbone: Backbone, adapter: Strategy) -> dict[str, nn.Module]:

@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
+from kora.adapters.checkpoint_files import read_checkpoint
 from kora.console.say import say
 from kora.runs.durable import remove_checked, require_room, sweep, write_atomically
 from kora.tasks import AdapterTask
 
 __all__ = [
     "CheckedCheckpointIO",
-    "CheckpointGuard",
     "Saving",
     "best_and_last",
     "bring_home",
-    "load_best",
-    "usable_checkpoint",
+    "require_room_for_checkpoints",
     "with_checked_io",
 ]
 
@@ -87,40 +84,17 @@ class CheckedCheckpointIO(TorchCheckpointIO):
             remove_checked(Path(path))
 
 
-class CheckpointGuard(Callback):
-    """Before training: is there room for the checkpoints?
-
-    Args:
-        folder: The run's.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop here where the folder cannot take what the run will write.
-
-        Raises:
-            OSError: With what is missing.
-        """
-        assert isinstance(pl_module, AdapterTask)
-        kept = sum(t.numel() * t.element_size() for t in pl_module.kept_tensors().values())
-        one = 3 * kept + _MIB  # with two moments of the optimiser
-        # `best`, `last` and the one that is being written, the adapter, logs and pictures.
-        require_room(self.folder, one, in_all=3 * one + kept + 4 * _MIB)
-
-
-def usable_checkpoint(path: str | Path, command: str) -> Path:
-    """The checkpoint that a command loads; says so where `fit` goes on from another one.
+@rank_zero_only
+def require_room_for_checkpoints(folder: Path, task: AdapterTask) -> None:
+    """Before training: can the folder take what the run will write?
 
     Raises:
-        RuntimeError: It is damaged, or holds pickled objects.
+        OSError: With what is missing.
     """
-    chosen, why = choose_checkpoint(Path(path), resume=command == "fit")
-    if why is not None:
-        say(f"warning: {why}")
-    return chosen
+    kept = sum(t.numel() * t.element_size() for t in task.kept_tensors().values())
+    one = 3 * kept + _MIB  # with two moments of the optimiser
+    # `best`, `last` and the one that is being written, the adapter, logs and pictures.
+    require_room(folder, one, in_all=3 * one + kept + 4 * _MIB)
 
 
 def with_checked_io(plugins: Any) -> list[Any]:
@@ -210,9 +184,3 @@ def bring_home(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
             best_model_score=None, best_model_path="", best_k_models={}, kth_best_model_path="",
             kth_value=callback.kth_value,
         )  # fmt: skip
-
-
-def load_best(module: LightningModule, path: str | None) -> None:
-    """Give the module what its best checkpoint holds, as a test would; None leaves it as it is."""
-    if path is not None:
-        module.load_state_dict(read_checkpoint(path)["state_dict"])

@@ -61,7 +61,7 @@ class RunClock(Callback):
     def _fit_seconds(self) -> float:
         return self._before_resume + sum(self._seconds[phase] for phase in _OF_FIT)
 
-    def _count(self, batch: Any) -> None:
+    def _count(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Also where something else stands in for the images."""
         if self._phase is not None:
             rows = batch["image"] if "image" in batch else next(iter(batch.values()))
@@ -101,30 +101,24 @@ class RunClock(Callback):
         if self._phase == "between":
             self._enter("train")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Count its images."""
-        self._count(batch)
+    on_train_batch_end: Any = _count
+    on_validation_batch_end: Any = _count
+    on_test_batch_end: Any = _count
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training has ended for now."""
         self._enter("between")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit has ended."""
+        """The fit has ended; so does a test."""
         self._enter(None)
+
+    on_test_end = on_train_end
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation begins."""
         if not trainer.sanity_checking:
             self._enter("val")
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Count its images."""
-        self._count(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has ended."""
@@ -134,13 +128,3 @@ class RunClock(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The test begins."""
         self._enter("test")
-
-    def on_test_batch_end(
-        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Count its images."""
-        self._count(batch)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The test has ended."""
-        self._enter(None)

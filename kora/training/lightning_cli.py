@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
+from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
 from kora.console.say import say
 from kora.lightning_internals import Cli
 from kora.loggers.run_folder import claim_run_folder, make_loggers
@@ -24,10 +25,7 @@ from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
 from kora.training.checkpoints import (
-    CheckpointGuard,
     best_and_last,
-    load_best,
-    usable_checkpoint,
     with_checked_io,
 )
 from kora.training.clock import RunClock
@@ -147,7 +145,10 @@ class KoraCLI(Cli):
                 "checkpoints in runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints."
             )
         if ckpt_path:
-            self.options.ckpt_path = str(usable_checkpoint(ckpt_path, self.command))
+            chosen, why = choose_checkpoint(Path(ckpt_path), resume=self.command == "fit")
+            if why is not None:
+                say(f"warning: {why}")
+            self.options.ckpt_path = str(chosen)
         source = self.options.get("source")
         if source is not None and self.options.model.init_args.get("adapter_from") is not None:
             raise ValueError(
@@ -248,7 +249,7 @@ class KoraCLI(Cli):
                 saving=self.initialised("save"),
             )
             validates = getattr(self.datamodule, "validates", True)
-            found += [CheckpointGuard(folder), state]
+            found.append(state)
             found += best_and_last(folder, task.monitor, validates=validates)
         return found
 
@@ -308,13 +309,13 @@ class KoraCLI(Cli):
         if self.record is None or self.trainer.interrupted:
             return
         path = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
-        if self.options.leave_out_test:
-            load_best(self.model, path)
-        else:
+        if not self.options.leave_out_test:
             self.trainer.test(
                 self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False,
                 weights_only=True,
             )  # fmt: skip
+        elif path is not None:
+            self.model.load_state_dict(read_checkpoint(path)["state_dict"])
         self._finish()
 
     def after_test(self) -> None:

@@ -35,7 +35,8 @@ from kora.lightning_internals import (
     validation_is_due,
 )
 from kora.loggers.csv_log import count_rows
-from kora.training.checkpoints import Saving, bring_home
+from kora.tasks import AdapterTask
+from kora.training.checkpoints import Saving, bring_home, require_room_for_checkpoints
 from kora.training.preemption import Preemption
 from kora.training.resume import how_to_go_on
 from kora.training.resume_changes import Settings, settings_of
@@ -101,7 +102,13 @@ class TrainingState(Callback):
         self.preemption.detach()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what this run is set to, before a checkpoint brings what its own was set to."""
+        """Note what this run is set to, before a checkpoint brings what its own was set to.
+
+        Raises:
+            OSError: The folder has no room for the checkpoints.
+        """
+        assert isinstance(pl_module, AdapterTask)
+        require_room_for_checkpoints(self.folder, pl_module)
         self._settings = settings_of(trainer, self.config, seed=self.seed)
 
     def on_load_checkpoint(

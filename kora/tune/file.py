@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kora.console.errors import hint
-from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content
+from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content, table
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
@@ -136,7 +136,7 @@ def read_tuning(path: Path, overrides: Sequence[str] = (), *, trials: int | None
             f"{path}: has no 'tune', so there is nothing to search. Add tune: {{trials: 12, space: "
             "{...}} (docs/TUNING.md), or run it as it is with kora grid."
         )
-    tune = _table(path, "tune", content.pop("tune"))
+    tune = table(path, "tune", content.pop("tune"))
     _known(path, "tune", tune, _KEYS)
     grid = grid_of(path, {"seeds": [0], **content}, overrides)
     if trials is None:
@@ -159,8 +159,8 @@ def read_tuning(path: Path, overrides: Sequence[str] = (), *, trials: int | None
 
 
 def _space(path: Path, tune: Mapping[str, Any], grid: Grid) -> tuple[Dimension, ...]:
-    space = _table(path, "tune.space", tune.get("space"))
-    only = _table(path, "tune.only_where", tune.get("only_where") or {})
+    space = table(path, "tune.space", tune.get("space") or {})
+    only = table(path, "tune.only_where", tune.get("only_where") or {})
     if not space:
         raise ValueError(
             f"{path}: tune.space is empty. Name the options to search, such as "
@@ -184,7 +184,7 @@ def _dimension(
     path: Path, option: str, given: Any, files: tuple[str, ...] | None, *, listed: bool
 ) -> Dimension:
     key = f"tune.space.{option}"
-    given = _table(path, key, given)
+    given = table(path, key, given)
     if "choices" in given:
         _known(path, key, given, ("choices",))
         choices = given["choices"]
@@ -250,14 +250,6 @@ def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...
     first = max(tuned) + 1
     number = _whole(path, key, given, least=1, most=LAST_SEED + 1 - first)
     return tuple(range(first, first + number))
-
-
-def _table(path: Path, key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        if value is None and key == "tune.space":
-            return {}
-        raise ValueError(f"{path}: {key} is {value!r}; expected a table.")
-    return dict(value)
 
 
 def _known(path: Path, key: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
