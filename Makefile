@@ -31,25 +31,28 @@ demo: $(BIN)/kora  ## the quickstart: five strategies, a comparison, pictures (6
 	@$(BIN)/kora compare runs/quickstart --out runs/quickstart/comparison
 	@echo "Pictures of each run lie in its folder: runs/quickstart/STRATEGY/seed$(SEED)/version_N/*.png"
 
-# A process for each core, one thread in each: twice as fast as the other way round.
+# A process for each core, one thread in each: twice as fast as the other way round. Many tests start
+# processes, which would compile all modules again where the bytecode is not kept.
+test test-fast test-floors test-newest faults: export OMP_NUM_THREADS = 1
+test test-fast test-floors test-newest faults: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.dev  ## one case of each test that is not slow and trains no whole run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not runs" --first-cases
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not runs" --first-cases
 
 test-floors: $(VENV)/.dev  ## one case of each test that is not slow, on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
 	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
+	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
 
 test-newest: $(VENV)/.dev  ## the same on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
 	$(BIN)/uv pip install --quiet --python $(VENV)-newest --upgrade --editable '.[test,onnx,tune]'
-	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
+	$(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
 
 faults: $(VENV)/.dev  ## cause every fault of docs/RELIABILITY.md (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 $$(grep -oE '`tests/[a-z_/]+\.py` `test_[a-z0-9_]+`' docs/RELIABILITY.md | sed 's/`//g; s/ /::/' | sort -u)
+	$(BIN)/python -m pytest -n 4 $$(grep -oE '`tests/[a-z_/]+\.py` `test_[a-z0-9_]+`' docs/RELIABILITY.md | sed 's/`//g; s/ /::/' | sort -u)
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
