@@ -1,4 +1,4 @@
-"""Data sets of image files whose decoded images are kept: the option `cache`, and what it gained.
+"""Data sets of image files whose decoded images are kept: the option `cache`.
 
 Shapes: B images a batch, n images of a split, H height, W width
 """
@@ -6,10 +6,8 @@ Shapes: B images a batch, n images of a split, H height, W width
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,7 @@ from datamodules.image_cache import ImageCache, ImageFiles, open_images
 from datamodules.loading import ArrayDataset
 from datamodules.splits import IntArray
 
-__all__ = ["CachedImages", "ImageCacheReport", "cache_parent", "cached_images", "report_on"]
-
-_BATCH = 64  # images read at once
-_TIMED = 4096  # images read to time the cache
+__all__ = ["CachedImages", "cache_parent", "cached_images", "describe_caches"]
 
 
 class CachedImages(ArrayDataset):
@@ -48,27 +43,6 @@ class CachedImages(ArrayDataset):
     def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         columns = super().__getitems__(rows)
         return {**self.cache.read(columns["index"].numpy()), **columns}
-
-
-@dataclass(frozen=True)
-class ImageCacheReport:
-    """What lies in the caches of a data module; read by one process in random batches of 64."""
-
-    folders: list[str]
-    images: int
-    cache_mib: float
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
-
-    def render(self) -> str:
-        """One sentence for people."""
-        return (
-            f"{self.images:,} decoded images lie in {' and '.join(self.folders)} "
-            f"({self.cache_mib:.4g} MiB); one process reads {self.images_per_second:,.0f} images/s."
-        )
 
 
 def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> Path | None:
@@ -112,29 +86,13 @@ def cached_images(
     return CachedImages(cache, labels=labels, indices=indices)
 
 
-def report_on(datasets: Iterable[Any]) -> ImageCacheReport | None:
-    """What lies in the caches of these data sets; None if none has one."""
-    used = [dataset for dataset in datasets if isinstance(dataset, CachedImages)]
+def describe_caches(datasets: Iterable[Any]) -> str | None:
+    """One sentence about the caches of these data sets; None if none has one."""
+    used = [dataset.cache for dataset in datasets if isinstance(dataset, CachedImages)]
     if not used:
         return None
-    caches = {dataset.cache.folder: dataset.cache for dataset in used}
+    caches = {cache.folder: cache for cache in used}
     images = sum(int(cache.ready.sum()) for cache in caches.values())
-    size = max(3 * math.prod(cache.files.size) for cache in caches.values())
-    return ImageCacheReport(
-        folders=[str(folder) for folder in caches],
-        images=images,
-        cache_mib=images * size / 2**20,
-        images_per_second=_images_per_second(max(used, key=len)),
-    )
-
-
-def _images_per_second(dataset: CachedImages) -> float:
-    """Of the second reading: the first compares the checksums."""
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:_TIMED]
-    seconds = 0.0
-    for _ in range(2):
-        begun = time.perf_counter()
-        for start in range(0, len(chosen), _BATCH):
-            dataset.__getitems__(chosen[start : start + _BATCH])
-        seconds = time.perf_counter() - begun
-    return len(chosen) / max(seconds, 1e-9)
+    mib = images * 3 * math.prod(used[0].files.size) / 2**20
+    folders = " and ".join(str(folder) for folder in caches)
+    return f"{images:,} decoded images lie in {folders} ({mib:.4g} MiB)."

@@ -21,7 +21,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import download as fetch
 from datamodules.download import expand_path, obtain_folder
 from datamodules.locks import locked
-from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport, write_cache
+from datamodules.nyu_cache import STEP_M, CachedFrames, write_cache
 from datamodules.nyu_dataset import FrameDataset
 from datamodules.nyu_labelled import DepthKind
 from datamodules.nyu_layout import (
@@ -120,8 +120,8 @@ class NYUDepthV2(ImageDataModule):
             self._download()
         find_layout(self.root, depth=self.depth, splits=self.splits, cache=self.cache)
 
-    def prepare_cache(self) -> CacheReport | None:
-        """Convert (a) into a cache that is read many times faster, and say what that gained.
+    def prepare_cache(self) -> str | None:
+        """Convert (a) into a cache that is read many times faster; returns one sentence on it.
 
         Depth in it is rounded to 0.2 mm. It is used from then on, as long as it matches the file;
         the file must stay. None for (b), whose files are read as they are.
@@ -133,9 +133,9 @@ class NYUDepthV2(ImageDataModule):
         """
         if not isinstance(self.layout, LabelledLayout):
             return None
-        report = write_cache(self.layout.cache, self.layout.file)
+        said = write_cache(self.layout.cache, self.layout.file)
         self.__dict__.pop("layout", None)  # so that the cache is found
-        return report
+        return said
 
     def read_labels(self, part: Part) -> IntArray:
         """Zeros (N,): there are no classes."""
