@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,6 @@ class CachedFrames(RowCache):
             np.multiply(one["depth"][0], np.float32(STEP_M), out=depth_BHW[row])
         return {"image": image, "depth_m": depth}
 
-    @contextmanager
-    def opened(self) -> Iterator[CachedFrames]:
-        """Maps may be inherited by workers, so nothing is to be closed."""
-        yield self
-
 
 def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
     """The cache in `folder` if there is one that was made from `source` as it is now.
@@ -136,8 +130,7 @@ def _convert(source: LabelledFile, cache: CachedFrames) -> None:
             yield frames, 0, {"images": read["image"].numpy(), "depth": steps}
             bar.update(len(frames))
 
-    with source.opened():
-        cache.fill(np.arange(source.frames), blocks, title="Caching NYU Depth V2")
+    cache.fill(np.arange(source.frames), blocks, title="Caching NYU Depth V2")
 
 
 def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile) -> Any:

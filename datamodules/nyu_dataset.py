@@ -6,8 +6,7 @@ Shapes: B frames of a batch, n frames of a split, H height, W width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ __all__ = ["FrameDataset", "FrameReader"]
 class FrameReader(Protocol):
     """What frames are read from: the labelled file, its cache, or a folder of frames.
 
-    A reader can be pickled, and opens what it needs in the process that reads.
+    A reader can be pickled, and opens what it needs for each call.
     """
 
     @property
@@ -32,9 +31,6 @@ class FrameReader(Protocol):
 
     def read(self, frames: IntArray) -> dict[str, Tensor]:
         """`image` uint8 (B, 3, H, W) and `depth_m` float32 (B, H, W) of these frames."""
-
-    def opened(self) -> AbstractContextManager[Any]:
-        """A block at whose end nothing is left open."""
 
 
 class FrameDataset(Dataset[dict[str, Tensor]]):

@@ -143,8 +143,7 @@ class NYUDepthV2(ImageDataModule):
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         reader, frames = self.layout.reader_of(part)
-        with reader.opened():
-            return reader.read(frames[np.asarray(positions, dtype=np.int64)])
+        return reader.read(frames[np.asarray(positions, dtype=np.int64)])
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
         reader, frames = self.layout.reader_of("test" if split == "test" else "train")

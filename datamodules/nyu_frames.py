@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +81,6 @@ class FrameFolder:
                 read_into(metres, depth_BHW[row], where=np.s_[...], path=path, name="'depth'")
             check_depth(depth_BHW[row], path=path, frame="", key="depth")
         return {"image": image, "depth_m": depth}
-
-    @contextmanager
-    def opened(self) -> Iterator[FrameFolder]:
-        """Nothing stays open here; the labelled file needs the block."""
-        yield self
 
     def sizes(self) -> Iterator[str]:
         """A line for each frame with its path and its size in bytes."""
