@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import download as fetch
 from datamodules.download import expand_path, obtain_folder
+from datamodules.loading import ReadDataset
 from datamodules.locks import locked
 from datamodules.nyu_cache import STEP_M, CachedFrames, write_cache
-from datamodules.nyu_dataset import FrameDataset
 from datamodules.nyu_labelled import DepthKind
 from datamodules.nyu_layout import (
     LABELLED_URL,
@@ -148,7 +148,7 @@ class NYUDepthV2(ImageDataModule):
     def make_dataset(self, split: Split) -> Dataset[Any]:
         reader, frames = self.layout.reader_of("test" if split == "test" else "train")
         indices = self.indices(split)
-        return FrameDataset(reader, frames[indices], labels=self.labels(split), indices=indices)
+        return ReadDataset(reader, frames[indices], labels=self.labels(split), indices=indices)
 
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         scenes = self.layout.scenes("train")

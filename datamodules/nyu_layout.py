@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from datamodules.base import Part
+from datamodules.loading import Reader
 from datamodules.nyu_cache import open_cache
-from datamodules.nyu_dataset import FrameReader
 from datamodules.nyu_frames import FrameFolder
 from datamodules.nyu_labelled import DepthKind, LabelledFile
 from datamodules.nyu_splits import read_official_split
@@ -73,7 +73,7 @@ class LabelledLayout:
         return read_official_split(self.splits, frames=self.file.frames, source=self.path)
 
     @cached_property
-    def reader(self) -> FrameReader:
+    def reader(self) -> Reader:
         """The cache if there is one that matches, else the file itself."""
         return open_cache(self.cache, self.file) or self.file
 
@@ -86,7 +86,7 @@ class LabelledLayout:
         scenes = self.file.scenes
         return None if scenes is None else [scenes[frame] for frame in self.frames[part]]
 
-    def reader_of(self, part: Part) -> tuple[FrameReader, IntArray]:
+    def reader_of(self, part: Part) -> tuple[Reader, IntArray]:
         """What reads the frames of a part, and the number of each of them (N,) there."""
         return self.reader, self.frames[part]
 
@@ -132,7 +132,7 @@ class FoldersLayout:
         """Scene of each frame (N,) of a part."""
         return self.folders[part].scenes
 
-    def reader_of(self, part: Part) -> tuple[FrameReader, IntArray]:
+    def reader_of(self, part: Part) -> tuple[Reader, IntArray]:
         """What reads the frames of a part, and the number of each of them (N,) there."""
         folder = self.folders[part]
         return folder, np.arange(len(folder.paths))

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from datamodules import ImageDataModule, ImageFolder, Subset, TinyImageNet
-from datamodules.cached_images import CachedImages
+from datamodules.image_cache import ImageCache
+from datamodules.loading import ReadDataset
 from datamodules.recipe import UnreadableImageError
 from tests.support.cli import kora, tiny_config, write_config
 from tests.support.data_factory import write_class_folders, write_tiny_imagenet_zip
@@ -111,8 +112,9 @@ def test_a_small_subset_decodes_a_few_and_other_seeds_and_subsets_add_to_the_sam
         data = tiny_imagenet(tmp_path, **options)
         data.setup("fit")
         (dataset, *_) = data._datasets.values()
-        assert isinstance(dataset, CachedImages)
-        rows = np.load(dataset.cache.folder / "rows.npy")
+        assert isinstance(dataset, ReadDataset)
+        assert isinstance(dataset.reader, ImageCache)
+        rows = np.load(dataset.reader.folder / "rows.npy")
         return int(rows["ready"].sum())
 
     some = Subset(per_class=1)
