@@ -27,13 +27,12 @@ from datamodules.nyu_labelled import DepthKind
 from datamodules.nyu_layout import (
     LABELLED_URL,
     SPLITS_NAME,
-    SPLITS_URL,
     FoldersLayout,
     LabelledLayout,
     find_layout,
     labelled_in,
 )
-from datamodules.nyu_splits import choose_by_scene
+from datamodules.nyu_splits import SPLITS_URL, choose_by_scene
 from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
 

@@ -18,7 +18,7 @@ from datamodules.loading import Reader
 from datamodules.nyu_cache import open_cache
 from datamodules.nyu_frames import FrameFolder
 from datamodules.nyu_labelled import DepthKind, LabelledFile
-from datamodules.nyu_splits import read_official_split
+from datamodules.nyu_splits import SPLITS_URL, read_official_split
 from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
 
@@ -26,7 +26,6 @@ __all__ = [
     "LABELLED_NAME",
     "LABELLED_URL",
     "SPLITS_NAME",
-    "SPLITS_URL",
     "FoldersLayout",
     "LabelledLayout",
     "find_layout",
@@ -35,7 +34,6 @@ __all__ = [
 
 LABELLED_NAME, SPLITS_NAME = "nyu_depth_v2_labeled.mat", "splits.mat"
 LABELLED_URL = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{LABELLED_NAME}"
-SPLITS_URL = f"http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/{SPLITS_NAME}"
 
 
 @dataclass
