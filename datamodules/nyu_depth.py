@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -208,27 +207,14 @@ class NYUDepthV2(ImageDataModule):
         visible = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
         wanted = []
         if self.root == folder and not visible - {SPLITS_NAME}:
-            wanted.append((LABELLED_URL, labelled, _LABELLED_MD5))
+            wanted.append((LABELLED_URL, labelled, _LABELLED_MD5, "data.root"))
         if self.splits is None and (wanted or labelled.is_file()):
-            wanted.append((SPLITS_URL, folder / SPLITS_NAME, _SPLITS_MD5))
+            wanted.append((SPLITS_URL, folder / SPLITS_NAME, _SPLITS_MD5, "data.splits"))
         wanted = [one for one in wanted if not one[1].exists()]
         if not wanted:
             return
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".download.lock"):
-            for url, path, md5 in wanted:
+            for url, path, md5, key in wanted:
                 if not path.exists():  # another process may have got it while this one waited
-                    _fetch(url, path, md5)
-
-
-def _fetch(url: str, path: Path, md5: str) -> None:
-    """Download, and on failure name the two ways around it for these files."""
-    try:
-        fetch(url, path, md5=md5)
-    except RuntimeError as error:
-        reason = str(error).partition(" Without a download:")[0]
-        key = "splits" if path.name == SPLITS_NAME else "root"
-        raise RuntimeError(
-            f"{reason} Without a download: get it elsewhere, put it at {path} (md5 {md5}), or set "
-            f"data.{key} to where it lies, and run again."
-        ) from error
+                    fetch(url, path, md5=md5, key=key)
