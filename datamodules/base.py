@@ -248,13 +248,7 @@ class ImageDataModule(LightningDataModule):
             ValueError: the data has no `depth_m`, or the split no image.
         """
         self.setup_splits()
-        return spread_statistics(
-            lambda places: self.samples(split, places),
-            of_images=len(self.indices(split)),
-            most_images=most_images,
-            split=split,
-            dataset=self.dataset_name,
-        )
+        return spread_statistics(self, split, most_images=most_images)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
