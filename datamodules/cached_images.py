@@ -19,10 +19,7 @@ __all__ = ["cache_parent", "cached_images", "describe_caches"]
 def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> Path | None:
     """Folder in which caches lie by the option `cache`; None: there are to be none.
 
-    Args:
-        option: true for beside the data, a folder, or false; None: `default`.
-        beside: the data.
-        default: what None means.
+    True is beside the data, a string names a folder, and None means `default`.
     """
     if isinstance(option, str):
         return expand_path(option, key="data.cache")

@@ -16,18 +16,12 @@ __all__ = ["EvalBatches", "evaluation_loader"]
 
 
 class EvalBatches(DistributedSampler[list[int]]):
-    """The batches of one process, as lists of rows; every process has the same number of them.
+    """Batches of at most `batch_size` rows for one process; every process has as many of them.
 
     torch's own DistributedSampler repeats samples until the shares are equal, and so makes every
     mean over them wrong. Here the last batches are smaller instead. Their number is the same
     everywhere, as a forward pass may wait for the other processes (FSDP does, DDP with buffers
     too). Where a share is too small for that at `batch_size` 1, a batch holds two images.
-
-    Args:
-        dataset: what is evaluated, n images.
-        batch_size: images a batch of one process, at most.
-        num_replicas: processes among which the data is shared.
-        rank: this process.
 
     Raises:
         ValueError: there are fewer images than processes.

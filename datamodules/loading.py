@@ -104,11 +104,8 @@ class Reader(Protocol):
 class ReadDataset(Dataset[dict[str, Tensor]]):
     """The images of a split, read a whole batch at a time. Use it with `collate_fn=as_is`.
 
-    Args:
-        reader: what to read from.
-        numbers: of each image (n,) for the reader.
-        labels: label of each image (n,).
-        indices: position of each image (n,) in its official part.
+    `numbers` (n,) are those of the images for the reader, `indices` their positions in the official
+    part.
     """
 
     def __init__(

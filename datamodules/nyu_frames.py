@@ -24,13 +24,10 @@ __all__ = ["FrameFolder"]
 
 
 class FrameFolder:
-    """Frames of one part in the sorted order of their paths.
+    """Frames of one part, with a folder for each scene, in the sorted order of their paths.
 
     The constructor lists the files and opens the first one. `read` opens and closes each file, so
     nothing stays open between two calls.
-
-    Args:
-        folder: the folder of the part, with a folder for each scene.
 
     Raises:
         FileNotFoundError: there are no frames.

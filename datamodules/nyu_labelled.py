@@ -34,9 +34,7 @@ class LabelledFile:
     The constructor looks at names, types, shapes and scenes only. `read` opens and closes the file,
     so nothing stays open between two calls.
 
-    Args:
-        path: the .mat file.
-        depth: `depths` has its holes filled in; `raw` is what the sensor measured, 0 elsewhere.
+    Of its depth, `depths` has the holes filled in; `raw` is what the sensor measured, 0 elsewhere.
 
     Raises:
         UnreadableImageError: the file is damaged, or not in the official format.

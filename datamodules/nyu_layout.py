@@ -38,14 +38,7 @@ LABELLED_URL = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{LABELLED_
 
 @dataclass
 class LabelledLayout:
-    """The labelled file with the official split.
-
-    Args:
-        path: the .mat file.
-        splits: the file of the split.
-        cache: folder where its cache may lie.
-        depth: which depth of the file.
-    """
+    """The labelled file with the official split, and the folder where its cache may lie."""
 
     path: Path
     splits: Path
@@ -98,11 +91,7 @@ class LabelledLayout:
 
 @dataclass
 class FoldersLayout:
-    """One HDF5 file a frame, in folders of scenes.
-
-    Args:
-        root: folder that holds `train` and `val`.
-    """
+    """One HDF5 file a frame, in folders of scenes below `train` and `val`."""
 
     root: Path
 

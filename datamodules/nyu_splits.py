@@ -27,10 +27,7 @@ _SCENE_STREAM = 2  # the streams of datamodules.splits are 0 and 1
 def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, IntArray]:
     """Frames of the two official parts, counted from 0, ascending, from `splits.mat`.
 
-    Args:
-        path: the file, in MATLAB's old format, with `trainNdxs` and `testNdxs` counted from 1.
-        frames: how many frames there are.
-        source: the file of those frames, for messages.
+    The file has MATLAB's old format and counts from 1. `source` holds the frames, for messages.
 
     Raises:
         RuntimeError: the file cannot be read.
@@ -78,14 +75,7 @@ def choose_by_scene(
     first, as for every data set. Scenes that it does not touch then validate in a seeded order; to
     come to the exact number, the last one is the smallest that suffices, and only as many of its
     frames, evenly spaced, are used. The others of that scene stay out of training too.
-
-    Args:
-        scenes: scene of each image (N,).
-        subset: train on this part only.
-        class_names: as in `choose_subset`.
-        val_fraction: share of all N images that validates.
-        val_images: exact number of images; overrides `val_fraction`.
-        seed: seed of the choice.
+    `scenes` names that of each image (N,). `val_images` overrides `val_fraction`, a share of all N.
 
     Raises:
         ValueError: as `choose_subset`; or too few images lie in scenes that are free to validate,

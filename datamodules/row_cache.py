@@ -54,10 +54,7 @@ class UnwritableError(OSError):
 class RowCache:
     """Rows in a folder; none of them is ready before `load` or `fill`.
 
-    Args:
-        folder: where it lies, or will.
-        of: what the rows are made from, in plain types.
-        arrays: what they hold.
+    `of` is what the rows are made from, in plain types.
     """
 
     def __init__(self, folder: Path, of: Mapping[str, Any], arrays: Arrays) -> None:
@@ -155,14 +152,11 @@ class RowCache:
     def fill(
         self, positions: IntArray, blocks: Callable[[IntArray, Any], Iterable[Block]], *, title: str
     ) -> None:
-        """Write those of these rows that are not ready; call it under the lock.
+        """Write those of these rows (n,) that are not ready; call it under the lock.
 
         Where nothing was loaded, an empty cache takes the place of what is in the folder.
 
-        Args:
-            positions: of the rows (n,).
-            blocks: makes these, and moves the progress bar. After its error what is done stays.
-            title: of the bar.
+        `blocks` makes them and moves the progress bar. After its error what is done stays.
 
         Raises:
             UnwritableError: the disk is full, or cannot be written; what was begun is removed.
@@ -264,9 +258,7 @@ class RowCache:
 def alone(folder: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """One process at a time for a cache, where the file system has locks; makes its parent.
 
-    Args:
-        folder: of the cache.
-        waiting: is called where another process has to end first.
+    `waiting` is called where another process has to end first.
     """
     with _writing():
         folder.parent.mkdir(parents=True, exist_ok=True)

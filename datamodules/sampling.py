@@ -24,12 +24,6 @@ class EpochShuffle(DistributedSampler[int]):
     initialisation drew, and a resumed run goes on with the images that it would have had next.
     Lightning calls `set_epoch`. Several processes take turns, as in torch's own sampler, so that a
     step of all of them sees the images that a single process would with that many times the batch.
-
-    Args:
-        size: n.
-        seed: of the order.
-        num_replicas: processes among which the order is shared.
-        rank: this process.
     """
 
     def __init__(self, size: int, *, seed: int, num_replicas: int = 1, rank: int = 0) -> None:

@@ -27,10 +27,6 @@ class DepthMetrics(Metric):
     """All nine in one pass, which shares masks, errors and logarithms.
 
     `update` gathers rows, and values are read from them.
-
-    Args:
-        protocol: Which pixels count, and how they are averaged.
-        kwargs: Those of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
