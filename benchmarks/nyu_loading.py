@@ -51,9 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 num_workers=own.workers,
             )
 
-        made = module("cache").prepare_cache()
-        assert made is not None
-        print(made.render())
+        module("cache").prepare_cache()
         loaders = {name: module(name).train_dataloader() for name in ("none", "cache")}
         seen: dict[str, list[float]] = {name: [] for name in loaders}
         for repeat in range(own.repeats + 1):

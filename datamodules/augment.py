@@ -47,10 +47,7 @@ def augment_batch(
     measured and a mask without object: the reflection would claim geometry that nobody saw.
     What has one axis (`label`, `index`) is passed on.
 
-    Args:
-        batch: `image`, and maps of its size.
-        augment: how.
-        draws_BK: uniform numbers in [0, 1) on the CPU, `DRAWS` an image; None: torch's generator.
+    `draws_BK` are uniform numbers in [0, 1) on the CPU, `DRAWS` an image; None: torch's generator.
 
     Raises:
         ValueError: an entry is no map of the size of the images.

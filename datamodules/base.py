@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
-from datamodules.loading import ArrayDataset, as_is, begin_worker
+from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.relay import Relay
 from datamodules.sampling import LateLoader, sample_draws, training_order
@@ -237,7 +237,7 @@ class ImageDataModule(LightningDataModule):
         """Images and maps at these places of a split (0 is its first image), not augmented."""
         rows = np.asarray(positions, dtype=np.int64)
         dataset = self._datasets.get(split)
-        if isinstance(dataset, ArrayDataset):
+        if isinstance(dataset, ArrayDataset | ReadDataset):
             return dataset.__getitems__(rows)
         return self.read(_part(split), self.indices(split)[rows])
 
@@ -248,13 +248,7 @@ class ImageDataModule(LightningDataModule):
             ValueError: the data has no `depth_m`, or the split no image.
         """
         self.setup_splits()
-        return spread_statistics(
-            lambda places: self.samples(split, places),
-            of_images=len(self.indices(split)),
-            most_images=most_images,
-            split=split,
-            dataset=self.dataset_name,
-        )
+        return spread_statistics(self, split, most_images=most_images)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")

@@ -1,83 +1,25 @@
-"""Data sets of image files whose decoded images are kept: the option `cache`, and what it gained.
-
-Shapes: B images a batch, n images of a split, H height, W width
-"""
+"""Data sets of image files whose decoded images are kept: the option `cache`."""
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from datamodules.download import expand_path
 from datamodules.image_cache import ImageCache, ImageFiles, open_images
-from datamodules.loading import ArrayDataset
+from datamodules.loading import ReadDataset
 from datamodules.splits import IntArray
 
-__all__ = ["CachedImages", "ImageCacheReport", "cache_parent", "cached_images", "report_on"]
-
-_BATCH = 64  # images read at once
-_TIMED = 4096  # images read to time the cache
-
-
-class CachedImages(ArrayDataset):
-    """The images of a split, a batch at a time from a mapped cache; use `collate_fn=as_is`.
-
-    Args:
-        cache: holds the images.
-        labels: label of each image (n,).
-        indices: position of each image (n,) in its official part.
-    """
-
-    def __init__(self, cache: ImageCache, *, labels: IntArray, indices: IntArray) -> None:
-        super().__init__({"label": torch.from_numpy(labels), "index": torch.from_numpy(indices)})
-        self.cache = cache
-
-    def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {name: column[0] for name, column in self.__getitems__([row]).items()}
-
-    def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
-        columns = super().__getitems__(rows)
-        return {**self.cache.read(columns["index"].numpy()), **columns}
-
-
-@dataclass(frozen=True)
-class ImageCacheReport:
-    """What lies in the caches of a data module; read by one process in random batches of 64."""
-
-    folders: list[str]
-    images: int
-    cache_mib: float
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
-
-    def render(self) -> str:
-        """One sentence for people."""
-        return (
-            f"{self.images:,} decoded images lie in {' and '.join(self.folders)} "
-            f"({self.cache_mib:.4g} MiB); one process reads {self.images_per_second:,.0f} images/s."
-        )
+__all__ = ["cache_parent", "cached_images", "describe_caches"]
 
 
 def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> Path | None:
     """Folder in which caches lie by the option `cache`; None: there are to be none.
 
-    Args:
-        option: true for beside the data, a folder, or false; None: `default`.
-        beside: the data.
-        default: what None means.
+    True is beside the data, a string names a folder, and None means `default`.
     """
     if isinstance(option, str):
         return expand_path(option, key="data.cache")
@@ -87,7 +29,7 @@ def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> P
 
 def cached_images(
     folder: Path, files: ImageFiles, *, labels: IntArray, indices: IntArray
-) -> CachedImages | None:
+) -> ReadDataset | None:
     """The images of a split from the cache in `folder`, made or completed where needed.
 
     None where it cannot be written.
@@ -109,32 +51,16 @@ def cached_images(
             stacklevel=3,
         )
         return None
-    return CachedImages(cache, labels=labels, indices=indices)
+    return ReadDataset(cache, indices, labels=labels, indices=indices)
 
 
-def report_on(datasets: Iterable[Any]) -> ImageCacheReport | None:
-    """What lies in the caches of these data sets; None if none has one."""
-    used = [dataset for dataset in datasets if isinstance(dataset, CachedImages)]
-    if not used:
+def describe_caches(datasets: Iterable[Any]) -> str | None:
+    """One sentence about the caches of these data sets; None if none has one."""
+    readers = [getattr(dataset, "reader", None) for dataset in datasets]
+    caches = {reader.folder: reader for reader in readers if isinstance(reader, ImageCache)}
+    if not caches:
         return None
-    caches = {dataset.cache.folder: dataset.cache for dataset in used}
     images = sum(int(cache.ready.sum()) for cache in caches.values())
-    size = max(3 * math.prod(cache.files.size) for cache in caches.values())
-    return ImageCacheReport(
-        folders=[str(folder) for folder in caches],
-        images=images,
-        cache_mib=images * size / 2**20,
-        images_per_second=_images_per_second(max(used, key=len)),
-    )
-
-
-def _images_per_second(dataset: CachedImages) -> float:
-    """Of the second reading: the first compares the checksums."""
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:_TIMED]
-    seconds = 0.0
-    for _ in range(2):
-        begun = time.perf_counter()
-        for start in range(0, len(chosen), _BATCH):
-            dataset.__getitems__(chosen[start : start + _BATCH])
-        seconds = time.perf_counter() - begun
-    return len(chosen) / max(seconds, 1e-9)
+    mib = images * 3 * math.prod(next(iter(caches.values())).files.size) / 2**20
+    folders = " and ".join(str(folder) for folder in caches)
+    return f"{images:,} decoded images lie in {folders} ({mib:.4g} MiB)."

@@ -5,7 +5,7 @@ Shapes: n images a block, N images, H height, W width, P measured pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
-
-from datamodules.splits import IntArray
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,35 +78,20 @@ class DepthStatistics:
         return {name: value for name, value in vars(self).items() if name != "mean_map"}
 
 
-def spread_statistics(
-    read: Callable[[IntArray], Mapping[str, Tensor]],
-    *,
-    of_images: int,
-    most_images: int,
-    split: str,
-    dataset: str,
-) -> DepthStatistics:
-    """Statistics of evenly spread images of a split.
-
-    Args:
-        read: The batch at some places of the split.
-        of_images: Images that the split has.
-        most_images: Look at so many of them.
-        split: Its name, for messages.
-        dataset: Likewise.
+def spread_statistics(data: Any, split: str, *, most_images: int) -> DepthStatistics:
+    """Statistics of a split of a data module, from at most so many evenly spread images.
 
     Raises:
         ValueError: There is no image, or no `depth_m`.
     """
-    if most_images < 1:
-        raise ValueError(f"most_images is {most_images}; it must be at least 1.")
+    of_images = len(data.indices(split))
     if of_images == 0:
-        raise ValueError(f"The {split} split of {dataset} holds no image.")
+        raise ValueError(f"The {split} split of {data.dataset_name} holds no image.")
     places = np.linspace(0, of_images - 1, min(of_images, most_images)).round().astype(np.int64)
-    first = read(places[:1])
+    first = data.samples(split, places[:1])
     if "depth_m" not in first:
         raise ValueError(
-            f"Batches of {dataset} hold {', '.join(first)} and no depth_m. Depth needs a "
+            f"Batches of {data.dataset_name} hold {', '.join(first)} and no depth_m. Depth needs a "
             "data set with depth; of datamodules.Synthetic ask for it with data.maps: [depth_m]."
         )
 
@@ -118,7 +101,7 @@ def spread_statistics(
         with tqdm(total=len(places), desc=title, unit="image", delay=2, leave=False) as bar:
             for start in range(0, len(places), step):
                 some = places[start : start + step]
-                yield read(some)["depth_m"]
+                yield data.samples(split, some)["depth_m"]
                 bar.update(len(some))
 
     return DepthStatistics.of_blocks(blocks(), of_images=of_images)

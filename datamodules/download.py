@@ -108,16 +108,22 @@ def _require_own(folder: Path) -> None:
         )
 
 
-def download(url: str, path: Path, *, md5: str) -> None:
+def download(url: str, path: Path, *, md5: str, key: str = "data.archive") -> None:
     """Download `url` to `path`; resumes a broken download, and checks the MD5 before renaming.
+
+    `key` is the option that names such a file where it lies already, for messages.
 
     Raises:
         RuntimeError: no network, an answer other than the file, or a wrong checksum.
     """
     part = path.with_name(f".{path.name}.part")
+    by_hand = (
+        f"Without a download: get it elsewhere, put it at {path} (md5 {md5}), or set {key} to "
+        "where it lies, and run again."
+    )
     for fresh in (False, True):
         resumed = part.exists() and part.stat().st_size > 0
-        _download_part(url, part, path, md5=md5)
+        _download_part(url, part, by_hand=by_hand)
         found = file_md5(part)
         if found == md5:
             os.replace(part, path)
@@ -127,11 +133,11 @@ def download(url: str, path: Path, *, md5: str) -> None:
             break
     raise RuntimeError(
         f"The download of {url} has md5 {found}, expected {md5}, so it was deleted. The file on "
-        f"the server may have changed, or a proxy may answer instead of it. {_by_hand(path, md5)}"
+        f"the server may have changed, or a proxy may answer instead of it. {by_hand}"
     )
 
 
-def _download_part(url: str, part: Path, path: Path, *, md5: str) -> None:
+def _download_part(url: str, part: Path, *, by_hand: str) -> None:
     """Fetch what `part` lacks, over several connections if one breaks."""
     for attempt in range(_ATTEMPTS):
         try:
@@ -143,7 +149,7 @@ def _download_part(url: str, part: Path, path: Path, *, md5: str) -> None:
             again = part.exists() if status is None else status >= 500 or status in (408, 429)
             if not again or attempt == _ATTEMPTS - 1:
                 raise RuntimeError(
-                    f"Could not download {url} ({_reason(error)}). {_by_hand(path, md5)}"
+                    f"Could not download {url} ({_reason(error)}). {by_hand}"
                 ) from error
             time.sleep(2**attempt)
 
@@ -230,13 +236,6 @@ def _check_source(folder: Path, *, archive: Path | None, md5: str | None) -> Non
 
 def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _by_hand(path: Path, md5: str) -> str:
-    return (
-        f"Without a download: put the archive at {path} (md5 {md5}), or set data.archive to "
-        "where it lies, and run again."
-    )
 
 
 def _reason(error: requests.RequestException) -> str:

@@ -10,22 +10,18 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-__all__ = ["EvalBatches", "evaluation_loader", "without_repetition"]
+from datamodules.sampling import shares_of
+
+__all__ = ["EvalBatches", "evaluation_loader"]
 
 
 class EvalBatches(DistributedSampler[list[int]]):
-    """The batches of one process, as lists of rows; every process has the same number of them.
+    """Batches of at most `batch_size` rows for one process; every process has as many of them.
 
     torch's own DistributedSampler repeats samples until the shares are equal, and so makes every
     mean over them wrong. Here the last batches are smaller instead. Their number is the same
     everywhere, as a forward pass may wait for the other processes (FSDP does, DDP with buffers
     too). Where a share is too small for that at `batch_size` 1, a batch holds two images.
-
-    Args:
-        dataset: what is evaluated, n images.
-        batch_size: images a batch of one process, at most.
-        num_replicas: processes among which the data is shared.
-        rank: this process.
 
     Raises:
         ValueError: there are fewer images than processes.
@@ -60,20 +56,9 @@ class EvalBatches(DistributedSampler[list[int]]):
 
 def evaluation_loader(loader_options: dict[str, Any], trainer: Any) -> DataLoader[Any]:
     """A loader of all samples, or of this process's share where a trainer has several processes."""
-    shares = None
-    if trainer is not None and trainer.world_size > 1:
-        shares = trainer.distributed_sampler_kwargs
-    return without_repetition(loader_options, shares) if shares else DataLoader(**loader_options)
-
-
-def without_repetition(loader_options: dict[str, Any], shares: dict[str, int]) -> DataLoader[Any]:
-    """A loader of this process's share.
-
-    Args:
-        loader_options: those of a DataLoader, with `dataset` and `batch_size`.
-        shares: `num_replicas` and `rank`.
-    """
-    options = dict(loader_options)
+    options, shares = dict(loader_options), shares_of(trainer)
+    if not shares:
+        return DataLoader(**options)
     batches = EvalBatches(options["dataset"], batch_size=options.pop("batch_size"), **shares)
     loader: DataLoader[Any] = DataLoader(batch_sampler=batches, **options)
     # Lightning looks here whether it still has to share out the data. A plain assignment is refused

@@ -38,13 +38,9 @@ _BLOCK_BYTES = 1 << 25  # of images decoded at once
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files of an official part, and how they are decoded.
+    """The image files (N,) of an official part, below `folder`, and what decodes them to one size.
 
-    Args:
-        paths: of every image (N,), below `folder`.
-        folder: the names that a cache remembers begin here.
-        recipe: what decodes them; it has a size.
-        what: their name, for people.
+    `what` is their name, for people.
     """
 
     paths: Sequence[Path]

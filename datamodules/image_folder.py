@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from datamodules.base import ImageDataModule, Part, Split
-from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
+from datamodules.cached_images import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
 from datamodules.loading import image_suffixes, unreadable, visible_files
@@ -173,12 +173,12 @@ class ImageFolder(ImageDataModule):
                 return dataset
         return _FileDataset(files, labels=labels, indices=indices)
 
-    def prepare_cache(self) -> ImageCacheReport | None:
-        """Decode what every split needs, so that runs start at once; None without a cache."""
+    def prepare_cache(self) -> str | None:
+        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
         if self.cache is None:
             return None
         self.setup()
-        return report_on(self._datasets.values())
+        return describe_caches(self._datasets.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over the paths (below `root`) and sizes of all images."""

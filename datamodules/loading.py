@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +26,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
+from datamodules.splits import IntArray
 
 __all__ = [
     "ArrayDataset",
+    "ReadDataset",
+    "Reader",
     "as_is",
     "begin_worker",
     "decode_images",
@@ -89,6 +92,43 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         picked = torch.as_tensor(rows, dtype=torch.int64)
         return {name: column.index_select(0, picked) for name, column in self.columns.items()}
+
+
+class Reader(Protocol):
+    """What images are read from. It can be pickled, and opens what it needs for each call."""
+
+    def read(self, numbers: IntArray) -> dict[str, Tensor]:
+        """A batch of the images of these numbers: `image`, and any further targets."""
+
+
+class ReadDataset(Dataset[dict[str, Tensor]]):
+    """The images of a split, read a whole batch at a time. Use it with `collate_fn=as_is`.
+
+    `numbers` (n,) are those of the images for the reader, `indices` their positions in the official
+    part.
+    """
+
+    def __init__(
+        self, reader: Reader, numbers: IntArray, *, labels: IntArray, indices: IntArray
+    ) -> None:
+        self.reader = reader
+        self.numbers = numbers
+        self.labels = labels
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: column[0] for name, column in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        picked = np.asarray(rows, dtype=np.int64)
+        return {
+            **self.reader.read(self.numbers[picked]),
+            "label": torch.from_numpy(self.labels[picked]),
+            "index": torch.from_numpy(self.indices[picked]),
+        }
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

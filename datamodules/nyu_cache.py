@@ -8,11 +8,8 @@ Shapes: N frames of the file, B frames read at once, H height, W width
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +24,12 @@ from datamodules.recipe import UnreadableImageError
 from datamodules.row_cache import Block, RowCache, alone, new_folder
 from datamodules.splits import IntArray
 
-__all__ = ["STEP_M", "CacheReport", "CachedFrames", "open_cache", "write_cache"]
+__all__ = ["STEP_M", "CachedFrames", "open_cache", "write_cache"]
 
 #: 0.2 mm: 16 bits then reach 13.1 m, and the sensor's own steps are 1.5 mm at best.
 STEP_M = 0.0002
 _STEPS_PER_M = np.float32(5000)
 _BLOCK = 16  # frames converted at once
-_TIMED = 256  # frames read to time the cache
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What a cache gained over the labelled file, both read by one process in batches of 16."""
-
-    folder: str
-    source_mib: float
-    cache_mib: float
-    source_frames_per_second: float
-    cache_frames_per_second: float
-    largest_rounding_mm: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
-
-    def render(self) -> str:
-        """One sentence for people."""
-        return (
-            f"The cache {self.folder} takes {self.cache_mib:.4g} MiB beside the file's "
-            f"{self.source_mib:.4g} MiB; one process reads {self.cache_frames_per_second:.0f} "
-            f"frames/s instead of {self.source_frames_per_second:.0f}; depth is rounded by at "
-            f"most {self.largest_rounding_mm:.2f} mm."
-        )
 
 
 class CachedFrames(RowCache):
@@ -102,11 +73,6 @@ class CachedFrames(RowCache):
             np.multiply(one["depth"][0], np.float32(STEP_M), out=depth_BHW[row])
         return {"image": image, "depth_m": depth}
 
-    @contextmanager
-    def opened(self) -> Iterator[CachedFrames]:
-        """Maps may be inherited by workers, so nothing is to be closed."""
-        yield self
-
 
 def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
     """The cache in `folder` if there is one that was made from `source` as it is now.
@@ -131,8 +97,8 @@ def open_cache(folder: Path, source: LabelledFile) -> CachedFrames | None:
     return frames
 
 
-def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
-    """Make the cache of `source` in `folder`, unless a matching one is there; says what it gained.
+def write_cache(folder: Path, source: LabelledFile) -> str:
+    """Make the cache of `source` in `folder`, unless a matching one is there; one sentence on it.
 
     Every frame is checked on the way. The folder appears when it is complete.
 
@@ -149,37 +115,22 @@ def write_cache(folder: Path, source: LabelledFile) -> CacheReport:
             with new_folder(folder) as staging:
                 frames = CachedFrames(staging, source)
                 _convert(source, frames)
-    return CacheReport(folder=str(folder), **frames.about["gain"])
+    size = sum((folder / f"{name}.npy").stat().st_size for name in frames.arrays)
+    return (
+        f"{source.frames:,} frames lie in {folder} ({size / 2**20:.4g} MiB), "
+        f"their depth in steps of {1000 * STEP_M:g} mm."
+    )
 
 
 def _convert(source: LabelledFile, cache: CachedFrames) -> None:
-    """Fill a cache, and write down what that gained."""
-    seconds, largest_m = 1e-9, 0.0
-
     def blocks(positions: IntArray, bar: tqdm[Any]) -> Iterator[Block]:
-        nonlocal seconds, largest_m
         for frames in np.array_split(positions, range(_BLOCK, len(positions), _BLOCK)):
-            begun = time.perf_counter()
             read = source.read(frames)
-            seconds += time.perf_counter() - begun
-            depth = read["depth_m"].numpy()
-            steps = _rounded(depth, first=int(frames[0]), source=source)
-            error_m = np.abs(steps * np.float32(STEP_M) - depth).max()
-            largest_m = max(largest_m, float(error_m))
+            steps = _rounded(read["depth_m"].numpy(), first=int(frames[0]), source=source)
             yield frames, 0, {"images": read["image"].numpy(), "depth": steps}
             bar.update(len(frames))
 
-    with source.opened():
-        cache.fill(np.arange(source.frames), blocks, title="Caching NYU Depth V2")
-    sizes = [(cache.folder / f"{name}.npy").stat().st_size for name in cache.arrays]
-    cache.about["gain"] = {
-        "source_mib": source.path.stat().st_size / 2**20,
-        "cache_mib": sum(sizes) / 2**20,
-        "source_frames_per_second": source.frames / seconds,
-        "cache_frames_per_second": _frames_per_second(cache),
-        "largest_rounding_mm": 1000 * largest_m,
-    }
-    cache.write_about(cache.folder)
+    cache.fill(np.arange(source.frames), blocks, title="Caching NYU Depth V2")
 
 
 def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile) -> Any:
@@ -194,11 +145,3 @@ def _rounded(depth_BHW: NDArray[np.float32], *, first: int, source: LabelledFile
         )
     steps[(depth_BHW > 0) & (steps == 0)] = 1
     return steps.astype("<u2")
-
-
-def _frames_per_second(frames: CachedFrames) -> float:
-    chosen = np.random.default_rng(0).permutation(len(frames.records))[:_TIMED]
-    begun = time.perf_counter()
-    for start in range(0, len(chosen), _BLOCK):
-        frames.read(chosen[start : start + _BLOCK])
-    return len(chosen) / max(time.perf_counter() - begun, 1e-9)

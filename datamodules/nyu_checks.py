@@ -45,13 +45,7 @@ def open_hdf5(path: Path) -> Any:
 def find_array(file: Any, key: str, *, path: Path, dtype: str, layout: str, ndim: int) -> Any:
     """The array `key` of an open file, stored in that file, with this type and number of axes.
 
-    Args:
-        file: the open HDF5 file.
-        key: name of the array.
-        path: the file, for messages.
-        dtype: expected type, such as "uint8".
-        layout: the expected axes in words, for messages.
-        ndim: number of axes.
+    `layout` is the expected axes in words, for messages.
 
     Raises:
         UnreadableImageError: no such array, a link or storage outside the file, another type, or
@@ -124,11 +118,7 @@ def check_depth(depth_HW: NDArray[np.float32], *, path: Path, frame: str, key: s
 
     One pass for the smallest and the largest value, and a median over one pixel in 64.
 
-    Args:
-        depth_HW: the depth of one frame.
-        path: the file, for messages.
-        frame: the frame in words, such as "frame 3"; empty where the file is one frame.
-        key: name of the array.
+    `frame` is the frame in words, such as "frame 3"; empty where the file is one frame.
 
     Raises:
         UnreadableImageError: NaN, infinite or negative values, no measured pixel, or a median

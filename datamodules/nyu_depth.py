@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -20,20 +19,19 @@ from torch.utils.data import Dataset
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import download as fetch
 from datamodules.download import expand_path, obtain_folder
+from datamodules.loading import ReadDataset
 from datamodules.locks import locked
-from datamodules.nyu_cache import STEP_M, CachedFrames, CacheReport, write_cache
-from datamodules.nyu_dataset import FrameDataset
+from datamodules.nyu_cache import STEP_M, CachedFrames, write_cache
 from datamodules.nyu_labelled import DepthKind
 from datamodules.nyu_layout import (
     LABELLED_URL,
     SPLITS_NAME,
-    SPLITS_URL,
     FoldersLayout,
     LabelledLayout,
     find_layout,
     labelled_in,
 )
-from datamodules.nyu_splits import choose_by_scene
+from datamodules.nyu_splits import SPLITS_URL, choose_by_scene
 from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
 
@@ -120,8 +118,8 @@ class NYUDepthV2(ImageDataModule):
             self._download()
         find_layout(self.root, depth=self.depth, splits=self.splits, cache=self.cache)
 
-    def prepare_cache(self) -> CacheReport | None:
-        """Convert (a) into a cache that is read many times faster, and say what that gained.
+    def prepare_cache(self) -> str | None:
+        """Convert (a) into a cache that is read many times faster; returns one sentence on it.
 
         Depth in it is rounded to 0.2 mm. It is used from then on, as long as it matches the file;
         the file must stay. None for (b), whose files are read as they are.
@@ -133,9 +131,9 @@ class NYUDepthV2(ImageDataModule):
         """
         if not isinstance(self.layout, LabelledLayout):
             return None
-        report = write_cache(self.layout.cache, self.layout.file)
+        said = write_cache(self.layout.cache, self.layout.file)
         self.__dict__.pop("layout", None)  # so that the cache is found
-        return report
+        return said
 
     def read_labels(self, part: Part) -> IntArray:
         """Zeros (N,): there are no classes."""
@@ -143,13 +141,12 @@ class NYUDepthV2(ImageDataModule):
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         reader, frames = self.layout.reader_of(part)
-        with reader.opened():
-            return reader.read(frames[np.asarray(positions, dtype=np.int64)])
+        return reader.read(frames[np.asarray(positions, dtype=np.int64)])
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
         reader, frames = self.layout.reader_of("test" if split == "test" else "train")
         indices = self.indices(split)
-        return FrameDataset(reader, frames[indices], labels=self.labels(split), indices=indices)
+        return ReadDataset(reader, frames[indices], labels=self.labels(split), indices=indices)
 
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         scenes = self.layout.scenes("train")
@@ -210,27 +207,14 @@ class NYUDepthV2(ImageDataModule):
         visible = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
         wanted = []
         if self.root == folder and not visible - {SPLITS_NAME}:
-            wanted.append((LABELLED_URL, labelled, _LABELLED_MD5))
+            wanted.append((LABELLED_URL, labelled, _LABELLED_MD5, "data.root"))
         if self.splits is None and (wanted or labelled.is_file()):
-            wanted.append((SPLITS_URL, folder / SPLITS_NAME, _SPLITS_MD5))
+            wanted.append((SPLITS_URL, folder / SPLITS_NAME, _SPLITS_MD5, "data.splits"))
         wanted = [one for one in wanted if not one[1].exists()]
         if not wanted:
             return
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".download.lock"):
-            for url, path, md5 in wanted:
+            for url, path, md5, key in wanted:
                 if not path.exists():  # another process may have got it while this one waited
-                    _fetch(url, path, md5)
-
-
-def _fetch(url: str, path: Path, md5: str) -> None:
-    """Download, and on failure name the two ways around it for these files."""
-    try:
-        fetch(url, path, md5=md5)
-    except RuntimeError as error:
-        reason = str(error).partition(" Without a download:")[0]
-        key = "splits" if path.name == SPLITS_NAME else "root"
-        raise RuntimeError(
-            f"{reason} Without a download: get it elsewhere, put it at {path} (md5 {md5}), or set "
-            f"data.{key} to where it lies, and run again."
-        ) from error
+                    fetch(url, path, md5=md5, key=key)

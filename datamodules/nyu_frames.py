@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,10 @@ __all__ = ["FrameFolder"]
 
 
 class FrameFolder:
-    """Frames of one part in the sorted order of their paths.
+    """Frames of one part, with a folder for each scene, in the sorted order of their paths.
 
     The constructor lists the files and opens the first one. `read` opens and closes each file, so
     nothing stays open between two calls.
-
-    Args:
-        folder: the folder of the part, with a folder for each scene.
 
     Raises:
         FileNotFoundError: there are no frames.
@@ -83,19 +78,10 @@ class FrameFolder:
             check_depth(depth_BHW[row], path=path, frame="", key="depth")
         return {"image": image, "depth_m": depth}
 
-    @contextmanager
-    def opened(self) -> Iterator[FrameFolder]:
-        """Nothing stays open here; the labelled file needs the block."""
-        yield self
-
-    def sizes(self) -> Iterator[str]:
-        """A line for each frame with its path and its size in bytes."""
-        for path in self.paths:
-            yield f"{path.as_posix()} {(self.folder / path).stat().st_size}"
-
     def fingerprint(self) -> str:
         """SHA-256 over the paths (below the folder) and sizes of all frames."""
-        return hashlib.sha256("\n".join(self.sizes()).encode()).hexdigest()
+        lines = (f"{path.as_posix()} {(self.folder / path).stat().st_size}" for path in self.paths)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _find(self, file: Any, path: Path) -> tuple[Any, Any, tuple[int, int]]:
         """`rgb`, `depth` and the size (H, W) of an open file, checked against each other."""

@@ -9,9 +9,6 @@ array in reverse, so `images` is (N, 3, W, H) here and `depths` is (N, W, H).
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +31,10 @@ _SAMPLE_BLOCKS, _SAMPLE_BYTES = 256, 1 << 16
 class LabelledFile:
     """Frames of the labelled file, upright and in metres.
 
-    The constructor looks at names, types, shapes and scenes only. The file is opened again by the
-    first `read` of each process, and a pickled copy takes no open file with it.
+    The constructor looks at names, types, shapes and scenes only. `read` opens and closes the file,
+    so nothing stays open between two calls.
 
-    Args:
-        path: the .mat file.
-        depth: `depths` has its holes filled in; `raw` is what the sensor measured, 0 elsewhere.
+    Of its depth, `depths` has the holes filled in; `raw` is what the sensor measured, 0 elsewhere.
 
     Raises:
         UnreadableImageError: the file is damaged, or not in the official format.
@@ -49,8 +44,6 @@ class LabelledFile:
         self.path = path
         self.depth: DepthKind = depth
         self.key = _KEYS[depth]
-        self._arrays: tuple[Any, Any] | None = None
-        self._process = 0
         with open_hdf5(path) as file:
             images, depths = self._find(file)
             self.frames = int(images.shape[0])
@@ -73,31 +66,18 @@ class LabelledFile:
         image_BCHW, depth_BHW = image.numpy(), depth.numpy()
         image_CWH = np.empty((3, width, height), dtype=np.uint8)
         depth_WH = np.empty((width, height), dtype=np.float32)
-        images, depths = self._open()
-        for row in np.argsort(frames, kind="stable"):
-            frame = int(frames[row])
-            name = f"frame {frame}"
-            where = np.s_[frame]
-            read_into(images, image_CWH, where=where, path=self.path, name=f"{name} of 'images'")
-            read_into(depths, depth_WH, where=where, path=self.path, name=f"{name} of {self.key!r}")
-            check_depth(depth_WH.T, path=self.path, frame=name, key=self.key)
-            image_BCHW[row] = image_CWH.transpose(0, 2, 1)
-            depth_BHW[row] = depth_WH.T
+        path = self.path
+        with open_hdf5(path) as file:
+            images, depths = self._find(file)
+            for row in np.argsort(frames, kind="stable"):
+                frame = int(frames[row])
+                name, where = f"frame {frame}", np.s_[frame]
+                read_into(images, image_CWH, where=where, path=path, name=f"{name} of 'images'")
+                read_into(depths, depth_WH, where=where, path=path, name=f"{name} of {self.key!r}")
+                check_depth(depth_WH.T, path=path, frame=name, key=self.key)
+                image_BCHW[row] = image_CWH.transpose(0, 2, 1)
+                depth_BHW[row] = depth_WH.T
         return {"image": image, "depth_m": depth}
-
-    def close(self) -> None:
-        """Close the file, if this process has it open."""
-        if self._arrays is not None and self._process == os.getpid():
-            self._arrays[0].file.close()
-        self._arrays = None
-
-    @contextmanager
-    def opened(self) -> Iterator[LabelledFile]:
-        """Closes the file at the end of the block, so that no worker inherits it."""
-        try:
-            yield self
-        finally:
-            self.close()
 
     def fingerprint(self) -> str:
         """SHA-256 of the size and of 256 blocks of 64 KiB, evenly spread; small files whole."""
@@ -111,17 +91,6 @@ class LabelledFile:
                     file.seek(int(start))
                     digest.update(file.read(_SAMPLE_BYTES))
         return digest.hexdigest()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}
-
-    def _open(self) -> tuple[Any, Any]:
-        """`images` and the depth, opened by this process: a forked worker opens them anew."""
-        if self._arrays is None or self._process != os.getpid():
-            self._arrays = None  # what was inherited is let go of first
-            self._arrays = self._find(open_hdf5(self.path))
-            self._process = os.getpid()
-        return self._arrays
 
     def _find(self, file: Any) -> tuple[Any, Any]:
         images = find_array(

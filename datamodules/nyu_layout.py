@@ -14,11 +14,11 @@ from typing import ClassVar
 import numpy as np
 
 from datamodules.base import Part
+from datamodules.loading import Reader
 from datamodules.nyu_cache import open_cache
-from datamodules.nyu_dataset import FrameReader
 from datamodules.nyu_frames import FrameFolder
 from datamodules.nyu_labelled import DepthKind, LabelledFile
-from datamodules.nyu_splits import read_official_split
+from datamodules.nyu_splits import SPLITS_URL, read_official_split
 from datamodules.recipe import UnreadableImageError
 from datamodules.splits import IntArray
 
@@ -26,7 +26,6 @@ __all__ = [
     "LABELLED_NAME",
     "LABELLED_URL",
     "SPLITS_NAME",
-    "SPLITS_URL",
     "FoldersLayout",
     "LabelledLayout",
     "find_layout",
@@ -35,19 +34,11 @@ __all__ = [
 
 LABELLED_NAME, SPLITS_NAME = "nyu_depth_v2_labeled.mat", "splits.mat"
 LABELLED_URL = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{LABELLED_NAME}"
-SPLITS_URL = f"http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/{SPLITS_NAME}"
 
 
 @dataclass
 class LabelledLayout:
-    """The labelled file with the official split.
-
-    Args:
-        path: the .mat file.
-        splits: the file of the split.
-        cache: folder where its cache may lie.
-        depth: which depth of the file.
-    """
+    """The labelled file with the official split, and the folder where its cache may lie."""
 
     path: Path
     splits: Path
@@ -73,7 +64,7 @@ class LabelledLayout:
         return read_official_split(self.splits, frames=self.file.frames, source=self.path)
 
     @cached_property
-    def reader(self) -> FrameReader:
+    def reader(self) -> Reader:
         """The cache if there is one that matches, else the file itself."""
         return open_cache(self.cache, self.file) or self.file
 
@@ -86,7 +77,7 @@ class LabelledLayout:
         scenes = self.file.scenes
         return None if scenes is None else [scenes[frame] for frame in self.frames[part]]
 
-    def reader_of(self, part: Part) -> tuple[FrameReader, IntArray]:
+    def reader_of(self, part: Part) -> tuple[Reader, IntArray]:
         """What reads the frames of a part, and the number of each of them (N,) there."""
         return self.reader, self.frames[part]
 
@@ -100,11 +91,7 @@ class LabelledLayout:
 
 @dataclass
 class FoldersLayout:
-    """One HDF5 file a frame, in folders of scenes.
-
-    Args:
-        root: folder that holds `train` and `val`.
-    """
+    """One HDF5 file a frame, in folders of scenes below `train` and `val`."""
 
     root: Path
 
@@ -132,7 +119,7 @@ class FoldersLayout:
         """Scene of each frame (N,) of a part."""
         return self.folders[part].scenes
 
-    def reader_of(self, part: Part) -> tuple[FrameReader, IntArray]:
+    def reader_of(self, part: Part) -> tuple[Reader, IntArray]:
         """What reads the frames of a part, and the number of each of them (N,) there."""
         folder = self.folders[part]
         return folder, np.arange(len(folder.paths))

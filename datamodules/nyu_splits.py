@@ -5,18 +5,20 @@ Shapes: N images of the official training set, n chosen images
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.io
+from numpy.typing import NDArray
 
 from datamodules.base import Part
 from datamodules.splits import IntArray, Subset, choose_subset, fewer, validation_size
 
-__all__ = ["choose_by_scene", "read_official_split"]
+__all__ = ["SPLITS_URL", "choose_by_scene", "read_official_split"]
+
+SPLITS_URL = "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat"
 
 _KEYS: dict[Part, str] = {"train": "trainNdxs", "test": "testNdxs"}
 _SCENE_STREAM = 2  # the streams of datamodules.splits are 0 and 1
@@ -25,42 +27,37 @@ _SCENE_STREAM = 2  # the streams of datamodules.splits are 0 and 1
 def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, IntArray]:
     """Frames of the two official parts, counted from 0, ascending, from `splits.mat`.
 
-    Args:
-        path: the file, in MATLAB's old format, with `trainNdxs` and `testNdxs` counted from 1.
-        frames: how many frames there are.
-        source: the file of those frames, for messages.
+    The file has MATLAB's old format and counts from 1. `source` holds the frames, for messages.
 
     Raises:
         RuntimeError: the file cannot be read.
-        ValueError: a list is missing, or it is no split of these frames.
+        ValueError: it is no split of these frames.
     """
     try:
         held: dict[str, Any] = scipy.io.loadmat(path)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # the parser raises whatever damaged bytes lead to
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RuntimeError(
             f"Cannot read the split {path} ({reason}). Expected a file of MATLAB's old format, up "
             "to version 7. Get splits.mat again, or leave data.splits out."
         ) from error
-    parts = {part: _positions(held, key, path=path, frames=frames) for part, key in _KEYS.items()}
-    for part, chosen in parts.items():
-        outside = chosen[(chosen < 0) | (chosen >= frames)]
-        if len(outside):
-            raise ValueError(
-                f"{path}: {_KEYS[part]!r} holds {outside[0] + 1}, but {source} has {frames} frames"
-                f", expected numbers in 1..{frames}. The two files do not belong together: use "
-                "the official splits.mat with the official labelled file."
-            )
-    both = np.intersect1d(parts["train"], parts["test"])
-    if len(both):
+    parts = {part: np.sort(np.ravel(held.get(key, []))) for part, key in _KEYS.items()}
+    both = np.concatenate(list(parts.values()))
+    if not all(map(len, parts.values())) or not _are_frames(both, frames):
         raise ValueError(
-            f"{path}: {len(both)} frames are in both 'trainNdxs' and 'testNdxs', among them "
-            f"{both[0] + 1}; expected none, or the test would use training images. Use the "
-            "official splits.mat."
+            f"{path} does not split the {frames} frames of {source}. Expected two lists, "
+            f"{' and '.join(map(repr, _KEYS.values()))}, of whole numbers in 1..{frames}, each "
+            f"once and in one list only. Use the official split ({SPLITS_URL}) with the official "
+            "labelled file."
         )
-    return parts
+    return {part: numbers.astype(np.int64) - 1 for part, numbers in parts.items()}
+
+
+def _are_frames(numbers: NDArray[Any], frames: int) -> bool:
+    """Whether these are whole numbers in 1..frames, each once."""
+    return bool(np.isin(numbers, np.arange(1, frames + 1)).all()) and (
+        len(np.unique(numbers)) == len(numbers)
+    )
 
 
 def choose_by_scene(
@@ -78,14 +75,7 @@ def choose_by_scene(
     first, as for every data set. Scenes that it does not touch then validate in a seeded order; to
     come to the exact number, the last one is the smallest that suffices, and only as many of its
     frames, evenly spaced, are used. The others of that scene stay out of training too.
-
-    Args:
-        scenes: scene of each image (N,).
-        subset: train on this part only.
-        class_names: as in `choose_subset`.
-        val_fraction: share of all N images that validates.
-        val_images: exact number of images; overrides `val_fraction`.
-        seed: seed of the choice.
+    `scenes` names that of each image (N,). `val_images` overrides `val_fraction`, a share of all N.
 
     Raises:
         ValueError: as `choose_subset`; or too few images lie in scenes that are free to validate,
@@ -132,29 +122,3 @@ def _scenes_for(
     frames = np.flatnonzero(scene_N == last)
     some = frames[np.linspace(0, len(frames) - 1, missing).round().astype(np.int64)]
     return np.append(chosen, last), np.sort(np.concatenate([val, some]))
-
-
-def _positions(held: dict[str, Any], key: str, *, path: Path, frames: int) -> IntArray:
-    """The list `key`, counted from 0, ascending, without a range check."""
-    names = [name for name in held if not name.startswith("__")]
-    if key not in held:
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}? Rename it." if close else ""
-        raise ValueError(
-            f"{path} has no list {key!r}; it holds {', '.join(map(repr, names)) or 'nothing'}. "
-            f"Expected 'trainNdxs' and 'testNdxs', frames counted from 1.{hint}"
-        )
-    values = np.asarray(held[key]).ravel()
-    if values.dtype.kind not in "iuf" or not len(values) or (values != np.rint(values)).any():
-        raise ValueError(
-            f"{path}: {key!r} is {values.dtype} of {len(values)} values, expected whole numbers in "
-            f"1..{frames}. Use the official splits.mat."
-        )
-    chosen = np.sort(values.astype(np.int64) - 1)
-    double = chosen[1:][np.diff(chosen) == 0]
-    if len(double):
-        raise ValueError(
-            f"{path}: {key!r} holds frame {double[0] + 1} more than once, expected each once. Use "
-            "the official splits.mat."
-        )
-    return chosen

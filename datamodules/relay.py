@@ -21,9 +21,7 @@ __all__ = ["Relay"]
 class Relay(Dataset[Any]):
     """A data set that can be exchanged for another of the same rows, also by loaders made before.
 
-    Args:
-        source: the data set of the split, n images.
-        collate: collate function for `source`; None: torch's default.
+    `collate` is the collate function for `source`; None: torch's default.
     """
 
     def __init__(self, source: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> None:
@@ -53,12 +51,7 @@ class Relay(Dataset[Any]):
         return wished if self.instead is None else 0
 
     def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
-        """Whole batches of `source` without `image`, which is decoded only beside maps.
-
-        Args:
-            labels: of each image (n,).
-            indices: position of each image (n,) in its official part.
-        """
+        """Whole batches of `source` without `image`, which is decoded only beside maps."""
         if isinstance(self.source, ArrayDataset):
             columns = self.source.columns
             return ArrayDataset({k: column for k, column in columns.items() if k != "image"})

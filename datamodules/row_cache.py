@@ -54,15 +54,12 @@ class UnwritableError(OSError):
 class RowCache:
     """Rows in a folder; none of them is ready before `load` or `fill`.
 
-    Args:
-        folder: where it lies, or will.
-        of: what the rows are made from, in plain types.
-        arrays: what they hold.
+    `of` is what the rows are made from, in plain types.
     """
 
     def __init__(self, folder: Path, of: Mapping[str, Any], arrays: Arrays) -> None:
         self.folder = folder
-        self.about: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, **of}))
+        self._about: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, **of}))
         self.arrays = arrays
         (rows,) = {shape[0] for shape, _ in arrays.values()}
         fields = [("stamp", "<i8", (2,)), ("crc32", "<u4", (len(arrays),)), ("ready", "u1")]
@@ -92,13 +89,13 @@ class RowCache:
         found = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.pop("crc32", None) != _checksum(found):
             raise ValueError(f"{_ABOUT} does not have the checksum with which it was written")
-        other = [key for key, value in self.about.items() if found.get(key) != value]
+        other = [key for key, value in self._about.items() if found.get(key) != value]
         if other:
             raise ValueError(f"it was made from other files or in another way ({', '.join(other)})")
         kind = self.records.dtype
         records = map_array(self.folder / _ROWS, shape=self.records.shape, kind=kind)
         self._maps = self._mapped()
-        self.about, self.records, self._begun = found, records.copy(), True
+        self.records, self._begun = records.copy(), True
         return self
 
     def maps(self) -> dict[str, NDArray[Any]]:
@@ -155,14 +152,11 @@ class RowCache:
     def fill(
         self, positions: IntArray, blocks: Callable[[IntArray, Any], Iterable[Block]], *, title: str
     ) -> None:
-        """Write those of these rows that are not ready; call it under the lock.
+        """Write those of these rows (n,) that are not ready; call it under the lock.
 
         Where nothing was loaded, an empty cache takes the place of what is in the folder.
 
-        Args:
-            positions: of the rows (n,).
-            blocks: makes these, and moves the progress bar. After its error what is done stays.
-            title: of the bar.
+        `blocks` makes them and moves the progress bar. After its error what is done stays.
 
         Raises:
             UnwritableError: the disk is full, or cannot be written; what was begun is removed.
@@ -186,11 +180,6 @@ class RowCache:
             raise
         self.maps()  # before another process makes it again
 
-    def write_about(self, folder: Path) -> None:
-        """Write `about`: what the rows are made from, and what else is to be known of them."""
-        text = json.dumps({**self.about, "crc32": _checksum(self.about)}, indent=1)
-        (folder / _ABOUT).write_text(text + "\n", encoding="utf-8")
-
     def _begin(self) -> None:
         with _writing(), new_folder(self.folder) as staging:
             for name, (shape, kind) in self.arrays.items():
@@ -199,7 +188,8 @@ class RowCache:
                     file.truncate(file.tell() + math.prod(shape) * np.dtype(kind).itemsize)
             content = _header(self.records.shape, self.records.dtype) + self.records.tobytes()
             (staging / _ROWS).write_bytes(content)
-            self.write_about(staging)
+            about = {**self._about, "crc32": _checksum(self._about)}
+            (staging / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         self._begun = True
 
     def _write_all(self, blocks: Iterable[Block]) -> None:
@@ -268,9 +258,7 @@ class RowCache:
 def alone(folder: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """One process at a time for a cache, where the file system has locks; makes its parent.
 
-    Args:
-        folder: of the cache.
-        waiting: is called where another process has to end first.
+    `waiting` is called where another process has to end first.
     """
     with _writing():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-__all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "training_order"]
+__all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "shares_of", "training_order"]
 
 
 class EpochShuffle(DistributedSampler[int]):
@@ -24,12 +24,6 @@ class EpochShuffle(DistributedSampler[int]):
     initialisation drew, and a resumed run goes on with the images that it would have had next.
     Lightning calls `set_epoch`. Several processes take turns, as in torch's own sampler, so that a
     step of all of them sees the images that a single process would with that many times the batch.
-
-    Args:
-        size: n.
-        seed: of the order.
-        num_replicas: processes among which the order is shared.
-        rank: this process.
     """
 
     def __init__(self, size: int, *, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
@@ -52,10 +46,14 @@ class EpochShuffle(DistributedSampler[int]):
 
 def training_order(size: int, *, seed: int, trainer: Any) -> EpochShuffle:
     """The order of n training images, or this process's share of it; `trainer` may be None."""
-    shares = None
-    if trainer is not None and trainer.world_size > 1:
-        shares = trainer.distributed_sampler_kwargs
-    return EpochShuffle(size, seed=seed, **(shares or {}))
+    return EpochShuffle(size, seed=seed, **shares_of(trainer))
+
+
+def shares_of(trainer: Any) -> dict[str, int]:
+    """`num_replicas` and `rank` where a trainer has several processes that share the data."""
+    if trainer is None or trainer.world_size == 1:
+        return {}
+    return trainer.distributed_sampler_kwargs or {}
 
 
 class LateLoader(DataLoader[Any]):

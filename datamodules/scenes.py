@@ -8,7 +8,6 @@ Shapes: n images, P = H W pixels
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import get_args
 
 import numpy as np
@@ -20,37 +19,12 @@ from datamodules.scenes_layout import CLASS_NAMES, Scenes, SceneSplit, sample_sc
 from datamodules.scenes_solids import Float, Vec, dot, intersect, unit
 from datamodules.scenes_styles import FLOOR, SURFACES, Look, Style, appearance, finish
 
-__all__ = ["CLASS_NAMES", "MIN_SIZE", "Style", "check_scene_options", "render"]
+__all__ = ["CLASS_NAMES", "MIN_SIZE", "Style", "render"]
 
 #: Smallest image side at which a person can still name the classes.
 MIN_SIZE = 32
 _CHUNK = 16  # images at a time: the arrays of a chunk stay in the processor's cache
 _OBJECT = 6  # surface of the labelled solid
-
-
-def check_scene_options(
-    *,
-    style: str,
-    size: int,
-    seed: int,
-    names: tuple[str, str, str] = ("style", "size", "seed"),
-) -> None:
-    """Raises ValueError for an unknown style, a small size or a negative seed.
-
-    `names` are what the caller calls the three.
-    """
-    known = get_args(Style)
-    if style not in known:
-        near = get_close_matches(str(style), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{names[0]} is {style!r}; use one of {', '.join(known)}.{hint}")
-    if size < MIN_SIZE:
-        raise ValueError(
-            f"{names[1]} is {size} pixels; it must be at least {MIN_SIZE}, or the solids cannot be "
-            "told apart."
-        )
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"{names[2]} is {seed}; it must lie in [0, 2^63).")
 
 
 def render(
@@ -67,19 +41,11 @@ def render(
         `image` uint8 (n, 3, size, size); `label` int64 (n,), index mod 12; `depth_m` float32
         (n, size, size), metres along the optical axis; `mask` uint8 (n, size, size), 0 for the
         room, 1 for the labelled solid, 2 and 3 for furniture.
-
-    Raises:
-        ValueError: an unknown style or split, a negative index or seed, or `size` too small.
     """
-    check_scene_options(style=style, size=size, seed=seed)
-    if split not in get_args(SceneSplit):
-        raise ValueError(f"split is {split!r}; use one of {', '.join(get_args(SceneSplit))}.")
     index_n = np.asarray(indices, dtype=np.int64)
-    if index_n.ndim != 1 or (index_n < 0).any():
-        raise ValueError(
-            f"indices must be a list of numbers from 0, found shape {index_n.shape} and minimum "
-            f"{index_n.min(initial=0)}."
-        )
+    assert split in get_args(SceneSplit), split
+    assert index_n.ndim == 1, index_n.shape
+    assert (index_n >= 0).all()
     n = len(index_n)
     image = np.empty((n, 3, size, size), dtype=np.uint8)
     depth = np.empty((n, size, size), dtype=np.float32)

@@ -149,13 +149,8 @@ def choose_validation(
 ) -> IntArray:
     """Validation positions (n,), ascending: stratified over the images that are not `taken`.
 
-    Args:
-        labels: (N,) labels of the official training set.
-        taken: positions of the few-shot subset, which must stay out of validation; None when
-            training uses everything that validation leaves.
-        val_fraction: share of all N images.
-        val_images: exact number of images; overrides `val_fraction`.
-        seed: seed of the choice.
+    `taken` is the few-shot subset; None where training uses everything that validation leaves.
+    `val_images` overrides `val_fraction`, a share of all N images.
 
     Raises:
         ValueError: fewer images are free than asked for, or the fraction comes to none.

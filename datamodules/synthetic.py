@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from datamodules.base import ImageDataModule, Part
 from datamodules.recipe import ImageRecipe
-from datamodules.scenes import CLASS_NAMES, Style, check_scene_options, render
+from datamodules.scenes import CLASS_NAMES, MIN_SIZE, Style, render
 from datamodules.splits import IntArray
 
 __all__ = ["SceneMap", "Synthetic"]
@@ -65,12 +66,19 @@ class Synthetic(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_scene_options(
-            style=style,
-            size=image_size,
-            seed=scene_seed,
-            names=("data.style", "data.image_size", "data.scene_seed"),
-        )
+        if style not in get_args(Style):
+            near = get_close_matches(str(style), get_args(Style), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"data.style is {style!r}; use one of {', '.join(get_args(Style))}.{hint}"
+            )
+        if image_size < MIN_SIZE:
+            raise ValueError(
+                f"data.image_size is {image_size} pixels; it must be at least {MIN_SIZE}, or the "
+                "solids cannot be told apart."
+            )
+        if not 0 <= scene_seed < 2**63:
+            raise ValueError(f"data.scene_seed is {scene_seed}; it must lie in [0, 2^63).")
         for key, count in (("train_images", train_images), ("test_images", test_images)):
             if count < self.num_classes:
                 raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
-from datamodules.cached_images import ImageCacheReport, cache_parent, cached_images, report_on
+from datamodules.cached_images import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
 from datamodules.image_cache import ImageFiles
 from datamodules.recipe import ImageRecipe
@@ -126,12 +126,12 @@ class TinyImageNet(ImageDataModule):
                 return dataset
         return super().make_dataset(split)
 
-    def prepare_cache(self) -> ImageCacheReport | None:
-        """Decode what every split needs, so that runs start at once; None without a cache."""
+    def prepare_cache(self) -> str | None:
+        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
         if self.cache is None:
             return None
         self.setup()
-        return report_on(self._datasets.values())
+        return describe_caches(self._datasets.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of all images, and over the annotations."""

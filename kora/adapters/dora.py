@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kora.adapters.lora import LoRA
 from kora.adapters.low_rank import LowRankDelta
-from kora.backbone.rewrites import autocast_input, frozen_layer, rescaled, rewrite
+from kora.backbone.frozen_cast import autocast_type
+from kora.backbone.rewrites import frozen_layer, rescaled, rewrite
 from kora.backbone.sites import ALL_SITES, Site, find_sites
 from kora.backbone.vit import Backbone
 
@@ -111,7 +112,7 @@ class DirectedLinear:
 
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """(B, N, I) to (B, N, O)."""
-        x = autocast_input(x)  # kept once for backward: by A and by the folded weight
+        x = x.to(autocast_type(x))  # kept once for backward: by A and by the folded weight
         factors = [delta.factor(layer.weight[slice(*delta.rows)]) for delta in self.deltas]
         scale_O = _whole(self.deltas, factors, layer.out_features)
         # The bias is not scaled.

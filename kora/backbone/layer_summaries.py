@@ -6,6 +6,7 @@ Shapes: B images, P prefix tokens, N patch tokens, K prompts, D width, E channel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -93,10 +94,11 @@ class LayerSummaries(nn.Module):
                     )
                 assert site.block is not None
                 module = backbone.model.get_submodule(site.path)
-                module.register_forward_pre_hook(_Entry(self, backbone, site.block))
+                module.register_forward_pre_hook(partial(self._input, backbone, site.block))
         else:
             for number in read:
-                backbone.model.blocks[number].register_forward_hook(_Exit(self, backbone, number))
+                block = backbone.model.blocks[number]
+                block.register_forward_hook(partial(self._output, backbone, number))
         backbone.layer_summaries = self
 
     def begin(self) -> None:
@@ -132,25 +134,18 @@ class LayerSummaries(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}, "_awaited": set()}  # a copy has seen no batch
 
+    # The hooks: a partial of a method, as modules with closures cannot be copied.
+
+    def _input(self, backbone: Backbone, number: int, layer: nn.Module, inputs: Any) -> None:
+        self.keep(backbone, number, inputs[0])
+
+    def _output(
+        self, backbone: Backbone, number: int, block: nn.Module, inputs: Any, output: Tensor
+    ) -> None:
+        self.keep(backbone, number, output)
+
     def _normed(self, backbone: Backbone, tokens: Tensor) -> Tensor:
         if self.layer == "proj":
             return F.layer_norm(tokens, tokens.shape[-1:])
         normed: Tensor = backbone.model.norm(tokens)
         return normed
-
-
-class _Entry:
-    """Hook of a layer whose input is read: an object, as modules with closures cannot be copied."""
-
-    def __init__(self, summaries: LayerSummaries, backbone: Backbone, number: int) -> None:
-        self.summaries, self.backbone, self.number = summaries, backbone, number
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.summaries.keep(self.backbone, self.number, inputs[0])
-
-
-class _Exit(_Entry):
-    """Hook of a block whose output is read."""
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
-        self.summaries.keep(self.backbone, self.number, output)

@@ -21,7 +21,7 @@ from kora.backbone.recompute import is_plain_norm
 from kora.backbone.sites import SiteLinear
 from kora.backbone.vit import Backbone
 
-__all__ = ["Rewritten", "autocast_input", "frozen_layer", "plain_state", "rescaled", "rewrite"]
+__all__ = ["Rewritten", "frozen_layer", "plain_state", "rescaled", "rewrite"]
 
 # Given the frozen layer and its input: the output.
 Rewrite = Callable[[nn.Module, Tensor], Tensor]
@@ -71,11 +71,6 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
     return {k.replace(".base.", "."): v for k, v in backbone.model.state_dict().items()}
 
 
-def autocast_input(x: Tensor) -> Tensor:
-    """The input in the type that autocast gives to a matrix product; one copy for all its uses."""
-    return x.to(autocast_type(x))
-
-
 def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | None) -> Tensor:
     """scale * layer(x) + shift on the output's channels, keeping little for backward.
 
@@ -85,7 +80,7 @@ def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | Non
     """
     if isinstance(layer, nn.Linear) and layer.out_features > layer.in_features:
         apply: Callable[..., Tensor] = _FoldedLinear.apply  # newer versions of torch type it
-        return apply(autocast_input(x), layer.weight, layer.bias, scale_O, shift_O)
+        return apply(x.to(autocast_type(x)), layer.weight, layer.bias, scale_O, shift_O)
     if is_plain_norm(layer):
         offset_O = _offset(layer.bias, scale_O, shift_O)
         return F.layer_norm(x, layer.normalized_shape, layer.weight * scale_O, offset_O, layer.eps)

@@ -201,8 +201,7 @@ class Backbone(nn.Module):
         Seen by running the twin and watching it, as what a model holds need not be called: timm's
         BEiT and EVA02 read `qkv.weight` directly. What is called twice stands there twice.
 
-        Args:
-            prepare: Is given the twin before it runs, to hook something in.
+        `prepare` is given the twin before it runs, to hook something in.
 
         Raises:
             RuntimeError, AttributeError: From torch, if what was hooked in does not fit.

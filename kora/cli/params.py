@@ -82,9 +82,9 @@ def data(args: Sequence[str]) -> None:
     datamodule.prepare_data()
     console = Console()
     if own.action == "prepare":
-        gained = getattr(datamodule, "prepare_cache", lambda: None)()
-        if gained is not None:
-            console.print(gained.render(), highlight=False, soft_wrap=True, markup=False)
+        cached = getattr(datamodule, "prepare_cache", lambda: None)()
+        if cached is not None:
+            console.print(cached, highlight=False, soft_wrap=True, markup=False)
         console.print(f"{datamodule.dataset_name} is ready.", highlight=False)
         return
     datamodule.setup_splits()

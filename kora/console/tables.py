@@ -47,13 +47,8 @@ def terminal_table(
 ) -> Table:
     """A table for rich's console; no text is markup.
 
-    Args:
-        heads: Of the columns; their words are not broken.
-        rows: Cells as text.
-        left: Columns that are aligned left, the others right.
-        whole: Columns whose cells are not broken.
-        dim: Rows that stand back.
-        title: Above it.
+    Columns in `left` are aligned left, the others right; cells of those in `whole` are not broken.
+    The rows in `dim` stand back.
     """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -103,13 +98,8 @@ def latex_table(
 ) -> str:
     """A table with the rules of booktabs.
 
-    Args:
-        caption: Above it.
-        heads: Of the columns.
-        rows: Cells as text.
-        notes: Below it, in small letters.
-        left: So many columns are aligned left, the others right.
-        groups: A rule stands behind so many rows; None: there is none.
+    The first `left` columns are aligned left, the others right. A rule stands behind the first
+    `groups` rows.
     """
     first = len(rows) if groups is None else groups
     rules = [r"\toprule", _row(heads), r"\midrule", *map(_row, rows[:first])]

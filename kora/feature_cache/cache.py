@@ -67,10 +67,8 @@ class _UnsteadyError(ValueError):
 class FeatureCache:
     """Keeps what a task's adapter reads of the frozen backbone, and gives it back.
 
-    Args:
-        option: True, False, or `auto`: on where it is possible, pays and there is room.
-        kind: Type of the numbers on the disk.
-        folder: Where tables lie; None is `cache_folder()`.
+    `auto` is on where it is possible, pays and there is room. Without a folder, tables lie in
+    `cache_folder()`.
 
     Raises:
         ValueError: An unknown option or kind.

@@ -28,13 +28,7 @@ __all__ = ["KINDS", "Column", "Layout", "Table", "open_table"]
 
 
 class Table(RowCache):
-    """A table, which is whole where no row is missing.
-
-    Args:
-        folder: Where it lies, or will.
-        of: What the rows are made from, in plain types.
-        layout: What they hold.
-    """
+    """A table, which is whole where no row is missing."""
 
     def __init__(self, folder: Path, of: Mapping[str, Any], layout: Layout) -> None:
         arrays = {"features": ((layout.rows, layout.width), KINDS[layout.kind])}
@@ -56,8 +50,7 @@ class Table(RowCache):
     ) -> None:
         """Write what is missing; call it under the lock.
 
-        Args:
-            rows_of: Makes blocks of rows, their numbers (B,) and (B, W), with these and maybe more.
+        `rows_of` makes blocks of rows, their numbers (B,) and (B, W), with these and maybe more.
 
         Raises:
             UnwritableError: There is no room, or no permission; what was written is removed, as

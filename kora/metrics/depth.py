@@ -15,23 +15,18 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-from kora.metrics.moments import MEASURES, Moments, pooled_moments
+from kora.metrics.moments import MEASURES, MOMENTS, moments, pooled_moments
 from kora.metrics.protocol import DepthProtocol, check_depths
 
 __all__ = ["DepthMetrics"]
 
 _NO_INDEX = -1
-_COLUMNS = tuple(dict.fromkeys(name for one in MEASURES.values() for name in one.moments))
 
 
 class DepthMetrics(Metric):
     """All nine in one pass, which shares masks, errors and logarithms.
 
     `update` gathers rows, and values are read from them.
-
-    Args:
-        protocol: Which pixels count, and how they are averaged.
-        kwargs: Those of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -73,14 +68,14 @@ class DepthMetrics(Metric):
         depth_BHW = protocol.prepare(prediction_Bhw, target_BHW)
         target_BN = target_BHW[window].float().flatten(1)
         valid_BN = protocol.in_range(target_BN)
-        moments = Moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
-        self.rows.append(torch.stack([moments[name] for name in _COLUMNS], dim=1))
-        self.keys.append(torch.stack([index_B.long(), moments.pixels_B], dim=1))
+        of_batch = moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
+        self.rows.append(torch.stack([of_batch[name] for name in MOMENTS], dim=1))
+        self.keys.append(torch.stack([index_B.long(), valid_BN.sum(dim=1)], dim=1))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all processes, of those too that saw no image."""
         if not self.rows:
-            self.rows = [torch.empty(0, len(_COLUMNS), device=self.device)]
+            self.rows = [torch.empty(0, len(MOMENTS), device=self.device)]
             self.keys = [torch.empty(0, 2, dtype=torch.long, device=self.device)]
         super().sync(*args, **kwargs)
 
@@ -113,8 +108,8 @@ class DepthMetrics(Metric):
         measured_I = keys_I2[:, 1] > 0
         self._skipped = int((~measured_I).sum())
         rows_IK, keys_I2 = rows_IK[measured_I], keys_I2[measured_I]
-        moments = dict(zip(_COLUMNS, rows_IK.unbind(1), strict=True))
-        self._table = {name: measure.value(moments) for name, measure in MEASURES.items()}
+        of_images = dict(zip(MOMENTS, rows_IK.unbind(1), strict=True))
+        self._table = {name: measure(of_images) for name, measure in MEASURES.items()}
         self._table |= {"index": keys_I2[:, 0], "pixels": keys_I2[:, 1]}
         if not len(rows_IK):
             rank_zero_warn(
@@ -124,13 +119,13 @@ class DepthMetrics(Metric):
             return {name: rows_IK.new_tensor(math.nan) for name in MEASURES}
         if self.protocol.average == "image":
             return {name: self._table[name].mean() for name in MEASURES}
-        pooled = pooled_moments(moments, keys_I2[:, 1].to(rows_IK.dtype))
-        return {name: measure.value(pooled) for name, measure in MEASURES.items()}
+        pooled = pooled_moments(of_images, keys_I2[:, 1].to(rows_IK.dtype))
+        return {name: measure(pooled) for name, measure in MEASURES.items()}
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
         """Rows (I, K) and keys (I, 2) of all images in the order of their index, each once."""
         if len(self.rows) == 0:
-            empty = torch.empty(0, len(_COLUMNS), device=self.device)
+            empty = torch.empty(0, len(MOMENTS), device=self.device)
             return empty, torch.empty(0, 2, dtype=torch.long, device=self.device)
         rows, keys = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
         if rows.device.type != "mps":  # which has no float64

@@ -55,9 +55,7 @@ def with_defaults(config: Any) -> Any:
 def current(config: Any, tell: Callable[[Any], object] = lambda form: None) -> Any:
     """A copy of a config or record in plain types, KoRA described as it is now.
 
-    Args:
-        config: In plain types.
-        tell: Is given each `node_form` that was written otherwise.
+    `tell` is given each `node_form` that was written otherwise.
     """
     if isinstance(config, list | tuple):
         return [current(item, tell) for item in config]
@@ -124,10 +122,7 @@ def _refined(old: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
 def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -> dict[str, Any]:
     """The leaves of a config or record by their dotted names, as one would type them.
 
-    Args:
-        value: In plain types. `init_args` is no part of a name.
-        prefix: Before each name.
-        objects: Also what has a class, whole and by its own name.
+    `init_args` is no part of a name. With `objects`, also what has a class, whole, by its own name.
     """
     found: dict[str, Any] = {}
     for name, item in value.items():

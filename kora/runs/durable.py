@@ -57,12 +57,8 @@ def write_atomically(
 ) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it; returns `path`.
 
-    Whatever happens, `path` holds either its old content or all of the new one.
-
-    Args:
-        path: The file; its folder is made where it is missing.
-        write: Is given the temporary path.
-        checksum: Keep the SHA-256 beside the file.
+    Whatever happens, `path` holds either its old content or all of the new one. A missing folder is
+    made. `write` is given the temporary path; with `checksum`, the SHA-256 is kept beside the file.
 
     Raises:
         OSError: It cannot be written (disk full, read-only); the old content is kept.

@@ -14,9 +14,6 @@ __all__ = ["RunLock"]
 class RunLock:
     """One process trains a run at a time. The system lifts the lock when the process ends.
 
-    Args:
-        folder: The run's.
-
     Raises:
         RuntimeError: Another process is at work on it.
     """

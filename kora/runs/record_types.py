@@ -35,10 +35,7 @@ def check_types(
 ) -> None:
     """Compare a record with its rules, tables before what they hold.
 
-    Args:
-        record: From JSON.
-        rules: Of what must not be null.
-        or_none: Of what may be.
+    `rules` are of what must not be null, `or_none` of what may be.
 
     Raises:
         ValueError: Names the first place of another kind.

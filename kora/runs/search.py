@@ -130,8 +130,7 @@ def _unfinished(config: Mapping[str, Any]) -> Iterator[Path]:
 def are_of_one_config(runs: Iterable[tuple[Path, str | None]]) -> bool:
     """Whether runs differ in no more than seed and experiment, later options at their defaults.
 
-    Args:
-        runs: Their folders, and the hash each has recorded.
+    Each run is its folder and the hash that it has recorded.
     """
     found = set()
     for folder, recorded in runs:

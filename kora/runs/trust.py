@@ -84,11 +84,7 @@ def known_classes() -> frozenset[str]:
 
 @contextmanager
 def only_known_classes(trust: Sequence[str] = ()) -> Iterator[None]:
-    """Within, whatever jsonargparse parses names `known_classes` and those of trusted modules.
-
-    Args:
-        trust: Modules; all that they define may be named, and what is below them.
-    """
+    """Within, what jsonargparse parses names `known_classes` and those of modules in `trust`."""
     before = dict(parsing_settings)
     set_parsing_settings(
         import_path_denylist=["*"],
@@ -104,11 +100,7 @@ def only_known_classes(trust: Sequence[str] = ()) -> Iterator[None]:
 def build(kind: Callable[..., T], described: Any, *, origin: str, trust: Sequence[str] = ()) -> T:
     """The object that a file describes by class path and arguments.
 
-    Args:
-        kind: What it has to be.
-        described: `class_path` and `init_args`, plain types.
-        origin: The file, for messages.
-        trust: Modules of the user whose classes may be named beside those of this project.
+    `origin` is the file, for messages. Classes of the modules of `trust` may be named too.
 
     Raises:
         ValueError: If it names another class, or arguments that the class does not take.
@@ -126,11 +118,7 @@ def build_arguments(
 ) -> dict[str, Any]:
     """Some arguments of a class as a file describes them, with the objects among them built.
 
-    Args:
-        kind: The class whose signature says what each has to be.
-        described: Values by name, plain types.
-        origin: The file, for messages.
-        skip: Arguments that a file does not describe.
+    `origin` is the file, for messages. It does not describe the arguments in `skip`.
 
     Raises:
         ValueError: As `build`.
@@ -157,9 +145,6 @@ def policy_for(args: Sequence[str]) -> Iterator[None]:
 
     A command that reads a run takes known classes alone. One that trains is free, unless a config
     of it lies in a run folder.
-
-    Args:
-        args: The command and its options, `--trust` among them.
     """
     inherited = os.environ.get(_INHERITED)
     trust = (inherited or "").split() + split_trust(args)[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import SSF, LoRA
-from kora.backbone.rewrites import Rewritten, autocast_input, plain_state, rescaled, rewrite
+from kora.backbone.rewrites import Rewritten, plain_state, rescaled, rewrite
 from kora.backbone.sites import SiteLinear, find_sites
 from tests.support.adapters import kept_numbers
 from tests.support.factory import nano
@@ -104,15 +104,6 @@ def test_a_layer_without_input_gradient_still_trains_its_scale() -> None:
     assert x.grad is None
     assert scale_O.grad is not None
     torch.testing.assert_close(scale_O.grad, layer(x).sum((0, 1)), rtol=1e-4, atol=1e-5)
-
-
-def test_the_input_is_cast_once_and_only_under_autocast() -> None:
-    x = torch.randn(2, 3)
-    assert autocast_input(x) is x
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = autocast_input(x)
-        assert cast.dtype == torch.bfloat16
-        assert autocast_input(cast) is cast
 
 
 def test_linear_layers_stay_sites_and_others_are_wrapped_without_a_weight() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from datamodules.eval_sampling import EvalBatches, without_repetition
+from datamodules.eval_sampling import EvalBatches, evaluation_loader
 from datamodules.loading import ArrayDataset, as_is
 
 CASES = [
@@ -60,10 +61,10 @@ def test_fewer_samples_than_processes_are_refused_with_both_numbers() -> None:
 
 
 def test_the_loader_gives_these_batches_with_workers_too() -> None:
+    shares = {"num_replicas": 2, "rank": 0}
+    trainer = SimpleNamespace(world_size=2, distributed_sampler_kwargs=shares)
     for workers in (0, 2):
         options = {"dataset": numbers(7), "batch_size": 2, "collate_fn": as_is}
-        loader = without_repetition(
-            {**options, "num_workers": workers}, {"num_replicas": 2, "rank": 0}
-        )
+        loader = evaluation_loader({**options, "num_workers": workers}, trainer)
         assert len(loader) == 2
         assert [batch["index"].tolist() for batch in loader] == [[0, 2], [4, 6]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from datamodules import ImageDataModule, NYUDepthV2, Subset, nyu_labelled
 from datamodules.loading import as_is
-from datamodules.nyu_dataset import FrameDataset
 from tests.support.depth_factory import (
     depth_frame,
     write_frame,
@@ -213,7 +210,7 @@ def test_four_forked_workers_read_what_this_process_reads(
     data = make(tmp_path, val_fraction=0, val_images=0)
     data.setup("fit")
     dataset = data._datasets["train"]
-    alone = loaded(dataset)  # and so the file is open here when the workers fork
+    alone = loaded(dataset)
     worked = loaded(dataset, num_workers=4, multiprocessing_context="fork")
     assert all(torch.equal(alone[name], worked[name]) for name in alone)
 
@@ -227,40 +224,6 @@ def test_spawned_workers_read_the_same(tmp_path: Path, make: Any, first_test: in
     alone = loaded(dataset)
     spawned = loaded(dataset, num_workers=1, multiprocessing_context="spawn")
     assert all(torch.equal(alone[name], spawned[name]) for name in alone)
-
-
-def test_no_open_file_is_pickled_or_left_open_by_read(tmp_path: Path) -> None:
-    data = labelled(tmp_path)
-    data.setup("test")
-    data.read("test", np.arange(2))
-    reader = data.layout.reader_of("test")[0]
-    assert vars(reader)["_arrays"] is None
-    dataset = data._datasets["test"]
-    assert isinstance(dataset, FrameDataset)
-    dataset[0]
-    assert vars(reader)["_arrays"] is not None
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert vars(copy.reader)["_arrays"] is None
-    assert torch.equal(copy[1]["image"], dataset[1]["image"])
-
-
-def _child_opens_its_own(reader: Any, queue: Any) -> None:
-    inherited = reader._arrays
-    reader.read(np.array([0]))
-    queue.put(reader._arrays is not inherited)
-
-
-def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
-    data = labelled(tmp_path)
-    reader = data.layout.reader_of("test")[0]
-    reader.read(np.array([0]))
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_child_opens_its_own, args=(reader, queue))
-    child.start()
-    child.join(20)
-    assert child.exitcode == 0
-    assert queue.get() is True
 
 
 def test_whole_training_epochs_see_each_frame_once(tmp_path: Path) -> None:

@@ -127,35 +127,29 @@ def test_a_scene_in_both_official_parts_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lists", "message"),
+    "lists",
     [
-        (
-            {"train": [1, 13]},
-            r"splits\.mat: 'trainNdxs' holds 13, but .*mat has 12 frames.*1\.\.12",
-        ),
-        ({"test": [0, 4]}, r"'testNdxs' holds 0, but"),
-        ({"test": [8, 9, 10]}, r"1 frames are in both 'trainNdxs' and 'testNdxs', among them 8"),
-        ({"train": [2, 2, 3]}, r"'trainNdxs' holds frame 2 more than once"),
-        ({"test": []}, r"'testNdxs' is .* of 0 values, expected whole numbers in 1\.\.12"),
-        (
-            {"names": ("trainNdx", "testNdxs")},
-            r"no list 'trainNdxs'; it holds 'trainNdx', 'testNdxs'.*Did you mean 'trainNdx'",
-        ),
+        {"train": [1, 13]},
+        {"test": [0, 4]},
+        {"test": [8, 9, 10]},
+        {"train": [2, 2, 3]},
+        {"test": []},
+        {"names": ("trainNdx", "testNdxs")},
     ],
 )
-def test_a_split_that_does_not_fit_is_explained(
-    tmp_path: Path, lists: dict[str, Any], message: str
-) -> None:
+def test_a_split_that_does_not_fit_is_explained(tmp_path: Path, lists: dict[str, Any]) -> None:
     write_labelled(tmp_path / "nyu_depth_v2_labeled.mat")
     write_splits(tmp_path / "splits.mat", **lists)
-    with pytest.raises(ValueError, match=message) as caught:
+    expected = r"splits\.mat does not split the 12 frames of .*'trainNdxs' and 'testNdxs'.*1\.\.12"
+    with pytest.raises(ValueError, match=expected) as caught:
         NYUDepthV2(str(tmp_path), val_images=2).setup()
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_split_of_fractions_is_refused(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "s.mat", {"trainNdxs": [[1.5]], "testNdxs": [[2]]})
-    with pytest.raises(ValueError, match=r"'trainNdxs' is float64 of 1 values, expected whole"):
+@pytest.mark.parametrize("numbers", [[[1.5]], ["one"], [[np.nan]]])
+def test_a_split_of_anything_but_whole_numbers_is_refused(tmp_path: Path, numbers: Any) -> None:
+    scipy.io.savemat(tmp_path / "s.mat", {"trainNdxs": numbers, "testNdxs": [[2]]})
+    with pytest.raises(ValueError, match=r"s\.mat does not split the 9 frames of x\.mat"):
         read_official_split(tmp_path / "s.mat", frames=9, source=Path("x.mat"))
 
 

@@ -180,13 +180,6 @@ def test_what_it_was_made_from_must_be_the_same(tmp_path: Path) -> None:
         cache(tmp_path / "d").load()
 
 
-def test_what_is_known_beside_it_is_kept(tmp_path: Path) -> None:
-    made = filled(tmp_path / "c")
-    made.about["gain"] = 0.1
-    made.write_about(made.folder)
-    assert cache(tmp_path / "c").load().about["gain"] == 0.1
-
-
 def test_whatever_happens_to_a_file_the_rows_are_right_or_it_is_told(tmp_path: Path) -> None:
     filled(tmp_path / "c")
     told = 0

@@ -249,20 +249,3 @@ def test_only_striped_solids_have_stripes() -> None:
         spread[i] = chroma.std(1).mean()
     striped = rendered["label"].numpy() % 2 == 1
     assert np.median(spread[striped]) > 3 * np.median(spread[~striped])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"style": "nigth"}, r"style is 'nigth'; use one of studio, paint, night. Did you mean 'n"),
-        ({"style": "x"}, r"use one of studio, paint, night\.$"),
-        ({"size": 16}, "size is 16 pixels; it must be at least 32"),
-        ({"seed": -1}, r"seed is -1; it must lie in \[0"),
-        ({"split": "val"}, "split is 'val'; use one of train, test"),
-        ({"indices": [3, -1]}, "indices must be a list of numbers from 0.*minimum -1"),
-        ({"indices": [[3]]}, r"found shape \(1, 1\)"),
-    ],
-)
-def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        render(**{"indices": [0], "style": "studio", "seed": 0, **options})
