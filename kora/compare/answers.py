@@ -101,11 +101,6 @@ def answers_of(
     """The answers of each group; None where no two groups kept any to the same images.
 
     Groups without outcomes, or of other images than the group `other`, are left out.
-
-    Args:
-        runs: of each group, one a seed.
-        other: the group that the others are compared with.
-        read: gives the outcomes of a run from its folder.
     """
     kept: dict[str, dict[int | None, Ints]] = {}
     first: Outcomes | None = None

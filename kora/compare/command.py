@@ -144,17 +144,8 @@ def compare_command(
 ) -> list[Path]:
     """Print a table for each experiment under `paths`, and one over all of them.
 
-    Returns the files written.
-
-    Args:
-        paths: runs, or folders above runs.
-        metric: the metric to compare; None: in each table that of its task.
-        out: folder for the files of `kora.compare.files`; None writes nothing.
-        by: what makes a group, see `kora.compare.grouping`.
-        reference: the group that differences refer to; None: LinearProbe, where there is one.
-        against: what the metric is also drawn over, see `kora.compare.figures_against`.
-        notes: sentences on runs that are not under `paths`.
-        console: where to print; None: standard output.
+    The options are those of `compare`, for each table. Returns the files written: those of
+    `kora.compare.files`, where there is a folder `out` for them.
 
     Raises:
         ValueError: nothing can be compared; names every reason.

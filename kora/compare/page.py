@@ -37,11 +37,8 @@ def to_html(
 ) -> str:
     """Each comparison with its sortable table, learning curves and metric against parameters.
 
-    Args:
-        comparisons: the tables. Learning curves come from metrics.csv in the folders of their runs;
-            without any, that chart is left out.
-        left_out: a sentence on each run that is in no table.
-        beside: the folder of the page, from which links to pictures lead; None: there are no links.
+    Learning curves come from metrics.csv in the folders of their runs; without any, that chart is
+    left out. Links to pictures lead from the folder `beside`; without one, there are none.
     """
     pages = Environment(loader=PackageLoader("kora.compare", ""), autoescape=True, trim_blocks=True)
     shown = looks(group.name for table in comparisons for group in table.groups)

@@ -33,15 +33,7 @@ def with_differences(
     *,
     read: Read = read_outcomes,
 ) -> tuple[list[Group], list[str]]:
-    """Groups with their difference to the group `reference`, and notes on what it rests on.
-
-    Args:
-        groups: all groups of a comparison.
-        runs: the runs of each by its name, one a seed.
-        metric: as in the runs' records.
-        reference: name of the group that the others are compared with.
-        read: gives the outcomes of a run from its folder.
-    """
+    """Groups with their difference to the group `reference`, and notes on what it rests on."""
     notes: list[str] = []
     silent: list[Path] = []
     baseline = {run.result.seed: run for run in runs[reference]}

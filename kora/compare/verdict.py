@@ -44,19 +44,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a group stands to the reference.
+    """How a group stands to the reference."""
 
-    Args:
-        word: `ahead`, `behind` or `not told apart`; ` (seed 0 only)` may follow.
-        sentence: the same with its reasons.
-        seeds_needed: common seeds that would tell, where more of them would.
-        images_needed: test images that would tell, where more of them would.
-    """
-
-    word: str
-    sentence: str
-    seeds_needed: int | None = None
-    images_needed: int | None = None
+    word: str  # `ahead`, `behind` or `not told apart`; ` (seed 0 only)` may follow
+    sentence: str  # the same with its reasons
+    seeds_needed: int | None = None  # common seeds that would tell, where more of them would
+    images_needed: int | None = None  # test images, likewise
 
 
 def verdict(
@@ -68,16 +61,7 @@ def verdict(
     comparisons: int = 1,
     seed: int | None = None,
 ) -> Verdict:
-    """The verdict on a group.
-
-    Args:
-        name: of the group.
-        reference: the group that it was compared with.
-        difference: between them.
-        metric: whose difference it is.
-        comparisons: how many p-values are corrected together.
-        seed: the common seed, where it is one.
-    """
+    """The verdict on a group; `comparisons` p-values are corrected together."""
     d = difference
     if d.n == 1:
         return _of_one_seed(name, reference, d, metric, comparisons=comparisons, seed=seed)

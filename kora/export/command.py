@@ -80,11 +80,7 @@ def export_command(args: Sequence[str]) -> None:
 def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None = None) -> Written:
     """Write one format into a folder, which appears whole or not at all.
 
-    Args:
-        model: A loaded run.
-        form: `peft`, `timm` or `onnx`.
-        out: The folder; an earlier export there is replaced.
-        tolerance: Largest accepted difference as a share of the largest output (at least of 1).
+    An earlier export there is replaced.
 
     Raises:
         ValueError: If the strategy has no counterpart in this format, or the folder holds anything

@@ -93,9 +93,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
 class _Graph(nn.Module):
     """The whole way from pixels to the output, with sizes as numbers of the graph.
 
-    Args:
-        model: Of the run.
-        plain: timm's model with merged weights; None: the task of the run.
+    `plain` is timm's model with merged weights; without it, the graph holds the task of the run.
     """
 
     def __init__(self, model: AdaptedModel, plain: nn.Module | None) -> None:

@@ -73,13 +73,7 @@ def prepare(*pictures: Any) -> torch.Tensor:
 
 
 def write_prepare(model: AdaptedModel, folder: Path, *, pixels: bool) -> None:
-    """Write `prepare.py`.
-
-    Args:
-        model: Of the run.
-        folder: Of the export.
-        pixels: Give uint8 pixels, for a model that resizes and normalises; else its own input.
-    """
+    """Write `prepare.py`; with `pixels` it gives uint8, for a model that resizes and normalises."""
     source = Path(recipe_module.__file__).read_text(encoding="utf-8")
     start = source.index("from __future__")
     names = source.index("__all__ = ")

@@ -53,11 +53,7 @@ def sweep_run_id() -> str | None:
 def wandb_run_id(place: Path) -> str | None:
     """Id of the W&B run of a run folder, or of the run that a checkpoint file is from.
 
-    Args:
-        place: the folder of a run, or anything below it, such as `checkpoints/last.ckpt`.
-
-    Returns:
-        None where W&B was not used, or the file cannot be read.
+    None where W&B was not used, or the file cannot be read.
     """
     for folder in (place, *list(place.parents)[:2]):
         try:
@@ -200,14 +196,10 @@ class BoundedWandb(WandbLogger):
 
 
 def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
-    """End the run within a minute. Nothing is raised, whatever becomes of W&B.
+    """End the run within a minute, and give what is to be said of it; None where all is uploaded.
 
-    Args:
-        logger: Has the run.
-        answers: Whether the server did a moment ago; where not, W&B may take an upload for done.
-
-    Returns:
-        What is to be said of it; None where all is uploaded.
+    Nothing is raised, whatever becomes of W&B. Where the server did not answer a moment ago, W&B
+    may take an upload for done.
     """
     run = logger.experiment
     if run.settings.mode == "disabled":

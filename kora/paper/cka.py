@@ -38,10 +38,7 @@ def why_no_cka(folder: Path) -> str | None:
 def cka_value(folder: Path, metric: str, comparison: str) -> float | None:
     """CKA between the middle and the last block, as the notebook picks them (6 and 11 of 12).
 
-    Args:
-        folder: Of the run.
-        metric: `cka/biased` or `cka/unbiased`.
-        comparison: `within_run`, or `within_frozen`.
+    `metric` is of `MATRICES`, `comparison` is `within_run` or `within_frozen`.
     """
     if why_no_cka(folder) is not None:
         return None

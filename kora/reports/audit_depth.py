@@ -79,12 +79,7 @@ def audit_depth(
     protocol: DepthProtocol,
     image_size: tuple[int, int],
 ) -> DepthAudit:
-    """Examine the depth of the splits `train`, `val` (may be absent) and `test`.
-
-    Args:
-        splits: Statistics of the splits that hold images.
-        protocol: How the evaluation counts.
-        image_size: H and W of the depth maps.
+    """Examine the depth of the splits `train`, `val` and `test`, as far as they hold images.
 
     Raises:
         ValueError: The crop of the protocol is not defined for this size.

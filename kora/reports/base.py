@@ -21,9 +21,7 @@ __all__ = ["Report", "evaluating", "spread"]
 class Report:
     """Audit, baselines, evaluation protocol, pictures and predictions of one kind of task.
 
-    Args:
-        task: The task of the run; `audit` may come before it is built.
-        datamodule: Its data, or None.
+    `audit` may come before the task is built. There may be no data.
     """
 
     def __init__(self, task: AdapterTask, datamodule: Any) -> None:

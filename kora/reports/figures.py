@@ -45,13 +45,8 @@ def learning_curves(
     """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
 
     What the file does not have is left out. A test value is a diamond at the step of the
-    checkpoint that was tested.
-
-    Args:
-        metrics_csv: of a run.
-        out_png: the picture.
-        tested_step: optimiser steps behind the tested weights, as in results.json; None: the step
-            of the best validation, and the legend says so.
+    checkpoint that was tested; without `tested_step`, as in results.json, at that of the best
+    validation, and the legend says so.
 
     Raises:
         FileNotFoundError: there is no such file.
