@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from kora.analysis.statistics import t_half_width
 from kora.compare.answers import answers_of
@@ -27,9 +28,6 @@ from kora.compare.verdict import RULE, Difference, verdict
 from kora.console.formats import format_metric, is_rate
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = [
     "Comparison",
@@ -151,10 +149,7 @@ def compare_command(
         ValueError: nothing can be compared; names every reason.
     """
     runs, more = load_runs(paths)
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = console or Console()
     notes = [*notes, *more]
     tables: dict[tuple[str, str], list[Run]] = {}
     for run in runs:

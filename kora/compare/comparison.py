@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.compare.answers import Answers, Pair
 from kora.compare.setting_differences import SettingRow
@@ -19,9 +22,6 @@ from kora.console.tables import (
     terminal_table,
 )
 from kora.reports.summary import evaluation_sentence, split_sizes
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["Cell", "Comparison", "Detail", "Group", "to_csv", "to_latex"]
 
@@ -63,8 +63,6 @@ class Cell(NamedTuple):
 
 
 def _bullet(text: str) -> Table:
-    from rich.table import Table
-
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_row("•", text)
     return row
@@ -184,9 +182,6 @@ class Comparison:
 
         Notes that were `told` already, with another table, are not told again.
         """
-        from rich.markup import escape
-        from rich.table import Table
-
         heads, rows = self.cells()
         minus = f"minus {self.reference}"
         apart = [heads.index(h) for h in (minus, *_OF_IMAGES, _VERDICT) if h in heads]

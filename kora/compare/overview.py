@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.compare.comparison import Comparison, Group
 from kora.console.formats import format_metric, format_number, is_rate
 from kora.console.tables import markdown_table, terminal_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["Overview", "overview"]
 
@@ -36,9 +36,6 @@ class Overview(NamedTuple):
 
     def render(self) -> Table:
         """For a terminal."""
-        from rich.markup import escape
-        from rich.table import Table
-
         page = Table.grid()
         page.add_row("[bold]All experiments[/bold]\n")
         page.add_row(terminal_table(self.heads, self.rows))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.markup import escape
+from rich.table import Table
 
 __all__ = ["NO_VALIDATION", "TITLES", "Audit", "Findings", "Majority", "SplitCoverage", "audit"]
 
@@ -85,8 +84,6 @@ class Findings:
 
     def marked(self) -> list[str]:
         """Problems and warnings, a line each, for a terminal."""
-        from rich.markup import escape
-
         return [f"[red]problem:[/red] {escape(text)}" for text in self.problems] + [
             f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings
         ]
@@ -138,9 +135,6 @@ class Audit(Findings):
 
     def render(self) -> Table:
         """A table of the splits; baselines, problems and warnings stand below it."""
-        from rich.markup import escape
-        from rich.table import Table
-
         lines = [f"chance {self.chance:.2%}"]
         if self.majority is not None:
             m = self.majority

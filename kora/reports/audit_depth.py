@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.table import Table
 
+from datamodules.depth_statistics import DepthStatistics, histogram_table
 from kora.metrics.protocol import DepthProtocol
 from kora.reports.audit import NO_VALIDATION, TITLES, Findings
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from datamodules.depth_statistics import DepthStatistics
 
 __all__ = ["DepthAudit", "audit_depth"]
 
@@ -50,10 +47,6 @@ class DepthAudit(Findings):
 
     def render(self, *, histogram: bool = False) -> Table:
         """A table of the splits, a histogram if asked for, problems and warnings below it."""
-        from rich.table import Table
-
-        from datamodules.depth_statistics import histogram_table
-
         table = Table(title="Audit of the depth, in metres", title_justify="left")
         table.add_column("split")
         for heading in ("images", "looked at", "measured", "least", "median", "mean", "most"):

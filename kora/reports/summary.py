@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.console.formats import baseline_name, format_metric
 from kora.runs.results import RunResult
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["evaluation_sentence", "split_sizes", "summary_table"]
 
@@ -43,9 +43,6 @@ def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
 
 def summary_table(result: RunResult) -> Table:
     """Every test metric of a run, beside each of its baselines; its evaluation stands below."""
-    from rich.markup import escape
-    from rich.table import Table
-
     parameters, seconds = result.parameters, result.seconds
     notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
     if "trainable" in parameters:
