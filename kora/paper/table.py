@@ -13,10 +13,10 @@ from kora.analysis.statistics import t_half_width
 from kora.compare.compatibility import refuse_mixture, without_strays
 from kora.compare.grouping import grouping
 from kora.compare.selection import newest
-from kora.console.formats import format_metric, format_number, is_rate
+from kora.console.formats import format_metric, format_spread, is_rate
 from kora.paper.cka import MATRICES, cka_command_for, cka_value, why_no_cka
 from kora.paper.numbers import PaperRow, PaperTable
-from kora.reports.summary import evaluation_sentence, split_sizes
+from kora.reports.summary import headline
 from kora.runs.results import Run
 
 __all__ = ["Entry", "Measured", "PaperSheet", "paper_sheet"]
@@ -235,16 +235,11 @@ def _text(metric: str, found: Measured) -> str:
     else:
         text = format_metric(metric, mean)
     if half is not None:
-        of_cka = metric in MATRICES
-        width = f"{100 * half:.2f}" if is_rate(metric) else format_number(half, digits=3)
-        text += f" ± {f'{half:.3f}' if of_cka else width}"
+        text += f" ± {f'{half:.3f}' if metric in MATRICES else format_spread(metric, half)}"
     return f"{text} ({len(found.values)})"
 
 
 def _headline(run: Run) -> str:
-    """Data, backbone and evaluation of a run in a line."""
-    protocol, backbone = run.result.protocol, run.result.backbone
-    parts = [str(protocol.get("dataset", "")), str(backbone.get("name", ""))]
-    parts += split_sizes(protocol)
-    parts.append(evaluation_sentence(protocol) or "")
-    return " · ".join(part for part in parts if part)
+    """Without the subset, which is in the config of each column."""
+    protocol = {**run.result.protocol, "subset": None}
+    return headline(protocol, str(run.result.backbone.get("name", "")))

@@ -11,7 +11,20 @@ from rich.table import Table
 from kora.console.formats import baseline_name, format_metric
 from kora.runs.results import RunResult
 
-__all__ = ["evaluation_sentence", "split_sizes", "summary_table"]
+__all__ = ["evaluation_sentence", "headline", "split_sizes", "summary_table"]
+
+
+def headline(protocol: Mapping[str, Any], backbone: str) -> str:
+    """Data, backbone and evaluation protocol in one line, as far as they are stated."""
+    parts = [str(protocol.get("dataset", "")), backbone]
+    parts += split_sizes(protocol)
+    subset = protocol.get("subset") or {}
+    if subset.get("per_class"):
+        parts.append(f"{subset['per_class']} a class")
+    if subset.get("fraction"):
+        parts.append(f"{100 * subset['fraction']:g} % of the training set")
+    parts.append(evaluation_sentence(protocol) or "")
+    return " · ".join(part for part in parts if part)
 
 
 def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
