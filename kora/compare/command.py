@@ -272,6 +272,7 @@ def _group(
         fit_seconds=_mean(run.result.seconds.get("fit") for run in runs),
         peak_memory_mib=max(memory, default=None),
         folders=tuple(run.folder for run in runs),
+        tested_steps=tuple(run.result.tested_step for run in runs),
         own_mean=statistics.fmean(values) if common else None,
     )
 

@@ -52,6 +52,7 @@ class Group:
     fit_seconds: float | None  # mean over the seeds
     peak_memory_mib: float | None = None  # largest of the seeds
     folders: tuple[Path, ...] = ()  # of the runs, in the order of the seeds
+    tested_steps: tuple[int | None, ...] = ()  # optimiser steps behind what they tested
     difference: Difference | None = None
     verdict: Verdict | None = None
     own_mean: float | None = None  # over all its seeds; None where those are the common ones
@@ -353,7 +354,7 @@ def _pair_detail(pair: Pair) -> Detail:
     rows = [
         [
             f"{image.index}", image.truth, said(image.answer, image.right),
-            said(image.other_answer, image.other_right),
+            said(image.reference_answer, image.reference_right),
         ]
         for image in shown
     ]  # fmt: skip

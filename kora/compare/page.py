@@ -24,7 +24,6 @@ from kora.compare.page_charts import Tested, curve_chart, key, size_chart
 from kora.console.formats import format_metric
 from kora.console.identity import DARK, LIGHT, Look, looks
 from kora.reports.curves import Curve, read_curves, tested_place
-from kora.runs.results import read_results
 
 __all__ = ["to_html"]
 
@@ -119,11 +118,13 @@ def _curves(comparison: Comparison) -> _Curves:
     name = comparison.metric.partition("/")[2]
     guessed = False
     for group in comparison.groups:
-        for folder, value in zip(group.folders, group.values, strict=True):
+        for folder, value, step in zip(
+            group.folders, group.values, group.tested_steps, strict=True
+        ):
             file = folder / "metrics.csv"
             found = _readable(file) if file.is_file() else {}
             columns.setdefault(group.name, []).append(found)
-            place = tested_place(found, name, _tested_step(folder))
+            place = tested_place(found, name, step)
             if comparison.metric.startswith("test/") and place is not None:
                 tested.setdefault(group.name, []).append((place[0], value))
                 guessed = guessed or not place[1]
@@ -137,13 +138,6 @@ def _curves(comparison: Comparison) -> _Curves:
         }
         charts.append((metric, curves, tested if metric == f"val/{name}" else {}))
     return _Curves(charts, guessed and first == f"val/{name}")
-
-
-def _tested_step(folder: Path) -> int | None:
-    try:
-        return read_results(folder).tested_step
-    except (OSError, RuntimeError, ValueError):
-        return None
 
 
 def _pictures(folder: Path, beside: str | Path | None) -> list[tuple[str, str]]:
