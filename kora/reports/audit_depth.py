@@ -47,23 +47,15 @@ class DepthAudit(Findings):
 
     def render(self, *, histogram: bool = False) -> Table:
         """A table of the splits, a histogram if asked for, problems and warnings below it."""
-        table = Table(title="Audit of the depth, in metres", title_justify="left")
-        table.add_column("split")
-        for heading in ("images", "looked at", "measured", "least", "median", "mean", "most"):
-            table.add_column(heading, justify="right")
-        for name, found in self.splits.items():
+        named = {TITLES[name]: found for name, found in self.splits.items()}
+        rows = []
+        for title, found in named.items():
             counts = (f"{found.of_images:,}", f"{found.images:,}", f"{found.valid_share:.1%}")
             depths = (found.min_m, found.median_m, found.mean_m, found.max_m)
-            table.add_row(TITLES[name], *counts, *(f"{depth:.2f}" for depth in depths))
-        page = Table.grid()
-        page.add_row(table)
-        if histogram:
-            named = {TITLES[name]: found for name, found in self.splits.items()}
-            page.add_row("")
-            page.add_row(histogram_table(named))
-        for line in self.marked():
-            page.add_row(line)
-        return page
+            rows.append((title, *counts, *(f"{depth:.2f}" for depth in depths)))
+        heads = ("images", "looked at", "measured", "least", "median", "mean", "most")
+        below = ("", histogram_table(named)) if histogram else ()
+        return self.page("Audit of the depth, in metres", heads, rows, below)
 
 
 def audit_depth(

@@ -22,13 +22,13 @@ from kora.runs.durable import write_atomically
 
 __all__ = [
     "BLUE",
+    "DPI",
     "GREEN",
     "GREY",
     "LEVEL",
     "ORANGE",
     "PERCENT",
     "RED",
-    "bare_figure",
     "level_style",
     "literal",
     "metric_along",
@@ -39,7 +39,7 @@ __all__ = [
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
 LEVEL = "#8A8C92"  # of the best without learning
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
-_DPI = 130
+DPI = 130
 
 
 def level_style(kind: str) -> tuple[str, str]:
@@ -77,17 +77,12 @@ def new_figure(
 
     `widths` and `heights` are those of the columns and rows, relative to each other.
     """
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths, height_ratios=heights)
     if title:
         wrapped = textwrap.fill(literal(title), int(size[0] * 13))
         figure.suptitle(wrapped, fontsize=10)
     return figure, list(axes.flat)
-
-
-def bare_figure(size: tuple[float, float]) -> Figure:
-    """A figure of `size` inches, width by height, in which whoever draws places everything."""
-    return Figure(figsize=size, dpi=_DPI)
 
 
 def save(figure: Figure, out_png: str | Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from kora.console.formats import format_metric, is_rate
 from kora.reports.canvas import (
     BLUE,
+    DPI,
     GREEN,
     ORANGE,
     PERCENT,
     RED,
-    bare_figure,
     literal,
     new_figure,
     save,
@@ -119,7 +120,7 @@ def sample_grid(
     width, above, gap = max(1.68, 3.4 / columns), 0.36, 0.07
     high = width * images.shape[2] / images.shape[3]
     size = (columns * (width + gap) + gap, rows * (above + high + gap))
-    figure = bare_figure(size)
+    figure = Figure(figsize=size, dpi=DPI)
     axis = figure.add_axes((0, 0, 1, 1))
     how = "nearest" if max(images.shape[2:]) < 128 else "antialiased"
     for place, image in enumerate(images):
