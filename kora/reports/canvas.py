@@ -10,7 +10,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,6 +36,7 @@ __all__ = [
     "metric_along",
     "new_figure",
     "save",
+    "write_cells",
 ]
 
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
@@ -83,6 +86,14 @@ def new_figure(
         wrapped = textwrap.fill(literal(title), int(size[0] * 13))
         figure.suptitle(wrapped, fontsize=10)
     return figure, list(axes.flat)
+
+
+def write_cells(axis: Axes, texts: Any, dark: Any, *, size: float) -> None:
+    """A text in each cell of a heat map (R, S), white where it is dark; "" leaves one empty."""
+    for (row, column), text in np.ndenumerate(np.asarray(texts)):
+        if text:
+            colour = "white" if dark[row, column] else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def save(figure: Figure, out_png: str | Path) -> Path:

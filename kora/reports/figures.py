@@ -28,6 +28,7 @@ from kora.reports.canvas import (
     literal,
     new_figure,
     save,
+    write_cells,
 )
 from kora.reports.curves import CURVES, read_curves, tested_place
 
@@ -181,17 +182,7 @@ def confusion_matrix(
         heading = "Most often confused\n(true → predicted)\n\n"
         axes[1].text(0, 1, heading + listed, va="top", fontsize=7.5)
     if counted:
-        for row, column in np.argwhere(counts > 0):
-            dark = shares[row, column] > 0.55
-            axis.text(
-                column,
-                row,
-                f"{counts[row, column]}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-            )
+        write_cells(axis, np.where(counts > 0, counts.astype(str), ""), shares > 0.55, size=7)
     return save(figure, out_png)
 
 
