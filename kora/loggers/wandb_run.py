@@ -38,8 +38,6 @@ __all__ = [
 START_S, PANELS_S, FINISH_S = 8.0, 9.0, 24.0
 _LEAVE_S = 1.0  # for the end of W&B's process after a start that failed
 _ID_FILE = "wandb_run.json"
-#: Setting of wandb since 0.31: seconds until a row is on the disk, fifteen where it is not set.
-_FLUSH = "x_transaction_log_flush_interval"
 _EMPTY = 7  # bytes of a file of W&B without records
 #: By these a W&B agent tells its run which one it is; a run that this one starts is another.
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -98,9 +96,8 @@ class BoundedWandb(WandbLogger):
             finish_timeout=FINISH_S,
             finish_timeout_raises=True,
             x_disable_viewer=True,  # or it asks who is logged in, twice, for five seconds each
+            x_transaction_log_flush_interval=1.0,  # seconds until a row is on the disk, else 15
         )
-        if _FLUSH in wandb.Settings.model_fields:
-            setattr(settings, _FLUSH, 1.0)
         super().__init__(offline=offline, settings=settings, **options)
         #: Whether nothing can be logged any more.
         self.gone = False
