@@ -30,7 +30,7 @@ from kora.console.tables import (
 )
 from kora.reports.summary import headline
 
-__all__ = ["Cell", "Comparison", "Detail", "Group", "to_csv", "to_latex"]
+__all__ = ["Cell", "Comparison", "Detail", "Group", "bounds", "to_csv", "to_latex"]
 
 
 @dataclass(frozen=True)
@@ -249,9 +249,9 @@ class Comparison:
         """One record a row for CSV: plain numbers, rates in [0, 1], empty where there is none."""
         common = {"title": self.title, "metric": self.metric}
         for group in self.groups:
-            low, high = _bounds(group.mean, group.half_width)
+            low, high = bounds(group.mean, group.half_width)
             d = group.difference
-            d_low, d_high = _bounds(d.mean, d.half_width) if d else (None, None)
+            d_low, d_high = bounds(d.mean, d.half_width) if d else (None, None)
             yield common | {
                 self.by: group.name,
                 "n": len(group.seeds),
@@ -388,5 +388,6 @@ def _text(value: float | None, form: str, unit: str) -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+def bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+    """The ends of an interval; None of one seed."""
     return (None, None) if half_width is None else (mean - half_width, mean + half_width)
