@@ -21,6 +21,7 @@ from kora import __version__
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
+from kora.export.predict import not_negative
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
 from kora.runs.durable import expand, write_text
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"images of a minibatch, {LEAST_IMAGES} or more (default: 64)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S",
+        "--seed", type=not_negative, default=0, metavar="S",
         help="of the order of the images and of the bootstrap (default: 0)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="default: RUN/cka")
@@ -126,8 +127,6 @@ def _check(own: argparse.Namespace) -> None:
             raise ValueError(
                 f"{key} {value}: the unbiased estimate needs {LEAST_IMAGES} images a batch or more."
             )
-    if own.seed < 0:
-        raise ValueError(f"--seed {own.seed}: expected 0 or more.")
     if own.out is not None and expand(own.out).is_file():
         raise ValueError(f"--out {own.out} is a file; name a folder.")
 
