@@ -41,10 +41,6 @@ class MinibatchCKA:
 
     The sums are kept by batch, so that batches can be drawn again for an interval. When there are
     more than `most_groups`, neighbouring ones are added up: memory does not grow with the images.
-
-    Args:
-        sets: M.
-        most_groups: G at most, an even number.
     """
 
     def __init__(self, sets: int, *, most_groups: int = 256) -> None:

@@ -24,11 +24,7 @@ class Contributions:
 
     contribution_i = sum over images ||c_L - c_L(p_i = 0)|| / sum over images ||c_L||, with all
     other nodes as they are: what the node says of its own, not what later nodes make of its
-    injected output. In float64, on a copy of the composer: what is below 1e-15 is
-    rounding.
-
-    Args:
-        adapter: Attached and loaded; its composer is copied.
+    injected output. In float64, on a copy of the composer: what is below 1e-15 is rounding.
     """
 
     def __init__(self, adapter: KoRA) -> None:

@@ -31,43 +31,27 @@ Batch = Sequence[Sequence[Array]]
 
 @dataclass(frozen=True)
 class Model:
-    """One of the models that are compared.
+    """One of the models that are compared."""
 
-    Args:
-        key: `run`, `run2`, `frozen` or `frozen2`.
-        label: What to call it in tables and pictures.
-        layers: Names of its layers.
-        frozen: Key of the frozen backbone of a run; its own key for that backbone itself.
-        about: Where it comes from, in plain types.
-    """
-
-    key: str
-    label: str
-    layers: tuple[str, ...]
-    frozen: str
-    about: dict[str, Any]
+    key: str  # `run`, `run2`, `frozen` or `frozen2`
+    label: str  # in tables and pictures
+    layers: tuple[str, ...]  # their names
+    frozen: str  # key of the frozen backbone of a run; its own key for that backbone itself
+    about: dict[str, Any]  # where it comes from, in plain types
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """CKA between the layers of two models, or of one model with itself.
+    """CKA between the layers of two models, or of one model with itself."""
 
-    Args:
-        first: Its layers are the rows.
-        second: Its layers are the columns.
-        cka: (L, L); NaN where a layer is the same for every image.
-        low: Lower ends (L,) of the intervals of the diagonal; None where the layers of the two
-            models do not correspond.
-        high: Upper ends (L,).
-        biased: The usual biased estimate (L, L) on the first 32 images, for comparison with
-            publications that rest on such a batch; None where there were fewer.
-    """
-
-    first: Model
-    second: Model
-    cka: Array
+    first: Model  # its layers are the rows
+    second: Model  # its layers are the columns
+    cka: Array  # (L, L); NaN where a layer is the same for every image
+    #: Ends (L,) of the intervals of the diagonal; None where the layers do not correspond.
     low: Array | None
     high: Array | None
+    #: The usual biased estimate (L, L) on the first 32 images, for comparison with publications
+    #: that rest on such a batch; None where there were fewer.
     biased: Array | None = None
 
     @property
@@ -97,22 +81,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LayerCKA:
-    """All comparisons of some models.
-
-    Args:
-        models: In the order in which they were given.
-        comparisons: Each model with itself, each run with its frozen backbone, run with run.
-        images: That were seen.
-        batches: In which they were seen.
-        groups: Of batches that the intervals draw from.
-        unchanged: For each run, the layers whose features are those of its frozen backbone.
-    """
+    """All comparisons of some models."""
 
     models: tuple[Model, ...]
+    #: Each model with itself, each run with its frozen backbone, run with run.
     comparisons: tuple[Comparison, ...]
     images: int
     batches: int
-    groups: int
+    groups: int  # of batches, from which the intervals draw
+    #: Of each run, the layers whose features are those of its frozen backbone.
     unchanged: dict[str, tuple[str, ...]]
 
     def __getitem__(self, name: str) -> Comparison:
@@ -171,10 +148,7 @@ class LayerCKA:
 def compare_layers(models: Sequence[Model], batches: Iterable[Batch], *, seed: int = 0) -> LayerCKA:
     """CKA within each model, of each run with its frozen backbone, and of run with run.
 
-    Args:
-        models: Runs first, then frozen backbones.
-        batches: Each holds the layers of every model for the same images.
-        seed: Of the bootstrap.
+    Runs come first, then frozen backbones.
 
     Raises:
         ValueError: As `MinibatchCKA`.

@@ -20,11 +20,7 @@ def fits_one_class(accuracy: str, f1: str) -> bool:
     """Whether a printed F1 is 2a / (1 + a) of a printed accuracy, to its last digit.
 
     A printed accuracy stands for every number that rounds to it, so its F1 has to lie within what
-    those give, rounded as it is printed itself.
-
-    Args:
-        accuracy: As it is printed, in [0, 1]: "0.7104".
-        f1: As it is printed, in [0, 1].
+    those give, rounded as it is printed itself. Both lie in [0, 1], such as "0.7104".
     """
     a, printed = Decimal(accuracy), Decimal(f1)
     half = _last_digit(a) / 2

@@ -14,21 +14,13 @@ OUTSIDE = "–"
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number for each place.
+    """A number for each place."""
 
-    Args:
-        name: Short, for columns and keys.
-        title: For a picture; a few words.
-        definition: What exactly was measured.
-        values: By place, in forward order; None where nothing finite was measured.
-        family: Quantities of one family share a colour scale; its own name if empty.
-    """
-
-    name: str
-    title: str
-    definition: str
-    values: Mapping[Place, float | None]
-    family: str = ""
+    name: str  # short, for columns and keys
+    title: str  # for a picture; a few words
+    definition: str  # what exactly was measured
+    values: Mapping[Place, float | None]  # in forward order; None: nothing finite was measured
+    family: str = ""  # quantities of one share a colour scale; its own name if empty
 
 
 @dataclass(frozen=True)

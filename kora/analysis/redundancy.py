@@ -19,10 +19,8 @@ def redundancy(vectors: Sequence[Tensor]) -> float:
     """The mean over images (and tokens) and pairs i < j of |cos(p_i, p_j)|.
 
     0 for nodes that are orthogonal, 1 for nodes that say the same; of random directions about
-    sqrt(2 / (pi C)). A node that says nothing (p = 0) counts as orthogonal to all.
-
-    Args:
-        vectors: p_1 ... p_L, (B, C) or (B, N, C).
+    sqrt(2 / (pi C)). A node that says nothing (p = 0) counts as orthogonal to all. Each vector is
+    (B, C) or (B, N, C).
     """
     if len(vectors) < 2:
         return 0.0

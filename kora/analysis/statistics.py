@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000  # of the bootstrap and of the permutation test
 _LEVEL = 0.95
+_POWER = 0.8
 _AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
 _EXACT = 1 << 21  # different sums of flipped signs, up to which all are counted
 
@@ -50,14 +51,10 @@ def crossed_bootstrap(difference_SI: NDArray[Any]) -> tuple[float, float]:
     Each resample draws S seeds and I images with replacement; every drawn seed keeps every drawn
     image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111). Of one
     seed it is the interval over images alone.
-
-    Raises:
-        ValueError: no seed, or no image.
     """
     difference_SI = np.asarray(difference_SI, dtype=np.float64)
+    assert difference_SI.size, "no seed, or no image"
     seeds, images = difference_SI.shape
-    if seeds < 1 or images < 1:
-        raise ValueError(f"There are {seeds} seeds and {images} images; expected one or more.")
     # Equal images are drawn together: how often each kind comes is multinomial. Right and wrong
     # leave few kinds, which makes ten thousand images as quick as ten.
     kinds_SU, counts_U = np.unique(difference_SI, axis=1, return_counts=True)
@@ -107,39 +104,35 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def seeds_needed(
-    mean: float, std: float, *, level: float = 0.05, power: float = 0.8, most: int = 1000
-) -> int | None:
-    """Seeds with which a paired t-test would find a mean difference with this power.
+def seeds_needed(mean: float, std: float, *, level: float = 0.05) -> int | None:
+    """Seeds with which a paired t-test would find a mean difference with a power of 80 %.
 
     The smallest n with n >= ((t(n - 1, 1 - level / 2) + t(n - 1, power)) std / mean)^2, the usual
     formula for paired differences (Chow, Shao and Wang 2008, Sample Size Calculations in Clinical
-    Research, section 3.2, with t in place of the normal distribution). None above `most`.
+    Research, section 3.2, with t in place of the normal distribution). None above 1000.
     """
     if not mean:
         return None
     from scipy.special import stdtrit
 
-    n = np.arange(2, most + 1)
-    quantiles = stdtrit(n - 1, 1 - level / 2) + stdtrit(n - 1, power)
+    n = np.arange(2, 1001)
+    quantiles = stdtrit(n - 1, 1 - level / 2) + stdtrit(n - 1, _POWER)
     enough = n[n >= (quantiles * std / mean) ** 2]
     return int(enough[0]) if len(enough) else None
 
 
-def images_needed(
-    mean: float, std: float, *, level: float = 0.05, power: float = 0.8, most: int = 1_000_000
-) -> int | None:
-    """Test images with which a mean paired difference would be found with this power.
+def images_needed(mean: float, std: float, *, level: float = 0.05) -> int | None:
+    """Test images with which a mean paired difference would be found with a power of 80 %.
 
     ((z(1 - level / 2) + z(power)) std / mean)^2, as in `seeds_needed` with the normal distribution.
-    None above `most`.
+    None above a million.
     """
     if not mean:
         return None
     from scipy.special import ndtri
 
-    needed = ((ndtri(1 - level / 2) + ndtri(power)) * std / mean) ** 2
-    return math.ceil(needed) if needed <= most else None
+    needed = ((ndtri(1 - level / 2) + ndtri(_POWER)) * std / mean) ** 2
+    return math.ceil(needed) if needed <= 1_000_000 else None
 
 
 def _all_sums(size_U: Floats, counts_U: NDArray[Any]) -> tuple[Floats, Floats]:

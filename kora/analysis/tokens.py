@@ -5,13 +5,11 @@ Shapes: B images, N tokens, K prompts, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.vpt import VPT, Prompt
@@ -31,15 +29,13 @@ class AdapterShares:
         self._added = dict.fromkeys(self._adapters, 0.0)
         self._read = dict.fromkeys(self._adapters, 0.0)
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> ExitStack:
         """Gather from every pass inside."""
-        handles = [
-            module.register_forward_hook(lambda _, x, y, key=key: self._see(key, x[0], y))
-            for key, module in self._adapters.items()
-        ]
-        with _removed_after(handles):
-            yield
+        hooks = ExitStack()
+        for key, module in self._adapters.items():
+            hook = module.register_forward_hook(lambda _, x, y, key=key: self._see(key, x[0], y))
+            hooks.enter_context(hook)
+        return hooks
 
     def quantities(self) -> list[Quantity | Spectrum]:
         """One quantity."""
@@ -75,18 +71,16 @@ class PromptShares:
         self._sums = dict.fromkeys(self._prompts, 0.0)
         self._tokens = 0
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> ExitStack:
         """Gather from every pass inside."""
-        handles = [
-            self._block(key).register_forward_pre_hook(
+        hooks = ExitStack()
+        for key in self._prompts:
+            hook = self._block(key).register_forward_pre_hook(
                 lambda _, inputs, key=key: self._see(key, inputs[0]),
                 prepend=True,  # before the prompts join
             )
-            for key in self._prompts
-        ]
-        with _removed_after(handles):
-            yield
+            hooks.enter_context(hook)
+        return hooks
 
     def quantities(self) -> list[Quantity | Spectrum]:
         """Norms of the prompts, alone and relative to the tokens."""
@@ -113,16 +107,6 @@ class PromptShares:
     def _see(self, key: str, x: Any) -> None:
         self._sums[key] += _sum_of_norms(x)
         self._tokens += x.shape[0] * x.shape[1]
-
-
-@torch.no_grad()
-@contextmanager
-def _removed_after(handles: Sequence[RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sum_of_norms(tokens: Tensor) -> float:

@@ -18,9 +18,6 @@ __all__ = ["fill_cache"]
 def fill_cache(args: Sequence[str]) -> None:
     """Fill it on the devices and in the precision of the config, as the first steps of a fit would.
 
-    Args:
-        args: `fit` and its options.
-
     Raises:
         ValueError: Nothing can be kept of this config, with the reason.
         OSError: There is no room.

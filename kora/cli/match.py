@@ -30,13 +30,9 @@ def matched(
 ) -> None:
     """Print which size brings each strategy nearest to the same number of trainable parameters.
 
-    Args:
-        configs: The layers of the experiment; without `files`, the first is the experiment and each
-            further one another strategy.
-        files: Other strategies: fragments, or complete experiments, whose adapter alone is taken.
-        options: Further options of the experiment.
-        target: The number; None takes that of the experiment's own strategy.
-        as_json: Print JSON in place of the table.
+    `configs` are the layers of the experiment; without `files`, the first is the experiment and
+    each further one another strategy. Of a complete experiment among them the adapter alone is
+    taken. Without `target` the number is that of the experiment's own strategy.
 
     Raises:
         ValueError: There is nothing to match, or a file is no experiment or strategy.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "answers_of",
     "classes_csv",
     "differing_csv",
+    "same_images",
 ]
 
 Ints = NDArray[np.int64]
@@ -65,8 +66,8 @@ class Differing:
     truth: str
     answer: str
     right: int  # of the common seeds, how many were right
-    other_answer: str
-    other_right: int
+    reference_answer: str
+    reference_right: int
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,6 @@ def answers_of(
     """The answers of each group; None where no two groups kept any to the same images.
 
     Groups without outcomes, or of other images than the group `other`, are left out.
-
-    Args:
-        runs: of each group, one a seed.
-        other: the group that the others are compared with.
-        read: gives the outcomes of a run from its folder.
     """
     kept: dict[str, dict[int | None, Ints]] = {}
     first: Outcomes | None = None
@@ -116,14 +112,7 @@ def answers_of(
             if outcomes is None:
                 break
             first = first or outcomes
-            same = all(
-                np.array_equal(a, b)
-                for a, b in (
-                    (first.index, outcomes.index),
-                    (first.columns["label"], outcomes.columns["label"]),
-                )
-            )
-            if not same:
+            if not same_images(first, outcomes):
                 break
             found[run.result.seed] = outcomes.columns["prediction"].astype(np.int64)
         else:
@@ -165,24 +154,21 @@ def classes_csv(answers: Iterable[tuple[str, Answers]]) -> str:
 
 def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
     """A line an image and pair of groups that answered differently with some seed."""
-    columns = [
-        "title", "group", "reference", "seeds", "index", "truth", "answer", "right",
-        "reference_answer", "reference_right",
-    ]  # fmt: skip
+    rows = [
+        {"title": title, "group": pair.name, "reference": pair.other, "seeds": pair.seeds}
+        | asdict(image)
+        for title, found in answers
+        for pair in found.pairs
+        for image in pair.differing
+    ]
+    columns = ["title", "group", "reference", "seeds", *(one.name for one in fields(Differing))]
+    return csv_text(rows, columns)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for title, found in answers:
-            for pair in found.pairs:
-                for image in pair.differing:
-                    yield {
-                        "title": title, "group": pair.name, "reference": pair.other,
-                        "seeds": pair.seeds, "index": image.index, "truth": image.truth,
-                        "answer": image.answer, "right": image.right,
-                        "reference_answer": image.other_answer,
-                        "reference_right": image.other_right,
-                    }  # fmt: skip
 
-    return csv_text(rows(), columns)
+def same_images(one: Outcomes, other: Outcomes) -> bool:
+    """Whether two runs were tested on the same images, with the same labels where there are any."""
+    labels: tuple[Any, Any] = one.columns.get("label"), other.columns.get("label")
+    return np.array_equal(one.index, other.index) and np.array_equal(*labels)
 
 
 def _classified(run: Run, read: Callable[[Path], Outcomes | None]) -> Outcomes | None:
@@ -264,8 +250,8 @@ def _pair(
             truth=names[label_I[at]],
             answer=names[_most(mine_SI[:, at])],
             right=int(right_I[at]),
-            other_answer=names[_most(theirs_SI[:, at])],
-            other_right=int(other_I[at]),
+            reference_answer=names[_most(theirs_SI[:, at])],
+            reference_right=int(other_I[at]),
         )
         for at in places[order]
     )

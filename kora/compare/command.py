@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from kora.analysis.statistics import t_half_width
 from kora.compare.answers import answers_of
@@ -27,9 +28,6 @@ from kora.compare.verdict import RULE, Difference, verdict
 from kora.console.formats import format_metric, is_rate
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = [
     "Comparison",
@@ -144,26 +142,14 @@ def compare_command(
 ) -> list[Path]:
     """Print a table for each experiment under `paths`, and one over all of them.
 
-    Returns the files written.
-
-    Args:
-        paths: runs, or folders above runs.
-        metric: the metric to compare; None: in each table that of its task.
-        out: folder for the files of `kora.compare.files`; None writes nothing.
-        by: what makes a group, see `kora.compare.grouping`.
-        reference: the group that differences refer to; None: LinearProbe, where there is one.
-        against: what the metric is also drawn over, see `kora.compare.figures_against`.
-        notes: sentences on runs that are not under `paths`.
-        console: where to print; None: standard output.
+    The options are those of `compare`, for each table. Returns the files written: those of
+    `kora.compare.files`, where there is a folder `out` for them.
 
     Raises:
         ValueError: nothing can be compared; names every reason.
     """
     runs, more = load_runs(paths)
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = console or Console()
     notes = [*notes, *more]
     tables: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -286,6 +272,7 @@ def _group(
         fit_seconds=_mean(run.result.seconds.get("fit") for run in runs),
         peak_memory_mib=max(memory, default=None),
         folders=tuple(run.folder for run in runs),
+        tested_steps=tuple(run.result.tested_step for run in runs),
         own_mean=statistics.fmean(values) if common else None,
     )
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.compare.answers import Answers, Pair
 from kora.compare.setting_differences import SettingRow
 from kora.compare.verdict import Difference, Verdict, signed
-from kora.console.formats import baseline_name, format_metric, format_number, is_rate, named_metric
+from kora.console.formats import (
+    baseline_name,
+    format_metric,
+    format_p,
+    format_spread,
+    is_rate,
+    named_metric,
+)
 from kora.console.tables import (
     csv_text,
     in_markdown,
@@ -18,12 +28,9 @@ from kora.console.tables import (
     markdown_table,
     terminal_table,
 )
-from kora.reports.summary import evaluation_sentence, split_sizes
+from kora.reports.summary import headline
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["Cell", "Comparison", "Detail", "Group", "to_csv", "to_latex"]
+__all__ = ["Cell", "Comparison", "Detail", "Group", "bounds", "to_csv", "to_latex"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Group:
     fit_seconds: float | None  # mean over the seeds
     peak_memory_mib: float | None = None  # largest of the seeds
     folders: tuple[Path, ...] = ()  # of the runs, in the order of the seeds
+    tested_steps: tuple[int | None, ...] = ()  # optimiser steps behind what they tested
     difference: Difference | None = None
     verdict: Verdict | None = None
     own_mean: float | None = None  # over all its seeds; None where those are the common ones
@@ -53,6 +61,7 @@ class Group:
 _OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
 _VERDICT = "verdict"
 _OWN = "all its seeds"
+_OPTIONAL = {_OWN, *_OF_IMAGES, "peak memory"}  # no column where no group has any
 
 
 class Cell(NamedTuple):
@@ -63,8 +72,6 @@ class Cell(NamedTuple):
 
 
 def _bullet(text: str) -> Table:
-    from rich.table import Table
-
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_row("•", text)
     return row
@@ -100,15 +107,7 @@ class Comparison:
 
     def headline(self) -> str:
         """Data, backbone and evaluation protocol in one line, as far as they are stated."""
-        parts = [str(self.protocol.get("dataset", "")), self.backbone]
-        parts += split_sizes(self.protocol)
-        subset = self.protocol.get("subset") or {}
-        if subset.get("per_class"):
-            parts.append(f"{subset['per_class']} a class")
-        if subset.get("fraction"):
-            parts.append(f"{100 * subset['fraction']:g} % of the training set")
-        parts.append(evaluation_sentence(self.protocol) or "")
-        return " · ".join(part for part in parts if part)
+        return headline(self.protocol, self.backbone)
 
     def heading(self) -> str:
         """Title and metric, and that the lower is the better where it is so."""
@@ -133,46 +132,47 @@ class Comparison:
 
     def table(self) -> tuple[list[str], list[list[Cell]]]:
         """Headings and rows, a row a group and then one a baseline."""
-        differences = [g.difference for g in self.groups if g.difference is not None]
-        has_bootstrap = any(d.bootstrap is not None for d in differences)
-        has_p = any(d.p is not None for d in differences)
-        has_memory = any(g.peak_memory_mib is not None for g in self.groups)
-        has_own = any(g.own_mean is not None for g in self.groups)
-        heads = [self.by, "seeds", self.mean_heading(), "95 % interval", "std"]
-        heads += [_OWN] * has_own
-        heads += [f"minus {self.reference}"] if self.reference else []
-        heads += [_OF_IMAGES[0]] * has_bootstrap + [_OF_IMAGES[1]] * has_p
-        heads += [_VERDICT] if self.reference else []
-        heads += ["trainable", "fit"] + ["peak memory"] * has_memory
-        rows = []
-        for group in self.groups:
-            row = [
-                Cell(group.name, group.name),
-                Cell(self._seeds(group), len(group.seeds)),
-                Cell(format_metric(self.metric, group.mean), group.mean),
-                Cell(self._spread(group.half_width), group.half_width),
-                Cell(self._number(group.std), group.std),
-            ]
-            row += [Cell(self._own(group), group.own_mean)] * has_own
-            d = group.difference
-            if self.reference:
-                row.append(Cell(self._signed(d, len(group.seeds)), d.mean if d else None))
-            low = d.bootstrap[0] if d and d.bootstrap else None
-            row += [Cell(self._bracket(d), low)] * has_bootstrap
-            row += [Cell(_p_value(d), d.p_holm if d else None)] * has_p
-            if self.reference:
-                word = group.verdict.word if group.verdict else "–"
-                row.append(Cell(word, word if group.verdict else None))
-            row.append(Cell(_text(group.trainable, ",", ""), group.trainable))
-            row.append(Cell(_text(group.fit_seconds, ",.0f", " s"), group.fit_seconds))
-            memory = group.peak_memory_mib
-            row += [Cell(_text(memory, ",.0f", " MiB"), memory)] * has_memory
-            rows.append(row)
+        every = [self._row(group) for group in self.groups]
+        shown = [
+            (place, head)
+            for place, (head, _) in enumerate(every[0])
+            if head not in _OPTIONAL or any(row[place][1].key is not None for row in every)
+        ]
+        rows = [[row[place][1] for place, _ in shown] for row in every]
         for _, name, value in self.baseline_rows():
-            row = [Cell(name, name), Cell("", None)]
-            row.append(Cell(format_metric(self.metric, value), value))
-            rows.append(row + [Cell("", None)] * (len(heads) - len(row)))
-        return heads, rows
+            known = Cell(format_metric(self.metric, value), value)
+            empty = Cell("", None)
+            rows.append([Cell(name, name), empty, known] + [empty] * (len(shown) - 3))
+        return [head for _, head in shown], rows
+
+    def _row(self, group: Group) -> list[tuple[str, Cell]]:
+        """Every column that there may be, with its heading."""
+        metric, d, memory = self.metric, group.difference, group.peak_memory_mib
+        row = [
+            (self.by, Cell(group.name, group.name)),
+            ("seeds", Cell(self._seeds(group), len(group.seeds))),
+            (self.mean_heading(), Cell(format_metric(metric, group.mean), group.mean)),
+            ("95 % interval", Cell(self._spread(group.half_width), group.half_width)),
+            ("std", Cell(format_spread(metric, group.std), group.std)),
+            (_OWN, Cell(format_metric(metric, group.own_mean), group.own_mean)),
+        ]
+        if self.reference:
+            ends, p = (d.bootstrap, d.p_holm) if d else (None, None)
+            bracket = f"[{', '.join(signed(metric, end) for end in ends)}]" if ends else "–"
+            word = group.verdict.word if group.verdict else None
+            minus = Cell(self._signed(d, len(group.seeds)), d.mean if d else None)
+            row += [
+                (f"minus {self.reference}", minus),
+                (_OF_IMAGES[0], Cell(bracket, ends[0] if ends else None)),
+                (_OF_IMAGES[1], Cell(format_p(p), p)),
+                (_VERDICT, Cell(word or "–", word)),
+            ]
+        return [
+            *row,
+            ("trainable", Cell(_text(group.trainable, ",", ""), group.trainable)),
+            ("fit", Cell(_text(group.fit_seconds, ",.0f", " s"), group.fit_seconds)),
+            ("peak memory", Cell(_text(memory, ",.0f", " MiB"), memory)),
+        ]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows as text, for any kind of table."""
@@ -184,9 +184,6 @@ class Comparison:
 
         Notes that were `told` already, with another table, are not told again.
         """
-        from rich.markup import escape
-        from rich.table import Table
-
         heads, rows = self.cells()
         minus = f"minus {self.reference}"
         apart = [heads.index(h) for h in (minus, *_OF_IMAGES, _VERDICT) if h in heads]
@@ -252,9 +249,9 @@ class Comparison:
         """One record a row for CSV: plain numbers, rates in [0, 1], empty where there is none."""
         common = {"title": self.title, "metric": self.metric}
         for group in self.groups:
-            low, high = _bounds(group.mean, group.half_width)
+            low, high = bounds(group.mean, group.half_width)
             d = group.difference
-            d_low, d_high = _bounds(d.mean, d.half_width) if d else (None, None)
+            d_low, d_high = bounds(d.mean, d.half_width) if d else (None, None)
             yield common | {
                 self.by: group.name,
                 "n": len(group.seeds),
@@ -288,38 +285,20 @@ class Comparison:
         for _, name, value in self.baseline_rows():
             yield common | {self.by: name, "mean": value}
 
-    def _number(self, value: float | None) -> str:
-        if value is None:
-            return "–"
-        return f"{value * 100:.2f}" if is_rate(self.metric) else format_number(value, digits=3)
-
     def _spread(self, half_width: float | None) -> str:
-        return "–" if half_width is None else f"± {self._number(half_width)}"
+        return "–" if half_width is None else f"± {format_spread(self.metric, half_width)}"
 
     def _signed(self, d: Difference | None, n: int) -> str:
         if d is None:
             return "–"
         on = "" if d.n == n else f" (n={d.n})"
         spread = "" if d.half_width is None else f" {self._spread(d.half_width)}"
-        return f"{self._with_sign(d.mean)}{spread}{on}"
-
-    def _with_sign(self, value: float) -> str:
-        return signed(self.metric, value)
+        return f"{signed(self.metric, d.mean)}{spread}{on}"
 
     def _seeds(self, group: Group) -> str:
         if not self.common_seeds or len(self.common_seeds) == len(group.seeds):
             return f"{len(group.seeds)}"
         return f"{len(self.common_seeds)} of {len(group.seeds)}"
-
-    def _own(self, group: Group) -> str:
-        if group.own_mean is None:
-            return "–"
-        return format_metric(self.metric, group.own_mean)
-
-    def _bracket(self, d: Difference | None) -> str:
-        if d is None or d.bootstrap is None:
-            return "–"
-        return "[" + ", ".join(map(self._with_sign, d.bootstrap)) + "]"
 
 
 _CLASSES, _IMAGES = 30, 20  # rows of a table for readers; the CSV files have all
@@ -375,7 +354,7 @@ def _pair_detail(pair: Pair) -> Detail:
     rows = [
         [
             f"{image.index}", image.truth, said(image.answer, image.right),
-            said(image.other_answer, image.other_right),
+            said(image.reference_answer, image.reference_right),
         ]
         for image in shown
     ]  # fmt: skip
@@ -409,11 +388,6 @@ def _text(value: float | None, form: str, unit: str) -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def _p_value(d: Difference | None) -> str:
-    if d is None or d.p_holm is None:
-        return "–"
-    return "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}"
-
-
-def _bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+def bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
+    """The ends of an interval; None of one seed."""
     return (None, None) if half_width is None else (mean - half_width, mean + half_width)

@@ -24,11 +24,6 @@ def comparison(
     A seed that not all groups have is a hollow dot, as the mean is not over it. The verdict stands
     at the right. Where the groups lie close together, the axis leaves out what is far from them:
     baselines too, which the legend then names as off the axis.
-
-    Args:
-        result: the comparison.
-        out_png: the picture.
-        shown: colour and marker of each group; None: those of the groups alone.
     """
     shown = shown or looks(group.name for group in result.groups)
     groups = result.groups[::-1]  # the best on top

@@ -51,12 +51,6 @@ def against(
 ) -> Path:
     """Mean and 95 % interval of each group; a line joins those of one name from several tables.
 
-    Args:
-        comparisons: Tables of one metric.
-        what: One of `AGAINST`.
-        out_png: The picture.
-        shown: Colour and marker of each group; None: those of the groups alone.
-
     Raises:
         ValueError: the tables are of different metrics, or no run says how much of it there was.
     """

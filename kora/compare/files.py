@@ -27,13 +27,8 @@ def write_files(
 ) -> list[Path]:
     """Write `compare.md`, `.tex`, `.csv` and `.html` and a picture a table; returns the files.
 
-    Where runs kept their answers, `classes.csv` and `differing_images.csv` as well.
-
-    Args:
-        out: the folder, made where it is missing.
-        comparisons: the tables.
-        notes: on what was left out.
-        against: what the metric is drawn over, for all tables together, see `figures_against`.
+    Where runs kept their answers, `classes.csv` and `differing_images.csv` as well. For what
+    `against` names, a picture of all tables together, see `figures_against`.
 
     Raises:
         ValueError: a picture over something cannot be drawn.

@@ -38,10 +38,8 @@ def hover(artists: Iterable[Artist], words: str) -> None:
 def inline_svg(figure: Figure, *, title: str, name: str) -> str:
     """An `svg` element, which is as large as the page lets it be.
 
-    Args:
-        figure: what is drawn.
-        title: of a chart, for who cannot see it; empty: it is none, and says nothing.
-        name: of the element within the page; the ids in it follow from it.
+    `title` is for who cannot see a chart; what has none is no chart, and says nothing. The ids in
+    it follow from `name`.
     """
     written = io.StringIO()
     settings: Any = {

@@ -37,11 +37,9 @@ _SHIFTS = np.array([(0.0, 0.0)] + [
 
 
 def label_points(axis: Axes, points: Mapping[str, tuple[float, float, float]]) -> None:
-    """Write each name beside its point, with a line to one that lies apart.
+    """Write each name beside its point (x, y, half of its bar), with a line to one that lies apart.
 
-    Args:
-        axis: of a figure whose layout is done with this.
-        points: x, y and half the length of the bar through it, by name.
+    The layout of the figure is done with this.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None

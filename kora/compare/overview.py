@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.compare.comparison import Comparison, Group
-from kora.console.formats import format_metric, format_number, is_rate
+from kora.console.formats import format_metric, format_spread
 from kora.console.tables import markdown_table, terminal_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["Overview", "overview"]
 
@@ -36,9 +36,6 @@ class Overview(NamedTuple):
 
     def render(self) -> Table:
         """For a terminal."""
-        from rich.markup import escape
-        from rich.table import Table
-
         page = Table.grid()
         page.add_row("[bold]All experiments[/bold]\n")
         page.add_row(terminal_table(self.heads, self.rows))
@@ -88,12 +85,7 @@ def overview(comparisons: Sequence[Comparison]) -> Overview | None:
 def _cell(table: Comparison, group: Group) -> str:
     text = format_metric(table.metric, group.mean)
     if group.half_width is not None:
-        half = group.half_width
-        text += (
-            f" ± {half * 100:.2f}"
-            if is_rate(table.metric)
-            else (f" ± {format_number(half, digits=3)}")
-        )
+        text += f" ± {format_spread(table.metric, group.half_width)}"
     if group is table.groups[0]:
         text += " *"
     if group.verdict is not None:

@@ -24,7 +24,6 @@ from kora.compare.page_charts import Tested, curve_chart, key, size_chart
 from kora.console.formats import format_metric
 from kora.console.identity import DARK, LIGHT, Look, looks
 from kora.reports.curves import Curve, read_curves, tested_place
-from kora.runs.results import read_results
 
 __all__ = ["to_html"]
 
@@ -37,11 +36,8 @@ def to_html(
 ) -> str:
     """Each comparison with its sortable table, learning curves and metric against parameters.
 
-    Args:
-        comparisons: the tables. Learning curves come from metrics.csv in the folders of their runs;
-            without any, that chart is left out.
-        left_out: a sentence on each run that is in no table.
-        beside: the folder of the page, from which links to pictures lead; None: there are no links.
+    Learning curves come from metrics.csv in the folders of their runs; without any, that chart is
+    left out. Links to pictures lead from the folder `beside`; without one, there are none.
     """
     pages = Environment(loader=PackageLoader("kora.compare", ""), autoescape=True, trim_blocks=True)
     shown = looks(group.name for table in comparisons for group in table.groups)
@@ -122,11 +118,13 @@ def _curves(comparison: Comparison) -> _Curves:
     name = comparison.metric.partition("/")[2]
     guessed = False
     for group in comparison.groups:
-        for folder, value in zip(group.folders, group.values, strict=True):
+        for folder, value, step in zip(
+            group.folders, group.values, group.tested_steps, strict=True
+        ):
             file = folder / "metrics.csv"
             found = _readable(file) if file.is_file() else {}
             columns.setdefault(group.name, []).append(found)
-            place = tested_place(found, name, _tested_step(folder))
+            place = tested_place(found, name, step)
             if comparison.metric.startswith("test/") and place is not None:
                 tested.setdefault(group.name, []).append((place[0], value))
                 guessed = guessed or not place[1]
@@ -140,13 +138,6 @@ def _curves(comparison: Comparison) -> _Curves:
         }
         charts.append((metric, curves, tested if metric == f"val/{name}" else {}))
     return _Curves(charts, guessed and first == f"val/{name}")
-
-
-def _tested_step(folder: Path) -> int | None:
-    try:
-        return read_results(folder).tested_step
-    except (OSError, RuntimeError, ValueError):
-        return None
 
 
 def _pictures(folder: Path, beside: str | Path | None) -> list[tuple[str, str]]:

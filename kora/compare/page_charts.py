@@ -51,13 +51,8 @@ def curve_chart(
 ) -> Figure | None:
     """A metric over the optimiser's steps: each seed faint, the mean of a group's seeds strong.
 
-    Args:
-        curves: steps and values of each seed, by group.
-        metric: what they show.
-        shown: colour and mark of each group; None: those of the groups alone.
-        tested: where the tested weights of each seed stand, and the value of the test: a diamond.
-
-    None where there is no curve. The mean is drawn where all seeds of a group have a value.
+    None where there is no curve. The mean is drawn where all seeds of a group have a value, the
+    test of each seed as a diamond.
     """
     drawn = {name: seeds for name, seeds in curves.items() if seeds}
     if not any(math.isfinite(v) for seeds in drawn.values() for _, ys in seeds for v in ys):

@@ -9,12 +9,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kora.analysis.statistics import RESAMPLES, crossed_bootstrap, holm, sign_flip_p, t_half_width
+from kora.compare.answers import same_images
 from kora.compare.comparison import Group
 from kora.compare.verdict import Difference
 from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes
@@ -33,15 +33,7 @@ def with_differences(
     *,
     read: Read = read_outcomes,
 ) -> tuple[list[Group], list[str]]:
-    """Groups with their difference to the group `reference`, and notes on what it rests on.
-
-    Args:
-        groups: all groups of a comparison.
-        runs: the runs of each by its name, one a seed.
-        metric: as in the runs' records.
-        reference: name of the group that the others are compared with.
-        read: gives the outcomes of a run from its folder.
-    """
+    """Groups with their difference to the group `reference`, and notes on what it rests on."""
     notes: list[str] = []
     silent: list[Path] = []
     baseline = {run.result.seed: run for run in runs[reference]}
@@ -123,7 +115,7 @@ def _image_differences(
                     "file is of another test. No bootstrap interval and no p-value."
                 )
             first = first or outcomes
-            if not _same_images(first, outcomes):
+            if not same_images(first, outcomes):
                 raise _NotKeptError(
                     f"{run.folder}: was not tested on the images of the others, or with other "
                     "labels; no bootstrap interval and no p-value."
@@ -138,12 +130,6 @@ def _outcomes(run: Run, read: Read) -> Outcomes | None:
         return read(run.folder)
     except (OSError, RuntimeError, ValueError) as error:
         raise _NotKeptError(f"{error} No bootstrap interval and no p-value until then.") from error
-
-
-def _same_images(one: Outcomes, other: Outcomes) -> bool:
-    columns: list[tuple[Any, Any]] = [(one.index, other.index)]
-    columns.append((one.columns.get("label"), other.columns.get("label")))
-    return all(np.array_equal(a, b) for a, b in columns)
 
 
 def _by_image(difference: Difference, difference_SI: NDArray[np.float64]) -> Difference:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kora.analysis.statistics import images_needed, seeds_needed
-from kora.console.formats import format_number, is_rate
+from kora.console.formats import format_p, format_spread, is_rate
 
 __all__ = ["LEVEL", "RULE", "Difference", "Verdict", "signed", "verdict"]
 
@@ -44,19 +44,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a group stands to the reference.
+    """How a group stands to the reference."""
 
-    Args:
-        word: `ahead`, `behind` or `not told apart`; ` (seed 0 only)` may follow.
-        sentence: the same with its reasons.
-        seeds_needed: common seeds that would tell, where more of them would.
-        images_needed: test images that would tell, where more of them would.
-    """
-
-    word: str
-    sentence: str
-    seeds_needed: int | None = None
-    images_needed: int | None = None
+    word: str  # `ahead`, `behind` or `not told apart`; ` (seed 0 only)` may follow
+    sentence: str  # the same with its reasons
+    seeds_needed: int | None = None  # common seeds that would tell, where more of them would
+    images_needed: int | None = None  # test images, likewise
 
 
 def verdict(
@@ -68,24 +61,17 @@ def verdict(
     comparisons: int = 1,
     seed: int | None = None,
 ) -> Verdict:
-    """The verdict on a group.
-
-    Args:
-        name: of the group.
-        reference: the group that it was compared with.
-        difference: between them.
-        metric: whose difference it is.
-        comparisons: how many p-values are corrected together.
-        seed: the common seed, where it is one.
-    """
+    """The verdict on a group; `comparisons` p-values are corrected together."""
     d = difference
     if d.n == 1:
         return _of_one_seed(name, reference, d, metric, comparisons=comparisons, seed=seed)
     over_seeds, by_images = _excludes(_bounds(d)), _excludes_by_images(d)
     if over_seeds and by_images is not False:
         word = "ahead" if _better(d, metric) else "behind"
-        of = "" if by_images is None else f", and p {_p(d.p_holm)} over {d.images:,} test images"
-        tail = " Test images were not considered." if by_images is None else ""
+        if by_images is None:
+            of, tail = "", " Test images were not considered."
+        else:
+            of, tail = f", and p {format_p(d.p_holm)} over {d.images:,} test images", ""
         return Verdict(
             word,
             f"{_how(name, reference, d, metric)}: {_span(metric, _bounds(d))} over {d.n} seeds{of}."
@@ -101,14 +87,14 @@ def verdict(
         assert d.bootstrap is not None
         assert d.p_holm is not None
         if d.p_holm >= LEVEL:
-            reasons.append(f"{d.images:,} test images are too few for it (p {_p(d.p_holm)})")
+            reasons.append(f"{d.images:,} test images are too few for it (p {format_p(d.p_holm)})")
             images = images_needed(d.mean, d.image_std or 0.0, level=LEVEL / comparisons)
             more.append(_told(images, "test images", d.images or 0))
         else:
             reasons.append(f"seeds and images together leave {_span(metric, d.bootstrap)} possible")
     but = ""
     if by_images and not over_seeds:
-        but = f" On images like these the trained models do differ (p {_p(d.p_holm)})."
+        but = f" On images like these the trained models do differ (p {format_p(d.p_holm)})."
     sentence = (
         f"{name} and {reference} are not told apart. The difference is "
         f"{signed(metric, d.mean, unit=True)}, but {' and '.join(reasons)}.{but} "
@@ -131,7 +117,7 @@ def _of_one_seed(
     if by_images is None:
         return Verdict("not told apart", f"{apart}. {caution}")
     assert d.bootstrap is not None
-    span, p = _span(metric, d.bootstrap), _p(d.p_holm)
+    span, p = _span(metric, d.bootstrap), format_p(d.p_holm)
     if by_images:
         word = "ahead" if _better(d, metric) else "behind"
         return Verdict(
@@ -157,8 +143,7 @@ def _how(name: str, reference: str, d: Difference, metric: str) -> str:
 
 def signed(metric: str, value: float, *, unit: bool = False) -> str:
     """A difference with its sign: in percentage points for a rate."""
-    number = f"{abs(value) * 100:.2f}" if is_rate(metric) else format_number(abs(value), digits=3)
-    text = ("+" if value >= 0 else "−") + number
+    text = ("+" if value >= 0 else "−") + format_spread(metric, abs(value))
     return text + (" points" if unit and is_rate(metric) else "")
 
 
@@ -180,11 +165,6 @@ def _bounds(d: Difference) -> tuple[float, float]:
 
 def _span(metric: str, bounds: tuple[float, float]) -> str:
     return f"{signed(metric, bounds[0])} to {signed(metric, bounds[1])}"
-
-
-def _p(p: float | None) -> str:
-    assert p is not None
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _told(needed: int | None, what: str, there: int) -> str:

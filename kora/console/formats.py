@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["baseline_name", "format_metric", "format_number", "is_rate", "named_metric"]
+__all__ = [
+    "baseline_name",
+    "format_metric",
+    "format_number",
+    "format_p",
+    "format_spread",
+    "is_rate",
+    "named_metric",
+]
 
 _RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
     f"delta{power}" for power in (1, 2, 3)
@@ -32,6 +40,20 @@ def format_metric(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2%}".replace("%", " %") if is_rate(metric) else format_number(value, digits=4)
+
+
+def format_spread(metric: str, width: float | None) -> str:
+    """A deviation or half an interval, without a unit: in percentage points for a rate."""
+    if width is None:
+        return "–"
+    return f"{100 * width:.2f}" if is_rate(metric) else format_number(width, digits=3)
+
+
+def format_p(p: float | None) -> str:
+    """A p-value, – for none."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_number(value: float, *, digits: int) -> str:

@@ -5,7 +5,8 @@ Shapes: B images, K classes, H and W pixels at which the backbone runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import runpy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kora.backbone.vit import Backbone
-from kora.export.prepare import load_prepare
+from kora.export.prepare import PREPARE
 from kora.heads import LinearHead
 from kora.tasks.load import AdaptedModel
 
@@ -23,12 +24,9 @@ __all__ = [
     "compared_pictures",
     "creation",
     "linear_head",
-    "probe_images",
     "probe_pictures",
     "worst",
 ]
-
-_PROBES = 8
 
 
 class Written(NamedTuple):
@@ -39,17 +37,13 @@ class Written(NamedTuple):
     details: dict[str, Any]  # for export.json
     difference: float | None  # the largest of all outputs on the probe batch; None: not compared
     largest: float  # the largest output there, without its sign
-    note: str = ""
-
-
-def probe_images(backbone: Backbone) -> Tensor:
-    """uint8 images (8, 3, H, W), always the same: noise, and slopes of light in six directions."""
-    height, width = backbone.size
-    return torch.stack([_probe(number, (height, width)) for number in range(_PROBES)])
 
 
 def probe_pictures(backbone: Backbone) -> list[Tensor]:
-    """The same kinds, uint8 (3, H, W), at other sizes: wide, tall, small, large, and just so."""
+    """uint8 pictures (3, H, W), always the same: wide, tall, small, large, and just so.
+
+    Two are noise, the others slopes of light in four directions.
+    """
     height, width = backbone.size
     sizes = ((height, 2 * width), (2 * height + 3, width), (height // 2 + 1, width // 2 + 1),
              (3 * height + 1, 4 * width), (height + 1, width - 1), (height, width))  # fmt: skip
@@ -71,7 +65,7 @@ def compared_pictures(
     model: AdaptedModel, folder: Path, theirs: Callable[[Any], Tensor]
 ) -> tuple[float, float]:
     """The run's model on pictures of many sizes, and an export behind its own `prepare.py`."""
-    prepare = load_prepare(folder)
+    prepare = runpy.run_path(str(folder / PREPARE))["prepare"]
     found = [
         compared(model(picture[None]), theirs(prepare(picture)))
         for picture in probe_pictures(model.backbone)
@@ -86,11 +80,7 @@ def worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def compared(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """The largest difference of two outputs, and the largest of ours; infinite where one is NaN."""
-    if ours.shape != theirs.shape:
-        raise RuntimeError(
-            f"The export gives outputs of shape {tuple(theirs.shape)}, the model of the run "
-            f"{tuple(ours.shape)}. This is a fault of kora; please report it."
-        )
+    assert ours.shape == theirs.shape, f"shapes of outputs: {ours.shape}, exported {theirs.shape}"
     difference = (ours.float() - theirs.float()).abs().max().item()
     return (difference if difference == difference else float("inf")), ours.abs().max().item()
 
@@ -101,29 +91,20 @@ def linear_head(model: AdaptedModel, form: str) -> LinearHead:
     Raises:
         ValueError: If it is of another kind.
     """
-    if not isinstance(model.head, LinearHead):
+    if not isinstance(model.head, LinearHead) or model.head.reads != ("pooled",):
         kind = type(model.head).__name__
         raise ValueError(
-            f"--format {form} puts the head into timm's classifier, and {kind} "
-            "of this run is no classifier. Use --format onnx, or kora.load_adapter."
-        )
-    if model.head.reads != ("pooled",):
-        raise ValueError(
-            f"--format {form} puts the head into timm's classifier, which reads the pooled vector "
-            f"alone, and the head of this run reads {' and '.join(model.head.reads)}. Use --format "
-            "onnx, or kora.load_adapter."
+            f"--format {form} puts the head into timm's classifier, and {kind} of this run is no "
+            "classifier of the pooled vector alone. Use --format onnx, or kora.load_adapter."
         )
     return model.head
 
 
 def creation(backbone: Backbone, num_classes: int) -> tuple[tuple[str, ...], str]:
     """Imports, and the call of timm, that make the plain model in which an export is loaded."""
-    arguments: Mapping[str, Any] = {"num_classes": num_classes}
-    own = backbone.model.pretrained_cfg["input_size"][-2:]
-    if list(backbone.size) != list(own):
-        arguments = {**arguments, "img_size": backbone.size}
-    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    imports: Sequence[str] = ("import timm",)
+    own = tuple(backbone.model.pretrained_cfg["input_size"][-2:])
+    size = "" if backbone.size == own else f", img_size={backbone.size}"
+    imports: tuple[str, ...] = ("import timm",)
     if backbone.name.partition(".")[0] == "vit_nano":
-        imports = (*imports, "import kora.backbone.nano  # registers it with timm")
-    return tuple(imports), f"timm.create_model('{backbone.name}', {text})"
+        imports += ("import kora.backbone.nano  # registers it with timm",)
+    return imports, f"timm.create_model('{backbone.name}', num_classes={num_classes}{size})"

@@ -21,7 +21,7 @@ from kora.export.check import Written
 from kora.export.model_card import write_card
 from kora.export.prepare import PREPARE
 from kora.runs.durable import expand
-from kora.tasks.load import AdaptedModel, load_adapter
+from kora.tasks.load import AdaptedModel, load_adapter, run_of
 
 __all__ = ["RECORD", "export", "export_command"]
 
@@ -61,11 +61,11 @@ def export_command(args: Sequence[str]) -> None:
     )  # fmt: skip
     own = parser.parse_args(args)
     model = load_adapter(own.run, weights=own.weights)
-    run = model.folder.parent if model.folder.name == "adapter" else model.folder
-    out = run / "export" / own.format if own.out is None else expand(own.out)
+    default = run_of(model.folder) / "export" / own.format
+    out = default if own.out is None else expand(own.out)
     written = export(model, own.format, out, tolerance=own.tolerance)
     if written.difference is None:
-        print(f"Not compared with the run's model: {written.note}.")
+        print("Not compared with the run's model: peft is not installed (pip install peft).")
     else:
         print(
             f"Largest difference of outputs on the probe images: {written.difference:.2g} "
@@ -80,11 +80,7 @@ def export_command(args: Sequence[str]) -> None:
 def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None = None) -> Written:
     """Write one format into a folder, which appears whole or not at all.
 
-    Args:
-        model: A loaded run.
-        form: `peft`, `timm` or `onnx`.
-        out: The folder; an earlier export there is replaced.
-        tolerance: Largest accepted difference as a share of the largest output (at least of 1).
+    An earlier export there is replaced.
 
     Raises:
         ValueError: If the strategy has no counterpart in this format, or the folder holds anything
@@ -107,7 +103,8 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
         text = json.dumps(_record(model, form, written, limit), indent=2, allow_nan=False) + "\n"
         (temporary / RECORD).write_text(text, encoding="utf-8")
         if out.exists():
-            _require_only(out, {path.name for path in temporary.iterdir()})
+            # Whoever imports prepare.py leaves its compiled form there.
+            _require_only(out, {"__pycache__", *(path.name for path in temporary.iterdir())})
             shutil.rmtree(out)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:

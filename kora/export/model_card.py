@@ -23,12 +23,7 @@ CARD = "README.md"
 
 
 def write_card(folder: Path, result: RunResult | None = None) -> Path:
-    """Write the card of an adapter folder.
-
-    Args:
-        folder: Of the adapter.
-        result: What the run measured; None: what lies in the folder above it, if anything.
-    """
+    """Write the card of an adapter folder; without a result, with that in the folder above."""
     record = read_adapter_config(folder)
     run = folder.parent
     if result is not None:
@@ -47,13 +42,9 @@ def model_card(
     *,
     where: str,
 ) -> str:
-    """The card as Markdown.
+    """The card as Markdown: of an adapter folder, its run, and the seeds that are finished.
 
-    Args:
-        record: The JSON of the adapter folder.
-        result: The record of its run; None where only the folder is there.
-        seeds: The same strategy over the seeds that are finished; None where there is one.
-        where: The folder, for the lines that load it.
+    `where` is the folder in the lines that load it.
     """
     adapter, backbone = record["adapter"], record["backbone"]
     name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy

@@ -20,14 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kora.export.check import (
-    Written,
-    compared,
-    compared_pictures,
-    probe_images,
-    probe_pictures,
-    worst,
-)
+from kora.console.errors import first_line
+from kora.export.check import Written, compared, compared_pictures, probe_pictures, worst
 from kora.export.graph_resize import fit_pixels, resize_pixels
 from kora.export.prepare import USE, write_prepare
 from kora.export.timm_weights import merged_model, merged_state
@@ -60,12 +54,11 @@ def write(model: AdaptedModel, folder: Path) -> Written:
     _trace(graph.eval(), _TWO.expand(2, 3, height + 3, width + 5).contiguous(), path, output)
     write_prepare(model, folder, pixels=True)
     run = _session(path)
-    images = probe_images(model.backbone)
+    found = []
     with torch.inference_mode():
-        whole = [
-            compared(model(p[None]), run(p[None].numpy())) for p in probe_pictures(model.backbone)
-        ]
-        found = [compared(model(images), run(images.numpy())), *whole]
+        for picture in probe_pictures(model.backbone):
+            images = torch.stack([picture, picture.flip(-1), picture.flip(-2)])
+            found.append(compared(model(images), run(images.numpy())))
         found.append(compared_pictures(model, folder, run))
     difference, largest = worst(found)
     return Written(
@@ -93,9 +86,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
 class _Graph(nn.Module):
     """The whole way from pixels to the output, with sizes as numbers of the graph.
 
-    Args:
-        model: Of the run.
-        plain: timm's model with merged weights; None: the task of the run.
+    `plain` is timm's model with merged weights; without it, the graph holds the task of the run.
     """
 
     def __init__(self, model: AdaptedModel, plain: nn.Module | None) -> None:
@@ -159,7 +150,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
             assert graph is not None
             graph.save(str(path), external_data=False)
     except Exception as error:  # torch raises errors of many kinds here
-        raise RuntimeError(f"torch cannot write this model as ONNX: {_first(error)}") from error
+        raise RuntimeError(f"torch cannot write this model as ONNX: {first_line(error)}") from error
     finally:
         loud.setLevel(level)
 
@@ -175,18 +166,13 @@ def _session(path: Path) -> Callable[[Any], Tensor]:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its errors are classes of a compiled module
-        raise RuntimeError(f"onnxruntime cannot load the graph: {_first(error)}") from error
+        raise RuntimeError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
 
     def run(images: Any) -> Tensor:
         try:
             (found,) = session.run(None, {"images": images})
         except Exception as error:
-            raise RuntimeError(f"onnxruntime cannot run the graph: {_first(error)}") from error
+            raise RuntimeError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
         return torch.from_numpy(found)
 
     return run
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

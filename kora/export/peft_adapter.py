@@ -79,7 +79,6 @@ def write(model: AdaptedModel, folder: Path) -> Written:
         details={"weights": ADAPTER_WEIGHTS, "num_classes": head.linear.out_features},
         difference=difference,
         largest=largest,
-        note="" if difference is not None else "peft is not installed (pip install peft)",
     )
 
 

@@ -197,11 +197,6 @@ def _class_heads(model: AdaptedModel, top_k: int) -> list[str]:
 class _Table:
     """A CSV that grows under the name `<path>.part`, and has its own where it is whole.
 
-    Args:
-        path: The file.
-        heads: Of its columns.
-        images: That there will be rows of.
-
     Raises:
         OSError: It cannot be written.
     """

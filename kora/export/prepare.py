@@ -7,17 +7,13 @@ Shapes: B pictures, h and w pixels at which the model of timm runs.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from datamodules import recipe as recipe_module
 from kora import __version__
 from kora.tasks.load import AdaptedModel
 
-__all__ = ["PREPARE", "USE", "load_prepare", "write_prepare"]
+__all__ = ["PREPARE", "USE", "write_prepare"]
 
 PREPARE = "prepare.py"
 
@@ -73,13 +69,7 @@ def prepare(*pictures: Any) -> torch.Tensor:
 
 
 def write_prepare(model: AdaptedModel, folder: Path, *, pixels: bool) -> None:
-    """Write `prepare.py`.
-
-    Args:
-        model: Of the run.
-        folder: Of the export.
-        pixels: Give uint8 pixels, for a model that resizes and normalises; else its own input.
-    """
+    """Write `prepare.py`; with `pixels` it gives uint8, for a model that resizes and normalises."""
     source = Path(recipe_module.__file__).read_text(encoding="utf-8")
     start = source.index("from __future__")
     names = source.index("__all__ = ")
@@ -101,19 +91,3 @@ def write_prepare(model: AdaptedModel, folder: Path, *, pixels: bool) -> None:
     head = _HEAD.format(version=__version__, torch="" if pixels else " and torch")
     text = f'{head}{imports}\n__all__ = ["prepare"]\n{source[end:].rstrip()}\n{foot}'
     (folder / PREPARE).write_text(text, encoding="utf-8")
-
-
-def load_prepare(folder: Path) -> Callable[..., Any]:
-    """The function of a written `prepare.py`, run from there."""
-    name = f"kora_export_{abs(hash(folder))}"
-    spec = importlib.util.spec_from_file_location(name, folder / PREPARE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its dataclass looks there for its own types
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    prepare: Callable[..., Any] = module.prepare
-    return prepare

@@ -21,11 +21,12 @@ from kora import __version__
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
+from kora.export.predict import not_negative
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
 from kora.runs.durable import expand, write_text
-from kora.runs.results import RESULTS_NAME, RunResult, read_results
-from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device
+from kora.runs.results import RunResult, read_results
+from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device, run_of
 
 __all__ = ["cka_command"]
 
@@ -57,7 +58,7 @@ def cka_command(args: Sequence[str]) -> None:
     own = _parser().parse_args(args)
     _check(own)
     device = named_device(own.device)
-    folders = [_run_folder(path) for path in (own.run, own.run2) if path is not None]
+    folders = [run_of(expand(path)) for path in (own.run, own.run2) if path is not None]
     if len(folders) == 2 and folders[0].resolve() == folders[1].resolve():
         raise ValueError(f"RUN and RUN2 are both {folders[0]}. Name two runs, or one alone.")
     results = [read_results(folder) for folder in folders]
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"images of a minibatch, {LEAST_IMAGES} or more (default: 64)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S",
+        "--seed", type=not_negative, default=0, metavar="S",
         help="of the order of the images and of the bootstrap (default: 0)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="default: RUN/cka")
@@ -126,17 +127,8 @@ def _check(own: argparse.Namespace) -> None:
             raise ValueError(
                 f"{key} {value}: the unbiased estimate needs {LEAST_IMAGES} images a batch or more."
             )
-    if own.seed < 0:
-        raise ValueError(f"--seed {own.seed}: expected 0 or more.")
     if own.out is not None and expand(own.out).is_file():
         raise ValueError(f"--out {own.out} is a file; name a folder.")
-
-
-def _run_folder(path: str) -> Path:
-    """The folder of a run, also where the folder adapter in it was named."""
-    folder = expand(path)
-    inner = folder.name == "adapter" and (folder.parent / RESULTS_NAME).is_file()
-    return folder.parent if inner else folder
 
 
 def _open(folder: Path, result: RunResult, own: argparse.Namespace, device: torch.device) -> _Run:

@@ -26,7 +26,7 @@ from kora.inspect.readings import (
     require_readable,
 )
 from kora.runs.durable import expand, write_text
-from kora.tasks.load import AdaptedModel, load_adapter, named_device
+from kora.tasks.load import AdaptedModel, load_adapter, named_device, run_of
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 
 __all__ = ["inspect_command"]
@@ -40,7 +40,7 @@ def inspect_command(args: Sequence[str]) -> None:
     own = _parser().parse_args(args)
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     require_readable(model.adapter)
-    run = model.folder.parent if model.folder.name == "adapter" else model.folder
+    run = run_of(model.folder)
     read, images = _read(model, run, own)
     out = expand(own.out) if own.out else run / "inspect"
     written = _write(out, _record(model, run, read, own.split, images), read, model.adapter.label)

@@ -98,12 +98,7 @@ def shuffled_batches(
 ) -> tuple[DataLoader[Any], int]:
     """A loader of so many images of another one, drawn at random; and how many are left out.
 
-    Args:
-        loader: Its data set, workers and collate function are used.
-        images: n at most; drawn without replacement.
-        batch_size: B.
-        least: A last batch of fewer images is left out.
-        seed: Of the draw.
+    They are drawn without replacement. A last batch of fewer than `least` images is left out.
     """
     dataset: Any = loader.dataset
     order = np.random.default_rng(seed).permutation(len(dataset))[:images]
@@ -127,9 +122,6 @@ def run_data(run: Path) -> tuple[ImageDataModule, AdapterTask]:
     """The data module of a run with its splits chosen, and its task, not built.
 
     The task's backbone has random weights: it is there for what the config says of the loss.
-
-    Args:
-        run: Folder with config.yaml, and splits.json where the data was audited.
 
     Raises:
         FileNotFoundError: There is no config, or the data is not there.

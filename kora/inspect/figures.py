@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from kora.analysis.quantity import Place, Quantity, Spectrum
-from kora.reports.canvas import literal, new_figure, save
+from kora.reports.canvas import literal, new_figure, save, write_cells
 
 __all__ = ["cka_map", "place_maps", "spectrum_maps"]
 
@@ -146,24 +146,21 @@ def _width(columns: int, *, written: bool) -> float:
 
 def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written: bool) -> None:
     """Numbers, and what no colour says: zeros and missing values."""
-    for (row, column), value in np.ndenumerate(grid):
-        if math.isnan(value):
-            continue
-        special = value == 0 or math.isinf(value)
-        if special:
-            cell: dict[str, Any] = {"facecolor": _NONE, "edgecolor": "white", "linewidth": 0}
-            axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="////", **cell))
-        if written:
-            red, green, blue, _ = colours(norm(value)) if not special else (1, 1, 1, 1)
-            bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
-            axis.text(
-                column, row, _short(value), ha="center", va="center", fontsize=6.5,
-                color="black" if bright else "white",
-            )  # fmt: skip
+    special = (grid == 0) | np.isinf(grid)
+    for row, column in np.argwhere(special):
+        cell: dict[str, Any] = {"facecolor": _NONE, "edgecolor": "white", "linewidth": 0}
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="////", **cell))
+    if written:
+        shown = np.where(np.isfinite(grid) & ~special, grid, 1.0)
+        bright = colours(norm(shown))[..., :3] @ (0.299, 0.587, 0.114) > 0.5
+        texts = [[_short(value) for value in row] for row in grid]
+        write_cells(axis, texts, ~(bright | special), size=6.5)
 
 
 def _short(value: float) -> str:
-    """0.123, 12.3, 4e-09: at most six letters."""
+    """0.123, 12.3, 4e-09: at most six letters; nothing where there is no place."""
+    if math.isnan(value):
+        return ""
     if math.isinf(value):
         return "none"
     if value == 0:
@@ -207,10 +204,8 @@ def cka_map(
     axis.set_xlabel(literal(f"layers of {column_label}"))
     axis.set_ylabel(literal(f"layers of {row_label}"))
     if written:
-        for (row, column), value in np.ndenumerate(cka):
-            text = f"{value:.3f}" if np.isfinite(value) else "–"
-            colour = "white" if value < _DARK else "black"
-            axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+        texts = [[f"{v:.3f}" if np.isfinite(v) else "–" for v in row] for row in cka]
+        write_cells(axis, texts, cka < _DARK, size=6.5)
     return save(figure, out_png)
 
 

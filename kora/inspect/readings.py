@@ -44,24 +44,17 @@ READABLE: tuple[type[Strategy], ...] = (
 )  # fmt: skip
 _FROM_IMAGES = (KoRA, AdapterFusion, Bottleneck, VPT)
 
-Images = Callable[[], Iterator[Tensor]]
+Images = Callable[[], Iterator[Tensor]]  # gives batches (B, 3, H, W)
 
 
 @dataclass
 class ReadOut:
-    """What was read.
-
-    Args:
-        quantities: By block and site.
-        scalars: Numbers of the adapter as a whole, by name.
-        notes: What a reader of the numbers has to know.
-        fusion: The attention of a fusion, which has its own table and picture.
-    """
+    """What was read."""
 
     quantities: list[Quantity | Spectrum] = field(default_factory=list)
-    scalars: dict[str, float | None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    fusion: FusionReport | None = None
+    scalars: dict[str, float | None] = field(default_factory=dict)  # of the adapter as a whole
+    notes: list[str] = field(default_factory=list)  # what a reader of the numbers has to know
+    fusion: FusionReport | None = None  # its attention, which has its own table and picture
 
 
 def require_readable(strategy: Strategy) -> None:
@@ -84,11 +77,7 @@ def needs_images(strategy: Strategy) -> bool:
 
 
 def read_out(model: AdaptedModel, images: Images) -> ReadOut:
-    """Everything about a model, from its weights and these images.
-
-    Args:
-        model: Of a run.
-        images: Gives batches (B, 3, H, W); called once, where `needs_images`.
+    """Everything about a model, from its weights and, where `needs_images`, from these images.
 
     Raises:
         ValueError: As `require_readable`.

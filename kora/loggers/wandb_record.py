@@ -40,16 +40,8 @@ def end_wandb(
 ) -> None:
     """Hand the W&B runs of a trainer what belongs to the finished run, and end them.
 
-    Nothing here stops the run, which is on the disk already.
-
-    Args:
-        trainer: Its loggers may be of W&B.
-        console: Where it is said how to upload what is not.
-        pictures: PNG files.
-        folder: The run's.
-        result: What results.json holds; None where there is none, as after `predict`.
-        rates: Images a second by phase.
-        report: Gives the panels.
+    Nothing here stops the run, which is on the disk already. After `predict` there is no result.
+    `rates` are images a second by phase; the report gives the panels.
     """
     for logger in trainer.loggers:
         if not isinstance(logger, BoundedWandb):

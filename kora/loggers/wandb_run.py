@@ -38,8 +38,6 @@ __all__ = [
 START_S, PANELS_S, FINISH_S = 8.0, 9.0, 24.0
 _LEAVE_S = 1.0  # for the end of W&B's process after a start that failed
 _ID_FILE = "wandb_run.json"
-#: Setting of wandb since 0.31: seconds until a row is on the disk, fifteen where it is not set.
-_FLUSH = "x_transaction_log_flush_interval"
 _EMPTY = 7  # bytes of a file of W&B without records
 #: By these a W&B agent tells its run which one it is; a run that this one starts is another.
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -53,11 +51,7 @@ def sweep_run_id() -> str | None:
 def wandb_run_id(place: Path) -> str | None:
     """Id of the W&B run of a run folder, or of the run that a checkpoint file is from.
 
-    Args:
-        place: the folder of a run, or anything below it, such as `checkpoints/last.ckpt`.
-
-    Returns:
-        None where W&B was not used, or the file cannot be read.
+    None where W&B was not used, or the file cannot be read.
     """
     for folder in (place, *list(place.parents)[:2]):
         try:
@@ -102,9 +96,8 @@ class BoundedWandb(WandbLogger):
             finish_timeout=FINISH_S,
             finish_timeout_raises=True,
             x_disable_viewer=True,  # or it asks who is logged in, twice, for five seconds each
+            x_transaction_log_flush_interval=1.0,  # seconds until a row is on the disk, else 15
         )
-        if _FLUSH in wandb.Settings.model_fields:
-            setattr(settings, _FLUSH, 1.0)
         super().__init__(offline=offline, settings=settings, **options)
         #: Whether nothing can be logged any more.
         self.gone = False
@@ -200,14 +193,10 @@ class BoundedWandb(WandbLogger):
 
 
 def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
-    """End the run within a minute. Nothing is raised, whatever becomes of W&B.
+    """End the run within a minute, and give what is to be said of it; None where all is uploaded.
 
-    Args:
-        logger: Has the run.
-        answers: Whether the server did a moment ago; where not, W&B may take an upload for done.
-
-    Returns:
-        What is to be said of it; None where all is uploaded.
+    Nothing is raised, whatever becomes of W&B. Where the server did not answer a moment ago, W&B
+    may take an upload for done.
     """
     run = logger.experiment
     if run.settings.mode == "disabled":

@@ -73,11 +73,7 @@ def run_cache() -> Path:
 
 
 def record_of(run: Any) -> tuple[str | None, str]:
-    """The text of results.json that a run of the public API holds, or why there is none.
-
-    Args:
-        run: has `state` and `config`.
-    """
+    """The text of results.json that a run of the public API holds, or why there is none."""
     if run.state in ("running", "pending", "preempting"):
         return None, f"is {run.state}, not finished; left out."
     text = run.config.get(RESULTS_KEY)
@@ -91,9 +87,6 @@ def record_of(run: Any) -> tuple[str | None, str]:
 
 def fetch_runs(where: Address) -> tuple[list[Path], list[str]]:
     """Folders of all finished runs at an address, and a sentence on each that is left out.
-
-    Args:
-        where: of the project, and of one experiment in it, perhaps.
 
     Raises:
         ValueError: no login, no such project, or no run with a record in it.

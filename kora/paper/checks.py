@@ -86,9 +86,10 @@ def _metres(sheet: PaperSheet) -> list[str]:
 def _shares(sheet: PaperSheet) -> list[str]:
     """Whether the share of parameters, counted here, rounds to what was printed."""
     rows = [
-        (e.row.published[_SHARE].value, e.as_published.mean)
+        (e.row.published[_SHARE].value, found.mean)
         for e in sheet.entries
-        if e.metric == _SHARE and e.as_published is not None and _SHARE in e.row.published
+        if e.metric == _SHARE and _SHARE in e.row.published
+        if (found := e.cells["as_published"].measured) is not None
     ]
     if not rows:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,7 @@ def why_no_cka(folder: Path) -> str | None:
 def cka_value(folder: Path, metric: str, comparison: str) -> float | None:
     """CKA between the middle and the last block, as the notebook picks them (6 and 11 of 12).
 
-    Args:
-        folder: Of the run.
-        metric: `cka/biased` or `cka/unbiased`.
-        comparison: `within_run`, or `within_frozen`.
+    `metric` is of `MATRICES`, `comparison` is `within_run` or `within_frozen`.
     """
     if why_no_cka(folder) is not None:
         return None
@@ -55,23 +51,11 @@ def cka_value(folder: Path, metric: str, comparison: str) -> float | None:
 
 def _record(folder: Path) -> dict[str, Any]:
     file = folder / "cka" / "cka.json"
-    return _read(file, file.stat().st_mtime_ns)
-
-
-@cache
-def _read(file: Path, _written: int) -> dict[str, Any]:
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"))
-        whole = isinstance(record["comparisons"]["within_run"]["cka"], list)
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record["comparisons"]["within_run"]["cka"], list):
+            raise TypeError("no matrix")
     except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(
-            f"{file}: damaged, no record of CKA ({error}). {_again(file)}"
-        ) from error
-    if not whole:
-        raise RuntimeError(f"{file}: damaged, no matrix of CKA. {_again(file)}")
-    found: dict[str, Any] = record
-    return found
-
-
-def _again(file: Path) -> str:
-    return f"Make it again: {cka_command_for(file.parents[1])}"
+        again = f"Make it again: {cka_command_for(folder)}"
+        raise RuntimeError(f"{file}: damaged, no record of CKA ({error}). {again}") from error
+    return record

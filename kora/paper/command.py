@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from kora.compare.comparison import bounds
 from kora.compare.selection import load_runs
 from kora.console.tables import csv_text, latex_table, markdown_table, terminal_table
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
-from kora.paper.table import Measured, PaperSheet, paper_sheet
+from kora.paper.table import Filled, PaperSheet, paper_sheet
 from kora.runs.durable import expand, write_text
 from kora.runs.results import Run, find_runs
 
@@ -147,22 +148,22 @@ def _csv(sheet: PaperSheet) -> str:
             "published": None if printed is None else printed.value,
             "source": None if printed is None else printed.source,
         }
-        for column in ("as_published", "honest"):
-            record |= _numbers(column, getattr(entry, column), getattr(entry, f"command_{column}"))
+        for column, cell in entry.cells.items():
+            numbers = {f"{column}_{name}": value for name, value in _numbers(cell).items()}
+            record |= numbers | {f"{column}_command": cell.command}
         records.append(record)
     return csv_text(records, list(records[0]))
 
 
-def _numbers(column: str, found: Measured | None, command: str | None) -> dict[str, Any]:
-    half = None if found is None else found.half_width
-    known: dict[str, Any] = {}
-    if found is not None:
-        known = {"n": len(found.values), "mean": found.mean}
-        known["runs"] = " ".join(str(run.folder) for run in found.runs)
-        if half is not None:
-            known |= {"ci95_low": found.mean - half, "ci95_high": found.mean + half}
-    names = ("n", "mean", "ci95_low", "ci95_high", "runs")
+def _numbers(cell: Filled) -> dict[str, Any]:
+    found = cell.measured
+    if found is None:
+        return dict.fromkeys(("n", "mean", "ci95_low", "ci95_high", "runs"))
+    low, high = bounds(found.mean, found.half_width)
     return {
-        **{f"{column}_{name}": known.get(name) for name in names},
-        f"{column}_command": command,
+        "n": len(found.values),
+        "mean": found.mean,
+        "ci95_low": low,
+        "ci95_high": high,
+        "runs": " ".join(str(run.folder) for run in found.runs),
     }

@@ -36,23 +36,14 @@ class Selector:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table.
-
-    Args:
-        method: Its name.
-        published: Printed numbers by metric.
-        in_paper: Whether the paper has this row at all.
-        config: Config that repeats the published protocol; None where there is none.
-        honest: The honest runs of this row; None where there are none.
-        comparison: Of CKA, which comparison of `cka.json` is read.
-    """
+    """A row of a table."""
 
     method: str
-    published: Mapping[str, Printed]
-    in_paper: bool
-    config: str | None
-    honest: Selector | None
-    comparison: str
+    published: Mapping[str, Printed]  # by metric
+    in_paper: bool  # whether the paper has this row at all
+    config: str | None  # repeats the published protocol; None where there is none
+    honest: Selector | None  # None where there are no honest runs
+    comparison: str  # of CKA, which comparison of `cka.json` is read
 
     @property
     def experiment(self) -> str | None:
@@ -62,26 +53,16 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table or figure of the paper.
+    """A table or figure of the paper."""
 
-    Args:
-        name: As on the command line.
-        title: In words.
-        metrics: What is shown of each row: a metric of results.json, `parameters/percent`, or
-            `cka/...`, with its name for readers.
-        experiment: Name of the experiment of the honest runs.
-        command: Runs all of them.
-        rows: From top to bottom.
-        reasons: Why published numbers cannot be reproduced, a sentence each.
-    """
-
-    name: str
+    name: str  # as on the command line
     title: str
+    #: A metric of results.json, `parameters/percent` or `cka/...`, with its name for readers.
     metrics: Mapping[str, str]
-    experiment: str
-    command: str
+    experiment: str  # of the honest runs
+    command: str  # runs all of them
     rows: tuple[PaperRow, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # why published numbers cannot be reproduced, a sentence each
 
 
 @cache

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kora.analysis.statistics import t_half_width
 from kora.compare.compatibility import refuse_mixture, without_strays
 from kora.compare.grouping import grouping
 from kora.compare.selection import newest
-from kora.console.formats import format_metric, format_number, is_rate
+from kora.console.formats import format_metric, format_spread, is_rate
 from kora.paper.cka import MATRICES, cka_command_for, cka_value, why_no_cka
 from kora.paper.numbers import PaperRow, PaperTable
-from kora.reports.summary import evaluation_sentence, split_sizes
+from kora.reports.summary import headline
 from kora.runs.results import Run
 
-__all__ = ["Entry", "Measured", "PaperSheet", "paper_sheet"]
+__all__ = ["COLUMNS", "Entry", "Filled", "Measured", "PaperSheet", "paper_sheet"]
 
+#: The columns that runs fill, with their headings.
+COLUMNS = {"as_published": "as published, here", "honest": "honest"}
 _NOT_KNOWN = "not known"
 _NOTHING = "–"
 
@@ -43,16 +44,20 @@ class Measured:
         return t_half_width(self.values)
 
 
+class Filled(NamedTuple):
+    """A cell that runs fill, or what would fill it."""
+
+    measured: Measured | None
+    command: str | None  # None where nothing is missing, or nothing can be run
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one row: three cells, of which `command` names what fills a missing one."""
+    """One metric of one row: what was printed, and a cell for each of `COLUMNS`."""
 
     row: PaperRow
     metric: str
-    as_published: Measured | None
-    honest: Measured | None
-    command_as_published: str | None  # None where nothing is missing, or nothing can be run
-    command_honest: str | None
+    cells: Mapping[str, Filled]
 
     @property
     def published(self) -> str:
@@ -75,11 +80,11 @@ class PaperSheet:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]  # on runs that were left out
 
-    heads = ("method", "metric", "published", "as published, here", "honest")
+    heads = ("method", "metric", "published", *COLUMNS.values())
 
     def commands(self) -> list[str]:
         """Each command that would fill a missing cell, once, in the order of the cells."""
-        named = (c for e in self.entries for c in (e.command_as_published, e.command_honest))
+        named = (cell.command for entry in self.entries for cell in entry.cells.values())
         return list(dict.fromkeys(command for command in named if command is not None))
 
     def cells(self) -> list[list[str]]:
@@ -88,22 +93,16 @@ class PaperSheet:
         rows: list[list[str]] = []
         for entry in self.entries:
             row = [entry.row.method, self.table.metrics[entry.metric], entry.published]
-            for found, command in (
-                (entry.as_published, entry.command_as_published),
-                (entry.honest, entry.command_honest),
-            ):
+            for found, command in entry.cells.values():
                 missing = f"{_NOTHING} [{numbers[command]}]" if command else _NOTHING
                 row.append(missing if found is None else _text(entry.metric, found))
             rows.append(row)
         return rows
 
     def runs(self, column: str) -> list[Run]:
-        """The runs behind a column, `as_published` or `honest`, each once."""
-        found: dict[Path, Run] = {}
-        for entry in self.entries:
-            measured: Measured | None = getattr(entry, column)
-            for run in () if measured is None else measured.runs:
-                found.setdefault(run.folder, run)
+        """The runs behind one of `COLUMNS`, each once."""
+        every = (entry.cells[column].measured for entry in self.entries)
+        found = {run.folder: run for one in every if one is not None for run in one.runs}
         return list(found.values())
 
     def legend(self) -> list[str]:
@@ -116,8 +115,8 @@ class PaperSheet:
             said.append(
                 f"{_NOT_KNOWN}: a number of the paper for which this package has no checked source."
             )
-        for head, cell in (("as published, here", "as_published"), ("honest", "honest")):
-            lines = dict.fromkeys(map(_headline, self.runs(cell)))
+        for column, head in COLUMNS.items():
+            lines = dict.fromkeys(map(_headline, self.runs(column)))
             said += [f"{head}: {line}" for line in lines]
         return said
 
@@ -140,24 +139,16 @@ def paper_sheet(table: PaperTable, runs: Sequence[Run]) -> PaperSheet:
         published = [] if row.experiment is None else columns[row.experiment]
         honest, words = _chosen(columns[table.experiment], row)
         notes += words
+        again = f"kora fit --config {row.config}" if row.config else None
+        trains = table.command if row.honest else None
         for metric in table.metrics:
-            commands = (
-                _command(metric, published, f"kora fit --config {row.config}"),
-                _command(metric, honest, table.command),
-            )
-            first, second = (_measured(some, metric, row) for some in (published, honest))
-            entries.append(
-                Entry(
-                    row=row,
-                    metric=metric,
-                    as_published=first,
-                    honest=second,
-                    command_as_published=commands[0] if first is None and row.config else None,
-                    command_honest=commands[1] if second is None and row.honest else None,
-                )
-            )
+            cells = {
+                "as_published": _filled(published, metric, row, again),
+                "honest": _filled(honest, metric, row, trains),
+            }
+            entries.append(Entry(row, metric, cells))
     if any(metric in MATRICES for metric in table.metrics):
-        named = {command for e in entries for command in (e.command_as_published, e.command_honest)}
+        named = {cell.command for entry in entries for cell in entry.cells.values()}
         every = {run.folder for some in columns.values() for run in some}
         lacking = sorted(f for f in every if cka_command_for(f) not in named)
         notes += [why for folder in lacking if (why := why_no_cka(folder)) is not None]
@@ -198,31 +189,25 @@ def _is(run: Run, strategy: str, settings: Mapping[str, Any]) -> bool:
     return label == strategy and all(arguments.get(k) == v for k, v in settings.items())
 
 
-def _measured(runs: Sequence[Run], metric: str, row: PaperRow) -> Measured | None:
-    pairs = [(value, run) for run, value in _values(runs, metric, row)]
-    if not pairs:
-        return None
-    values, those = zip(*pairs, strict=True)
-    return Measured(values, those)
+def _filled(runs: Sequence[Run], metric: str, row: PaperRow, trains: str | None) -> Filled:
+    """Where there is no value: the training, or of runs that are there what the figure reads."""
+    pairs = [(value, run) for run in runs if (value := _value(run, metric, row)) is not None]
+    if pairs:
+        values, those = zip(*pairs, strict=True)
+        return Filled(Measured(values, those), None)
+    if trains is not None and metric in MATRICES and runs:
+        return Filled(None, cka_command_for(runs[0].folder))
+    return Filled(None, trains)
 
 
-def _values(runs: Sequence[Run], metric: str, row: PaperRow) -> Iterator[tuple[Run, float]]:
-    for run in runs:
-        if metric in MATRICES:
-            value = cka_value(run.folder, metric, row.comparison)
-        elif metric == "parameters/percent":
-            value = run.result.parameters.get("percent")
-        else:
-            value = run.result.metrics.get(metric)
-        if value is not None and math.isfinite(value):
-            yield run, float(value)
-
-
-def _command(metric: str, runs: Sequence[Run], trains: str) -> str:
-    """What fills a cell: the training, or of runs that are there what the figure reads."""
-    if metric in MATRICES and runs:
-        return cka_command_for(runs[0].folder)
-    return trains
+def _value(run: Run, metric: str, row: PaperRow) -> float | None:
+    if metric in MATRICES:
+        value = cka_value(run.folder, metric, row.comparison)
+    elif metric == "parameters/percent":
+        value = run.result.parameters.get("percent")
+    else:
+        value = run.result.metrics.get(metric)
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _text(metric: str, found: Measured) -> str:
@@ -235,16 +220,11 @@ def _text(metric: str, found: Measured) -> str:
     else:
         text = format_metric(metric, mean)
     if half is not None:
-        of_cka = metric in MATRICES
-        width = f"{100 * half:.2f}" if is_rate(metric) else format_number(half, digits=3)
-        text += f" ± {f'{half:.3f}' if of_cka else width}"
+        text += f" ± {f'{half:.3f}' if metric in MATRICES else format_spread(metric, half)}"
     return f"{text} ({len(found.values)})"
 
 
 def _headline(run: Run) -> str:
-    """Data, backbone and evaluation of a run in a line."""
-    protocol, backbone = run.result.protocol, run.result.backbone
-    parts = [str(protocol.get("dataset", "")), str(backbone.get("name", ""))]
-    parts += split_sizes(protocol)
-    parts.append(evaluation_sentence(protocol) or "")
-    return " · ".join(part for part in parts if part)
+    """Without the subset, which is in the config of each column."""
+    protocol = {**run.result.protocol, "subset": None}
+    return headline(protocol, str(run.result.backbone.get("name", "")))

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Column, Table
 
 __all__ = ["NO_VALIDATION", "TITLES", "Audit", "Findings", "Majority", "SplitCoverage", "audit"]
 
@@ -83,13 +83,24 @@ class Findings:
                 f"{self.remedies[1]} To run it knowingly all the same, set allow_degenerate: true."
             )
 
-    def marked(self) -> list[str]:
-        """Problems and warnings, a line each, for a terminal."""
-        from rich.markup import escape
-
-        return [f"[red]problem:[/red] {escape(text)}" for text in self.problems] + [
-            f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings
-        ]
+    def page(
+        self,
+        title: str,
+        heads: Iterable[str],
+        rows: Iterable[Iterable[str]],
+        below: Iterable[RenderableType] = (),
+    ) -> Table:
+        """A table of the splits for a terminal; the rest, problems and warnings stand below it."""
+        columns = (Column(head, justify="right") for head in heads)
+        table = Table("split", *columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        problems = (f"[red]problem:[/red] {escape(text)}" for text in self.problems)
+        warnings = (f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings)
+        page = Table.grid()  # the sentences get the full width, not that of the table
+        for part in (table, *below, *problems, *warnings):
+            page.add_row(part)
+        return page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,33 +149,21 @@ class Audit(Findings):
 
     def render(self) -> Table:
         """A table of the splits; baselines, problems and warnings stand below it."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        lines = [f"chance {self.chance:.2%}"]
+        line = f"chance {self.chance:.2%}"
         if self.majority is not None:
             m = self.majority
-            lines[0] += (
+            line += (
                 f" · always {escape(m.name)}: accuracy {m.accuracy:.2%}, "
                 f"macro F1 {m.macro_f1:.2%}, weighted F1 {m.weighted_f1:.2%}"
             )
-        table = Table(title="Audit of the splits", title_justify="left")
-        table.add_column("split")
-        for heading in ("images", "classes", "images a class"):
-            table.add_column(heading, justify="right")
+        rows = []
         for name, split in self.splits.items():
             low, high = split.images_per_class_min, split.images_per_class_max
-            table.add_row(
-                TITLES[name],
-                f"{split.images:,}",
-                f"{split.classes} of {self.num_classes}",
-                f"{low:,}" if low == high else f"{low:,} to {high:,}",
-            )
-        page = Table.grid()  # the sentences get the full width, not that of the table
-        page.add_row(table)
-        for line in lines + self.marked():
-            page.add_row(line)
-        return page
+            each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            counts = (f"{split.images:,}", f"{split.classes} of {self.num_classes}", each)
+            rows.append((TITLES[name], *counts))
+        heads = ("images", "classes", "images a class")
+        return self.page("Audit of the splits", heads, rows, [line])
 
 
 def audit(
@@ -180,7 +179,7 @@ def audit(
 
     Raises:
         ValueError: the arguments themselves are wrong: fewer than two classes, a number of class
-            names other than K, an unknown split, or labels that are no vector of integers.
+            names other than K, or labels that are no vector of integers.
     """
     if num_classes < 2:
         raise ValueError(
@@ -190,9 +189,7 @@ def audit(
         raise ValueError(
             f"There are {len(class_names)} class names for {num_classes} classes; give one each."
         )
-    unknown = sorted(set(splits) - set(TITLES))
-    if unknown:
-        raise ValueError(f"Unknown split {unknown[0]!r}; the splits are {', '.join(TITLES)}.")
+    assert set(splits) <= set(TITLES)
     arrays: dict[str, IntArray] = {}
     for split in TITLES:
         labels = np.asarray(splits.get(split, ()))

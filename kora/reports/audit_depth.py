@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.table import Table
 
+from datamodules.depth_statistics import DepthStatistics, histogram_table
 from kora.metrics.protocol import DepthProtocol
 from kora.reports.audit import NO_VALIDATION, TITLES, Findings
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from datamodules.depth_statistics import DepthStatistics
 
 __all__ = ["DepthAudit", "audit_depth"]
 
@@ -50,27 +47,15 @@ class DepthAudit(Findings):
 
     def render(self, *, histogram: bool = False) -> Table:
         """A table of the splits, a histogram if asked for, problems and warnings below it."""
-        from rich.table import Table
-
-        from datamodules.depth_statistics import histogram_table
-
-        table = Table(title="Audit of the depth, in metres", title_justify="left")
-        table.add_column("split")
-        for heading in ("images", "looked at", "measured", "least", "median", "mean", "most"):
-            table.add_column(heading, justify="right")
-        for name, found in self.splits.items():
+        named = {TITLES[name]: found for name, found in self.splits.items()}
+        rows = []
+        for title, found in named.items():
             counts = (f"{found.of_images:,}", f"{found.images:,}", f"{found.valid_share:.1%}")
             depths = (found.min_m, found.median_m, found.mean_m, found.max_m)
-            table.add_row(TITLES[name], *counts, *(f"{depth:.2f}" for depth in depths))
-        page = Table.grid()
-        page.add_row(table)
-        if histogram:
-            named = {TITLES[name]: found for name, found in self.splits.items()}
-            page.add_row("")
-            page.add_row(histogram_table(named))
-        for line in self.marked():
-            page.add_row(line)
-        return page
+            rows.append((title, *counts, *(f"{depth:.2f}" for depth in depths)))
+        heads = ("images", "looked at", "measured", "least", "median", "mean", "most")
+        below = ("", histogram_table(named)) if histogram else ()
+        return self.page("Audit of the depth, in metres", heads, rows, below)
 
 
 def audit_depth(
@@ -79,12 +64,7 @@ def audit_depth(
     protocol: DepthProtocol,
     image_size: tuple[int, int],
 ) -> DepthAudit:
-    """Examine the depth of the splits `train`, `val` (may be absent) and `test`.
-
-    Args:
-        splits: Statistics of the splits that hold images.
-        protocol: How the evaluation counts.
-        image_size: H and W of the depth maps.
+    """Examine the depth of the splits `train`, `val` and `test`, as far as they hold images.
 
     Raises:
         ValueError: The crop of the protocol is not defined for this size.

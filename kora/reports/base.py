@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
 from kora.tasks import AdapterTask
 
-__all__ = ["Report", "evaluating", "spread"]
+__all__ = ["Report", "spread"]
 
 
 class Report:
     """Audit, baselines, evaluation protocol, pictures and predictions of one kind of task.
 
-    Args:
-        task: The task of the run; `audit` may come before it is built.
-        datamodule: Its data, or None.
+    `audit` may come before the task is built. There may be no data.
     """
 
     def __init__(self, task: AdapterTask, datamodule: Any) -> None:
@@ -65,27 +62,19 @@ class Report:
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Predictions for uint8 (B, 3, H, W) images; called on every process."""
-        with evaluating(self.task):
-            found: dict[str, Tensor] = self.task.predict_step(
-                {"image": images.to(self.task.device)}, 0
-            )
+        training = self.task.training
+        self.task.eval()
+        batch = {"image": images.to(self.task.device)}
+        try:
+            with torch.inference_mode():
+                found: dict[str, Tensor] = self.task.predict_step(batch, 0)
+        finally:
+            self.task.train(training)
         return found
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path | None:
         """A file of what `predict` gave."""
         return None
-
-
-@contextmanager
-def evaluating(task: AdapterTask) -> Iterator[None]:
-    """The task in eval mode without autograd; its mode is put back."""
-    training = task.training
-    task.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        task.train(training)
 
 
 def spread(size: int, most: int) -> Any:

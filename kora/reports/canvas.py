@@ -10,7 +10,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,24 +24,25 @@ from kora.runs.durable import write_atomically
 
 __all__ = [
     "BLUE",
+    "DPI",
     "GREEN",
     "GREY",
     "LEVEL",
     "ORANGE",
     "PERCENT",
     "RED",
-    "bare_figure",
     "level_style",
     "literal",
     "metric_along",
     "new_figure",
     "save",
+    "write_cells",
 ]
 
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
 LEVEL = "#8A8C92"  # of the best without learning
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
-_DPI = 130
+DPI = 130
 
 
 def level_style(kind: str) -> tuple[str, str]:
@@ -77,7 +80,7 @@ def new_figure(
 
     `widths` and `heights` are those of the columns and rows, relative to each other.
     """
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, width_ratios=widths, height_ratios=heights)
     if title:
         wrapped = textwrap.fill(literal(title), int(size[0] * 13))
@@ -85,9 +88,12 @@ def new_figure(
     return figure, list(axes.flat)
 
 
-def bare_figure(size: tuple[float, float]) -> Figure:
-    """A figure of `size` inches, width by height, in which whoever draws places everything."""
-    return Figure(figsize=size, dpi=_DPI)
+def write_cells(axis: Axes, texts: Any, dark: Any, *, size: float) -> None:
+    """A text in each cell of a heat map (R, S), white where it is dark; "" leaves one empty."""
+    for (row, column), text in np.ndenumerate(np.asarray(texts)):
+        if text:
+            colour = "white" if dark[row, column] else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def save(figure: Figure, out_png: str | Path) -> Path:

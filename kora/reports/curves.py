@@ -42,14 +42,8 @@ def tested_place(
     """Where on the axis of steps the tested weights stand, and whether the record says so.
 
     A record counts the steps made, the axis counts from 0. Records of earlier versions do not say;
-    then it is the step of the best validation, which is the checkpoint that `kora fit` tests.
-
-    Args:
-        curves: of a run.
-        name: of the metric without its stage, as the best validation is that of the metric.
-        tested_step: of the record; None where it does not say.
-
-    None where there is no validation either.
+    then it is the step of the best validation of the metric (`name` has no stage), which is the
+    checkpoint that `kora fit` tests. None where there is no validation either.
     """
     if tested_step is not None:
         return max(tested_step - 1, 0), True

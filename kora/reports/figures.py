@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -19,14 +20,15 @@ from numpy.typing import NDArray
 from kora.console.formats import format_metric, is_rate
 from kora.reports.canvas import (
     BLUE,
+    DPI,
     GREEN,
     ORANGE,
     PERCENT,
     RED,
-    bare_figure,
     literal,
     new_figure,
     save,
+    write_cells,
 )
 from kora.reports.curves import CURVES, read_curves, tested_place
 
@@ -45,13 +47,8 @@ def learning_curves(
     """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
 
     What the file does not have is left out. A test value is a diamond at the step of the
-    checkpoint that was tested.
-
-    Args:
-        metrics_csv: of a run.
-        out_png: the picture.
-        tested_step: optimiser steps behind the tested weights, as in results.json; None: the step
-            of the best validation, and the legend says so.
+    checkpoint that was tested; without `tested_step`, as in results.json, at that of the best
+    validation, and the legend says so.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,7 +121,7 @@ def sample_grid(
     width, above, gap = max(1.68, 3.4 / columns), 0.36, 0.07
     high = width * images.shape[2] / images.shape[3]
     size = (columns * (width + gap) + gap, rows * (above + high + gap))
-    figure = bare_figure(size)
+    figure = Figure(figsize=size, dpi=DPI)
     axis = figure.add_axes((0, 0, 1, 1))
     how = "nearest" if max(images.shape[2:]) < 128 else "antialiased"
     for place, image in enumerate(images):
@@ -185,17 +182,7 @@ def confusion_matrix(
         heading = "Most often confused\n(true → predicted)\n\n"
         axes[1].text(0, 1, heading + listed, va="top", fontsize=7.5)
     if counted:
-        for row, column in np.argwhere(counts > 0):
-            dark = shares[row, column] > 0.55
-            axis.text(
-                column,
-                row,
-                f"{counts[row, column]}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-            )
+        write_cells(axis, np.where(counts > 0, counts.astype(str), ""), shares > 0.55, size=7)
     return save(figure, out_png)
 
 

@@ -45,14 +45,8 @@ def depth_grid(
 
     Truth and prediction share one scale in metres, that of the truths; predictions beyond it have
     the colour of its end. Where the truth is 0 nothing was measured: grey, and no error. A
-    prediction that is not finite is magenta.
-
-    Args:
-        images: uint8 (n, 3, H, W).
-        truths: Metres (n, H, W).
-        predictions: Metres (n, H, W), at the size of the truths.
-        out_png: The file to write.
-        title: Stands above all.
+    prediction that is not finite is magenta. Images are (n, 3, H, W), truths and predictions
+    (n, H, W).
     """
     errors, rmse_m = errors_of(truths, predictions)
     measured, finite = truths > 0, np.isfinite(predictions)

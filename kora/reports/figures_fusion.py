@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.reports.canvas import PERCENT, new_figure, save
+from kora.reports.canvas import PERCENT, new_figure, save, write_cells
 
 __all__ = ["attention_map"]
 
@@ -49,12 +49,8 @@ def attention_map(
     axis.set_yticks(range(len(places)), places, fontsize=8 if written else 6)
     axis.set(xlabel="source adapter", ylabel="place (block, site)")
     if written:
-        for (place, source), share in np.ndenumerate(shares):
-            dark = abs(share - equal) > 0.6 * reach
-            axis.text(
-                source, place, f"{100 * share:.1f}", ha="center", va="center", fontsize=7,
-                color="white" if dark else "black",
-            )  # fmt: skip
+        texts = [[f"{100 * share:.1f}" for share in row] for row in shares]
+        write_cells(axis, texts, np.abs(shares - equal) > 0.6 * reach, size=7)
     return save(figure, out_png)
 
 

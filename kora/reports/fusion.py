@@ -26,8 +26,7 @@ FUSION_TABLE = "fusion_attention.csv"
 class FusionReport:
     """Mean attention over all tokens of all images of a validation or test.
 
-    Args:
-        fusion: The strategy of the run; it is attached by the time `begin` is called.
+    The fusion is attached by the time `begin` is called.
     """
 
     def __init__(self, fusion: AdapterFusion) -> None:

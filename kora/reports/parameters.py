@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
 
 from kora.adapters.base import place_of
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
-    from kora.tasks import AdapterTask
+from kora.tasks import AdapterTask
 
 __all__ = ["ParameterReport", "parameter_report"]
 
@@ -44,9 +43,6 @@ class ParameterReport:
 
     def render(self) -> Group:
         """A table of trainables by block (rows) and site (columns)."""
-        from rich.console import Group
-        from rich.table import Table
-
         sites = list(dict.fromkeys(site for _, site in self.cells))
         blocks = list(dict.fromkeys(block for block, _ in self.cells))
         table = Table()

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
 
 from kora.console.formats import baseline_name, format_metric
 from kora.runs.results import RunResult
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["evaluation_sentence", "headline", "split_sizes", "summary_table"]
 
-__all__ = ["evaluation_sentence", "split_sizes", "summary_table"]
+
+def headline(protocol: Mapping[str, Any], backbone: str) -> str:
+    """Data, backbone and evaluation protocol in one line, as far as they are stated."""
+    parts = [str(protocol.get("dataset", "")), backbone]
+    parts += split_sizes(protocol)
+    subset = protocol.get("subset") or {}
+    if subset.get("per_class"):
+        parts.append(f"{subset['per_class']} a class")
+    if subset.get("fraction"):
+        parts.append(f"{100 * subset['fraction']:g} % of the training set")
+    parts.append(evaluation_sentence(protocol) or "")
+    return " · ".join(part for part in parts if part)
 
 
 def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
@@ -43,9 +56,6 @@ def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
 
 def summary_table(result: RunResult) -> Table:
     """Every test metric of a run, beside each of its baselines; its evaluation stands below."""
-    from rich.markup import escape
-    from rich.table import Table
-
     parameters, seconds = result.parameters, result.seconds
     notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
     if "trainable" in parameters:

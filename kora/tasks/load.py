@@ -43,6 +43,7 @@ __all__ = [
     "load_adapter",
     "load_backbone",
     "named_device",
+    "run_of",
 ]
 
 
@@ -325,6 +326,11 @@ def adapter_folder(path: str | Path) -> Path:
     folder = expand(path)
     inner = folder / "adapter"
     return inner if (inner / ADAPTER_CONFIG).is_file() else folder
+
+
+def run_of(folder: Path) -> Path:
+    """The folder of a run, also where the folder `adapter` in it was named."""
+    return folder.parent if folder.name == "adapter" else folder
 
 
 def _without_sources(described: Mapping[str, Any]) -> dict[str, Any]:

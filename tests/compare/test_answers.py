@@ -64,8 +64,8 @@ def test_images_on_which_two_differ_come_with_both_answers_the_clearest_first(
     assert [image.index for image in pair.differing] == [4, 5, 6]
     first, _, last = pair.differing
     assert (first.truth, first.answer, first.right) == ("kind 4", "kind 4", 2)
-    assert (first.other_answer, first.other_right) == ("kind 5", 0)
-    assert last.other_right == 1
+    assert (first.reference_answer, first.reference_right) == ("kind 5", 0)
+    assert last.reference_right == 1
 
 
 def test_what_only_one_has_right_explains_the_difference_of_accuracy(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_one_batch_has_no_interval_and_this_is_said(cka: Cka, lora: Path, tmp_pa
         (("--batch_size", "3"), "--batch_size 3: the unbiased estimate needs 4 images"),
         (("--images", "25"), "--images 25: the test set of RUN holds 24 images"),
         (("--features", "max"), "invalid choice: 'max'"),
-        (("--seed", "-1"), "--seed -1: expected 0 or more"),
+        (("--seed", "-1"), "--seed: -1, expected 0 or more"),
         (("--device", "abacus"), "--device abacus cannot be used here"),
     ],
 )

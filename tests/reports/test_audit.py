@@ -128,7 +128,6 @@ def test_a_label_out_of_range_is_never_allowed_and_located(label: int) -> None:
     [
         ({"train": TRAIN}, {"num_classes": 1}, "at least 2"),
         ({"train": TRAIN}, {"num_classes": 4, "class_names": ["a"]}, "1 class names for 4"),
-        ({"training": TRAIN}, {"num_classes": 4}, "'training'.*train, val, test"),
         ({"train": TRAIN * 0.5}, {"num_classes": 4}, "float64"),
         ({"train": TRAIN[None]}, {"num_classes": 4}, r"\(1, 20\)"),
     ],
