@@ -19,7 +19,7 @@ from kora.adapters import FullFineTune, LoRA
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
-from tests.support.armed import run_fresh
+from tests.support.armed import run
 from tests.support.cli import tiny_config, write_config
 from tests.support.factory import built, labels_for
 from tests.support.families import tiny
@@ -70,35 +70,28 @@ def test_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
         assert "use trainer.strategy: ddp" in said
 
 
-def kora_on_two(folder: Path, *args: str) -> None:
-    code, said = run_fresh(folder, *args)
-    assert code == 0, said
-
-
 def test_fit_test_and_resume_give_what_ddp_gives(tmp_path: Path) -> None:
     strategies = {"ddp": "ddp", "sharded": {"class_path": "kora.sharding.ShardedBackbone"}}
     accuracies, losses = {}, {}
+    last = str(RUN / "checkpoints/last.ckpt")
     for name, strategy in strategies.items():
         folder = tmp_path / name
         folder.mkdir()
         config = tiny_config()
         config["trainer"] |= {"max_epochs": 1, "devices": 2, "strategy": strategy}
         write_config(folder / "tiny.yaml", config)
-        kora_on_two(folder, "fit", "--config", "tiny.yaml")
-        on = ["--config", str(RUN / "config.yaml"), "--ckpt_path", "last"]
-        kora_on_two(folder, "fit", *on, "--trainer.max_epochs", "2")
+        resumed = ["--config", str(RUN / "config.yaml"), "--ckpt_path", "last"]
+        for command in (
+            ["fit", "--config", "tiny.yaml"],
+            ["fit", *resumed, "--trainer.max_epochs", "2"],
+            ["test", "--config", "tiny.yaml", "--ckpt_path", last],
+        ):
+            code, said = run(folder, *command)
+            assert code == 0, said
         results = json.loads((folder / RUN / "results.json").read_text())
         accuracies[name] = results["metrics"]["test/accuracy"]
         losses[name] = results["metrics"]["test/loss"]
-        kora_on_two(
-            folder,
-            "test",
-            "--config",
-            "tiny.yaml",
-            "--ckpt_path",
-            str(RUN / "checkpoints/last.ckpt"),
-        )
-        saved = torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)
+        saved = torch.load(folder / last, weights_only=True)
         assert not any(key.startswith("backbone.") for key in saved["state_dict"])
     assert accuracies["sharded"] == accuracies["ddp"]
     assert losses["sharded"] == pytest.approx(losses["ddp"], rel=1e-5)

@@ -146,12 +146,12 @@ def test_a_killed_fusion_is_the_same_to_the_bit(here: Path) -> None:
 def test_a_killed_run_of_two_processes_is_the_same_to_the_bit(here: Path) -> None:
     write_config(here / "tiny.yaml", config(devices=2, strategy="ddp"))
     fit = ["fit", "--config", "tiny.yaml", "--save.every_steps", "1"]
-    code, out = run_fresh(here, *fit)
+    code, out = run(here, *fit)
     assert code == 0, out
-    code, out = run_fresh(here, *fit, fault="SIGKILL batch_start 4 0")
+    code, out = run(here, *fit, fault="SIGKILL batch_start 4 0")
     assert code, out
     again = [*fit, "--resume"]
-    code, out = run_fresh(here, *again)
+    code, out = run(here, *again)
     assert code == 0, out
     assert_same_run(here / SEED0 / "version_0", here / SEED0 / "version_1")
 
