@@ -200,7 +200,7 @@ def fork_the_ranks() -> None:
     from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 
     started: Any = SimpleNamespace(Popen=_rank)
-    launcher.subprocess = started  # type: ignore[attr-defined]
+    launcher.subprocess = started
 
 
 def _rank(command: list[str], env: dict[str, str], cwd: None) -> Process:
@@ -210,7 +210,7 @@ def _rank(command: list[str], env: dict[str, str], cwd: None) -> Process:
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        rank_zero_only.rank = int(env["LOCAL_RANK"])  # type: ignore[attr-defined]
+        rank_zero_only.rank = int(env["LOCAL_RANK"])
         become(partial(main, sys.argv[1:]), sys.argv, (0, 1, 2), Path.cwd(), env)
     return Process(pid)
 
