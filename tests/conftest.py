@@ -60,11 +60,13 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _source_stages_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _source_stages_are_forks() -> Iterator[None]:
     # Of the process that a grid keeps too, so that its imports are paid once a worker.
     kept = partial(run_child, more_follow=True)
-    monkeypatch.setattr(kora.training.stages, "run_child", kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kora.training.stages, "run_child", kept)
+        yield
 
 
 @pytest.fixture

@@ -93,7 +93,11 @@ def write_cells(axis: Axes, texts: Any, dark: Any, *, size: float) -> None:
     for (row, column), text in np.ndenumerate(np.asarray(texts)):
         if text:
             colour = "white" if dark[row, column] else "black"
-            axis.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+            # In the axes as it is: the layout need not measure it.
+            axis.text(
+                column, row, text, ha="center", va="center", fontsize=size, color=colour,
+                in_layout=False,
+            )  # fmt: skip
 
 
 def save(figure: Figure, out_png: str | Path) -> Path:

@@ -5,7 +5,6 @@ That its gradients are those of one process is in tests/adapters/test_ddp.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from kora.adapters import FullFineTune, LoRA
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
-from tests.support.armed import run_fresh
-from tests.support.cli import tiny_config, write_config
+from tests.support.armed import run
+from tests.support.cli import results, tiny_config, write_config
 from tests.support.factory import built, labels_for
 from tests.support.families import tiny
 from tests.support.two_ranks import QUIET, on_two_ranks
@@ -70,35 +69,29 @@ def test_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
         assert "use trainer.strategy: ddp" in said
 
 
-def kora_on_two(folder: Path, *args: str) -> None:
-    code, said = run_fresh(folder, *args)
-    assert code == 0, said
-
-
 def test_fit_test_and_resume_give_what_ddp_gives(tmp_path: Path) -> None:
     strategies = {"ddp": "ddp", "sharded": {"class_path": "kora.sharding.ShardedBackbone"}}
-    accuracies, losses = {}, {}
+    metrics = {}
     for name, strategy in strategies.items():
         folder = tmp_path / name
         folder.mkdir()
         config = tiny_config()
         config["trainer"] |= {"max_epochs": 1, "devices": 2, "strategy": strategy}
         write_config(folder / "tiny.yaml", config)
-        kora_on_two(folder, "fit", "--config", "tiny.yaml")
-        on = ["--config", str(RUN / "config.yaml"), "--ckpt_path", "last"]
-        kora_on_two(folder, "fit", *on, "--trainer.max_epochs", "2")
-        results = json.loads((folder / RUN / "results.json").read_text())
-        accuracies[name] = results["metrics"]["test/accuracy"]
-        losses[name] = results["metrics"]["test/loss"]
-        kora_on_two(
-            folder,
-            "test",
-            "--config",
-            "tiny.yaml",
-            "--ckpt_path",
-            str(RUN / "checkpoints/last.ckpt"),
-        )
-        saved = torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)
+        resumed = ["--config", str(RUN / "config.yaml"), "--ckpt_path", "last"]
+        commands = [
+            ["fit", "--config", "tiny.yaml"],
+            ["fit", *resumed, "--trainer.max_epochs", "2"],
+            ["test", "--config", "tiny.yaml", "--ckpt_path", str(RUN / "checkpoints/best.ckpt")],
+        ]
+        for command in commands[: 2 if name == "ddp" else 3]:
+            code, said = run(folder, *command)
+            assert code == 0, said
+        runs = [(folder / RUN).with_name(f"version_{number}") for number in (0, 1, 2)]
+        metrics[name] = [results(run)["metrics"] for run in runs if run.is_dir()]
+        saved = torch.load(runs[0] / "checkpoints/last.ckpt", weights_only=True)
         assert not any(key.startswith("backbone.") for key in saved["state_dict"])
-    assert accuracies["sharded"] == accuracies["ddp"]
-    assert losses["sharded"] == pytest.approx(losses["ddp"], rel=1e-5)
+    fitted, _, tested = metrics["sharded"]
+    for one, other in [*zip(metrics["sharded"], metrics["ddp"], strict=False), (tested, fitted)]:
+        assert one["test/accuracy"] == other["test/accuracy"]
+        assert one["test/loss"] == pytest.approx(other["test/loss"], rel=1e-5)

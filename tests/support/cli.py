@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
 import pytest
 import yaml
@@ -52,12 +54,14 @@ class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self._one_at_a_time = threading.Lock()
 
     def poll(self) -> int | None:
         """The exit code (negative: the signal that killed it), or None."""
-        if self.returncode is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        with self._one_at_a_time:
+            if self.returncode is None:
+                found, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if found else None
         return self.returncode
 
     def wait(self, timeout: float = 600) -> int:
@@ -89,10 +93,12 @@ def started(
     log: Path,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    first: Callable[[], object] | None = None,
 ) -> Iterator[Process]:
     """`kora ARGS` in a process of its own, as from a terminal; it is gone at the end.
 
-    A fork of this one, in a session of its own: to import torch anew takes five seconds.
+    A fork of this one, in a session of its own, and so are the ranks that it starts: to import
+    torch anew takes five seconds. What is to be done `first` is done in it.
     """
     import kora.training.lightning_cli  # noqa: F401
 
@@ -101,11 +107,18 @@ def started(
     sys.stderr.flush()
     log.touch()
     words = ["kora", *map(str, args)]
+
+    def program() -> None:
+        if first is not None:
+            first()
+        main(words[1:])
+
     pid = os.fork()
     if not pid:
         share_the_kept()
+        fork_the_ranks()
         streams = (os.open(os.devnull, os.O_RDONLY), *(os.open(log, os.O_WRONLY | os.O_TRUNC),) * 2)
-        become(partial(main, words[1:]), words, streams, folder or Path.cwd(), environment)
+        become(program, words, streams, folder or Path.cwd(), environment)
     process = Process(pid)
     try:
         yield process
@@ -131,7 +144,10 @@ def become(
         os.setsid()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), ("r", "w", "w"))
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, closefd=False)  # or a fork of this fork would close them
+            for number, mode in enumerate("rww")
+        )
         os.chdir(folder)
         if environment is not None:
             os.environ.clear()
@@ -177,6 +193,41 @@ def share_the_kept() -> None:
     """In a fork: the kept process takes its orders too, though it is not this one's child."""
     server: Any = _forkserver
     server.ensure_running = lambda: None
+
+
+def fork_the_ranks() -> None:
+    """In a fork: Lightning starts the processes of the other ranks as forks of this one."""
+    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+
+    started: Any = SimpleNamespace(Popen=_rank)
+    launcher.subprocess = started
+
+
+def _rank(command: list[str], env: dict[str, str], cwd: None) -> Process:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        rank_zero_only.rank = int(env["LOCAL_RANK"])
+        become(partial(main, sys.argv[1:]), sys.argv, (0, 1, 2), Path.cwd(), env)
+    return Process(pid)
+
+
+def fork_the_runs() -> None:
+    """In a fork: the runs that it starts are forks of it, with what it was forbidden."""
+    import kora.runs.processes
+
+    kora.runs.processes._forked = _run
+
+
+def _run(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> Process:
+    pid = os.fork()
+    if not pid:
+        streams = (0, 1, 2) if output is None else (0, *(output.fileno(),) * 2)
+        become(partial(main, list(args)), ["kora", *args], streams, Path.cwd(), env)
+    return Process(pid)
 
 
 def wait_for(path: Path, process: Process, *, patience_s: float = 240) -> None:

@@ -1,6 +1,6 @@
 """Faults that tests cause for real: bytes that flip, pickles that act, disks that are small.
 
-Also file systems without locks.
+Also file systems without locks, and processes with little memory to share or without root's rights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Trap", "damages", "flip", "forbid_locks", "small_disk", "truncate"]
+__all__ = [
+    "Trap",
+    "damages",
+    "flip",
+    "forbid_locks",
+    "obey_modes",
+    "share_little",
+    "small_disk",
+    "truncate",
+]
 
 
 class Trap:
@@ -85,8 +94,8 @@ def small_disk(folder: Path, *, size_mib: int) -> Iterator[Path]:
 def forbid_locks(number: int) -> None:
     """Let every lock of this process and its children fail with an errno, by Linux's seccomp.
 
-    A `preexec_fn` of subprocess, on x86_64: what its program then meets is a file system without
-    locks, in C libraries such as SQLite too.
+    On x86_64: what its program then meets is a file system without locks, in C libraries such as
+    SQLite too.
     """
     load, equal, leave = 0x20, 0x15, 0x06  # of classic BPF
     flock, fcntl, allow, errno = 73, 72, 0x7FFF0000, 0x00050000
@@ -109,3 +118,24 @@ def forbid_locks(number: int) -> None:
     no_new_privileges, seccomp, by_filter = 38, 22, 2
     if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(seccomp, by_filter, filter_):
         raise OSError(ctypes.get_errno(), "seccomp is not allowed here")
+
+
+def share_little(size: str) -> None:
+    """Give this process and its children a /dev/shm of that size; only root may."""
+    libc, mounts = ctypes.CDLL(None, use_errno=True), 0x20000  # CLONE_NEWNS
+    if libc.unshare(mounts):
+        raise OSError(ctypes.get_errno(), "namespaces are not allowed here")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"]
+    subprocess.run(mount, check=True)
+
+
+def obey_modes() -> None:
+    """Let the modes of files bind this process, whoever runs it, as they bind any but root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version, override, read_search = 0x20080522, 1, 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    header, held = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    held[0] &= ~(1 << override | 1 << read_search)
+    if libc.capset(header, held):
+        raise OSError(ctypes.get_errno(), "rights cannot be given up here")

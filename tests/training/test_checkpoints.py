@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from random import Random
+from typing import NoReturn
 
 import pytest
 import torch
@@ -19,58 +23,46 @@ from kora.runs.durable import sweep
 from kora.training.checkpoints import CheckedCheckpointIO, with_checked_io
 from tests.support.faults import small_disk
 
-#: Forks children that only save, kills each within a save, and reads what they left.
-KILLER = """
-import io, json, os, random, signal, sys, time
-from pathlib import Path
-import torch
-from kora.adapters.checkpoint_files import read_checkpoint
-from kora.training.checkpoints import CheckedCheckpointIO
-from kora.runs.durable import sweep
 
-path, kills = Path(sys.argv[1]), int(sys.argv[2])
-random.seed(0)
-torch.set_num_threads(1)
-writer = CheckedCheckpointIO()
-writer.save_checkpoint({"global_step": 0, "state_dict": {"w": torch.zeros(100_000)}}, path)
-corrupt, strays, steps = [], 0, set()
-for kill in range(kills):
-    start = read_checkpoint(path)["global_step"]
-    child = os.fork()
-    if not child:
-        for step in range(start + 1, 10**9):
+def save_for_ever(writer: CheckedCheckpointIO, path: Path, step: int) -> NoReturn:
+    """In a fork: checkpoints of the steps from this one on."""
+    try:
+        while True:
             weights = torch.full((100_000,), float(step))
             writer.save_checkpoint({"global_step": step, "state_dict": {"w": weights}}, path)
-    time.sleep(random.uniform(0.02, 0.12))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    strays += len(list(path.parent.glob("*.tmp")))
-    try:
-        content = read_checkpoint(path)
-        assert (content["state_dict"]["w"] == content["global_step"]).all()
-        steps.add(content["global_step"])
-    except Exception as error:
-        corrupt.append(repr(error))
-sweep(path.parent)
-left = sorted(p.name for p in path.parent.iterdir() if not p.name.endswith(".next"))
-print(json.dumps({"corrupt": corrupt, "strays": strays, "saved": max(steps), "left": left}))
-"""
+            step += 1
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.slow
-def test_of_50_kills_during_a_save_none_leaves_a_bad_file(tmp_path: Path) -> None:
-    elsewhere = Path("/dev/shm")
+def test_of_50_kills_during_a_save_none_leaves_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, path = Path("/dev/shm"), tmp_path / "checkpoints/last.ckpt"
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system for TMPDIR")
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "checkpoints/last.ckpt"), "50"]
-    environment = {**os.environ, "TMPDIR": str(elsewhere)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["corrupt"] == []
-    assert told["strays"] > 10  # they were killed while they were writing
-    assert told["saved"] > 10
-    assert told["left"] == ["last.ckpt", "last.ckpt.sha256"]
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    random, writer = Random(0), CheckedCheckpointIO()
+    writer.save_checkpoint({"global_step": 0, "state_dict": {"w": torch.zeros(100_000)}}, path)
+    strays, steps = 0, {0}
+    for _ in range(50):
+        child = os.fork()
+        if not child:
+            save_for_ever(writer, path, max(steps) + 1)
+        time.sleep(random.uniform(0.02, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        strays += len(list(path.parent.glob("*.tmp")))
+        content = read_checkpoint(path)
+        assert (content["state_dict"]["w"] == content["global_step"]).all()
+        steps.add(content["global_step"])
+    assert strays > 10  # they were killed while they were writing
+    assert max(steps) > 10
+    sweep(path.parent)
+    left = sorted(p.name for p in path.parent.iterdir() if not p.name.endswith(".next"))
+    assert left == ["last.ckpt", "last.ckpt.sha256"]
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:

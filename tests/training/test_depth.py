@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from kora.cli import main
 from tests.support.cli import (
     Outcome,
     depth_config,
@@ -39,6 +42,23 @@ def depth(here: Path) -> Path:
     return here
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two epochs, and what that printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_config(folder / "depth.yaml", depth_config())
+    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
+        main(["fit", "--config", "depth.yaml", "--trainer.max_epochs", "2"])
+    return folder
+
+
+@pytest.fixture
+def fitted(trained: Path, depth: Path) -> Path:
+    """A copy of that run, in `depth`."""
+    shutil.copytree(trained / "runs", depth / "runs")
+    return depth
+
+
 def fit(capfd: Capture, *args: str | Path) -> Outcome:
     outcome = kora(capfd, "fit", *args)
     assert outcome.code == 0, outcome.err
@@ -50,11 +70,8 @@ def the_run(folder: Path, strategy: str = "LoRA") -> Path:
     return run
 
 
-def test_fit_leaves_a_record_with_protocol_baselines_and_pictures(
-    depth: Path, capfd: Capture
-) -> None:
-    outcome = fit(capfd, "--config", "depth.yaml", "--trainer.max_epochs", "2")
-    run = the_run(depth)
+def test_fit_leaves_a_record_with_protocol_baselines_and_pictures(trained: Path) -> None:
+    out, run = (trained / "out.txt").read_text(), the_run(trained)
     record = results(run)
     assert record["protocol"]["evaluation"] == {
         "split": "test",
@@ -71,8 +88,8 @@ def test_fit_leaves_a_record_with_protocol_baselines_and_pictures(
         assert record["baselines"]["mean_map"][name] >= 0
     assert record["metrics"]["best_val/rmse_m"] > 0
     assert record["audit"]["splits"]["train"]["of_images"] == 36
-    assert "Evaluation: split test, no crop, 0.001 to 10 m" in " ".join(outcome.out.split())
-    assert "mean depth map" in outcome.out
+    assert "Evaluation: split test, no crop, 0.001 to 10 m" in " ".join(out.split())
+    assert "mean depth map" in out
     for name in ("test_depth.png", "learning_curves.png", "val_depth/epoch_000.png"):
         with Image.open(run / name) as picture:
             assert min(picture.size) > 200, name
@@ -82,14 +99,13 @@ def test_fit_leaves_a_record_with_protocol_baselines_and_pictures(
     assert len(list((run / "val_depth").iterdir())) == 2
 
 
-def test_the_checkpoint_of_the_least_error_is_tested(depth: Path, capfd: Capture) -> None:
-    fit(capfd, "--config", "depth.yaml", "--trainer.max_epochs", "2")
-    run = the_run(depth)
+def test_the_checkpoint_of_the_least_error_is_tested(fitted: Path, capfd: Capture) -> None:
+    run = the_run(fitted)
     again = kora(
         capfd, "test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt"
     )
     assert again.code == 0, again.err
-    tested = depth / "runs/tiny_depth/LoRA/seed0/version_1"
+    tested = run.with_name("version_1")
     assert results(tested)["metrics"]["test/rmse_m"] == results(run)["metrics"]["test/rmse_m"]
     assert results(tested)["baselines"] == results(run)["baselines"]
     validated = kora(
@@ -101,7 +117,7 @@ def test_the_checkpoint_of_the_least_error_is_tested(depth: Path, capfd: Capture
         run / "checkpoints/best.ckpt",
     )
     assert validated.code == 0, validated.err
-    record = results(depth / "runs/tiny_depth/LoRA/seed0/version_2")
+    record = results(run.with_name("version_2"))
     assert record["protocol"]["evaluation"]["split"] == "val"
     assert record["metrics"]["val/rmse_m"] == pytest.approx(
         results(run)["metrics"]["best_val/rmse_m"]
@@ -109,13 +125,12 @@ def test_the_checkpoint_of_the_least_error_is_tested(depth: Path, capfd: Capture
     assert set(record["baselines"]) == {"mean_depth", "mean_map"}
 
 
-def test_predict_writes_depth_in_metres_for_every_test_image(depth: Path, capfd: Capture) -> None:
-    fit(capfd, "--config", "depth.yaml")
-    run = the_run(depth)
+def test_predict_writes_depth_in_metres_for_every_test_image(fitted: Path, capfd: Capture) -> None:
+    run = the_run(fitted)
     ckpt = run / "checkpoints/best.ckpt"
     outcome = kora(capfd, "predict", "--config", run / "config.yaml", "--ckpt_path", ckpt)
     assert outcome.code == 0, outcome.err
-    with h5py.File(depth / "runs/tiny_depth/LoRA/seed0/version_1/predictions.h5") as file:
+    with h5py.File(run.with_name("version_1") / "predictions.h5") as file:
         assert file["depth_m"].shape == (24, 32, 32)
         assert file["depth_m"].attrs["unit"] == "m"
         assert np.array_equal(file["index"][:], np.arange(24))
@@ -175,14 +190,13 @@ def test_params_counts_head_and_adapter(depth: Path, capfd: Capture) -> None:
 
 
 def test_compare_takes_the_error_in_metres_and_puts_the_least_first(
-    depth: Path, capfd: Capture
+    fitted: Path, capfd: Capture
 ) -> None:
-    fit(capfd, "--config", "depth.yaml")
-    probe = ["--model.adapter", "kora.adapters.LinearProbe"]
+    probe = ["--model.adapter", "kora.adapters.LinearProbe", "--trainer.max_epochs", "2"]
     fit(capfd, "--config", "depth.yaml", *probe)
     outcome = kora(capfd, "compare", "runs/tiny_depth", "--out", "table")
     assert outcome.code == 0, outcome.err
-    table = (depth / "table/compare.md").read_text(encoding="utf-8")
+    table = (fitted / "table/compare.md").read_text(encoding="utf-8")
     assert "test/rmse_m" in table
     assert "mean depth map" in table
     means = [float(m) for m in re.findall(r"\| (?:LoRA|LinearProbe) \| 1 \| ([\d.]+)", table)]

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from kora.cli import main
-from tests.support.cli import Outcome, here, kora, tiny_config, write_config
+from tests.support.cli import (
+    Outcome,
+    fork_the_runs,
+    here,
+    kora,
+    started,
+    tiny_config,
+    write_config,
+)
 from tests.support.data_factory import write_tiny_imagenet_zip
-from tests.support.faults import Trap, flip, forbid_locks, small_disk, truncate
+from tests.support.faults import (
+    Trap,
+    flip,
+    forbid_locks,
+    obey_modes,
+    share_little,
+    small_disk,
+    truncate,
+)
 
 pytestmark = pytest.mark.runs
 
@@ -62,6 +78,13 @@ def on_a_small_disk(folder: Path, *, after_test: bool = False, **trainer: Any) -
         "init_args": {"folder": "disk", "after_test": after_test},
     }
     write_config(folder / "small.yaml", config)
+
+
+def after(first: Callable[[], object], *args: str) -> Outcome:
+    """`kora ARGS` in a process that did something first; its errors stand with its output."""
+    log = Path("log")
+    with started(*args, log=log, first=first) as process:
+        return Outcome(process.wait(), "", log.read_text())
 
 
 def error_of(outcome: Outcome, *, code: int = 1) -> str:
@@ -227,13 +250,7 @@ def test_a_read_only_run_directory_is_found_before_training(here: Path, capfd: C
 @pytest.mark.slow
 def test_a_folder_that_its_mode_forbids_to_write_is_found_too(here: Path, capfd: Capture) -> None:
     (here / "runs").mkdir(mode=0o555)
-    command = [sys.executable, "-m", "kora", *FIT]
-    if os.getuid() == 0:  # whom modes bind only without this capability
-        if shutil.which("setpriv") is None:
-            pytest.skip("root cannot give up its rights here")
-        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    done = subprocess.run(command, capture_output=True, text=True)
-    line = error_of(Outcome(done.returncode, done.stdout, done.stderr))
+    line = error_of(after(obey_modes, *FIT))
     assert "No run folder can be made in runs/tiny/LoRA/seed0: Permission denied" in line
 
 
@@ -273,15 +290,16 @@ def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
     rate = {"low": 1e-4, "high": 1e-2, "log": True}
     tune = {"trials": 1, "space": {"model.head_lr": rate}}
     write_config(here / "search.yaml", {"base": "cached.yaml", "tune": tune})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "kora", "tune", "--config", "search.yaml"],
-            capture_output=True, text=True, preexec_fn=partial(forbid_locks, number),
-        )  # fmt: skip
-    except subprocess.SubprocessError:
+
+    def first() -> None:
+        forbid_locks(number)
+        fork_the_runs()
+
+    done = after(first, "tune", "--config", "search.yaml")
+    if "seccomp is not allowed here" in done.err:
         pytest.skip("seccomp is not allowed here")
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
     (run,) = (here / "runs/tiny_tune/LinearProbe").rglob("results.json")
     assert json.loads(run.read_text())["metrics"]
     assert (here / "runs/tune_search/best.yaml").is_file()
@@ -297,17 +315,12 @@ def test_a_file_system_without_locks_prepares_caches_trains_and_searches(
 def test_a_shared_memory_that_is_too_small_for_the_loaders_is_told(
     here: Path, size: str, what: str
 ) -> None:
-    if subprocess.run(["unshare", "--mount", "true"]).returncode:
-        pytest.skip("there are no namespaces here")
-    kora_here = f"{sys.executable} -m kora fit --config tiny.yaml --data.num_workers 2"
-    small = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {kora_here}"
     large = ("--data.image_size", "128", "--model.feature_cache", "off")
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"{small} {' '.join(large)}"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if line.startswith("kora: error: ")]
-    assert done.returncode == 1
+    done = after(partial(share_little, size), *FIT, "--data.num_workers", "2", *large)
+    if "namespaces are not allowed here" in done.err:
+        pytest.skip("there are no namespaces here")
+    lines = [line for line in done.err.splitlines() if line.startswith("kora: error: ")]
+    assert done.code == 1
     assert len(lines) == 1
     assert what in lines[0]
     assert "--shm-size" in lines[0]

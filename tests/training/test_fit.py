@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import signal
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kora.cli import main
 from tests.support.armed import run_fresh
 from tests.support.cli import kora, results, started, tiny_config, wait_for, write_config
 from tests.support.data_factory import (
@@ -27,11 +30,20 @@ Capture = pytest.CaptureFixture[str]
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of tiny.yaml, and what that printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_config(folder / "tiny.yaml", tiny_config())
+    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
+        main(["fit", "--config", "tiny.yaml"])
+    return folder
+
+
 @pytest.fixture
-def run(here: Path, capfd: Capture) -> Path:
-    """A finished run of tiny.yaml."""
-    outcome = kora(capfd, "fit", "--config", "tiny.yaml")
-    assert outcome.code == 0, outcome.err
+def run(finished: Path, here: Path) -> Path:
+    """A copy of that run, in `here`."""
+    shutil.copytree(finished / "runs", here / "runs")
     return here / RUN
 
 
@@ -61,9 +73,8 @@ def test_a_run_says_after_which_step_its_tested_weights_were_and_logs_training_a
 
 
 def test_a_run_that_leaves_the_test_out_says_so_and_stands_beside_no_tested_one(
-    here: Path, capfd: Capture
+    run: Path, here: Path, capfd: Capture
 ) -> None:
-    assert kora(capfd, "fit", "--config", "tiny.yaml").code == 0
     config = tiny_config(leave_out_test=True)
     config["trainer"]["callbacks"] = [{"class_path": "tests.support.slowly.NoTest"}]
     write_config(here / "untested.yaml", config)
@@ -71,10 +82,10 @@ def test_a_run_that_leaves_the_test_out_says_so_and_stands_beside_no_tested_one(
     assert outcome.code == 0, outcome.err
     assert "best_val/accuracy" in outcome.out
     assert "0 of 24 test" in outcome.out
-    run = here / "runs/tiny/LoRA/seed1/version_0"
-    assert results(run)["metrics"].keys() == {"best_val/accuracy"}
-    assert results(run)["protocol"]["evaluated_images"] == {"test": 0}
-    assert not (run / "test_outcomes.safetensors").exists()
+    untested = here / "runs/tiny/LoRA/seed1/version_0"
+    assert results(untested)["metrics"].keys() == {"best_val/accuracy"}
+    assert results(untested)["protocol"]["evaluated_images"] == {"test": 0}
+    assert not (untested / "test_outcomes.safetensors").exists()
     compared = kora(capfd, "compare", "runs/tiny")
     assert compared.code == 2
     assert "protocol.evaluated_images.test: " in compared.err
@@ -122,26 +133,20 @@ def test_checkpoint_and_adapter_leave_the_frozen_backbone_out(run: Path) -> None
     assert checkpoint["kora"]["sha256"] == results(run)["backbone"]["sha256"]
 
 
-def test_the_second_run_gets_a_folder_of_its_own_and_the_same_numbers(
+def test_the_saved_config_runs_again_as_it_is_in_a_folder_of_its_own(
     run: Path, capfd: Capture
 ) -> None:
     before = (run / "results.json").read_bytes()
-    assert kora(capfd, "fit", "--config", "tiny.yaml").code == 0
-    assert (run / "results.json").read_bytes() == before
-    again = results(run.with_name("version_1"))
-    assert again["metrics"] == results(run)["metrics"]
-
-
-def test_the_saved_config_runs_again_as_it_is(run: Path, capfd: Capture) -> None:
     assert kora(capfd, "fit", "--config", run / "config.yaml").code == 0
+    assert (run / "results.json").read_bytes() == before
     again = run.with_name("version_1")
     assert results(again)["metrics"] == results(run)["metrics"]
     first, second = (yaml.safe_load((r / "config.yaml").read_text()) for r in (run, again))
     assert first == second
 
 
-def test_the_summary_stands_beside_chance_and_majority(here: Path, capfd: Capture) -> None:
-    out = kora(capfd, "fit", "--config", "tiny.yaml").out
+def test_the_summary_stands_beside_chance_and_majority(finished: Path) -> None:
+    out = (finished / "out.txt").read_text()
     assert "chance" in out
     assert "majority" in out
     assert "test/accuracy" in out
@@ -251,31 +256,13 @@ def test_a_new_strategy_is_one_file_and_no_edit_elsewhere(here: Path, capfd: Cap
     assert not torch.equal(stored["adapter.scale_D"], torch.ones(128))
 
 
-@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", "timm.optim.Lion", "timm.optim.LaProp"])
+@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", "timm.optim.LaProp"])
 def test_any_torch_or_timm_optimiser_trains(here: Path, capfd: Capture, optimizer: str) -> None:
     args = ("--model.optimizer", optimizer, "--model.optimizer.lr", "0.01")
     outcome = kora(capfd, "fit", "--config", "tiny.yaml", *args)
     assert outcome.code == 0, outcome.err
     saved = yaml.safe_load((here / RUN / "config.yaml").read_text())
     assert optimizer.rpartition(".")[2] in saved["model"]["init_args"]["optimizer"]["class_path"]
-
-
-def test_resuming_a_small_checkpoint_ends_where_an_uninterrupted_run_does(
-    here: Path, capfd: Capture
-) -> None:
-    steady = ("--model.schedule", "constant", "--model.warmup_fraction", "0")
-    two = ("fit", "--config", "tiny.yaml", *steady, "--trainer.max_epochs", "2")
-    assert kora(capfd, *two).code == 0
-    assert kora(capfd, "fit", "--config", "tiny.yaml", *steady).code == 0
-    half = (here / RUN).with_name("version_1") / "checkpoints/last.ckpt"
-    resumed = kora(capfd, *two, "--ckpt_path", half)
-    assert resumed.code == 0, resumed.err
-    whole, again = (
-        torch.load((here / RUN).with_name(name) / "checkpoints/last.ckpt", weights_only=True)
-        for name in ("version_0", "version_2")
-    )
-    assert whole["global_step"] == again["global_step"] == 4
-    assert all(torch.equal(whole["state_dict"][k], v) for k, v in again["state_dict"].items())
 
 
 @pytest.mark.parametrize("val_images", [12, 0])

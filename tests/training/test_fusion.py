@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from kora.cli import main
 from tests.support.cli import kora, results, tiny_config, write_config
 from tests.support.fusion_factory import TABLE, table
 
@@ -23,16 +25,33 @@ def source(style: str) -> str:
     return f"runs/{style}/Bottleneck/seed0/version_0/adapter"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two source runs in two styles, and one that fuses them by fusion.yaml."""
+    folder = tmp_path_factory.mktemp("trained")
+    with chdir(folder):
+        for style in STYLES:
+            config = with_adapter("Bottleneck", rank=2)
+            config["experiment"], config["data"]["init_args"]["style"] = style, style
+            main(["fit", "--config", str(write_config(folder / f"{style}.yaml", config))])
+        sources = [source(style) for style in STYLES]
+        write_config(folder / "fusion.yaml", with_adapter("AdapterFusion", sources=sources))
+        main(["fit", "--config", "fusion.yaml", "--trainer.log_every_n_steps", "1"])
+    return folder
+
+
 @pytest.fixture
-def fused(here: Path, capfd: Capture) -> Path:
-    """Two source runs in two styles; fusion.yaml names their adapters."""
-    for style in STYLES:
-        config = with_adapter("Bottleneck", rank=2)
-        config["experiment"], config["data"]["init_args"]["style"] = style, style
-        outcome = kora(capfd, "fit", "--config", write_config(here / f"{style}.yaml", config))
-        assert outcome.code == 0, outcome.err
-    sources = [source(style) for style in STYLES]
-    return write_config(here / "fusion.yaml", with_adapter("AdapterFusion", sources=sources))
+def fused(trained: Path, here: Path) -> Path:
+    """A copy of that folder's files, in `here`."""
+    shutil.copytree(trained, here, dirs_exist_ok=True)
+    return here / "fusion.yaml"
+
+
+@pytest.fixture
+def unfused(fused: Path) -> Path:
+    """The same without the run that fuses them."""
+    shutil.rmtree("runs/tiny")
+    return fused
 
 
 def with_adapter(name: str, **arguments: Any) -> dict[str, Any]:
@@ -42,12 +61,7 @@ def with_adapter(name: str, **arguments: Any) -> dict[str, Any]:
     return config
 
 
-def test_two_sources_are_fused_and_the_run_shows_what_it_attends_to(
-    fused: Path, capfd: Capture
-) -> None:
-    outcome = kora(capfd, "fit", "--config", fused, "--trainer.log_every_n_steps", "1")
-    assert outcome.code == 0, outcome.err
-    assert "fusion_attention.png" in outcome.out
+def test_two_sources_are_fused_and_the_run_shows_what_it_attends_to(fused: Path) -> None:
     assert (RUN / "fusion_attention.png").is_file()
     rows = table(RUN)
     assert [(row["block"], row["place"]) for row in rows] == [(str(i), "mlp") for i in range(6)]
@@ -70,13 +84,13 @@ def test_two_sources_are_fused_and_the_run_shows_what_it_attends_to(
 
 
 def test_a_test_and_a_validation_of_it_write_the_table_too(fused: Path, capfd: Capture) -> None:
-    assert kora(capfd, "fit", "--config", fused).code == 0
     for number, command in enumerate(("test", "validate"), start=1):
         outcome = kora(
             capfd, command, "--config", RUN / "config.yaml",
             "--ckpt_path", RUN / "checkpoints/best.ckpt",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
+        assert "fusion_attention.png" in outcome.out
         again = RUN.with_name(f"version_{number}")
         assert (table(again) == table(RUN)) == (command == "test")
         assert [row["place"] for row in table(again)] == ["mlp"] * 6
@@ -90,26 +104,25 @@ def test_a_test_and_a_validation_of_it_write_the_table_too(fused: Path, capfd: C
     ],
 )
 def test_sources_that_are_not_there_are_one_clear_error(
-    sources: list[str], message: str, fused: Path, capfd: Capture
+    sources: list[str], message: str, unfused: Path, capfd: Capture
 ) -> None:
-    config = write_config(fused, with_adapter("AdapterFusion", sources=sources))
+    config = write_config(unfused, with_adapter("AdapterFusion", sources=sources))
     outcome = kora(capfd, "fit", "--config", config)
     assert outcome.code in (1, 2)
     assert message in outcome.err
     assert not RUN.exists()
 
 
-def test_a_damaged_source_is_a_failure_that_names_the_file(fused: Path, capfd: Capture) -> None:
+def test_a_damaged_source_is_a_failure_that_names_the_file(unfused: Path, capfd: Capture) -> None:
     path = Path(source("studio")) / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:300])
-    outcome = kora(capfd, "fit", "--config", fused)
+    outcome = kora(capfd, "fit", "--config", unfused)
     assert outcome.code in (1, 2)
     assert str(path) in outcome.err
     assert not RUN.exists()
 
 
 def test_a_checkpoint_is_tested_with_its_sources_moved(fused: Path, capfd: Capture) -> None:
-    assert kora(capfd, "fit", "--config", fused).code == 0
     for style in STYLES:
         shutil.move(source(style), style)
     outcome = kora(
@@ -125,7 +138,6 @@ def test_a_checkpoint_is_tested_with_its_sources_moved(fused: Path, capfd: Captu
 
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: Capture) -> None:
-    assert kora(capfd, "fit", "--config", fused).code == 0
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
@@ -141,7 +153,6 @@ def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: 
 
 
 def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd: Capture) -> None:
-    assert kora(capfd, "fit", "--config", fused).code == 0
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     start = ("--model.adapter_from", RUN / "adapter")
@@ -155,25 +166,45 @@ def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd
     assert f"{source('paint')}, {source('studio')} are no adapter folders" in outcome.err
 
 
-@pytest.fixture
-def from_configs(here: Path) -> Path:
-    """fusion.yaml names the configs of two source runs; nothing has been trained."""
+def write_configs(folder: Path) -> Path:
+    """fusion.yaml names the configs of two source runs."""
     for style in STYLES:
         config = with_adapter("Bottleneck", rank=2)
         config["experiment"], config["data"]["init_args"]["style"] = style, style
-        write_config(here / f"{style}.yaml", config)
+        write_config(folder / f"{style}.yaml", config)
     fusion = with_adapter("AdapterFusion", sources=[f"{style}.yaml" for style in STYLES])
     # Random weights would be others for each seed.
     fusion["model"]["init_args"]["backbone"] = {"name": "vit_nano", "image_size": 32}
-    return write_config(here / "fusion.yaml", fusion)
+    return write_config(folder / "fusion.yaml", fusion)
+
+
+@pytest.fixture
+def from_configs(here: Path) -> Path:
+    """These configs; nothing has been trained."""
+    return write_configs(here)
+
+
+@pytest.fixture(scope="module")
+def trained_from_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with these configs and their runs, and what that printed."""
+    folder = tmp_path_factory.mktemp("trained_from_configs")
+    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
+        main(["fit", "--config", str(write_configs(folder))])
+    return folder
+
+
+@pytest.fixture
+def fused_from_configs(trained_from_configs: Path, here: Path) -> Path:
+    """A copy of that folder's files, in `here`."""
+    shutil.copytree(trained_from_configs, here, dirs_exist_ok=True)
+    return here / "fusion.yaml"
 
 
 def test_sources_that_are_configs_are_trained_first_once_for_each_seed(
-    from_configs: Path, capfd: Capture
+    fused_from_configs: Path, capfd: Capture
 ) -> None:
-    first = kora(capfd, "fit", "--config", from_configs)
-    assert first.code == 0, first.err
-    assert first.out.count("with Bottleneck, trained first") == 2
+    from_configs = fused_from_configs
+    assert Path("out.txt").read_text().count("with Bottleneck, trained first") == 2
     assert [row["studio/Bottleneck"] for row in table(RUN)]
 
     again = kora(capfd, "fit", "--config", from_configs)
@@ -194,9 +225,8 @@ def test_sources_that_are_configs_are_trained_first_once_for_each_seed(
 
 
 def test_a_checkpoint_of_it_is_tested_with_its_source_runs_and_without(
-    from_configs: Path, capfd: Capture
+    fused_from_configs: Path, capfd: Capture
 ) -> None:
-    assert kora(capfd, "fit", "--config", from_configs).code == 0
     checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
     assert kora(capfd, "test", "--config", RUN / "config.yaml", *checkpoint).code == 0
     for style in STYLES:

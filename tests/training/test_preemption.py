@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.armed import ARMED, run, run_fresh
+from tests.support.armed import ARMED, run
 from tests.support.cli import kora, write_config
 from tests.support.resuming import SEED0, checkpoint, config
 
@@ -95,7 +95,7 @@ def test_sigterm_in_a_step_of_two_processes_leaves_a_checkpoint_and_ends_both(
     here: Path, rank: int
 ) -> None:
     write_config(here / "tiny.yaml", config(devices=2, strategy="ddp"))
-    code, out = run_fresh(here, "fit", "--config", "tiny.yaml", fault=f"SIGTERM step 2 {rank}")
+    code, out = run(here, "fit", "--config", "tiny.yaml", fault=f"SIGTERM step 2 {rank}")
     ended = time.time()
     assert code == 128 + signal.SIGTERM, out
     assert ended - (here / "struck").stat().st_mtime < 30

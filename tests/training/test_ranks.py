@@ -5,27 +5,17 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.armed import run_fresh
-from tests.support.cli import tiny_config, write_config
+from tests.support.armed import run
+from tests.support.cli import started, tiny_config, wait_for, write_config
 
 pytestmark = pytest.mark.slow
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-
-
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kora", *args, *TWO]
-    return subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
 
 
 def children(pid: int) -> list[int]:
@@ -45,39 +35,34 @@ def test_the_death_of_one_process_ends_the_other_within_seconds(tmp_path: Path, 
     config = tiny_config()
     config["trainer"] |= {"max_epochs": 100_000, "log_every_n_steps": 1}
     write_config(tmp_path / "tiny.yaml", config)
-    first = start(tmp_path, "fit", "--config", "tiny.yaml")
-    ranks: list[int] = []
-    try:
-        end = time.monotonic() + 120
-        while not (tmp_path / RUN / "checkpoints/last.ckpt").is_file():  # an epoch is done
-            assert time.monotonic() < end
-            assert first.poll() is None, first.communicate()[0]
-            time.sleep(0.1)
+    log = tmp_path / "log"
+    with started("fit", "--config", "tiny.yaml", *TWO, log=log, folder=tmp_path) as first:
+        wait_for(tmp_path / RUN / "checkpoints/last.ckpt", first)  # an epoch is done
+        assert first.poll() is None, log.read_text()
         ranks = [first.pid, *children(first.pid)]
         assert len(ranks) == 2
         os.kill(ranks[dies], signal.SIGKILL)
         killed = time.monotonic()
-        while alive(ranks[1 - dies]):
-            assert time.monotonic() < killed + 30
-            time.sleep(0.05)
-            first.poll()
+        try:
+            while alive(ranks[1 - dies]):
+                assert time.monotonic() < killed + 30
+                time.sleep(0.05)
+                first.poll()
+        finally:
+            if alive(ranks[1]):
+                os.kill(ranks[1], signal.SIGKILL)
         assert first.wait(timeout=10) != 0
         assert time.monotonic() < killed + 15
-    finally:
-        for pid in ranks or [first.pid]:
-            if alive(pid):
-                os.kill(pid, signal.SIGKILL)
-        first.communicate()
 
 
 def test_predictions_of_both_processes_are_in_one_file_in_order(tmp_path: Path) -> None:
     config = tiny_config()
     config["data"]["init_args"]["test_images"] = 25  # uneven: 13 and 12
     write_config(tmp_path / "tiny.yaml", config)
-    code, said = run_fresh(tmp_path, "fit", "--config", "tiny.yaml", *TWO)
+    code, said = run(tmp_path, "fit", "--config", "tiny.yaml", *TWO)
     assert code == 0, said
     best = str(RUN / "checkpoints/best.ckpt")
-    code, said = run_fresh(tmp_path, "predict", "--config", "tiny.yaml", "--ckpt_path", best, *TWO)
+    code, said = run(tmp_path, "predict", "--config", "tiny.yaml", "--ckpt_path", best, *TWO)
     assert code == 0, said
     with (tmp_path / RUN.with_name("version_1") / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kora.cli import main
 from kora.training.stages import source_overrides, train_source
-from tests.support.cli import kora, results, tiny_config, write_config
+from tests.support.cli import (
+    fork_the_runs,
+    kora,
+    results,
+    started,
+    tiny_config,
+    write_config,
+)
 from tests.support.stored_config import CONFIG
 
 pytestmark = pytest.mark.runs
@@ -21,15 +30,36 @@ Capture = pytest.CaptureFixture[str]
 SOURCE = "runs/source/LoRA/seed0"
 
 
-@pytest.fixture
-def transfer(here: Path) -> Path:
+def write_both(folder: Path) -> Path:
     """source.yaml (style paint) and target.yaml (style night)."""
     source = tiny_config(experiment="source")
     source["data"]["init_args"]["style"] = "paint"
-    write_config(here / "source.yaml", source)
+    write_config(folder / "source.yaml", source)
     target = tiny_config(experiment="target", source="source.yaml")
     target["data"]["init_args"]["style"] = "night"
-    return write_config(here / "target.yaml", target)
+    return write_config(folder / "target.yaml", target)
+
+
+@pytest.fixture
+def transfer(here: Path) -> Path:
+    """Both configs; nothing has been trained."""
+    return write_both(here)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of both."""
+    folder = tmp_path_factory.mktemp("trained")
+    with chdir(folder):
+        main(["fit", "--config", str(write_both(folder))])
+    return folder
+
+
+@pytest.fixture
+def transferred(trained: Path, transfer: Path) -> Path:
+    """Both configs, and their runs."""
+    shutil.copytree(trained / "runs", transfer.parent / "runs")
+    return transfer
 
 
 def adapter(run: Path) -> dict[str, Any]:
@@ -79,46 +109,42 @@ def test_a_source_that_names_its_normalisation_keeps_it(
     assert "used again" in again.out
 
 
-def test_adapter_comes_over_and_the_head_is_new(transfer: Path, capfd: Capture) -> None:
-    here = transfer.parent
+def test_adapter_comes_over_and_the_head_is_new(transferred: Path, capfd: Capture) -> None:
+    here = transferred.parent
     args = ("--model.adapter_trainable", "false")
-    assert kora(capfd, "fit", "--config", transfer, *args).code == 0
-    source, target = (
-        adapter(here / SOURCE / "version_0"),
-        adapter(here / "runs/target/LoRA/seed0/version_0"),
-    )
+    assert kora(capfd, "fit", "--config", transferred, *args).code == 0
+    frozen = here / "runs/target/LoRA/seed0/version_1"
+    source, target = adapter(here / SOURCE / "version_0"), adapter(frozen)
     for key, tensor in source.items():
         assert torch.equal(tensor, target[key]) == key.startswith("adapter."), key
-    parameters = results(here / "runs/target/LoRA/seed0/version_0")["parameters"]
+    parameters = results(frozen)["parameters"]
     assert parameters["trainable"] == parameters["head"]
 
 
 @pytest.mark.parametrize("second", ["source.yaml", "target.yaml"])
-def test_a_source_that_needs_itself_is_refused(transfer: Path, capfd: Capture, second: str) -> None:
-    source = transfer.parent / "source.yaml"
+def test_a_source_that_needs_itself_is_refused(transfer: Path, second: str) -> None:
+    source, log = transfer.with_name("source.yaml"), transfer.with_name("log")
     write_config(source, {**yaml.safe_load(source.read_text()), "source": second})
-    outcome = kora(capfd, "fit", "--config", "target.yaml")
-    assert outcome.code == 1
-    assert "yaml needs itself, by way of its own source" in outcome.err
+    with started("fit", "--config", "target.yaml", log=log, first=fork_the_runs) as process:
+        assert process.wait() == 1
+    assert "yaml needs itself, by way of its own source" in log.read_text()
 
 
-def test_a_resume_needs_the_source_stage_no_more(transfer: Path, capfd: Capture) -> None:
-    adam = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0.001")
-    assert kora(capfd, "fit", "--config", transfer, *adam).code == 0
-    run = transfer.parent / "runs/target/LoRA/seed0/version_0"
-    shutil.rmtree(transfer.parent / "runs/source")
+def test_a_resume_needs_the_source_stage_no_more(transferred: Path, capfd: Capture) -> None:
+    here = transferred.parent
+    run = here / "runs/target/LoRA/seed0/version_0"
+    shutil.rmtree(here / "runs/source")
     args = ("--config", run / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
-    outcome = kora(capfd, "fit", *args, "--model.optimizer.lr", "0.0003")
+    outcome = kora(capfd, "fit", *args, "--model.head_lr", "0.0003")
     assert outcome.code == 0, outcome.err
-    assert not (transfer.parent / "runs/source").exists()
+    assert not (here / "runs/source").exists()
     went_on = results(run.with_name("version_1"))
     assert went_on["source"] == results(run)["source"]
     assert went_on["source"]["folder"] == f"{SOURCE}/version_0/adapter"
 
 
-def test_a_trainable_adapter_moves_on_from_the_source(transfer: Path, capfd: Capture) -> None:
-    here = transfer.parent
-    assert kora(capfd, "fit", "--config", transfer).code == 0
+def test_a_trainable_adapter_moves_on_from_the_source(transferred: Path) -> None:
+    here = transferred.parent
     source = adapter(here / SOURCE / "version_0")
     target = adapter(here / "runs/target/LoRA/seed0/version_0")
     keys = [key for key in source if key.startswith("adapter.")]
@@ -146,8 +172,7 @@ def test_a_failing_source_stage_stops_the_job_with_its_name(here: Path, capfd: C
     assert not list(here.rglob(".source_*"))
 
 
-def test_an_adapter_of_another_backbone_is_refused(transfer: Path, capfd: Capture) -> None:
-    assert kora(capfd, "fit", "--config", "source.yaml").code == 0
+def test_an_adapter_of_another_backbone_is_refused(transferred: Path, capfd: Capture) -> None:
     outcome = kora(
         capfd, "fit", "--config", "tiny.yaml", "--seed_everything", "1",
         "--model.adapter_from", f"{SOURCE}/version_0/adapter",
