@@ -21,8 +21,9 @@ import torch
 import kora.training.stages
 from kora.runs.processes import run_child
 from tests.support.cli import here
+from tests.support.cluster import cluster, nodes
 
-__all__ = ["here"]
+__all__ = ["cluster", "here", "nodes"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = "KORA_SHARED_DATA"

@@ -62,15 +62,14 @@ def test_runs_side_by_side_share_the_cores_and_print_into_logs(
     assert "1 to 128" in outcome.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_reaches_all_runs_which_leave_checkpoints_and_go_on(
-    here: Path, capfd: Capture, number: signal.Signals, gone: None
+    here: Path, capfd: Capture, gone: None
 ) -> None:
     name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, set=LONG)
     with started("grid", "--config", name, "--jobs", "2", log=here / "out.txt") as process:
         found = checkpoints(here, 2, process)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 128 + number, (here / "out.txt").read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, (here / "out.txt").read_text()
     assert not runs_of_kora(here)
     text = (here / "out.txt").read_text()
     assert "The same command goes on with the runs that are not finished." in text
@@ -134,27 +133,30 @@ def test_two_grids_at_once_train_each_run_once(here: Path, gone: None) -> None:
     assert sum(text.count("Run folder") for text in texts) == 2
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_what_another_process_sees_to_is_waited_for_at_the_end(
-    here: Path, gone: None, jobs: str
+    here: Path, gone: None, jobs: int
 ) -> None:
     """So two grids of one file share its runs, whichever began."""
-    name = write_grid(here, vary={"model.adapter.rank": [1, 2, 3]})
+    ranks = [1, 2, 3][: jobs + 1]
+    name = write_grid(here, vary={"model.adapter.rank": ranks})
     path = here / name
-    (first, *others) = [one.config for one in _plan(path, read_grid(path, []), [])]
+    first, *others = [one.config for one in _plan(path, read_grid(path, []), [])]
     log = here / "out.txt"
-    with ExitStack() as other, ExitStack() as grid:
-        other.enter_context(alone_with(first, say=print))
-        process = grid.enter_context(started("grid", "--config", name, "--jobs", jobs, log=log))
+    with ExitStack() as held, ExitStack() as grid:
+        held.enter_context(alone_with(first, say=print))
+        process = grid.enter_context(
+            started("grid", "--config", name, "--jobs", str(jobs), log=log)
+        )
         end = time.monotonic() + 240
         while "waiting for another process" not in log.read_text() and time.monotonic() < end:
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
         assert any(map(find_finished_run, others)), log.read_text()
-        other.close()
+        held.close()
         assert process.wait(timeout=240) == 0, log.read_text()
-    order = re.findall(r"run \d of 3: (rank=\d), seed 0", log.read_text())
-    assert order == ["rank=2", "rank=3", "rank=1"]
+    order = re.findall(r"run \d of \d: (rank=\d), seed 0", log.read_text())
+    assert order == [f"rank={rank}" for rank in (*ranks[1:], 1)]
     assert all(map(find_finished_run, (first, *others)))
 
 
@@ -182,7 +184,7 @@ def test_a_job_stopped_within_its_source_stage_goes_on_with_that(
 ) -> None:
     name = source_grid(here)
     source = tiny_config(experiment="source", save={"every_steps": 1})
-    source["trainer"] |= {"max_steps": 60, "max_epochs": -1}
+    source["trainer"] |= {"max_steps": 30, "max_epochs": -1}
     source["trainer"]["callbacks"] = LONG["trainer.callbacks"]
     write_config(here / "source.yaml", source)
     last = here / "runs/source/LoRA/seed0/version_0/checkpoints/last.ckpt"

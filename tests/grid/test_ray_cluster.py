@@ -13,10 +13,10 @@ import pytest
 
 from kora.adapters.checkpoint_files import read_checkpoint
 from tests.support.cli import Process, kora, results, started
-from tests.support.cluster import TwoNodes, cluster, needs_ray
+from tests.support.cluster import TwoNodes, needs_ray
 from tests.support.grids import LONG, gone, parent_of, runs_of_kora, write_grid
 
-__all__ = ["cluster", "gone"]
+__all__ = ["gone"]
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,11 +73,17 @@ def node_of(text: str, rank: int) -> list[str]:
     return re.findall(rf"rank={rank}, seed 0 on .*? \((\w+)\)", text)
 
 
+def run_of(here: Path, rank: int) -> int:
+    """The process of a run, by the log that it writes."""
+    (run,) = (
+        pid for pid in runs_of_kora(here) if f"rank={rank}-" in os.readlink(f"/proc/{pid}/fd/1")
+    )
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_whose_node_dies_goes_on_on_the_other(
-    here: Path, cluster: TwoNodes, gone: None
-) -> None:
+def test_runs_whose_worker_or_node_dies_go_on(here: Path, cluster: TwoNodes, gone: None) -> None:
     name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, set=LONG)
     out = here / "out.txt"
     with started(*on_ray(name, cluster), log=out) as process:
@@ -89,47 +95,31 @@ def test_a_run_whose_node_dies_goes_on_on_the_other(
 
         wait_until(process, out, both)
         lost = cluster.other[:8]
-        (rank,) = (rank for rank in (1, 2) if node_of(out.read_text(), rank) == [lost])
+        killed, moved = sorted((1, 2), key=lambda rank: node_of(out.read_text(), rank) == [lost])
+
+        run = run_of(here, killed)
+        worker = parent_of(parent_of(run))  # the run is a fork of what the worker keeps
+        os.kill(worker, signal.SIGKILL)
+        wait_until(process, out, lambda: run not in runs_of_kora(here))
         cluster.lose_the_other()
         (here / "hurry").touch()
         assert process.wait(timeout=400) == 0, out.read_text()
     text = out.read_text()
-    first, second = node_of(text, rank)
+    first, second = node_of(text, moved)
     assert first == lost
     assert second != lost
-    assert f"again: rank={rank}, seed 0 on " in text
-    assert f"rank={rank}, seed 0: goes on from runs/tiny/LoRA/seed0/version_" in text
     assert "2 runs done, 0 were finished before, 0 failed" in text
     folders = list(here.glob("runs/tiny/LoRA/seed0/version_*"))
     assert len(folders) == 2, "none was begun again"
     assert all(results(folder)["finished"] for folder in folders)
-    (log,) = (here / "runs/grid_grid").glob(f"*rank={rank}-*.log")
-    assert log.read_text().count("=== ") == 2
-    assert "going on (epoch " in log.read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_worker_takes_its_run_along_and_it_goes_on(
-    here: Path, cluster: TwoNodes, gone: None
-) -> None:
-    name = write_grid(here, set=LONG)
-    out = here / "out.txt"
-    last = here / "runs/tiny/LoRA/seed0/version_0/checkpoints/last.ckpt"
-    with started(*on_ray(name, cluster), log=out) as process:
-        wait_until(process, out, last.exists)
-        (run,) = runs_of_kora(here)
-        worker = parent_of(parent_of(run))  # the run is a fork of what the worker keeps
-        os.kill(worker, signal.SIGKILL)
-        wait_until(process, out, lambda: run not in runs_of_kora(here))
-        (here / "hurry").touch()
-        assert process.wait(timeout=400) == 0, out.read_text()
-    text = out.read_text()
-    assert "again: seed 0 on " in text
-    assert "goes on from runs/tiny/LoRA/seed0/version_0/checkpoints/last.ckpt" in text
-    assert len(list(last.parents[2].glob("version_*"))) == 1
-    (log,) = (here / "runs/grid_grid").iterdir()
-    assert "stopped by SIGTERM after step" in log.read_text(), "it ended with its worker"
+    for rank in (killed, moved):
+        assert f"again: rank={rank}, seed 0 on " in text
+        assert f"rank={rank}, seed 0: goes on from runs/tiny/LoRA/seed0/version_" in text
+        (log,) = (here / "runs/grid_grid").glob(f"*rank={rank}-*.log")
+        assert log.read_text().count("=== ") == 2
+        assert "going on (epoch " in log.read_text()
+        if rank == killed:
+            assert "stopped by SIGTERM after step" in log.read_text(), "it ended with its worker"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY
 
-__all__ = ["TwoNodes", "cluster", "needs_ray"]
+__all__ = ["TwoNodes", "cluster", "needs_ray", "nodes"]
 
 
 def needs_ray() -> None:
@@ -30,9 +30,19 @@ class TwoNodes:
 
     def lose_the_other(self) -> None:
         """Kill its processes; returns when they are gone."""
-        assert self.process.stdin is not None
-        print("lose", file=self.process.stdin, flush=True)
+        self._say("lose")
+        self.other = ""
         assert self._answer() == "removed\n"
+
+    def be_two(self) -> None:
+        """Bring another node where one was lost."""
+        if not self.other:
+            self._say("add")
+            self.other = self._answer().strip()
+
+    def _say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        print(word, file=self.process.stdin, flush=True)
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -41,15 +51,25 @@ class TwoNodes:
         return line
 
 
-@pytest.fixture
-def cluster() -> Iterator[TwoNodes]:
-    """Two nodes of one core each."""
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[TwoNodes]:
+    """Begun once: that takes ten seconds of a core."""
     needs_ray()
+    of_a_run = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"}
+    kept = {name: value for name, value in os.environ.items() if name not in of_a_run}
     with subprocess.Popen(
         [sys.executable, REPOSITORY / "tests/support/ray_cluster.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ
+        env=kept
         | {"PYTHONPATH": str(REPOSITORY)}
-        | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+        | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+        | {"RAY_health_check_period_ms": "300"},
     ) as process:  # fmt: skip
         yield TwoNodes(process)
+
+
+@pytest.fixture
+def cluster(nodes: TwoNodes) -> TwoNodes:
+    """Two nodes of one core each."""
+    nodes.be_two()
+    return nodes

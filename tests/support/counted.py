@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["counted_forward", "counted_step"]
+__all__ = ["counted_forward", "counted_step", "without_numbers"]
 
 
 def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
@@ -20,14 +22,14 @@ def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, 
     fused attention on a CPU. Kept is what autograd saves beyond the parameters and buffers of the
     module, each storage once.
     """
-    owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    owned = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # no address may be used twice while we count
+    alive: list[Tensor] = []  # none may come in the place of another while we count
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
@@ -35,6 +37,20 @@ def counted_step(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, 
     with counter, saved_tensors_hooks(pack, lambda tensor: tensor):
         loss().backward()
     return counter.get_total_flops() / 1e9, sum(kept.values()) / 2**20
+
+
+@contextmanager
+def without_numbers(module: nn.Module) -> Iterator[None]:
+    """While it lasts, tensors have shapes alone, and `module` has for good: counting takes no time.
+
+    Operations are those of the tensors' own device. Fails where something depends on a number.
+    """
+    with FakeTensorMode() as mode:
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    tensors[name] = None if tensor is None else mode.from_tensor(tensor)
+        yield
 
 
 def counted_forward(run: Callable[[], object]) -> float:

@@ -24,7 +24,7 @@ def lines(out: str, start: str) -> list[str]:
 
 #: Long enough to be stopped in; saved at every step.
 LONG = {
-    "trainer.max_steps": 60, "trainer.max_epochs": -1, "save.every_steps": 1,
+    "trainer.max_steps": 30, "trainer.max_epochs": -1, "save.every_steps": 1,
     "trainer.callbacks": [{"class_path": "tests.support.slowly.Slowly"}],
 }  # fmt: skip
 

@@ -1,12 +1,12 @@
-"""A Ray cluster of two nodes of one core each: of both, or of the first alone, at a word on stdin.
+"""A Ray cluster of two nodes of one core each, the second of which comes and goes at a word.
 
 It has a process of its own: Ray's threads stay in the process that starts nodes, whose forks
 (loaders of other tests) may crash from then on.
 
     python tests/support/ray_cluster.py
 
-prints the cluster's address and the other node's id; a line on stdin takes the other node away,
-the end of stdin ends both.
+prints the cluster's address and the other node's id. `lose` on stdin takes the other node away,
+`add` brings another, whose id is printed; the end of stdin ends all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,21 @@ from ray.cluster_utils import Cluster
 
 def main() -> None:
     """Run until stdin ends."""
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={**small, "include_dashboard": False, "no_monitor": True},
+    )
     other = made.add_node(**small)
     try:
         print(made.address, other.node_id, flush=True)
-        for _ in sys.stdin:
-            made.remove_node(other, allow_graceful=False)
-            print("removed", flush=True)
+        for line in sys.stdin:
+            if line == "lose\n":
+                made.remove_node(other, allow_graceful=False)
+                print("removed", flush=True)
+            else:
+                other = made.add_node(**small)
+                print(other.node_id, flush=True)
     finally:
         made.shutdown()
 

@@ -18,7 +18,7 @@ def test_more_than_eight_combinations_go_into_further_files(tmp_path: Path) -> N
     found.append(combination("BitFit", (RATE,)))
     with searches(tmp_path / "studies", *found) as opened:
         for search in opened:
-            for value in (0.5, 0.25, None):
+            for value in (0.5, None):
                 search.tell(search.ask(), value, seconds=1.0, folders=[], why="no room")
         written = trial_pictures(opened, tmp_path / "trials.png")
     assert [path.name for path in written] == ["trials.png", "trials_2.png"]
