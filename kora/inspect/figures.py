@@ -158,7 +158,7 @@ def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written
             bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
             axis.text(
                 column, row, _short(value), ha="center", va="center", fontsize=6.5,
-                color="black" if bright else "white",
+                color="black" if bright else "white", in_layout=False,
             )  # fmt: skip
 
 
@@ -210,7 +210,10 @@ def cka_map(
         for (row, column), value in np.ndenumerate(cka):
             text = f"{value:.3f}" if np.isfinite(value) else "–"
             colour = "white" if value < _DARK else "black"
-            axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+            axis.text(
+                column, row, text, ha="center", va="center", fontsize=6.5, color=colour,
+                in_layout=False,
+            )  # fmt: skip
     return save(figure, out_png)
 
 
