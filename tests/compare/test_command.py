@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kora.cli import main
 from kora.runs.outcomes import read_outcomes
 from tests.support.cli import kora, results, started, tiny_config, wait_for, write_config
 from tests.support.comparisons import FILES
@@ -19,24 +22,33 @@ pytestmark = pytest.mark.slow
 RUNS = Path("runs/tiny")
 
 
-@pytest.fixture
-def runs(here: Path, capfd: Capture) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """KoRA and a linear probe with two seeds each, on the backbone that comes with the package."""
     config = tiny_config()
     config["model"]["init_args"]["backbone"].pop("weights")
-    write_config(here / "tiny.yaml", config)
-    for strategy in ("LinearProbe", "KoRA"):
-        for seed in ("0", "1"):
-            fit(capfd, strategy, seed)
-    return here
+    folder = tmp_path_factory.mktemp("trained")
+    write_config(folder / "tiny.yaml", config)
+    with chdir(folder):
+        for strategy in ("LinearProbe", "KoRA"):
+            for seed in ("0", "1"):
+                fit(strategy, seed)
+    return folder
 
 
-def fit(capfd: Capture, strategy: str, seed: str, *options: str) -> None:
-    outcome = kora(
-        capfd, "fit", "--config", "tiny.yaml", "--seed_everything", seed,
-        "--model.adapter", strategy, *options,
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with these."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(strategy: str, seed: str, *options: str) -> None:
+    main([
+        "fit", "--config", "tiny.yaml", "--seed_everything", seed, "--model.adapter", strategy,
+        *options,
+    ])  # fmt: skip
 
 
 def compare(capfd: Capture, *args: str) -> str:
@@ -70,8 +82,8 @@ def test_what_is_no_usable_run_gets_a_word_each_and_the_rest_is_compared(
     runs: Path, capfd: Capture
 ) -> None:
     # Two runs with one seed, and one on other data.
-    fit(capfd, "KoRA", "1")
-    fit(capfd, "KoRA", "2", "--data.train_images", "36")
+    fit("KoRA", "1")
+    fit("KoRA", "2", "--data.train_images", "36")
     # A run that was killed while it trained, and leaves no results.json.
     with started(
         "fit", "--config", "tiny.yaml", "--seed_everything", "5", "--trainer.max_epochs", "500",
@@ -105,7 +117,7 @@ def test_what_is_no_usable_run_gets_a_word_each_and_the_rest_is_compared(
 
 
 def test_groups_are_the_values_of_a_setting_that_is_named(runs: Path, capfd: Capture) -> None:
-    fit(capfd, "KoRA", "0", "--model.adapter.d_comp", "16")
+    fit("KoRA", "0", "--model.adapter.d_comp", "16")
     text = compare(capfd, "runs", "--by", "model.adapter.d_comp", "--reference", "LinearProbe")
     assert "KoRA, d_comp=16" in text
     refused = kora(capfd, "compare", "runs", "--by", "d_compp")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
 from kora.adapters import FullFineTune, KoRA, LoRA, PaperForm
+from kora.cli import main
 from kora.console.formats import format_metric
 from kora.export.model_card import CARD, write_card
 from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
 from tests.support.cli import REPOSITORY, here, kora, results, tiny_config, write_config
 from tests.support.documents import blocks, run_bash
+from tests.support.kept import kept
 
 pytestmark = pytest.mark.runs
 
@@ -28,10 +32,23 @@ def shipped_config() -> dict[str, object]:
     return config
 
 
-def test_a_run_leaves_a_card_with_its_own_numbers(here: Path, capfd: Capture) -> None:
-    config = write_config(here / "own.yaml", shipped_config())
-    assert kora(capfd, "fit", "--config", config).code == 0
-    run = here / "runs/tiny/LoRA/seed0/version_0"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a run of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with chdir(folder):
+        main(["fit", "--config", str(write_config(folder / "own.yaml", shipped_config()))])
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, here: Path) -> Path:
+    """A copy of that run, in the working directory."""
+    shutil.copytree(trained, here, dirs_exist_ok=True)
+    return here / "runs/tiny/LoRA/seed0/version_0"
+
+
+def test_a_run_leaves_a_card_with_its_own_numbers(run: Path, here: Path) -> None:
     record, card = results(run), (run / "adapter" / CARD).read_text()
     accuracy = format_metric("test/accuracy", record["metrics"]["test/accuracy"])
     (row,) = [line for line in card.splitlines() if line.startswith("| test/accuracy ")]
@@ -54,15 +71,14 @@ def test_a_run_leaves_a_card_with_its_own_numbers(here: Path, capfd: Capture) ->
     (here / "two_lines.py").write_text(f"{python}print(type(model).__name__)\n")
     (here / "kora").symlink_to(Path(__file__).parents[2] / "kora")
     (here / "datamodules").symlink_to(Path(__file__).parents[2] / "datamodules")
-    assert "AdaptedModel" in run_bash("python two_lines.py", here, code=REPOSITORY)
+    with kept(REPOSITORY, here / "tools"):
+        printed = run_bash("python two_lines.py", here, code=REPOSITORY, tools=here / "tools")
+    assert "AdaptedModel" in printed
 
 
-def test_the_card_counts_the_seeds_that_are_finished(here: Path, capfd: Capture) -> None:
-    config = write_config(here / "own.yaml", shipped_config())
-    for seed in ("0", "1"):
-        assert kora(capfd, "fit", "--config", config, "--seed_everything", seed).code == 0
-    run = here / "runs/tiny/LoRA/seed1/version_0"
-    card = (run / "adapter" / CARD).read_text()
+def test_the_card_counts_the_seeds_that_are_finished(run: Path, here: Path, capfd: Capture) -> None:
+    assert kora(capfd, "fit", "--config", here / "own.yaml", "--seed_everything", "1").code == 0
+    card = (here / "runs/tiny/LoRA/seed1/version_0/adapter" / CARD).read_text()
     values = [
         results(here / f"runs/tiny/LoRA/seed{s}/version_0")["metrics"]["test/accuracy"]
         for s in (0, 1)
@@ -112,10 +128,7 @@ def test_a_card_of_full_fine_tuning_does_not_speak_of_frozen_weights(tmp_path: P
     assert "refused" not in card
 
 
-def test_the_record_of_a_run_holds_what_the_model_needs(here: Path, capfd: Capture) -> None:
-    config = write_config(here / "own.yaml", shipped_config())
-    assert kora(capfd, "fit", "--config", config).code == 0
-    run = here / "runs/tiny/LoRA/seed0/version_0"
+def test_the_record_of_a_run_holds_what_the_model_needs(run: Path, capfd: Capture) -> None:
     record = json.loads((run / "adapter/adapter_config.json").read_text())
     assert record["adapter"]["class_path"] == "kora.adapters.LoRA"
     assert record["adapter"]["init_args"]["rank"] == 2

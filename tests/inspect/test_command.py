@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kora.cli import main
 from tests.support.cli import Outcome, kora, tiny_config, write_config
 from tests.support.fusion_factory import table
 
@@ -47,6 +49,22 @@ def trained(folder: Path, capfd: Capture, made: dict[str, Any]) -> Path:
     return results.parent
 
 
+@pytest.fixture(scope="module")
+def injected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of injected KoRA."""
+    folder = tmp_path_factory.mktemp("injected")
+    with chdir(folder):
+        main(["fit", "--config", str(write_config(folder / "run.yaml", config("KoRA", kora_of())))])
+    return folder
+
+
+@pytest.fixture
+def run(injected: Path, here: Path) -> Path:
+    """A copy of that run, in the working directory."""
+    shutil.copytree(injected, here, dirs_exist_ok=True)
+    return here / "runs/tiny/KoRA/seed0/version_0"
+
+
 def inspected(capfd: Capture, run: Path, *args: str) -> tuple[dict[str, Any], Outcome]:
     """inspect.json, with the values of each quantity by place."""
     outcome = kora(capfd, "inspect", run, *args)
@@ -60,8 +78,12 @@ def inspected(capfd: Capture, run: Path, *args: str) -> tuple[dict[str, Any], Ou
 
 
 @pytest.mark.parametrize("inject", [True, False])
-def test_a_composition_is_read_node_by_node(here: Path, capfd: Capture, inject: bool) -> None:
-    run = trained(here, capfd, config("KoRA", kora_of(inject=inject)))
+def test_a_composition_is_read_node_by_node(
+    run: Path, here: Path, capfd: Capture, inject: bool
+) -> None:
+    if not inject:
+        shutil.rmtree(here / "runs")
+        run = trained(here, capfd, config("KoRA", kora_of(inject=False)))
     record, outcome = inspected(capfd, run, "--images", "10", "--batch_size", "4")
     assert record["images"] == 10
     assert record["split"] == "test"
@@ -95,7 +117,7 @@ def test_without_a_record_the_gradient_is_measured_and_that_is_said(
 ) -> None:
     made = config("KoRA", kora_of())
     made["model"]["init_args"]["label_smoothing"] = 0.5
-    made["trainer"] |= {"max_steps": 40, "max_epochs": -1}
+    made["trainer"] |= {"max_steps": 4, "max_epochs": -1}
     made["model"]["init_args"]["optimizer"] = {
         "class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6},
     }  # fmt: skip
@@ -113,8 +135,7 @@ def test_without_a_record_the_gradient_is_measured_and_that_is_said(
         assert measured["5", site] == pytest.approx(last, rel=0.3)
 
 
-def test_a_damaged_record_of_gradients_is_told(here: Path, capfd: Capture) -> None:
-    run = trained(here, capfd, config("KoRA", kora_of()))
+def test_a_damaged_record_of_gradients_is_told(run: Path, capfd: Capture) -> None:
     path = run / "node_gradients.json"
     path.write_bytes(path.read_bytes()[:100])
     outcome = kora(capfd, "inspect", run)
@@ -123,8 +144,7 @@ def test_a_damaged_record_of_gradients_is_told(here: Path, capfd: Capture) -> No
     assert not (run / "inspect").exists()
 
 
-def test_data_that_has_changed_is_refused(here: Path, capfd: Capture) -> None:
-    run = trained(here, capfd, config("KoRA", kora_of()))
+def test_data_that_has_changed_is_refused(run: Path, capfd: Capture) -> None:
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("test_images: 24", "test_images: 30"))
     outcome = kora(capfd, "inspect", run)
@@ -137,9 +157,8 @@ def test_data_that_has_changed_is_refused(here: Path, capfd: Capture) -> None:
 
 
 def test_the_validation_images_can_pass_too_and_out_is_another_folder(
-    here: Path, capfd: Capture
+    run: Path, capfd: Capture
 ) -> None:
-    run = trained(here, capfd, config("KoRA", kora_of(blocks=[5])))
     outcome = kora(capfd, "inspect", run / "adapter", "--split", "val", "--out", "elsewhere")
     assert outcome.code == 0, outcome.err
     record = json.loads(Path("elsewhere/inspect.json").read_text())

@@ -57,10 +57,18 @@ def test_no_other_runs_are_kept() -> None:
 def test_they_are_the_runs_of_the_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # parsing sets it; monkeypatch puts it back
-    wanted = [essence(*job.args) for job in read_grid(GRIDS[name]).jobs()]
-    found = [essence("--config", str(run / "config.yaml")) for run in RUNS[name]]
-    assert len(found) == len(wanted)
+    grid = read_grid(GRIDS[name])
+    runs = [run for run in RUNS[name] if run.parent.name == "seed0"]
+    wanted = [essence(*job.args) for job in grid.jobs() if "--seed_everything=0" in job.args]
+    found = [essence("--config", str(run / "config.yaml")) for run in runs]
+    assert len(found) == len(wanted) == len(RUNS[name]) / len(grid.seeds)
     assert all(one in wanted for one in found)
+    for run in runs:  # the other seeds have its config
+        first, rest = (run / "config.yaml").read_text().split("\n", 1)
+        assert first == "seed_everything: 0"
+        for seed in grid.seeds:
+            other = run.parents[1] / f"seed{seed}/version_0/config.yaml"
+            assert other.read_text() == f"seed_everything: {seed}\n{rest}"
 
 
 @of_each_grid

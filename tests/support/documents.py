@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.cli import REPOSITORY
-from tests.support.kept import kept
 
 __all__ = ["Block", "blocks", "copy_configs", "relative_links", "run_bash"]
 
@@ -57,22 +56,20 @@ def copy_configs(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def run_bash(script: str, folder: Path, *, code: Path, timeout_s: float = 600) -> str:
+def run_bash(script: str, folder: Path, *, code: Path, tools: Path, timeout_s: float = 600) -> str:
     """Run a script in a folder; what it printed. Fails with the first command that does.
 
-    `kora` and `python` are forks of one process that has imported this code.
+    `tools` has the `kora` and `python` of this code, see `tests.support.kept`.
     """
-    tools = folder / ".tools"
     environment = {
         **os.environ,
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(code),
         "WANDB_MODE": "disabled",
     }
-    with kept(code, tools):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
-        )  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout

@@ -1,4 +1,4 @@
-"""`kora` and `python` for scripts, as forks of one process that pays the imports once."""
+"""`kora` and `python` for scripts and kernels, as forks of a process that has the imports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,9 +19,11 @@ from pathlib import Path
 from runpy import run_module, run_path
 from typing import NoReturn
 
+REPOSITORY = Path(__file__).parents[2]
+
 _CLIENT = """#!{python} -ISE
 import array, json, os, socket, sys
-if sys.argv[1] == "-c":
+if sys.argv[1][:1] == "-" and sys.argv[1] not in ("-c", "-m", "-P"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as kept:
     kept.connect({address!r})
@@ -37,16 +40,55 @@ with socket.socket(socket.AF_UNIX) as kept:
 def kept(code: Path, tools: Path) -> Iterator[None]:
     """While it lasts, `tools` holds the programs `kora` and `python` of this code.
 
-    A `python` for `-m MODULE` and `FILE`; `-c` begins anew.
+    A `python` for `-m MODULE`, `-c CODE` and `FILE`, which is the `sys.executable` of what it
+    runs too; other options begin anew. For this repository it is a fork of this process.
     """
     tools.mkdir()
+    if code == REPOSITORY:
+        orders, ready = os.pipe(), os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.dup2(orders[0], 0)
+            os.dup2(ready[1], 1)
+            for end in (*orders, *ready):
+                os.close(end)
+            _begin(tools)
+        os.close(orders[0])
+        os.close(ready[1])
+        os.read(ready[0], 1)  # until they are there
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(orders[1])
+            os.close(ready[0])
+        return
     with subprocess.Popen(
         [sys.executable, "-P", Path(__file__), tools], cwd=tools,
         env={**os.environ, "PYTHONPATH": str(code)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as server:  # fmt: skip
         assert server.stdout is not None
-        server.stdout.read()  # until they are there
-        yield
+        server.stdout.read()
+        try:
+            yield
+        finally:
+            server.kill()
+
+
+def _begin(tools: Path) -> NoReturn:
+    """In a fork: become the server."""
+    import kora.training.stages
+    from kora.runs.processes import run_child
+
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
+        kora.training.stages.run_child = run_child  # what the tests have in its place is not here
+        main(tools)
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(1)
 
 
 def main(tools: Path) -> None:
@@ -65,6 +107,7 @@ def main(tools: Path) -> None:
         for name, text in (("python", client), ("kora", kora)):
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
+        sys.executable = str(tools / "python")
         os.close(1)
         for one in (0, door):
             selector.register(one, selectors.EVENT_READ)
@@ -72,22 +115,30 @@ def main(tools: Path) -> None:
             guest, _ = door.accept()
             if not os.fork():
                 door.close()
-                _serve(guest)
+                try:
+                    _serve(guest)
+                finally:
+                    os._exit(1)
             guest.close()
 
 
 def _serve(guest: socket.socket) -> NoReturn:
+    from kora.runs.processes import TETHER, _end_with_parent
     from tests.support.cli import become
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
     streams = array.array("i")
     _, more, *_ = guest.recvmsg(1, socket.CMSG_SPACE(3 * streams.itemsize))
     streams.frombytes(more[0][2])
     with guest.makefile("rb") as order:
         words, folder, environment = json.load(order)
+    environment.pop(TETHER, None)  # a fork has another parent
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if not pid:
         guest.close()
+        _end_with_parent()
         become(partial(_run, words), words, streams, Path(folder), environment)
     _, status = os.waitpid(pid, 0)
     guest.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
@@ -98,12 +149,16 @@ def _run(words: list[str]) -> None:
     from kora.runs.processes import _forget_exits
 
     _forget_exits()
+    if words[0] == "-P":
+        del words[0]
     is_module = words[0] == "-m"
     if is_module:
         del words[0]
     try:
         if is_module:
             run_module(words[0], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            exec(words.pop(1), {"__name__": "__main__"})
         else:
             run_path(words[0], run_name="__main__")
     finally:

@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
@@ -37,6 +37,26 @@ FITS = [pytest.param(fit, id=fit or "whole") for fit in ("crop", "stretch", None
 
 #: The lines of export.json for one photo after another, where there is no kora.
 ELSEWHERE: str = run_path(str(REPOSITORY / "docs/one_answer.py"))["ELSEWHERE"]
+#: A process without kora, and a fork of it for each export.
+_PLACE = """
+import json, os, sys
+import peft, timm, torch
+code = sys.argv[1]
+for line in sys.stdin:
+    out, files, printed = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        try:
+            sys.argv[1:] = [out, json.dumps(files)]
+            with open(printed, "w") as sys.stdout:
+                exec(code)
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +167,28 @@ def test_kora_predict_gives_what_training_gives(
     agree(found, expected)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """Where there is no kora."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with subprocess.Popen(
+        [sys.executable, "-c", _PLACE, ELSEWHERE], cwd=folder, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
+
+
 @pytest.mark.parametrize(
     "form", ["timm", "peft", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])]
 )
 def test_an_export_with_its_prepare_gives_what_training_gives_where_there_is_no_kora(
     form: str, exported: Callable[[str], Path], root: Path, expected: list[list[float]],
-    tmp_path: Path,
+    place: subprocess.Popen[str], tmp_path: Path,
 ) -> None:  # fmt: skip
     bad = bad_files(tmp_path / "bad")
     files = [*photos(root), *(tmp_path / "bad" / name for name in bad)]
-    found = elsewhere(exported(form), files)
+    found = elsewhere(place, exported(form), files, tmp_path / "printed")
     agree(found[: len(expected)], expected)
     for (name, reason), text in zip(bad.items(), found[len(expected) :], strict=True):
         assert text.startswith("UnreadableImageError: Cannot read the image ")
@@ -164,12 +196,16 @@ def test_an_export_with_its_prepare_gives_what_training_gives_where_there_is_no_
         assert reason in text
 
 
-def elsewhere(out: Path, files: list[Path]) -> list[Any]:
-    """What the lines of an export give for these files in a process without kora."""
-    command = [sys.executable, "-c", ELSEWHERE, str(out), json.dumps([str(file) for file in files])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def elsewhere(
+    place: subprocess.Popen[str], out: Path, files: list[Path], printed: Path
+) -> list[Any]:
+    """What the lines of an export give for these files where there is no kora."""
+    assert place.stdin is not None
+    assert place.stdout is not None
+    print(json.dumps([str(out), [*map(str, files)], str(printed)]), file=place.stdin)
+    place.stdin.flush()
+    assert int(place.stdout.readline()) == 0
+    return [json.loads(line) for line in printed.read_text().splitlines()]
 
 
 @needs_onnx
