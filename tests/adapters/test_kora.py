@@ -199,12 +199,12 @@ def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> Non
     assert now[last].abs().max() > 0
 
 
-def test_the_nodes_of_a_vit_of_twelve_blocks_are_48_in_forward_order() -> None:
+def test_the_nodes_of_a_vit_of_five_blocks_are_20_in_forward_order() -> None:
     strategy = KoRA(PaperForm(sites=["fc2", "qkv", "fc1", "proj"]))
     strategy.attach(family("narrow_vit_tiny_patch16_224"))
-    assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]
-    assert len(strategy.composer.phi) == 48
-    assert len(strategy.composer.psi) == 47
+    assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(5) for name in ALL_SITES]
+    assert len(strategy.composer.phi) == 20
+    assert len(strategy.composer.psi) == 19
 
 
 def test_row_slices_are_nodes_too(images: Tensor) -> None:
@@ -225,30 +225,6 @@ def test_nothing_of_a_batch_is_kept_when_it_has_passed(images: Tensor) -> None:
 
 def test_the_label_says_where_it_is_a_side_network() -> None:
     assert (KoRA().label, KoRA(PaperForm(inject=False)).label) == ("KoRA", "KoRA-side")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rank": 2},
-        {"d_comp": 3},
-        {"alpha": 2.0},
-        {"inject": False},
-        {"pool": "cls"},
-        {"sites": ["qkv"]},
-        {"blocks": [0, 5]},
-        {"composer": SkipSum()},
-        {"readout": ClsReadout("default")},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
-    def output(**options: Any) -> Tensor:
-        return kick(built(made(**options)), scale=0.3)(images)
-
-    base = output()
-    assert torch.equal(base, output())
-    assert not torch.allclose(base, output(**change), atol=1e-5)
 
 
 def test_the_pool_of_cls_is_refused_without_one() -> None:
