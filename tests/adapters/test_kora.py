@@ -199,12 +199,12 @@ def test_it_leaves_the_identity_by_training(inject: bool, images: Tensor) -> Non
     assert now[last].abs().max() > 0
 
 
-def test_the_nodes_of_a_vit_of_five_blocks_are_20_in_forward_order() -> None:
+def test_the_nodes_of_a_vit_of_twelve_blocks_are_48_in_forward_order() -> None:
     strategy = KoRA(PaperForm(sites=["fc2", "qkv", "fc1", "proj"]))
     strategy.attach(family("narrow_vit_tiny_patch16_224"))
-    assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(5) for name in ALL_SITES]
-    assert len(strategy.composer.phi) == 20
-    assert len(strategy.composer.psi) == 19
+    assert list(strategy.nodes) == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]
+    assert len(strategy.composer.phi) == 48
+    assert len(strategy.composer.psi) == 47
 
 
 def test_row_slices_are_nodes_too(images: Tensor) -> None:
