@@ -36,10 +36,8 @@ LIVE = dict.fromkeys(
     ("narrow_eva02_tiny_patch14_224", "narrow_beit_base_patch16_224"), ("proj", "fc1", "fc2")
 )
 
-for _name in FAMILIES:
-    register_narrow(
-        _name, _name.removeprefix("narrow_"), depth=5 if _name != next(iter(FAMILIES)) else 12
-    )
+for _number, _name in enumerate(FAMILIES):
+    register_narrow(_name, _name.removeprefix("narrow_"), depth=5 if _number else 12)
 
 
 @cache
@@ -62,7 +60,7 @@ def _nano(image_size: int | None = None) -> Backbone:
 def nano(**options: Any) -> Backbone:
     """`vit_nano` with random weights of a fixed seed: 64 pixels, width 128, 6 blocks."""
     torch.manual_seed(1)
-    if options.keys() - {"image_size"}:
+    if options.keys() - {"image_size"} or torch.empty(0).is_meta:
         return Backbone("vit_nano", weights="random", **options)
     drawn = copy.deepcopy(_nano(**options))
     torch.manual_seed(1)  # what is drawn next is the same, whether these were drawn here or earlier
