@@ -227,30 +227,6 @@ def test_the_label_says_where_it_is_a_side_network() -> None:
     assert (KoRA().label, KoRA(PaperForm(inject=False)).label) == ("KoRA", "KoRA-side")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rank": 2},
-        {"d_comp": 3},
-        {"alpha": 2.0},
-        {"inject": False},
-        {"pool": "cls"},
-        {"sites": ["qkv"]},
-        {"blocks": [0, 5]},
-        {"composer": SkipSum()},
-        {"readout": ClsReadout("default")},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
-    def output(**options: Any) -> Tensor:
-        return kick(built(made(**options)), scale=0.3)(images)
-
-    base = output()
-    assert torch.equal(base, output())
-    assert not torch.allclose(base, output(**change), atol=1e-5)
-
-
 def test_the_pool_of_cls_is_refused_without_one() -> None:
     with pytest.raises(ValueError, match=r"pool='cls' reads the CLS.*siglip.*pool='mean'"):
         KoRA(PaperForm(pool="cls")).attach(family("narrow_vit_base_patch16_siglip_224"))

@@ -102,27 +102,6 @@ def test_gradients_equal_those_of_merged_weights(images: Tensor) -> None:
     torch.testing.assert_close(delta.down_RI.grad, 0.6 * delta.up_OR.T @ grad_OI, **close)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rank": 2},
-        {"alpha": 2.0},
-        {"dropout": 0.5},
-        {"sites": ["qkv"]},
-        {"blocks": [0, 5]},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_argument_changes_something(change: dict[str, Any], images: Tensor) -> None:
-    def output(**options: Any) -> Tensor:
-        task = kick(built(LoRA(**options))).train()
-        torch.manual_seed(0)
-        return task(images)
-
-    assert torch.equal(output(), output())
-    assert not torch.allclose(output(), output(**change), atol=1e-5)
-
-
 def test_allow_dead_sites_accepts_what_is_refused_without_it() -> None:
     def attach(**options: Any) -> int:
         backbone = Backbone(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import atexit
+import importlib
+import multiprocessing.util
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from datamodules import loading
 from datamodules.loading import ArrayDataset, as_is, decode_images
 from datamodules.recipe import ImageRecipe
-from tests.support.cli import REPOSITORY
 from tests.support.data_factory import class_image
+from tests.support.forks import forked
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:
@@ -36,31 +38,36 @@ def test_an_array_is_fetched_a_batch_at_a_time() -> None:
     assert torch.equal(batches[1]["label"], torch.tensor([8, 10, 12, 14]))
 
 
-FAILS_IN_A_WORKER = """
-from torch.utils.data import DataLoader, Dataset
-from datamodules.loading import begin_worker
-
-class Numbers(Dataset):
-    def __len__(self):
+class FailsInTheMiddle(Dataset[int]):
+    def __len__(self) -> int:
         return 8
-    def __getitem__(self, row):
-        return {"row": row, **({}["no such row"] if row == 5 else {})}
 
-batches = iter(DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_worker))
-try:
-    list(batches)
-except KeyError:
-    print("ends")
-"""
+    def __getitem__(self, row: int) -> int:
+        if row == 5:
+            raise KeyError(row)
+        return row
 
 
-def test_a_program_whose_loader_failed_in_a_worker_ends() -> None:
+def program_that_fails() -> None:
+    """As a program that imports what this file imports; what it does at its end included."""
+    atexit._clear()
+    atexit.register(multiprocessing.util._exit_function)
+    importlib.reload(loading)
+    batches = iter(
+        DataLoader(FailsInTheMiddle(), num_workers=2, worker_init_fn=loading.begin_worker)
+    )
+    try:
+        list(batches)
+    except KeyError:
+        print("ends")
+    atexit._run_exitfuncs()
+
+
+def test_a_program_whose_loader_failed_in_a_worker_ends(tmp_path: Path) -> None:
     """Python ends with SIGTERM what is left at the end, and the workers ignore that."""
-    done = subprocess.run(
-        [sys.executable, "-c", FAILS_IN_A_WORKER],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
+    with forked(program_that_fails, tmp_path / "said") as program:
+        assert program.wait(timeout=60) == 0
+    assert (tmp_path / "said").read_text() == "ends\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "truncated"])

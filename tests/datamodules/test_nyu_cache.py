@@ -26,6 +26,7 @@ from tests.support.depth_factory import (
     write_splits,
 )
 from tests.support.faults import damages, flip
+from tests.support.loaders import read_all
 
 MAT = "nyu_depth_v2_labeled.mat"
 FOLDER = "nyu_depth_v2_labeled.depths.cache"
@@ -116,32 +117,19 @@ def other_file(root: Path) -> None:
     write_labelled(root / MAT, frames=13)
 
 
-def cut_short(root: Path) -> None:
-    path = root / FOLDER / "images.npy"
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def no_record(root: Path) -> None:
-    (root / FOLDER / "about.json").unlink()
-
-
-def bad_record(root: Path) -> None:
-    (root / FOLDER / "about.json").write_text("[]")
-
-
-def other_array(root: Path) -> None:
-    np.save(root / FOLDER / "depth.npy", np.zeros((12, 24, 32), dtype=np.float32))
-
-
 def other_depth(root: Path) -> None:
     shutil.rmtree(root / FOLDER)
     make(root, depth="raw").prepare_cache()
     (root / FOLDER.replace("depths", "raw")).rename(root / FOLDER)
 
 
-@pytest.mark.parametrize(
-    "spoil", [change_time, other_file, cut_short, no_record, bad_record, other_array, other_depth]
-)
+def a_missing_frame(root: Path) -> None:
+    rows = np.load(root / FOLDER / "rows.npy")
+    rows["ready"][3] = False
+    np.save(root / FOLDER / "rows.npy", rows)
+
+
+@pytest.mark.parametrize("spoil", [change_time, other_file, other_depth, a_missing_frame])
 def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
     root: Path, spoil: Any
 ) -> None:
@@ -157,8 +145,7 @@ def test_a_stale_or_damaged_cache_is_ignored_with_a_warning_and_made_again(
         assert is_cached(make(root))
 
 
-@pytest.mark.parametrize("name", ["images.npy", "depth.npy"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("name", "workers"), [("images.npy", 0), ("depth.npy", 1)])
 def test_a_flipped_byte_is_told_with_file_and_frame_and_prepare_makes_it_again(
     root: Path, name: str, workers: int
 ) -> None:
@@ -168,39 +155,16 @@ def test_a_flipped_byte_is_told_with_file_and_frame_and_prepare_makes_it_again(
     data = make(root, num_workers=workers)
     data.setup("test")
     with pytest.raises(RuntimeError, match=rf"^\S*{name} is damaged: frame 9 .*kora data prepare"):
-        list(data.test_dataloader())
+        read_all(data.test_dataloader())
     make(root).prepare_cache()
     mended = everything(make(root))
     assert torch.equal(mended["image"], exact["image"])
 
 
-def no_checksums(root: Path) -> None:
-    (root / FOLDER / "rows.npy").unlink()
-
-
-def too_few_checksums(root: Path) -> None:
-    rows = np.load(root / FOLDER / "rows.npy")
-    np.save(root / FOLDER / "rows.npy", rows[:-1])
-
-
-def a_missing_frame(root: Path) -> None:
-    rows = np.load(root / FOLDER / "rows.npy")
-    rows["ready"][3] = False
-    np.save(root / FOLDER / "rows.npy", rows)
-
-
-@pytest.mark.parametrize("spoil", [no_checksums, too_few_checksums, a_missing_frame])
-def test_a_cache_without_its_checksums_is_not_used(root: Path, spoil: Any) -> None:
-    make(root).prepare_cache()
-    spoil(root)
-    with pytest.warns(UserWarning, match=rf"{FOLDER} is not used.*kora data prepare"):
-        assert not is_cached(make(root))
-
-
 def test_whatever_happens_to_a_file_it_is_told_and_the_depth_is_never_another(root: Path) -> None:
     said_of_it = make(root).prepare_cache()
     exact = everything(make(root))
-    for damage in damages(root / FOLDER, flips=30):
+    for damage in damages(root / FOLDER, flips=10):
         found, said = attempt(root)
         assert len(said) <= 1, damage
         for told in said:
@@ -232,10 +196,8 @@ def test_a_cache_that_vanishes_is_told_by_the_worker_in_one_sentence(root: Path)
     data.setup("test")
     copy = pickle.loads(pickle.dumps(data._datasets["test"]))  # as a spawned worker gets it
     (root / FOLDER / "depth.npy").unlink()
-    batches = iter(DataLoader(copy, num_workers=1, collate_fn=as_is))
     with pytest.raises(RuntimeError, match=rf"^The cache .*{FOLDER} was changed.*Run again\.$"):
-        next(batches)
-    batches._shutdown_workers()
+        read_all(DataLoader(copy, num_workers=1, collate_fn=as_is))
 
 
 def test_a_bad_frame_stops_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -260,18 +222,6 @@ def test_it_may_lie_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFacto
     assert (elsewhere / FOLDER / "about.json").is_file()
     assert is_cached(make(root, cache=str(elsewhere)))
     assert not is_cached(make(root))
-
-
-def test_workers_and_pickling_carry_no_pixels(root: Path) -> None:
-    data = make(root)
-    data.prepare_cache()
-    alone = everything(data)
-    dataset = data._datasets["test"]
-    assert len(pickle.dumps(dataset)) < 3000
-    for options in ({}, {"num_workers": 4, "multiprocessing_context": "fork"}):
-        batches = list(DataLoader(dataset, batch_size=1, collate_fn=as_is, **options))
-        for name, column in alone.items():
-            assert torch.equal(torch.cat([batch[name] for batch in batches]), column)
 
 
 def test_the_per_frame_layout_needs_none(tmp_path: Path) -> None:

@@ -220,13 +220,13 @@ def test_real_images_of_the_last_hundred_classes(real_root: Path, shared_zip: Pa
         str(real_root),
         archive="$KORA_SHARED_DATA/tiny-imagenet-200-small.zip",
         classes="100:200",
-        subset=Subset(per_class=5),
-        val_images=500,
+        subset=Subset(per_class=1),
+        val_images=100,
     )
     data.prepare_data()
     data.setup("fit")
     summary = data.summary()["splits"]
-    assert [summary[s]["images"] for s in ("train", "val", "test")] == [500, 500, 5000]
+    assert [summary[s]["images"] for s in ("train", "val", "test")] == [100, 100, 5000]
     assert all(summary[split]["classes"] == 100 for split in summary)
     assert summary["test"]["images_per_class_min"] == summary["test"]["images_per_class_max"] == 50
     batch = next(iter(data.train_dataloader()))

@@ -21,10 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-import datamodules
-
 __all__ = [
-    "LIGHT",
     "class_image",
     "jpeg_bytes",
     "write_cifar_archive",
@@ -221,11 +218,3 @@ def _cifar_part(variant: int, per_class: int, *, first: int) -> tuple[NDArray[np
         for i, label in enumerate(labels)
     ]
     return np.stack(images), labels
-
-
-#: `datamodules` without its __init__, which would import torch: a process then starts at once.
-LIGHT = f"""
-import sys, types
-sys.modules["datamodules"] = types.ModuleType("datamodules")
-sys.modules["datamodules"].__path__ = [{datamodules.__path__[0]!r}]
-"""

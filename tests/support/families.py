@@ -1,7 +1,7 @@
 """A tiny random model of each family of vision transformers, by names that timm then knows.
 
 They are timm's own architectures, narrowed: width 32, two blocks of two heads, 2 x 2 patches, some
-50,000 parameters. Those of tests/support/factory.py have as many blocks as timm's.
+50,000 parameters. Those of tests/support/factory.py have more blocks.
 """
 
 from __future__ import annotations

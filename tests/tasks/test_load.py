@@ -33,8 +33,14 @@ from tests.support.factory import built, kick, nano
 from tests.support.picture_factory import bad_files, write_photos
 from tests.support.strategies import STRATEGIES
 
+#: The first of each class, and forms of KoRA that are made of other parts.
+NAMES = [
+    *{entry.kind: name for name, entry in reversed(STRATEGIES.items())}.values(),
+    "KoRA-refined-injected", "KoRA-refined-logits", "KoRA-feedback-of-tokens",
+]  # fmt: skip
 
-@pytest.mark.parametrize("name", STRATEGIES)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_comes_back_with_the_same_logits(
     name: str, tmp_path: Path, images: Tensor
 ) -> None:
@@ -87,7 +93,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_photo_gets_one_answer_in_whatever_form_it_comes(
     fitted: AdaptedModel, photos: list[Path]
 ) -> None:
-    for path in photos:
+    for path in [*photos[:16:5], *photos[16:]]:
         found = fitted.predict(path)
         assert found.source == str(path)
         whole = np.asarray(ImageRecipe().open(path)).copy()
@@ -174,7 +180,7 @@ def test_a_depth_model_gives_metres_at_the_size_of_the_images(
 ) -> None:
     head = DPTDepth(features=16, bins=None, max_depth_m=4.0)
     protocol = {"preset": "full", "max_depth_m": 3.5, "flip_tta": True}
-    task = DepthTask(Backbone("vit_nano"), LoRA(2), head=head, protocol=protocol)
+    task = DepthTask(Backbone("vit_nano", image_size=32), LoRA(2), head=head, protocol=protocol)
     task.build()
     kick(task).eval()
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task, class_names=[]))
