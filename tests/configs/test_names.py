@@ -46,8 +46,9 @@ def test_all_presets_trained_into_one_experiment_are_as_many_strategies(
         }  # fmt: skip
         assert kora(capfd, "fit", "--config", write_config(here / "s.yaml", config)).code == 0
     sources = [f"runs/{style}/Bottleneck/seed0/version_0/adapter" for style in ("paint", "studio")]
+    quick = ["--leave_out_test", "true", "--trainer.max_steps", "1"]
     for preset in PRESETS:
-        more: list[str] = []
+        more = [*quick]
         if "fusion" in preset.stem:
             more += ["--model.adapter.sources", str(sources)]
         outcome = kora(capfd, "fit", "--config", "tiny.yaml", "--config", preset, *more)

@@ -24,14 +24,16 @@ from tests.support.wandb_files import (
     offline_folder,
     records,
     summary_of,
+    without_login,
 )
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
+SOURCE = Path("runs/tiny_source/LoRA/seed0/version_0")
 
 
-def ran(folder: Path, config: dict[str, Any], *args: str) -> Path:
+def ran(folder: Path, config: dict[str, Any]) -> Path:
     """`kora fit` of a config with W&B offline; the folder that it ran in."""
-    command, environment = fit_command(folder, *args)
+    command, environment = fit_command(folder)
     write_config(folder / "tiny.yaml", config)
     done = completed(command, folder, environment)
     assert done.returncode == 0, done.stdout
@@ -109,8 +111,7 @@ def test_runs_are_grouped_by_experiment_and_strategy_and_told_apart_by_stage(
     (own,) = of_kind(offline_folder(classified / RUN), "run")
     assert (own.run_group, own.job_type) == ("tiny/LoRA", "fit")
     assert (own.display_name, list(own.tags)) == ("LoRA-seed0", ["LoRA"])
-    source = classified / "runs/tiny_source/LoRA/seed0/version_0"
-    (before,) = of_kind(offline_folder(source), "run")
+    (before,) = of_kind(offline_folder(classified / SOURCE), "run")
     assert (before.run_group, before.job_type) == ("tiny_source/LoRA", "source")
     config = config_of(offline_folder(classified / RUN))
     assert (config["experiment"], config["strategy"], config["seed"]) == ("tiny", "LoRA", 0)
@@ -221,7 +222,7 @@ def test_the_whole_record_is_in_the_config_and_its_files_go_along(classified: Pa
 
 @pytest.mark.slow
 def test_the_adapter_stays_here_where_that_is_asked_for(tmp_path: Path) -> None:
-    ran(tmp_path, tiny_config(), "--wandb.upload_adapter", "false")
+    ran(tmp_path, tiny_config(wandb={"upload_adapter": False}))
     folder = offline_folder(tmp_path / RUN)
     assert not [it for it in of_kind(folder, "artifact") if it.type == "model"]
     assert RESULTS_KEY in config_of(folder)
@@ -232,15 +233,13 @@ def test_the_adapter_stays_here_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_test_or_validation_alone_has_its_own_job_type_and_record(
     classified: Path, stage: str
 ) -> None:
-    command, environment = fit_command(classified)
     options = {
         "--config": RUN / "config.yaml",
         "--ckpt_path": RUN / "checkpoints/best.ckpt",
         "--experiment": f"alone_{stage}",
     }
     words = [str(word) for option in options.items() for word in option]
-    command[command.index("fit") :] = [stage, *words]
-    done = completed(command, classified, environment)
+    done = completed([stage, *words], classified, without_login(classified))
     assert done.returncode == 0, done.stdout
     made = classified / f"runs/alone_{stage}/LoRA/seed0/version_0"
     folder = offline_folder(made)

@@ -40,6 +40,10 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
     A `python` for `-m MODULE` and `FILE`; `-c` begins anew.
     """
     tools.mkdir()
+    if code == Path(__file__).parents[2]:
+        with _by_a_fork(tools):
+            yield
+        return
     with subprocess.Popen(
         [sys.executable, "-P", Path(__file__), tools], cwd=tools,
         env={**os.environ, "PYTHONPATH": str(code)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -47,6 +51,38 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
         assert server.stdout is not None
         server.stdout.read()  # until they are there
         yield
+
+
+@contextmanager
+def _by_a_fork(tools: Path) -> Iterator[None]:
+    """Of this process, which has imported the same code, so that no other pays its imports."""
+    from tests.support.cli import Process, become, keep_a_process, share_the_kept
+
+    keep_a_process()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (orders, mine), (there, ready) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        share_the_kept()
+
+        def serve() -> None:
+            for one in (orders, mine, there, ready):  # but for 0 and 1, which are two of them
+                os.close(one)
+            main(tools)
+
+        become(serve, ["kept"], (orders, ready, 2), tools, None)
+    os.close(orders)
+    os.close(ready)
+    process = Process(pid)
+    try:
+        with open(there, "rb") as told:
+            told.read()  # until they are there
+        yield
+    finally:
+        os.close(mine)
+        process.kill()
+        process.wait()
 
 
 def main(tools: Path) -> None:
