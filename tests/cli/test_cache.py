@@ -124,8 +124,7 @@ def test_a_wrong_dtype_is_one_clear_error(side: Path, capfd: Capture) -> None:
 
 @pytest.mark.slow
 def test_a_filling_that_is_killed_goes_on_with_the_next_command(side: Path, capfd: Capture) -> None:
-    images = ("--data.train_images", "192")
-    slow = (*images, "--data.batch_size", "1")
+    slow = ("--data.train_images", "192", "--data.batch_size", "1")
 
     def done() -> int:
         return sum(rows_done(folder) for folder in here.glob("*") if folder.is_dir())
@@ -139,7 +138,7 @@ def test_a_filling_that_is_killed_goes_on_with_the_next_command(side: Path, capf
         process.wait()
     kept = done()
     assert 20 <= kept < 180
-    told = kora(capfd, "fit", "--config", side, *images)
+    told = kora(capfd, "fit", "--config", side, *slow)
     assert told.code == 0, told.err
     assert f", of which {kept} images are done." in told.out
     assert results(SEED0 / "version_0")["feature_cache"]["images_computed"] == 192 - kept

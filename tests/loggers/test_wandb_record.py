@@ -14,12 +14,11 @@ from PIL import Image
 from kora.loggers.wandb_record import columns, confusion_rows
 from kora.loggers.wandb_runs import RESULTS_KEY
 from kora.runs.results import read_results
-from tests.support.cli import depth_config, tiny_config, write_config
+from tests.support.cli import depth_config, started, tiny_config, write_config
 from tests.support.comparisons import run
 from tests.support.wandb_files import (
     completed,
     config_of,
-    fit_command,
     history_of,
     offline_folder,
     records,
@@ -33,12 +32,14 @@ SOURCE = Path("runs/tiny_source/LoRA/seed0/version_0")
 
 def ran(folder: Path, config: dict[str, Any]) -> Path:
     """`kora fit` of a config with W&B offline; the folder that it ran in."""
-    command, environment = fit_command(folder)
     write_config(folder / "tiny.yaml", config)
-    done = completed(command, folder, environment)
-    assert done.returncode == 0, done.stdout
-    assert "not everything could be logged" not in done.stdout
-    assert "WARNING" not in done.stdout + done.stderr
+    args, environment = ("fit", "--config", "tiny.yaml"), without_login(folder)
+    log = folder.with_name(f"{folder.name}.log")
+    with started(*args, log=log, folder=folder, environment=environment) as process:
+        assert process.wait() == 0, log.read_text()
+    said = log.read_text()
+    assert "not everything could be logged" not in said
+    assert "WARNING" not in said
     return folder
 
 
