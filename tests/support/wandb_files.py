@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib import get_cachedir
 from wandb.proto import wandb_internal_pb2
 
 from tests.support.cli import ended, forked, tiny_config, write_config
@@ -93,7 +94,8 @@ KEY = "0" * 40  # has the form of a W&B key
 def without_login(folder: Path, **more: str) -> dict[str, str]:
     """An environment without any W&B setting or login; `folder` is its home."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    return {**clean, "HOME": str(folder), "COLUMNS": "200", **more}
+    fonts = get_cachedir()  # in a new home matplotlib would look for all fonts again
+    return {**clean, "HOME": str(folder), "MPLCONFIGDIR": fonts, "COLUMNS": "200", **more}
 
 
 def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
