@@ -63,10 +63,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _source_stages_are_forks() -> Iterator[None]:
-    # Of the process that a grid keeps too, so that its imports are paid once a worker.
-    kept = partial(run_child, more_follow=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kora.training.stages, "run_child", kept)
+    # Of the process that a grid keeps too, so that its imports are paid once a worker; also those
+    # of a module's runs.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kept = partial(run_child, more_follow=True)
+        monkeypatch.setattr(kora.training.stages, "run_child", kept)
         yield
 
 

@@ -38,7 +38,7 @@ from tests.support.factory import nano
 from tests.support.saved_files import outcomes, save
 
 _BOUNDED = settings(
-    max_examples=30,
+    max_examples=20,
     derandomize=True,
     deadline=None,
     database=None,

@@ -14,7 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kora.console.say import say
 from kora.loggers.csv_log import RowByRow
-from kora.loggers.wandb_run import START_S, BoundedWandb, keep_run_id, sweep_run_id, wandb_run_id
+from kora.loggers.wandb_run import (
+    FINISH_S,
+    START_S,
+    BoundedWandb,
+    keep_run_id,
+    sweep_run_id,
+    wandb_run_id,
+)
 from kora.loggers.wandb_server import has_credentials, server_answers, wandb_base_url
 from kora.runs.durable import require_room
 from kora.runs.results import run_versions
@@ -35,6 +42,8 @@ class Wandb:
         job_type: What the run is for; None is the command (`fit`, `test` or `validate`), and a
             source stage that another run starts is `source`.
         upload_adapter: Log the adapter of the best checkpoint as an artifact at the end of `fit`.
+        finish_s: Seconds that the end of a run waits for the upload; all of the end takes two and a
+            half times as long at most.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -42,6 +51,11 @@ class Wandb:
     entity: str | None = None
     job_type: str | None = None
     upload_adapter: bool = True
+    finish_s: float = FINISH_S
+
+    def __post_init__(self) -> None:
+        if not self.finish_s > 0:
+            raise ValueError(f"wandb.finish_s is {self.finish_s}; it must be above 0.")
 
 
 def claim_run_folder(parent: Path) -> Path:
@@ -142,5 +156,6 @@ def make_loggers(
             config={"strategy": strategy, "seed": seed},
             upload_adapter=settings.upload_adapter,
             start_s=start_s,
+            finish_s=settings.finish_s,
         ),
     ]

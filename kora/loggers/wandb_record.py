@@ -17,7 +17,7 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from kora.loggers.wandb_run import PANELS_S, BoundedWandb, finish_wandb
+from kora.loggers.wandb_run import PANELS_SHARE, BoundedWandb, finish_wandb
 from kora.loggers.wandb_runs import KEPT_FILES, RESULTS_KEY
 from kora.loggers.wandb_server import server_answers, wandb_base_url
 from kora.reports.base import Report
@@ -63,7 +63,7 @@ def end_wandb(
         if not logger.is_online:
             failed += _attempt(logger, steps)
         elif answers:
-            failed += _attempt_within(logger, steps, PANELS_S)
+            failed += _attempt_within(logger, steps, PANELS_SHARE * logger.finish_s)
         elif steps:
             failed.append("panels and the adapter are left out, as the server does not answer")
         ended = finish_wandb(logger, answers=answers)

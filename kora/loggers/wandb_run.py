@@ -21,7 +21,7 @@ from kora.runs.durable import write_text
 
 __all__ = [
     "FINISH_S",
-    "PANELS_S",
+    "PANELS_SHARE",
     "START_S",
     "SWEEP_VARIABLES",
     "BoundedWandb",
@@ -32,10 +32,11 @@ __all__ = [
     "wandb_run_id",
 ]
 
-#: Seconds: the start of a run online with the look at its server, and at its end what W&B asks the
-#: server for, and then the upload. What W&B does after that takes as long as the upload again, and
-#: all of the end is to take a minute at most.
-START_S, PANELS_S, FINISH_S = 8.0, 9.0, 24.0
+#: Seconds: the start of a run online with the look at its server, and the upload at its end. What
+#: W&B does after that takes as long again, and all of the end is to take a minute at most.
+START_S, FINISH_S = 8.0, 24.0
+#: Of the seconds of the upload: what W&B asks the server for before it.
+PANELS_SHARE = 3 / 8
 _LEAVE_S = 1.0  # for the end of W&B's process after a start that failed
 _ID_FILE = "wandb_run.json"
 _EMPTY = 7  # bytes of a file of W&B without records
@@ -72,7 +73,7 @@ class BoundedWandb(WandbLogger):
     """A WandbLogger that stops no run: it goes offline, or is left out, where W&B fails.
 
     Its options are those of WandbLogger, without `settings`, which are set here, and with
-    `start_s`: the seconds that the start online may take.
+    `start_s` and `finish_s`: the seconds that the start online and the upload at the end may take.
 
     Validation and test are drawn over epochs, and validation is summed up by its least, largest and
     last value. A test has one value and no best one: choosing by it would be selection.
@@ -84,6 +85,7 @@ class BoundedWandb(WandbLogger):
         offline: bool,
         upload_adapter: bool = True,
         start_s: float = START_S,
+        finish_s: float = FINISH_S,
         **options: Any,
     ) -> None:
         import wandb
@@ -93,7 +95,7 @@ class BoundedWandb(WandbLogger):
         settings = wandb.Settings(
             silent=offline,
             init_timeout=max(start_s, 1.0),
-            finish_timeout=FINISH_S,
+            finish_timeout=finish_s,
             finish_timeout_raises=True,
             x_disable_viewer=True,  # or it asks who is logged in, twice, for five seconds each
             x_transaction_log_flush_interval=1.0,  # seconds until a row is on the disk, else 15
@@ -102,7 +104,7 @@ class BoundedWandb(WandbLogger):
         #: Whether nothing can be logged any more.
         self.gone = False
         self._defined: set[str] = set()
-        self.upload_adapter = upload_adapter
+        self.upload_adapter, self.finish_s = upload_adapter, finish_s
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
 
     @property
@@ -193,7 +195,7 @@ class BoundedWandb(WandbLogger):
 
 
 def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
-    """End the run within a minute, and give what is to be said of it; None where all is uploaded.
+    """End the run within bounds, and give what is to be said of it; None where all is uploaded.
 
     Nothing is raised, whatever becomes of W&B. Where the server did not answer a moment ago, W&B
     may take an upload for done.

@@ -135,8 +135,15 @@ def _is_safe() -> bool:
     return not {"", str(Path.cwd())} & set(sys.path)
 
 
-#: What a fit imports: the kept process has it. No thread starts by it, and no accelerator.
-_IMPORTED = ["kora.training.lightning_cli", "kora.tasks", "datamodules", "kora.reports.figures"]
+#: What a fit imports: the kept process has it. No thread starts by it, and no accelerator. The last
+#: is what W&B imports when a run begins, offline too.
+_IMPORTED = [
+    "kora.training.lightning_cli",
+    "kora.tasks",
+    "datamodules",
+    "kora.reports.figures",
+    "wandb.sdk.launch",
+]
 #: Its own variables, as each child is given an environment: whoever asks it for GPUs starts none.
 _OF_THE_KEPT = {"PYTHONSAFEPATH": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: Of children that are begun or looked after; Python reads an exit code once, whoever asks.

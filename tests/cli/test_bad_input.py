@@ -68,6 +68,7 @@ USAGE = [
     (["--source", "tiny.yaml", "--model.adapter_from", "x"], ["both set"]),
     (["--data", "Synthetix"], ["data", "Did you mean 'Synthetic'?"]),
     (["--data.style", "oil"], ["oil"]),
+    (["--wandb.finish_s", "0"], ["wandb.finish_s is 0", "above 0"]),
     (["--data.batch_size", "0"], ["data.batch_size"]),
     (["--data.val_fraction", "1.5", "--data.val_images", "null"], ["val_fraction"]),
     (["--data.subset.per_class", "500"], ["class", "500"]),

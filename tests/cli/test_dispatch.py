@@ -15,7 +15,7 @@ import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
 from kora.cli.dispatch import _told
-from tests.support.cli import REPOSITORY, kora, tiny_config, write_config
+from tests.support.cli import REPOSITORY, forked, kora, tiny_config, write_config
 from tests.support.comparisons import FILES
 
 Capture = pytest.CaptureFixture[str]
@@ -162,29 +162,37 @@ def test_compare_without_runs_shows_its_usage(capfd: Capture) -> None:
     assert "usage: kora compare" in outcome.err
 
 
-def test_a_bug_shows_its_traceback_and_exits_with_one(here: Path, capfd: Capture) -> None:
+def test_a_bug_shows_its_traceback_and_exits_with_one(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
     (here / "broken_strategy.py").write_text(
         "from kora.adapters import Strategy\n\n\n"
         "class Broken(Strategy):\n    def attach(self, backbone):\n        1 / 0\n"
     )
     write_config(here / "broken.yaml", tiny_config())
-    done = subprocess.run(
-        [sys.executable, "-m", "kora", "fit", "--config", "broken.yaml",
-         "--model.adapter", "broken_strategy.Broken"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
-    assert "attach" in done.stderr
+    args = ("--config", "broken.yaml", "--model.adapter", "broken_strategy.Broken")
+    outcome = kora(capfd, "fit", *args)
+    assert outcome.code == 1
+    assert "ZeroDivisionError" in outcome.err
+    assert "attach" in outcome.err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["--help"], ["list"], ["grid", "--config", "configs/grids/notebooks.yaml", "--dry_run"]],
-)
-def test_a_reader_that_has_seen_enough_is_told_of_no_error(command: list[str]) -> None:
+def test_a_grid_whose_reader_has_seen_enough_says_nothing_of_it(tmp_path: Path) -> None:
+    grid = ("grid", "--config", "configs/grids/notebooks.yaml", "--dry_run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "err").open("wb") as err, open(os.devnull, "rb") as nothing:
+        process = forked(grid, (nothing.fileno(), writer, err.fileno()), REPOSITORY, None)
+        os.close(writer)
+        assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich ends with 1
+    assert (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.parametrize("command", ["--help", "list"])
+def test_a_reader_that_has_seen_enough_is_told_of_no_error(command: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "kora", *command], cwd=REPOSITORY,
+        [sys.executable, "-m", "kora", command], cwd=REPOSITORY,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -20,7 +20,8 @@ from kora.loggers.wandb_run import wandb_run_id
 from kora.training.lightning_cli import parse
 from tests.support.cli import REPOSITORY, tiny_config, write_config
 from tests.support.commands import assert_accepted
-from tests.support.wandb_files import config_of, offline_folder, records
+from tests.support.kept import kept
+from tests.support.wandb_files import config_of, offline_folder, records, without_login
 
 SWEEPS = [path for path in sorted((REPOSITORY / "configs").rglob("*.yaml")) if is_sweep(path)]
 SMALL = 1e-05  # as a sweep may draw it: YAML 1.1 takes its text for a word
@@ -126,20 +127,16 @@ def test_trials_that_an_agent_starts_have_folders_of_their_own_and_the_ids_of_th
     lora = str(REPOSITORY / "configs/adapters/lora.yaml")
     rates = (0.001, 0.01)
     trials = [{"model.optimizer.lr": lr, "config": lora} for lr in rates]
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin/kora"  # as an installation makes it
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kora "$@"\n')
-    program.chmod(0o755)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    paths = os.pathsep.join([str(program.parent), clean["PATH"]])
-    done = subprocess.run(
-        [sys.executable, "-c", AGENT, json.dumps([sweep, *trials])], cwd=tmp_path,
-        env={
-            **clean, "PATH": paths, "HOME": str(tmp_path), "WANDB_MODE": "offline",
-            "WANDB_SWEEP_ID": "sweep1",
-        },
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
+    tools = tmp_path / "bin"
+    environment = without_login(
+        tmp_path, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", WANDB_MODE="offline",
+        WANDB_SWEEP_ID="sweep1",
     )  # fmt: skip
+    with kept(REPOSITORY, tools):
+        done = subprocess.run(
+            [sys.executable, "-c", AGENT, json.dumps([sweep, *trials])], cwd=tmp_path,
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     parent = tmp_path / "runs/quickstart_sweep/LoRA/seed0"
     assert [path.name for path in sorted(parent.iterdir())] == ["version_0", "version_1"]

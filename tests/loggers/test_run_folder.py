@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -73,7 +75,10 @@ def test_wandb_mode_decides_for_auto_also_with_a_key(
 
 def test_a_login_as_wandb_writes_it_counts(no_login: Path) -> None:
     code = f"import wandb; wandb.login(key='{KEY}', verify=False)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, timeout=60,
+        env={**os.environ, "WANDB_X_DISABLE_VIEWER": "true"},  # or it asks the server, and waits
+    )  # fmt: skip
     assert (no_login / ".netrc").is_file()
     assert not wandb_offline("auto")
 
@@ -110,20 +115,23 @@ def test_folders_are_numbered_from_zero_and_go_on_behind_the_last(tmp_path: Path
 
 @pytest.mark.slow
 def test_two_processes_never_get_one_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\n"
-        "from kora.loggers.run_folder import claim_run_folder\n"
-        "go = Path(sys.argv[1], 'go')\nprint('ready', flush=True)\n"
-        "while not go.exists():\n    pass\n"
-        "for _ in range(100):\n    print(claim_run_folder(Path(sys.argv[1], 'runs')).name)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    def claim(number: int) -> None:
+        (tmp_path / f"ready{number}").touch()
+        while not (tmp_path / "go").exists():
+            pass
+        claimed = [claim_run_folder(tmp_path / "runs").name for _ in range(100)]
+        (tmp_path / f"names{number}").write_text(" ".join(claimed))
+
+    both = [multiprocessing.get_context("fork").Process(target=claim, args=(n,)) for n in range(2)]
     for process in both:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        process.start()
+    while len(list(tmp_path.glob("ready*"))) < 2:
+        time.sleep(0.01)
     (tmp_path / "go").touch()
-    names = [process.communicate(timeout=60)[0].split() for process in both]
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    names = [(tmp_path / f"names{number}").read_text().split() for number in range(2)]
     assert all(len(mine) == 100 for mine in names)
     assert Counter(name for mine in names for name in mine) == Counter(
         f"version_{i}" for i in range(200)

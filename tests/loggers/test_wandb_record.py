@@ -14,29 +14,32 @@ from PIL import Image
 from kora.loggers.wandb_record import columns, confusion_rows
 from kora.loggers.wandb_runs import RESULTS_KEY
 from kora.runs.results import read_results
-from tests.support.cli import depth_config, tiny_config, write_config
+from tests.support.cli import depth_config, started, tiny_config, write_config
 from tests.support.comparisons import run
 from tests.support.wandb_files import (
     completed,
     config_of,
-    fit_command,
     history_of,
     offline_folder,
     records,
     summary_of,
+    without_login,
 )
 
 RUN = Path("runs/tiny/LoRA/seed0/version_0")
+SOURCE = Path("runs/tiny_source/LoRA/seed0/version_0")
 
 
-def ran(folder: Path, config: dict[str, Any], *args: str) -> Path:
+def ran(folder: Path, config: dict[str, Any]) -> Path:
     """`kora fit` of a config with W&B offline; the folder that it ran in."""
-    command, environment = fit_command(folder, *args)
     write_config(folder / "tiny.yaml", config)
-    done = completed(command, folder, environment)
-    assert done.returncode == 0, done.stdout
-    assert "not everything could be logged" not in done.stdout
-    assert "WARNING" not in done.stdout + done.stderr
+    args, environment = ("fit", "--config", "tiny.yaml"), without_login(folder)
+    log = folder.with_name(f"{folder.name}.log")
+    with started(*args, log=log, folder=folder, environment=environment) as process:
+        assert process.wait() == 0, log.read_text()
+    said = log.read_text()
+    assert "not everything could be logged" not in said
+    assert "WARNING" not in said
     return folder
 
 
@@ -109,8 +112,7 @@ def test_runs_are_grouped_by_experiment_and_strategy_and_told_apart_by_stage(
     (own,) = of_kind(offline_folder(classified / RUN), "run")
     assert (own.run_group, own.job_type) == ("tiny/LoRA", "fit")
     assert (own.display_name, list(own.tags)) == ("LoRA-seed0", ["LoRA"])
-    source = classified / "runs/tiny_source/LoRA/seed0/version_0"
-    (before,) = of_kind(offline_folder(source), "run")
+    (before,) = of_kind(offline_folder(classified / SOURCE), "run")
     assert (before.run_group, before.job_type) == ("tiny_source/LoRA", "source")
     config = config_of(offline_folder(classified / RUN))
     assert (config["experiment"], config["strategy"], config["seed"]) == ("tiny", "LoRA", 0)
@@ -221,7 +223,7 @@ def test_the_whole_record_is_in_the_config_and_its_files_go_along(classified: Pa
 
 @pytest.mark.slow
 def test_the_adapter_stays_here_where_that_is_asked_for(tmp_path: Path) -> None:
-    ran(tmp_path, tiny_config(), "--wandb.upload_adapter", "false")
+    ran(tmp_path, tiny_config(wandb={"upload_adapter": False}))
     folder = offline_folder(tmp_path / RUN)
     assert not [it for it in of_kind(folder, "artifact") if it.type == "model"]
     assert RESULTS_KEY in config_of(folder)
@@ -232,15 +234,13 @@ def test_the_adapter_stays_here_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_test_or_validation_alone_has_its_own_job_type_and_record(
     classified: Path, stage: str
 ) -> None:
-    command, environment = fit_command(classified)
     options = {
         "--config": RUN / "config.yaml",
         "--ckpt_path": RUN / "checkpoints/best.ckpt",
         "--experiment": f"alone_{stage}",
     }
     words = [str(word) for option in options.items() for word in option]
-    command[command.index("fit") :] = [stage, *words]
-    done = completed(command, classified, environment)
+    done = completed([stage, *words], classified, without_login(classified))
     assert done.returncode == 0, done.stdout
     made = classified / f"runs/alone_{stage}/LoRA/seed0/version_0"
     folder = offline_folder(made)

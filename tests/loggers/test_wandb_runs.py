@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import http.server
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from urllib.parse import unquote
 import pytest
 
 from kora.loggers.wandb_runs import RESULTS_KEY, Address, address_of, record_of
-from tests.support.cli import tiny_config, write_config
-from tests.support.wandb_files import KEY, config_of, offline_folder
+from tests.support.cli import all_ended, tiny_config, write_config
+from tests.support.wandb_files import KEY, config_of, offline_folder, without_login
 
 # -- addresses and records -----------------------------------------------------------------------
 
@@ -170,25 +169,27 @@ def node(identity: str, config: dict[str, Any], state: str = "finished") -> dict
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with offline runs of two strategies and two seeds."""
     folder = tmp_path_factory.mktemp("trained")
-    config = tiny_config()
+    config = tiny_config(runs_dir=str(folder / "runs"), wandb={"mode": "offline"})
     config["model"]["init_args"]["backbone"].pop("weights")  # one backbone for all seeds
-    write_config(folder / "tiny.yaml", config)
-    for strategy in ("LinearProbe", "LoRA"):
-        for seed in ("0", "1"):
-            said = kora(
-                folder, "fit", "--config", "tiny.yaml", "--seed_everything", seed,
-                "--model.adapter", strategy, "--wandb.mode", "offline",
-            )  # fmt: skip
-            assert said.returncode == 0, said.stderr
+    path = write_config(folder / "tiny.yaml", config)
+    runs = [
+        (
+            ["fit", "--config", path, "--seed_everything", seed, "--model.adapter", strategy],
+            without_login(folder),
+            folder / f"{strategy}{seed}.log",
+        )
+        for strategy in ("LinearProbe", "LoRA")
+        for seed in ("0", "1")
+    ]
+    for (code, _), (*_, log) in zip(all_ended(runs), runs, strict=True):
+        assert code == 0, log.read_text()
     return folder
 
 
 def kora(
     folder: Path, *args: str, server: Any = None, key: str = KEY, python: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    environment = {**clean, "HOME": str(folder), "COLUMNS": "220"}
-    environment["XDG_CACHE_HOME"] = str(folder / "cache")
+    environment = without_login(folder, COLUMNS="220", XDG_CACHE_HOME=str(folder / "cache"))
     if server is not None:
         environment |= {"WANDB_BASE_URL": server.url}
         environment |= {"WANDB_API_KEY": key} if key else {}

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -100,12 +101,29 @@ def started(
     A fork of this one, in a session of its own, and so are the ranks that it starts: to import
     torch anew takes five seconds. What is to be done `first` is done in it.
     """
+    with open(os.devnull, "rb") as nothing, log.open("wb") as output:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        process = forked(args, streams, folder or Path.cwd(), environment, first)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def forked(
+    args: Sequence[str | Path],
+    streams: Sequence[int],
+    folder: Path,
+    environment: Mapping[str, str] | None,
+    first: Callable[[], object] | None = None,
+) -> Process:
+    """`kora ARGS` in a fork of this process, on these streams."""
     import kora.training.lightning_cli  # noqa: F401
 
     keep_a_process()
     sys.stdout.flush()
     sys.stderr.flush()
-    log.touch()
     words = ["kora", *map(str, args)]
 
     def program() -> None:
@@ -117,14 +135,8 @@ def started(
     if not pid:
         share_the_kept()
         fork_the_ranks()
-        streams = (os.open(os.devnull, os.O_RDONLY), *(os.open(log, os.O_WRONLY | os.O_TRUNC),) * 2)
-        become(program, words, streams, folder or Path.cwd(), environment)
-    process = Process(pid)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+        become(program, words, streams, folder, environment)
+    return Process(pid)
 
 
 def become(
@@ -175,6 +187,28 @@ def ended(
             more_follow=True,
         )  # fmt: skip
     return code, log.read_text()
+
+
+def all_ended(
+    runs: Sequence[tuple[Sequence[str | Path], Mapping[str, str], Path]],
+) -> list[tuple[int, float]]:
+    """The exit code of each `kora ARGS`, and when it ended; each is args, environment and log.
+
+    Six at once, in the working directory of this process.
+    """
+
+    def end(
+        args: Sequence[str | Path], environment: Mapping[str, str], log: Path
+    ) -> tuple[int, float]:
+        with log.open("wb") as output:
+            code = run_child(
+                [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
+                more_follow=True,
+            )  # fmt: skip
+        return code, time.time()
+
+    with ThreadPoolExecutor(6) as pool:
+        return list(pool.map(lambda run: end(*run), runs))
 
 
 def keep_a_process() -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,24 +44,8 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
     """
     tools.mkdir()
     if code == REPOSITORY:
-        orders, ready = os.pipe(), os.pipe()
-        pid = os.fork()
-        if not pid:
-            os.dup2(orders[0], 0)
-            os.dup2(ready[1], 1)
-            for end in (*orders, *ready):
-                os.close(end)
-            _begin(tools)
-        os.close(orders[0])
-        os.close(ready[1])
-        os.read(ready[0], 1)  # until they are there
-        try:
+        with _by_a_fork(tools):
             yield
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(orders[1])
-            os.close(ready[0])
         return
     with subprocess.Popen(
         [sys.executable, "-P", Path(__file__), tools], cwd=tools,
@@ -76,19 +59,36 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
             server.kill()
 
 
-def _begin(tools: Path) -> NoReturn:
-    """In a fork: become the server."""
-    import kora.training.stages
-    from kora.runs.processes import run_child
+@contextmanager
+def _by_a_fork(tools: Path) -> Iterator[None]:
+    """Of this process, which has imported the same code, so that no other pays its imports."""
+    from tests.support.cli import Process, become, keep_a_process, share_the_kept
 
+    keep_a_process()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (orders, mine), (there, ready) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        share_the_kept()
+
+        def serve() -> None:
+            for one in (orders, mine, there, ready):  # but for 0 and 1, which are two of them
+                os.close(one)
+            main(tools)
+
+        become(serve, ["kept"], (orders, ready, 2), tools, None)
+    os.close(orders)
+    os.close(ready)
+    process = Process(pid)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
-        kora.training.stages.run_child = run_child  # what the tests have in its place is not here
-        main(tools)
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
+        with open(there, "rb") as told:
+            told.read()  # until they are there
+        yield
     finally:
-        os._exit(1)
+        os.close(mine)
+        process.kill()
+        process.wait()
 
 
 def main(tools: Path) -> None:

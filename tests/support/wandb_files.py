@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib import get_cachedir
 from wandb.proto import wandb_internal_pb2
 
-from tests.support.cli import ended, tiny_config, write_config
+from tests.support.cli import ended, forked, tiny_config, write_config
 
 __all__ = [
     "KEY",
@@ -28,6 +28,7 @@ __all__ = [
     "offline_folder",
     "records",
     "summary_of",
+    "without_login",
 ]
 
 _BLOCK = 32 * 1024
@@ -90,30 +91,31 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
 KEY = "0" * 40  # has the form of a W&B key
 
 
-def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
-    """`kora fit` on tiny data, and an environment without any W&B setting or login."""
-    write_config(folder / "tiny.yaml", tiny_config())
+def without_login(folder: Path, **more: str) -> dict[str, str]:
+    """An environment without any W&B setting or login; `folder` is its home."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
-    command = [sys.executable, "-m", "kora", "fit", "--config", "tiny.yaml", *args]
-    return command, {**clean, "HOME": str(folder), "COLUMNS": "200"}
+    fonts = get_cachedir()  # in a new home matplotlib would look for all fonts again
+    return {**clean, "HOME": str(folder), "MPLCONFIGDIR": fonts, "COLUMNS": "200", **more}
+
+
+def fit_command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
+    """Words of `kora fit` on tiny data, and an environment without any W&B setting or login."""
+    write_config(folder / "tiny.yaml", tiny_config())
+    return ["fit", "--config", "tiny.yaml", *args], without_login(folder)
 
 
 def completed(
     command: list[str], folder: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """A command of `fit_command` at its end, as a fork of a process that has imported torch."""
-    args = command[command.index("kora") + 1 :]
-    code, said = ended(folder, args, environment, folder.with_name(f"{folder.name}.log"))
+    """`kora COMMAND` at its end, as a fork of a process that has imported torch."""
+    code, said = ended(folder, command, environment, folder.with_name(f"{folder.name}.log"))
     return subprocess.CompletedProcess(command, code, said, "")
 
 
 def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and output of a command at a terminal at which nobody types."""
+    """Exit code and output of `kora COMMAND` at a terminal at which nobody types: a fork."""
     mine, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
-    )  # fmt: skip
+    process = forked(command, (theirs,) * 3, folder, environment)
     os.close(theirs)
     out, end = b"", time.monotonic() + 120
     try:
@@ -129,6 +131,6 @@ def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str])
             pytest.fail(f"still waiting after two minutes; its last words: {out[-500:].decode()}")
         return process.wait(timeout=30), out.decode()
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
+        process.wait()
         os.close(mine)
