@@ -15,7 +15,7 @@ import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
 from kora.cli.dispatch import _told
-from tests.support.cli import REPOSITORY, forked, kora, tiny_config, write_config
+from tests.support.cli import REPOSITORY, kora, start, tiny_config, write_config
 from tests.support.comparisons import FILES
 
 Capture = pytest.CaptureFixture[str]
@@ -183,7 +183,7 @@ def test_a_grid_whose_reader_has_seen_enough_says_nothing_of_it(tmp_path: Path) 
     reader, writer = os.pipe()
     os.close(reader)
     with (tmp_path / "err").open("wb") as err, open(os.devnull, "rb") as nothing:
-        process = forked(grid, (nothing.fileno(), writer, err.fileno()), REPOSITORY, None)
+        process = start(grid, (nothing.fileno(), writer, err.fileno()), REPOSITORY, None)
         os.close(writer)
         assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich ends with 1
     assert (tmp_path / "err").read_text() == ""

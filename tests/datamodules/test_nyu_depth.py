@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from datamodules import ImageDataModule, NYUDepthV2, Subset, nyu_labelled
 from datamodules.loading import as_is
-from tests.support.cli import keep_a_process
 from tests.support.depth_factory import (
     depth_frame,
     write_frame,
@@ -22,6 +21,7 @@ from tests.support.depth_factory import (
     write_labelled,
     write_splits,
 )
+from tests.support.forks import keep_a_process
 
 MAT = "nyu_depth_v2_labeled.mat"
 

@@ -22,9 +22,8 @@ from torch import Tensor
 from datamodules import row_cache
 from datamodules.row_cache import UnwritableError
 from kora.feature_cache.table import Column, Layout, Table, open_table
-from tests.support.cli import Process
 from tests.support.faults import damages, flip, small_disk
-from tests.support.forks import forked
+from tests.support.forks import Process, forked
 from tests.support.kept_tables import OF, filled, numbered, rows_done
 
 LAYOUT = Layout(10, (Column("pooled", (8,), "float32"),), "float32")

@@ -16,7 +16,8 @@ from kora.grid.command import _plan
 from kora.grid.file import read_grid
 from kora.runs.search import find_finished_run
 from kora.training.config_lock import alone_with
-from tests.support.cli import Process, kora, results, started, tiny_config, write_config
+from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.forks import Process
 from tests.support.grids import LONG, gone, lines, runs_of_kora, write_grid
 
 __all__ = ["gone"]

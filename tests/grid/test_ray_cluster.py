@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from kora.adapters.checkpoint_files import read_checkpoint
-from tests.support.cli import Process, kora, results, started
+from tests.support.cli import kora, results, started
 from tests.support.cluster import TwoNodes, needs_ray
+from tests.support.forks import Process
 from tests.support.grids import LONG, gone, parent_of, runs_of_kora, write_grid
 
 __all__ = ["gone"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
 from kora.loggers.wandb_run import FINISH_S, PANELS_SHARE, wandb_run_id
 from tests.support.cli import all_ended, tiny_config, write_config
@@ -173,7 +172,7 @@ def test_the_process_of_wandb_is_killed(ended: dict[str, Ended], place: str) -> 
     assert "killed" in run.out
     assert run.out.count("kora: W&B stopped working") == 1
     assert "stopped working" in run.said
-    if place != "the start" and "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
+    if place != "the start":
         assert "to upload what it has: wandb sync" in run.said
         (folder,) = (run.folder / RUN / "wandb").glob("run-*")
         assert [row for row in history_of(folder) if "train/loss" in row]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.forkserver import _forkserver
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import pytest
 import yaml
 
 from kora.cli import main
 from kora.runs.processes import Stop, run_child
+from tests.support.forks import (
+    Process,
+    fork,
+    fork_the_ranks,
+    keep_a_process,
+    share_the_kept,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -49,45 +48,6 @@ def kora(capfd: pytest.CaptureFixture[str], *args: str | Path) -> Outcome:
     return Outcome(code, captured.out, captured.err)
 
 
-class Process:
-    """A fork of this process, with what `subprocess.Popen` offers to watch and to end it."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._one_at_a_time = threading.Lock()
-
-    def poll(self) -> int | None:
-        """The exit code (negative: the signal that killed it), or None."""
-        with self._one_at_a_time:
-            if self.returncode is None:
-                found, status = os.waitpid(self.pid, os.WNOHANG)
-                self.returncode = os.waitstatus_to_exitcode(status) if found else None
-        return self.returncode
-
-    def wait(self, timeout: float = 600) -> int:
-        """The exit code, once it has ended."""
-        end = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("kora", timeout)
-            time.sleep(0.02)
-        return code
-
-    def send_signal(self, number: int) -> None:
-        """To a process that has not ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        """As a scheduler does."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """At once."""
-        self.send_signal(signal.SIGKILL)
-
-
 @contextmanager
 def started(
     *args: str | Path,
@@ -103,7 +63,7 @@ def started(
     """
     with open(os.devnull, "rb") as nothing, log.open("wb") as output:
         streams = (nothing.fileno(), output.fileno(), output.fileno())
-        process = forked(args, streams, folder or Path.cwd(), environment, first)
+        process = start(args, streams, folder or Path.cwd(), environment, first)
     try:
         yield process
     finally:
@@ -111,7 +71,7 @@ def started(
         process.wait()
 
 
-def forked(
+def start(
     args: Sequence[str | Path],
     streams: Sequence[int],
     folder: Path,
@@ -122,59 +82,16 @@ def forked(
     import kora.training.lightning_cli  # noqa: F401
 
     keep_a_process()
-    sys.stdout.flush()
-    sys.stderr.flush()
     words = ["kora", *map(str, args)]
 
     def program() -> None:
+        share_the_kept()
+        fork_the_ranks()
         if first is not None:
             first()
         main(words[1:])
 
-    pid = os.fork()
-    if not pid:
-        share_the_kept()
-        fork_the_ranks()
-        become(program, words, streams, folder, environment)
-    return Process(pid)
-
-
-def become(
-    program: Callable[[], object],
-    words: list[str],
-    streams: Sequence[int],
-    folder: Path,
-    environment: Mapping[str, str] | None,
-) -> NoReturn:
-    """In a fork: what a new process would do. It has a session of its own, and never returns."""
-    code = 1
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.setsid()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        sys.stdin, sys.stdout, sys.stderr = (
-            os.fdopen(number, mode, closefd=False)  # or a fork of this fork would close them
-            for number, mode in enumerate("rww")
-        )
-        os.chdir(folder)
-        if environment is not None:
-            os.environ.clear()
-            os.environ.update(environment)
-        sys.argv = words
-        program()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return fork(program, words, streams, folder, environment)
 
 
 def ended(
@@ -209,59 +126,6 @@ def all_ended(
 
     with ThreadPoolExecutor(6) as pool:
         return list(pool.map(lambda run: end(*run), runs))
-
-
-def keep_a_process() -> None:
-    """Have the process whose forks are the runs of a grid: five seconds, the first time."""
-    global _kept
-    if not _kept:
-        with open(os.devnull, "wb") as nothing:
-            run_child(["--version"], stop=Stop(), output=nothing, more_follow=True)
-    _kept = True
-
-
-_kept = False
-
-
-def share_the_kept() -> None:
-    """In a fork: the kept process takes its orders too, though it is not this one's child."""
-    server: Any = _forkserver
-    server.ensure_running = lambda: None
-
-
-def fork_the_ranks() -> None:
-    """In a fork: Lightning starts the processes of the other ranks as forks of this one."""
-    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
-
-    started: Any = SimpleNamespace(Popen=_rank)
-    launcher.subprocess = started
-
-
-def _rank(command: list[str], env: dict[str, str], cwd: None) -> Process:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if not pid:
-        rank_zero_only.rank = int(env["LOCAL_RANK"])
-        become(partial(main, sys.argv[1:]), sys.argv, (0, 1, 2), Path.cwd(), env)
-    return Process(pid)
-
-
-def fork_the_runs() -> None:
-    """In a fork: the runs that it starts are forks of it, with what it was forbidden."""
-    import kora.runs.processes
-
-    kora.runs.processes._forked = _run
-
-
-def _run(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> Process:
-    pid = os.fork()
-    if not pid:
-        streams = (0, 1, 2) if output is None else (0, *(output.fileno(),) * 2)
-        become(partial(main, list(args)), ["kora", *args], streams, Path.cwd(), env)
-    return Process(pid)
 
 
 def wait_for(path: Path, process: Process, *, patience_s: float = 240) -> None:

@@ -62,25 +62,20 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
 @contextmanager
 def _by_a_fork(tools: Path) -> Iterator[None]:
     """Of this process, which has imported the same code, so that no other pays its imports."""
-    from tests.support.cli import Process, become, keep_a_process, share_the_kept
+    from tests.support.forks import fork, keep_a_process, share_the_kept
 
     keep_a_process()
-    sys.stdout.flush()
-    sys.stderr.flush()
     (orders, mine), (there, ready) = os.pipe(), os.pipe()
-    pid = os.fork()
-    if not pid:
+
+    def serve() -> None:
         share_the_kept()
+        for one in (orders, mine, there, ready):  # but for 0 and 1, which are two of them
+            os.close(one)
+        main(tools)
 
-        def serve() -> None:
-            for one in (orders, mine, there, ready):  # but for 0 and 1, which are two of them
-                os.close(one)
-            main(tools)
-
-        become(serve, ["kept"], (orders, ready, 2), tools, None)
+    process = fork(serve, ["kept"], (orders, ready, 2), tools, None)
     os.close(orders)
     os.close(ready)
-    process = Process(pid)
     try:
         with open(there, "rb") as told:
             told.read()  # until they are there
@@ -124,7 +119,7 @@ def main(tools: Path) -> None:
 
 def _serve(guest: socket.socket) -> NoReturn:
     from kora.runs.processes import TETHER, _end_with_parent
-    from tests.support.cli import become
+    from tests.support.forks import become
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()

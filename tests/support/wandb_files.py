@@ -16,7 +16,7 @@ import yaml
 from matplotlib import get_cachedir
 from wandb.proto import wandb_internal_pb2
 
-from tests.support.cli import ended, forked, tiny_config, write_config
+from tests.support.cli import ended, start, tiny_config, write_config
 
 __all__ = [
     "KEY",
@@ -115,7 +115,7 @@ def completed(
 def in_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output of `kora COMMAND` at a terminal at which nobody types: a fork."""
     mine, theirs = pty.openpty()
-    process = forked(command, (theirs,) * 3, folder, environment)
+    process = start(command, (theirs,) * 3, folder, environment)
     os.close(theirs)
     out, end = b"", time.monotonic() + 120
     try:

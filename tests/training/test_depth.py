@@ -17,13 +17,7 @@ import yaml
 from PIL import Image
 
 from kora.cli import main
-from tests.support.cli import (
-    Outcome,
-    depth_config,
-    kora,
-    results,
-    write_config,
-)
+from tests.support.cli import Outcome, depth_config, kora, results, write_config
 from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
 pytestmark = pytest.mark.runs

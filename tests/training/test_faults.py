@@ -19,15 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from kora.cli import main
-from tests.support.cli import (
-    Outcome,
-    fork_the_runs,
-    here,
-    kora,
-    started,
-    tiny_config,
-    write_config,
-)
+from tests.support.cli import Outcome, here, kora, started, tiny_config, write_config
 from tests.support.data_factory import write_tiny_imagenet_zip
 from tests.support.faults import (
     Trap,
@@ -38,6 +30,7 @@ from tests.support.faults import (
     small_disk,
     truncate,
 )
+from tests.support.forks import fork_the_runs
 
 pytestmark = pytest.mark.runs
 

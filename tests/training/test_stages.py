@@ -14,14 +14,8 @@ from safetensors.torch import load_file
 
 from kora.cli import main
 from kora.training.stages import source_overrides, train_source
-from tests.support.cli import (
-    fork_the_runs,
-    kora,
-    results,
-    started,
-    tiny_config,
-    write_config,
-)
+from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.forks import fork_the_runs
 from tests.support.stored_config import CONFIG
 
 pytestmark = pytest.mark.runs

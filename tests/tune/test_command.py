@@ -19,8 +19,9 @@ import yaml
 
 from kora.grid.file import read_grid
 from kora.training.lightning_cli import parse
-from tests.support.cli import Process, kora, results, started, tiny_config, write_config
+from tests.support.cli import kora, results, started, tiny_config, write_config
 from tests.support.cluster import TwoNodes
+from tests.support.forks import Process
 from tests.support.grids import LONG, runs_of_kora
 
 pytestmark = pytest.mark.runs
