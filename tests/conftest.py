@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -37,6 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--first-cases"):  # not every strategy on every family, say
         items[:] = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()
         items.reverse()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: not to be looked through for garbage again and again
 
 
 @pytest.fixture(scope="session", autouse=True)

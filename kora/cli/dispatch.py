@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import select
@@ -11,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kora import __version__
 from kora.console.errors import explain, hint
@@ -53,11 +54,24 @@ Train and compare adapters on frozen vision transformers.
 Command = Callable[[Sequence[str]], None]
 
 
+def _imported(module: str) -> Any:
+    """A module. What its imports make is not looked through for garbage, now or later.
+
+    That is half a million objects of torch, Lightning and timm, which stay.
+    """
+    if module in sys.modules or not gc.isenabled():
+        return import_module(module)
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _lightning(command: str) -> Command:
     def run(args: Sequence[str]) -> None:
-        from kora.training.lightning_cli import run_lightning
-
-        run_lightning([command, *args])
+        _imported("kora.training.lightning_cli").run_lightning([command, *args])
 
     return run
 
@@ -68,16 +82,14 @@ def _predict(args: Sequence[str]) -> None:
     if not named and (not args or args[0].startswith("-")):
         _lightning("predict")(args)
         return
-    from kora.export.predict import predict_command
-
-    predict_command(args)
+    _imported("kora.export.predict").predict_command(args)
 
 
 def _in(module: str, name: str) -> Command:
     """The command that a module has, which is imported when it runs."""
 
     def run(args: Sequence[str]) -> None:
-        getattr(import_module(module), name)(args)
+        getattr(_imported(module), name)(args)
 
     return run
 

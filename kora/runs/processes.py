@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -138,6 +139,7 @@ def _is_safe() -> bool:
 #: What a fit imports: the kept process has it. No thread starts by it, and no accelerator. The last
 #: is what W&B imports when a run begins, offline too.
 _IMPORTED = [
+    "kora.runs.uncollected",
     "kora.training.lightning_cli",
     "kora.tasks",
     "datamodules",
@@ -209,6 +211,8 @@ class _Kora:
         return {**self.__dict__, "_streams": tuple(DupFd(one) for one in self._streams)}
 
     def __call__(self) -> None:
+        gc.freeze()  # what was imported stays
+        gc.enable()
         _forget_exits()
         os.setsid()
         Path("/proc/self/comm").write_text(f"kora {self._args[0]}")  # for ps and top

@@ -255,7 +255,7 @@ def test_commit_is_quick_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_import_is_light() -> None:
-    heavy = {"torch", "lightning", "timm", "matplotlib", "scipy", "rich"}
+    heavy = {"torch", "lightning", "timm", "matplotlib", "scipy"}
     modules = "kora.runs.results, kora.reports.summary, kora.reports.audit"
     command = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
