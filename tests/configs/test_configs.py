@@ -15,7 +15,7 @@ from kora.cli.listing import config_claim, is_grid, is_search, is_sweep
 from kora.grid.file import read_grid
 from kora.tune.file import read_tuning
 from tests.support.cli import REPOSITORY, kora
-from tests.support.commands import assert_accepted, kora_commands, parsed
+from tests.support.commands import assert_accepted, kora_commands, parsed, resolved
 
 Capture = pytest.CaptureFixture[str]
 
@@ -79,8 +79,8 @@ def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) ->
     files = ["--config", "configs/quickstart.yaml"]
     if "/ablations/" in name:  # these change a strategy
         files += ["--config", "configs/adapters/kora_refined.yaml"]
-    base = parsed("fit", *files).resolved()
-    both = parsed("fit", *files, "--config", name).resolved()
+    base = resolved("fit", *files)
+    both = resolved("fit", *files, "--config", name)
     # The quickstart has the strategy of these.
     stems = ("lora", "matched/1200k/lora", "matched/nano_100k/lora", "matched/small_600k/lora")
     assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])

@@ -6,6 +6,7 @@ import os
 import shlex
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from kora.cli import main
 from kora.training.lightning_cli import KoraCLI, parse
 
-__all__ = ["assert_accepted", "kora_commands", "parsed"]
+__all__ = ["assert_accepted", "kora_commands", "parsed", "resolved"]
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -38,6 +39,16 @@ def parsed(*args: str) -> KoraCLI:
 @cache
 def _parsed(folder: Path, *args: str) -> KoraCLI:
     return parse(args)
+
+
+def resolved(*args: str) -> dict[str, Any]:
+    """The config that these resolve to, in plain types; worked out once."""
+    return _resolved(Path.cwd(), *args)
+
+
+@cache
+def _resolved(folder: Path, *args: str) -> dict[str, Any]:
+    return _parsed(folder, *args).resolved()
 
 
 def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
