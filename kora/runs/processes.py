@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import gc
 import multiprocessing
 import os
 import signal
@@ -211,8 +210,9 @@ class _Kora:
         return {**self.__dict__, "_streams": tuple(DupFd(one) for one in self._streams)}
 
     def __call__(self) -> None:
-        gc.freeze()  # what was imported stays
-        gc.enable()
+        from kora.runs.uncollected import collect_again
+
+        collect_again()
         _forget_exits()
         os.setsid()
         Path("/proc/self/comm").write_text(f"kora {self._args[0]}")  # for ps and top
