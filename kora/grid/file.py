@@ -42,6 +42,7 @@ __all__ = [
     "is_group",
     "read_content",
     "read_grid",
+    "table",
 ]
 
 _OPTIONS = "dotted option names"

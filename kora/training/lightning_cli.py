@@ -24,10 +24,7 @@ from kora.loggers.run_folder import claim_run_folder, make_loggers
 from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
-from kora.training.checkpoints import (
-    best_and_last,
-    with_checked_io,
-)
+from kora.training.checkpoints import best_and_last, with_checked_io
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients

@@ -159,7 +159,8 @@ def read_tuning(path: Path, overrides: Sequence[str] = (), *, trials: int | None
 
 
 def _space(path: Path, tune: Mapping[str, Any], grid: Grid) -> tuple[Dimension, ...]:
-    space = table(path, "tune.space", tune.get("space") or {})
+    given = tune.get("space")
+    space = table(path, "tune.space", {} if given is None else given)
     only = table(path, "tune.only_where", tune.get("only_where") or {})
     if not space:
         raise ValueError(
@@ -252,8 +253,8 @@ def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...
     return tuple(range(first, first + number))
 
 
-def _known(path: Path, key: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
-    for name in table:
+def _known(path: Path, key: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in given:
         if name not in names:
             known = f"it may have {', '.join(names)}.{hint(name, names)}"
             raise ValueError(f"{path}: {key} has '{name}'; {known}")
