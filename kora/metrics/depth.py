@@ -70,7 +70,7 @@ class DepthMetrics(Metric):
         valid_BN = protocol.in_range(target_BN)
         of_batch = moments(depth_BHW[window].flatten(1), target_BN, valid_BN)
         self.rows.append(torch.stack([of_batch[name] for name in MOMENTS], dim=1))
-        self.keys.append(torch.stack([index_B.long(), valid_BN.sum(dim=1)], dim=1))
+        self.keys.append(torch.stack([index_B.long(), of_batch["pixels"]], dim=1))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all processes, of those too that saw no image."""

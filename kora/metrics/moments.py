@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["MEASURES", "MOMENTS", "moments", "pooled_moments"]
 
-#: What `moments` gives, in the order in which rows hold it.
+#: The means that `moments` gives, in the order in which rows hold them.
 MOMENTS = (
     "relative",
     "relative_square",
@@ -42,14 +42,15 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 
 
 def moments(depth_BN: Tensor, target_BN: Tensor, valid_BN: Tensor) -> dict[str, Tensor]:
-    """Means over each image's valid pixels, (B,) float32 each.
+    """Means over each image's valid pixels, (B,) float32 each, and `pixels`: how many these are.
 
     An invalid pixel is set to d = g = 1, which makes all its errors 0.
     """
     invalid_BN = ~valid_BN
     depth_BN = depth_BN.masked_fill(invalid_BN, 1)
     target_BN = target_BN.masked_fill(invalid_BN, 1)
-    count_B = valid_BN.sum(dim=1).clamp(min=1).float()
+    pixels_B = valid_BN.sum(dim=1)
+    count_B = pixels_B.clamp(min=1).float()
 
     def mean(values_BN: Tensor) -> Tensor:
         return values_BN.sum(dim=1) / count_B
@@ -57,6 +58,7 @@ def moments(depth_BN: Tensor, target_BN: Tensor, valid_BN: Tensor) -> dict[str, 
     absolute_BN = (depth_BN - target_BN).abs_()
     relative_BN = absolute_BN / target_BN
     found = {
+        "pixels": pixels_B,
         "relative": mean(relative_BN),
         "relative_square": mean(relative_BN.mul_(absolute_BN)),
         "square": mean(absolute_BN.square_()),
