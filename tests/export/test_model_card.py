@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
 from kora.adapters import FullFineTune, KoRA, LoRA, PaperForm
-from kora.cli import main
 from kora.console.formats import format_metric
 from kora.export.model_card import CARD, write_card
 from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
-from tests.support.cli import REPOSITORY, here, kora, results, tiny_config, write_config
+from tests.support.cli import REPOSITORY, fit_in, here, kora, results, tiny_config, write_config
 from tests.support.documents import blocks, run_bash
 from tests.support.kept import kept
 
@@ -36,9 +34,7 @@ def shipped_config() -> dict[str, object]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a run of it."""
     folder = tmp_path_factory.mktemp("trained")
-    with chdir(folder):
-        main(["fit", "--config", str(write_config(folder / "own.yaml", shipped_config()))])
-    return folder
+    return fit_in(folder, "--config", write_config(folder / "own.yaml", shipped_config()))
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kora.cli import main
-from tests.support.cli import Outcome, kora, tiny_config, write_config
+from tests.support.cli import Outcome, fit_in, kora, tiny_config, write_config
 from tests.support.fusion_factory import table
 
 pytestmark = pytest.mark.runs
@@ -53,9 +51,7 @@ def trained(folder: Path, capfd: Capture, made: dict[str, Any]) -> Path:
 def injected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of injected KoRA."""
     folder = tmp_path_factory.mktemp("injected")
-    with chdir(folder):
-        main(["fit", "--config", str(write_config(folder / "run.yaml", config("KoRA", kora_of())))])
-    return folder
+    return fit_in(folder, "--config", write_config(folder / "run.yaml", config("KoRA", kora_of())))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_the_exit_code_and_what_is_printed_are_those_of_the_command(here: Path, 
     assert log.read_text().startswith("kora ")
     code, said = child("compare", "none", log=log, kept=kept)
     assert code == 2
-    assert "none" in said
+    assert "none: no such folder" in said
     assert "Traceback" not in said
 
 

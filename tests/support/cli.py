@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tests.support.forks import (
     Process,
     fork,
     fork_the_ranks,
+    forked,
     keep_a_process,
     share_the_kept,
 )
@@ -54,21 +54,16 @@ def started(
     log: Path,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    first: Callable[[], object] | None = None,
+    first: Callable[[], object] = lambda: None,
 ) -> Iterator[Process]:
     """`kora ARGS` in a process of its own, as from a terminal; it is gone at the end.
 
     A fork of this one, in a session of its own, and so are the ranks that it starts: to import
     torch anew takes five seconds. What is to be done `first` is done in it.
     """
-    with open(os.devnull, "rb") as nothing, log.open("wb") as output:
-        streams = (nothing.fileno(), output.fileno(), output.fileno())
-        process = start(args, streams, folder or Path.cwd(), environment, first)
-    try:
+    program, words = _kora(args, first)
+    with forked(program, log, words=words, folder=folder, environment=environment) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def start(
@@ -76,9 +71,15 @@ def start(
     streams: Sequence[int],
     folder: Path,
     environment: Mapping[str, str] | None,
-    first: Callable[[], object] | None = None,
 ) -> Process:
-    """`kora ARGS` in a fork of this process, on these streams."""
+    """The same on these streams; whoever asks for it ends it."""
+    return fork(*_kora(args), streams, folder, environment)
+
+
+def _kora(
+    args: Sequence[str | Path], first: Callable[[], object] = lambda: None
+) -> tuple[Callable[[], None], list[str]]:
+    """What is done in the fork, and its words; what it needs is imported here."""
     import kora.training.lightning_cli  # noqa: F401
 
     keep_a_process()
@@ -87,22 +88,18 @@ def start(
     def program() -> None:
         share_the_kept()
         fork_the_ranks()
-        if first is not None:
-            first()
+        first()
         main(words[1:])
 
-    return fork(program, words, streams, folder, environment)
+    return program, words
 
 
 def ended(
     folder: Path, args: Sequence[str | Path], environment: Mapping[str, str], log: Path
 ) -> tuple[int, str]:
     """Exit code (negative: a signal) and output of `kora ARGS`, as a run of a grid is started."""
-    with chdir(folder), log.open("wb") as output:
-        code = run_child(
-            [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
-            more_follow=True,
-        )  # fmt: skip
+    with chdir(folder):
+        code = _end(args, environment, log)
     return code, log.read_text()
 
 
@@ -113,19 +110,23 @@ def all_ended(
 
     Six at once, in the working directory of this process.
     """
-
-    def end(
-        args: Sequence[str | Path], environment: Mapping[str, str], log: Path
-    ) -> tuple[int, float]:
-        with log.open("wb") as output:
-            code = run_child(
-                [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
-                more_follow=True,
-            )  # fmt: skip
-        return code, time.time()
-
     with ThreadPoolExecutor(6) as pool:
-        return list(pool.map(lambda run: end(*run), runs))
+        return list(pool.map(lambda run: (_end(*run), time.time()), runs))
+
+
+def _end(args: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> int:
+    with log.open("wb") as output:
+        return run_child(
+            [str(arg) for arg in args], stop=Stop(), env=environment, output=output,
+            more_follow=True,
+        )  # fmt: skip
+
+
+def fit_in(folder: Path, *args: str | Path) -> Path:
+    """The folder, in which `kora fit ARGS` has run; what that printed is in its out.txt."""
+    with (folder / "out.txt").open("a") as out, redirect_stdout(out), chdir(folder):
+        main(["fit", *map(str, args)])
+    return folder
 
 
 def wait_for(path: Path, process: Process, *, patience_s: float = 240) -> None:

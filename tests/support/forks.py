@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from kora.cli import main
 from kora.runs.processes import Stop, run_child
@@ -67,36 +67,15 @@ def fork(
     folder: Path,
     environment: Mapping[str, str] | None,
 ) -> Process:
-    """A program in a process of its own, which has these words as its command."""
+    """A program in a fork, which becomes what a new process of these words would be.
+
+    It has a session of its own.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
-    if not pid:
-        become(program, words, streams, folder, environment)
-    return Process(pid)
-
-
-@contextmanager
-def forked(program: Callable[[], object], log: Path) -> Iterator[Process]:
-    """It runs in a process of its own, which writes to `log`, and is gone at the end."""
-    with open(os.devnull, "rb") as nothing, log.open("wb") as output:
-        streams = (nothing.fileno(), output.fileno(), output.fileno())
-        process = fork(program, sys.argv, streams, Path.cwd(), None)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def become(
-    program: Callable[[], object],
-    words: list[str],
-    streams: Sequence[int],
-    folder: Path,
-    environment: Mapping[str, str] | None,
-) -> NoReturn:
-    """In a fork: what a new process would do. It has a session of its own, and never returns."""
+    if pid:
+        return Process(pid)
     code = 1
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)  # that of pytest-timeout
@@ -125,6 +104,26 @@ def become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextmanager
+def forked(
+    program: Callable[[], object],
+    log: Path,
+    *,
+    words: list[str] | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Process]:
+    """It runs in a process of its own, which writes to `log`, and is gone at the end."""
+    with open(os.devnull, "rb") as nothing, log.open("wb") as output:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        process = fork(program, words or sys.argv, streams, folder or Path.cwd(), environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def keep_a_process() -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from runpy import run_module, run_path
 from typing import NoReturn
@@ -103,7 +102,8 @@ def main(tools: Path) -> None:
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
         sys.executable = str(tools / "python")
-        os.close(1)
+        with open(os.devnull, "wb") as nothing:  # who waits for the programs sees the end of 1
+            os.dup2(nothing.fileno(), 1)
         for one in (0, door):
             selector.register(one, selectors.EVENT_READ)
         while all(key.fileobj != 0 for key, _ in selector.select()):
@@ -119,7 +119,7 @@ def main(tools: Path) -> None:
 
 def _serve(guest: socket.socket) -> NoReturn:
     from kora.runs.processes import TETHER, _end_with_parent
-    from tests.support.forks import become
+    from tests.support.forks import fork
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()
@@ -130,13 +130,14 @@ def _serve(guest: socket.socket) -> NoReturn:
         words, folder, environment = json.load(order)
     environment.pop(TETHER, None)  # a fork has another parent
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    pid = os.fork()
-    if not pid:
+
+    def program() -> None:
         guest.close()
         _end_with_parent()
-        become(partial(_run, words), words, streams, Path(folder), environment)
-    _, status = os.waitpid(pid, 0)
-    guest.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
+        _run(words)
+
+    process = fork(program, words, streams, Path(folder), environment)
+    guest.sendall(str(process.wait() % 256).encode())
     os._exit(0)
 
 

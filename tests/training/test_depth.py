@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import warnings
-from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from kora.cli import main
-from tests.support.cli import Outcome, depth_config, kora, results, write_config
+from tests.support.cli import Outcome, depth_config, fit_in, kora, results, write_config
 from tests.support.depth_factory import write_frame_folders, write_labelled, write_splits
 
 pytestmark = pytest.mark.runs
@@ -41,9 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two epochs, and what that printed."""
     folder = tmp_path_factory.mktemp("trained")
     write_config(folder / "depth.yaml", depth_config())
-    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
-        main(["fit", "--config", "depth.yaml", "--trainer.max_epochs", "2"])
-    return folder
+    return fit_in(folder, "--config", "depth.yaml", "--trainer.max_epochs", "2")
 
 
 @pytest.fixture

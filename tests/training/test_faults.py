@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -18,8 +17,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from kora.cli import main
-from tests.support.cli import Outcome, here, kora, started, tiny_config, write_config
+from tests.support.cli import Outcome, fit_in, here, kora, started, tiny_config, write_config
 from tests.support.data_factory import write_tiny_imagenet_zip
 from tests.support.faults import (
     Trap,
@@ -93,9 +91,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two epochs."""
     folder = tmp_path_factory.mktemp("original")
     write_config(folder / "tiny.yaml", tiny_config())
-    with contextlib.chdir(folder):
-        main([*FIT, "--trainer.max_epochs", "2"])
-    return folder
+    return fit_in(folder, *FIT[1:], "--trainer.max_epochs", "2")
 
 
 @pytest.fixture

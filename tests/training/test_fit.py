@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import signal
-from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kora.cli import main
 from tests.support.armed import run_fresh
-from tests.support.cli import kora, results, started, tiny_config, wait_for, write_config
+from tests.support.cli import fit_in, kora, results, started, tiny_config, wait_for, write_config
 from tests.support.data_factory import (
     write_cifar_archive,
     write_class_folders,
@@ -35,9 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of tiny.yaml, and what that printed."""
     folder = tmp_path_factory.mktemp("finished")
     write_config(folder / "tiny.yaml", tiny_config())
-    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
-        main(["fit", "--config", "tiny.yaml"])
-    return folder
+    return fit_in(folder, "--config", "tiny.yaml")
 
 
 @pytest.fixture

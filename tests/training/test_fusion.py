@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from kora.cli import main
-from tests.support.cli import kora, results, tiny_config, write_config
+from tests.support.cli import fit_in, kora, results, tiny_config, write_config
 from tests.support.fusion_factory import TABLE, table
 
 pytestmark = pytest.mark.runs
@@ -29,15 +27,13 @@ def source(style: str) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two source runs in two styles, and one that fuses them by fusion.yaml."""
     folder = tmp_path_factory.mktemp("trained")
-    with chdir(folder):
-        for style in STYLES:
-            config = with_adapter("Bottleneck", rank=2)
-            config["experiment"], config["data"]["init_args"]["style"] = style, style
-            main(["fit", "--config", str(write_config(folder / f"{style}.yaml", config))])
-        sources = [source(style) for style in STYLES]
-        write_config(folder / "fusion.yaml", with_adapter("AdapterFusion", sources=sources))
-        main(["fit", "--config", "fusion.yaml", "--trainer.log_every_n_steps", "1"])
-    return folder
+    for style in STYLES:
+        config = with_adapter("Bottleneck", rank=2)
+        config["experiment"], config["data"]["init_args"]["style"] = style, style
+        fit_in(folder, "--config", write_config(folder / f"{style}.yaml", config))
+    sources = [source(style) for style in STYLES]
+    write_config(folder / "fusion.yaml", with_adapter("AdapterFusion", sources=sources))
+    return fit_in(folder, "--config", "fusion.yaml", "--trainer.log_every_n_steps", "1")
 
 
 @pytest.fixture
@@ -188,9 +184,7 @@ def from_configs(here: Path) -> Path:
 def trained_from_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with these configs and their runs, and what that printed."""
     folder = tmp_path_factory.mktemp("trained_from_configs")
-    with (folder / "out.txt").open("w") as out, redirect_stdout(out), chdir(folder):
-        main(["fit", "--config", str(write_configs(folder))])
-    return folder
+    return fit_in(folder, "--config", write_configs(folder))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kora.cli import main
 from kora.training.stages import source_overrides, train_source
-from tests.support.cli import kora, results, started, tiny_config, write_config
+from tests.support.cli import fit_in, kora, results, started, tiny_config, write_config
 from tests.support.forks import fork_the_runs
 from tests.support.stored_config import CONFIG
 
@@ -44,9 +42,7 @@ def transfer(here: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs of both."""
     folder = tmp_path_factory.mktemp("trained")
-    with chdir(folder):
-        main(["fit", "--config", str(write_both(folder))])
-    return folder
+    return fit_in(folder, "--config", write_both(folder))
 
 
 @pytest.fixture
