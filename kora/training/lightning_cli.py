@@ -28,7 +28,7 @@ from kora.training.checkpoints import best_and_last, with_checked_io
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
-from kora.training.parser import KoraParser, remembering
+from kora.training.parser import KoraParser, of_the_parser, remembering
 from kora.training.progress import ProgressBar, without_noise
 from kora.training.record import OutcomeRecord, RunRecord
 from kora.training.resume import (
@@ -90,6 +90,15 @@ class KoraCLI(Cli):
     def subcommands(cls) -> dict[str, set[str]]:
         """Only the one that was asked for: building each parser takes most of a second."""
         return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def setup_parser(self, *args: Any, **options: Any) -> None:
+        """Build the parser, or take the one that is remembered."""
+        noted = of_the_parser(self.command)
+        if not noted:
+            before = set(vars(self))
+            super().setup_parser(*args, **options)
+            noted |= {name: it for name, it in vars(self).items() if name not in before}
+        vars(self).update(noted)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of a run that are neither model, data nor trainer."""

@@ -20,10 +20,12 @@ from kora.runs.config import current
 from kora.runs.trust import is_of_a_run
 from kora.runs.yaml_files import read_yaml
 
-__all__ = ["KoraParser", "remembering"]
+__all__ = ["KoraParser", "of_the_parser", "remembering"]
 
-#: What classes have made of their options, while something remembers it.
+#: While something remembers it: what classes have made of their options.
 _known: ContextVar[dict[str, tuple[KoraParser, Any]] | None] = ContextVar("known", default=None)
+#: And the parsers of commands, with what LightningCLI notes of them.
+_parsers: ContextVar[dict[str, dict[str, Any]]] = ContextVar("parsers")
 #: What else the answer depends on: jsonargparse's own state within a parse.
 _STATE = ("lenient_check", "parsing_defaults", "defaults_cache", "validating_defaults",
           "sub_defaults", "load_value_mode")  # fmt: skip
@@ -31,7 +33,7 @@ _STATE = ("lenient_check", "parsing_defaults", "defaults_cache", "validating_def
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Within this, what a class makes of its options is worked out once.
+    """Within this, what a class makes of its options is worked out once, and so is each parser.
 
     Of one config with a class in a class in a class the same is asked some 200 times, of 70 that
     differ, and most classes of a grid's runs have the same options.
@@ -39,11 +41,17 @@ def remembering() -> Iterator[None]:
     if _known.get() is not None:
         yield
         return
-    token = _known.set({})
+    known, parsers = _known.set({}), _parsers.set({})
     try:
         yield
     finally:
-        _known.reset(token)
+        _known.reset(known)
+        _parsers.reset(parsers)
+
+
+def of_the_parser(command: str) -> dict[str, Any]:
+    """What LightningCLI has noted of the parser of a command; empty where none is remembered."""
+    return {} if _known.get() is None else _parsers.get().setdefault(command, {})
 
 
 # Lightning switches it on: a config, of whomever, would have files fetched from anywhere.

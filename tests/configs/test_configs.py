@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kora.cli.listing import config_claim, is_grid, is_search, is_sweep
 from kora.grid.file import read_grid
 from kora.tune.file import read_tuning
 from tests.support.cli import REPOSITORY, kora
-from tests.support.commands import assert_accepted, kora_commands, parsed, resolved
+from tests.support.commands import assert_accepted, kora_commands, parsed
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,15 +76,17 @@ def test_a_complete_config_parses_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FRAGMENTS)
-def test_a_fragment_parses_on_top_of_the_quickstart_and_changes_it(name: str) -> None:
-    files = ["--config", "configs/quickstart.yaml"]
-    if "/ablations/" in name:  # these change a strategy
-        files += ["--config", "configs/adapters/kora_refined.yaml"]
-    base = resolved("fit", *files)
-    both = resolved("fit", *files, "--config", name)
-    # The quickstart has the strategy of these.
+def test_a_fragment_changes_what_the_command_in_its_comment_does(name: str) -> None:
+    (use,) = labelled(name, "Use")
+    with_it, without_it = (
+        {**parsed(*words).options.as_dict(), "config": None}
+        for words in (shlex.split(use)[1:], shlex.split(use.replace(f" --config {name}", ""))[1:])
+    )
+    # The base of these has their strategy.
     stems = ("lora", "matched/1200k/lora", "matched/nano_100k/lora", "matched/small_600k/lora")
-    assert (both != base) == (name not in [f"configs/adapters/{stem}.yaml" for stem in stems])
+    assert (with_it != without_it) == (
+        name not in [f"configs/adapters/{stem}.yaml" for stem in stems]
+    )
 
 
 def test_every_experiment_has_a_name_of_its_own() -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from kora.cli import main
 from kora.training.lightning_cli import KoraCLI, parse
+from kora.training.parser import remembering
 
-__all__ = ["assert_accepted", "kora_commands", "parsed", "resolved"]
+__all__ = ["assert_accepted", "kora_commands", "parsed"]
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
+#: In this, what configs have in common is worked out once.
+_memory, _remembering = remembering(), copy_context()
+_remembering.run(_memory.__enter__)
 
 
 def kora_commands(text: str) -> list[str]:
@@ -38,17 +42,7 @@ def parsed(*args: str) -> KoraCLI:
 
 @cache
 def _parsed(folder: Path, *args: str) -> KoraCLI:
-    return parse(args)
-
-
-def resolved(*args: str) -> dict[str, Any]:
-    """The config that these resolve to, in plain types; worked out once."""
-    return _resolved(Path.cwd(), *args)
-
-
-@cache
-def _resolved(folder: Path, *args: str) -> dict[str, Any]:
-    return _parsed(folder, *args).resolved()
+    return _remembering.run(parse, args)
 
 
 def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -75,3 +75,12 @@ def test_a_mistake_is_told_each_time(
             with pytest.raises(SystemExit):
                 parse(arguments("quickstart", "--model.adapter.ranks=3"))
             assert "did you mean" in capfd.readouterr().err.lower()
+
+
+def test_it_builds_the_parser_of_a_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with remembering():
+        first, second = (parse(arguments("quickstart")) for _ in range(2))
+    assert second.parser is first.parser
+    assert parse(arguments("quickstart")).parser is not first.parser
+    assert second.parser_of("fit") is first.parser_of("fit")
