@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,4 +107,6 @@ def save(figure: Figure, out_png: str | Path) -> Path:
     if layout is not None:  # savefig would lay out twice, and draw twice
         layout.execute(figure)
         figure.set_layout_engine("none")
-    return write_atomically(out_png, FigureCanvasAgg(figure).print_png)
+    # A third faster than Pillow's usual 6, and a tenth larger.
+    quick = {"compress_level": 3}
+    return write_atomically(out_png, partial(FigureCanvasAgg(figure).print_png, pil_kwargs=quick))

@@ -66,6 +66,7 @@ class KoraCLI(Cli):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # kora.load_adapter reads the run
                 save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 5},
@@ -185,13 +186,14 @@ class KoraCLI(Cli):
         task, options = self.model, self.initialised("trainer")
         assert isinstance(task, AdapterTask)
         task.checkpoint = self.options.get("ckpt_path")
-        self._provide_sources(task, options)
+        config = self.resolved()
+        self._provide_sources(task, options, config)
         kwargs["plugins"] = with_checked_io(options.get("plugins"))
         own: list[Callback] = []
         if options.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not options.get("fast_dev_run"):
-            folder = self._begin_run(task)
+            folder = self._begin_run(task, config)
             # Where Lightning looks for a checkpoint by itself, under SLURM.
             kwargs["default_root_dir"] = options.get("default_root_dir") or str(folder)
             own += self._callbacks(task, options, folder)
@@ -204,9 +206,9 @@ class KoraCLI(Cli):
                 "callbacks, and the variables of SLURM if there are any."
             ) from error
 
-    def _provide_sources(self, task: AdapterTask, options: Any) -> None:
+    def _provide_sources(self, task: AdapterTask, options: Any, config: dict[str, Any]) -> None:
         """Find, or train, the runs that this one takes adapters from."""
-        stages = self.source_stages
+        stages = SourceStages(self.parser_of(self.command), config)
         stages.locate(task, train=self.command == "fit")
         if self.command != "fit":
             return
@@ -222,10 +224,9 @@ class KoraCLI(Cli):
                 "yet. Set source (or model.adapter_from) as well, or use LinearProbe."
             )
 
-    def _begin_run(self, task: AdapterTask) -> Path:
+    def _begin_run(self, task: AdapterTask, config: dict[str, Any]) -> Path:
         """The folder of the run, and its record."""
-        config, seed = self.resolved(), int(self.options.seed_everything)
-        experiment = self.options.experiment
+        seed, experiment = int(self.options.seed_everything), self.options.experiment
         parent = Path(self.options.runs_dir) / experiment / task.label / f"seed{seed}"
         folder = self._claim(parent, config)
         self.record = RunRecord(

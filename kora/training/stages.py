@@ -17,7 +17,7 @@ from kora.console.say import say
 from kora.loggers.wandb_run import SWEEP_VARIABLES
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
-from kora.runs.yaml_files import read_yaml
+from kora.runs.yaml_files import LOADER, read_yaml
 from kora.tasks import AdapterTask
 from kora.training.config_lock import alone_with
 from kora.training.run_options import require_below
@@ -175,7 +175,7 @@ _ABOVE = "KORA_SOURCES_ABOVE"
 def plain(parser: Any, options: Any) -> dict[str, Any]:
     """A resolved config in plain types."""
     text = parser.dump(options, skip_unset=False, skip_validation=True)
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = yaml.load(text, LOADER)
     config.pop("config", None)
     return config
 

@@ -66,16 +66,19 @@ FEWER = {
         ("train_images=600, test_images=240, val_images=60",
          "train_images=120, test_images=48, val_images=24"),
     ),
+    "02_compare_adapters": (
+        ("--trainer.accelerator cpu",
+         "--trainer.accelerator cpu --model.feature_cache off --trainer.limit_train_batches 3"),
+    ),
     "03_what_kora_composes": (
         ("--out {NEW}/{name}", "--out {NEW}/{name} --images 32"),
         ("--images 1000 --batch_size 50", "--images 80 --batch_size 20"),
     ),
     "04_why_the_chain_forgets": (
         ("--out {NEW}/{name}", "--out {NEW}/{name} --images 32"),
-        ("test_images=1_200", "test_images=96"),
-        ("range(600)", "range(96)"),
+        ("test_images=1_200", "test_images=24"),
+        ("range(600)", "range(24)"),
         ("[:600]", ""),
-        ("split(100)", "split(96)"),
     ),
 }  # fmt: skip
 
