@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from kora.adapters.checkpoint_files import read_checkpoint
 from tests.support.cli import kora, results, started
 from tests.support.cluster import TwoNodes, needs_ray
 from tests.support.forks import Process
@@ -121,24 +120,3 @@ def test_runs_whose_worker_or_node_dies_go_on(here: Path, cluster: TwoNodes, gon
         assert "going on (epoch " in log.read_text()
         if rank == killed:
             assert "stopped by SIGTERM after step" in log.read_text(), "it ended with its worker"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_stopped_grid_stops_its_runs_on_ray(here: Path, cluster: TwoNodes, gone: None) -> None:
-    name = write_grid(here, seeds=[0, 1, 2], set=LONG)
-    out = here / "out.txt"
-    with started(*on_ray(name, cluster), log=out) as process:
-        wait_until(
-            process, out, lambda: len(list(here.glob("runs/tiny/LoRA/*/*/checkpoints/*"))) > 0
-        )
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=150) == 130, out.read_text()
-    assert not runs_of_kora(here)
-    text = out.read_text()
-    assert "Traceback" not in text
-    assert "The same command goes on with the runs that are not finished." in text
-    kept = list(here.glob("runs/tiny/LoRA/*/*/checkpoints/last.ckpt"))
-    assert kept
-    for checkpoint in kept:
-        assert read_checkpoint(checkpoint)["global_step"] > 0

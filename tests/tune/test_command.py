@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kora.adapters.checkpoint_files import read_checkpoint
 from kora.grid.file import read_grid
 from kora.training.lightning_cli import parse
 from tests.support.cli import kora, results, started, tiny_config, write_config
@@ -264,17 +265,8 @@ def the_checkpoint(here: Path, process: Process) -> Path:
     raise AssertionError((here / "out.txt").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_search_goes_on_with_the_same_trial(
-    here: Path, capfd: Capture, number: signal.Signals
-) -> None:
-    name = only_lora(here, {"trials": 2}, set=LONG)
-    with started("tune", "--config", name, log=here / "out.txt") as process:
-        the_checkpoint(here, process)
-        process.send_signal(number)
-        code = process.wait(timeout=60)
-    assert code == (-9 if number is signal.SIGKILL else 143), (here / "out.txt").read_text()
+def goes_on_here(here: Path, capfd: Capture, name: str) -> None:
+    """A search of two trials that ended within the first."""
     (here / "hurry").touch()
     outcome = kora(capfd, "tune", "--config", name)
     assert outcome.code == 0, outcome.err
@@ -283,6 +275,16 @@ def test_a_stopped_search_goes_on_with_the_same_trial(
     trials = record(here)["lora"]["trials"]
     assert [trial["state"] for trial in trials] == ["done", "done"]
     assert len(list(here.glob("runs/tiny_tune/LoRA/seed0/version_*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_the_same_trial(here: Path, capfd: Capture) -> None:
+    name = only_lora(here, {"trials": 2}, set=LONG)
+    with started("tune", "--config", name, log=here / "out.txt") as process:
+        the_checkpoint(here, process)
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    goes_on_here(here, capfd, name)
 
 
 @pytest.mark.slow
@@ -327,20 +329,26 @@ def test_lost_studies_find_their_runs_again_and_damaged_ones_are_named(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_search_runs_on_a_cluster_and_finds_what_it_finds_here(
-    here: Path, cluster: TwoNodes
+def test_a_search_on_a_cluster_is_stopped_there_goes_on_here_and_finds_what_one_from_here_finds(
+    here: Path, capfd: Capture, cluster: TwoNodes
 ) -> None:
-    name = only_lora(here, {"trials": 2})
-    found = []
-    for options in (
-        (),
-        ("--launcher", "ray", "--ray_address", cluster.address, "--set", "runs_dir=elsewhere"),
-    ):
-        with started("tune", "--config", name, *options, log=here / "out") as search:
-            assert search.wait(timeout=300) == 0, (here / "out").read_text()
-        table = ("elsewhere" if options else "runs") + "/tune_search/trials.csv"
-        rows = list(csv.DictReader((here / table).open(encoding="utf-8")))
-        found.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
-    assert re.search(r"lora, trial 0 on .*? \(\w+\)", (here / "out").read_text())
-    assert len(found[0]) == 2
-    assert found[0] == found[1]
+    name = only_lora(here, {"trials": 2}, set=LONG)
+    on_ray = ("--launcher", "ray", "--ray_address", cluster.address)
+    out = here / "out.txt"
+    with started("tune", "--config", name, *on_ray, log=out) as process:
+        last = the_checkpoint(here, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=150) == 130, out.read_text()
+    assert not runs_of_kora(here)
+    text = out.read_text()
+    assert re.search(r"lora, trial 0 on .*? \(\w+\)", text)
+    assert "Traceback" not in text
+    assert read_checkpoint(last)["global_step"] > 0
+    goes_on_here(here, capfd, name)
+    assert kora(capfd, "tune", "--config", name, "--set", "runs_dir=elsewhere").code == 0
+
+    def found(runs: str) -> list[dict[str, str]]:
+        with (here / runs / "tune_search/trials.csv").open(encoding="utf-8") as file:
+            return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+    assert found("runs") == found("elsewhere")
