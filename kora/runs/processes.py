@@ -214,6 +214,8 @@ class _Kora:
 
         collect_again()
         _forget_exits()
+        # What it starts begins as it would there: not by a server, whose forks import torch again.
+        multiprocessing.set_start_method(None, force=True)
         os.setsid()
         Path("/proc/self/comm").write_text(f"kora {self._args[0]}")  # for ps and top
         _end_with_parent()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -55,6 +56,8 @@ def test_the_environment_is_the_given_one_and_the_folder_that_of_now(
     code, said = child("fit", "--config", "tiny.yaml", log=here / "log", kept=kept, env=env)
     assert code == 0, said
     assert "threads: 2" in said
+    # A loader's process that began as this one has would import torch again, in seconds.
+    assert f"loaders: {multiprocessing.get_start_method()}\n" in said
     assert list(here.glob("runs/tiny/LoRA/seed0/version_0/results.json"))
     assert "KORA_DEBUG" not in os.environ
 

@@ -1,7 +1,8 @@
-"""Callbacks of tests: slow runs, steps noted, threads told, and no test."""
+"""Callbacks of tests: slow runs, steps noted, processes told, and no test."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ class Note(Callback):
 
 
 class Threads(Callback):
-    """Prints how many threads torch has."""
+    """Prints how many threads torch has, and how loaders begin their processes."""
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         print(f"threads: {torch.get_num_threads()}", flush=True)
+        print(f"loaders: {multiprocessing.get_start_method()}", flush=True)
 
 
 class NoTest(Callback):
