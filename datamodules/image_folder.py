@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from datamodules.base import ImageDataModule, Part, Split
-from datamodules.cached_images import cache_parent, cached_images, describe_caches
+from datamodules.cache.images import ImageFiles
+from datamodules.cache.option import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
-from datamodules.image_cache import ImageFiles
 from datamodules.loading import image_suffixes, unreadable, visible_files
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datamodules.base import ImageDataModule, Part
 from datamodules.recipe import ImageRecipe
-from datamodules.scenes import CLASS_NAMES, MIN_SIZE, Style, render
+from datamodules.scenes.render import CLASS_NAMES, MIN_SIZE, Style, render
 from datamodules.splits import IntArray
 
 __all__ = ["SceneMap", "Synthetic"]

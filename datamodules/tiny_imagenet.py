@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
-from datamodules.cached_images import cache_parent, cached_images, describe_caches
+from datamodules.cache.images import ImageFiles
+from datamodules.cache.option import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
-from datamodules.image_cache import ImageFiles
 from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
 

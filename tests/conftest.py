@@ -44,6 +44,9 @@ def pytest_collection_finish() -> None:
     # Modules and tests stay: they are not looked through for garbage, and new objects seldom.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    # In a fork what is garbage by now stays: a process group, say, would wait for threads that only
+    # the parent has.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 @pytest.fixture(scope="session", autouse=True)

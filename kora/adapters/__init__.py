@@ -1,6 +1,7 @@
 """Adapter strategies.
 
-Every module of this folder is imported and its `__all__` exported: a new file is found by itself.
+Every module of this folder, and of `graph/` in it, is imported and its `__all__` exported: a new
+file is found by itself.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from kora.adapters.arguments import describe
 from kora.adapters.base import Strategy, resized
 from kora.adapters.baselines import FullFineTune, LinearProbe
 from kora.adapters.bottleneck import Bottleneck
-from kora.adapters.composers import Composer, Sequential
 from kora.adapters.fusion import AdapterFusion, LowRankFusion
+from kora.adapters.graph.composers import Composer, Sequential
+from kora.adapters.graph.readouts import ClsReadout, Readout, TokenReadout
 from kora.adapters.kora import KoRA
 from kora.adapters.lora import LoRA
 from kora.adapters.low_rank import LowRankDelta
-from kora.adapters.readouts import ClsReadout, Readout, TokenReadout
 
 __all__ = [
     "AdapterFusion",
@@ -38,6 +39,6 @@ __all__ = [
     "resized",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    _found = importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    _found = importlib.import_module(_module.name)
     globals().update({_name: getattr(_found, _name) for _name in getattr(_found, "__all__", ())})

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from kora.adapters.arguments import require_effect, require_positive
 from kora.adapters.base import Strategy
-from kora.adapters.composers import Composer, Sequential
-from kora.adapters.feedback import Feedback
 from kora.adapters.frozen_pass import FrozenPass
+from kora.adapters.graph.composers import Composer, Sequential
+from kora.adapters.graph.feedback import Feedback
+from kora.adapters.graph.node_form import NodeForm, PaperForm, RefinedForm
+from kora.adapters.graph.nodes import WHOLE, Node
+from kora.adapters.graph.readouts import ClsReadout, Readout
 from kora.adapters.low_rank import LowRankDelta
-from kora.adapters.node_form import NodeForm, PaperForm, RefinedForm
-from kora.adapters.nodes import WHOLE, Node
-from kora.adapters.readouts import ClsReadout, Readout
 from kora.backbone.frozen_inputs import Inputs, features_from, named_features
 from kora.backbone.vit import Backbone, Features
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import KoRA
-from kora.adapters.nodes import Node
+from kora.adapters.graph.nodes import Node
 from kora.analysis.low_rank import singular_values
 from kora.analysis.redundancy import redundancy
 

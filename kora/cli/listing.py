@@ -29,9 +29,9 @@ PARTS = {
 }
 
 
-def find_subclasses(folder: Path, base: str) -> dict[str, str]:
-    """Names of the classes below `base` in the files of a folder, with their first line of doc."""
-    classes = _classes(folder)
+def find_subclasses(place: Path, base: str) -> dict[str, str]:
+    """Names of the classes below `base` in a file or folder, with their first line of doc."""
+    classes = _classes(place)
     parents = {
         node.name: {b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases}
         for node in classes
@@ -53,10 +53,10 @@ def describe_classes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: found[name] for name in names}
 
 
-def _classes(folder: Path) -> list[ast.ClassDef]:
+def _classes(place: Path) -> list[ast.ClassDef]:
     return [
         node
-        for file in sorted(folder.glob("*.py"))
+        for file in ([place] if place.is_file() else sorted(place.rglob("*.py")))
         for node in ast.parse(file.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
     ]
@@ -127,7 +127,7 @@ def main(args: Sequence[str]) -> None:
     parts = describe_classes(adapters, PARTS)
     show("Parts of KoRA", {f"{PARTS[name]}: {name}": text for name, text in parts.items()})
     show("Depth heads (model.head)", find_subclasses(package / "heads", "DepthHead"))
-    show("Depth losses (model.loss)", find_subclasses(package, "DepthLoss"))
+    show("Depth losses (model.loss)", find_subclasses(package / "losses.py", "DepthLoss"))
     spec = find_spec("datamodules")
     assert spec is not None
     assert spec.origin is not None

@@ -30,7 +30,7 @@ your images.
 | --- | --- |
 | architecture | timm's VisionTransformer: 64 pixels, patches of 8, width 128, 6 blocks, 4 heads |
 | parameters | {parameters:,} (float16, {size_mib:.2f} MiB) |
-| trained on | {train:,} rendered scenes of the style `studio` (datamodules/scenes.py), 12 classes |
+| trained on | {train:,} rendered scenes of the style `studio` (datamodules/scenes), 12 classes |
 | how | all weights from random, with labels: `{command}` |
 | accuracy | {accuracy:.1%} on {test:,} other scenes of that style (chance {chance:.1%}), one seed |
 | licence | Apache-2.0 |

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule
+from datamodules.cache.rows import UnwritableError, alone
 from datamodules.relay import Relay
-from datamodules.row_cache import UnwritableError, alone
 from kora.backbone.frozen_inputs import Inputs
 from kora.console.say import say
 from kora.feature_cache.computed_inputs import ComputedInputs

@@ -1,6 +1,6 @@
 """A table of numbers on the disk, a row an image: filled by one process, then read by many.
 
-A table is a cache (datamodules/row_cache.py) of one array. All columns of an image lie in one row:
+A table is a cache (datamodules/cache/rows.py) of one array. All columns of an image lie in one row:
 a batch is then read by one call, and an image from one place of the disk.
 
 Shapes: n rows, W numbers a row, B rows of a block or batch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.row_cache import Block, RowCache, UnwritableError
+from datamodules.cache.rows import Block, RowCache, UnwritableError
 from datamodules.splits import IntArray
 
 __all__ = ["KINDS", "Column", "Layout", "Table", "open_table"]

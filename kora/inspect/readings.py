@@ -15,7 +15,7 @@ from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankDelta, S
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import DoRA
 from kora.adapters.gated import GatedKoRA
-from kora.adapters.nodes import Node
+from kora.adapters.graph.nodes import Node
 from kora.adapters.ssf import SSF
 from kora.adapters.vpt import VPT
 from kora.analysis.composition import Contributions, projection_spectrum

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.scenes import render
+from datamodules.scenes.render import render
 from datamodules.splits import Subset
 from datamodules.synthetic import Synthetic
 

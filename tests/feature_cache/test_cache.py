@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import ImageFolder, Synthetic
-from datamodules.row_cache import UnwritableError
+from datamodules.cache.rows import UnwritableError
 from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import row_cache
-from datamodules.row_cache import UnwritableError
+from datamodules.cache import rows as row_cache
+from datamodules.cache.rows import UnwritableError
 from kora.feature_cache.table import Column, Layout, Table, open_table
 from tests.support.faults import damages, flip, small_disk
 from tests.support.forks import Process, forked

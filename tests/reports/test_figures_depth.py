@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.scenes import render
+from datamodules.scenes.render import render
 from kora.reports import figures_depth
 from kora.reports.figures_depth import NOT_FINITE, UNMEASURED, depth_grid
 

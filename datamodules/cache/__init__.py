@@ -1,0 +1,1 @@
+"""What is decoded or computed once, and then mapped into memory."""

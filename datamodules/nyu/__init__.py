@@ -1,0 +1,1 @@
+"""NYU Depth V2: its layouts, splits, files and their compact copy."""

@@ -1,0 +1,1 @@
+"""Synthetic indoor scenes, rendered on the CPU."""

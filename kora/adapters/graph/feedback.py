@@ -1,0 +1,84 @@
+"""What is composed so far, added to the tokens behind later blocks.
+
+Shapes: B images, N tokens, C d_comp, D width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kora.adapters.graph.composers import Composer
+from kora.adapters.graph.nodes import Node
+from kora.backbone.sites import require_blocks
+from kora.backbone.vit import Backbone
+
+__all__ = ["Feedback"]
+
+
+class Feedback(nn.Module):
+    """x_n + alpha * U_i c_i for every token behind block i, c_i composed of all nodes up to there.
+
+    U_i (D, C) starts at zero. A gradient passes through the blocks behind `from_block` alone:
+    before it, nothing that trains has reached the tokens.
+    Source: after Fu et al. 2024, arXiv:2401.17225 (DTL), whose sum of low-rank outputs goes back
+    into later blocks token by token.
+
+    Args:
+        from_block: Number of the first block behind which it adds, a negative one from the end;
+            the last one has no effect on later nodes, but on the features.
+    """
+
+    def __init__(self, from_block: int) -> None:
+        super().__init__()
+        self.from_block = from_block
+        self.ups = nn.ParameterDict()
+        #: Vectors of the nodes in this pass, as far as they were composed.
+        self.sent: list[Tensor] = []
+        self._nodes: tuple[Node, ...] = ()
+        self._composer: tuple[Composer, ...] = ()  # a tuple is not registered as a submodule
+        self._until: dict[int, int] = {}
+        self.alpha = 1.0
+
+    def build(
+        self, backbone: Backbone, nodes: Mapping[str, Node], composer: Composer, d_comp: int,
+        alpha: float,
+    ) -> None:  # fmt: skip
+        """Hook it in; C D numbers a block.
+
+        Raises:
+            ValueError: For a block that is not there, or no node up to it.
+        """
+        (first,) = require_blocks(backbone, [self.from_block])
+        of_block = [int(key[1:3]) for key in nodes]
+        if not of_block or min(of_block) > first:
+            raise ValueError(
+                f"Feedback: from_block={self.from_block}, and no node of the composition lies in "
+                "a block up to it. Use a later block, or earlier nodes."
+            )
+        self._nodes, self._composer, self.alpha = tuple(nodes.values()), (composer,), alpha
+        for node in self._nodes:
+            node.echoes = True
+        for i in range(first, backbone.depth):
+            self._until[i] = sum(block <= i for block in of_block)
+            self.ups[f"b{i:02d}_feedback"] = nn.Parameter(torch.zeros(backbone.width, d_comp))
+            backbone.model.blocks[i].register_forward_hook(partial(self._add, i))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sent": []}  # a copy has seen no batch
+
+    def _add(self, number: int, module: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor:
+        """(B, N, D) plus what is composed up to block `number`."""
+        before = self._until.get(number - 1, 0)
+        # Those of this block anew also where backward computes the block again.
+        own = [node.vector(node.seen()) for node in self._nodes[before : self._until[number]]]
+        vectors = self.sent[:before] + own
+        self.sent = vectors + self.sent[len(vectors) :]
+        composed = self._composer[0](vectors)
+        delta = self.alpha * composed @ self.ups[f"b{number:02d}_feedback"].T
+        added: Tensor = delta if delta.ndim == 3 else delta[:, None]
+        return x + added

@@ -1,0 +1,246 @@
+"""What the nodes of a KoRA are: where they sit, what they read of the tokens, what they add there.
+
+Shapes: R rank, C d_comp.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from kora.adapters.arguments import require_choice, require_positive, require_probability
+from kora.adapters.graph.node_matrices import NodeMatrix, PlainMatrix
+from kora.adapters.graph.nodes import Node, PaperNode, Pool, RefinedNode
+from kora.adapters.low_rank import LowRankDelta
+from kora.backbone.sites import ALL_SITES, find_sites, wrap
+from kora.backbone.vit import Backbone
+
+__all__ = ["Injection", "NodeForm", "PaperForm", "RefinedForm"]
+
+PaperPool = Literal["mean", "cls", "tokens"]
+Placed = tuple[dict[str, Node], dict[str, LowRankDelta]]
+
+
+class NodeForm(nn.Module, ABC):
+    """What each node is."""
+
+    pool: Pool
+
+    #: Where in it the number lies that makes a node larger: `rank`; None: d_comp alone does.
+    size_argument: str | None = None
+
+    @property
+    @abstractmethod
+    def injection(self) -> PaperForm | Injection | None:
+        """What has the `sites` and `blocks` at which LoRA is added within the backbone, if any."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name of a KoRA of such nodes in folders and tables."""
+
+    @abstractmethod
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """Hook the nodes in; gives them in forward order, and what is injected where none is.
+
+        Raises:
+            ValueError: For an unknown or dead site, or settings that do not fit the backbone.
+        """
+
+    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
+        """What the loss is to have beside; None for nothing."""
+        return None
+
+
+class PaperForm(NodeForm):
+    """The paper's nodes: o = B A x is added at the site, and p = P o goes into the composition.
+
+    Source: KoRA paper (2025), section 2, equations 1 and 2.
+
+    Args:
+        rank: R of A (R, d_in) and B (d_out, R).
+        inject: False is the published notebook's form: a side network, in which nothing is added at
+            the sites; no gradient passes through the backbone, which then runs without autograd.
+        pool: What of the tokens a node sends: their `mean` (the notebook), the `cls` token, or all
+            `tokens` (a composition for each token).
+        sites: See LoRA.
+        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        dropout: Probability with which inputs of A are dropped in training.
+
+    Raises:
+        ValueError: For a rank below 1, an unknown pool, or a dropout outside [0, 1).
+    """
+
+    size_argument = "rank"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        *,
+        inject: bool = True,
+        pool: PaperPool = "mean",
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_positive("PaperForm", rank=rank)
+        require_probability("PaperForm", dropout=dropout)
+        require_choice("PaperForm", "pool", pool, get_args(PaperPool))
+        self.rank = rank
+        self.inject = inject
+        self.pool: PaperPool = pool
+        self.sites = sites
+        self.blocks = blocks
+        self.dropout = dropout
+
+    @property
+    def injection(self) -> PaperForm | None:
+        """The nodes themselves."""
+        return self if self.inject else None
+
+    @property
+    def label(self) -> str:
+        """`KoRA`, or `KoRA-side` where nothing is injected."""
+        return f"KoRA{'' if self.inject else '-side'}"
+
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """A node at every site."""
+        nodes: dict[str, Node] = {}
+        for site in find_sites(backbone, self.sites, blocks=self.blocks):
+            node = PaperNode(
+                site, rank=self.rank, d_comp=d_comp, alpha=alpha, inject=self.inject,
+                pool=self.pool, dropout=self.dropout,
+            )  # fmt: skip
+            node.add_to(backbone, site)
+            nodes[site.key] = node
+        return nodes, {}
+
+
+class Injection(nn.Module):
+    """LoRA beside refined nodes: alpha B A x at these sites, with the alpha of the KoRA.
+
+    Args:
+        rank: R of A (R, d_in) and B (d_out, R).
+        sites: See LoRA.
+        blocks: Numbers of the adapted blocks, negative ones from the end; None means all.
+        dropout: Probability with which inputs of A are dropped in training.
+
+    Raises:
+        ValueError: For a rank below 1, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        *,
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_positive("Injection", rank=rank)
+        require_probability("Injection", dropout=dropout)
+        self.rank = rank
+        self.sites = sites
+        self.blocks = blocks
+        self.dropout = dropout
+
+
+class RefinedForm(NodeForm):
+    """Nodes that read normalised summaries of the tokens through one matrix: p = M norm(x).
+
+    Args:
+        matrix: M; a plain one for each node by default.
+        pool: What of the tokens a node reads: their `mean`, the `cls` token, `both`, a mean
+            weighted by a learned `attention`, or all `tokens` (a composition for each token).
+        sites: See LoRA.
+        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        norm: LayerNorm without parameters on what a node reads.
+        dropout: Of what a node reads, in training.
+        node_dropout: Share of images for which a node says nothing, in training.
+        inject: LoRA beside the nodes, at the same sites or others; None leaves the backbone as it
+            is: a side network.
+
+    Raises:
+        ValueError: For an unknown pool, or a probability outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        matrix: NodeMatrix | None = None,
+        *,
+        pool: Pool = "mean",
+        sites: Sequence[str] = ALL_SITES,
+        blocks: Sequence[int] | None = None,
+        norm: bool = True,
+        dropout: float = 0.0,
+        node_dropout: float = 0.0,
+        inject: Injection | None = None,
+    ) -> None:
+        super().__init__()
+        require_probability("RefinedForm", dropout=dropout, node_dropout=node_dropout)
+        require_choice("RefinedForm", "pool", pool, get_args(Pool))
+        # A tuple is not registered as a submodule: only what the nodes share is to train here.
+        self._matrix = (PlainMatrix() if matrix is None else matrix,)
+        self.matrices = self.matrix.matrices
+        self.pool = pool
+        self.sites = sites
+        self.blocks = blocks
+        self.norm = norm
+        self.dropout = dropout
+        self.node_dropout = node_dropout
+        self.inject = inject
+        if inject is not None:
+            self.size_argument = "inject.rank"
+        elif self.matrix.size_argument is not None:
+            self.size_argument = f"matrix.{self.matrix.size_argument}"
+
+    @property
+    def matrix(self) -> NodeMatrix:
+        """M."""
+        return self._matrix[0]
+
+    @property
+    def injection(self) -> Injection | None:
+        """LoRA beside the nodes."""
+        return self.inject
+
+    @property
+    def label(self) -> str:
+        """`KoRA-refined`, with LoRA at the same sites `-injected`, at others `KoRA-over-LoRA`."""
+        if self.inject is None:
+            return "KoRA-refined"
+        places = [(list(one.sites), one.blocks and list(one.blocks)) for one in (self, self.inject)]
+        return "KoRA-refined-injected" if places[0] == places[1] else "KoRA-over-LoRA"
+
+    def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
+        """Nodes at their sites, and LoRA at its own."""
+        places = find_sites(backbone, self.sites, blocks=self.blocks)
+        self.matrix.check(places)
+        inject = self.inject
+        adapted = [] if inject is None else find_sites(backbone, inject.sites, blocks=inject.blocks)
+        nodes: dict[str, Node] = {}
+        others: dict[str, LowRankDelta] = {}
+        for site in [*adapted, *(place for place in places if place not in adapted)]:
+            delta = None
+            if inject is not None and site in adapted:
+                delta = LowRankDelta(site, inject.rank, alpha=alpha, dropout=inject.dropout)
+            if site in places:
+                node = RefinedNode(
+                    site, d_comp=d_comp, pool=self.pool, matrix=self.matrix, norm=self.norm,
+                    dropout=self.dropout, node_dropout=self.node_dropout, injected=delta,
+                )  # fmt: skip
+                node.add_to(backbone, site)
+                nodes[site.key] = node
+            elif delta is not None:
+                wrap(backbone, site, delta, delta.update)
+                others[site.key] = delta
+        return {site.key: nodes[site.key] for site in places}, others
+
+    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
+        """That of the matrix."""
+        return self.matrix.penalty(list(nodes.values()))

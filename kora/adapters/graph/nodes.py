@@ -1,0 +1,220 @@
+"""Nodes of KoRA: what each adapter sends into the composition.
+
+Shapes: B images, N tokens, S summaries of the tokens (1, or 2 for `both`), I input width, O output
+width, R rank, C d_comp.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kora.adapters.graph.node_matrices import NodeMatrix
+from kora.adapters.low_rank import LowRankDelta
+from kora.backbone.kernels import Update
+from kora.backbone.sites import Site, wrap
+from kora.backbone.vit import Backbone
+
+__all__ = ["Node", "PaperNode", "Pool", "RefinedNode"]
+
+Pool = Literal["mean", "cls", "both", "attention", "tokens"]
+
+#: Pools that keep every token until the composition.
+WHOLE: tuple[Pool, ...] = ("attention", "tokens")
+
+
+class Node(nn.Module):
+    """One adapter of the graph: what it keeps of a pass, and the vector that it sends.
+
+    What it keeps for the composition is the smallest tensor there is: tokens are pooled first where
+    what follows is linear.
+    """
+
+    #: Whether what is composed goes back into the backbone while the batch still passes.
+    echoes: bool = False
+    #: Whether it sends zero at the start, and only what reads it can change that.
+    starts_silent: bool
+    _listening: bool = False
+    _kept: Tensor | None = None
+    _last: Tensor | None = None
+
+    def __init__(self, *, inject: bool, pool: Pool) -> None:
+        super().__init__()
+        self.delta: LowRankDelta | None = None
+        self.inject = inject
+        self.pool: Pool = pool
+
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Hook it in at its site."""
+        raise NotImplementedError
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        raise NotImplementedError
+
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """What the tokens are multiplied by, as two factors (or M and None), without alpha."""
+        raise NotImplementedError
+
+    def listen(self) -> None:
+        """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
+        self._listening = True
+
+    def seen(self) -> Tensor:
+        """What was kept of the batch that is passing, also where backward computes it again."""
+        assert self._last is not None, "the site was not reached"
+        return self._last
+
+    def taken(self) -> Tensor:
+        """What was kept of the batch that has just passed; forgets it."""
+        kept, self._kept = self._kept, None
+        assert kept is not None, "the site was not reached"
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "_last": None}  # a copy has seen no batch
+
+    def _keep(self, x: Tensor) -> None:
+        pooled = pooled_tokens(x, self.pool)
+        if self.echoes:
+            self._last = pooled
+        if self._listening:
+            self._kept, self._listening = pooled, False
+
+
+class PaperNode(Node):
+    """o = B A x and its projection p = P o (KoRA paper, equation 2).
+
+    Everything here is linear, so tokens are pooled first, exactly:
+    mean_n(P B A x_n) = P B A mean_n(x_n). It keeps the pooled input (side network) or the pooled
+    A x (injected).
+    """
+
+    def __init__(
+        self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(inject=inject, pool=pool)
+        self.delta: LowRankDelta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
+        self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
+        nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
+        self.starts_silent = not inject  # B starts at zero; where it injects, its site trains it
+
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Observe the site, and add to it where it injects."""
+        wrap(backbone, site, self.observe, self.update if self.inject else None)
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        if not self.inject:
+            self._keep(x)
+            return None
+        low = self.delta.low(x)
+        self._keep(low)
+        return self.delta.up(self.delta.alpha * low)
+
+    def update(self) -> Update:
+        """What `observe` does where it injects, as a low-rank update."""
+        return self.delta.update()._replace(seen=self._keep)
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        low = kept if self.inject else self.delta.low(kept)
+        if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
+            return F.linear(low, self.project_CO @ self.delta.up_OR)
+        return F.linear(self.delta.up(low), self.project_CO)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """P B (C, R) and A (R, I)."""
+        return self.project_CO @ self.delta.up_OR, self.delta.down_RI
+
+
+class RefinedNode(Node):
+    """p = sum_s M_s norm(x_s), for the summaries x_s of the tokens at a site.
+
+    Here the norm is LayerNorm without parameters (or nothing), so that no site speaks louder than
+    another because its tokens are longer, and M_s (C, I) is what the form's matrix makes of the
+    node. Where something is injected at its site, alpha B A x is added there as well.
+    """
+
+    def __init__(
+        self, site: Site, *, d_comp: int, pool: Pool, matrix: NodeMatrix, norm: bool,
+        dropout: float, node_dropout: float, injected: LowRankDelta | None,
+    ) -> None:  # fmt: skip
+        super().__init__(inject=injected is not None, pool=pool)
+        self._matrix = (matrix,)  # a tuple is not registered as a submodule
+        self.starts_silent = matrix.starts_silent
+        self.site_name = site.name
+        self.norm = norm
+        self.dropout = dropout
+        self.node_dropout = node_dropout
+        self.delta = injected
+        matrix.build(self, site, 2 if pool == "both" else 1, d_comp)
+        if pool == "attention":
+            self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
+
+    def add_to(self, backbone: Backbone, site: Site) -> None:
+        """Observe the site. What is added there is no function of what it sends."""
+        wrap(backbone, site, self.observe)
+        if self.inject:
+            assert self.delta is not None
+            wrap(backbone, site, self.delta, self.delta.update)
+
+    def observe(self, x: Tensor) -> None:
+        """Called by the site with its input (B, N, I)."""
+        self._keep(x)
+
+    def vector(self, kept: Tensor) -> Tensor:
+        """p, (B, C) or (B, N, C), of what was kept: (B, S I), or the tokens (B, N, I)."""
+        if self.pool == "both":
+            kept = kept.view(kept.shape[0], 2, -1)
+        x = F.layer_norm(kept, kept.shape[-1:]) if self.norm else kept
+        if self.pool == "attention":
+            shares_BN = torch.softmax(x @ self.query_I / math.sqrt(x.shape[-1]), dim=-1)
+            x = (shares_BN[:, None] @ x).squeeze(1)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        p = self._times(x)
+        if self.node_dropout and self.training:
+            kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= self.node_dropout
+            p = p * kept_B / (1 - self.node_dropout)
+        return p
+
+    def matrix(self) -> Tensor:
+        """M (S, C, I), without alpha."""
+        return self._matrix[0].of(self)
+
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """What summaries are multiplied by: (S C, R) and (R, I), or M (S C, I) and None."""
+        left_SCR, down_RI = self._matrix[0].factors(self)
+        return left_SCR.flatten(0, 1), down_RI
+
+    def _times(self, x: Tensor) -> Tensor:
+        """M x, of two summaries (B, 2, I) their sum."""
+        matrix_SCI, down_RI = self._matrix[0].factors(self)
+        if down_RI is not None:
+            x = F.linear(x, down_RI)  # without the dropout of what is injected
+        if self.pool != "both":
+            return F.linear(x, matrix_SCI[0])
+        return F.linear(x[:, 0], matrix_SCI[0]) + F.linear(x[:, 1], matrix_SCI[1])
+
+
+def token_mean(x: Tensor) -> Tensor:
+    """(B, N, I) to (B, I); in bfloat16 on a CPU as a product, in a fifth of the time."""
+    if x.dtype is torch.bfloat16 and x.device.type == "cpu":
+        ones = x.new_ones(1, 1, x.shape[1]).expand(len(x), -1, -1)
+        return torch.bmm(ones, x).squeeze(1) / x.shape[1]  # sums in float32, as mean does
+    return x.mean(dim=1)
+
+
+def pooled_tokens(x: Tensor, pool: Pool) -> Tensor:
+    """What of (B, N, I) a node keeps: (B, I), (B, 2 I) for `both`, or all tokens."""
+    if pool == "mean":
+        return token_mean(x)
+    if pool == "both":
+        return torch.cat((token_mean(x), x[:, 0]), dim=1)
+    return x[:, 0].clone() if pool == "cls" else x  # a view would keep all tokens for backward
