@@ -41,10 +41,10 @@ test: $(VENV)/.dev  ## the whole test suite
 test-fast: $(VENV)/.dev  ## one case of each test that is not slow and trains no whole run
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not runs" --first-cases
 
-test-floors: $(VENV)/.dev  ## one case of each test that is not slow, on the oldest versions that pyproject.toml allows
+test-floors: $(VENV)/.dev  ## what test-fast runs, and whole fits, on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
 	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
-	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
+	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow and (not runs or fits)" --first-cases
 
 test-newest: $(VENV)/.dev  ## the same on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest

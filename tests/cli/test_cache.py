@@ -138,10 +138,10 @@ def test_a_filling_that_is_killed_goes_on_with_the_next_command(side: Path, capf
         process.wait()
     kept = done()
     assert 20 <= kept < 180
-    told = kora(capfd, "fit", "--config", side, *slow)
+    told = kora(capfd, "data", "cache", "--config", side, *slow)
     assert told.code == 0, told.err
     assert f", of which {kept} images are done." in told.out
-    assert results(SEED0 / "version_0")["feature_cache"]["images_computed"] == 192 - kept
+    assert done() >= 192
 
 
 @pytest.mark.slow

@@ -54,10 +54,9 @@ def test_without_the_extra_one_error_says_what_to_install(
     [
         (LoRA(2, sites=["q", "v"]), True),
         (VPT(3), False),
-        (KoRA(PaperForm(2, inject=False), 4), False),
         (KoRA(PaperForm(2, pool="tokens"), 4, readout=TokenReadout()), False),
     ],
-    ids=["LoRA", "VPT", "KoRA-side", "KoRA-tokens"],
+    ids=["LoRA", "VPT", "KoRA-tokens"],
 )
 def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(
     adapter: Strategy, merged: bool, tmp_path: Path

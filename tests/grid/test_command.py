@@ -16,7 +16,7 @@ from kora.grid.options import picked
 from tests.support.cli import REPOSITORY, kora, results, started, wait_for
 from tests.support.grids import lines, runs_of_kora, write_grid
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
 Capture = pytest.CaptureFixture[str]
 

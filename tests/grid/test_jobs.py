@@ -168,19 +168,7 @@ def source_grid(here: Path, **more: Any) -> str:
     return write_grid(here, vary={"model.head_lr": [0.1, 0.2]}, **more)
 
 
-def test_two_jobs_that_need_one_source_stage_train_it_once(
-    here: Path, capfd: Capture, gone: None
-) -> None:
-    outcome = kora(capfd, "grid", "--config", source_grid(here), "--jobs", "2")
-    assert outcome.code == 0, outcome.err
-    assert len(list(here.glob("runs/source/LoRA/seed0/version_*"))) == 1
-    logs = [log.read_text() for log in sorted((here / "runs/grid_grid").iterdir())]
-    assert sum("trained first" in log for log in logs) == 1
-    assert sum("fits and is used again" in log for log in logs) == 1
-    assert sum("waiting for another process" in log for log in logs) == 1
-
-
-def test_a_job_stopped_within_its_source_stage_goes_on_with_that(
+def test_jobs_that_need_one_source_stage_train_it_once_also_where_it_is_stopped(
     here: Path, capfd: Capture, gone: None
 ) -> None:
     name = source_grid(here)
@@ -201,6 +189,8 @@ def test_a_job_stopped_within_its_source_stage_goes_on_with_that(
     outcome = kora(capfd, "grid", "--config", name, "--jobs", "2")
     assert outcome.code == 0, outcome.err
     logs = "".join(log.read_text() for log in (here / "runs/grid_grid").iterdir())
+    assert "waiting for another process" in logs
     assert "stopped within the source stage" in logs
+    assert logs.count("fits and is used again") == 1
     assert f"goes on from {last.relative_to(here)}" in logs
     assert [p.name for p in (here / "runs/source/LoRA/seed0").iterdir()] == ["version_0"]

@@ -22,7 +22,7 @@ from tests.support.data_factory import (
     write_tiny_imagenet_zip,
 )
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
 Capture = pytest.CaptureFixture[str]
 RUN = Path("runs/tiny/LoRA/seed0/version_0")

@@ -19,7 +19,7 @@ from tests.support.armed import TRUST, run, run_fresh
 from tests.support.cli import Outcome, kora, results, write_config
 from tests.support.resuming import SEED0, checkpoint, config
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
 Capture = pytest.CaptureFixture[str]
 
@@ -165,7 +165,6 @@ def test_a_killed_run_of_two_processes_is_the_same_to_the_bit(here: Path) -> Non
     [
         ("SIGTERM step 5", 143),  # the last batch of an epoch: a validation is next
         ("SIGTERM validation 6", 143),
-        ("SIGTERM epoch_end 6", 143),
         ("SIGHUP step 2", 143),  # the terminal was closed
         ("SIGINT step 3", 130),
         ("error validation 6", 1),

@@ -25,7 +25,7 @@ from tests.support.cluster import TwoNodes
 from tests.support.forks import Process
 from tests.support.grids import LONG, runs_of_kora
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
 
