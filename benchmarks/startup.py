@@ -1,4 +1,4 @@
-"""How soon the command answers: `kora --help`, `--version`, `list` and `fit --help`.
+"""How soon the command answers: `kora --help`, `--version`, `list` and `fit --help all`.
 
 Each is a process of its own, from its start to its end, all in turn; beside them `import torch`
 alone, and the `fit --help` of a command of one line on LightningCLI.
@@ -41,7 +41,7 @@ COMMANDS = {
     "kora --help": (*KORA, "--help"),
     "kora --version": (*KORA, "--version"),
     "kora list": (*KORA, "list"),
-    "kora fit --help": (*KORA, "fit", "--help"),
+    "kora fit --help all": (*KORA, "fit", "--help", "all"),
     "LightningCLI fit --help": (sys.executable, "-c", STOCK, "fit", "--help"),
     TORCH: (sys.executable, "-c", TORCH),
 }

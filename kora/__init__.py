@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kora.tasks.attach import attach
     from kora.tasks.load import load_adapter
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_adapter"]
+__all__ = ["__version__", "attach", "load_adapter"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from kora.tasks.load import load_adapter
 
         return load_adapter
+    if name == "attach":
+        from kora.tasks.attach import attach
+
+        return attach
     raise AttributeError(f"module 'kora' has no attribute '{name}'")

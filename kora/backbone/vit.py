@@ -88,22 +88,80 @@ class Backbone(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
+        if image_size is not None:
+            kwargs["img_size"] = image_size
+        model = _create(name, kwargs)
+        if weights != "random":
+            _load(model, name, weights, kwargs)
+        self.keep_classifier = keep_classifier
+        self._hold(model, name, weights, kwargs, chosen_normalisation(mean, std))
+        if gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)
+
+    @classmethod
+    def around(cls, model: Any) -> Backbone:
+        """The frozen backbone in a timm model that is there; its classifier is taken off in place.
+
+        It takes what the model takes: normalised pixels (B, 3, H, W) of its size.
+
+        Raises:
+            ValueError: It is no vision transformer of timm's, or not as timm builds it by its name.
+        """
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        name = str(cfg.get("architecture"))
+        if not timm.is_model(name):
+            raise ValueError(
+                f"expected a model of timm.create_model(NAME), found {type(model).__name__}"
+            )
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        kwargs: dict[str, Any] = {"num_classes": 0}
+        if size is not None:
+            kwargs["img_size"] = size[0] if size[0] == size[1] else tuple(size)
+        with torch.device("meta"):
+            twin = _create(name, kwargs).state_dict()
+        head = f"{cfg['classifier']}."
+        mine = {key: it for key, it in model.state_dict().items() if not key.startswith(head)}
+        other = [
+            key
+            for key in sorted(mine.keys() | twin.keys())
+            if key not in mine or key not in twin or mine[key].shape != twin[key].shape
+        ]
+        if other:
+            raise ValueError(
+                f"this {name} is not as timm builds it: '{other[0]}' differs. Leave out options of "
+                "timm.create_model beside img_size and num_classes, and attach once."
+            )
+        model.reset_classifier(0)
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.keep_classifier = False
+        made._hold(model, name, "given", kwargs, {})
+        made.normalises = False
+        return made
+
+    def _hold(
+        self,
+        model: Any,
+        name: str,
+        weights: str,
+        kwargs: dict[str, Any],
+        normalisation: dict[str, list[float]],
+    ) -> None:
+        """Freeze a model of timm, which `kwargs` make, and take down what it is."""
         self.name = name
         self.weights = weights
-        self.keep_classifier = keep_classifier
         #: `mean` and `std` where they are not those of the weights, else empty.
-        self.normalisation = chosen_normalisation(mean, std)
+        self.normalisation = normalisation
+        #: Whether images are resized and normalised here.
+        self.normalises = True
         self.frozen = True
         #: Of each strategy that was ever attached to it and changes what it computes: how.
         self.changes: list[str] = []
-        self._create_kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
-        if image_size is not None:
-            self._create_kwargs["img_size"] = image_size
-        self.model = _create(name, self._create_kwargs)
-        cfg = self.model.pretrained_cfg
-        if weights != "random":
-            _load(self.model, name, weights, self._create_kwargs)
-        self.image_size: int | tuple[int, int] = image_size or cfg["input_size"][-1]
+        self._create_kwargs = kwargs
+        self.model = model
+        cfg = model.pretrained_cfg
+        self.image_size: int | tuple[int, int] = kwargs.get("img_size") or cfg["input_size"][-1]
         #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
         self.levels: tuple[int, ...] = ()
         #: What of its layers every pass returns as `Features.layers`, see
@@ -111,11 +169,9 @@ class Backbone(nn.Module):
         self.layer_summaries: Any = None
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         for key in ("mean", "std"):
-            values_3 = torch.tensor(self.normalisation.get(key, cfg[key]))
+            values_3 = torch.tensor(normalisation.get(key, cfg[key]))
             self.register_buffer(key, values_3.view(1, 3, 1, 1), persistent=False)
         self.model.requires_grad_(False)
-        if gradient_checkpointing:
-            self.model.set_grad_checkpointing(True)
         self.train(False)
 
     # -- facts ---------------------------------------------------------------------------------
@@ -225,7 +281,9 @@ class Backbone(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize and normalise (B, 3, H, W) images for these weights, on their device."""
-        x = (resized(images, self.size, self.interpolation) - self.mean) / self.std
+        x = images
+        if self.normalises:
+            x = (resized(images, self.size, self.interpolation) - self.mean) / self.std
         return x.to(next(self.model.parameters()).dtype)
 
     def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:

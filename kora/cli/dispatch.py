@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from glob import glob
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -51,6 +52,32 @@ Train and compare adapters on frozen vision transformers.
   kora --version
 """
 
+_FIT_USAGE = """\
+usage: kora fit --config FILE [--config FILE ...] [options]
+
+Train, choose the best checkpoint by validation, test it once, and record the run.
+
+  --config FILE                      an experiment, or a fragment; later files and options win
+  --experiment NAME                  runs of one name are compared with each other
+  --runs_dir FOLDER                  where run folders go (default: runs)
+  --seed_everything N                seed of all that is drawn at random (default: 0)
+  --resume                           go on with the unfinished run of this config
+  --model.backbone.name NAME         any vision transformer of timm
+  --model.backbone.weights FILE      its weights (default: pretrained)
+  --model.adapter CLASS              a strategy, as in `kora list`; then --model.adapter.rank N, ...
+  --model.optimizer.lr X             learning rate of the adapter
+  --model.head_lr X                  learning rate of the head
+  --data.root FOLDER                 where the images are; --data CLASS is another data module
+  --data.batch_size N                images a step
+  --trainer.max_epochs N             passes over the training images
+  --trainer.accelerator NAME         auto, cpu or gpu; --trainer.devices N: so many of them
+  --trainer.precision NAME           32-true or bf16-mixed, say
+  --wandb.mode NAME                  auto, online, offline or disabled
+
+  --help all                         every option
+  --print_config                     the config that these words make
+"""
+
 Command = Callable[[Sequence[str]], None]
 
 
@@ -71,15 +98,20 @@ def _imported(module: str) -> Any:
 
 def _lightning(command: str) -> Command:
     def run(args: Sequence[str]) -> None:
+        if command == "fit" and list(args) in (["--help"], ["-h"]):
+            print(_FIT_USAGE, end="")
+            return
+        if list(args) == ["--help", "all"]:
+            args = ["--help"]
         _imported("kora.training.lightning_cli").run_lightning([command, *args])
 
     return run
 
 
 def _predict(args: Sequence[str]) -> None:
-    """A run's folder comes first, or --images is named: images; else a config, by Lightning."""
-    named = any(arg.split("=")[0] == "--images" for arg in args)
-    if not named and (not args or args[0].startswith("-")):
+    """Images by a run, unless the words begin with the options of a config: by Lightning."""
+    named = any(arg.split("=")[0] in ("--images", "--help", "-h") for arg in args)
+    if args and args[0].startswith("-") and (not named or list(args) == ["--help", "all"]):
         _lightning("predict")(args)
         return
     _imported("kora.export.predict").predict_command(args)
@@ -220,10 +252,26 @@ def _command(args: list[str]) -> None:
                 "it, or start the processes of a run with torchrun or srun, which set it.",
                 code=2,
             )
+    _require_configs(args[1:])
     from kora.runs.trust import policy_for, split_trust
 
     with policy_for(args):
         command(split_trust(args[1:])[0])
+
+
+def _require_configs(args: Sequence[str]) -> None:
+    """Name a config file that is not there, and the nearest, before torch is imported."""
+    for place, word in enumerate(args):
+        name, _, value = word.partition("=")
+        if name not in ("--config", "-c"):
+            continue
+        file = value or next(iter(args[place + 1 :]), "")
+        if not file.endswith((".yaml", ".yml")) or "\n" in file or os.path.exists(file):
+            continue
+        known = sorted(glob("configs/**/*.yaml", recursive=True) + glob("*.yaml"))
+        same = [path for path in known if os.path.basename(path) == os.path.basename(file)]
+        near = f" Did you mean '{same[0]}'?" if same else hint(file, known)
+        _fail(f"{file}: there is no such file.{near} `kora list configs` lists them.", code=2)
 
 
 def _reader_is_gone() -> bool:

@@ -8,6 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
     "PARTS",
@@ -99,40 +103,81 @@ def config_claim(path: Path) -> str:
 
 
 def main(args: Sequence[str]) -> None:
-    """Print the lists."""
-    parser = argparse.ArgumentParser(prog="kora list", description=__doc__)
-    parser.parse_args(args)
+    """Print the lists: strategies and data modules, one kind, or all."""
+    parser = argparse.ArgumentParser(prog="kora list", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "what", nargs="?", choices=(*_KINDS, "configs"), metavar="WHAT",
+        help=f"one of {', '.join((*_KINDS, 'configs'))}",
+    )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="everything, with whole sentences")
+    own = parser.parse_args(args)
+    if own.what and own.all:
+        parser.error(f"--all lists everything; leave out '{own.what}', which is listed whole")
     from rich.console import Console
-    from rich.markup import escape
-    from rich.padding import Padding
-    from rich.table import Column, Table
 
     console = Console()
+    whole = own.all or own.what is not None
+    for kind in (own.what,) if own.what else tuple(_KINDS) if own.all else ("strategies", "data"):
+        if kind != "configs":
+            _show(console, kind, whole=whole)
+    if own.all or own.what == "configs":
+        _show_configs(console)
+    if not whole:
+        others = [kind for kind in (*_KINDS, "configs") if kind not in ("strategies", "data")]
+        console.print(f"More: kora list {' | '.join(others)}, or --all", markup=False)
 
-    def show(title: str, rows: dict[str, str]) -> None:
-        name = Column("name", no_wrap=True)  # a name that is cut off cannot be copied
-        table = Table(name, "what it is", title=title, title_justify="left", box=None)
-        for key, text in rows.items():
-            table.add_row(escape(key), escape(text))
-        console.print(table, "")
 
+#: What is listed: the title, the base class, and where its classes are, below the package.
+_KINDS = {
+    "strategies": ("Strategies (model.adapter)", "Strategy", "adapters"),
+    "composers": ("Composers (model.adapter.composer)", "Composer", "adapters"),
+    "readouts": ("Readouts (model.adapter.readout)", "Readout", "adapters"),
+    "nodes": ("Nodes of KoRA (model.adapter.node_form)", "NodeForm", "adapters"),
+    "matrices": (
+        "Matrices of refined nodes (model.adapter.node_form.matrix)", "NodeMatrix", "adapters",
+    ),
+    "parts": ("Parts of KoRA", "", "adapters"),
+    "heads": ("Depth heads (model.head)", "DepthHead", "heads"),
+    "losses": ("Depth losses (model.loss)", "DepthLoss", "losses.py"),
+    "data": ("Data modules (data)", "ImageDataModule", ""),
+}  # fmt: skip
+
+
+def _rows(kind: str) -> dict[str, str]:
+    """Names of a kind, with what they are."""
+    _, base, place = _KINDS[kind]
     package = Path(__file__).parents[1]
-    adapters = package / "adapters"
-    show("Strategies (model.adapter)", find_subclasses(adapters, "Strategy"))
-    show("Composers (model.adapter.composer)", find_subclasses(adapters, "Composer"))
-    show("Readouts (model.adapter.readout)", find_subclasses(adapters, "Readout"))
-    show("Nodes of KoRA (model.adapter.node_form)", find_subclasses(adapters, "NodeForm"))
-    title = "Matrices of refined nodes (model.adapter.node_form.matrix)"
-    show(title, find_subclasses(adapters, "NodeMatrix"))
-    parts = describe_classes(adapters, PARTS)
-    show("Parts of KoRA", {f"{PARTS[name]}: {name}": text for name, text in parts.items()})
-    show("Depth heads (model.head)", find_subclasses(package / "heads", "DepthHead"))
-    show("Depth losses (model.loss)", find_subclasses(package / "losses.py", "DepthLoss"))
-    spec = find_spec("datamodules")
-    assert spec is not None
-    assert spec.origin is not None
-    found = find_subclasses(Path(spec.origin).parent, "ImageDataModule")
-    show("Data modules (data)", {f"datamodules.{name}": text for name, text in found.items()})
+    if kind == "parts":
+        found = describe_classes(package / place, PARTS)
+        return {f"{PARTS[name]}: {name}": text for name, text in found.items()}
+    if kind == "data":
+        spec = find_spec("datamodules")
+        assert spec is not None
+        assert spec.origin is not None
+        found = find_subclasses(Path(spec.origin).parent, base)
+        return {f"datamodules.{name}": text for name, text in found.items()}
+    return find_subclasses(package / place, base)
+
+
+def _show(console: Console, kind: str, *, whole: bool) -> None:
+    """A table of a kind; without `whole`, each row is one line."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    rows = _rows(kind)
+    # A name that is cut off cannot be copied.
+    name = Column("name", no_wrap=True, min_width=max(map(len, rows)))
+    what = Column("what it is", no_wrap=not whole, overflow="fold" if whole else "ellipsis")
+    table = Table(name, what, title=_KINDS[kind][0], title_justify="left", box=None)
+    for key, text in rows.items():
+        table.add_row(escape(key), escape(text))
+    console.print(table, "")
+
+
+def _show_configs(console: Console) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
     files = find_configs()
     searches = [path for path in files if is_search(path)]
     grids = [path for path in files if is_grid(path) and path not in searches]

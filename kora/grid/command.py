@@ -87,7 +87,9 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and start none")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list the runs and start none"
+    )
     add_file_options(parser, "the runs")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N",

@@ -115,6 +115,11 @@ def wandb_offline(mode: str) -> bool:
     return False
 
 
+def _names_wandb() -> bool:
+    """Whether the environment sets anything of W&B, as that of a user of W&B does."""
+    return any(os.environ.get(name) for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT"))
+
+
 def make_loggers(
     run_folder: Path,
     settings: Wandb,
@@ -157,5 +162,6 @@ def make_loggers(
             upload_adapter=settings.upload_adapter,
             start_s=start_s,
             finish_s=settings.finish_s,
+            unasked=settings.mode == "auto" and not (_names_wandb() or has_credentials()),
         ),
     ]

@@ -73,7 +73,8 @@ class BoundedWandb(WandbLogger):
     """A WandbLogger that stops no run: it goes offline, or is left out, where W&B fails.
 
     Its options are those of WandbLogger, without `settings`, which are set here, and with
-    `start_s` and `finish_s`: the seconds that the start online and the upload at the end may take.
+    `start_s` and `finish_s`: the seconds that the start online and the upload at the end may take,
+    and `unasked`: nobody here uses W&B, so nobody is told how to upload the run.
 
     Validation and test are drawn over epochs, and validation is summed up by its least, largest and
     last value. A test has one value and no best one: choosing by it would be selection.
@@ -86,6 +87,7 @@ class BoundedWandb(WandbLogger):
         upload_adapter: bool = True,
         start_s: float = START_S,
         finish_s: float = FINISH_S,
+        unasked: bool = False,
         **options: Any,
     ) -> None:
         import wandb
@@ -104,7 +106,7 @@ class BoundedWandb(WandbLogger):
         #: Whether nothing can be logged any more.
         self.gone = False
         self._defined: set[str] = set()
-        self.upload_adapter, self.finish_s = upload_adapter, finish_s
+        self.upload_adapter, self.finish_s, self.unasked = upload_adapter, finish_s, unasked
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, though nobody set it
 
     @property
@@ -195,7 +197,7 @@ class BoundedWandb(WandbLogger):
 
 
 def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
-    """End the run within bounds, and give what is to be said of it; None where all is uploaded.
+    """End the run within bounds, and give what is to be said of it; None: nothing.
 
     Nothing is raised, whatever becomes of W&B. Where the server did not answer a moment ago, W&B
     may take an upload for done.
@@ -218,7 +220,7 @@ def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
         )
         return f"stopped working ({type(error).__name__}); {rest}"
     if offline:
-        return f"offline; to upload: wandb sync {folder}"
+        return None if logger.unasked else f"offline; to upload: wandb sync {folder}"
     if logger.gone:
         return f"stopped working before the end; for what is not uploaded: wandb sync {folder}"
     return None if answers else f"for what is not uploaded: wandb sync {folder}"

@@ -56,8 +56,13 @@ class ProgressBar(Bar):
         return self._shown
 
     def training_text(self, text: str) -> str:
-        """Lightning's, which names the last epoch -2 where steps alone end the training."""
-        return text if self.trainer.max_epochs != -1 else text.replace("/-2", "")
+        """Lightning's, which counts from 0, and names the last epoch -2 where steps alone end."""
+        name, _, place = text.strip().partition(" ")
+        epoch, slash, last = place.partition("/")
+        counted = f"{name} {int(epoch) + 1}"
+        if slash and last != "-2":
+            counted += f"/{int(last) + 1}"
+        return counted.ljust(len(text))
 
 
 @contextmanager

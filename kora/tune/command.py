@@ -83,7 +83,7 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         help="so many trials at once; on this machine they share its cores",
     )  # fmt: skip
     add_launcher_options(parser, "trial")
-    parser.add_argument("--dry_run", action="store_true", help="show what would run")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would run")
     add_file_options(parser, "the combinations")
     parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
     own = parser.parse_args(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
 from kora.cli.dispatch import _told
+from kora.training.lightning_cli import parse
 from tests.support.cli import REPOSITORY, kora, start, tiny_config, write_config
 from tests.support.comparisons import FILES
 
@@ -47,9 +49,66 @@ def test_every_command_has_help_of_its_own(capfd: Capture, command: str) -> None
     assert "usage:" in outcome.out.lower()
     options = {
         "fit": "--trainer.max_epochs", "compare": "--metric", "params": "--json",
-        "grid": "--dry_run",
+        "grid": "--dry_run", "predict": "--images",
     }  # fmt: skip
     assert options.get(command, "--help") in outcome.out
+
+
+#: The options that the short help of a fit names, with a value for each.
+SHORT = {
+    "experiment": "mine", "runs_dir": "elsewhere", "seed_everything": "3", "resume": "false",
+    "model.backbone.name": "vit_nano", "model.backbone.weights": "random",
+    "model.adapter": "LoRA", "model.adapter.rank": "2", "model.optimizer.lr": "0.1",
+    "model.head_lr": "0.1", "data": "ImageFolder", "data.root": "photos", "data.batch_size": "2",
+    "trainer.max_epochs": "1", "trainer.accelerator": "cpu", "trainer.devices": "1",
+    "trainer.precision": "bf16-mixed", "wandb.mode": "offline",
+}  # fmt: skip
+
+
+def test_the_help_of_a_fit_is_one_screen_of_options_that_there_are(capfd: Capture) -> None:
+    short = kora(capfd, "fit", "--help").out
+    assert len(short.splitlines()) < 30
+    named = set(re.findall(r"--([\w.]+)", short))
+    assert named == {*SHORT, "config", "help", "print_config"}
+    config = REPOSITORY / "configs/image_folder.yaml"
+    words = [f"--{key}={value}" for key, value in SHORT.items()]
+    assert parse(["fit", f"--config={config}", *words]).options.runs_dir == "elsewhere"
+    whole = kora(capfd, "fit", "--help", "all").out
+    assert "--trainer.gradient_clip_val" in whole
+    assert "--print_config" in whole
+
+
+def test_predict_alone_tells_of_its_own_options(capfd: Capture) -> None:
+    outcome = kora(capfd, "predict")
+    assert outcome.code == 2
+    assert "required: run, --images" in outcome.err
+    assert "--ckpt_path" in kora(capfd, "predict", "--help", "all").out
+
+
+@pytest.mark.parametrize(
+    ("file", "meant"),
+    [
+        ("configs/quikstart.yaml", "configs/quickstart.yaml"),
+        ("lora.yaml", "configs/adapters/lora.yaml"),
+    ],
+)
+def test_a_mistyped_config_is_told_with_the_nearest_and_without_torch(
+    file: str, meant: str
+) -> None:
+    code = "import sys, kora.cli\ntry: kora.cli.main(sys.argv[1:])\n"
+    code += "finally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", "--config", file],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == "False\n"
+    assert f"{file}: there is no such file. Did you mean '{meant}'?" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["grid", "tune"])
+def test_a_dry_run_may_have_a_hyphen(capfd: Capture, command: str) -> None:
+    assert "--dry-run" in kora(capfd, command, "--help").out
 
 
 @pytest.mark.parametrize(("word", "meant"), [("fitt", "fit"), ("prams", "params"), ("lst", "list")])
@@ -79,7 +138,7 @@ def test_python_m_kora_is_the_same_command() -> None:
 def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) -> None:
     environment = {**os.environ, "COLUMNS": "80"}
     out = subprocess.run(
-        [sys.executable, "-m", "kora", "list"],
+        [sys.executable, "-m", "kora", "list", "--all"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     words = set(out.split())
@@ -97,14 +156,27 @@ def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) ->
 
 def test_list_outside_a_clone_says_where_the_configs_are(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "kora", "list"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "kora", "list", "configs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0
     assert "no folder configs/ here" in done.stdout
 
 
-def test_list_takes_no_options(capfd: Capture) -> None:
-    assert kora(capfd, "list", "--all").code == 2
+def test_a_list_is_one_screen_and_says_what_else_there_is(capfd: Capture) -> None:
+    short = kora(capfd, "list").out
+    assert len(short.splitlines()) < 40
+    assert {"LoRA", "KoRA", "datamodules.ImageFolder"} <= set(short.split())
+    assert "kora list composers" in short
+    assert "configs" in short
+    composers = kora(capfd, "list", "composers").out
+    assert "ResidualSequential" in composers
+    assert "datamodules" not in composers
+    refused = kora(capfd, "list", "composer")
+    assert refused.code == 2
+    assert "composers" in refused.err
 
 
 @pytest.fixture

@@ -156,11 +156,19 @@ def wandb_folder(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_without_login_a_run_ends_with_how_to_upload_it(offline: tuple[Path, str]) -> None:
-    folder, out = offline
-    last = out.rstrip().splitlines()[-1]
+def test_who_does_not_use_wandb_is_told_nothing_of_it(offline: tuple[Path, str]) -> None:
+    _, out = offline
+    assert "W&B" not in out
+    assert "wandb" not in out
+
+
+@pytest.mark.slow
+def test_offline_as_asked_a_run_ends_with_how_to_upload_it(tmp_path: Path) -> None:
+    command, environment = fit_command(tmp_path)
+    done = completed(command, tmp_path, environment | {"WANDB_MODE": "offline"})
+    last = done.stdout.rstrip().splitlines()[-1]
     assert "offline; to upload: wandb sync runs/tiny/LoRA/seed0/version_0/wandb/offline-run" in last
-    assert (folder / last.rpartition("wandb sync ")[2]).is_dir()
+    assert (tmp_path / last.rpartition("wandb sync ")[2]).is_dir()
 
 
 @pytest.mark.slow
@@ -210,5 +218,4 @@ def test_at_a_terminal_too_nobody_is_asked(tmp_path: Path) -> None:
     command, environment = fit_command(tmp_path)
     code, out = in_a_terminal(command, tmp_path, environment)
     assert code == 0, out
-    assert "offline; to upload: wandb sync" in out
     assert "Enter your choice" not in out

@@ -65,7 +65,7 @@ def test_the_environment_is_the_given_one_and_the_folder_that_of_now(
 @LINUX
 def test_each_fork_logs_pictures_to_wandb(here: Path) -> None:
     """W&B keeps them in a folder that it makes at its import, and takes away at the end."""
-    command, environment = fit_command(here)
+    command, environment = fit_command(here, "--wandb.mode", "offline")
     for _ in range(2):
         done = completed(command, here, environment)
         assert done.returncode == 0, done.stdout

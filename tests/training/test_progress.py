@@ -54,7 +54,7 @@ def test_metrics_are_read_now_and_then_and_after_the_last_step(
     assert "val/accuracy" in bar.told[-1]
 
 
-@pytest.mark.parametrize(("epochs", "shown"), [(2, "Epoch 0/1"), (-1, "Epoch 0 ")])
+@pytest.mark.parametrize(("epochs", "shown"), [(2, "Epoch 1/2"), (-1, "Epoch 1 ")])
 def test_the_bar_names_the_last_epoch_only_where_there_is_one(
     epochs: int, shown: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

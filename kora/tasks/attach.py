@@ -1,0 +1,125 @@
+"""A strategy on a timm model of your own, for a training loop of your own.
+
+Shapes: B images, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kora.adapters import Strategy
+from kora.adapters import folder as adapter_files
+from kora.backbone.vit import Backbone
+from kora.runs.durable import expand
+
+__all__ = ["Attached", "attach"]
+
+
+def attach(model: nn.Module, adapter: Strategy) -> Attached:
+    """Freeze a timm vision transformer, and hook a strategy in; it and the classifier train.
+
+    As with peft's `get_peft_model`, the model is changed in place, and what is returned takes and
+    gives what it took and gave: normalised pixels (B, 3, H, W), logits (B, K).
+
+        model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=10)
+        model = kora.attach(model, LoRA(rank=8))
+        optimizer = torch.optim.AdamW(model.trainables().values(), lr=1e-3)
+        ...                       # your loop
+        model.save("adapter")     # kora.attach(the same model, LoRA(rank=8)).load("adapter")
+        plain = model.merged()    # timm's own model again
+
+    Raises:
+        ValueError: The model is none of timm's vision transformers as its name makes them, or its
+            classifier does not read what the strategy adds.
+    """
+    return Attached(model, adapter)
+
+
+class Attached(nn.Module):
+    """What `attach` returns."""
+
+    def __init__(self, model: nn.Module, adapter: Strategy) -> None:
+        super().__init__()
+        whole: Any = model
+        head = whole.get_classifier() if hasattr(whole, "get_classifier") else None
+        if head is not None and not isinstance(head, nn.Linear | nn.Identity):
+            raise ValueError(
+                f"kora.attach: the classifier is a {type(head).__name__}, expected one linear "
+                "layer, or none (num_classes=0)."
+            )
+        try:
+            self.backbone = Backbone.around(model)
+        except ValueError as error:
+            raise ValueError(f"kora.attach: {error}") from error
+        self.adapter = adapter
+        self.head: nn.Module = nn.Identity() if head is None else head
+        adapter.attach(self.backbone)
+        if adapter.extra_channels is not None or adapter.head_layers is not None:
+            raise ValueError(
+                f"kora.attach: {adapter.label} gives the head more than the pooled vector, which "
+                "timm's classifier does not read. Use kora.tasks.ClassificationTask."
+            )
+        self.backbone.sha256  # noqa: B018  (of the frozen weights, before any of them may train)
+        self.requires_grad_(False)
+        for parameter in self.trainables().values():
+            parameter.requires_grad_(True)
+        self.train(model.training)
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """What trains, by name: `adapter.*` and `head.*`."""
+        mine = {f"adapter.{name}": parameter for name, parameter in self.adapter.trainable()}
+        return mine | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, H, W) to logits (B, K), or to pooled vectors without a head."""
+        output: Tensor = self.head(self.adapter(self.backbone, pixels).pooled)
+        return output
+
+    def save(self, folder: str | Path) -> Path:
+        """Write adapter and head as an adapter folder, without the frozen weights."""
+        return adapter_files.save_adapter(
+            expand(folder), self._tensors(), adapter=self.adapter, backbone=self.backbone,
+            extra={"weights": {"source": self.backbone.weights, "keep_classifier": False}},
+        )  # fmt: skip
+
+    def load(self, folder: str | Path) -> Attached:
+        """Take adapter and head from an adapter folder; returns itself.
+
+        Raises:
+            FileNotFoundError: It is no adapter folder.
+            ValueError: It is of another strategy, other frozen weights, or another head.
+            RuntimeError: A file is damaged.
+        """
+        path = expand(folder)
+        stored = adapter_files.read_adapter_tensors(path)
+        adapter_files.load_adapter(path, self.adapter, self.backbone)
+        head = {k: v for k, v in self._tensors().items() if k.startswith("head.")}
+        theirs = {k: v for k, v in stored.items() if k.startswith("head.")}
+        adapter_files.check_keys(head, theirs, f"The head in {path}")
+        with torch.no_grad():
+            for name, tensor in head.items():
+                tensor.copy_(theirs[name])
+        return self
+
+    def merged(self) -> Any:
+        """timm's own model with the adapter folded into its weights, in eval mode.
+
+        Raises:
+            ValueError: The strategy computes what no weights can.
+        """
+        classes = getattr(self.head, "out_features", 0)
+        plain: Any = self.backbone.plain_model(classes)
+        state = self.adapter.merged(self.backbone)
+        of_head = {f"head.{key}": tensor for key, tensor in self.head.state_dict().items()}
+        plain.load_state_dict({**state, **of_head})
+        return plain.to(next(self.backbone.parameters()).device).eval()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """As an adapter folder names them."""
+        mine = {f"adapter.{name}": tensor for name, tensor in self.adapter.tensors().items()}
+        head = self.head.state_dict(keep_vars=True)
+        return mine | {f"head.linear.{name}": tensor for name, tensor in head.items()}
