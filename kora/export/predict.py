@@ -46,14 +46,14 @@ def predict_command(args: Sequence[str]) -> None:
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     depth = isinstance(model.task, DepthTask)
     folder = expand(own.images)
-    out = expand(own.out or ("predictions" if depth else "predictions.csv"))
+    out = expand(own.out or "predictions")
     _check_out(model, out, own.depth_format if depth else None)
     files, others = image_files(folder)
     above = folder if folder.is_dir() else folder.parent
     names = [path.relative_to(above).as_posix() for path in files]
     heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(model, own.top_k)
     errors: dict[int, str] = {}
-    path = out / "predictions.csv" if depth else out
+    path = out / "predictions.csv"
     with (
         _Table(path, ["file", *heads, "error"], len(files)) as table,
         merged(model.backbone, model.adapter),
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora predict",
         description="Predictions of a finished run for a folder of images, at any depth there. "
-        "Classes: a CSV with file, class_name, probability and error. Depth: a map for each image, "
-        "at its own size, and predictions.csv beside them. Images that cannot be read are named, "
+        "Classes: predictions.csv with file, class_name, probability and error. Depth: a map for "
+        "each image, at its own size, beside it. Images that cannot be read are named, "
         "counted, and have a row with the error. Rows are written as they come, to the file's name "
         "with .part behind it, which becomes the file at the end: where the command is stopped or "
         "killed, the rows that are done lie there. Without --images, kora predict is a command on "
@@ -89,10 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", required=True, metavar="PATH", help="a folder of images, or one"
     )
-    parser.add_argument(
-        "--out", metavar="PATH",
-        help="file of the predictions (predictions.csv), or of depth a new folder (predictions)",
-    )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", help="where to write; default: predictions")
     parser.add_argument(
         "--depth_format", choices=("png", "npy"), default="png",
         help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
@@ -126,13 +123,11 @@ def not_negative(text: str) -> int:
 
 def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
     """Look before the work is done."""
-    if out.exists() and not (out.is_dir() or out.is_file()):
-        raise ValueError(f"--out {out} is a device or a pipe; name a file of its own.")
+    if out.suffix == ".csv" or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out {out} is a file; name a folder, for predictions.csv in it.")
     if depth_format is None:
-        if out.is_dir():
-            raise ValueError(f"--out {out} is a folder; name a file, such as {out}/predictions.csv")
         return
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out {out} is there already. Name a new folder for the depth maps.")
     assert isinstance(model.task, DepthTask)
     farthest = model.task.protocol.max_depth_m

@@ -56,8 +56,7 @@ def tune(args: Sequence[str]) -> None:
         mine = [search for search in searches if search.combination.name in names]
         trouble = _run(path, mine, folder, own, environment)
         written = write_best(path, folder, searches, tuning)
-        out = Path(own.out) if own.out else None
-        written += write_report(path, folder, searches, tuning, out)
+        written += write_report(path, folder, searches, tuning)
         _show(path, searches, tuning)
         for file in (
             written if len(written) < 8 else [f for f in written if f.parent.name != "best"]
@@ -85,7 +84,6 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     add_launcher_options(parser, "trial")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would run")
     add_file_options(parser, "the combinations")
-    parser.add_argument("--out", metavar="FILE", help="of the table, in Markdown")
     own = parser.parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more trials at once.")

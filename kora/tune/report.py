@@ -252,7 +252,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
 
 
 def write_report(
-    path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning, out: Path | None
+    path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning
 ) -> list[Path]:
     """Table, record, trials and pictures."""
     from kora.tune.figures import trial_pictures
@@ -260,7 +260,7 @@ def write_report(
     text = table(f"Search of {path.stem}", searches, tuning)
     content = json.dumps(record(searches, tuning), indent=2) + "\n"
     written = [
-        write_text(out or folder / "table.md", text),
+        write_text(folder / "table.md", text),
         write_text(folder / "record.json", content),
         write_text(folder / "trials.csv", trials_csv(searches)),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_every_image_has_class_and_probability_of_the_model_itself(
     workers: int, run: Path, photos: Path, capfd: Capture
 ) -> None:
-    out = run.parent / "out.csv"
+    out = run.parent / "out/predictions.csv"
     options = ("--batch_size", "2", "--num_workers", str(workers))
-    done = kora(capfd, "predict", run, "--images", photos, "--out", out, *options)
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out.parent, *options)
     assert done.code == 0, done.err
     assert "5 of 5 images" in done.out
     assert "1 other files" in done.out
@@ -91,8 +90,8 @@ def test_unreadable_images_are_named_counted_and_keep_a_row(
     whole = (photos / "deep er" / "photo.JPG").read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "empty.png").touch()
-    out = run.parent / "out.csv"
-    done = kora(capfd, "predict", run, "--images", photos, "--out", out, "--batch_size", "2")
+    out = run.parent / "out/predictions.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out.parent, "--batch_size", "2")
     assert done.code == 0, done.err
     assert "5 of 7 images" in done.out
     assert "2 could not be read" in done.out
@@ -103,31 +102,29 @@ def test_unreadable_images_are_named_counted_and_keep_a_row(
     assert all(row["class_name"] == row["probability"] == "" for row in bad.values())
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root makes devices")
-def test_a_device_is_no_file_to_write_to_and_a_link_leads_to_its_target(
+def test_a_file_is_no_folder_to_write_to_and_a_link_leads_to_its_target(
     run: Path, photos: Path, capfd: Capture
 ) -> None:
-    null = run.parent / "null"
-    try:
-        os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-    except PermissionError:
-        pytest.skip("devices are not made here")
-    done = kora(capfd, "predict", run, "--images", photos, "--out", null)
-    assert done.code == 2
-    assert f"--out {null} is a device or a pipe; name a file of its own" in done.err
-    assert null.is_char_device()
-    link, target = run.parent / "link.csv", run.parent / "target.csv"
+    (run.parent / "file").touch()
+    for name in ("file", "new.csv"):
+        done = kora(capfd, "predict", run, "--images", photos, "--out", run.parent / name)
+        assert done.code == 2
+        assert f"{name} is a file; name a folder" in done.err
+    link, target = run.parent / "out/predictions.csv", run.parent / "target.csv"
+    link.parent.mkdir()
     link.symlink_to(target)
-    done = kora(capfd, "predict", run, "--images", photos, "--out", link, "--num_workers", "0")
+    done = kora(
+        capfd, "predict", run, "--images", photos, "--out", link.parent, "--num_workers", "0"
+    )
     assert done.code == 0, done.err
     assert link.is_symlink()
     assert len(rows(target)) == 5
 
 
 def test_two_that_write_one_file_are_told_apart(run: Path, photos: Path, capfd: Capture) -> None:
-    out = run.parent / "out.csv"
+    out = run.parent / "out/predictions.csv"
     with predict_cli._Table(out, ["file"], 5) as table:
-        done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+        done = kora(capfd, "predict", run, "--images", photos, "--out", out.parent)
         assert done.code == 1
         assert f"Another kora predict is writing {out}.part" in done.err
         table.add([["a.png"]])
@@ -140,8 +137,8 @@ def test_a_folder_where_nothing_can_be_read_is_an_error_that_leaves_the_reasons(
     bad = run.parent / "bad"
     bad.mkdir()
     (bad / "a.png").write_bytes(b"none")
-    out = run.parent / "out.csv"
-    done = kora(capfd, "predict", run, "--images", bad, "--out", out, "--num_workers", "0")
+    out = run.parent / "out/predictions.csv"
+    done = kora(capfd, "predict", run, "--images", bad, "--out", out.parent, "--num_workers", "0")
     assert done.code == 1
     assert "None of the 1 images" in done.err
     assert "Cannot read" in rows(out)[0]["error"]
@@ -152,8 +149,8 @@ def test_images_are_cut_as_in_training_and_top_k_is_that_of_the_model(
 ) -> None:
     files = write_photos(tmp_path / "photos")
     run = write_fitted(tmp_path / "adapter", kicked(LoRA(2)), ImageRecipe("crop", (48, 64)))
-    out = tmp_path / "out.csv"
-    done = kora(capfd, "predict", run, "--images", tmp_path / "photos", "--out", out,
+    out = tmp_path / "out/predictions.csv"
+    done = kora(capfd, "predict", run, "--images", tmp_path / "photos", "--out", out.parent,
                 "--top_k", "3", "--batch_size", "5")  # fmt: skip
     assert done.code == 0, done.err
     expected = package.load_adapter(run).predict(files, top_k=3)
@@ -171,8 +168,8 @@ def test_bad_images_keep_a_row_with_the_line_that_every_way_of_prediction_gives(
     run: Path, photos: Path, capfd: Capture
 ) -> None:
     bad = bad_files(photos)
-    out = run.parent / "out.csv"
-    assert kora(capfd, "predict", run, "--images", photos, "--out", out).code == 0
+    out = run.parent / "out/predictions.csv"
+    assert kora(capfd, "predict", run, "--images", photos, "--out", out.parent).code == 0
     found = {row["file"]: row["error"] for row in rows(out) if row["error"]}
     assert set(found) == set(bad)
     for name, text in found.items():
@@ -186,8 +183,8 @@ def test_a_name_that_is_not_utf8_and_one_that_is_a_formula_are_written_so_that_a
 ) -> None:
     for name in (b"caf\xe9.png", b"=1+1.png", b"-x.png", b"@x.png", b"+x.png"):
         os.link(photos / "0.png", photos / os.fsdecode(name))
-    out = run.parent / "out.csv"
-    done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+    out = run.parent / "out/predictions.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out.parent)
     assert done.code == 0, done.err
     names = {row["file"] for row in rows(out)}
     assert {r"caf\udce9.png", "'=1+1.png", "'-x.png", "'@x.png", "'+x.png", "1.png"} <= names
@@ -197,8 +194,8 @@ def test_a_name_that_is_not_utf8_and_one_that_is_a_formula_are_written_so_that_a
 def test_a_killed_prediction_leaves_the_rows_that_are_done(run: Path, photos: Path) -> None:
     for number in range(3000):
         os.link(photos / "0.png", photos / f"z{number:04}.png")
-    out, part = run.parent / "out.csv", run.parent / "out.csv.part"
-    options = ("--out", out, "--batch_size", "4", "--num_workers", "0")
+    out, part = run.parent / "out/predictions.csv", run.parent / "out/predictions.csv.part"
+    options = ("--out", out.parent, "--batch_size", "4", "--num_workers", "0")
     with started("predict", run, "--images", photos, *options, log=run / "log") as process:
         end = time.monotonic() + 240
         while not part.is_file() or part.read_bytes().count(b"\n") < 9:
@@ -218,7 +215,8 @@ def test_a_killed_prediction_leaves_the_rows_that_are_done(run: Path, photos: Pa
 def test_a_prediction_that_is_stopped_says_where_its_rows_are(
     run: Path, photos: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = run.parent / "out.csv"
+    out = run.parent / "out/predictions.csv"
+    out.parent.mkdir()
     out.write_text("of before")
 
     def batches(*args: Any) -> Any:
@@ -227,7 +225,7 @@ def test_a_prediction_that_is_stopped_says_where_its_rows_are(
 
     predict_cli_batches = predict_cli._batches
     monkeypatch.setattr(predict_cli, "_batches", batches)
-    options = ("--out", out, "--batch_size", "2", "--num_workers", "0")
+    options = ("--out", out.parent, "--batch_size", "2", "--num_workers", "0")
     done = kora(capfd, "predict", run, "--images", photos, *options)
     assert done.code == 130
     assert f"the rows of 2 of 5 images are in {out}.part" in done.err
@@ -243,16 +241,16 @@ def test_predictions_that_cannot_be_written_are_told_before_the_work(
     run: Path, photos: Path, capfd: Capture
 ) -> None:
     (run.parent / "file").touch()
-    out = run.parent / "file" / "out.csv"
-    done = kora(capfd, "predict", run, "--images", photos, "--out", out)
+    out = run.parent / "file" / "out/predictions.csv"
+    done = kora(capfd, "predict", run, "--images", photos, "--out", out.parent)
     assert done.code == 1
-    assert f"{out}.part cannot be written: File exists" in done.err
+    assert f"{out}.part cannot be written: Not a directory" in done.err
     assert "Traceback" not in done.err
 
 
 def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> None:
-    out = run.parent / "out.csv"
-    assert kora(capfd, "predict", run, "--images", photos / "2.png", "--out", out).code == 0
+    out = run.parent / "out/predictions.csv"
+    assert kora(capfd, "predict", run, "--images", photos / "2.png", "--out", out.parent).code == 0
     (row,) = rows(out)
     assert row["file"] == "2.png"
     assert row["class_name"] == package.load_adapter(run).predict(photos / "2.png").name
@@ -265,7 +263,7 @@ def test_one_file_is_taken_as_well(run: Path, photos: Path, capfd: Capture) -> N
         (["--images", "adapter"], "holds no image, by the names of its 2 files"),
         ([], "--images"),
         (["--images", "adapter", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),
-        (["--images", "adapter", "--out", "."], "is a folder; name a file"),
+        (["--images", "adapter", "--out", "mine.csv"], "mine.csv is a file; name a folder"),
         (["--images", "adapter", "--device", "meta"], "--device meta cannot be used here"),
         (["--images", "adapter", "--batch_size", "0"], "expected 1 or more"),
         (["--images", "adapter", "--num_workers", "-1"], "expected 0 or more"),

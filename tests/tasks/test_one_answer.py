@@ -154,12 +154,11 @@ def test_kora_predict_gives_what_training_gives(
     run: AdaptedModel, root: Path, expected: list[list[float]], tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    out = tmp_path / "out.csv"
-    options = ("--top_k", "99", "--num_workers", "0", "--out", out)
+    options = ("--top_k", "99", "--num_workers", "0", "--out", tmp_path / "out")
     done = kora(capfd, "predict", run.folder, "--images", root / "test/a", *options)
     assert done.code == 0, done.err
     found = []
-    with out.open(encoding="utf-8") as file:
+    with (tmp_path / "out/predictions.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             ends = ["", *(f"_{k}" for k in range(2, len(CLASSES) + 1))]
             named = {row[f"class_name{end}"]: float(row[f"probability{end}"]) for end in ends}

@@ -181,7 +181,7 @@ def test_equal_trials_lead_to_a_grid_of_the_best_with_fresh_seeds(
     here: Path, capfd: Capture
 ) -> None:
     name = write_search(here, {"final_seeds": 3})
-    outcome = kora(capfd, "tune", "--config", name, "--jobs", "2", "--out", "found.md")
+    outcome = kora(capfd, "tune", "--config", name, "--jobs", "2")
     assert outcome.code == 0, outcome.err
     assert "run 4 of 4" in outcome.out
     assert "time left: about" in outcome.out
@@ -196,7 +196,7 @@ def test_equal_trials_lead_to_a_grid_of_the_best_with_fresh_seeds(
             (folder,) = trial["folders"]
             assert results(here / folder)["metrics"] == {"best_val/accuracy": trial["value"]}
             assert folder.startswith("runs/tiny_tune/")
-    text = (here / "found.md").read_text()
+    text = (here / "runs/tune_search/table.md").read_text()
     assert "| lora | 2 | 0 | 2 |" in text
     assert "Trials: 2 in all 2." in text
     assert "never tested" in text
