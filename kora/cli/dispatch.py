@@ -42,7 +42,8 @@ Train and compare adapters on frozen vision transformers.
   paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
   inspect   what each node or update has become        kora inspect RUN [--images N]
   export    for peft, timm or ONNX, and compared      kora export RUN --format timm
-  list      strategies, heads, losses, data modules and configs
+  list      strategies, data modules, and what else a config may name
+  init      copies of the configs, to edit                 kora init [FOLDER]
 
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
   kora fit --config A.yaml --config B.yaml --model.adapter.rank 4
@@ -183,6 +184,7 @@ _COMMANDS: dict[str, Command] = {
     "paper": _in("kora.paper.command", "paper_command"),
     "inspect": _in("kora.inspect.command", "inspect_command"),
     "list": _in("kora.cli.listing", "main"),
+    "init": _in("kora.cli.init", "main"),
 }
 
 #: Variables that tell which process of a run this is.
@@ -192,7 +194,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
 _NARROWEST = 20
 
 #: Commands that read files in which classes may be named.
-_NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list"}
+_NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list", "init"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -252,26 +254,42 @@ def _command(args: list[str]) -> None:
                 "it, or start the processes of a run with torchrun or srun, which set it.",
                 code=2,
             )
-    _require_configs(args[1:])
+    args = [args[0], *_with_configs(args[1:])]
     from kora.runs.trust import policy_for, split_trust
 
     with policy_for(args):
         command(split_trust(args[1:])[0])
 
 
-def _require_configs(args: Sequence[str]) -> None:
-    """Name a config file that is not there, and the nearest, before torch is imported."""
-    for place, word in enumerate(args):
-        name, _, value = word.partition("=")
-        if name not in ("--config", "-c"):
+def _with_configs(args: Sequence[str]) -> list[str]:
+    """The words with the paths of the configs that they name: `--config quickstart` is one of ours.
+
+    A name that is none is told before torch is imported, with the nearest.
+    """
+    from kora.runs.config_files import configs_folder, find_config
+
+    words = list(args)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option not in ("--config", "-c"):
             continue
-        file = value or next(iter(args[place + 1 :]), "")
-        if not file.endswith((".yaml", ".yml")) or "\n" in file or os.path.exists(file):
-            continue
-        known = sorted(glob("configs/**/*.yaml", recursive=True) + glob("*.yaml"))
-        same = [path for path in known if os.path.basename(path) == os.path.basename(file)]
-        near = f" Did you mean '{same[0]}'?" if same else hint(file, known)
-        _fail(f"{file}: there is no such file.{near} `kora list configs` lists them.", code=2)
+        at = place if equals else place + 1
+        name = value or next(iter(words[at : at + 1]), "")
+        if not name or name.startswith("-") or any(sign in name for sign in "\n:{"):
+            continue  # none, or the text of a config
+        path = find_config(name)
+        if not os.path.exists(path):
+            ours = configs_folder()
+            known = [f"configs/{p.relative_to(ours).as_posix()}" for p in ours.rglob("*.yaml")]
+            known = sorted([*known, *glob("*.yaml")])
+            end = os.path.basename(name).removesuffix(".yaml") + ".yaml"
+            same = [one for one in known if os.path.basename(one) == end]
+            short = [one.removeprefix("configs/").removesuffix(".yaml") for one in known]
+            near = hint(name, known) or hint(name, short)
+            near = f" Did you mean '{same[0]}'?" if same else near
+            _fail(f"{name}: there is no such file.{near} `kora list configs` lists them.", code=2)
+        words[at] = f"{option}={path}" if equals else path
+    return words
 
 
 def _reader_is_gone() -> bool:

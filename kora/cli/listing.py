@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kora.runs.config_files import configs_folder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -70,8 +72,10 @@ def _first_line(node: ast.ClassDef) -> str:
     return (ast.get_docstring(node) or "").split("\n")[0]
 
 
-def find_configs(root: Path = Path("configs")) -> list[Path]:
-    """All config files below a folder."""
+def find_configs(root: Path | None = None) -> list[Path]:
+    """All config files below a folder; None: below `configs` here, or those that come with kora."""
+    if root is None:
+        root = Path("configs") if Path("configs").is_dir() else configs_folder()
     return sorted(root.rglob("*.yaml"))
 
 
@@ -192,7 +196,9 @@ def _show_configs(console: Console) -> None:
         if found_files:
             console.print(f"[italic]{title}[/italic]")
         for path in found_files:
-            console.print(f" {path}", soft_wrap=True, highlight=False, markup=False)
+            name = path if not path.is_absolute() else path.relative_to(configs_folder().parent)
+            console.print(f" {name}", soft_wrap=True, highlight=False, markup=False)
             console.print(Padding(escape(config_claim(path)), (0, 0, 0, 4)), style="dim")
-    if not files:
-        console.print("Configs: no folder configs/ here; run this in a clone of the repository.")
+    console.print(
+        "Any of them by its name, also without configs/ and .yaml; kora init copies them."
+    )

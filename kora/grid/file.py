@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kora.console.errors import hint
+from kora.runs.config_files import find_config
 from kora.runs.yaml_files import read_yaml
 
 __all__ = [
@@ -225,20 +226,25 @@ def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:
 def _files(path: Path, key: str, values: Any) -> tuple[str, ...]:
     if values is None:
         raise ValueError(f"{path}: {key} is missing. Name the config that all runs start from.")
-    for file in _values(path, key, values):
+    found = [
+        find_config(file, beside=path.parent) if isinstance(file, str) else file
+        for file in _values(path, key, values)
+    ]
+    for file in found:
         if not isinstance(file, str) or not Path(file).is_file():
             raise ValueError(
                 f"{path}: {key} names {file!r}, which is no file. Name a config, relative to where "
-                "you are."
+                "you are or to this file."
             )
-    return tuple(values)
+    return tuple(found)
 
 
 def _groups(path: Path, key: str, values: Any) -> tuple[Any, ...]:
     """Files, or lists of files that belong together."""
-    for value in _values(path, key, values):
-        _files(path, key, value if isinstance(value, list) else [value])
-    return tuple(values)
+    return tuple(
+        list(_files(path, key, value)) if isinstance(value, list) else _files(path, key, [value])[0]
+        for value in _values(path, key, values)
+    )
 
 
 def _refuse(path: Path, table: Mapping[str, Any], keys: Sequence[str], why: str) -> None:

@@ -21,6 +21,7 @@ from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
 from kora.console.say import say
 from kora.lightning_internals import Cli
 from kora.loggers.run_folder import claim_run_folder, make_loggers
+from kora.runs.config_files import find_config
 from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
@@ -162,7 +163,7 @@ class KoraCLI(Cli):
                 "source and model.adapter_from are both set, and each names the adapter to start "
                 "from. Leave one of them out (--source null)."
             )
-        if source is not None and not Path(source).is_file():
+        if source is not None and not Path(find_config(source)).is_file():
             raise FileNotFoundError(
                 f"source: {source} does not exist. Name the config of the source stage, relative "
                 "to where you are."

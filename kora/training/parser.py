@@ -61,6 +61,12 @@ set_parsing_settings(config_read_mode_fsspec_enabled=False)
 def _load(text: str) -> Any:
     """What jsonargparse makes of a text, in the form of this version."""
     found = _load_yaml(text)
+    if isinstance(found, dict) and isinstance(found.get("source"), str) and KoraParser._file:
+        # Within this jsonargparse works in the folder of the file.
+        beside = Path(KoraParser._file).parent / found["source"]
+        here = KoraParser._from
+        if (here / beside).is_file() and not (here / found["source"]).is_file():
+            found["source"] = str(beside)
     return current(found, _tell) if isinstance(found, dict) else found
 
 
@@ -82,6 +88,8 @@ class KoraParser(LightningArgumentParser):
 
     #: The config file that is parsed now.
     _file: ClassVar[str | None] = None
+    #: Where it is named from.
+    _from: ClassVar[Path] = Path()
     #: The one whose options are checked when it is parsed, with others.
     _whole: ClassVar[str | None] = None
 
@@ -109,7 +117,7 @@ class KoraParser(LightningArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
         """Parse a config file, whose name stands in front of what is wrong with it."""
-        KoraParser._file = str(path)
+        KoraParser._file, KoraParser._from = str(path), Path.cwd()
         try:
             if Path(path).is_file() and read_yaml(path) is None:
                 raise ValueError(f"{path}: is empty. Give it settings, or leave it out.")

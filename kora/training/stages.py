@@ -15,6 +15,7 @@ from kora.adapters.checkpoint_files import read_checkpoint, require_record
 from kora.adapters.folder import ADAPTER_CONFIG, read_adapter_config
 from kora.console.say import say
 from kora.loggers.wandb_run import SWEEP_VARIABLES
+from kora.runs.config_files import find_config
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
 from kora.runs.yaml_files import LOADER, read_yaml
@@ -49,6 +50,7 @@ class SourceStage:
     def __init__(
         self, source: str, parser: Any, config: Mapping[str, Any], *, keep_adapter: bool = False
     ) -> None:
+        source = find_config(source)
         if not Path(source).is_file():
             raise FileNotFoundError(
                 f"Source config {source} does not exist. Name the config of a source stage, "

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from kora.console.errors import hint
 from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content, table
+from kora.runs.config_files import find_config
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
@@ -228,12 +229,13 @@ def _files(path: Path, option: str, files: Any, grid: Grid) -> tuple[str, ...]:
         raise ValueError(
             f"{path}: tune.only_where.{option} is {files!r}; expected a list of files under 'vary'."
         )
-    for file in files:
+    found = [find_config(one, beside=path.parent) if isinstance(one, str) else one for one in files]
+    for file, given in zip(found, files, strict=True):
         if file not in taken:
             raise ValueError(
-                f"{path}: tune.only_where.{option} names {file!r}, which is no file under 'vary'."
+                f"{path}: tune.only_where.{option} names {given!r}, which is no file under 'vary'."
             )
-    return tuple(files)
+    return tuple(found)
 
 
 def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...]:

@@ -154,15 +154,16 @@ def test_list_shows_strategies_data_modules_and_configs_whole(capfd: Capture) ->
         assert str(path.relative_to(REPOSITORY)) in words, "a name that cannot be copied"
 
 
-def test_list_outside_a_clone_says_where_the_configs_are(tmp_path: Path) -> None:
+def test_outside_a_clone_the_configs_are_listed_under_the_names_that_find_them(
+    tmp_path: Path,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kora", "list", "configs"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0
-    assert "no folder configs/ here" in done.stdout
+    assert "configs/adapters/lora.yaml" in done.stdout.split()
+    assert "kora init" in done.stdout
 
 
 def test_a_list_is_one_screen_and_says_what_else_there_is(capfd: Capture) -> None:

@@ -195,7 +195,7 @@ def test_sources_of_another_backbone_are_refused_when_they_are_counted(
         (("--config", "probe.yaml", "--match", "lora_qv.yaml"), "no model.class_path.*quickstart"),
         (("--config", "tiny.yaml", "--match", "layer.yaml"), "layer.yaml sets no model.adapter"),
         (("--config", "tiny.yaml", "--match", "none.yaml"), "none.yaml does not exist"),
-        (("--config", "none.yaml", "--match", "probe.yaml"), "none.yaml does not exist"),
+        (("--config", "none.yaml", "--match", "probe.yaml"), "none.yaml: there is no such file"),
         (
             ("--config", "tiny.yaml", "--match", "broken.yaml"),
             "broken.yaml: cannot be read",

@@ -48,7 +48,8 @@ def kept(code: Path, tools: Path) -> Iterator[None]:
         return
     with subprocess.Popen(
         [sys.executable, "-P", Path(__file__), tools], cwd=tools,
-        env={**os.environ, "PYTHONPATH": str(code)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{code}{os.pathsep}{REPOSITORY}"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as server:  # fmt: skip
         assert server.stdout is not None
         server.stdout.read()

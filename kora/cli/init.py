@@ -1,0 +1,26 @@
+"""`kora init`: copies of the configs that come with kora, to edit."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kora.runs.config_files import configs_folder
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Copy them into a folder that is not there yet."""
+    parser = argparse.ArgumentParser(prog="kora init", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", default="configs", help="default: configs")
+    folder = Path(parser.parse_args(args).folder)
+    if folder.exists():
+        raise ValueError(
+            f"{folder} is there already. Name another folder, or edit the configs that it holds."
+        )
+    shutil.copytree(configs_folder(), folder)
+    files = sum(1 for _ in folder.rglob("*.yaml"))
+    print(f"{files} configs in {folder}. Try: kora fit --config {folder}/quickstart.yaml")

@@ -1,0 +1,30 @@
+"""Where a config is that somebody names: in the working directory, beside who names it, or ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["configs_folder", "find_config"]
+
+
+def configs_folder() -> Path:
+    """The configs that come with kora: in the package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str, *, beside: Path | None = None) -> str:
+    """The path of a config: as it is given, else below `beside`, else one of ours by its name.
+
+    Ours are named as in a clone, with or without `configs/` and `.yaml`: `quickstart`,
+    `adapters/lora`. What is none of these comes back as it is.
+    """
+    if Path(name).exists():
+        return name
+    ours = configs_folder() / name.removeprefix("configs/")
+    places = [] if beside is None else [beside / name]
+    for path in (*places, ours, ours.with_name(f"{ours.name}.yaml")):
+        if path.is_file():
+            return str(path)
+    return name
