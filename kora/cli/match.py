@@ -14,6 +14,7 @@ from rich.console import Console
 from kora.adapters import Strategy
 from kora.adapters.matching import count_trainable, match, render
 from kora.backbone.vit import Backbone
+from kora.runs.config_files import find_config
 from kora.runs.yaml_files import read_yaml
 from kora.training.lightning_cli import KoraCLI, parse
 
@@ -38,6 +39,7 @@ def matched(
         ValueError: There is nothing to match, or a file is no experiment or strategy.
     """
     layers, others = (configs, files) if files else (configs[:1], configs[1:])
+    others = [find_config(file) for file in others]
     if target is not None and target < 1:
         raise ValueError(f"--target {target}: expected a number of parameters, 1 or more.")
     if not others and target is None:

@@ -20,7 +20,7 @@ def find_config(name: str, *, beside: Path | None = None) -> str:
     Ours are named as in a clone, with or without `configs/` and `.yaml`: `quickstart`,
     `adapters/lora`. What is none of these comes back as it is.
     """
-    if Path(name).exists():
+    if Path(name).is_file():
         return name
     ours = configs_folder() / name.removeprefix("configs/")
     places = [] if beside is None else [beside / name]

@@ -5,7 +5,6 @@ Reference counts: the published notebook's models, counted layer by layer (KoRA 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from benchmarks.contenders import shared
 from kora.adapters import (
     SSF,
     VPT,
@@ -49,9 +49,7 @@ def vit_b() -> Backbone:
 
 def counted(backbone: Backbone, adapter: Strategy, num_classes: int = 100) -> ParameterReport:
     with torch.device("meta"):
-        return parameter_report(
-            built(adapter, backbone=copy.deepcopy(backbone), num_classes=num_classes)
-        )
+        return parameter_report(built(adapter, backbone=shared(backbone), num_classes=num_classes))
 
 
 def kora(d_comp: int, *, faithful: bool = False) -> KoRA:
@@ -157,7 +155,7 @@ def dense(*, inject: bool) -> KoRA:
 
 def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
     """GFLOP and MiB of a step, see `counted_step`."""
-    task = built(adapter, backbone=copy.deepcopy(backbone), num_classes=100).train()
+    task = built(adapter, backbone=shared(backbone), num_classes=100).train()
     with without_numbers(task):
         images = torch.zeros(4, 3, 224, 224, dtype=torch.uint8)
         return counted_step(task, lambda: F.cross_entropy(task(images), torch.arange(4)))
@@ -226,9 +224,7 @@ def test_a_training_step_of_a_fusion_costs_no_more_than(
     tmp_path: Path,
 ) -> None:
     sources = [
-        write_source(
-            tmp_path / str(seed), Bottleneck(8), seed=seed, backbone=copy.deepcopy(real_vit_b)
-        )
+        write_source(tmp_path / str(seed), Bottleneck(8), seed=seed, backbone=shared(real_vit_b))
         for seed in (1, 2)
     ]
     gflop, mib = cost(real_vit_b, kind(sources))

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from kora.cli import main
+from kora.cli.dispatch import _with_configs
 from kora.training.lightning_cli import KoraCLI, parse
 from kora.training.parser import remembering
 
@@ -52,9 +53,10 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     code: int | str | None = 0
     try:
         if name in _LIGHTNING and "--images" not in args:
-            parsed(name, *args)
+            parsed(name, *_with_configs(args))
         elif name in ("params", "data") and "--match" not in args:
-            parsed("fit", *(arg for arg in args if arg not in ("--json", "describe", "prepare")))
+            own = ("--json", "describe", "prepare")
+            parsed("fit", *(arg for arg in _with_configs(args) if arg not in own))
         elif name in ("grid", "tune"):
             # Each of their runs is parsed once, in however many commands it is.
             with patch("kora.training.lightning_cli.parse", lambda args: parsed(*args)):
