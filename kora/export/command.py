@@ -20,7 +20,7 @@ from kora.export import timm_weights as export_timm
 from kora.export.check import Written
 from kora.export.model_card import write_card
 from kora.export.prepare import PREPARE
-from kora.runs.durable import expand
+from kora.runs.durable import expand, let_be_read
 from kora.tasks.load import AdaptedModel, load_adapter, run_of
 
 __all__ = ["RECORD", "export", "export_command"]
@@ -102,6 +102,8 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
         _check(written, form, limit)
         text = json.dumps(_record(model, form, written, limit), indent=2, allow_nan=False) + "\n"
         (temporary / RECORD).write_text(text, encoding="utf-8")
+        for file in filter(Path.is_file, temporary.iterdir()):
+            let_be_read(file)
         if out.exists():
             # Whoever imports prepare.py leaves its compiled form there.
             _require_only(out, {"__pycache__", *(path.name for path in temporary.iterdir())})

@@ -30,6 +30,7 @@ __all__ = [
     "expand",
     "has_checksum",
     "has_other_content",
+    "let_be_read",
     "plainly",
     "read_checked",
     "record_sha256",
@@ -68,7 +69,7 @@ def write_atomically(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner reads
+        let_be_read(temporary)
         _force(temporary)
         if checksum:
             _announce(path, _sha256_of(temporary))
@@ -289,10 +290,11 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
+def let_be_read(file: Path) -> None:
+    """Give a file the mode of other files: safetensors makes some that only their owner reads."""
     mask = os.umask(0o022)  # it can only be read by setting it
     os.umask(mask)
-    return mask
+    file.chmod(0o666 & ~mask)
 
 
 def expand(folder: str | Path) -> Path:

@@ -72,6 +72,15 @@ def test_every_family_takes_the_head_as_its_classifier(
     torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["timm", "peft"])
+def test_its_files_have_the_mode_of_other_files(form: str, tmp_path: Path) -> None:
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", kicked(LoRA(2))))
+    export(model, form, tmp_path / "out")
+    (tmp_path / "other").touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "other").stat().st_mode}, modes
+
+
 def test_preprocessing_is_recorded_beside_it_and_is_what_the_backbone_does(
     tmp_path: Path,
 ) -> None:
