@@ -280,13 +280,13 @@ def _with_configs(args: Sequence[str]) -> list[str]:
         path = find_config(name)
         if not os.path.exists(path):
             ours = configs_folder()
-            known = [f"configs/{p.relative_to(ours).as_posix()}" for p in ours.rglob("*.yaml")]
-            known = sorted([*known, *glob("*.yaml")])
+            found = [p.relative_to(ours.parent).as_posix() for p in ours.rglob("*.yaml")]
+            known = sorted([*found, *glob("*.yaml")])
             end = os.path.basename(name).removesuffix(".yaml") + ".yaml"
             same = [one for one in known if os.path.basename(one) == end]
             short = [one.removeprefix("configs/").removesuffix(".yaml") for one in known]
-            near = hint(name, known) or hint(name, short)
-            near = f" Did you mean '{same[0]}'?" if same else near
+            alike = hint(name, known) or hint(name, short)
+            near = f" Did you mean '{same[0]}'?" if same else alike
             _fail(f"{name}: there is no such file.{near} `kora list configs` lists them.", code=2)
         words[at] = f"{option}={path}" if equals else path
     return words

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kora.console.errors import hint
-from kora.runs.config_files import find_config
+from kora.runs.config_files import find_named_in
 from kora.runs.yaml_files import read_yaml
 
 __all__ = [
@@ -226,10 +226,7 @@ def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:
 def _files(path: Path, key: str, values: Any) -> tuple[str, ...]:
     if values is None:
         raise ValueError(f"{path}: {key} is missing. Name the config that all runs start from.")
-    found = [
-        find_config(file, beside=path.parent) if isinstance(file, str) else file
-        for file in _values(path, key, values)
-    ]
+    found = find_named_in(path, _values(path, key, values))
     for file in found:
         if not isinstance(file, str) or not Path(file).is_file():
             raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["configs_folder", "find_config"]
+__all__ = ["configs_folder", "find_config", "find_named_in"]
 
 
 def configs_folder() -> Path:
@@ -28,3 +30,10 @@ def find_config(name: str, *, beside: Path | None = None) -> str:
         if path.is_file():
             return str(path)
     return name
+
+
+def find_named_in(file: Path, names: Iterable[Any]) -> list[Any]:
+    """The paths of configs that a file names; what is no text comes back as it is."""
+    return [
+        find_config(name, beside=file.parent) if isinstance(name, str) else name for name in names
+    ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
@@ -22,10 +22,16 @@ from kora.runs.yaml_files import read_yaml
 
 __all__ = ["KoraParser", "of_the_parser", "remembering"]
 
-#: While something remembers it: what classes have made of their options.
-_known: ContextVar[dict[str, tuple[KoraParser, Any]] | None] = ContextVar("known", default=None)
-#: And the parsers of commands, with what LightningCLI notes of them.
-_parsers: ContextVar[dict[str, dict[str, Any]]] = ContextVar("parsers")
+
+class _Memory(NamedTuple):
+    """What classes have made of their options, and what LightningCLI notes of each command."""
+
+    made: dict[str, tuple[KoraParser, Any]]
+    commands: dict[str, dict[str, Any]]
+
+
+#: While something is remembered.
+_memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
 #: What else the answer depends on: jsonargparse's own state within a parse.
 _STATE = ("lenient_check", "parsing_defaults", "defaults_cache", "validating_defaults",
           "sub_defaults", "load_value_mode")  # fmt: skip
@@ -38,20 +44,20 @@ def remembering() -> Iterator[None]:
     Of one config with a class in a class in a class the same is asked some 200 times, of 70 that
     differ, and most classes of a grid's runs have the same options.
     """
-    if _known.get() is not None:
+    if _memory.get() is not None:
         yield
         return
-    known, parsers = _known.set({}), _parsers.set({})
+    before = _memory.set(_Memory({}, {}))
     try:
         yield
     finally:
-        _known.reset(known)
-        _parsers.reset(parsers)
+        _memory.reset(before)
 
 
 def of_the_parser(command: str) -> dict[str, Any]:
     """What LightningCLI has noted of the parser of a command; empty where none is remembered."""
-    return {} if _known.get() is None else _parsers.get().setdefault(command, {})
+    memory = _memory.get()
+    return {} if memory is None else memory.commands.setdefault(command, {})
 
 
 # Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
@@ -106,14 +112,14 @@ class KoraParser(LightningArgumentParser):
 
     def parse_object(self, obj: Any, namespace: Any = None, *args: Any, **kw: Any) -> Any:
         """Parse the options of a class, unless they are known."""
-        known = _known.get()
-        if known is None:
+        memory = _memory.get()
+        if memory is None:
             return super().parse_object(obj, namespace, *args, **kw)
         state = [(var.name, at) for var, at in copy_context().items() if var.name in _STATE]
         key = repr((id(self), obj, namespace, args, kw, sorted(state)))
-        if key not in known:  # with this parser, so that no other has its id
-            known[key] = self, super().parse_object(obj, namespace, *args, **kw).clone()
-        return known[key][1].clone()
+        if key not in memory.made:  # with this parser, so that no other has its id
+            memory.made[key] = self, super().parse_object(obj, namespace, *args, **kw).clone()
+        return memory.made[key][1].clone()
 
     def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
         """Parse a config file, whose name stands in front of what is wrong with it."""

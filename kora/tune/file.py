@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from kora.console.errors import hint
 from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content, table
-from kora.runs.config_files import find_config
+from kora.runs.config_files import find_named_in
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 
@@ -229,7 +229,7 @@ def _files(path: Path, option: str, files: Any, grid: Grid) -> tuple[str, ...]:
         raise ValueError(
             f"{path}: tune.only_where.{option} is {files!r}; expected a list of files under 'vary'."
         )
-    found = [find_config(one, beside=path.parent) if isinstance(one, str) else one for one in files]
+    found = find_named_in(path, files)
     for file, given in zip(found, files, strict=True):
         if file not in taken:
             raise ValueError(
