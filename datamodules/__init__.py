@@ -3,6 +3,7 @@
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR
 from datamodules.image_folder import ImageFolder
+from datamodules.image_table import ImageTable
 from datamodules.nyu.depth_v2 import NYUDepthV2
 from datamodules.splits import Subset
 from datamodules.synthetic import Synthetic
@@ -12,6 +13,7 @@ __all__ = [
     "CIFAR",
     "ImageDataModule",
     "ImageFolder",
+    "ImageTable",
     "NYUDepthV2",
     "Subset",
     "Synthetic",

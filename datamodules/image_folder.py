@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import image_suffixes, unreadable, visible_files
+from datamodules.loading import FileDataset, image_suffixes, unreadable, visible_files
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -171,7 +170,7 @@ class ImageFolder(ImageDataModule):
             dataset = cached_images(folder, files, labels=labels, indices=indices)
             if dataset is not None:
                 return dataset
-        return _FileDataset(files, labels=labels, indices=indices)
+        return FileDataset(files.paths, files.recipe, labels=labels, indices=indices)
 
     def prepare_cache(self) -> str | None:
         """Decode what every split needs, so that runs start at once; says where it lies, if so."""
@@ -257,26 +256,6 @@ class ImageFolder(ImageDataModule):
                 if path.suffix.lower() in suffixes
             ]
         return self._paths[part]
-
-
-class _FileDataset(Dataset[dict[str, Any]]):
-    """Images read and resized one by one, in the loader's processes."""
-
-    def __init__(self, files: ImageFiles, *, labels: IntArray, indices: IntArray) -> None:
-        self.paths = [files.paths[position] for position in indices]
-        self.labels = labels
-        self.indices = indices
-        self.recipe = files.recipe
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        image = torch.from_numpy(self.recipe(self.paths[row]))
-        return {"image": image, "label": int(self.labels[row]), "index": int(self.indices[row])}
-
-    def __getitems__(self, rows: list[int]) -> Any:
-        return default_collate([self[row] for row in rows])
 
 
 def _is_text(name: str) -> bool:

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from datamodules.recipe import FORMATS, ImageRecipe, UnreadableImageError
@@ -30,6 +30,7 @@ from datamodules.splits import IntArray
 
 __all__ = [
     "ArrayDataset",
+    "FileDataset",
     "ReadDataset",
     "Reader",
     "as_is",
@@ -92,6 +93,31 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         picked = torch.as_tensor(rows, dtype=torch.int64)
         return {name: column.index_select(0, picked) for name, column in self.columns.items()}
+
+
+class FileDataset(Dataset[dict[str, Any]]):
+    """The images of a split, read by a recipe one by one, in the loader's processes.
+
+    `indices` (n,) are their positions in the official part, whose files are `paths`.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], recipe: ImageRecipe, *, labels: IntArray, indices: IntArray
+    ) -> None:
+        self.paths = [paths[position] for position in indices]
+        self.recipe = recipe
+        self.labels = labels
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image = torch.from_numpy(self.recipe(self.paths[row]))
+        return {"image": image, "label": int(self.labels[row]), "index": int(self.indices[row])}
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        return default_collate([self[row] for row in rows])
 
 
 class Reader(Protocol):

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kora.adaptation.adapt import adapt
     from kora.tasks.attach import attach
     from kora.tasks.load import load_adapter
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "attach", "load_adapter"]
+__all__ = ["__version__", "adapt", "attach", "load_adapter"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from kora.tasks.load import load_adapter
 
         return load_adapter
+    if name == "adapt":
+        from kora.adaptation.adapt import adapt
+
+        return adapt
     if name == "attach":
         from kora.tasks.attach import attach
 

@@ -29,7 +29,7 @@ ORDER = (
     ("paper", "export"),
     ("training",),
     ("inspect", "grid"),
-    ("tune",),
+    ("tune", "adaptation"),
     ("cli",),
 )
 #: What is imported without torch, so that commands that only read runs start soon,

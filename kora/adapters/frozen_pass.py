@@ -27,7 +27,15 @@ class FrozenPass:
 
     def inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
         """All that `features` reads of (B, 3, H, W) images, (B, ...) each, by name."""
-        return named_features(backbone(images))
+        self.listen()
+        return self.taken(backbone(images))
+
+    def listen(self) -> None:
+        """Before a pass, which several strategies may share: get ready for what is kept of it."""
+
+    def taken(self, features: Features) -> dict[str, Tensor]:
+        """After that pass, with its features: what `inputs` gives."""
+        return named_features(features)
 
     def features(self, inputs: Inputs) -> Features:
         """What `Strategy.forward` gives, of inputs that may have been kept."""

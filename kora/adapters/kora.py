@@ -215,11 +215,16 @@ class SidePass(FrozenPass):
         """Which nodes there are, and how they pool."""
         return {"nodes": list(self.kora.nodes), "pool": self.kora.node_form.pool}
 
-    def inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+    def listen(self) -> None:
+        """Have every node keep what it pools."""
+        for node in self.kora._nodes().values():
+            node.listen()
+
+    def taken(self, features: Features) -> dict[str, Tensor]:
         """The features by their names, and (B, ...) of each node under `node.` and its key."""
-        features, taken = self.kora.look(backbone, images)
-        of_nodes = zip(self.kora.nodes, taken, strict=True)
-        return named_features(features) | {f"{_NODE}{key}": kept for key, kept in of_nodes}
+        nodes = self.kora._nodes()
+        kept = {f"{_NODE}{key}": node.taken() for key, node in nodes.items()}
+        return named_features(features) | kept
 
     def features(self, inputs: Inputs) -> Features:
         """What the side network makes of them."""

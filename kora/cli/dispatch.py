@@ -172,6 +172,7 @@ def _compare(args: Sequence[str]) -> None:
 
 
 _COMMANDS: dict[str, Command] = {
+    "adapt": _in("kora.adaptation.command", "adapt_command"),
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
     "export": _in("kora.export.command", "export_command"),
@@ -194,7 +195,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
 _NARROWEST = 20
 
 #: Commands that read files in which classes may be named.
-_NAMES_CLASSES = set(_COMMANDS) - {"compare", "paper", "list", "init"}
+_NAMES_CLASSES = set(_COMMANDS) - {"adapt", "compare", "paper", "list", "init"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

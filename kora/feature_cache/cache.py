@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -40,6 +41,8 @@ Kind = Literal["float32", "float16", "bfloat16"]
 
 #: The entry of a batch that stands in for `image`: rows (B, W) of a table.
 KEPT = "kept"
+#: Images whose rows are written at once.
+_AT_ONCE = 1024
 #: `auto` leaves at least this share of the free space to others.
 _LEFT = 0.5
 
@@ -124,14 +127,43 @@ class FeatureCache:
             return
         self.splits = [filled for filled in found if filled is not None]
         for filled in self.splits:
-            rest = datamodule.relay(filled.split).without_images(
-                labels=datamodule.labels(filled.split), indices=datamodule.indices(filled.split)
-            )
-            datamodule.relay(filled.split).instead = _KeptRows(rest, filled.table)
+            _stand_in(filled, datamodule)
         # Lightning asked for the length of that of training before the optimiser was made.
         for loader in train_loaders(trainer):
             if isinstance(loader.dataset, Relay):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
+
+    def begin_test(self, task: Any, trainer: Trainer) -> None:
+        """As `begin`, for the test images, where their table is there already: none is filled."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.option is False or why_not(task, trainer, datamodule) is not None:
+            return
+        try:
+            filled = self._filled(task, trainer, "test", fill=False)
+        except (UnwritableError, _UnsteadyError):
+            return
+        if filled is not None:
+            self.splits = [one for one in self.splits if one.split != "test"] + [filled]
+            _stand_in(filled, datamodule)
+
+    def put(self, task: Any, trainer: Trainer, split: str, inputs: Inputs) -> None:
+        """Keep what the adapter reads of the n images of a split, computed elsewhere.
+
+        Raises:
+            UnwritableError: There is no room.
+        """
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        folder, of = self._place(task, trainer, datamodule, split)
+        layout = Layout.of(inputs, rows=len(datamodule.indices(split)), kind=self.kind)
+        with alone(folder, waiting=_say_waiting):
+            table = open_table(folder, of, layout, say=say)
+            self._require_room(len(table.missing) * layout.row_bytes, folder)
+            table.fill_missing(
+                lambda rows: (
+                    (some, layout.pack({name: one[some] for name, one in inputs.items()}))
+                    for some in np.array_split(rows, -(-len(rows) // _AT_ONCE))
+                )
+            )
 
     @staticmethod
     def end(trainer: Trainer) -> None:
@@ -159,14 +191,26 @@ class FeatureCache:
 
     # -- filling -------------------------------------------------------------------------------
 
-    def _filled(self, task: Any, trainer: Trainer, split: str) -> FilledSplit | None:
-        """The table of a split, filled by whichever process comes first; None where it must pay."""
-        begun = time.perf_counter()
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    def _place(
+        self, task: Any, trainer: Trainer, datamodule: ImageDataModule, split: str
+    ) -> tuple[Path, dict[str, Any]]:
+        """Where the table of a split lies, and what its numbers depend on."""
         of = identity(task, trainer, datamodule, split=split, kind=self.kind)
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
-        folder = root / f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
+        name = f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
+        return root / name, of
+
+    def _filled(
+        self, task: Any, trainer: Trainer, split: str, *, fill: bool = True
+    ) -> FilledSplit | None:
+        """The table of a split, filled by whichever process comes first; None where it must pay."""
+        begun = time.perf_counter()
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        folder, of = self._place(task, trainer, datamodule, split)
+        may_fill = fill and (self.option is True or pays(trainer))
+        if not (may_fill or folder.is_dir()):
+            return None
         inputs = ComputedInputs(task, trainer, split)
         if not inputs.steady():
             raise _UnsteadyError(
@@ -176,9 +220,7 @@ class FeatureCache:
             )
         try:
             with alone(folder, waiting=_say_waiting):
-                table = self._table(
-                    inputs, folder, of, may_fill=self.option is True or pays(trainer)
-                )
+                table = self._table(inputs, folder, of, may_fill=may_fill)
         except UnwritableError as error:
             if error.errno is None:  # it says all
                 raise
@@ -196,8 +238,6 @@ class FeatureCache:
         self, inputs: ComputedInputs, folder: Path, of: Mapping[str, Any], *, may_fill: bool
     ) -> Table | None:
         """The table in a folder, filled where needed; None where it must not be."""
-        if not (may_fill or folder.is_dir()):
-            return None
         layout = inputs.layout(self.kind)
         table = open_table(folder, of, layout, say=say)
         if not len(table.missing) and not inputs.agree(table):
@@ -245,6 +285,14 @@ class _KeptRows(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
+
+
+def _stand_in(filled: FilledSplit, datamodule: ImageDataModule) -> None:
+    """Let a table stand in for the images of its split."""
+    split: Any = filled.split
+    relay = datamodule.relay(split)
+    rest = relay.without_images(labels=datamodule.labels(split), indices=datamodule.indices(split))
+    relay.instead = _KeptRows(rest, filled.table)
 
 
 def _say_waiting() -> None:

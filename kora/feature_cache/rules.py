@@ -20,7 +20,8 @@ __all__ = ["cache_folder", "head_reads", "identity", "is_all", "note_changes", "
 
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
-    "num_classes", "sizes", "subset", "val_fraction", "val_images", "seed", "augment", "sha256",
+    "num_classes", "sizes", "subset", "val_fraction", "val_images", "val_fold", "seed", "augment",
+    "sha256",
 }  # fmt: skip
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

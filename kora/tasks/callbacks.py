@@ -28,7 +28,7 @@ __all__ = [
 
 
 class KeptInputs(Callback):
-    """Lets kept inputs stand in for the images of a fit, and gives the images back behind it.
+    """Lets kept inputs stand in for the images of a fit or test, and gives the images back.
 
     Another task may read the same data next, and its loops would take these inputs for its own.
     """
@@ -42,6 +42,16 @@ class KeptInputs(Callback):
         pl_module.feature_cache.end(trainer)
 
     on_exception: Any = on_fit_end
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Open the table of the test images, before loaders begin, where there is one."""
+        if stage == "test" and pl_module.head is not None:
+            pl_module.feature_cache.begin_test(pl_module, trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Give the images of the test back."""
+        if stage == "test":
+            pl_module.feature_cache.end(trainer)
 
 
 def are_flushed() -> bool:

@@ -1,0 +1,255 @@
+"""Images that a table names: a CSV file with a path, a label and a part for each.
+
+Shapes: N images of a part, n chosen images
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, get_args
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import ImageDataModule, Part, Split
+from datamodules.cache.images import ImageFiles
+from datamodules.cache.option import cache_parent, cached_images, describe_caches
+from datamodules.download import expand_path
+from datamodules.loading import FileDataset
+from datamodules.recipe import Fit, ImageRecipe
+from datamodules.splits import IntArray
+
+__all__ = ["ImageTable", "TableRow", "read_table"]
+
+_PARTS = ("train", "val", "test")
+
+
+class TableRow(NamedTuple):
+    """An image of a table.
+
+    Args:
+        path: As the table has it.
+        label: The name of its class.
+        part: `train`, `val` or `test`; "" where the table has no parts.
+        fold: Of a training image, from 0; None where it has none.
+    """
+
+    path: str
+    label: str
+    part: str = ""
+    fold: int | None = None
+
+
+def read_table(file: Path) -> list[TableRow]:
+    """The rows of a CSV file with the columns `path` and `label`, and maybe `part` and `fold`.
+
+    Further columns are left alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such table, or a row is not complete; the message names the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before UTF-8
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no table {file}. Name a CSV file.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8. Save it as CSV in UTF-8.") from error
+    comma = ";" if ";" in text.partition("\n")[0] else ","  # as some spreadsheets write it
+    reader = csv.DictReader(text.splitlines(), delimiter=comma, strict=True)
+    missing = [name for name in ("path", "label") if name not in (reader.fieldnames or ())]
+    if missing:
+        found = ", ".join(reader.fieldnames or ()) or "nothing"
+        raise ValueError(
+            f"{file} has no column '{missing[0]}' (its first line has: {found}). A table begins "
+            "with the line path,label or path,label,part."
+        )
+    try:
+        return [_row(file, reader.line_num, fields) for fields in reader]
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}. Correct it.") from error
+
+
+def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
+    path, label = (fields.get("path") or "").strip(), (fields.get("label") or "").strip()
+    part, fold = (fields.get("part") or "").strip(), (fields.get("fold") or "").strip()
+    where = f"{file}, line {line}"
+    if not path or not label:
+        raise ValueError(f"{where} has no {'label' if path else 'path'}. Fill it in, or remove it.")
+    if "part" in fields and part not in _PARTS:
+        raise ValueError(f"{where}: part is {part!r}, expected {', '.join(_PARTS)}.")
+    if fold and not fold.isdecimal():
+        raise ValueError(f"{where}: fold is {fold!r}, expected a whole number, or nothing.")
+    return TableRow(path, label, part, int(fold) if fold else None)
+
+
+class ImageTable(ImageDataModule):
+    """The images that a CSV file names, in its order; its columns are `path,label,part[,fold]`.
+
+    Rows with part `val` validate. Without any, those of the fold `val_fold` do, or else the share
+    `val_fraction`. Classes are the labels of the training rows, sorted.
+
+    Args:
+        table: the file; relative paths in it begin at `root`.
+        image_size: as in `ImageFolder`, like `resize`, `cache` and `num_workers`.
+        root: folder that the paths begin at; None: that of the table.
+        val_fold: the fold that validates; needs the column `fold`.
+        **options: the options of every data module, see `ImageDataModule`.
+
+    Raises:
+        ValueError: an option is out of range, or the table is not complete.
+    """
+
+    dataset_name: ClassVar[str] = "ImageTable"
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        image_size: int | tuple[int, int],
+        root: str | None = None,
+        val_fold: int | None = None,
+        resize: Fit = "crop",
+        cache: bool | str | None = None,
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_workers=num_workers, **options)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
+            )
+        if resize not in get_args(Fit):
+            raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
+        self.image_size = (size[0], size[1])
+        self.resize: Fit = resize
+        self.table = expand_path(table, key="data.table")
+        self.root = self.table.parent if root is None else expand_path(root, key="data.root")
+        self.val_fold = val_fold
+        self.cache = cache_parent(cache, beside=self.table, default=False)
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """By which every image is read, whatever its size."""
+        return ImageRecipe(self.resize, self.image_size)
+
+    @cached_property
+    def rows(self) -> dict[Part, list[TableRow]]:
+        """Of training (and validation) and of the test, in the order of the table."""
+        found: dict[Part, list[TableRow]] = {"train": [], "test": []}
+        for row in read_table(self.table):
+            if not row.part:
+                raise ValueError(
+                    f"{self.table} has no column 'part'. Give each row train, val or test."
+                )
+            found["test" if row.part == "test" else "train"].append(row)
+        for part, rows in found.items():
+            if not rows:
+                raise ValueError(f"{self.table} has no row with part {part!r}. Add some.")
+        return found
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Labels of the training rows."""
+        return len(self.class_names)
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """Labels of the training rows, sorted."""
+        return sorted({row.label for row in self.rows["train"]})
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split: by the option `val_fold`, or as everywhere."""
+        return self.val_fold is not None or super().validates
+
+    def prepare_data(self) -> None:
+        """Nothing to fetch."""
+
+    def read_labels(self, part: Part) -> IntArray:
+        number = {name: label for label, name in enumerate(self.class_names)}
+        unknown = [row for row in self.rows[part] if row.label not in number]
+        if unknown:
+            raise ValueError(
+                f"{self.table}: the label {unknown[0].label!r} of {unknown[0].path} has no "
+                "training image. Add some, or remove the row."
+            )
+        return np.array([number[row.label] for row in self.rows[part]], dtype=np.int64)
+
+    def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
+        """By the column `part`, else by that of the folds, else by chance as everywhere."""
+        rows = self.rows["train"]
+        if any(row.part == "val" for row in rows):
+            validates = np.array([row.part == "val" for row in rows])
+        elif self.val_fold is not None:
+            validates = np.array([row.fold == self.val_fold for row in rows])
+            if not validates.any() or validates.all():
+                folds = sorted({row.fold for row in rows if row.fold is not None})
+                raise ValueError(
+                    f"data.val_fold is {self.val_fold}, and {self.table} has the folds "
+                    f"{', '.join(map(str, folds)) or 'none'}. Name one of two or more."
+                )
+        else:
+            return super().choose_train_and_val(labels)
+        if self.subset is not None:
+            raise ValueError(
+                "data.subset draws from all training images, and here the table says which of them "
+                "validate. Leave one of them out."
+            )
+        return np.flatnonzero(~validates), np.flatnonzero(validates)
+
+    def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
+        return {"image": self._files(part).decode(positions)}
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        part: Part = "test" if split == "test" else "train"
+        files, labels, indices = self._files(part), self.labels(split), self.indices(split)
+        if self.cache is not None:
+            height, width = self.image_size
+            name = f"{self.table.stem}.{part}.{height}x{width}.{self.resize}.cache"
+            dataset = cached_images(self.cache / name, files, labels=labels, indices=indices)
+            if dataset is not None:
+                return dataset
+        return FileDataset(files.paths, files.recipe, labels=labels, indices=indices)
+
+    def prepare_cache(self) -> str | None:
+        """As in `ImageFolder`."""
+        if self.cache is None:
+            return None
+        self.setup()
+        return describe_caches(self._datasets.values())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the rows, and the sizes of all images."""
+        digest = hashlib.sha256()
+        for part in ("train", "test"):
+            for row in self.rows[part]:
+                size = (self.root / row.path).stat().st_size
+                digest.update(os.fsencode("\t".join([row.path, row.label, row.part])))
+                digest.update(f" {row.fold} {size}\n".encode())
+        return digest.hexdigest()
+
+    def protocol_extras(self) -> dict[str, Any]:
+        own = any(row.part == "val" for row in self.rows["train"])
+        return {
+            "official_split": {"train": "train", "val": "val" if own else "train", "test": "test"},
+            "classes": list(self.class_names),
+            "image_size": list(self.image_size),
+            "resize": self.resize,
+            "val_fold": self.val_fold,
+        }
+
+    def _files(self, part: Part) -> ImageFiles:
+        return ImageFiles(
+            [self.root / row.path for row in self.rows[part]],
+            folder=self.root,
+            recipe=self.recipe,
+            what=f"{self.table} ({part})",
+        )

@@ -1,0 +1,430 @@
+"""The whole of `kora adapt`: look, split, pass once, search, train the best again, test once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+
+from datamodules.image_table import ImageTable
+from datamodules.locks import acquired, lock_at
+from datamodules.recipe import ImageRecipe
+from kora.adaptation.audit import Audit, look_at
+from kora.adaptation.candidates import CACHED, THROUGH, Candidate
+from kora.adaptation.features import FeatureStore, SharedPass, fill
+from kora.adaptation.layout import Layout, find_pictures
+from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for, precision_on
+from kora.adaptation.progress import Progress
+from kora.adaptation.report import Report, write_report
+from kora.adaptation.runs import Setup, run_of
+from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched
+from kora.adaptation.split import Split, split_for
+from kora.backbone.vit import Backbone
+from kora.console.say import say
+from kora.feature_cache.cache import FeatureCache
+from kora.runs.durable import expand
+from kora.runs.processes import Stop
+from kora.runs.results import read_results
+from kora.tasks.load import AdaptedModel, load_adapter, named_device
+from kora.training.batched_fit import Setting, fit_together, rows_of
+
+__all__ = ["BACKBONE", "Adapted", "StoppedError", "adapt"]
+
+BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+_SIDE = 224  # pixels; a larger size of the weights costs more than it brings on a CPU
+#: Learning rates of head and adapter, in the order in which they are tried.
+_THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-3))
+_MARGIN = 2.0  # standard errors behind, with which a strategy is not tried with other settings
+_SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
+
+
+class StoppedError(RuntimeError):
+    """A signal came; what was done is kept."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of it.
+
+    Args:
+        folder: Of everything that was made.
+        run: The run of the best strategy, with its adapter.
+        strategy: Its name.
+        accuracy: On the test pictures, once.
+        interval: 95 %, over test pictures.
+        sentence: The same in words, beside the linear probe and chance.
+        page: To look at, in a browser.
+    """
+
+    folder: Path
+    run: Path
+    strategy: str
+    accuracy: float
+    interval: tuple[float, float]
+    sentence: str
+    page: Path
+
+    @cached_property
+    def model(self) -> AdaptedModel:
+        """The model, loaded from its run."""
+        return load_adapter(self.run)
+
+
+class Through(NamedTuple):
+    """A fit through the backbone, which validated on the first fold.
+
+    Args:
+        candidate: The strategy.
+        setting: What it trained with.
+        accuracy: Of the pictures of the first fold.
+        seconds: It took.
+    """
+
+    candidate: Candidate
+    setting: Setting
+    accuracy: float
+    seconds: float
+
+
+class _Choice(NamedTuple):
+    """A strategy with its settings, to be trained on all pictures."""
+
+    candidate: Candidate
+    setting: Setting
+    through: bool
+
+
+def adapt(
+    folder: str | Path,
+    *,
+    backbone: str = BACKBONE,
+    weights: str | Path | None = None,
+    minutes: float | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    stop: Stop | None = None,
+) -> Adapted | None:
+    """Find the strategy and settings that fit a folder of pictures, and the model of it.
+
+    What an earlier call did is used again: its split, the passed pictures, fits and runs.
+
+    Args:
+        folder: `CLASS/*`, `train/CLASS/*` with `test` and maybe `val`, or a CSV of path and label.
+        backbone: A vision transformer of timm.
+        weights: A `.safetensors` file; None fetches those of timm.
+        minutes: For all of it; None: what the strategies on kept features need.
+        out: Folder for everything that is made; None: `runs/adapt_<name of the folder>`.
+        seed: Of the split and of every fit.
+        dry_run: Look, split and say what would be tried, and how long it would take.
+        stop: Looked at between the parts; None: nothing stops it but an exception.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file of weights.
+        ValueError: There is nothing to tell apart, or an option is out of range.
+        RuntimeError: Weights cannot be fetched, or a run failed.
+        StoppedError: A signal came.
+    """
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes {minutes}: expected a number above 0.")
+    place = expand(folder)
+    layout = find_pictures(place)
+    home = Path("runs") / f"adapt_{place.resolve().stem}" if out is None else expand(out)
+    home.mkdir(parents=True, exist_ok=True)
+    lock = lock_at(home / ".lock")
+    if not acquired(lock, timeout_s=0):
+        raise RuntimeError(f"{home}: another kora adapt is at work there. Wait for it.")
+    try:
+        whole = _Whole(layout, home, backbone, weights, minutes, seed, stop or Stop())
+        return whole.run(dry_run=dry_run)
+    finally:
+        lock.release()
+
+
+class _Whole:
+    """One call."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        home: Path,
+        backbone: str,
+        weights: str | Path | None,
+        minutes: float | None,
+        seed: int,
+        stop: Stop,
+    ) -> None:
+        self.began = time.monotonic()
+        self.layout, self.home, self.seed, self.stop = layout, home, seed, stop
+        self.minutes = minutes
+        source = "pretrained" if weights is None else str(expand(weights).absolute())
+        size = _image_size(backbone, source)
+        self.arguments = {"name": backbone, "weights": source, "image_size": size}
+        self.backbone = Backbone(backbone, weights=source, image_size=size)  # or says what lacks
+        self.backbone.to(named_device("auto"))
+        self.recipe = ImageRecipe("crop", self.backbone.size)
+        self.classes = layout.labels
+        self.split: Split
+        self.shared: SharedPass
+        self.store: FeatureStore
+        self.content: dict[str, str] = {}  # SHA-256 of each picture, by path
+
+    def run(self, *, dry_run: bool) -> Adapted | None:
+        """All of it."""
+        audit = self._look()
+        self.shared = SharedPass(self.backbone, CACHED, len(self.classes))
+        self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
+        missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))
+        plan = plan_for(self.shared, self.split, missing, self.minutes)
+        say("What will be tried, and about how long it takes here:")
+        for number, line in enumerate(plan.lines(), start=1):
+            say(f"  {number}. {line}")
+        if dry_run:
+            return None
+        with Progress(plan.total_s) as progress:
+            progress.part("passing the pictures", plan.features_s, missing)
+            paths = {self.content[r.path]: self.layout.root / r.path for r in self.split.rows}
+            step = self._watched(progress.step)
+            fill(self.store, self.shared, paths, self.recipe, after=step)
+            search, found = self._search(plan, progress)
+            tried = self._through(plan, search, found, progress)
+            best = max(found, key=search.accuracy)
+            choice = _chosen(search, best, tried)
+            runs = self._train_again(plan, choice, found[0], search, progress)
+        report = Report(
+            layout=self.layout, audit=audit, split=self.split, classes=self.classes, search=search,
+            found=found, through=tried, chosen=choice.candidate.name, runs=runs,
+            probe=found[0].label, curve=self._curve(search, best), backbone=self.backbone.name,
+            seconds=time.monotonic() - self.began, home=self.home,
+            command=self._command(),
+        )  # fmt: skip
+        page = write_report(report)
+        accuracy, interval = report.accuracy
+        chosen = report.chosen
+        return Adapted(self.home, runs[chosen], chosen, accuracy, interval, report.sentence, page)
+
+    def _command(self) -> str:
+        """That of this call, but for the minutes."""
+        words = ["kora", "adapt", str(self.layout.place), "--backbone", self.backbone.name]
+        if self.arguments["weights"] != "pretrained":
+            words += ["--weights", str(self.arguments["weights"])]
+        return " ".join([*words, "--out", str(self.home), "--seed", str(self.seed)])
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _look(self) -> Audit:
+        """Open the pictures, and split them."""
+        say(f"{self.layout.place}: {self.layout.kind}.")
+        pictures = len(self.layout.rows)
+        with Progress(pictures) as progress:
+            progress.part("looking at the pictures", pictures, pictures)
+            memory = self.home / "pictures.json"
+            audit = look_at(self.layout, memory, after_each=self._watched(progress.step))
+        self.split = split = split_for(audit, self.home, seed=self.seed)
+        self.content = {row.path: s.sha256 for row, s in zip(audit.rows, audit.seen, strict=True)}
+        for sentence in [*self.layout.notes, *audit.sentences(), *split.notes]:
+            say(sentence)
+        counts = {part: len(split.of(part)) for part in ("train", "val", "test")}
+        validates = f", {counts['val']:,} to validate" if counts["val"] else " in five folds"
+        say(
+            f"{counts['train']:,} pictures to train{validates}, {counts['test']:,} to test "
+            f"({'drawn here' if split.made_test else 'of the folder'}): {split.file}"
+        )
+        return audit
+
+    def _search(self, plan: Plan, progress: Progress) -> tuple[Search, list[Searched]]:
+        """The strategies on kept features, one after another."""
+        rows, folds = self.split.training()
+        number = {name: label for label, name in enumerate(self.classes)}
+        identity = json.dumps(self.shared.identity(self.recipe), sort_keys=True)
+        search = Search(
+            labels=np.array([number[row.label] for row in rows]),
+            folds=folds,
+            memory=self.home / "search",
+            identity=hashlib.sha256(identity.encode()).hexdigest(),
+            seed=self.seed,
+            after=self._watched(progress.step),
+        )
+        kept = self.store.rows([self.content[row.path] for row in rows])
+        found: list[Searched] = []
+        for member in plan.members:
+            progress.part(f"searching {member.task.label}", plan.search_s(member), plan.fits)
+            finished = [one for one in found if one.finished]
+            leader = max(finished, key=search.accuracy, default=None)
+            found.append(searched(search, member, self.shared.inputs_of(member, kept), leader))
+        return search, found
+
+    def _through(
+        self, plan: Plan, search: Search, found: Sequence[Searched], progress: Progress
+    ) -> list[Through]:
+        """As far as the minutes go, fits through the backbone, each with room to be repeated on all
+        pictures."""
+        if self.minutes is None:
+            return []
+        tried: list[Through] = []
+        fold = search.all_folds[0]
+        pictures = int((search.folds == fold).sum())
+        best = max(search.accuracy(one, [fold]) for one in found)
+        for setting in _THROUGH_SETTINGS:
+            for candidate in THROUGH:
+                mine = [one for one in tried if one.candidate == candidate]
+                expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
+                again = max([expected, *(one.seconds for one in tried)]) / 0.8
+                left = self.minutes * 60 - (time.monotonic() - self.began) - 2 * RUN_S
+                if left < expected + again or (mine and _behind(mine, best, pictures)):
+                    continue
+                progress.part(f"training {candidate.name} through the backbone", expected)
+                begun = time.monotonic()
+                run = self._run(_Choice(candidate, setting, True), THROUGH_EPOCHS, fold)
+                result = read_results(run)
+                accuracy = float(result.metrics["best_val/accuracy"])
+                # A run that an earlier call finished takes no time now; the next one will.
+                seconds = max(time.monotonic() - begun, result.seconds.get("fit", 0.0))
+                tried.append(Through(candidate, setting, accuracy, seconds))
+                best = max(best, accuracy)
+        return tried
+
+    def _train_again(
+        self, plan: Plan, choice: _Choice, probe: Searched, search: Search, progress: Progress
+    ) -> dict[str, Path]:
+        """The chosen one and the linear probe on all pictures, and tested; their runs by name."""
+        rival = _Choice(probe.member.candidate, probe.best.setting, False)
+        runs: dict[str, Path] = {}
+        for one in dict.fromkeys((choice, rival)):
+            seconds = plan.through_s[one.candidate.name] / 0.8 if one.through else RUN_S
+            progress.part(f"training {one.candidate.name} on all pictures", seconds)
+            epochs = THROUGH_EPOCHS if one.through else search.epochs
+            runs[one.candidate.name] = self._run(one, epochs, None)
+        return runs
+
+    def _run(self, choice: _Choice, epochs: int, trial_of: int | None) -> Path:
+        """An ordinary run; a trial validates on a fold, and is not tested.
+
+        Raises:
+            RuntimeError: It failed.
+            StoppedError: A signal came.
+        """
+        setup = Setup(
+            self.home, self.split.file.absolute(), self.layout.root.absolute(), self.arguments,
+            self.backbone.size, len(self.classes), self.seed,
+        )  # fmt: skip
+        own_val = bool(self.split.of("val"))
+        config = setup.config(
+            choice.candidate, choice.setting, epochs=epochs, through=choice.through,
+            trial=trial_of is not None, val_fold=None if own_val else trial_of,
+            precision=precision_on(self.backbone.mean.device) if choice.through else "32-true",
+        )  # fmt: skip
+        if not choice.through:
+            self._keep_for(choice.candidate, config)
+        name = choice.candidate.name
+        if trial_of is not None:
+            name = f"trial_{name}_{choice.setting.lr:g}"
+        run, why = run_of(setup, name, config, stop=self.stop)
+        self._look_at_signals()
+        if run is None:
+            raise RuntimeError(f"{name}: {why}. The same command goes on from here.")
+        return run
+
+    def _keep_for(self, candidate: Candidate, config: dict[str, Any]) -> None:
+        """Let a run find what its strategy reads of all pictures."""
+        (member,) = (one for one in self.shared.members if one.candidate == candidate)
+        data = ImageTable(**config["data"]["init_args"])
+        data.setup_splits()
+        trainer: Any = _Precision(data, config["trainer"]["precision"])
+        cache = FeatureCache(True, folder=str(self.home / "features"))
+        splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+        with self.shared.alone(member):
+            for split in splits:
+                rows = data.rows["test" if split == "test" else "train"]
+                keys = [self.content[rows[at].path] for at in data.indices(split).tolist()]
+                if keys:
+                    inputs = self.shared.inputs_of(member, self.store.rows(keys))
+                    cache.put(member.task, trainer, split, inputs)
+
+    def _curve(self, search: Search, best: Searched) -> list[tuple[int, float]]:
+        """Training pictures, and accuracy on the first fold after training on so many."""
+        rows, folds = self.split.training()
+        fold = search.all_folds[0]
+        learns, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        kept = self.store.rows([self.content[row.path] for row in rows])
+        inputs = self.shared.inputs_of(best.member, kept)
+        order = np.random.default_rng(self.seed).permutation(learns)
+        labels = torch.from_numpy(search.labels)
+        found = []
+        for share in _SHARES:
+            some = torch.from_numpy(np.sort(order[: max(2, round(share * len(order)))]))
+            trained = fit_together(
+                best.member.task, rows_of(inputs, some), labels[some], [best.best.setting],
+                epochs=epochs_for(len(some)), batch_size=BATCH_SIZE, seed=self.seed,
+            )  # fmt: skip
+            (said,) = trained.logits(best.member.task, rows_of(inputs, torch.from_numpy(rest)))
+            right = (said.argmax(dim=-1) == labels[rest]).float().mean().item()
+            found.append((len(some), right))
+        return found
+
+    # -- signals -------------------------------------------------------------------------------
+
+    def _watched(self, step: Callable[..., object]) -> Callable[..., object]:
+        """A step of the bar that ends here where a signal has come."""
+
+        def moved(*args: float) -> None:
+            self._look_at_signals()
+            step(*args)
+
+        return moved
+
+    def _look_at_signals(self) -> None:
+        if self.stop.signal is not None:
+            raise StoppedError("stopped. The same command goes on from here.")
+
+
+class _Precision(NamedTuple):
+    """What a feature cache asks of a trainer."""
+
+    datamodule: ImageTable
+    precision: str
+
+
+def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
+    """The best by validation: of fits through the backbone, what is ahead on the first fold."""
+    ahead = max(tried, key=lambda one: one.accuracy, default=None)
+    if ahead is not None and ahead.accuracy > search.accuracy(best, search.all_folds[:1]):
+        return _Choice(ahead.candidate, ahead.setting, True)
+    return _Choice(best.member.candidate, best.best.setting, False)
+
+
+def _behind(mine: Sequence[Through], best: float, pictures: int) -> bool:
+    """Whether the best fit of a strategy is further behind than chance allows."""
+    own = max(one.accuracy for one in mine)
+    error = math.sqrt((own * (1 - own) + best * (1 - best)) / pictures)
+    return own + _MARGIN * error < best
+
+
+def _image_size(backbone: str, weights: str) -> int | None:
+    """Pixels a side: those of the weights, but no more than about 224; None: as timm has it."""
+    if not timm.is_model(backbone):
+        return None  # the backbone says what is wrong
+    cfg = timm.get_pretrained_cfg(backbone)
+    native = _SIDE if cfg is None else int(cfg.input_size[-1])
+    with torch.device("meta"):
+        embed: Any = timm.create_model(backbone, num_classes=0)
+    patch = getattr(getattr(embed, "patch_embed", None), "patch_size", None)
+    if patch is None:
+        return None
+    if weights != "pretrained":
+        with suppress(OSError, SafetensorError), safe_open(weights, framework="pt") as file:
+            if "pos_embed" in file.keys():  # noqa: SIM118
+                native = math.isqrt(file.get_slice("pos_embed").get_shape()[1]) * int(patch[0])
+    return min(native, _SIDE // int(patch[0]) * int(patch[0]))

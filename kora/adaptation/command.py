@@ -1,0 +1,75 @@
+"""`kora adapt FOLDER`: the words of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kora.console.say import say
+from kora.runs.processes import Stop
+
+__all__ = ["adapt_command"]
+
+
+def adapt_command(args: Sequence[str]) -> None:
+    """Run it, and say what came of it.
+
+    Raises:
+        As `kora.adaptation.adapt.adapt`.
+    """
+    own = _options(args)
+    from kora.adaptation.adapt import StoppedError, adapt
+
+    with Stop.on_signals() as stop:
+        try:
+            result = adapt(
+                own.folder, backbone=own.backbone, weights=own.weights, minutes=own.minutes,
+                out=own.out, seed=own.seed, dry_run=own.dry_run, stop=stop,
+            )  # fmt: skip
+        except StoppedError as stopped:
+            say(str(stopped))
+            sys.exit(stop.exit_code)
+    if result is None:
+        return
+    say("")
+    say(result.sentence)
+    say(f"page:     {result.page}")
+    say(f"predict:  kora predict {result.run} --images FOLDER --out predictions")
+    say(f"export:   kora export {result.run} --format onnx")
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kora adapt",
+        description="From a folder of pictures to the model that validation says is best, with its "
+        "accuracy on test pictures. The same command goes on after a stop, and uses what is there.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", metavar="FOLDER",
+        help="FOLDER/CLASS/*, FOLDER/train/CLASS/* with test/CLASS/*, or a CSV of path and label",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backbone", default="vit_small_patch14_dinov2.lvd142m", metavar="NAME",
+        help="a vision transformer of timm (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", metavar="FILE", help="its weights, .safetensors (default: those of timm)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M",
+        help="for all of it; more than the strategies on kept features need go to those that train "
+        "through the backbone (default: what the former need)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="DIR", help="for all that is made (default: runs/adapt_FOLDER)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split and the fits (default: 0)"
+    )
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true",
+        help="look at the pictures, and say what would be tried and how long it takes",
+    )  # fmt: skip
+    return parser.parse_args(args)

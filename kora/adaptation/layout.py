@@ -1,0 +1,223 @@
+"""Which pictures there are: class folders, parts with class folders, or a table."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from datamodules.image_table import TableRow, read_table
+from datamodules.loading import image_suffixes, visible_files
+
+__all__ = ["Layout", "find_pictures"]
+
+#: What folders of the three parts are called.
+_PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+#: What lies beside images in data sets of other tasks.
+_OTHER_TASKS = {
+    "masks": "segmentation", "labels": "detection or segmentation", "annotations": "detection",
+    "boxes": "detection", "depth": "depth",
+}  # fmt: skip
+#: A classifier of more classes would not fit beside its rivals in the memory of a laptop.
+MOST_CLASSES = 5000
+
+
+class Layout(NamedTuple):
+    """The pictures of a folder or table.
+
+    Args:
+        place: The folder or table.
+        root: What their paths begin at.
+        rows: Path, label and part of each; the part is "" where there are no parts.
+        kind: The layout, for people.
+        notes: What was left out or looks odd, a sentence each.
+    """
+
+    place: Path
+    root: Path
+    rows: list[TableRow]
+    kind: str
+    notes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, sorted."""
+        return sorted({row.label for row in self.rows})
+
+
+def find_pictures(place: Path) -> Layout:
+    """The pictures of `FOLDER/CLASS/*`, `FOLDER/train/CLASS/*` (and `test`, `val`) or of a CSV.
+
+    Nothing is opened; a picture is what has the ending of one.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        PermissionError: a folder may not be read.
+        ValueError: there are no classes to tell apart; the message says what to change.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"There is no folder {place}. Name a folder of pictures.")
+    if place.is_file():
+        if place.suffix.lower() != ".csv":
+            raise ValueError(
+                f"{place} is a file. Name a folder of pictures, or a table of them: a .csv file "
+                "with the columns path and label."
+            )
+        layout = Layout(place, place.parent, read_table(place), "a table of paths and labels", [])
+    else:
+        layout = _of_folder(place)
+    _check(place, layout)
+    return layout
+
+
+def _of_folder(folder: Path) -> Layout:
+    inside = _folders(folder)
+    names = {path.name.lower(): path for path in inside}
+    for name, task in _OTHER_TASKS.items():
+        if name in names and "images" in names:
+            raise ValueError(
+                f"{folder} has folders 'images' and '{names[name].name}', as data for {task} do. "
+                "kora adapt learns classes so far: give it a folder for each class."
+            )
+    parts = {path: _PARTS[path.name.lower()] for path in inside if path.name.lower() in _PARTS}
+    if "train" not in parts.values():
+        rows, notes = _of_classes(folder, folder, "")
+        return Layout(folder, folder, rows, "a folder for each class", notes)
+    others = [path.name for path in inside if path not in parts]
+    notes = []
+    if others:
+        notes.append(f"Left out, as they are no part: {_some(others)}.")
+    rows = []
+    for path, part in parts.items():
+        found, more = _of_classes(folder, path, part)
+        rows += found
+        notes += more
+    there = sorted({row.part for row in rows}, key=["train", "val", "test"].index)
+    return Layout(folder, folder, rows, f"parts with class folders ({', '.join(there)})", notes)
+
+
+def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], list[str]]:
+    """Rows of the class folders in a folder, and what there is to say."""
+    suffixes = image_suffixes()
+    rows: list[TableRow] = []
+    others: list[str] = []
+    empty: list[str] = []
+    deep: Counter[str] = Counter()
+    for path in _folders(folder):
+        before = len(rows)
+        _require_readable(path)
+        for file in visible_files(path):
+            name = file.relative_to(root).as_posix()
+            if file.suffix.lower() in suffixes:
+                rows.append(TableRow(name, path.name, part))
+                deep[path.name] += file.parent != path
+            else:
+                others.append(name)
+        if len(rows) == before:
+            empty.append(path.name)
+    loose = sorted(
+        file.name for file in folder.iterdir() if file.is_file() and file.suffix.lower() in suffixes
+    )
+    if loose and not rows:
+        raise ValueError(
+            f"{folder} holds {len(loose)} pictures themselves ({_some(loose)}), and no class "
+            f"folders with pictures. Put those of each class into a folder of its name, such as "
+            f"{folder}/cat, or name them in a CSV file with the columns path and label."
+        )
+    notes = []
+    if loose:
+        notes.append(f"Left out: {len(loose)} pictures outside of the classes ({_some(loose)}).")
+    if others:
+        notes.append(f"Left out: {len(others)} files that are no pictures ({_some(others)}).")
+    if empty:
+        notes.append(f"Left out: folders without pictures ({_some(empty)}).")
+    below = [name for name, count in deep.items() if count]
+    if below:
+        notes.append(
+            f"Pictures in deeper folders count for the outermost: those of {_some(below)}."
+        )
+    return rows, notes
+
+
+def _folders(folder: Path) -> list[Path]:
+    _require_readable(folder)
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
+
+
+def _require_readable(folder: Path) -> None:
+    """`os.walk` would pass over it in silence."""
+    for here, folders, _ in os.walk(folder):
+        for path in [here, *(os.path.join(here, name) for name in folders)]:
+            if not os.access(path, os.R_OK | os.X_OK):
+                raise PermissionError(
+                    f"The folder {path} may not be read. Change its permissions, or move it away."
+                )
+
+
+def _check(place: Path, layout: Layout) -> None:
+    """Refuse what has no classes to tell apart.
+
+    Raises:
+        ValueError: says which, and what to do.
+    """
+    labels = layout.labels
+    if not labels:
+        raise ValueError(
+            f"{place} holds no pictures. Expected {place}/CLASS/PICTURE, with endings such as "
+            ".jpg or .png."
+        )
+    if len(labels) == 1:
+        inner = place / labels[0] if place.is_dir() else place
+        deeper = [path.name for path in _folders(inner)] if inner.is_dir() else []
+        advice = (
+            f"Its folders look like classes ({_some(deeper)}): try kora adapt {inner}."
+            if len(deeper) > 1
+            else "Add a folder of pictures of something else."
+        )
+        raise ValueError(
+            f"{place} has one class, '{labels[0]}', and there is nothing to tell it from. {advice}"
+        )
+    if len(labels) > MOST_CLASSES:
+        raise ValueError(
+            f"{place} has {len(labels):,} classes, and kora adapt takes {MOST_CLASSES:,} at most. "
+            "Are its folders classes? If so, use kora fit --config image_folder."
+        )
+    same: dict[str, str] = {}
+    for label in labels:
+        twin = same.setdefault("".join(label.split()).casefold(), label)
+        if twin != label:
+            raise ValueError(
+                f"The classes {twin!r} and {label!r} of {place} differ only in case or spaces. "
+                "Put their pictures together, or rename one."
+            )
+    _check_parts(place, layout)
+    for label, count in Counter(row.label for row in layout.rows).items():
+        if count == 1:
+            raise ValueError(
+                f"The class '{label}' of {place} has one picture; two are the least, one to learn "
+                "from and one to test. Add pictures, or remove the class."
+            )
+
+
+def _check_parts(place: Path, layout: Layout) -> None:
+    by_part: dict[str, set[str]] = {}
+    for row in layout.rows:
+        by_part.setdefault(row.part, set()).add(row.label)
+    learnt = by_part.get("train", set()) | by_part.get("", set())
+    for part in ("val", "test"):
+        unknown = sorted(by_part.get(part, set()) - learnt)
+        if unknown:
+            raise ValueError(
+                f"The {part} part of {place} has classes without training pictures: "
+                f"{_some(unknown)}. Add pictures of them to the training part, or remove them."
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

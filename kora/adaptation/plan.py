@@ -1,0 +1,152 @@
+"""What will be tried, in which order, and about how long it takes on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from kora.adaptation.candidates import THROUGH
+from kora.adaptation.features import Member, SharedPass
+from kora.adaptation.search import BATCH_SIZE, epochs_for, fits_of
+from kora.adaptation.split import Split
+from kora.console.say import say
+from kora.tasks.callbacks import time_over_float32
+from kora.training.batched_fit import Setting, fit_together
+
+__all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "duration", "plan_for", "precision_on"]
+
+RUN_S = 12.0  # of a run on kept features, most of it to start
+THROUGH_EPOCHS = 10
+_THROUGH_PASSES = 3.0  # forward passes that a training step through the backbone costs
+_PICTURES, _FITS, _STEPS = 16, 4, 3  # that are timed
+_FEWEST = 2  # strategies that are tried whatever the minutes: the linear probe and its rival
+_WORTH_IT = 0.8  # time in bfloat16 over that in float32
+
+
+@dataclass
+class Plan:
+    """Parts, and the seconds that each is expected to take.
+
+    Args:
+        features_s: Of the pass of the frozen backbone.
+        fits: Of the search of each strategy on kept features.
+        fit_s: Of one of them, by the name of the strategy.
+        members: Strategies on kept features, in order.
+        through_s: Of one fit through the backbone, by the name of the strategy.
+        minutes: For all of it; None: what the strategies on kept features need.
+        left_out: Strategies on kept features that the minutes do not allow.
+    """
+
+    features_s: float
+    fits: int
+    fit_s: dict[str, float]
+    members: list[Member]
+    through_s: dict[str, float]
+    minutes: float | None
+    left_out: list[Member] = field(default_factory=list)
+
+    @property
+    def cached_s(self) -> float:
+        """Of all but what trains through the backbone."""
+        searches = sum(self.search_s(member) for member in self.members)
+        return self.features_s + searches + 2 * RUN_S
+
+    @property
+    def total_s(self) -> float:
+        """Of all of it."""
+        return max(self.cached_s, 60 * (self.minutes or 0))
+
+    def search_s(self, member: Member) -> float:
+        """Of the search of a strategy."""
+        return self.fits * self.fit_s[member.candidate.name]
+
+    def fit_into_minutes(self) -> None:
+        """Leave out the last strategies on kept features until the rest fits."""
+        if self.minutes is None:
+            return
+        while self.cached_s > self.minutes * 60 and len(self.members) > _FEWEST:
+            self.left_out.append(self.members.pop())
+        if self.cached_s > self.minutes * 60:
+            say(
+                f"--minutes {self.minutes:g} is short of what the first {_FEWEST} strategies "
+                f"take: {duration(self.cached_s)}. They are tried all the same."
+            )
+
+    def lines(self) -> list[str]:
+        """For people, in order."""
+        kept = "one pass of the frozen backbone over what is not kept yet"
+        found = [f"{kept}: {duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
+        found += [
+            f"{member.task.label} ({member.candidate.why}), {self.fits} fits: "
+            f"{duration(self.search_s(member))}"
+            for member in self.members
+        ]
+        found.append(f"train the best and the linear probe again, test: {duration(2 * RUN_S)}")
+        found += [f"{m.task.label}: not within the minutes" for m in self.left_out]
+        left = None if self.minutes is None else self.minutes * 60 - self.cached_s
+        for candidate in THROUGH:
+            seconds = self.through_s[candidate.name]
+            how = "only with --minutes"
+            if left is not None:
+                fits = left >= seconds + seconds / 0.8  # it may have to be trained again
+                how = "as the minutes allow" if fits else "not within the minutes"
+                left -= seconds * fits
+            found.append(f"{candidate.name} ({candidate.why}): {duration(seconds)} a fit, {how}")
+        return found
+
+
+def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | None) -> Plan:
+    """Time a batch of each part on this machine; `missing` pictures are to be passed."""
+    backbone = shared.backbone
+    device = backbone.mean.device
+    images = torch.zeros(_PICTURES, 3, *backbone.size, dtype=torch.uint8, device=device)
+    shared.read(images[:2])
+    each_s = _seconds(lambda: shared.read(images)) / _PICTURES
+    rows, folds = split.training()
+    learn = int((folds != folds.max()).sum())
+    steps = epochs_for(len(rows)) * math.ceil(learn / BATCH_SIZE)
+    fit_s = {}
+    for member in shared.members:
+        inputs = shared.inputs_of(member, torch.zeros(BATCH_SIZE, shared.width))
+        run = partial(
+            fit_together, member.task, inputs, torch.zeros(BATCH_SIZE, dtype=torch.int64),
+            [Setting(1e-3, 1e-3)] * _FITS, batch_size=BATCH_SIZE, seed=0,
+        )  # fmt: skip
+        run(epochs=1)
+        timed = _seconds(partial(run, epochs=_STEPS))
+        fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
+    ratio = 1.0 if precision_on(device) == "32-true" else time_over_float32(torch.bfloat16)
+    through_s = RUN_S + each_s * _THROUGH_PASSES * learn * THROUGH_EPOCHS * min(1.0, ratio)
+    plan = Plan(
+        features_s=each_s * missing,
+        fits=fits_of(folds),
+        fit_s=fit_s,
+        members=list(shared.members),
+        through_s={candidate.name: through_s for candidate in THROUGH},
+        minutes=minutes,
+    )
+    plan.fit_into_minutes()
+    return plan
+
+
+def precision_on(device: torch.device) -> str:
+    """Of fits through the backbone: bfloat16 where that is worth it."""
+    if device.type == "cpu" and time_over_float32(torch.bfloat16) > _WORTH_IT:
+        return "32-true"
+    return "bf16-mixed"
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

@@ -1,0 +1,357 @@
+"""What `kora adapt` says at its end: a sentence, a page to look at, a table of what was tried.
+
+Shapes: I test pictures, K classes
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from datamodules.recipe import ImageRecipe, UnreadableImageError
+from kora import __version__
+from kora.adaptation.audit import Audit
+from kora.adaptation.layout import Layout
+from kora.adaptation.search import Search, Searched
+from kora.adaptation.split import Split
+from kora.analysis.statistics import crossed_bootstrap, sign_flip_p
+from kora.compare.inline_svg import inline_svg
+from kora.console.formats import format_p
+from kora.console.identity import DARK, LIGHT
+from kora.console.tables import csv_text
+from kora.reports.canvas import BLUE, PERCENT, new_figure
+from kora.runs.durable import write_text
+from kora.runs.outcomes import read_outcomes
+from kora.runs.results import read_results
+from kora.tasks.load import load_adapter
+
+__all__ = ["PAGE", "Report", "wilson", "write_report"]
+
+PAGE = "index.html"
+_WORST = 24  # mistakes that are shown
+_ASKED = 400  # wrong pictures that are asked how sure the model was
+_SIDE = 128  # pixels of a picture on the page
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found.
+
+    Args:
+        layout: Of the folder.
+        audit: Of its pictures.
+        split: Of them.
+        classes: Their names.
+        search: What the strategies on kept features were searched on.
+        found: What came of each.
+        through: The fits through the backbone.
+        chosen: Name of the best by validation.
+        runs: By name, of it and of the linear probe; they were tested once.
+        probe: Name of the linear probe.
+        curve: Training pictures, and accuracy on the first fold.
+        seconds: All of it took.
+        backbone: Name of timm.
+        home: Folder of everything.
+        command: That goes on with it.
+    """
+
+    layout: Layout
+    audit: Audit
+    split: Split
+    classes: Sequence[str]
+    search: Search
+    found: Sequence[Searched]
+    through: Sequence[Any]
+    chosen: str
+    runs: Mapping[str, Path]
+    probe: str
+    curve: Sequence[tuple[int, float]]
+    seconds: float
+    backbone: str
+    home: Path
+    command: str
+
+    @cached_property
+    def outcome(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Labels and predictions (I,) of the test pictures, in the order of the split."""
+        return self._outcome(self.chosen)
+
+    def _outcome(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        outcomes = read_outcomes(self.runs[name])
+        assert outcomes is not None, "a run of kora fit leaves its outcomes"
+        return outcomes.columns["label"], outcomes.columns["prediction"]
+
+    @property
+    def accuracy(self) -> tuple[float, tuple[float, float]]:
+        """Of the best on the test pictures, and its 95 % interval."""
+        labels, predictions = self.outcome
+        right = int((labels == predictions).sum())
+        return right / len(labels), wilson(right, len(labels))
+
+    @cached_property
+    def lead(self) -> tuple[float, float, float, float] | None:
+        """Over the linear probe on the test pictures: mean, interval, p; None where it is it."""
+        if self.chosen == self.probe:
+            return None
+        (labels, mine), (_, theirs) = self.outcome, self._outcome(self.probe)
+        gain = (labels == mine).astype(float) - (labels == theirs)
+        low, high = crossed_bootstrap(gain[None])
+        return float(gain.mean()), low, high, sign_flip_p(gain)
+
+    @property
+    def sentence(self) -> str:
+        """The answer, in words."""
+        accuracy, (low, high) = self.accuracy
+        images = len(self.outcome[0])
+        base = read_results(self.runs[self.chosen]).baselines
+        guess = max(base[kind]["accuracy"] for kind in ("chance", "majority") if kind in base)
+        text = (
+            f"{self.chosen} tells the {len(self.classes)} classes apart in {accuracy:.1%} of "
+            f"{images:,} test pictures (95 % interval {low:.1%} to {high:.1%}; guessing {guess:.1%}"
+        )
+        if self.lead is None:
+            return (text + "). No other strategy was better by validation.").replace("%", " %")
+        gain, below, above, p = self.lead
+        labels, theirs = self._outcome(self.probe)
+        text += f"; a linear probe {(labels == theirs).mean():.1%}). "
+        points = f"{100 * gain:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
+        if p < _LEVEL and gain > 0:
+            text += f"Its lead over the linear probe, {points}, is more than chance."
+        elif p < _LEVEL:
+            text += f"The linear probe is ahead on the test pictures: {points}."
+        else:
+            text += f"Its difference from the linear probe, {points}, may be chance."
+        return text.replace("%", " %").replace("  %", " %")
+
+    @cached_property
+    def by_class(self) -> list[dict[str, Any]]:
+        """Of each class, the hardest first: test pictures, share told, what it is taken for."""
+        labels, predictions = self.outcome
+        trains = Counter(row.label for row in self.split.rows if row.part != "test")
+        table = []
+        for number, name in enumerate(self.classes):
+            mine = labels == number
+            wrong = Counter(predictions[mine & (predictions != number)].tolist())
+            taken = [f"{self.classes[k]} ({count})" for k, count in wrong.most_common(3)]
+            table.append(
+                {
+                    "name": name,
+                    "trains": trains[name],
+                    "tests": int(mine.sum()),
+                    "recall": float((predictions[mine] == number).mean()) if mine.any() else None,
+                    "taken_for": ", ".join(taken),
+                }
+            )
+        return sorted(table, key=lambda row: (row["recall"] is None, row["recall"] or 0.0))
+
+    @property
+    def advice(self) -> list[str]:
+        """What would help most, by the learning curve and by validation; the test says nothing."""
+        found = []
+        (half, before), (all_, now) = self.curve[-2:]
+        gain = 100 * (now - before)
+        pictures = int((self.search.folds == self.search.all_folds[0]).sum())
+        error = 100 * math.sqrt(2 * now * (1 - now) / pictures)
+        if gain > error:
+            found.append(
+                f"More pictures: from {half:,} to {all_:,} of them gave {gain:+.1f} points, and "
+                "the next doubling may give a part of that."
+            )
+        else:
+            found.append(
+                f"A larger backbone rather than more pictures: from {half:,} to {all_:,} of them "
+                f"gave {gain:+.1f} points, no more than chance. Try --backbone "
+                "vit_base_patch14_dinov2.lvd142m."
+            )
+        weak = self._weak()
+        if weak:
+            found.append(f"Look at the hardest classes first: {', '.join(weak)}.")
+        if not self.through:
+            found.append(
+                "More minutes: with --minutes it also tries strategies that train through the "
+                "backbone."
+            )
+        return found
+
+    def _weak(self) -> list[str]:
+        """The three hardest classes by validation, and what each is taken for most."""
+        best = max(self.found, key=self.search.accuracy)
+        said, labels = best.best.predictions, self.search.labels
+        told = said >= 0
+        weak = []
+        for number, name in enumerate(self.classes):
+            mine = told & (labels == number)
+            if mine.any():
+                share = float((said[mine] == number).mean())
+                wrong = Counter(said[mine & (said != number)].tolist()).most_common(1)
+                weak.append((share, name, wrong))
+        worst = [one for one in sorted(weak) if one[0] < 0.9][:3]
+        return [
+            f"{name} ({share:.0%} told{f', often taken for {self.classes[w[0][0]]}' if w else ''})"
+            for share, name, w in worst
+        ]
+
+    @property
+    def tried(self) -> list[dict[str, Any]]:
+        """A row for each strategy: its validation, settings and fits."""
+        rows = []
+        for one in self.found:
+            setting = one.best.setting
+            rows.append(
+                {
+                    "strategy": one.label,
+                    "validation": self.search.accuracy(one),
+                    "pictures": int((one.best.predictions >= 0).sum()),
+                    "settings": len(one.tried),
+                    "head_lr": setting.head_lr,
+                    "lr": setting.lr if setting.lr != setting.head_lr else None,
+                    "weight_decay": setting.weight_decay,
+                    "remark": _remark(one),
+                }
+            )
+        pictures = int((self.search.folds == self.search.all_folds[0]).sum())
+        for fit in self.through:
+            rows.append(
+                {
+                    "strategy": fit.candidate.name,
+                    "validation": fit.accuracy,
+                    "pictures": pictures,
+                    "settings": 1,
+                    "head_lr": fit.setting.head_lr,
+                    "lr": fit.setting.lr,
+                    "weight_decay": fit.setting.weight_decay,
+                    "remark": f"through the backbone, {fit.seconds / 60:.0f} min",
+                }
+            )
+        return rows
+
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """What to do next."""
+        run = self.runs[self.chosen]
+        return [
+            ("predict", f"kora predict {run} --images FOLDER --out predictions"),
+            ("take it elsewhere", f"kora export {run} --format onnx"),
+            ("go on with more minutes", f"{self.command} --minutes 60"),
+        ]
+
+
+def _remark(one: Searched) -> str:
+    if not one.finished:
+        return "given up: it cannot win any more"
+    if one.at_edge:
+        return f"{', '.join(one.at_edge)} at the edge of what was tried"
+    return ""
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    z = 1.959963984540054
+    share, z2n = right / images, z * z / images
+    middle = (share + z2n / 2) / (1 + z2n)
+    half = z * math.sqrt(share * (1 - share) / images + z2n / (4 * images)) / (1 + z2n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def write_report(report: Report) -> Path:
+    """Write the page, and what was tried as a table; the path of the page."""
+    rows = [
+        {
+            "strategy": one.label,
+            "head_lr": f"{tried.setting.head_lr:.4g}",
+            "lr": f"{tried.setting.lr:.4g}",
+            "weight_decay": f"{tried.setting.weight_decay:.4g}",
+            "folds": len(tried.losses),
+            "accuracy": f"{tried.right(report.search.labels, told).mean():.4f}",
+            "loss": f"{sum(tried.losses.values()) / told.sum():.4f}",
+        }
+        for one in report.found
+        for tried in one.tried
+        for told in [tried.predictions >= 0]
+    ]
+    write_text(report.home / "search.csv", csv_text(rows, list(rows[0])))
+    pages = Environment(
+        loader=PackageLoader("kora.adaptation", ""), autoescape=True, trim_blocks=True
+    )
+    accuracy, (low, high) = report.accuracy
+    html = pages.get_template("page.html").render(
+        report=report, accuracy=accuracy, low=low, high=high, version=__version__, light=LIGHT,
+        dark=DARK, curve=_curve(report), mistakes=_mistakes(report),
+        matrix=_png(report.runs[report.chosen] / "confusion_matrix.png"), p=format_p,
+        notes=[*report.layout.notes, *report.audit.sentences(), *report.split.notes],
+    )  # fmt: skip
+    return write_text(report.home / PAGE, html)
+
+
+def _curve(report: Report) -> Markup:
+    figure, (axis,) = new_figure(1, size=(5.0, 3.0))
+    pictures = [count / len(report.classes) for count, _ in report.curve]
+    values = [value for _, value in report.curve]
+    axis.plot(pictures, values, color=BLUE, marker="o")
+    axis.set_xscale("log")
+    axis.set_xticks(pictures, [f"{value:.3g}" for value in pictures])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.set_xlabel("training pictures a class")
+    axis.set_ylabel("validation accuracy")
+    return Markup(inline_svg(figure, title="Accuracy over training pictures", name="curve"))
+
+
+def _mistakes(report: Report) -> list[dict[str, Any]]:
+    """The wrong test pictures of which the model was most sure."""
+    labels, predictions = report.outcome
+    rows = report.split.of("test")
+    wrong = np.flatnonzero(labels != predictions)
+    if len(wrong) > _ASKED:
+        wrong = np.random.default_rng(0).choice(wrong, _ASKED, replace=False)
+    if not len(wrong):
+        return []
+    model = load_adapter(report.runs[report.chosen])
+    paths = [report.layout.root / rows[at].path for at in wrong.tolist()]
+    said = model.predict(list(paths))
+    assert isinstance(said, list)
+    order = sorted(zip(wrong.tolist(), paths, said, strict=True), key=lambda it: -it[2].probability)
+    found = []
+    for at, path, prediction in order[:_WORST]:
+        if prediction.name == report.classes[labels[at]]:
+            continue  # it was close, and this pass rounds otherwise
+        found.append(
+            {
+                "image": _thumbnail(path),
+                "path": rows[at].path,
+                "is": report.classes[labels[at]],
+                "said": prediction.name,
+                "sure": prediction.probability,
+            }
+        )
+    return found
+
+
+def _thumbnail(path: Path) -> str:
+    try:
+        image = ImageRecipe().open(path)
+    except UnreadableImageError:
+        return ""
+    image.thumbnail((_SIDE, _SIDE))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _png(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

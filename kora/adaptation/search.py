@@ -1,0 +1,305 @@
+"""The search of the strategies that read kept features: by cross-validation, many fits at once.
+
+Shapes: S settings, n training pictures, v of them in a fold, K classes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kora.adaptation.features import Member
+from kora.runs.durable import write_atomically
+from kora.training.batched_fit import Setting, fit_together, rows_of
+
+__all__ = ["BATCH_SIZE", "Search", "Searched", "Tried", "epochs_for", "fits_of", "searched"]
+
+BATCH_SIZE = 128
+_STEPS, _FEWEST, _MOST = 200, 10, 100  # optimiser steps that are aimed at; epochs
+_SEEN = 250  # pictures that the first rounds validate on, if there are so many
+_FINALISTS = 4  # settings that validate on every fold
+_ROUNDS = 4  # at most; after the second only where the best lies at the edge of what was tried
+_NUMBERS = 1 << 26  # that train at once
+_DECAYS = (0.01, 1.0)
+_HOPELESS = 2.0  # standard errors behind the leader
+
+
+@dataclass
+class Tried:
+    """A setting of a strategy, and what came of it.
+
+    Args:
+        setting: What it trained with.
+        predictions: (n,) of each picture by the fit that did not train on it; -1 where none did.
+        losses: Summed over the pictures of each fold.
+    """
+
+    setting: Setting
+    predictions: NDArray[np.int64]
+    losses: dict[int, float] = field(default_factory=dict)
+
+    def right(self, labels: NDArray[np.int64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of the pictures `among` all, which were told."""
+        return np.asarray(self.predictions[among] == labels[among])
+
+
+@dataclass
+class Searched:
+    """What came of the search of a strategy.
+
+    Args:
+        member: The strategy.
+        best: The best of its settings.
+        tried: All.
+        finished: Not given up on the way.
+        at_edge: What of the best lies at the end of what was tried, after all rounds.
+    """
+
+    member: Member
+    best: Tried
+    tried: list[Tried]
+    finished: bool
+    at_edge: list[str]
+
+    @property
+    def label(self) -> str:
+        """Of the strategy."""
+        return self.member.task.label
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all strategies are searched on.
+
+    Args:
+        labels: (n,) of the training pictures.
+        folds: (n,) in which each validates; all the same number where the folder has a validation
+            part: 0 validates then, and -1 never does.
+        memory: Folder that keeps what fits said, so that a stopped search goes on.
+        identity: What else the fits depend on.
+        seed: Of the order of the pictures.
+        after: Is given the share of a fit that is done, of `fits_of` in all.
+    """
+
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    memory: Path
+    identity: str
+    seed: int
+    after: Callable[[float], object] = lambda share: None
+
+    @property
+    def all_folds(self) -> list[int]:
+        """The folds that validate."""
+        return sorted(set(self.folds[self.folds >= 0].tolist()))
+
+    @property
+    def first_folds(self) -> list[int]:
+        """Those of the first rounds: as many as it takes for enough pictures."""
+        return first_folds(self.folds)
+
+    @property
+    def epochs(self) -> int:
+        """Of every fit."""
+        return epochs_for(len(self.labels))
+
+    def accuracy(self, one: Searched, folds: Sequence[int] | None = None) -> float:
+        """Of the best setting of a strategy, over these folds; None: over all that validated."""
+        among = one.best.predictions >= 0
+        if folds is not None:
+            among &= np.isin(self.folds, folds)
+        return float(one.best.right(self.labels, among).mean())
+
+
+def first_folds(folds: NDArray[np.int64]) -> list[int]:
+    """As few as it takes to validate on some hundred pictures."""
+    numbers, counts = np.unique(folds[folds >= 0], return_counts=True)
+    enough = int(np.searchsorted(np.cumsum(counts), _SEEN)) + 1
+    return [int(number) for number in numbers[:enough]]
+
+
+def epochs_for(pictures: int) -> int:
+    """Epochs of a fit on so many pictures: few pictures are seen more often."""
+    steps = math.ceil(pictures / BATCH_SIZE)
+    return min(_MOST, max(_FEWEST, round(_STEPS / steps)))
+
+
+def fits_of(folds: NDArray[np.int64]) -> int:
+    """How many fits the search of a strategy is, where the first two rounds are all."""
+    first, every = len(first_folds(folds)), len(set(folds[folds >= 0].tolist()))
+    return first * (16 + 8) + _FINALISTS * (every - first)
+
+
+def searched(
+    search: Search, member: Member, inputs: Mapping[str, Tensor], leader: Searched | None
+) -> Searched:
+    """Search one strategy; it is given up where it cannot reach the leader any more.
+
+    Args:
+        search: What it is searched on.
+        member: The strategy.
+        inputs: What it reads of the n training pictures.
+        leader: The best strategy so far; None: this one is searched to its end.
+    """
+    adapts = any(True for _ in member.task.adapter.trainable())
+    tried: list[Tried] = []
+    first, every = search.first_folds, search.all_folds
+    wanted: Sequence[Setting] = _first(adapts)
+    for number in range(_ROUNDS):
+        known = {one.setting for one in tried}
+        new = [
+            Tried(setting, np.full(len(search.labels), -1))
+            for setting in dict.fromkeys(wanted) if setting not in known
+        ]  # fmt: skip
+        for fold in first:
+            _try(search, member, inputs, new, fold)
+        tried += new
+        best = _best(search, tried, first)
+        if number == 0:
+            if leader is not None and _hopeless(search, best, leader.best, first):
+                return Searched(member, best, tried, False, [])
+            wanted = _around(best.setting, adapts, step=0.5)
+            continue
+        finalists = sorted(tried, key=lambda one: _rank(search, one, first))[:_FINALISTS]
+        for fold in every:
+            _try(search, member, inputs, [one for one in finalists if fold not in one.losses], fold)
+        best = _best(search, [one for one in tried if len(one.losses) == len(every)], every)
+        if not _at_edge(best.setting, tried, adapts):
+            break
+        wanted = _around(best.setting, adapts, step=1.0)
+    return Searched(member, best, tried, True, _at_edge(best.setting, tried, adapts))
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+_PROBE_STEP, _ADAPTER_STEP = 3 / 7, 1.0  # decades between learning rates of the first round
+
+
+def _first(adapts: bool) -> list[Setting]:
+    """Sixteen over three decades of learning rates: both of them, or with two weight decays."""
+    if adapts:
+        rates = [10.0**k for k in (-5, -4, -3, -2)]
+        return [Setting(head, own) for head, own in itertools.product(rates, rates)]
+    rates = [10 ** (-5 + k * _PROBE_STEP) for k in range(8)]
+    return [Setting(rate, rate, decay) for rate, decay in itertools.product(rates, _DECAYS)]
+
+
+def _around(best: Setting, adapts: bool, step: float) -> list[Setting]:
+    """The eight neighbours of a setting; half a step is between what was tried."""
+    moves = [move for move in itertools.product((-step, 0.0, step), repeat=2) if move != (0.0, 0.0)]
+    if adapts:
+        return [Setting(best.head_lr * 10**a, best.lr * 10**b, best.weight_decay) for a, b in moves]
+    found = [(best.head_lr * 10 ** (a * _PROBE_STEP), best.weight_decay * 10**b) for a, b in moves]
+    return [Setting(rate, rate, decay) for rate, decay in found]
+
+
+def _at_edge(best: Setting, tried: Sequence[Tried], adapts: bool) -> list[str]:
+    """Which learning rates of a setting no other exceeds, or none falls below."""
+    found = []
+    for name in ("head_lr", "lr") if adapts else ("head_lr",):
+        values = [getattr(one.setting, name) for one in tried]
+        if getattr(best, name) in (min(values), max(values)):
+            found.append(name)
+    return found
+
+
+# -- fits ------------------------------------------------------------------------------------------
+
+
+def _try(
+    search: Search, member: Member, inputs: Mapping[str, Tensor], tried: Sequence[Tried], fold: int
+) -> None:
+    """Fit all of these without a fold, and let them predict it; what was done before is kept."""
+    size = sum(parameter.numel() for parameter in member.task.trainables().values())
+    at_once = max(1, min(16, _NUMBERS // size))
+    validates = search.folds == fold
+    learns = torch.from_numpy(np.flatnonzero(~validates))
+    rest = torch.from_numpy(np.flatnonzero(validates))
+    labels = torch.from_numpy(search.labels)
+    mine, others = rows_of(inputs, learns), rows_of(inputs, rest)
+    for start in range(0, len(tried), at_once):
+        some = tried[start : start + at_once]
+        file = search.memory / f"{_digest(search, member, some, fold)}.safetensors"
+        kept = _recalled(file, len(some), len(rest))
+        if kept is None:
+            trained = fit_together(
+                member.task, mine, labels[learns], [one.setting for one in some],
+                epochs=search.epochs, batch_size=BATCH_SIZE, seed=search.seed,
+                after_step=partial(_after_step, search, len(some)),
+            )  # fmt: skip
+            logits_SvK = trained.logits(member.task, others)
+            kept = {
+                "predictions": logits_SvK.argmax(dim=-1).to(torch.int32),
+                "losses": _losses(logits_SvK, labels[rest]),
+            }
+            write_atomically(file, partial(save_file, kept))
+        else:
+            search.after(len(some))
+        for one, predictions, loss in zip(
+            some, kept["predictions"], kept["losses"].tolist(), strict=True
+        ):
+            one.predictions[validates] = predictions.numpy()
+            one.losses[fold] = loss
+
+
+def _after_step(search: Search, fits: int, done: int, steps: int) -> None:
+    search.after(fits / steps)
+
+
+def _losses(logits_SvK: Tensor, labels_v: Tensor) -> Tensor:
+    """Summed cross-entropy of each setting; infinite where a fit has come to nothing."""
+    found = [F.cross_entropy(logits, labels_v, reduction="sum") for logits in logits_SvK]
+    return torch.nan_to_num(torch.stack(found).double(), nan=math.inf)
+
+
+def _digest(search: Search, member: Member, some: Sequence[Tried], fold: int) -> str:
+    key = [
+        search.identity, member.candidate.name, [tuple(one.setting) for one in some], fold,
+        search.epochs, search.seed, BATCH_SIZE,
+        hashlib.sha256(np.stack([search.labels, search.folds]).tobytes()).hexdigest(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+
+
+def _recalled(file: Path, settings: int, pictures: int) -> dict[str, Tensor] | None:
+    try:
+        kept = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    fits = {"predictions": (settings, pictures), "losses": (settings,)}
+    return kept if {k: tuple(v.shape) for k, v in kept.items()} == fits else None
+
+
+# -- ranking ---------------------------------------------------------------------------------------
+
+
+def _rank(search: Search, one: Tried, folds: Sequence[int]) -> tuple[float, float]:
+    """The better the smaller: by pictures told, and among equals by the loss."""
+    right = one.right(search.labels, np.isin(search.folds, folds)).mean()
+    return -float(right), sum(one.losses[fold] for fold in folds)
+
+
+def _best(search: Search, tried: Sequence[Tried], folds: Sequence[int]) -> Tried:
+    return min(tried, key=lambda one: _rank(search, one, folds))
+
+
+def _hopeless(search: Search, one: Tried, leader: Tried, folds: Sequence[int]) -> bool:
+    """Whether it is behind by more than chance allows, picture by picture."""
+    among = np.isin(search.folds, folds)
+    gain = one.right(search.labels, among).astype(float) - leader.right(search.labels, among)
+    error = gain.std() / math.sqrt(len(gain))
+    return bool(gain.mean() + _HOPELESS * error < 0)

@@ -1,0 +1,185 @@
+"""Which pictures train, in which fold each validates, and which test; written down, and kept.
+
+Shapes: N pictures
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.image_table import TableRow, read_table
+from kora.adaptation.audit import Audit
+from kora.runs.durable import write_text
+
+__all__ = ["FOLDS", "Split", "split_for"]
+
+FOLDS = 5
+#: Share of the pictures of a class that test, where the folder has no test part.
+TEST_SHARE = 0.2
+
+
+class Split(NamedTuple):
+    """A split, and the file that keeps it.
+
+    Args:
+        file: `split_<n>.csv`; its paths begin at the folder of the pictures.
+        rows: Those that are used: training with a fold, validation, test.
+        made_test: The test part was drawn here.
+        notes: What there is to say, a sentence each.
+    """
+
+    file: Path
+    rows: list[TableRow]
+    made_test: bool
+    notes: list[str]
+
+    def of(self, part: str) -> list[TableRow]:
+        """The rows of a part, in order."""
+        return [row for row in self.rows if row.part == part]
+
+    def training(self) -> tuple[list[TableRow], NDArray[np.int64]]:
+        """The rows (n,) that train or validate, and the fold in which each validates.
+
+        Where the folder has a validation part, that is fold 0, and the rest -1: never.
+        """
+        rows = [row for row in self.rows if row.part != "test"]
+        if any(row.part == "val" for row in rows):
+            return rows, np.array([0 if row.part == "val" else -1 for row in rows])
+        return rows, np.array([row.fold for row in rows], dtype=np.int64)
+
+
+def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
+    """Split the pictures; those of an earlier call stay where they were.
+
+    Equal and nearly equal pictures are kept on one side. Without a test part, a fifth of each class
+    tests. Training pictures are dealt out to five folds, by class.
+    """
+    earlier = sorted(out.glob("split_*.csv"), key=lambda path: int(path.stem.split("_")[1]))
+    before = {row.path: row for row in read_table(earlier[-1])} if earlier else {}
+    made_test = not any(row.part == "test" for row in audit.rows)
+    notes: list[str] = []
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place, number in enumerate(audit.group.tolist()):
+        groups[number].append(place)
+    order = sorted(groups.values(), key=lambda places: _draw(audit, places, seed))
+    part = _parts(audit, order, before, made_test=made_test)
+    leaking = [p for p in range(len(audit.rows)) if part[p] == "leak"]
+    if leaking:
+        notes.append(
+            f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test "
+            f"pictures, such as {audit.rows[leaking[0]].path}."
+        )
+    folds = _folds(audit, order, part, before)
+    rows = [
+        row._replace(part=part[p], fold=folds.get(p))
+        for p, row in enumerate(audit.rows)
+        if part[p] != "leak"
+    ]
+    new = sum(row.path not in before for row in rows)
+    if before:
+        gone = len(before.keys() - {row.path for row in audit.rows})
+        if new or gone:
+            notes.append(
+                f"Since the last call {new} pictures came and {gone} went; all others stay in the "
+                "part where they were."
+            )
+        same = [before.get(row.path) for row in rows] == rows and len(before) == len(rows)
+        if same:
+            return Split(earlier[-1], rows, made_test, notes)
+    file = out / f"split_{len(earlier) + 1}.csv"
+    write_text(file, _as_csv(rows))
+    return Split(file, rows, made_test, notes)
+
+
+def _draw(audit: Audit, places: Sequence[int], seed: int) -> bytes:
+    """A place in the order of the draw, which does not change when pictures are added."""
+    first = min(audit.seen[place].sha256 for place in places)
+    return hashlib.sha256(f"{seed} {first}".encode()).digest()
+
+
+def _parts(
+    audit: Audit, order: Sequence[Sequence[int]], before: dict[str, TableRow], *, made_test: bool
+) -> list[str]:
+    """Of each picture: train, val, test, or `leak`, which a test picture has for a twin."""
+    part = [row.part for row in audit.rows]
+    if made_test:
+        part = [before[r.path].part if r.path in before else r.part for r in audit.rows]
+        counts = Counter(row.label for row in audit.rows)
+        wanted = {label: max(1, round(TEST_SHARE * count)) for label, count in counts.items()}
+        has = Counter(r.label for r, p in zip(audit.rows, part, strict=True) if p == "test")
+        kept = dict(counts)  # pictures of a class that do not test
+        for label, count in has.items():
+            kept[label] -= count
+        for places in order:
+            known = {part[p] for p in places} & {"train", "val", "test"}
+            mine = Counter(audit.rows[p].label for p in places)
+            fits = not known and all(
+                has[label] + count <= wanted[label] and kept[label] - count >= 1
+                for label, count in mine.items()
+            )
+            side = "test" if fits or known == {"test"} else "train"
+            for p in places:
+                if not part[p]:
+                    part[p] = side
+                    if side == "test":
+                        has[audit.rows[p].label] += 1
+                        kept[audit.rows[p].label] -= 1
+    part = [p or "train" for p in part]
+    for places in order:
+        if any(part[p] == "test" for p in places):
+            for p in places:
+                if part[p] != "test":
+                    part[p] = "leak"
+    return part
+
+
+def _folds(
+    audit: Audit, order: Sequence[Sequence[int]], part: Sequence[str], before: dict[str, TableRow]
+) -> dict[int, int]:
+    """The fold of each training picture: of each class the least filled one, whole groups at once.
+
+    Nothing has a fold where the folder has a validation part.
+    """
+    if "val" in part:
+        return {}
+    fold: dict[int, int] = {}
+    filled: dict[str, list[int]] = defaultdict(lambda: [0] * FOLDS)
+    total = [0] * FOLDS
+
+    def put(place: int, number: int) -> None:
+        fold[place] = number
+        filled[audit.rows[place].label][number] += 1
+        total[number] += 1
+
+    for place, row in enumerate(audit.rows):
+        known = before.get(row.path)
+        if part[place] == "train" and known is not None and known.fold is not None:
+            put(place, known.fold)
+    for places in order:
+        mine = [p for p in places if part[p] == "train"]
+        new = [p for p in mine if p not in fold]
+        if not new:
+            continue
+        there = [fold[p] for p in mine if p in fold]
+        counts = filled[audit.rows[new[0]].label]
+        number = there[0] if there else min(range(FOLDS), key=lambda n: (counts[n], total[n]))
+        for p in new:
+            put(p, number)
+    return fold
+
+
+def _as_csv(rows: Sequence[TableRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(TableRow._fields)
+    writer.writerows(("" if value is None else value for value in row) for row in rows)
+    return text.getvalue()

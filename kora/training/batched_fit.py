@@ -1,0 +1,162 @@
+"""Many fits of one task at once, on inputs that were kept of a frozen pass.
+
+For strategies that never change the backbone. All fits see the same batches in the same order, and
+differ in their learning rates and weight decay: their tensors lie stacked, and one pass serves all.
+
+Shapes: S settings, n images, B images a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.optim import AdamW
+
+from datamodules.sampling import EpochShuffle
+from kora.backbone.frozen_inputs import Inputs
+from kora.tasks import ClassificationTask
+from kora.tasks.callbacks import flushed
+from kora.tasks.optim import fuse_on_cpu, parameter_groups, schedule_factor
+
+__all__ = ["Setting", "Trained", "fit_together", "rows_of"]
+
+
+class Setting(NamedTuple):
+    """What one of the fits trains with: AdamW's learning rates and weight decay.
+
+    Args:
+        head_lr: Of the head.
+        lr: Of the adapter, where it has anything to train.
+        weight_decay: Of both.
+    """
+
+    head_lr: float
+    lr: float
+    weight_decay: float = 0.01
+
+
+class Trained(NamedTuple):
+    """The tensors of all fits, (S, ...) each, by their names in the task."""
+
+    tensors: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def logits(self, task: ClassificationTask, inputs: Inputs, *, at_once: int = 512) -> Tensor:
+        """What each of them says of n images, (S, n, K)."""
+        count = len(next(iter(inputs.values())))
+        was_training = task.training
+        task.eval()
+        try:
+            parts = [
+                _each(task, self.tensors, rows_of(inputs, slice(start, start + at_once)))
+                for start in range(0, count, at_once)
+            ]
+        finally:
+            task.train(was_training)
+        return torch.cat(parts, dim=1)
+
+
+def fit_together(
+    task: ClassificationTask,
+    inputs: Inputs,
+    labels: Tensor,
+    settings: Sequence[Setting],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    after_step: Callable[[int, int], object] = lambda done, steps: None,
+) -> Trained:
+    """Train a task with every setting, each from the task's own tensors, which stay as they are.
+
+    Order of the images, schedule and loss are those of `kora fit` with this seed, on one process.
+
+    Args:
+        task: Built; its strategy has a `frozen_pass`.
+        inputs: What it reads of n training images.
+        labels: (n,), of each.
+        settings: One for each fit.
+        epochs: How often each image is seen.
+        batch_size: B, images a step.
+        seed: Of the order.
+        after_step: Is given the steps that are done, and all.
+
+    Raises:
+        ValueError: The strategy has a regulariser, which is not supported here.
+    """
+    if task.adapter.penalty() is not None:
+        raise ValueError(f"{task.label} has a regulariser: train it with kora fit.")
+    stacked = {
+        name: parameter.detach().expand(len(settings), *parameter.shape).clone().requires_grad_()
+        for name, parameter in task.trainables().items()
+    }
+    undecayed = {f"adapter.{name}" for name in task.backbone.model.no_weight_decay()}
+    members = [
+        # Views: the optimiser of each fit moves its part of the stacked tensors.
+        {name: nn.Parameter(tensor.detach()[place]) for name, tensor in stacked.items()}
+        for place in range(len(settings))
+    ]
+    optimizers = [
+        fuse_on_cpu(
+            AdamW(
+                parameter_groups(mine, head_lr=setting.head_lr, undecayed=undecayed),
+                lr=setting.lr,
+                weight_decay=setting.weight_decay,
+            )
+        )
+        for mine, setting in zip(members, settings, strict=True)
+    ]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    batches = -(-len(labels) // batch_size)
+    steps = epochs * batches
+    factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
+    order = EpochShuffle(len(labels), seed=seed)
+    was_training = task.training
+    task.train()
+    try:
+        with flushed(labels.device):
+            for epoch in range(epochs):
+                order.set_epoch(epoch)
+                for at, places in enumerate(torch.split(torch.tensor(list(order)), batch_size)):
+                    step = epoch * batches + at
+                    logits_SBK = _each(task, stacked, rows_of(inputs, places))
+                    target_SB = labels[places].expand(len(settings), -1)
+                    losses = F.cross_entropy(
+                        logits_SBK.flatten(0, 1), target_SB.flatten(),
+                        label_smoothing=task.label_smoothing, reduction="sum",
+                    )  # fmt: skip
+                    torch.autograd.backward(losses / len(places))
+                    for place, (optimizer, own) in enumerate(zip(optimizers, rates, strict=True)):
+                        for group, rate in zip(optimizer.param_groups, own, strict=True):
+                            group["lr"] = rate * factor(step)
+                        for name, parameter in members[place].items():
+                            grad = stacked[name].grad
+                            parameter.grad = None if grad is None else grad[place]
+                        optimizer.step()
+                    for tensor in stacked.values():
+                        tensor.grad = None
+                    after_step(step + 1, steps)
+    finally:
+        task.train(was_training)
+    return Trained({name: tensor.detach() for name, tensor in stacked.items()})
+
+
+def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
+    """The inputs of some images."""
+    return {name: tensor[places] for name, tensor in inputs.items()}
+
+
+def _each(task: ClassificationTask, stacked: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Logits (S, B, K) of the same images by every fit."""
+
+    def one(tensors: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = functional_call(task, tensors, (inputs,))
+        return logits
+
+    found: Tensor = vmap(one, randomness="different")(dict(stacked))
+    return found
