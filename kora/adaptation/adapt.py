@@ -7,16 +7,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import timm
 import torch
-from safetensors import SafetensorError, safe_open
 
 from datamodules.image_table import ImageTable
 from datamodules.locks import acquired, lock_at
@@ -31,7 +28,7 @@ from kora.adaptation.report import Report, write_report
 from kora.adaptation.runs import Setup, run_of
 from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched
 from kora.adaptation.split import Split, split_for
-from kora.backbone.vit import Backbone
+from kora.backbone.vit import Backbone, usual_size
 from kora.console.say import say
 from kora.feature_cache.cache import FeatureCache
 from kora.runs.durable import expand
@@ -170,7 +167,7 @@ class _Whole:
         self.layout, self.home, self.seed, self.stop = layout, home, seed, stop
         self.minutes = minutes
         source = "pretrained" if weights is None else str(expand(weights).absolute())
-        size = _image_size(backbone, source)
+        size = usual_size(backbone, source, most=_SIDE)
         self.arguments = {"name": backbone, "weights": source, "image_size": size}
         self.backbone = Backbone(backbone, weights=source, image_size=size)  # or says what lacks
         self.backbone.to(named_device("auto"))
@@ -410,21 +407,3 @@ def _behind(mine: Sequence[Through], best: float, pictures: int) -> bool:
     own = max(one.accuracy for one in mine)
     error = math.sqrt((own * (1 - own) + best * (1 - best)) / pictures)
     return own + _MARGIN * error < best
-
-
-def _image_size(backbone: str, weights: str) -> int | None:
-    """Pixels a side: those of the weights, but no more than about 224; None: as timm has it."""
-    if not timm.is_model(backbone):
-        return None  # the backbone says what is wrong
-    cfg = timm.get_pretrained_cfg(backbone)
-    native = _SIDE if cfg is None else int(cfg.input_size[-1])
-    with torch.device("meta"):
-        embed: Any = timm.create_model(backbone, num_classes=0)
-    patch = getattr(getattr(embed, "patch_embed", None), "patch_size", None)
-    if patch is None:
-        return None
-    if weights != "pretrained":
-        with suppress(OSError, SafetensorError), safe_open(weights, framework="pt") as file:
-            if "pos_embed" in file.keys():  # noqa: SIM118
-                native = math.isqrt(file.get_slice("pos_embed").get_shape()[1]) * int(patch[0])
-    return min(native, _SIDE // int(patch[0]) * int(patch[0]))

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
 from kora.backbone.images import chosen_normalisation, resized
-from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable
+from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable, tokens_in
 
-__all__ = ["Backbone", "Features", "Level"]
+__all__ = ["Backbone", "Features", "Level", "usual_size"]
 
 
 class Level(NamedTuple):
@@ -319,6 +319,27 @@ class Backbone(nn.Module):
         chosen = tuple(taken[number] for number in levels)  # in the order of the question
         layers = None if self.layer_summaries is None else self.layer_summaries.taken()
         return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
+
+
+def usual_size(name: str, weights: str, *, most: int) -> int | None:
+    """Pixels a side at which these weights run: as they were trained, but at most about `most`.
+
+    None: as timm has it, or there is no such model.
+    """
+    if not timm.is_model(name):
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    native = most if cfg is None else int(cfg.input_size[-1])
+    with torch.device("meta"):
+        embed = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch is None:
+        return None
+    if weights != "pretrained":
+        tokens = tokens_in(Path(os.path.expandvars(weights)).expanduser())
+        if tokens is not None:
+            native = math.isqrt(tokens) * int(patch[0])
+    return min(native, most // int(patch[0]) * int(patch[0]))
 
 
 #: Pixels a side: vit_tiny then has 262,144 tokens of patches, which no attention bears.

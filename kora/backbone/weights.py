@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-__all__ = ["by_hand", "is_reachable", "load_file_exactly", "require_fetchable"]
+__all__ = ["by_hand", "is_reachable", "load_file_exactly", "require_fetchable", "tokens_in"]
 
 
 def load_file_exactly(model: Any, name: str, path: Path) -> None:
@@ -72,6 +72,18 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
             "Set model.backbone.name to the architecture that the file was saved from."
         )
     model.load_state_dict(state)
+
+
+def tokens_in(path: Path) -> int | None:
+    """Tokens that have a position embedding in a file of weights; None where it has none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "pos_embed" not in list(file.keys()):
+                return None
+            shape: list[int] = file.get_slice("pos_embed").get_shape()
+    except (OSError, SafetensorError):
+        return None  # whoever loads it says what is wrong
+    return shape[1] if len(shape) == 3 else None
 
 
 def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
