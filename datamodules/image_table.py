@@ -73,7 +73,7 @@ def read_table(file: Path) -> list[TableRow]:
     try:
         return [_row(file, reader.line_num, fields) for fields in reader]
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}. Correct it.") from error
+        raise ValueError(f"{file}, after line {reader.line_num}: {error}. Correct it.") from error
 
 
 def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +144,8 @@ def look_at(
             stamp = (stat.st_size, stat.st_mtime_ns)
             if before is not None and before.stamp == stamp:
                 return before
+            if not S_ISREG(stat.st_mode):  # a pipe would be waited for without an end
+                return Seen(stamp, why="it is no file")
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             image = recipe.open(path)
         except UnreadableImageError as error:
@@ -166,11 +169,12 @@ def look_at(
 def _recalled(memory: Path) -> dict[str, Seen]:
     """What an earlier call saw; nothing of a file that cannot be read."""
     known: dict[str, Seen] = {}
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         for path, told in json.loads(memory.read_text(encoding="utf-8")).items():
             size = told["size"] and (int(told["size"][0]), int(told["size"][1]))
             stamp = (int(told["stamp"][0]), int(told["stamp"][1]))
-            known[path] = Seen(stamp, told["sha256"], size, told["thumbnail"], told["why"])
+            if size is None or len(base64.b64decode(told["thumbnail"])) == _SIDE * _SIDE:
+                known[path] = Seen(stamp, told["sha256"], size, told["thumbnail"], told["why"])
     return known
 
 

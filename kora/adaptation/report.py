@@ -119,22 +119,21 @@ class Report:
         base = read_results(self.runs[self.chosen]).baselines
         guess = max(base[kind]["accuracy"] for kind in ("chance", "majority") if kind in base)
         text = (
-            f"{self.chosen} tells the {len(self.classes)} classes apart in {accuracy:.1%} of "
-            f"{images:,} test pictures (95 % interval {low:.1%} to {high:.1%}; guessing {guess:.1%}"
+            f"{self.chosen} tells the {len(self.classes)} classes apart in {_percent(accuracy)} of "
+            f"{images:,} test pictures (95 % interval {_percent(low)} to {_percent(high)}; "
+            f"guessing {_percent(guess)}"
         )
         if self.lead is None:
-            return (text + "). No other strategy was better by validation.").replace("%", " %")
+            return f"{text}). No other strategy was better by validation."
         gain, below, above, p = self.lead
         labels, theirs = self._outcome(self.probe)
-        text += f"; a linear probe {(labels == theirs).mean():.1%}). "
+        text += f"; a linear probe {_percent((labels == theirs).mean())}). "
         points = f"{100 * gain:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
         if p < _LEVEL and gain > 0:
-            text += f"Its lead over the linear probe, {points}, is more than chance."
-        elif p < _LEVEL:
-            text += f"The linear probe is ahead on the test pictures: {points}."
-        else:
-            text += f"Its difference from the linear probe, {points}, may be chance."
-        return text.replace("%", " %").replace("  %", " %")
+            return f"{text}Its lead over the linear probe, {points}, is more than chance."
+        if p < _LEVEL:
+            return f"{text}The linear probe is ahead on the test pictures: {points}."
+        return f"{text}Its difference from the linear probe, {points}, may be chance."
 
     @cached_property
     def by_class(self) -> list[dict[str, Any]]:
@@ -200,7 +199,8 @@ class Report:
                 weak.append((share, name, wrong))
         worst = [one for one in sorted(weak) if one[0] < 0.9][:3]
         return [
-            f"{name} ({share:.0%} told{f', often taken for {self.classes[w[0][0]]}' if w else ''})"
+            f"{name} ({100 * share:.0f} % told"
+            f"{f', often taken for {self.classes[w[0][0]]}' if w else ''})"
             for share, name, w in worst
         ]
 
@@ -247,6 +247,10 @@ class Report:
             ("take it elsewhere", f"kora export {run} --format onnx"),
             ("go on with more minutes", f"{self.command} --minutes 60"),
         ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _remark(one: Searched) -> str:

@@ -101,17 +101,12 @@ def fit_together(
         {name: nn.Parameter(tensor.detach()[place]) for name, tensor in stacked.items()}
         for place in range(len(settings))
     ]
-    optimizers = [
-        fuse_on_cpu(
-            AdamW(
-                parameter_groups(mine, head_lr=setting.head_lr, undecayed=undecayed),
-                lr=setting.lr,
-                weight_decay=setting.weight_decay,
-            )
-        )
-        for mine, setting in zip(members, settings, strict=True)
-    ]
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    groups = []
+    for mine, setting in zip(members, settings, strict=True):
+        for group in parameter_groups(mine, head_lr=setting.head_lr, undecayed=undecayed):
+            groups.append({"lr": setting.lr, "weight_decay": setting.weight_decay, **group})
+    optimizer = fuse_on_cpu(AdamW(groups))
+    rates = [group["lr"] for group in optimizer.param_groups]
     batches = -(-len(labels) // batch_size)
     steps = epochs * batches
     factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
@@ -131,13 +126,12 @@ def fit_together(
                         label_smoothing=task.label_smoothing, reduction="sum",
                     )  # fmt: skip
                     torch.autograd.backward(losses / len(places))
-                    for place, (optimizer, own) in enumerate(zip(optimizers, rates, strict=True)):
-                        for group, rate in zip(optimizer.param_groups, own, strict=True):
-                            group["lr"] = rate * factor(step)
-                        for name, parameter in members[place].items():
-                            grad = stacked[name].grad
-                            parameter.grad = None if grad is None else grad[place]
-                        optimizer.step()
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor(step)
+                    for name, tensor in stacked.items():
+                        for place, mine in enumerate(members):
+                            mine[name].grad = None if tensor.grad is None else tensor.grad[place]
+                    optimizer.step()
                     for tensor in stacked.values():
                         tensor.grad = None
                     after_step(step + 1, steps)
@@ -153,10 +147,25 @@ def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
 
 def _each(task: ClassificationTask, stacked: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
     """Logits (S, B, K) of the same images by every fit."""
+    module = _AdapterAndHead(task)
 
     def one(tensors: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = functional_call(task, tensors, (inputs,))
+        logits: Tensor = functional_call(module, tensors, (inputs,))
         return logits
 
     found: Tensor = vmap(one, randomness="different")(dict(stacked))
     return found
+
+
+class _AdapterAndHead(nn.Module):
+    """What of a task trains: to look through the whole backbone at every step takes its time."""
+
+    def __init__(self, task: ClassificationTask) -> None:
+        super().__init__()
+        self.adapter, self.head = task.adapter, task.head
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """As the task says of inputs that were kept."""
+        assert self.head is not None, "the task is built"
+        logits: Tensor = self.head(self.adapter.frozen_pass().features(inputs))
+        return logits

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kora.backbone.vit import Backbone
+from kora.backbone.vit import Backbone, usual_size
 from tests.support.factory import FAMILIES, LIVE, family, nano
 
 
@@ -275,3 +278,24 @@ def test_the_calls_follow_what_is_hooked_into_the_twin_and_not_the_backbone() ->
     backbone.calls(prepare)
     assert seen == [(1, 3, 128)]
     assert not backbone.model.blocks[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("vit_small_patch14_dinov2", (1, 1 + 5 * 5, 8), 70),
+        ("vit_small_patch14_dinov2", (1, 1 + 37 * 37, 8), 224),
+        ("vit_tiny_patch16_224", None, 224),
+        ("vit_small_patch14_dinov2", None, 224),
+        ("vit_nano", None, 64),
+        ("no_such_model", None, None),
+    ],
+)
+def test_weights_run_at_their_own_size_or_the_largest_that_is_wished(
+    name: str, shape: tuple[int, ...] | None, expected: int | None, tmp_path: Path
+) -> None:
+    weights = "pretrained"
+    if shape is not None:
+        weights = str(tmp_path / "w.safetensors")
+        save_file({"pos_embed": torch.zeros(shape)}, weights)
+    assert usual_size(name, weights, most=224) == expected

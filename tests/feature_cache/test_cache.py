@@ -123,6 +123,25 @@ def test_a_test_after_it_reads_images(folder: str) -> None:
     assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
+def test_a_test_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    data = scenes(num_workers=1)
+    _, trainer = fitted(task, data)
+    plain = trainer.test(task, datamodule=data, verbose=False)[0]
+    assert len(list(Path(folder).iterdir())) == 2, "training and validation"
+    with torch.no_grad():
+        images = scenes().images("test", range(13))
+        inputs = {"pooled": task.backbone(images).pooled}
+    task.feature_cache.put(task, trainer, "test", inputs)
+    passes: list[int] = []
+    task.backbone.register_forward_hook(lambda *_: passes.append(1))
+    assert trainer.test(task, datamodule=data, verbose=False)[0] == pytest.approx(plain, abs=1e-4)
+    assert len(passes) <= 1, "some images are compared with their rows"
+    assert [one.split for one in task.feature_cache.splits] == ["train", "val", "test"]
+    images_again = next(iter(data.test_dataloader()))
+    assert "image" in images_again, "they are given back"
+
+
 @pytest.mark.parametrize("head", [LinearDepth, lambda: LinearDepth(levels=1, cls=False)])
 @pytest.mark.parametrize("flip_tta", [False, True])
 def test_depth_keeps_the_tokens_that_its_head_reads(head: Any, flip_tta: bool, folder: str) -> None:

@@ -1,0 +1,255 @@
+"""kora adapt as a whole: from a folder of pictures to a model, a sentence and a page."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import kora as package
+from kora.adaptation import adapt as module
+from kora.adaptation.adapt import Adapted, StoppedError, adapt
+from kora.adaptation.report import wilson
+from kora.runs.processes import Stop
+from kora.runs.results import read_results
+from tests.support.cli import kora
+from tests.support.pictures import CLASSES, write_pictures
+
+pytestmark = pytest.mark.runs
+
+NANO = {"backbone": "vit_nano"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_fits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("kora.adaptation.search._MOST", 25)
+        yield
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("adapt")
+    write_pictures(place / "photos", 15)
+    return place
+
+
+@pytest.fixture(scope="module")
+def result(work: Path) -> Adapted:
+    found = adapt(work / "photos", out=work / "out", **NANO)
+    assert found is not None
+    return found
+
+
+def test_the_best_by_validation_is_tested_once_beside_the_linear_probe(result: Adapted) -> None:
+    runs = [read_results(p.parent) for p in sorted(result.folder.glob("*/seed0/*/results.json"))]
+    names = {run.strategy for run in runs}
+    assert names == {result.strategy, "LinearProbe"}
+    (mine,) = (run for run in runs if run.strategy == result.strategy)
+    assert mine.metrics["test/accuracy"] == pytest.approx(result.accuracy)
+    assert mine.protocol["sizes"] == {"train": 48, "val": 0, "test": 12}
+    low, high = result.interval
+    assert low < result.accuracy < high
+    with (result.folder / "search.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["folds"] == "5"]
+    best = max(rows, key=lambda row: float(row["accuracy"]))
+    best_of = dict.fromkeys((row["strategy"] for row in rows), 0.0)
+    for row in rows:
+        best_of[row["strategy"]] = max(best_of[row["strategy"]], float(row["accuracy"]))
+    assert best_of[result.strategy] == float(best["accuracy"])
+
+
+def test_the_sentence_has_the_interval_the_probe_and_chance(result: Adapted) -> None:
+    assert re.match(
+        rf"{result.strategy} tells the 4 classes apart in [\d.]+ % of 12 test pictures "
+        r"\(95 % interval [\d.]+ % to [\d.]+ %; guessing 25.0 %",
+        result.sentence,
+    )
+    assert ("linear probe" in result.sentence) == (result.strategy != "LinearProbe")
+
+
+def test_the_page_needs_no_network_and_shows_what_was_found(result: Adapted) -> None:
+    page = result.page.read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert result.sentence in page.replace("&#39;", "'")
+    for heading in ("Use it", "What would help most", "What was tried", "Classes, the hardest"):
+        assert f"<h2>{heading}" in page
+    assert all(name in page for name in CLASSES)
+    assert page.count("data:image/png;base64,") == 1
+    wrong = round((1 - result.accuracy) * 12)
+    assert page.count("data:image/jpeg;base64,") == wrong
+
+
+def test_the_model_predicts_as_the_run_was_tested(result: Adapted, work: Path) -> None:
+    splits = list(csv.DictReader((result.folder / "split_1.csv").open()))
+    tests = [row for row in splits if row["part"] == "test"]
+    said = result.model.predict([work / "photos" / row["path"] for row in tests])
+    right = sum(p.name == row["label"] for p, row in zip(said, tests, strict=True))
+    assert right / len(tests) == pytest.approx(result.accuracy)
+
+
+def test_what_it_made_are_ordinary_runs(
+    result: Adapted, work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = kora(capfd, "compare", result.folder)
+    assert told.code == 0
+    assert "LinearProbe" in told.out
+    out = work / "predictions"
+    assert kora(capfd, "predict", result.run, "--images", work / "photos", "--out", out).code == 0
+    told = kora(capfd, "export", result.run, "--format", "onnx", "--out", work / "onnx")
+    assert told.code == 0, told.err
+    config = yaml.safe_load((result.folder / f"configs/{result.strategy}.yaml").read_text())
+    assert config["data"]["class_path"] == "datamodules.ImageTable"
+
+
+def test_the_runs_read_kept_features_and_no_picture(result: Adapted) -> None:
+    record = read_results(result.run).feature_cache
+    assert record is not None
+    assert record["splits"] == ["train", "test"]
+    assert record["images_computed"] == 0
+    log = (result.folder / f"logs/{result.strategy}.log").read_text()
+    assert "feature cache, test: 12 images" in log
+
+
+def test_called_again_it_computes_nothing(
+    result: Adapted, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    read = module.SharedPass.read
+    fits: list[Any] = []
+
+    def counted(self: Any, images: torch.Tensor) -> Any:
+        passed.append(int(images.any()))  # what is timed is black
+        return read(self, images)
+
+    monkeypatch.setattr(module.SharedPass, "read", counted)
+    monkeypatch.setattr("kora.adaptation.search.fit_together", lambda *a, **o: fits.append(a))
+    again = adapt(work / "photos", out=work / "out", **NANO)
+    assert again is not None
+    assert (again.run, again.sentence) == (result.run, result.sentence)
+    assert (sum(passed), fits) == (0, [])
+
+
+def test_a_dry_run_says_what_and_how_long_and_trains_nothing(
+    work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = kora(capfd, "adapt", work / "photos", "--backbone", "vit_nano", "--dry-run",
+                "--out", work / "dry", "--minutes", "100000")  # fmt: skip
+    assert told.code == 0, told.err
+    assert "60 pictures of 4 classes, 15 each." in told.out
+    assert "48 pictures to train in five folds, 12 to test (drawn here)" in told.out
+    for words in ("one pass of the frozen backbone", "MultiLayerProbe (reads six layers), 120 fits",
+                  "LoRA-layers (LoRA, and six layers): ", "as the minutes allow"):  # fmt: skip
+        assert words in told.out
+    assert {path.name for path in (work / "dry").iterdir()} == {
+        ".lock", "pictures.json", "split_1.csv",
+    }  # fmt: skip
+
+
+def test_with_minutes_it_tries_what_trains_through_the_backbone(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fits are short here, and what is ahead by validation is taken."""
+    shutil.copytree(work / "out", tmp_path / "out")
+    monkeypatch.setattr(module, "THROUGH_EPOCHS", 1)
+    monkeypatch.setattr(module, "_THROUGH_SETTINGS", module._THROUGH_SETTINGS[:1])
+    monkeypatch.setattr(module, "THROUGH", module.THROUGH[:1])
+    monkeypatch.setattr(module, "_chosen", lambda search, best, tried: module._Choice(
+        tried[0].candidate, tried[0].setting, True))  # fmt: skip
+    found = adapt(work / "photos", out=tmp_path / "out", minutes=500, **NANO)
+    assert found is not None
+    assert found.strategy == "LoRA-layers"
+    (trial,) = (tmp_path / "out_trials").glob("LoRA-layers/seed0/version_0")
+    told = read_results(trial)
+    assert "test/accuracy" not in told.metrics
+    assert told.protocol["val_fold"] == 0
+    assert "LoRA-layers" in found.page.read_text()
+    assert read_results(found.run).protocol["sizes"]["val"] == 0
+
+
+def test_more_pictures_use_what_was_passed(
+    result: Adapted, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(work / "photos", tmp_path / "photos")
+    shutil.copytree(work / "out", tmp_path / "out")
+    write_pictures(tmp_path / "photos", 5, first=15)
+    passed: list[int] = []
+    read = module.SharedPass.read
+
+    def counted(self: Any, images: torch.Tensor) -> Any:
+        passed.append(len(images) if images.any() else 0)
+        return read(self, images)
+
+    monkeypatch.setattr(module.SharedPass, "read", counted)
+    found = adapt(tmp_path / "photos", out=tmp_path / "out", **NANO)
+    assert found is not None
+    assert sum(passed) == 20
+    assert (tmp_path / "out/split_2.csv").is_file()
+    assert read_results(found.run).protocol["sizes"] == {"train": 64, "val": 0, "test": 16}
+    assert read_results(tmp_path / "out" / result.run.relative_to(result.folder)).finished
+
+
+def test_a_signal_ends_it_between_two_steps_and_nothing_is_lost(work: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Late(Stop):
+        @property
+        def signal(self) -> int | None:
+            seen.append(1)
+            return signal.SIGINT if len(seen) > 100 else None
+
+        @signal.setter
+        def signal(self, value: int | None) -> None: ...
+
+    stop = Late()
+    with pytest.raises(StoppedError, match=r"stopped\. The same command goes on from here"):
+        adapt(work / "photos", out=tmp_path / "out", stop=stop, **NANO)
+    assert list((tmp_path / "out/features").glob("*/part_*.safetensors"))
+
+
+BAD = [
+    ({"minutes": 0}, "--minutes 0: expected a number above 0"),
+    ({"backbone": "vit_nanoo"}, "has no model 'vit_nanoo'. Did you mean vit_nano"),
+    ({"weights": "none.safetensors"}, "Weights file .*none.safetensors does not exist"),
+    ({"backbone": "vit_tiny_patch16_224"}, "pretrained weights of 'vit_tiny_patch16_224'"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), BAD)
+def test_what_cannot_work_is_told_before_a_picture_is_opened(
+    options: dict[str, Any], expected: str, work: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "look_at", lambda *a, **o: pytest.fail("looked"))
+    monkeypatch.setattr("kora.backbone.weights.is_reachable", lambda *a, **o: False)
+    with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=expected):
+        adapt(work / "photos", out=tmp_path / "out", **{**NANO, **options})
+
+
+def test_two_at_once_in_one_folder_are_refused(work: Path, tmp_path: Path) -> None:
+    lock = module.lock_at(tmp_path / ".lock")
+    assert module.acquired(lock, timeout_s=0)
+    try:
+        with pytest.raises(RuntimeError, match="another kora adapt is at work there"):
+            adapt(work / "photos", out=tmp_path, **NANO)
+    finally:
+        lock.release()
+
+
+def test_it_is_a_function_of_the_package(work: Path, tmp_path: Path) -> None:
+    assert package.adapt is adapt
+    assert package.adapt(work / "photos", out=tmp_path, dry_run=True, **NANO) is None
+
+
+def test_the_interval_is_wilsons() -> None:
+    # scipy.stats.binomtest(8, 10).proportion_ci(method="wilson") of SciPy 1.15
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
+    assert (wilson(0, 5)[0], wilson(5, 5)[1]) == (0, 1)

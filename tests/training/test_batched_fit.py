@@ -1,0 +1,94 @@
+"""Many fits at once are the same fits one after another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from datamodules import Synthetic
+from kora.adapters import KoRA, LinearProbe, MultiLayerProbe, PaperForm, Strategy
+from kora.backbone.frozen_inputs import is_read
+from kora.feature_cache.rules import head_reads
+from kora.tasks import ClassificationTask
+from kora.training.batched_fit import Setting, fit_together
+from tests.support.families import tiny
+from tests.support.two_ranks import QUIET
+
+SETTINGS = [Setting(1e-2, 1e-3, 0.1), Setting(1e-3, 1e-2, 0.0), Setting(3e-3, 3e-3, 0.5)]
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "LinearProbe": LinearProbe,
+    "MultiLayerProbe": lambda: MultiLayerProbe(cls_blocks=[-2, -1], mean_blocks=[-1]),
+    "KoRA-side": lambda: KoRA(PaperForm(4, inject=False), 4),
+}
+
+
+def data() -> Synthetic:
+    return Synthetic(
+        image_size=32, seed=3, train_images=40, test_images=13, val_fraction=0, batch_size=9
+    )
+
+
+def built(strategy: Strategy) -> ClassificationTask:
+    backbone = tiny("tiny_vit")  # draws from a seed of its own, once
+    torch.manual_seed(2)
+    task = ClassificationTask(backbone, strategy, num_classes=12)
+    task.build()
+    return task
+
+
+def inputs_of(task: ClassificationTask, images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        found = task.adapter.frozen_pass().inputs(task.backbone, images)
+    return {name: it for name, it in found.items() if is_read(name, head_reads(task))}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_each_is_the_fit_that_lightning_makes(name: str) -> None:
+    images = data()
+    images.setup("fit")
+    task = built(STRATEGIES[name]())
+    pixels = images.images("train", range(40))
+    inputs, labels = inputs_of(task, pixels), torch.from_numpy(images.labels("train"))
+    before = copy.deepcopy(dict(task.trainables()))
+    found = fit_together(task, inputs, labels, SETTINGS, epochs=3, batch_size=9, seed=3)
+    assert all(torch.equal(before[key], it) for key, it in task.trainables().items())
+    logits = found.logits(task, inputs)
+    assert logits.shape == (3, 40, 12)
+    for place, setting in enumerate(SETTINGS):
+        one = built(STRATEGIES[name]())
+        one.head_lr = setting.head_lr
+        one.optimizer = lambda groups, s=setting: torch.optim.AdamW(
+            groups, lr=s.lr, weight_decay=s.weight_decay
+        )
+        Trainer(**{**QUIET, "max_epochs": 3}).fit(one, datamodule=data())
+        for key, tensor in one.trainables().items():
+            torch.testing.assert_close(found.tensors[key][place], tensor, rtol=0, atol=1e-5)
+        with torch.no_grad():
+            alone = one.eval()(inputs)
+        torch.testing.assert_close(logits[place], alone, rtol=0, atol=1e-4)
+
+
+def test_the_steps_are_counted() -> None:
+    task, seen = built(LinearProbe()), []
+    fit_together(
+        task, {"pooled": torch.randn(10, 32)}, torch.zeros(10, dtype=torch.int64), SETTINGS[:1],
+        epochs=2, batch_size=4, seed=0, after_step=lambda done, steps: seen.append((done, steps)),
+    )  # fmt: skip
+    assert seen == [(number, 6) for number in range(1, 7)]
+
+
+def test_a_regulariser_is_refused() -> None:
+    class Pulled(LinearProbe):
+        def penalty(self) -> Tensor:
+            return torch.zeros(())
+
+    with pytest.raises(ValueError, match="Pulled has a regulariser: train it with kora fit"):
+        fit_together(
+            built(Pulled()), {"pooled": torch.randn(4, 32)}, torch.zeros(4, dtype=torch.int64),
+            SETTINGS, epochs=1, batch_size=4, seed=0,
+        )  # fmt: skip
