@@ -19,7 +19,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import FileDataset, image_suffixes, unreadable, visible_files
+from datamodules.loading import FileDataset, image_suffixes, sides, unreadable, visible_files
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -37,7 +37,8 @@ class ImageFolder(ImageDataModule):
 
     Args:
         root: folder that holds the two parts.
-        image_size: pixels (height, width) of a batch's images, or one number for a square.
+        image_size: pixels (height, width) of a batch's images, or one number for a square; None: as
+            the backbone has it, which a command fills in.
         archive: a local archive to extract to `root` when that folder does not exist or is empty.
         train_dir: folder of the training part, in `root`.
         test_dir: folder of the test part, in `root`.
@@ -60,7 +61,7 @@ class ImageFolder(ImageDataModule):
         self,
         root: str,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | tuple[int, int] | None = None,
         archive: str | None = None,
         train_dir: str = "train",
         test_dir: str = "test",
@@ -71,11 +72,6 @@ class ImageFolder(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(num_workers=num_workers, **options)
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(
-                f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
-            )
         if resize not in get_args(Fit):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
         if on_bad_image not in get_args(OnBadImage):
@@ -85,7 +81,7 @@ class ImageFolder(ImageDataModule):
                 f"data.train_dir and data.test_dir are both {train_dir!r}: the test would use the "
                 "training images. Put the test images into a folder of their own."
             )
-        self.image_size = (size[0], size[1])
+        self.image_size = sides(image_size)
         self.resize: Fit = resize
         self.on_bad_image: OnBadImage = on_bad_image
         self.bad_images: dict[Part, list[str]] = {"train": [], "test": []}  # below `root`

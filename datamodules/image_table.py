@@ -21,7 +21,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_images, describe_caches
 from datamodules.download import expand_path
-from datamodules.loading import FileDataset
+from datamodules.loading import FileDataset, sides
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -112,7 +112,7 @@ class ImageTable(ImageDataModule):
         self,
         table: str,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | tuple[int, int] | None = None,
         root: str | None = None,
         val_fold: int | None = None,
         resize: Fit = "crop",
@@ -121,14 +121,9 @@ class ImageTable(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(num_workers=num_workers, **options)
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(
-                f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
-            )
         if resize not in get_args(Fit):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
-        self.image_size = (size[0], size[1])
+        self.image_size = sides(image_size)
         self.resize: Fit = resize
         self.table = expand_path(table, key="data.table")
         self.root = self.table.parent if root is None else expand_path(root, key="data.root")

@@ -38,6 +38,7 @@ __all__ = [
     "decode_images",
     "end_workers",
     "image_suffixes",
+    "sides",
     "unreadable",
     "visible_files",
 ]
@@ -191,6 +192,20 @@ def decode_images(
     finally:
         pool.shutdown(cancel_futures=True)
     return images
+
+
+def sides(image_size: int | Sequence[int] | None) -> tuple[int, int]:
+    """Height and width of the option `image_size`.
+
+    Raises:
+        ValueError: it is none, or no two positive numbers.
+    """
+    both = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size or ())
+    if len(both) != 2 or min(both) < 1:
+        raise ValueError(
+            f"data.image_size is {image_size}; give one number of pixels, or [height, width]."
+        )
+    return both[0], both[1]
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -22,7 +22,7 @@ __all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "duration", "plan_for", "precision
 
 RUN_S = 12.0  # of a run on kept features, most of it to start
 THROUGH_EPOCHS = 10
-_THROUGH_PASSES = 3.0  # forward passes that a training step through the backbone costs
+_THROUGH_PASSES = 2.5  # forward passes that a training step through the backbone costs
 _PICTURES, _FITS, _STEPS = 8, 4, 3  # that are timed
 _TIMES = 3  # of which the shortest counts: another program may have had the processor
 _FEWEST = 2  # strategies that are tried whatever the minutes: the linear probe and its rival

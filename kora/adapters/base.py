@@ -103,6 +103,9 @@ class Strategy(nn.Module, ABC):
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
 
+    #: Classes that the head tells apart; known before `attach` where the task has classes.
+    num_outputs: int | None = None
+
     #: What it takes from adapters of earlier runs, as a fusion does; None where it takes nothing.
     earlier_runs: EarlierRuns | None = None
 

@@ -25,6 +25,8 @@ from kora.backbone.vit import Backbone, Features
 
 __all__ = ["KoRA", "Node"]
 
+#: What d_comp is where it is left out: at least, for a readout to the logits; else the paper's.
+_TO_LOGITS, _PAPERS = 64, 8
 _NODE = "node."  # before the key of a node, in the names of its inputs
 
 
@@ -38,7 +40,8 @@ class KoRA(Strategy):
     Args:
         node_form: What the nodes are, where they sit, and what they add there; the paper's by
             default (`PaperForm`).
-        d_comp: C, the width of the composition space.
+        d_comp: C, the width of the composition space; None: 8, or where the readout goes to the
+            logits the number of classes, and 64 at least.
         alpha: Multiplies the readout, and what is injected.
         composer: How the vectors of the nodes become one; the paper's chain by default.
         readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
@@ -54,7 +57,7 @@ class KoRA(Strategy):
     def __init__(
         self,
         node_form: NodeForm | None = None,
-        d_comp: int = 8,
+        d_comp: int | None = 8,
         *,
         alpha: float = 1.0,
         composer: Composer | None = None,
@@ -62,7 +65,7 @@ class KoRA(Strategy):
         feedback: Feedback | None = None,
     ) -> None:
         super().__init__()
-        require_positive("KoRA", d_comp=d_comp)
+        require_positive("KoRA", d_comp=8 if d_comp is None else d_comp)
         require_effect("KoRA", alpha)
         self.d_comp = d_comp
         self.alpha = alpha
@@ -122,26 +125,30 @@ class KoRA(Strategy):
         """Place the nodes, then size the composer and the readout."""
         assert not self.nodes, "attached twice"
         form = self.node_form
+        if self.d_comp is None:
+            to_logits = not (self.readout.in_place or self.readout.per_token)
+            self.d_comp = max(_TO_LOGITS, self.num_outputs or 0) if to_logits else _PAPERS
         if form.pool in ("cls", "both") and not backbone.has_cls:
             raise ValueError(
                 f"KoRA: pool='{form.pool}' reads the CLS token, and {backbone.name} has none. "
                 "Use pool='mean'."
             )
-        nodes, others = form.place(backbone, self.d_comp, self.alpha)
+        d_comp = self.d_comp
+        nodes, others = form.place(backbone, d_comp, self.alpha)
         self.nodes.update(nodes)
         self.silent.update(others)
-        self.composer.build(len(self.nodes), self.d_comp)
+        self.composer.build(len(self.nodes), d_comp)
         if self.readout.per_token and backbone.pooled_width != backbone.width:
             raise ValueError(
                 f"KoRA: {type(self.readout).__name__} adds to tokens and to the pooled vector, and "
                 f"those of {backbone.name} have {backbone.width} and {backbone.pooled_width} "
                 "channels. Use ClsReadout, or another backbone."
             )
-        self.readout.build(self.d_comp, backbone.pooled_width)
+        self.readout.build(d_comp, backbone.pooled_width)
         self.extra_channels = self.readout.extra_channels
-        self._refuse_silence()
+        self._refuse_silence(d_comp)
         if self.feedback is not None:
-            self.feedback.build(backbone, self._nodes(), self.composer, self.d_comp, self.alpha)
+            self.feedback.build(backbone, self._nodes(), self.composer, d_comp, self.alpha)
 
     def forward(self, backbone: Backbone, images: Tensor) -> Features:
         """Features with the composition read out."""
@@ -182,14 +189,14 @@ class KoRA(Strategy):
         """What the matrices of the nodes have in common, where that is to be small."""
         return self.node_form.penalty(self._nodes())
 
-    def _refuse_silence(self) -> None:
+    def _refuse_silence(self, d_comp: int) -> None:
         """A product of two zeros has no gradient: neither would ever leave zero."""
         first = next(iter(self._nodes().values()))
         place = next(first.parameters()).device
         if place.type == "meta" or not (first.starts_silent and self.readout.starts_closed):
             return
         with torch.no_grad():
-            silence = torch.zeros(1, self.d_comp, device=place)
+            silence = torch.zeros(1, d_comp, device=place)
             composed = self.composer([silence] * len(self.nodes))
         if composed.any():
             return

@@ -23,7 +23,7 @@ import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm
 from kora.backbone.images import chosen_normalisation, resized
 from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable, tokens_in
 
-__all__ = ["Backbone", "Features", "Level", "usual_size"]
+__all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "usual_size"]
 
 
 class Level(NamedTuple):
@@ -343,7 +343,7 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
 
 
 #: Pixels a side: vit_tiny then has 262,144 tokens of patches, which no attention bears.
-_LARGEST = 8192
+MOST_PIXELS = 8192
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:
@@ -353,9 +353,9 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
     size = kwargs.get("img_size", ())  # none: that of the weights
     sides = (size,) if isinstance(size, int) else tuple(size)
-    if max(sides, default=0) > _LARGEST:  # before a model of that size takes all memory
+    if max(sides, default=0) > MOST_PIXELS:  # before a model of that size takes all memory
         raise ValueError(
-            f"model.backbone.image_size={size}: expected at most {_LARGEST} pixels a side."
+            f"model.backbone.image_size={size}: expected at most {MOST_PIXELS} pixels a side."
         )
     try:
         model: Any = timm.create_model(name, pretrained=False, **kwargs)

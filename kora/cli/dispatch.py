@@ -25,6 +25,8 @@ usage: kora COMMAND [options]
 
 Train and compare adapters on frozen vision transformers.
 
+  adapt     from a folder of pictures to the best model  kora adapt FOLDER
+
   fit       train, choose the best checkpoint by validation, test it once, record the run
   validate  measure a checkpoint on the validation part
   test      measure a checkpoint on the test set
@@ -41,9 +43,9 @@ Train and compare adapters on frozen vision transformers.
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
   paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
   inspect   what each node or update has become        kora inspect RUN [--images N]
-  export    for peft, timm or ONNX, and compared      kora export RUN --format timm
+  export    for peft, timm or ONNX, and compared       kora export RUN --format timm
   list      strategies, data modules, and what else a config may name
-  init      copies of the configs, to edit                 kora init [FOLDER]
+  init      copies of the configs, to edit             kora init [FOLDER]
 
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
   kora fit --config A.yaml --config B.yaml --model.adapter.rank 4

@@ -30,7 +30,14 @@ from datamodules.relay import Relay
 from kora.backbone.frozen_inputs import Inputs
 from kora.console.say import say
 from kora.feature_cache.computed_inputs import ComputedInputs
-from kora.feature_cache.rules import cache_folder, identity, is_all, pays, why_not
+from kora.feature_cache.rules import (
+    cache_folder,
+    identity,
+    is_all,
+    is_all_but_augmented,
+    pays,
+    why_not,
+)
 from kora.feature_cache.table import Layout, Table, open_table
 from kora.lightning_internals import train_loaders
 
@@ -110,6 +117,12 @@ class FeatureCache:
             if self.option is True:
                 raise ValueError(
                     f"There can be no feature cache: {why}. Set model.feature_cache: auto, or off."
+                )
+            if is_all_but_augmented(task, trainer, datamodule):
+                say(
+                    f"no feature cache: {why}. It passes {trainer.max_epochs} x "
+                    f"{len(datamodule.indices('train')):,} images through the backbone in place of "
+                    "one time each; data.augment: none keeps what it reads."
                 )
             return
         splits = [

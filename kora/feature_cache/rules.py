@@ -16,7 +16,16 @@ from kora.adapters import Strategy, describe
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone, Features
 
-__all__ = ["cache_folder", "head_reads", "identity", "is_all", "note_changes", "pays", "why_not"]
+__all__ = [
+    "cache_folder",
+    "head_reads",
+    "identity",
+    "is_all",
+    "is_all_but_augmented",
+    "note_changes",
+    "pays",
+    "why_not",
+]
 
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
@@ -85,6 +94,18 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
             return f"{type(datamodule).__name__} changes batches in {hook}"
     return None
+
+
+def is_all_but_augmented(task: Any, trainer: Trainer, datamodule: Any) -> bool:
+    """Whether the augmentation alone stands against a cache that would pay."""
+    augment = getattr(datamodule, "augment", "none")
+    if augment == "none" or not pays(trainer):
+        return False
+    datamodule.augment = "none"
+    try:
+        return why_not(task, trainer, datamodule) is None
+    finally:
+        datamodule.augment = augment
 
 
 def _owner(kind: type, name: str) -> int:

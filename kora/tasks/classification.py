@@ -117,6 +117,7 @@ class ClassificationTask(AdapterTask):
 
     def build(self) -> None:
         """Also leave out of the last block what neither head nor adapter reads."""
+        self.adapter.num_outputs = self._known_classes()
         super().build()
         layers = self.read_layers
         on_cls = {"pooled", "layers"}.issuperset(head_reads(self)) and not (
@@ -136,15 +137,8 @@ class ClassificationTask(AdapterTask):
             self.last_block.active = False
 
     def build_head(self) -> nn.Module:
-        """A linear layer, once the number of classes is known; the metrics with it."""
-        if self.num_classes is None:
-            datamodule = getattr(self._trainer, "datamodule", None)
-            self.num_classes = getattr(datamodule, "num_classes", None)
-        if self.num_classes is None:
-            raise ValueError(
-                "The number of classes is not known: the data module has no num_classes. Set "
-                "model.init_args.num_classes."
-            )
+        """A linear layer, and the metrics with it."""
+        num_classes = self._known_classes()
         if self.head_layers is not None:
             self.head_layers.install(self.backbone)
         layers, extra = self.read_layers, self.adapter.extra_channels
@@ -153,17 +147,33 @@ class ClassificationTask(AdapterTask):
             extra = extra._replace(init="zero")
         head = LinearHead(
             self.backbone,
-            self.num_classes,
+            num_classes,
             init=self.head_init,
             extra=extra,
             layers=0 if layers is None else layers.width,
             dropout=self.head_dropout,
         )
-        metrics = _metrics(self.num_classes, self.leave_out)
+        metrics = _metrics(num_classes, self.leave_out)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(self.num_classes)
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
         return head
+
+    def _known_classes(self) -> int:
+        """K, by the argument or the data module.
+
+        Raises:
+            ValueError: Neither tells.
+        """
+        if self.num_classes is None:
+            datamodule = getattr(self._trainer, "datamodule", None)
+            self.num_classes = getattr(datamodule, "num_classes", None)
+        if self.num_classes is None:
+            raise ValueError(
+                "The number of classes is not known: the data module has no num_classes. Set "
+                "model.init_args.num_classes."
+            )
+        return self.num_classes
 
     def cached_splits(self) -> tuple[str, ...]:
         """Both: the steps read `inputs`, labels and index."""

@@ -29,7 +29,7 @@ from kora.training.checkpoints import best_and_last, with_checked_io
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
-from kora.training.parser import KoraParser, of_the_parser, remembering
+from kora.training.parser import KoraParser, fill_image_size, of_the_parser, remembering
 from kora.training.progress import ProgressBar, without_noise
 from kora.training.record import OutcomeRecord, RunRecord
 from kora.training.resume import (
@@ -129,6 +129,7 @@ class KoraCLI(Cli):
                 f"seed_everything={seed}: every run has a seed, so that it can be run again. Give "
                 "a number from 0 to 4294967295."
             )
+        fill_image_size(options)
 
     @property
     def options(self) -> Any:

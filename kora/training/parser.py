@@ -14,13 +14,14 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from kora.backbone.vit import MOST_PIXELS, usual_size
 from kora.console.errors import explain
 from kora.console.say import say
 from kora.runs.config import current
 from kora.runs.trust import is_of_a_run
 from kora.runs.yaml_files import read_yaml
 
-__all__ = ["KoraParser", "of_the_parser", "remembering"]
+__all__ = ["KoraParser", "fill_image_size", "of_the_parser", "remembering"]
 
 
 class _Memory(NamedTuple):
@@ -162,3 +163,17 @@ class KoraParser(LightningArgumentParser):
         for parser in dict(choices or {}).values():
             keys += parser._keys()
         return keys
+
+
+def fill_image_size(options: Any) -> None:
+    """Let the data have the size at which the backbone runs, where the config leaves it out."""
+    data, model = options.get("data") or {}, options.get("model") or {}
+    own = data.get("init_args") or {}
+    backbone = (model.get("init_args") or {}).get("backbone") or {}
+    settings = backbone.get("init_args") or {}
+    if "image_size" not in own or own["image_size"] is not None or not settings.get("name"):
+        return
+    size = settings.get("image_size")
+    if size is None:
+        size = usual_size(settings["name"], str(settings.get("weights")), most=MOST_PIXELS)
+    own["image_size"] = size

@@ -21,6 +21,7 @@ from kora.runs.search import find_finished_run, last_checkpoint
 from kora.runs.yaml_files import LOADER, read_yaml
 from kora.tasks import AdapterTask
 from kora.training.config_lock import alone_with
+from kora.training.parser import fill_image_size
 from kora.training.run_options import require_below
 
 __all__ = [
@@ -60,7 +61,9 @@ class SourceStage:
         self.overrides = source_overrides(config, keep_adapter=keep_adapter)
         keep_normalisation(self.overrides["model"]["init_args"], source)
         layers = ["--config", source, "--config", yaml.safe_dump(self.overrides)]
-        self.wanted = plain(parser, parser.parse_source(source, layers))
+        parsed = parser.parse_source(source, layers)
+        fill_image_size(parsed)
+        self.wanted = plain(parser, parsed)
         require_below(self.wanted["experiment"], self.wanted["runs_dir"])
 
     @property

@@ -123,14 +123,29 @@ def test_a_test_after_it_reads_images(folder: str) -> None:
     assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("make", "epochs", "told"), [(LinearProbe, 2, True), (LinearProbe, 1, False), (LoRA, 2, False)]
+)
+def test_an_augmentation_that_costs_the_cache_says_what_it_costs(
+    make: Callable[[], Strategy], epochs: int, told: bool, folder: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    task = classifier(make(), feature_cache_folder=folder)
+    fitted(task, scenes(augment="flip"), trainer={"max_epochs": epochs})
+    out = capsys.readouterr().out
+    assert (
+        "data.augment is 'flip', so each epoch brings other images. It passes 2 x 40" in out
+    ) == told
+
+
 def test_a_test_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
     task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
     data = scenes(num_workers=1)
     _, trainer = fitted(task, data)
     plain = trainer.test(task, datamodule=data, verbose=False)[0]
-    assert len(list(Path(folder).iterdir())) == 2, "training and validation"
+    assert len(list(Path(folder).glob("tiny_vit-*"))) == 2, "training and validation"
     with torch.no_grad():
-        images = scenes().images("test", range(13))
+        images = data.images("test", range(13))
         inputs = {"pooled": task.backbone(images).pooled}
     task.feature_cache.put(task, trainer, "test", inputs)
     passes: list[int] = []

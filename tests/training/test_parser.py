@@ -84,3 +84,19 @@ def test_it_builds_the_parser_of_a_command_once(monkeypatch: pytest.MonkeyPatch)
     assert second.parser is first.parser
     assert parse(arguments("quickstart")).parser is not first.parser
     assert second.parser_of("fit") is first.parser_of("fit")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), 224),
+        (("--model.backbone.image_size=84",), 84),
+        (("--model.backbone.image_size=null",), 518),  # that of DINOv2's weights
+        (("--data.image_size=64",), 64),
+    ],
+)
+def test_images_have_the_size_of_the_backbone_unless_they_say_so(
+    words: tuple[str, ...], expected: int
+) -> None:
+    options = parse(["fit", "--config", "configs/image_folder.yaml", *words]).options
+    assert options.data.init_args.image_size == expected
