@@ -26,7 +26,7 @@ from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for, precisio
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
 from kora.adaptation.runs import Setup, run_of
-from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched
+from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched, simplest
 from kora.adaptation.split import Split, split_for
 from kora.backbone.vit import Backbone, usual_size
 from kora.console.say import say
@@ -197,7 +197,7 @@ class _Whole:
             fill(self.store, self.shared, paths, self.recipe, after=step)
             search, found = self._search(plan, progress)
             tried = self._through(plan, search, found, progress)
-            best = max(found, key=search.accuracy)
+            best = simplest(search, found)
             choice = _chosen(search, best, tried)
             runs = self._train_again(plan, choice, found[0], search, progress)
         report = Report(
@@ -395,9 +395,14 @@ class _Precision(NamedTuple):
 
 
 def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
-    """The best by validation: of fits through the backbone, what is ahead on the first fold."""
+    """That, or the fit through the backbone that is ahead of it by more than a standard error.
+
+    Both by the pictures of the first fold.
+    """
+    fold = search.all_folds[:1]
+    own, pictures = search.accuracy(best, fold), int(np.isin(search.folds, fold).sum())
     ahead = max(tried, key=lambda one: one.accuracy, default=None)
-    if ahead is not None and ahead.accuracy > search.accuracy(best, search.all_folds[:1]):
+    if ahead is not None and ahead.accuracy - own > _error(own, ahead.accuracy, pictures):
         return _Choice(ahead.candidate, ahead.setting, True)
     return _Choice(best.member.candidate, best.best.setting, False)
 
@@ -405,5 +410,9 @@ def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice
 def _behind(mine: Sequence[Through], best: float, pictures: int) -> bool:
     """Whether the best fit of a strategy is further behind than chance allows."""
     own = max(one.accuracy for one in mine)
-    error = math.sqrt((own * (1 - own) + best * (1 - best)) / pictures)
-    return own + _MARGIN * error < best
+    return own + _MARGIN * _error(own, best, pictures) < best
+
+
+def _error(one: float, other: float, pictures: int) -> float:
+    """Standard error of the difference of two accuracies, as if of different pictures."""
+    return math.sqrt((one * (1 - one) + other * (1 - other)) / pictures)

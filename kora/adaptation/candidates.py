@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kora.adapters import Strategy
@@ -28,24 +26,17 @@ class Candidate(NamedTuple):
     files: tuple[str, ...]
     why: str
 
-    def model(self, num_classes: int) -> dict[str, Any]:
-        """What the presets say of `model.init_args`, for so many classes."""
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the presets say of strategy and head, as in `model.init_args`."""
         found: dict[str, Any] = {}
         for name in self.files:
             found |= read_yaml(configs_folder() / f"{name}.yaml")["model"]["init_args"]
-        adapter = copy.deepcopy(found["adapter"])
-        if "d_comp" in adapter.get("init_args", {}):  # a readout of logits wants as many
-            adapter["init_args"]["d_comp"] = max(adapter["init_args"]["d_comp"], num_classes)
-        kept = {"adapter": adapter}
-        return kept | {key: found[key] for key in ("head_layers",) if key in found}
+        return {key: found[key] for key in ("adapter", "head_layers") if key in found}
 
-    def strategy(self, num_classes: int) -> Strategy:
+    def strategy(self) -> Strategy:
         """The strategy itself."""
-        return build(Strategy, self.model(num_classes)["adapter"], origin=self._origin)
-
-    @property
-    def _origin(self) -> str:
-        return str(Path(*self.files[:1]))
+        return build(Strategy, self.model["adapter"], origin=self.files[0])
 
 
 #: On kept features, seconds a fit. The linear probe is the rival of all others.

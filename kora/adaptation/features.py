@@ -67,7 +67,7 @@ class SharedPass:
         for candidate in candidates:
             backbone.layer_summaries = None
             task = ClassificationTask(
-                backbone, candidate.strategy(num_classes), num_classes=num_classes,
+                backbone, candidate.strategy(), num_classes=num_classes,
                 head_init="zero",
             )  # fmt: skip
             try:

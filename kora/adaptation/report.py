@@ -24,7 +24,7 @@ from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora import __version__
 from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
-from kora.adaptation.search import Search, Searched
+from kora.adaptation.search import Search, Searched, simplest
 from kora.adaptation.split import Split
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p
 from kora.compare.inline_svg import inline_svg
@@ -124,7 +124,7 @@ class Report:
             f"guessing {_percent(guess)}"
         )
         if self.lead is None:
-            return f"{text}). No other strategy was better by validation."
+            return f"{text}). No other strategy was clearly better by validation."
         gain, below, above, p = self.lead
         labels, theirs = self._outcome(self.probe)
         text += f"; a linear probe {_percent((labels == theirs).mean())}). "
@@ -187,7 +187,7 @@ class Report:
 
     def _weak(self) -> list[str]:
         """The three hardest classes by validation, and what each is taken for most."""
-        best = max(self.found, key=self.search.accuracy)
+        best = simplest(self.search, self.found)
         said, labels = best.best.predictions, self.search.labels
         told = said >= 0
         weak = []

@@ -88,7 +88,7 @@ class Setup:
                 "class_path": "kora.tasks.ClassificationTask",
                 "init_args": {
                     "backbone": dict(self.backbone),
-                    **candidate.model(self.num_classes),
+                    **candidate.model,
                     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": optimizer},
                     "head_lr": setting.head_lr,
                     "head_init": "zero",

@@ -26,7 +26,16 @@ from kora.adaptation.features import Member
 from kora.runs.durable import write_atomically
 from kora.training.batched_fit import Setting, fit_together, rows_of
 
-__all__ = ["BATCH_SIZE", "Search", "Searched", "Tried", "epochs_for", "fits_of", "searched"]
+__all__ = [
+    "BATCH_SIZE",
+    "Search",
+    "Searched",
+    "Tried",
+    "epochs_for",
+    "fits_of",
+    "searched",
+    "simplest",
+]
 
 BATCH_SIZE = 128
 _STEPS, _FEWEST, _MOST = 200, 10, 100  # optimiser steps that are aimed at; epochs
@@ -123,6 +132,23 @@ class Search:
         if folds is not None:
             among &= np.isin(self.folds, folds)
         return float(one.best.right(self.labels, among).mean())
+
+
+def simplest(search: Search, found: Sequence[Searched]) -> Searched:
+    """The first that is no more than one standard error behind the best, picture by picture.
+
+    The best of several is partly lucky. Source: Breiman et al. 1984, Classification and Regression
+    Trees, section 3.4.3, the 1 SE rule.
+    """
+    finished = [one for one in found if one.finished]
+    best = max(finished, key=search.accuracy)
+    among = best.best.predictions >= 0
+    ahead = best.best.right(search.labels, among).astype(float)
+    for one in finished:
+        gain = ahead - one.best.right(search.labels, among)
+        if gain.mean() <= gain.std() / math.sqrt(len(gain)):
+            return one
+    return best
 
 
 def first_folds(folds: NDArray[np.int64]) -> list[int]:

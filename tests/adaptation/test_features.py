@@ -40,7 +40,7 @@ def test_every_strategy_reads_what_a_pass_of_its_own_would_give() -> None:
     assert rows.shape == (3, one_pass.width)
     assert [m.task.label for m in one_pass.members] == [one.name for one in CACHED]
     for member in one_pass.members:
-        task = ClassificationTask(Backbone("vit_nano"), member.candidate.strategy(4), num_classes=4)
+        task = ClassificationTask(Backbone("vit_nano"), member.candidate.strategy(), num_classes=4)
         task.build()
         with torch.no_grad():
             own = task.adapter.frozen_pass().inputs(task.backbone, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from kora.adaptation.features import Member
 from kora.adaptation.search import (
     Search,
     Searched,
+    Tried,
     epochs_for,
     first_folds,
     fits_of,
     searched,
+    simplest,
 )
 from kora.adapters import KoRA, LinearProbe, PaperForm, Strategy
 from kora.backbone.frozen_inputs import is_read
 from kora.feature_cache.rules import head_reads
 from kora.tasks import ClassificationTask
+from kora.training.batched_fit import Setting
 from tests.support.families import tiny
 
 
@@ -143,3 +147,21 @@ def test_the_bar_moves_by_fits(tmp_path: Path) -> None:
     found = searched(on(labels, tmp_path, after=shares.append), member(), inputs, None)
     fits = sum(len(one.losses) for one in found.tried)
     assert sum(shares) == pytest.approx(fits)
+
+
+def test_the_simplest_within_one_standard_error_of_the_best_is_taken(tmp_path: Path) -> None:
+    labels = np.arange(100) % 3
+    search = on(labels, tmp_path)
+
+    def with_wrong(*wrong: int) -> Searched:
+        said = labels.copy()
+        said[list(wrong)] = (said[list(wrong)] + 1) % 3
+        tried = Tried(Setting(1e-3, 1e-3), said, dict.fromkeys(range(5), 0.0))
+        return Searched(member(), tried, [tried], True, [])
+
+    luck, clear, best = with_wrong(*range(1, 12)), with_wrong(*range(9, 40)), with_wrong(*range(10))
+    assert simplest(search, [luck, best]) is luck, "two pictures against one are luck"
+    assert simplest(search, [clear, best]) is best
+    assert simplest(search, [best, luck]) is best
+    given_up = replace(luck, finished=False)
+    assert simplest(search, [given_up, best]) is best
