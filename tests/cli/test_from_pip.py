@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY, results, tiny_config, write_config
 from tests.support.kept import kept
+from tests.support.pictures import write_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +71,23 @@ def test_a_run_its_source_and_a_grid_are_found_beside_the_files_that_name_them(
     for experiment, strategy in (("source", "BitFit"), ("tiny", "BitFit"), ("tiny", "LinearProbe")):
         assert results(tmp_path / f"runs/{experiment}/{strategy}/seed0/version_0")["finished"]
     assert "2 were finished before" in kora("grid", "--config", "files/grid.yaml")
+
+
+def test_the_quickstart_and_a_search_run(kora: Kora, tmp_path: Path) -> None:
+    few = ("--source=null", "--data.train_images=1200", "--trainer.limit_val_batches=1")
+    kora("fit", "--config", "quickstart", "--config", "adapters/linear_probe", *few)
+    assert results(tmp_path / "runs/quickstart/LinearProbe/seed0/version_0")["finished"]
+    pytest.importorskip("optuna")
+    write_config(tmp_path / "tiny.yaml", tiny_config())
+    (tmp_path / "search.yaml").write_text(
+        "base: tiny.yaml\nvary: {config: [adapters/linear_probe]}\nseeds: [0]\n"
+        "tune: {trials: 1, space: {model.head_lr: {low: 1.0e-3, high: 1.0e-2, log: true}}}\n"
+    )
+    assert "wrote runs/tune_search/best.yaml" in kora("tune", "--config", "search.yaml")
+
+
+def test_a_folder_of_pictures_becomes_a_model(kora: Kora, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 5, classes=2)
+    told = kora("adapt", "photos", "--backbone", "vit_nano")
+    assert "tells the 2 classes apart in" in told
+    assert (tmp_path / "runs/adapt_photos/index.html").is_file()
