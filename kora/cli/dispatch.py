@@ -44,6 +44,7 @@ Train and compare adapters on frozen vision transformers.
   paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
   inspect   what each node or update has become        kora inspect RUN [--images N]
   export    for peft, timm or ONNX, and compared       kora export RUN --format timm
+  push      the adapter of a run, to the hub           kora push RUN OWNER/NAME
   list      strategies, data modules, and what else a config may name
   init      copies of the configs, to edit             kora init [FOLDER]
 
@@ -178,6 +179,7 @@ _COMMANDS: dict[str, Command] = {
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
     "export": _in("kora.export.command", "export_command"),
+    "push": _in("kora.export.hub", "push_command"),
     "params": _in("kora.cli.params", "params"),
     "data": _in("kora.cli.params", "data"),
     "grid": _in("kora.grid.command", "grid"),

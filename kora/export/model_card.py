@@ -22,8 +22,11 @@ __all__ = ["CARD", "model_card", "write_card"]
 CARD = "README.md"
 
 
-def write_card(folder: Path, result: RunResult | None = None) -> Path:
-    """Write the card of an adapter folder; without a result, with that in the folder above."""
+def write_card(folder: Path, result: RunResult | None = None, *, where: str | None = None) -> Path:
+    """Write the card of an adapter folder; without a result, with that in the folder above.
+
+    `where` is what the lines that load it name; None: the folder.
+    """
     record = read_adapter_config(folder)
     run = folder.parent
     if result is not None:
@@ -31,7 +34,7 @@ def write_card(folder: Path, result: RunResult | None = None) -> Path:
     elif (run / RESULTS_NAME).is_file():
         result = read_results(run)
     seeds = None if result is None else _over_seeds(run, result)
-    text = model_card(record, result, seeds, where=str(folder))
+    text = model_card(record, result, seeds, where=where or str(folder))
     return write_text(folder / CARD, text)
 
 
@@ -50,11 +53,14 @@ def model_card(
     name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy
     quoted = json.dumps(where, ensure_ascii=False)
     parts = [
+        _head(record, result, name),
         f"# {in_markdown(name)} on {in_markdown(backbone['name'])}",
         "\n\n".join(map(in_markdown, _what(record, result))),
         "## Load it",
-        f"```python\nimport kora\nmodel = kora.load_adapter({quoted})\n```",
+        _example(record, quoted),
         _call(record),
+        "## Intended use",
+        _intended(record),
         "## Backbone",
         _backbone(record),
         *(["## Data and protocol", _data(result)] if result is not None else []),
@@ -66,6 +72,59 @@ def model_card(
         + ("." if result is None else f", commit {result.commit or 'unknown'}, {result.created}."),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_depth(record: Mapping[str, Any]) -> bool:
+    return "Depth" in str((record.get("task") or {}).get("class_path"))
+
+
+def _head(record: Mapping[str, Any], result: RunResult | None, name: str) -> str:
+    """What the hub reads of a card, as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    kind = "depth-estimation" if _is_depth(record) else "image-classification"
+    metric = "test/rmse_m" if _is_depth(record) else "test/accuracy"
+    value = None if result is None else result.metrics.get(metric)
+    short = metric.partition("/")[2]
+    data = "unknown" if result is None else str(result.protocol.get("dataset", "unknown"))
+    measured = {} if value is None else {
+        "model_name": name,
+        "eval_results": [
+            EvalResult(
+                task_type=kind, dataset_type=data, dataset_name=data, dataset_split="test",
+                metric_type=short, metric_value=value,
+            )
+        ],
+    }  # fmt: skip
+    head = ModelCardData(
+        library_name="kora",
+        pipeline_tag=kind,
+        base_model=(record.get("weights") or {}).get("hub"),
+        tags=["kora", "timm", "adapter", name],
+        metrics=[short],
+        **measured,  # type: ignore[arg-type]
+    )
+    return f"---\n{head.to_yaml()}\n---"
+
+
+def _example(record: Mapping[str, Any], quoted: str) -> str:
+    lines = ["import kora", f"model = kora.load_adapter({quoted})"]
+    if not _is_depth(record):
+        lines.append('prediction = model.predict("photo.jpg")')
+        lines.append('print(f"{prediction.name}: {prediction.probability:.0%}")')
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _intended(record: Mapping[str, Any]) -> str:
+    if _is_depth(record):
+        return (
+            "Depth of scenes like those it was trained on, in metres. Other cameras, ranges and "
+            "places give other errors than the results below."
+        )
+    return (
+        "Pictures like those it was trained on, of the classes above. It names one of them "
+        "whatever a picture shows, and how sure it is has not been calibrated."
+    )
 
 
 def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:

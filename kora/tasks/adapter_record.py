@@ -28,6 +28,7 @@ def task_record(task: AdapterTask, datamodule: Any = None) -> dict[str, Any]:
             "source": task.backbone.weights,
             "keep_classifier": task.backbone.keep_classifier,
             "licence": _licence(task.backbone),
+            "hub": _hub(task.backbone),
         },
     }
 
@@ -101,3 +102,9 @@ def _licence(backbone: Backbone) -> str | None:
         return None
     named = backbone.model.pretrained_cfg.get("license")
     return None if named is None else str(named)
+
+
+def _hub(backbone: Backbone) -> str | None:
+    """Where on the hub timm has the weights from; nothing is known of a file of the user's."""
+    named = backbone.model.pretrained_cfg.get("hf_hub_id")
+    return str(named) if named and backbone.weights == "pretrained" else None

@@ -25,6 +25,7 @@ from kora.adapters.folder import (
     read_adapter_config,
     read_adapter_tensors,
 )
+from kora.adapters.hub import downloaded, is_on_hub
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
 from kora.console.errors import first_line
@@ -234,7 +235,7 @@ def load_adapter(
     """The model of a run, ready for images: verified backbone, adapter, head, eval mode.
 
     Args:
-        path: A run's folder, or the folder `adapter` in it.
+        path: A run's folder, the folder `adapter` in it, or `hf://OWNER/NAME`.
         weights: Where the backbone's weights are by now, as in `Backbone`; None: where the run took
             them from. They have to be the same weights.
         device: Where to put the model.
@@ -322,7 +323,9 @@ def named_device(name: str) -> torch.device:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder that a path means: itself, or that of a run."""
+    """The adapter folder that a path means: itself, that of a run, or one of the hub."""
+    if is_on_hub(path):
+        return downloaded(path)
     folder = expand(path)
     inner = folder / "adapter"
     return inner if (inner / ADAPTER_CONFIG).is_file() else folder

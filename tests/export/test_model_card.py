@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_f
 from tests.support.cli import REPOSITORY, fit_in, here, kora, results, tiny_config, write_config
 from tests.support.documents import blocks, run_bash
 from tests.support.kept import kept
+from tests.support.picture_factory import scene
 
 pytestmark = pytest.mark.runs
 
@@ -63,13 +65,14 @@ def test_a_run_leaves_a_card_with_its_own_numbers(run: Path, here: Path) -> None
     assert "apache-2.0 (as timm has it)" in card
 
     (python,) = [block.text for block in blocks(card) if block.language == "python"]
-    assert len(python.strip().splitlines()) == 2
-    (here / "two_lines.py").write_text(f"{python}print(type(model).__name__)\n")
+    assert len(python.strip().splitlines()) == 4
+    (here / "lines.py").write_text(f"{python}print(type(model).__name__)\n")
+    scene(1, (80, 60)).save(here / "photo.jpg")
     (here / "kora").symlink_to(Path(__file__).parents[2] / "kora")
     (here / "datamodules").symlink_to(Path(__file__).parents[2] / "datamodules")
     with kept(REPOSITORY, here / "tools"):
-        printed = run_bash("python two_lines.py", here, code=REPOSITORY, tools=here / "tools")
-    assert "AdaptedModel" in printed
+        printed = run_bash("python lines.py", here, code=REPOSITORY, tools=here / "tools")
+    assert re.search(r"^.+: \d+%\nAdaptedModel$", printed, re.MULTILINE)
 
 
 def test_the_card_counts_the_seeds_that_are_finished(run: Path, here: Path, capfd: Capture) -> None:

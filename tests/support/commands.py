@@ -73,7 +73,7 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
             os.environ["PL_GLOBAL_SEED"] = seed
     err = capfd.readouterr().err
     # These rightly miss runs that nobody has trained here, and pictures.
-    reads_runs = ("adapt", "cka", "compare", "export", "inspect", "paper", "predict")
+    reads_runs = ("adapt", "cka", "compare", "export", "inspect", "paper", "predict", "push")
     found = name == "grid" and any(arg.startswith("runs/tune_") for arg in args)  # by kora tune
     missing = (name in reads_runs or found) and "usage:" not in err
     assert not code or missing, f"{command}\n{err}"

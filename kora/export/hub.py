@@ -1,0 +1,98 @@
+"""`kora push RUN OWNER/NAME`: the adapter folder of a run, on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kora.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from kora.adapters.hub import endpoint, require_repository
+from kora.console.say import say
+from kora.export.model_card import CARD, write_card
+from kora.runs.durable import record_sha256, write_text
+from kora.runs.results import RESULTS_NAME, read_results
+from kora.tasks.load import adapter_folder, run_of
+
+__all__ = ["push", "push_command"]
+
+
+def push_command(args: Sequence[str]) -> None:
+    """Parse the options, push, and say where it lies."""
+    parser = argparse.ArgumentParser(
+        prog="kora push",
+        description="Put the adapter folder of a run on the Hugging Face hub: JSON, safetensors "
+        "and a model card. The token is that of HF_TOKEN, or of `hf auth login`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or the folder adapter in it")
+    parser.add_argument("repository", metavar="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="only you may read it")
+    parser.add_argument("--license", metavar="NAME", help="of the adapter, such as apache-2.0")
+    own = parser.parse_args(args)
+    url = push(own.run, own.repository, private=own.private, licence=own.license)
+    say(f'{url}: kora.load_adapter("hf://{own.repository}")')
+
+
+def push(
+    run: str | Path, repository: str, *, private: bool = False, licence: str | None = None
+) -> str:
+    """The address of the repository, which is made where it is not there yet.
+
+    Args:
+        run: A run's folder, or the folder `adapter` in it.
+        repository: OWNER/NAME.
+        private: Only its owner may read it.
+        licence: Of the adapter, for the card; None: the card names none.
+
+    Raises:
+        FileNotFoundError: There is no adapter folder.
+        ValueError: The name is none, or there is no token.
+        RuntimeError: The hub refuses it, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    require_repository(repository)
+    folder = adapter_folder(run)
+    read_adapter_config(folder)  # or says what is wrong with it
+    token = get_token()
+    if token is None:
+        raise ValueError(
+            "There is no token of the hub. Set HF_TOKEN to one that may write, or call "
+            "`hf auth login` once."
+        )
+    hub = HfApi(endpoint=endpoint(), token=token)
+    with tempfile.TemporaryDirectory() as place:
+        _prepare(folder, Path(place), repository, licence)
+        try:
+            hub.create_repo(repository, private=private, exist_ok=True)
+            hub.upload_folder(
+                repo_id=repository, folder_path=place,
+                commit_message="An adapter of KoRA",
+            )  # fmt: skip
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(f"{repository} cannot be pushed: {reason}") from error
+    return f"{hub.endpoint}/{repository}"
+
+
+def _prepare(folder: Path, place: Path, repository: str, licence: str | None) -> None:
+    """What is pushed: the files of the adapter folder, without paths of this machine."""
+    record = read_adapter_config(folder)
+    source = (record.get("weights") or {}).get("source")
+    if source not in (None, "pretrained", "random"):
+        record["weights"] = {**record["weights"], "source": Path(source).name}
+    if "record_sha256" in record:
+        record["record_sha256"] = record_sha256(record)
+    write_text(place / ADAPTER_CONFIG, json.dumps(record, indent=2) + "\n")
+    shutil.copyfile(folder / ADAPTER_WEIGHTS, place / ADAPTER_WEIGHTS)
+    beside = run_of(folder) / RESULTS_NAME
+    result = read_results(beside) if beside.is_file() else None
+    card = write_card(place, result, where=f"hf://{repository}")
+    if licence is not None:
+        text = card.read_text(encoding="utf-8")
+        write_text(place / CARD, text.replace("---\n", f"---\nlicense: {licence}\n", 1))
