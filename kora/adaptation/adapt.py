@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 _SIDE = 224  # pixels; a larger size of the weights costs more than it brings on a CPU
 #: Learning rates of head and adapter, in the order in which they are tried.
 _THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-3))
+_MEMORY = 0.8  # of all there is
 _MARGIN = 2.0  # standard errors behind, with which a strategy is not tried with other settings
 _SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
 
@@ -182,6 +184,7 @@ class _Whole:
         """All of it."""
         audit = self._look()
         self.shared = SharedPass(self.backbone, CACHED, len(self.classes))
+        _require_memory(len(self.split.rows), self.shared.width)
         self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
         missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))
         plan = plan_for(self.shared, self.split, missing, self.minutes)
@@ -392,6 +395,22 @@ class _Precision(NamedTuple):
 
     datamodule: ImageTable
     precision: str
+
+
+def _require_memory(pictures: int, width: int) -> None:
+    """What is kept of all pictures lies in memory, and a second time where a strategy reads it.
+
+    Raises:
+        ValueError: It would not fit.
+    """
+    needed = 2 * 4 * pictures * width
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _MEMORY * there:
+        raise ValueError(
+            f"What is kept of {pictures:,} pictures takes {needed / 2**30:.1f} GiB of memory, and "
+            f"there are {there / 2**30:.1f}. Give kora adapt a part of them, or use kora fit "
+            "--config image_folder, which reads them from the disk."
+        )
 
 
 def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:

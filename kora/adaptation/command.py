@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kora.console.say import say
 from kora.runs.processes import Stop
 
 __all__ = ["adapt_command"]
@@ -20,6 +19,7 @@ def adapt_command(args: Sequence[str]) -> None:
     """
     own = _options(args)
     from kora.adaptation.adapt import StoppedError, adapt
+    from kora.console.say import say
 
     with Stop.on_signals() as stop:
         try:

@@ -20,7 +20,7 @@ from kora.training.batched_fit import Setting, fit_together
 
 __all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "duration", "plan_for", "precision_on"]
 
-RUN_S = 12.0  # of a run on kept features, most of it to start
+RUN_S = 6.0  # of a run on kept features, most of it to start
 THROUGH_EPOCHS = 10
 _THROUGH_PASSES = 2.5  # forward passes that a training step through the backbone costs
 _PICTURES, _FITS, _STEPS = 8, 4, 3  # that are timed

@@ -6,6 +6,8 @@ import csv
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,14 @@ def test_what_cannot_work_is_told_before_a_picture_is_opened(
         adapt(work / "photos", out=tmp_path / "out", **{**NANO, **options})
 
 
+def test_more_pictures_than_memory_holds_are_refused(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    with pytest.raises(ValueError, match=r"kept of 60 pictures takes 0\.0 GiB of memory"):
+        adapt(work / "photos", out=tmp_path / "out", dry_run=True, **NANO)
+
+
 def test_two_at_once_in_one_folder_are_refused(work: Path, tmp_path: Path) -> None:
     lock = module.lock_at(tmp_path / ".lock")
     assert module.acquired(lock, timeout_s=0)
@@ -241,6 +251,14 @@ def test_two_at_once_in_one_folder_are_refused(work: Path, tmp_path: Path) -> No
             adapt(work / "photos", out=tmp_path, **NANO)
     finally:
         lock.release()
+
+
+def test_its_help_needs_no_torch() -> None:
+    code = "import sys, kora.cli\ntry: kora.cli.main(['adapt', '--help'])\n"
+    code += "finally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "--minutes M" in done.stdout
 
 
 def test_it_is_a_function_of_the_package(work: Path, tmp_path: Path) -> None:
