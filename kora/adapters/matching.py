@@ -98,7 +98,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
         table.add_row(
             f"{escape(row.strategy)}\n[dim]{escape(row.config)}[/]",
             "fixed" if fixed else f"{row.argument} {row.size}",
-            "" if fixed else str(row.configured),
+            "" if fixed else "by classes" if row.configured is None else str(row.configured),
             f"{row.parameters:,}",
             f"{row.difference_percent:+.2f} %",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,10 +25,14 @@ from kora.adapters import (
     ResidualSequential,
     Sequential,
     Sum,
+    describe,
 )
+from kora.adapters.graph.readouts import Readout
 from kora.backbone.sites import ALL_SITES
 from kora.backbone.vit import Backbone
+from kora.tasks import ClassificationTask
 from tests.support.factory import built, family, kick, labels_for, nano
+from tests.support.families import tiny
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
@@ -379,3 +384,17 @@ def test_a_side_network_drops_what_its_nodes_read(images: Tensor) -> None:
     task = kick(built(KoRA(form, 3)))
     assert torch.equal(task.eval()(images), task.eval()(images))
     assert not torch.equal(task.train()(images), task.train()(images))
+
+
+@pytest.mark.parametrize(
+    ("readout", "classes", "expected"),
+    [(LogitReadout, 7, 64), (LogitReadout, 100, 100), (ClsReadout, 100, 8)],
+)
+def test_a_d_comp_that_is_left_open_follows_the_classes_where_it_goes_to_the_logits(
+    readout: Callable[[], Readout], classes: int, expected: int
+) -> None:
+    kora = KoRA(PaperForm(2, inject=False), None, readout=readout())
+    task = ClassificationTask(tiny("tiny_vit"), kora, num_classes=classes)
+    task.build()
+    assert kora.d_comp == expected
+    assert describe(kora)["init_args"]["d_comp"] == expected, "a file of it names the number"
