@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from datamodules.loading import decode_images
@@ -198,11 +198,9 @@ class FeatureStore:
             OSError: it cannot be written; what was kept before stays.
         """
         number = len(list(self.folder.glob("part_*.safetensors")))
-        rows_nW = rows_nW.contiguous()
-        write_atomically(
-            self.folder / f"part_{number:04d}.safetensors",
-            lambda file: save_file({"rows": rows_nW}, file, {"pictures": " ".join(keys)}),
-        )
+        content = save({"rows": rows_nW.contiguous()}, {"pictures": " ".join(keys)})
+        file = self.folder / f"part_{number:04d}.safetensors"
+        write_atomically(file, lambda target: target.write_bytes(content))
         self._rows |= dict(zip(keys, rows_nW, strict=True))
 
     def rows(self, keys: Sequence[str]) -> Tensor:

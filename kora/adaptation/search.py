@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kora.adaptation.features import Member
@@ -272,7 +272,7 @@ def _try(
                 "predictions": logits_SvK.argmax(dim=-1).to(torch.int32),
                 "losses": _losses(logits_SvK, labels[rest]),
             }
-            write_atomically(file, partial(save_file, kept))
+            write_atomically(file, partial(_write, save(kept)))
         else:
             search.after(len(some))
         for one, predictions, loss in zip(
@@ -280,6 +280,10 @@ def _try(
         ):
             one.predictions[validates] = predictions.numpy()
             one.losses[fold] = loss
+
+
+def _write(content: bytes, target: Path) -> None:
+    target.write_bytes(content)
 
 
 def _after_step(search: Search, fits: int, done: int, steps: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import re
 import shutil
 import signal
@@ -241,6 +242,25 @@ def test_more_pictures_than_memory_holds_are_refused(
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
     with pytest.raises(ValueError, match=r"kept of 60 pictures takes 0\.0 GiB of memory"):
         adapt(work / "photos", out=tmp_path / "out", dry_run=True, **NANO)
+
+
+@pytest.mark.parametrize("what", ["part_0000.safetensors", "search"])
+def test_a_full_disk_is_told_in_one_line_and_what_is_there_stays(
+    what: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        folder = self.parent.name == "search"
+        if folder == (what == "search"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=rf"{what}.* cannot be written: No space left on device"):
+        adapt(work / "photos", out=tmp_path / "out", **NANO)
+    assert (tmp_path / "out/split_1.csv").is_file()
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_two_at_once_in_one_folder_are_refused(work: Path, tmp_path: Path) -> None:
