@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
+from datamodules.cache.option import describe_caches
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
@@ -80,6 +81,8 @@ class ImageDataModule(LightningDataModule):
     dataset_name: ClassVar[str]
     #: What the data set calls its two parts.
     official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
+    #: Folder in which decoded images are kept for all runs, see datamodules/cache/option.py.
+    cache: Path | None = None
     #: Collate function for `make_dataset`; None: torch's default.
     collate: ClassVar[Any] = staticmethod(as_is)
 
@@ -165,6 +168,13 @@ class ImageDataModule(LightningDataModule):
                 "index": torch.from_numpy(self.indices(split)),
             }
         )
+
+    def prepare_cache(self) -> str | None:
+        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
+        if self.cache is None:
+            return None
+        self.setup()
+        return describe_caches(self._datasets.values())
 
     @property
     def validates(self) -> bool:

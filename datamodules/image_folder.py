@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
-from datamodules.cache.option import cache_parent, cached_images, describe_caches
+from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import FileDataset, image_suffixes, sides, unreadable, visible_files
+from datamodules.loading import image_suffixes, sides, unreadable, visible_files
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -159,21 +159,11 @@ class ImageFolder(ImageDataModule):
     def make_dataset(self, split: Split) -> Dataset[Any]:
         part: Part = "test" if split == "test" else "train"
         files, labels, indices = self._files(part), self.labels(split), self.indices(split)
-        if self.cache is not None:
-            height, width = self.image_size
-            name = f"{self.root.absolute().name}.{self.part_dirs[part]}".replace(os.sep, "_")
-            folder = self.cache / f"{name}.{height}x{width}.{self.resize}.cache"
-            dataset = cached_images(folder, files, labels=labels, indices=indices)
-            if dataset is not None:
-                return dataset
-        return FileDataset(files.paths, files.recipe, labels=labels, indices=indices)
-
-    def prepare_cache(self) -> str | None:
-        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
-        if self.cache is None:
-            return None
-        self.setup()
-        return describe_caches(self._datasets.values())
+        height, width = self.image_size
+        name = f"{self.root.absolute().name}.{self.part_dirs[part]}".replace(os.sep, "_")
+        name += f".{height}x{width}.{self.resize}.cache"
+        folder = None if self.cache is None else self.cache / name
+        return cached_or_files(folder, files, labels=labels, indices=indices)
 
     def fingerprint(self) -> str:
         """SHA-256 over the paths (below `root`) and sizes of all images."""

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
-from datamodules.cache.option import cache_parent, cached_images, describe_caches
+from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
-from datamodules.loading import FileDataset, sides
+from datamodules.loading import sides
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -206,20 +206,10 @@ class ImageTable(ImageDataModule):
     def make_dataset(self, split: Split) -> Dataset[Any]:
         part: Part = "test" if split == "test" else "train"
         files, labels, indices = self._files(part), self.labels(split), self.indices(split)
-        if self.cache is not None:
-            height, width = self.image_size
-            name = f"{self.table.stem}.{part}.{height}x{width}.{self.resize}.cache"
-            dataset = cached_images(self.cache / name, files, labels=labels, indices=indices)
-            if dataset is not None:
-                return dataset
-        return FileDataset(files.paths, files.recipe, labels=labels, indices=indices)
-
-    def prepare_cache(self) -> str | None:
-        """As in `ImageFolder`."""
-        if self.cache is None:
-            return None
-        self.setup()
-        return describe_caches(self._datasets.values())
+        height, width = self.image_size
+        name = f"{self.table.stem}.{part}.{height}x{width}.{self.resize}.cache"
+        folder = None if self.cache is None else self.cache / name
+        return cached_or_files(folder, files, labels=labels, indices=indices)
 
     def fingerprint(self) -> str:
         """SHA-256 over the rows, and the sizes of all images."""

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
-from datamodules.cache.option import cache_parent, cached_images, describe_caches
+from datamodules.cache.option import cache_parent, cached_images
 from datamodules.download import expand_path, obtain_folder
 from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
@@ -125,13 +125,6 @@ class TinyImageNet(ImageDataModule):
             if dataset is not None:
                 return dataset
         return super().make_dataset(split)
-
-    def prepare_cache(self) -> str | None:
-        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
-        if self.cache is None:
-            return None
-        self.setup()
-        return describe_caches(self._datasets.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of all images, and over the annotations."""

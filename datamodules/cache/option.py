@@ -10,10 +10,10 @@ from typing import Any
 
 from datamodules.cache.images import ImageCache, ImageFiles, open_images
 from datamodules.download import expand_path
-from datamodules.loading import ReadDataset
+from datamodules.loading import FileDataset, ReadDataset
 from datamodules.splits import IntArray
 
-__all__ = ["cache_parent", "cached_images", "describe_caches"]
+__all__ = ["cache_parent", "cached_images", "cached_or_files", "describe_caches"]
 
 
 def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> Path | None:
@@ -52,6 +52,20 @@ def cached_images(
         )
         return None
     return ReadDataset(cache, indices, labels=labels, indices=indices)
+
+
+def cached_or_files(
+    folder: Path | None, files: ImageFiles, *, labels: IntArray, indices: IntArray
+) -> ReadDataset | FileDataset:
+    """The images of a split from the cache in `folder`, as `cached_images`, else from their files.
+
+    None as the folder: there is to be no cache.
+    """
+    if folder is not None:
+        dataset = cached_images(folder, files, labels=labels, indices=indices)
+        if dataset is not None:
+            return dataset
+    return FileDataset(files.paths, files.recipe, labels=labels, indices=indices)
 
 
 def describe_caches(datasets: Iterable[Any]) -> str | None:
