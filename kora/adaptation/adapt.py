@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules.image_table import ImageTable
 from datamodules.locks import acquired, lock_at
@@ -23,7 +24,7 @@ from kora.adaptation.audit import Audit, look_at
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
 from kora.adaptation.features import FeatureStore, SharedPass, fill
 from kora.adaptation.layout import Layout, find_pictures
-from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for, precision_on
+from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
 from kora.adaptation.runs import Setup, run_of
@@ -178,6 +179,7 @@ class _Whole:
         self.split: Split
         self.shared: SharedPass
         self.store: FeatureStore
+        self._precision = "32-true"  # of fits through the backbone, once that is measured
         self.content: dict[str, str] = {}  # SHA-256 of each picture, by path
 
     def run(self, *, dry_run: bool) -> Adapted | None:
@@ -188,6 +190,7 @@ class _Whole:
         self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
         missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))
         plan = plan_for(self.shared, self.split, missing, self.minutes)
+        self._precision = plan.precision
         say("What will be tried, and about how long it takes here:")
         for number, line in enumerate(plan.lines(), start=1):
             say(f"  {number}. {line}")
@@ -205,7 +208,7 @@ class _Whole:
             runs = self._train_again(plan, choice, found[0], search, progress)
         report = Report(
             layout=self.layout, audit=audit, split=self.split, classes=self.classes, search=search,
-            found=found, through=tried, chosen=choice.candidate.name, runs=runs,
+            found=found, best=best, through=tried, chosen=choice.candidate.name, runs=runs,
             probe=found[0].label, curve=self._curve(search, best), backbone=self.backbone.name,
             seconds=time.monotonic() - self.began, home=self.home,
             command=self._command(),
@@ -214,6 +217,12 @@ class _Whole:
         accuracy, interval = report.accuracy
         chosen = report.chosen
         return Adapted(self.home, runs[chosen], chosen, accuracy, interval, report.sentence, page)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """What was kept of the pictures that train or validate."""
+        rows, _ = self.split.training()
+        return self.store.rows([self.content[row.path] for row in rows])
 
     def _command(self) -> str:
         """That of this call, but for the minutes."""
@@ -257,13 +266,14 @@ class _Whole:
             seed=self.seed,
             after=self._watched(progress.step),
         )
-        kept = self.store.rows([self.content[row.path] for row in rows])
         found: list[Searched] = []
         for member in plan.members:
             progress.part(f"searching {member.task.label}", plan.search_s(member), plan.fits)
             finished = [one for one in found if one.finished]
             leader = max(finished, key=search.accuracy, default=None)
-            found.append(searched(search, member, self.shared.inputs_of(member, kept), leader))
+            found.append(
+                searched(search, member, self.shared.inputs_of(member, self._kept), leader)
+            )
         return search, found
 
     def _through(
@@ -318,13 +328,13 @@ class _Whole:
         """
         setup = Setup(
             self.home, self.split.file.absolute(), self.layout.root.absolute(), self.arguments,
-            self.backbone.size, len(self.classes), self.seed,
+            self.backbone.size, self.seed,
         )  # fmt: skip
         own_val = bool(self.split.of("val"))
         config = setup.config(
             choice.candidate, choice.setting, epochs=epochs, through=choice.through,
             trial=trial_of is not None, val_fold=None if own_val else trial_of,
-            precision=precision_on(self.backbone.mean.device) if choice.through else "32-true",
+            precision=self._precision if choice.through else "32-true",
         )  # fmt: skip
         if not choice.through:
             self._keep_for(choice.candidate, config)
@@ -355,11 +365,9 @@ class _Whole:
 
     def _curve(self, search: Search, best: Searched) -> list[tuple[int, float]]:
         """Training pictures, and accuracy on the first fold after training on so many."""
-        rows, folds = self.split.training()
-        fold = search.all_folds[0]
-        learns, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        kept = self.store.rows([self.content[row.path] for row in rows])
-        inputs = self.shared.inputs_of(best.member, kept)
+        validates = search.folds == search.all_folds[0]
+        learns, rest = np.flatnonzero(~validates), np.flatnonzero(validates)
+        inputs = self.shared.inputs_of(best.member, self._kept)
         order = np.random.default_rng(self.seed).permutation(learns)
         labels = torch.from_numpy(search.labels)
         found = []

@@ -76,6 +76,7 @@ def find_pictures(place: Path) -> Layout:
 
 
 def _of_folder(folder: Path) -> Layout:
+    _require_readable(folder)
     inside = _folders(folder)
     names = {path.name.lower(): path for path in inside}
     for name, task in _OTHER_TASKS.items():
@@ -110,7 +111,6 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
     deep: Counter[str] = Counter()
     for path in _folders(folder):
         before = len(rows)
-        _require_readable(path)
         for file in visible_files(path):
             name = file.relative_to(root).as_posix()
             if file.suffix.lower() in suffixes:
@@ -145,12 +145,11 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
 
 
 def _folders(folder: Path) -> list[Path]:
-    _require_readable(folder)
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
 
 
 def _require_readable(folder: Path) -> None:
-    """`os.walk` would pass over it in silence."""
+    """All of it: `os.walk` would pass over what may not be read in silence."""
     for here, folders, _ in os.walk(folder):
         for path in [here, *(os.path.join(here, name) for name in folders)]:
             if not os.access(path, os.R_OK | os.X_OK):

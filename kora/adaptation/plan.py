@@ -18,7 +18,7 @@ from kora.console.say import say
 from kora.tasks.callbacks import time_over_float32
 from kora.training.batched_fit import Setting, fit_together
 
-__all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "duration", "plan_for", "precision_on"]
+__all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for"]
 
 RUN_S = 6.0  # of a run on kept features, most of it to start
 THROUGH_EPOCHS = 10
@@ -40,6 +40,7 @@ class Plan:
         members: Strategies on kept features, in order.
         through_s: Of one fit through the backbone, by the name of the strategy.
         minutes: For all of it; None: what the strategies on kept features need.
+        precision: Of fits through the backbone: bfloat16 where that is worth it.
         left_out: Strategies on kept features that the minutes do not allow.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     members: list[Member]
     through_s: dict[str, float]
     minutes: float | None
+    precision: str
     left_out: list[Member] = field(default_factory=list)
 
     @property
@@ -75,19 +77,19 @@ class Plan:
         if self.cached_s > self.minutes * 60:
             say(
                 f"--minutes {self.minutes:g} is short of what the first {_FEWEST} strategies "
-                f"take: {duration(self.cached_s)}. They are tried all the same."
+                f"take: {_duration(self.cached_s)}. They are tried all the same."
             )
 
     def lines(self) -> list[str]:
         """For people, in order."""
         kept = "one pass of the frozen backbone over what is not kept yet"
-        found = [f"{kept}: {duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
+        found = [f"{kept}: {_duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
         found += [
             f"{member.task.label} ({member.candidate.why}), {self.fits} fits: "
-            f"{duration(self.search_s(member))}"
+            f"{_duration(self.search_s(member))}"
             for member in self.members
         ]
-        found.append(f"train the best and the linear probe again, test: {duration(2 * RUN_S)}")
+        found.append(f"train the best and the linear probe again, test: {_duration(2 * RUN_S)}")
         found += [f"{m.task.label}: not within the minutes" for m in self.left_out]
         left = None if self.minutes is None else self.minutes * 60 - self.cached_s
         for candidate in THROUGH:
@@ -97,7 +99,7 @@ class Plan:
                 fits = left >= seconds + seconds / 0.8  # it may have to be trained again
                 how = "as the minutes allow" if fits else "not within the minutes"
                 left -= seconds * fits
-            found.append(f"{candidate.name} ({candidate.why}): {duration(seconds)} a fit, {how}")
+            found.append(f"{candidate.name} ({candidate.why}): {_duration(seconds)} a fit, {how}")
         return found
 
 
@@ -121,28 +123,24 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
         run(epochs=1)
         timed = _seconds(partial(run, epochs=_STEPS))
         fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
-    ratio = 1.0 if precision_on(device) == "32-true" else time_over_float32(torch.bfloat16)
-    through_s = RUN_S + each_s * _THROUGH_PASSES * learn * THROUGH_EPOCHS * min(1.0, ratio)
+    ratio = time_over_float32(torch.bfloat16) if device.type == "cpu" else 1.0
+    in_float32 = device.type == "cpu" and ratio > _WORTH_IT
+    through_each_s = each_s if in_float32 else each_s * min(1.0, ratio)
+    through_s = RUN_S + through_each_s * _THROUGH_PASSES * learn * THROUGH_EPOCHS
     plan = Plan(
         features_s=each_s * missing,
         fits=fits_of(folds),
         fit_s=fit_s,
         members=list(shared.members),
-        through_s={candidate.name: through_s for candidate in THROUGH},
+        through_s={one.name: through_s for one in THROUGH},
         minutes=minutes,
+        precision="32-true" if in_float32 else "bf16-mixed",
     )
     plan.fit_into_minutes()
     return plan
 
 
-def precision_on(device: torch.device) -> str:
-    """Of fits through the backbone: bfloat16 where that is worth it."""
-    if device.type == "cpu" and time_over_float32(torch.bfloat16) > _WORTH_IT:
-        return "32-true"
-    return "bf16-mixed"
-
-
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """For people."""
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 

@@ -24,9 +24,9 @@ from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora import __version__
 from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
-from kora.adaptation.search import Search, Searched, simplest
+from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
-from kora.analysis.statistics import crossed_bootstrap, sign_flip_p
+from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
 from kora.console.formats import format_p
 from kora.console.identity import DARK, LIGHT
@@ -37,7 +37,7 @@ from kora.runs.outcomes import read_outcomes
 from kora.runs.results import read_results
 from kora.tasks.load import load_adapter
 
-__all__ = ["PAGE", "Report", "wilson", "write_report"]
+__all__ = ["PAGE", "Report", "write_report"]
 
 PAGE = "index.html"
 _WORST = 24  # mistakes that are shown
@@ -57,6 +57,7 @@ class Report:
         classes: Their names.
         search: What the strategies on kept features were searched on.
         found: What came of each.
+        best: The one of them that would be taken.
         through: The fits through the backbone.
         chosen: Name of the best by validation.
         runs: By name, of it and of the linear probe; they were tested once.
@@ -74,6 +75,7 @@ class Report:
     classes: Sequence[str]
     search: Search
     found: Sequence[Searched]
+    best: Searched
     through: Sequence[Any]
     chosen: str
     runs: Mapping[str, Path]
@@ -88,6 +90,11 @@ class Report:
     def outcome(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Labels and predictions (I,) of the test pictures, in the order of the split."""
         return self._outcome(self.chosen)
+
+    @cached_property
+    def rival(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The same of the linear probe."""
+        return self._outcome(self.probe)
 
     def _outcome(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
         outcomes = read_outcomes(self.runs[name])
@@ -106,12 +113,12 @@ class Report:
         """Over the linear probe on the test pictures: mean, interval, p; None where it is it."""
         if self.chosen == self.probe:
             return None
-        (labels, mine), (_, theirs) = self.outcome, self._outcome(self.probe)
+        (labels, mine), (_, theirs) = self.outcome, self.rival
         gain = (labels == mine).astype(float) - (labels == theirs)
         low, high = crossed_bootstrap(gain[None])
         return float(gain.mean()), low, high, sign_flip_p(gain)
 
-    @property
+    @cached_property
     def sentence(self) -> str:
         """The answer, in words."""
         accuracy, (low, high) = self.accuracy
@@ -126,7 +133,7 @@ class Report:
         if self.lead is None:
             return f"{text}). No other strategy was clearly better by validation."
         gain, below, above, p = self.lead
-        labels, theirs = self._outcome(self.probe)
+        labels, theirs = self.rival
         text += f"; a linear probe {_percent((labels == theirs).mean())}). "
         points = f"{100 * gain:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
         if p < _LEVEL and gain > 0:
@@ -187,8 +194,7 @@ class Report:
 
     def _weak(self) -> list[str]:
         """The three hardest classes by validation, and what each is taken for most."""
-        best = simplest(self.search, self.found)
-        said, labels = best.best.predictions, self.search.labels
+        said, labels = self.best.best.predictions, self.search.labels
         told = said >= 0
         weak = []
         for number, name in enumerate(self.classes):
@@ -259,15 +265,6 @@ def _remark(one: Searched) -> str:
     if one.at_edge:
         return f"{', '.join(one.at_edge)} at the edge of what was tried"
     return ""
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    z = 1.959963984540054
-    share, z2n = right / images, z * z / images
-    middle = (share + z2n / 2) / (1 + z2n)
-    half = z * math.sqrt(share * (1 - share) / images + z2n / (4 * images)) / (1 + z2n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def write_report(report: Report) -> Path:

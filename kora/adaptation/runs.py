@@ -34,7 +34,6 @@ class Setup:
         root: Folder that its paths begin at.
         backbone: Arguments of the backbone, plain types.
         image_size: Height and width in pixels.
-        num_classes: K.
         seed: Of the runs.
     """
 
@@ -43,7 +42,6 @@ class Setup:
     root: Path
     backbone: Mapping[str, Any]
     image_size: tuple[int, int]
-    num_classes: int
     seed: int
 
     def config(

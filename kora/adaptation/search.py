@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -262,17 +261,9 @@ def _try(
         file = search.memory / f"{_digest(search, member, some, fold)}.safetensors"
         kept = _recalled(file, len(some), len(rest))
         if kept is None:
-            trained = fit_together(
-                member.task, mine, labels[learns], [one.setting for one in some],
-                epochs=search.epochs, batch_size=BATCH_SIZE, seed=search.seed,
-                after_step=partial(_after_step, search, len(some)),
-            )  # fmt: skip
-            logits_SvK = trained.logits(member.task, others)
-            kept = {
-                "predictions": logits_SvK.argmax(dim=-1).to(torch.int32),
-                "losses": _losses(logits_SvK, labels[rest]),
-            }
-            write_atomically(file, partial(_write, save(kept)))
+            settings = [one.setting for one in some]
+            kept = _told(search, member, mine, others, labels[learns], labels[rest], settings)
+            _keep(file, kept)
         else:
             search.after(len(some))
         for one, predictions, loss in zip(
@@ -282,12 +273,19 @@ def _try(
             one.losses[fold] = loss
 
 
-def _write(content: bytes, target: Path) -> None:
-    target.write_bytes(content)
-
-
-def _after_step(search: Search, fits: int, done: int, steps: int) -> None:
-    search.after(fits / steps)
+def _told(
+    search: Search, member: Member, learns: Mapping[str, Tensor], rest: Mapping[str, Tensor],
+    labels_n: Tensor, labels_v: Tensor, settings: Sequence[Setting],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Fit with every setting; predictions (S, v) and losses (S,) of the rest."""
+    trained = fit_together(
+        member.task, learns, labels_n, settings,
+        epochs=search.epochs, batch_size=BATCH_SIZE, seed=search.seed,
+        after_step=lambda done, steps: search.after(len(settings) / steps),
+    )  # fmt: skip
+    logits_SvK = trained.logits(member.task, rest)
+    predictions = logits_SvK.argmax(dim=-1).to(torch.int32)
+    return {"predictions": predictions, "losses": _losses(logits_SvK, labels_v)}
 
 
 def _losses(logits_SvK: Tensor, labels_v: Tensor) -> Tensor:
@@ -303,6 +301,11 @@ def _digest(search: Search, member: Member, some: Sequence[Tried], fold: int) ->
         hashlib.sha256(np.stack([search.labels, search.folds]).tobytes()).hexdigest(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+
+
+def _keep(file: Path, kept: dict[str, Tensor]) -> None:
+    content = save(kept)
+    write_atomically(file, lambda target: target.write_bytes(content))
 
 
 def _recalled(file: Path, settings: int, pictures: int) -> dict[str, Tensor] | None:

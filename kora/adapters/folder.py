@@ -41,6 +41,7 @@ __all__ = [
     "recall_adapter",
     "save_adapter",
     "without_prefix",
+    "write_record",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -214,10 +215,19 @@ def save_adapter(
         },
         **(extra or {}),
     }
-    record = json.loads(json.dumps(record))  # the types that a reader will find
-    text = json.dumps(record | {"record_sha256": record_sha256(record)}, indent=2) + "\n"
-    write_text(folder / ADAPTER_CONFIG, text)
+    write_record(folder, record)
     return folder
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the JSON of an adapter folder, with the checksum of its content.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    plain = json.loads(json.dumps(record))  # the types that a reader will find
+    text = json.dumps(plain | {"record_sha256": record_sha256(plain)}, indent=2) + "\n"
+    write_text(folder / ADAPTER_CONFIG, text)
 
 
 def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> dict[str, Any]:

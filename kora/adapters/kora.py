@@ -156,12 +156,19 @@ class KoRA(Strategy):
 
     def look(self, backbone: Backbone, images: Tensor) -> tuple[Features, list[Tensor]]:
         """The features of a pass, and what each node kept of it."""
-        nodes = self._nodes().values()
-        for node in nodes:
-            node.listen()
+        self.listen()
         if self.feedback is not None:
             self.feedback.sent = []
-        return super().forward(backbone, images), [node.taken() for node in nodes]
+        return super().forward(backbone, images), self.taken()
+
+    def listen(self) -> None:
+        """Have every node keep what it pools of the next pass."""
+        for node in self._nodes().values():
+            node.listen()
+
+    def taken(self) -> list[Tensor]:
+        """What each node kept of the pass that has just ended."""
+        return [node.taken() for node in self._nodes().values()]
 
     def read_out(self, features: Features, taken: Sequence[Tensor]) -> Features:
         """Features with what the nodes kept composed and read out."""
@@ -224,14 +231,12 @@ class SidePass(FrozenPass):
 
     def listen(self) -> None:
         """Have every node keep what it pools."""
-        for node in self.kora._nodes().values():
-            node.listen()
+        self.kora.listen()
 
     def taken(self, features: Features) -> dict[str, Tensor]:
         """The features by their names, and (B, ...) of each node under `node.` and its key."""
-        nodes = self.kora._nodes()
-        kept = {f"{_NODE}{key}": node.taken() for key, node in nodes.items()}
-        return named_features(features) | kept
+        of_nodes = zip(self.kora.nodes, self.kora.taken(), strict=True)
+        return named_features(features) | {f"{_NODE}{key}": kept for key, kept in of_nodes}
 
     def features(self, inputs: Inputs) -> Features:
         """What the side network makes of them."""

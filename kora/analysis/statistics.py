@@ -24,6 +24,7 @@ __all__ = [
     "seeds_needed",
     "sign_flip_p",
     "t_half_width",
+    "wilson",
 ]
 
 Floats = NDArray[np.float64]
@@ -133,6 +134,15 @@ def images_needed(mean: float, std: float, *, level: float = 0.05) -> int | None
 
     needed = ((ndtri(1 - level / 2) + ndtri(_POWER)) * std / mean) ** 2
     return math.ceil(needed) if needed <= 1_000_000 else None
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    z = 1.959963984540054  # of the normal distribution at 97.5 %
+    share, z2n = right / images, z * z / images
+    middle = (share + z2n / 2) / (1 + z2n)
+    half = z * math.sqrt(share * (1 - share) / images + z2n / (4 * images)) / (1 + z2n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _all_sums(size_U: Floats, counts_U: NDArray[Any]) -> tuple[Floats, Floats]:

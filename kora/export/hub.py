@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kora.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from kora.adapters.folder import ADAPTER_WEIGHTS, read_adapter_config, write_record
 from kora.adapters.hub import endpoint, require_repository
 from kora.console.say import say
-from kora.export.model_card import CARD, write_card
-from kora.runs.durable import record_sha256, write_text
+from kora.export.model_card import write_card
 from kora.runs.results import RESULTS_NAME, read_results
 from kora.tasks.load import adapter_folder, run_of
 
@@ -58,7 +57,7 @@ def push(
 
     require_repository(repository)
     folder = adapter_folder(run)
-    read_adapter_config(folder)  # or says what is wrong with it
+    record = read_adapter_config(folder)
     token = get_token()
     if token is None:
         raise ValueError(
@@ -67,7 +66,10 @@ def push(
         )
     hub = HfApi(endpoint=endpoint(), token=token)
     with tempfile.TemporaryDirectory() as place:
-        _prepare(folder, Path(place), repository, licence)
+        _prepare(folder, record, Path(place))
+        beside = run_of(folder) / RESULTS_NAME
+        result = read_results(beside) if beside.is_file() else None
+        write_card(Path(place), result, where=f"hf://{repository}", licence=licence)
         try:
             hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(
@@ -80,19 +82,10 @@ def push(
     return f"{hub.endpoint}/{repository}"
 
 
-def _prepare(folder: Path, place: Path, repository: str, licence: str | None) -> None:
-    """What is pushed: the files of the adapter folder, without paths of this machine."""
-    record = read_adapter_config(folder)
-    source = (record.get("weights") or {}).get("source")
-    if source not in (None, "pretrained", "random"):
-        record["weights"] = {**record["weights"], "source": Path(source).name}
-    if "record_sha256" in record:
-        record["record_sha256"] = record_sha256(record)
-    write_text(place / ADAPTER_CONFIG, json.dumps(record, indent=2) + "\n")
+def _prepare(folder: Path, record: dict[str, Any], place: Path) -> None:
+    """Copy an adapter folder, without paths of this machine."""
+    weights = record.get("weights") or {}
+    if weights.get("source") not in (None, "pretrained", "random"):
+        record = {**record, "weights": {**weights, "source": Path(weights["source"]).name}}
+    write_record(place, record)
     shutil.copyfile(folder / ADAPTER_WEIGHTS, place / ADAPTER_WEIGHTS)
-    beside = run_of(folder) / RESULTS_NAME
-    result = read_results(beside) if beside.is_file() else None
-    card = write_card(place, result, where=f"hf://{repository}")
-    if licence is not None:
-        text = card.read_text(encoding="utf-8")
-        write_text(place / CARD, text.replace("---\n", f"---\nlicense: {licence}\n", 1))

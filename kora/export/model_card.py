@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kora.adapters.folder import read_adapter_config
+from kora.adapters.hub import CARD
 from kora.compare.command import compare
 from kora.compare.comparison import Comparison
 from kora.console.formats import baseline_name, format_metric
@@ -19,13 +20,17 @@ from kora.tasks.adapter_record import recipe_of
 
 __all__ = ["CARD", "model_card", "write_card"]
 
-CARD = "README.md"
 
-
-def write_card(folder: Path, result: RunResult | None = None, *, where: str | None = None) -> Path:
+def write_card(
+    folder: Path,
+    result: RunResult | None = None,
+    *,
+    where: str | None = None,
+    licence: str | None = None,
+) -> Path:
     """Write the card of an adapter folder; without a result, with that in the folder above.
 
-    `where` is what the lines that load it name; None: the folder.
+    `where` is what the lines that load it name; None: the folder. `licence` is the adapter's.
     """
     record = read_adapter_config(folder)
     run = folder.parent
@@ -34,7 +39,7 @@ def write_card(folder: Path, result: RunResult | None = None, *, where: str | No
     elif (run / RESULTS_NAME).is_file():
         result = read_results(run)
     seeds = None if result is None else _over_seeds(run, result)
-    text = model_card(record, result, seeds, where=where or str(folder))
+    text = model_card(record, result, seeds, where=where or str(folder), licence=licence)
     return write_text(folder / CARD, text)
 
 
@@ -44,6 +49,7 @@ def model_card(
     seeds: Comparison | None = None,
     *,
     where: str,
+    licence: str | None = None,
 ) -> str:
     """The card as Markdown: of an adapter folder, its run, and the seeds that are finished.
 
@@ -53,7 +59,7 @@ def model_card(
     name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy
     quoted = json.dumps(where, ensure_ascii=False)
     parts = [
-        _head(record, result, name),
+        _head(record, result, name, licence),
         f"# {in_markdown(name)} on {in_markdown(backbone['name'])}",
         "\n\n".join(map(in_markdown, _what(record, result))),
         "## Load it",
@@ -78,7 +84,9 @@ def _is_depth(record: Mapping[str, Any]) -> bool:
     return "Depth" in str((record.get("task") or {}).get("class_path"))
 
 
-def _head(record: Mapping[str, Any], result: RunResult | None, name: str) -> str:
+def _head(
+    record: Mapping[str, Any], result: RunResult | None, name: str, licence: str | None
+) -> str:
     """What the hub reads of a card, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -98,6 +106,7 @@ def _head(record: Mapping[str, Any], result: RunResult | None, name: str) -> str
     }  # fmt: skip
     head = ModelCardData(
         library_name="kora",
+        license=licence,
         pipeline_tag=kind,
         base_model=(record.get("weights") or {}).get("hub"),
         tags=["kora", "timm", "adapter", name],
@@ -128,7 +137,7 @@ def _intended(record: Mapping[str, Any]) -> str:
 
 
 def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
-    of = "depth in metres" if "Depth" in str((record.get("task") or {}).get("class_path")) else ""
+    of = "depth in metres" if _is_depth(record) else ""
     names = record.get("class_names") or []
     what = of or (f"{len(names)} classes" if names else "classes")
     text = f"An adapter and a head for {what}, on a vision transformer of timm that is not in here."
@@ -152,7 +161,7 @@ def _call(record: Mapping[str, Any]) -> str:
     if recipe.size is not None:
         cut = {"crop": "cut to its centre", "stretch": "stretched", None: "taken"}[recipe.fit]
         how += f", {cut} at {recipe.size[0]}x{recipe.size[1]} pixels"
-    if "Depth" in str((record.get("task") or {}).get("class_path")):
+    if _is_depth(record):
         return (
             "`model(images)` gives metres (B, H, W), for uint8 images (B, 3, H, W) of any size. "
             f"Each is {how} as in training, then resized and normalised for the backbone."

@@ -68,8 +68,11 @@ def note_changes(backbone: Backbone, adapter: Strategy) -> None:
         backbone.changes.append(str(error))
 
 
-def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
-    """Why nothing can be kept, to complete a sentence; None where it can."""
+def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = True) -> str | None:
+    """Why nothing can be kept, to complete a sentence; None where it can.
+
+    Unless `augmented`, as if the data module augmented nothing.
+    """
     adapter, backbone = task.adapter, task.backbone
     if backbone.changes:
         return str(backbone.changes[0])
@@ -88,7 +91,7 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
         return "the backbone is in shards, which no process can run alone"
     if not isinstance(datamodule, ImageDataModule):
         return f"{type(datamodule).__name__} does not say which images it gives"
-    if datamodule.augment != "none":
+    if augmented and datamodule.augment != "none":
         return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
     for hook in _HOOKS:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
@@ -98,14 +101,7 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any) -> str | None:
 
 def is_all_but_augmented(task: Any, trainer: Trainer, datamodule: Any) -> bool:
     """Whether the augmentation alone stands against a cache that would pay."""
-    augment = getattr(datamodule, "augment", "none")
-    if augment == "none" or not pays(trainer):
-        return False
-    datamodule.augment = "none"
-    try:
-        return why_not(task, trainer, datamodule) is None
-    finally:
-        datamodule.augment = augment
+    return pays(trainer) and why_not(task, trainer, datamodule, augmented=False) is None
 
 
 def _owner(kind: type, name: str) -> int:

@@ -20,7 +20,7 @@ import yaml
 import kora as package
 from kora.adaptation import adapt as module
 from kora.adaptation.adapt import Adapted, StoppedError, adapt
-from kora.adaptation.report import wilson
+from kora.analysis.statistics import wilson
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
 from tests.support.cli import kora
