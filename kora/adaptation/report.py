@@ -16,22 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from datamodules.recipe import ImageRecipe, UnreadableImageError
-from kora import __version__
 from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
 from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
-from kora.console.formats import format_p
-from kora.console.identity import DARK, LIGHT
 from kora.console.tables import csv_text
 from kora.reports.canvas import BLUE, PERCENT, new_figure
+from kora.reports.pages import page_of
 from kora.runs.durable import write_text
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import read_results
@@ -284,14 +281,11 @@ def write_report(report: Report) -> Path:
         for told in [tried.predictions >= 0]
     ]
     write_text(report.home / "search.csv", csv_text(rows, list(rows[0])))
-    pages = Environment(
-        loader=PackageLoader("kora.adaptation", ""), autoescape=True, trim_blocks=True
-    )
     accuracy, (low, high) = report.accuracy
-    html = pages.get_template("page.html").render(
-        report=report, accuracy=accuracy, low=low, high=high, version=__version__, light=LIGHT,
-        dark=DARK, curve=_curve(report), mistakes=_mistakes(report),
-        matrix=_png(report.runs[report.chosen] / "confusion_matrix.png"), p=format_p,
+    html = page_of("kora.adaptation").render(
+        report=report, accuracy=accuracy, low=low, high=high, curve=_curve(report),
+        mistakes=_mistakes(report),
+        matrix=_png(report.runs[report.chosen] / "confusion_matrix.png"),
         notes=[*report.layout.notes, *report.audit.sentences(), *report.split.notes],
     )  # fmt: skip
     return write_text(report.home / PAGE, html)

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from kora import __version__
 from kora.compare.comparison import Comparison
 from kora.compare.inline_svg import inline_svg
 from kora.compare.overview import overview
 from kora.compare.page_charts import Tested, curve_chart, key, size_chart
 from kora.console.formats import format_metric
-from kora.console.identity import DARK, LIGHT, Look, looks
+from kora.console.identity import Look, looks
 from kora.reports.curves import Curve, read_curves, tested_place
+from kora.reports.pages import page_of
 
 __all__ = ["to_html"]
 
@@ -39,9 +38,8 @@ def to_html(
     Learning curves come from metrics.csv in the folders of their runs; without any, that chart is
     left out. Links to pictures lead from the folder `beside`; without one, there are none.
     """
-    pages = Environment(loader=PackageLoader("kora.compare", ""), autoescape=True, trim_blocks=True)
     shown = looks(group.name for table in comparisons for group in table.groups)
-    return pages.get_template("page.html").render(
+    return page_of("kora.compare").render(
         title="KoRA: " + ", ".join(dict.fromkeys(c.title for c in comparisons)),
         overview=overview(comparisons),
         looks=shown,
@@ -51,9 +49,6 @@ def to_html(
         ],
         parts=[_part(*numbered, shown, beside) for numbered in enumerate(comparisons)],
         left_out=list(left_out),
-        light=LIGHT,
-        dark=DARK,
-        version=__version__,
     )
 
 

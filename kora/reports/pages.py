@@ -1,0 +1,18 @@
+"""Pages for the browser, which load nothing from anywhere and share their colours."""
+
+from __future__ import annotations
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, Template
+
+from kora import __version__
+from kora.console.identity import DARK, LIGHT
+
+__all__ = ["page_of"]
+
+
+def page_of(package: str) -> Template:
+    """The template `page.html` of a package; the colours of light and dark screens are set."""
+    loader = ChoiceLoader([PackageLoader(name, "") for name in (package, "kora.reports")])
+    pages = Environment(loader=loader, autoescape=True, trim_blocks=True)
+    pages.globals |= {"light": LIGHT, "dark": DARK, "version": __version__}
+    return pages.get_template("page.html")
