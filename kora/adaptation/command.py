@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kora.runs.processes import Stop
 
-__all__ = ["adapt_command"]
+__all__ = ["adapt_command", "adapt_parser"]
 
 
 def adapt_command(args: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def adapt_command(args: Sequence[str]) -> None:
     Raises:
         As `kora.adaptation.adapt.adapt`.
     """
-    own = _options(args)
+    own = adapt_parser().parse_args(args)
     from kora.adaptation.adapt import StoppedError, adapt
     from kora.console.say import say
 
@@ -39,7 +39,8 @@ def adapt_command(args: Sequence[str]) -> None:
     say(f"export:   kora export {result.run} --format onnx")
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
+def adapt_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora adapt",
         description="From a folder of pictures to the model that validation says is best, with its "
@@ -72,4 +73,4 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         "--dry_run", "--dry-run", action="store_true",
         help="look at the pictures, and say what would be tried and how long it takes",
     )  # fmt: skip
-    return parser.parse_args(args)
+    return parser

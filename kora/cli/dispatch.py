@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from kora import __version__
 from kora.console.errors import explain, hint
 
-__all__ = ["main"]
+__all__ = ["FIT_USAGE", "main"]
 
 _USAGE = """\
 usage: kora COMMAND [options]
@@ -47,6 +47,7 @@ Train and compare adapters on frozen vision transformers.
   push      the adapter of a run, to the hub           kora push RUN OWNER/NAME
   list      strategies, data modules, and what else a config may name
   init      copies of the configs, to edit             kora init [FOLDER]
+  completion  what Tab completes in bash or zsh        kora completion bash
 
   kora fit --config configs/quickstart.yaml            needs no download and no GPU
   kora fit --config A.yaml --config B.yaml --model.adapter.rank 4
@@ -56,7 +57,7 @@ Train and compare adapters on frozen vision transformers.
   kora --version
 """
 
-_FIT_USAGE = """\
+FIT_USAGE = """\
 usage: kora fit --config FILE [--config FILE ...] [options]
 
 Train, choose the best checkpoint by validation, test it once, and record the run.
@@ -103,7 +104,7 @@ def _imported(module: str) -> Any:
 def _lightning(command: str) -> Command:
     def run(args: Sequence[str]) -> None:
         if command == "fit" and list(args) in (["--help"], ["-h"]):
-            print(_FIT_USAGE, end="")
+            print(FIT_USAGE, end="")
             return
         if list(args) == ["--help", "all"]:
             args = ["--help"]
@@ -130,50 +131,6 @@ def _in(module: str, name: str) -> Command:
     return run
 
 
-def _compare(args: Sequence[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="kora compare", description="Mean and 95 % interval over the seeds of finished runs."
-    )
-    parser.add_argument("runs", nargs="*", help="runs, or folders above runs")
-    parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT[/EXPERIMENT]", help="also the finished runs in W&B"
-    )
-    parser.add_argument(
-        "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
-    )
-    parser.add_argument(
-        "--by", default="strategy", metavar="WHAT",
-        help="strategy (default), experiment, or a setting such as model.adapter.d_comp",
-    )  # fmt: skip
-    parser.add_argument(
-        "--reference", metavar="NAME", help="what differences refer to (default: LinearProbe)"
-    )
-    parser.add_argument("--out", help="folder for the table as .html, .md, .tex, .csv and .png")
-    parser.add_argument(
-        "--against", action="append", default=[], choices=("images", "seconds", "trainable"),
-        help="draw the metric of all tables over training images, seconds or parameters, in --out",
-    )  # fmt: skip
-    own = parser.parse_args(args)
-    if own.against and own.out is None:
-        parser.error(f"--against {own.against[0]} draws a picture; say where with --out FOLDER")
-    if not own.runs and own.wandb is None:
-        parser.error("name runs, or a project with --wandb ENTITY/PROJECT")
-    from kora.compare.command import compare_command
-
-    notes: list[str] = []
-    if own.wandb is not None:
-        from kora.loggers.wandb_runs import address_of, fetch_runs
-
-        found, notes = fetch_runs(address_of(own.wandb))
-        own.runs += found
-    compare_command(
-        own.runs, own.metric, own.out, by=own.by, reference=own.reference, against=own.against,
-        notes=notes,
-    )  # fmt: skip
-
-
 _COMMANDS: dict[str, Command] = {
     "adapt": _in("kora.adaptation.command", "adapt_command"),
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
@@ -184,12 +141,13 @@ _COMMANDS: dict[str, Command] = {
     "data": _in("kora.cli.params", "data"),
     "grid": _in("kora.grid.command", "grid"),
     "tune": _in("kora.tune.command", "tune"),
-    "compare": _compare,
+    "compare": _in("kora.cli.compare", "compare"),
     "cka": _in("kora.inspect.cka", "cka_command"),
     "paper": _in("kora.paper.command", "paper_command"),
     "inspect": _in("kora.inspect.command", "inspect_command"),
     "list": _in("kora.cli.listing", "main"),
     "init": _in("kora.cli.init", "main"),
+    "completion": _in("kora.cli.completion", "main"),
 }
 
 #: Variables that tell which process of a run this is.
@@ -199,7 +157,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
 _NARROWEST = 20
 
 #: Commands that read files in which classes may be named.
-_NAMES_CLASSES = set(_COMMANDS) - {"adapt", "compare", "paper", "list", "init"}
+_NAMES_CLASSES = set(_COMMANDS) - {"adapt", "compare", "completion", "init", "list", "paper"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from kora.runs.config_files import configs_folder
 
-__all__ = ["main"]
+__all__ = ["init_parser", "main"]
 
 
 def main(args: Sequence[str]) -> None:
     """Copy them into a folder that is not there yet."""
-    parser = argparse.ArgumentParser(prog="kora init", description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", nargs="?", default="configs", help="default: configs")
-    folder = Path(parser.parse_args(args).folder)
+    folder = Path(init_parser().parse_args(args).folder)
     if folder.exists():
         raise ValueError(
             f"{folder} is there already. Name another folder, or edit the configs that it holds."
@@ -24,3 +22,10 @@ def main(args: Sequence[str]) -> None:
     shutil.copytree(configs_folder(), folder)
     files = sum(1 for _ in folder.rglob("*.yaml"))
     print(f"{files} configs in {folder}. Try: kora fit --config {folder}/quickstart.yaml")
+
+
+def init_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(prog="kora init", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", default="configs", help="default: configs")
+    return parser

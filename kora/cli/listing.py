@@ -24,6 +24,7 @@ __all__ = [
     "is_grid",
     "is_search",
     "is_sweep",
+    "list_parser",
     "main",
 ]
 
@@ -106,14 +107,20 @@ def config_claim(path: Path) -> str:
     return " ".join(filter(None, words))
 
 
-def main(args: Sequence[str]) -> None:
-    """Print the lists: strategies and data modules, one kind, or all."""
+def list_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="kora list", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "what", nargs="?", choices=(*_KINDS, "configs"), metavar="WHAT",
         help=f"one of {', '.join((*_KINDS, 'configs'))}",
     )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="everything, with whole sentences")
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the lists: strategies and data modules, one kind, or all."""
+    parser = list_parser()
     own = parser.parse_args(args)
     if own.what and own.all:
         parser.error(f"--all lists everything; leave out '{own.what}', which is listed whole")

@@ -19,28 +19,12 @@ from kora.reports.of_task import report_for
 from kora.reports.parameters import parameter_report
 from kora.training.lightning_cli import parse
 
-__all__ = ["data", "params"]
+__all__ = ["data", "data_parser", "params", "params_parser"]
 
 
 def params(args: Sequence[str]) -> None:
     """Count what a config would train. No weights and no data are needed."""
-    parser = argparse.ArgumentParser(
-        prog="kora params",
-        description="What trains, where and how much. Further options are those of kora fit.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument(
-        "--match", nargs="*", metavar="FILE",
-        help="which rank or width brings other strategies to the same number of trainable "
-        "parameters, the head not counted. The strategy of the experiment sets the number; the "
-        "others are each a FILE (or, if none is named here, each --config after the first): a "
-        "fragment that is laid over the experiment, or an experiment, whose adapter alone is taken",
-    )  # fmt: skip
-    parser.add_argument(
-        "--target", type=int, metavar="N", help="match this number of parameters instead"
-    )
-    own, rest = _split(parser, args)
+    own, rest = params_parser().parse_known_args(args)
     if own.match is not None:
         matched(own.config, own.match, rest, target=own.target, as_json=own.json)
         return
@@ -65,15 +49,7 @@ def params(args: Sequence[str]) -> None:
 
 def data(args: Sequence[str]) -> None:
     """Describe or prepare the data of a config."""
-    parser = argparse.ArgumentParser(
-        prog="kora data",
-        description="describe: sizes, classes, images a class and the audit of the splits. "
-        "prepare: download and extract. cache: fill the feature cache of this config ahead. "
-        "Further options are those of kora fit.",
-    )
-    parser.add_argument("action", choices=("describe", "prepare", "cache"))
-    parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
-    own, rest = _split(parser, args)
+    own, rest = data_parser().parse_known_args(args)
     args = ["fit", *as_options(own.config), *rest]
     if own.action == "cache":
         fill_cache(args)
@@ -111,11 +87,40 @@ def data(args: Sequence[str]) -> None:
     console.print(protocol)
 
 
-def _split(
-    parser: argparse.ArgumentParser, args: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
+def params_parser() -> argparse.ArgumentParser:
+    """The options of `kora params` that `kora fit` has not."""
+    parser = argparse.ArgumentParser(
+        prog="kora params",
+        description="What trains, where and how much. Further options are those of kora fit.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument(
+        "--match", nargs="*", metavar="FILE",
+        help="which rank or width brings other strategies to the same number of trainable "
+        "parameters, the head not counted. The strategy of the experiment sets the number; the "
+        "others are each a FILE (or, if none is named here, each --config after the first): a "
+        "fragment that is laid over the experiment, or an experiment, whose adapter alone is taken",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=int, metavar="N", help="match this number of parameters instead"
+    )
     parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE")
-    return parser.parse_known_args(args)
+    return parser
+
+
+def data_parser() -> argparse.ArgumentParser:
+    """The options of `kora data` that `kora fit` has not."""
+    parser = argparse.ArgumentParser(
+        prog="kora data",
+        description="describe: sizes, classes, images a class and the audit of the splits. "
+        "prepare: download and extract. cache: fill the feature cache of this config ahead. "
+        "Further options are those of kora fit.",
+    )
+    parser.add_argument("action", choices=("describe", "prepare", "cache"))
+    parser.add_argument("--json", action="store_true", help="print plain JSON (describe)")
+    parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE")
+    return parser
 
 
 def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:

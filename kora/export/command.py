@@ -23,7 +23,7 @@ from kora.export.prepare import PREPARE
 from kora.runs.durable import expand, let_be_read
 from kora.tasks.load import AdaptedModel, load_adapter, run_of
 
-__all__ = ["RECORD", "export", "export_command"]
+__all__ = ["RECORD", "export", "export_command", "export_parser"]
 
 RECORD = "export.json"
 
@@ -36,8 +36,8 @@ _FORMATS: dict[str, Callable[[AdaptedModel, Path], Written]] = {
 TOLERANCES = {"peft": 1e-5, "timm": 1e-5, "onnx": 1e-4}
 
 
-def export_command(args: Sequence[str]) -> None:
-    """Parse the options, export, and say what was written and how near it comes."""
+def export_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora export",
         description="Write a finished run for other libraries. The export's outputs are compared "
@@ -59,7 +59,12 @@ def export_command(args: Sequence[str]) -> None:
         help="largest difference accepted, as a share of the largest output (at least of 1); "
         "default: " + ", ".join(f"{value:g} for {name}" for name, value in TOLERANCES.items()),
     )  # fmt: skip
-    own = parser.parse_args(args)
+    return parser
+
+
+def export_command(args: Sequence[str]) -> None:
+    """Parse the options, export, and say what was written and how near it comes."""
+    own = export_parser().parse_args(args)
     model = load_adapter(own.run, weights=own.weights)
     default = run_of(model.folder) / "export" / own.format
     out = default if own.out is None else expand(own.out)

@@ -16,11 +16,11 @@ from kora.export.model_card import write_card
 from kora.runs.results import RESULTS_NAME, read_results
 from kora.tasks.load import adapter_folder, run_of
 
-__all__ = ["push", "push_command"]
+__all__ = ["push", "push_command", "push_parser"]
 
 
-def push_command(args: Sequence[str]) -> None:
-    """Parse the options, push, and say where it lies."""
+def push_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora push",
         description="Put the adapter folder of a run on the Hugging Face hub: JSON, safetensors "
@@ -31,7 +31,12 @@ def push_command(args: Sequence[str]) -> None:
     parser.add_argument("repository", metavar="OWNER/NAME")
     parser.add_argument("--private", action="store_true", help="only you may read it")
     parser.add_argument("--license", metavar="NAME", help="of the adapter, such as apache-2.0")
-    own = parser.parse_args(args)
+    return parser
+
+
+def push_command(args: Sequence[str]) -> None:
+    """Parse the options, push, and say where it lies."""
+    own = push_parser().parse_args(args)
     url = push(own.run, own.repository, private=own.private, licence=own.license)
     say(f'{url}: kora.load_adapter("hf://{own.repository}")')
 

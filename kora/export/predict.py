@@ -31,7 +31,7 @@ from kora.tasks.image_files import Batch, ImageFiles, collate, image_files
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.tasks.merging import merged
 
-__all__ = ["predict_command"]
+__all__ = ["predict_command", "predict_parser"]
 
 _LIMIT_M = 65.535  # of 16 bits in millimetres
 
@@ -40,7 +40,7 @@ Rows = dict[int, list[str]]
 
 def predict_command(args: Sequence[str]) -> None:
     """Parse the options, predict, write, and name what could not be read."""
-    own = _parser().parse_args(args)
+    own = predict_parser().parse_args(args)
     if not own.images:
         raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
@@ -73,7 +73,8 @@ def predict_command(args: Sequence[str]) -> None:
     _say(path, folder, names, errors, others)
 
 
-def _parser() -> argparse.ArgumentParser:
+def predict_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora predict",
         description="Predictions of a finished run for a folder of images, at any depth there. "

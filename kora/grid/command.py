@@ -35,7 +35,7 @@ from kora.grid.view import GridView
 from kora.runs.processes import Stop
 from kora.training.config_lock import is_taken
 
-__all__ = ["grid"]
+__all__ = ["grid", "grid_parser"]
 
 
 def grid(args: Sequence[str]) -> None:
@@ -79,7 +79,8 @@ def grid(args: Sequence[str]) -> None:
         )
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
+def grid_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora grid",
         description="Run every combination of a grid file with every seed. Finished runs are "
@@ -96,7 +97,11 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         help="so many runs at once on this machine, which share its cores; each has a log file",
     )  # fmt: skip
     add_launcher_options(parser, "run")
-    own = parser.parse_args(args)
+    return parser
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
+    own = grid_parser().parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more runs at once.")
     if own.launcher == "ray" and own.jobs != 1:

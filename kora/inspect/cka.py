@@ -28,7 +28,7 @@ from kora.runs.durable import expand, write_text
 from kora.runs.results import RunResult, read_results
 from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device, run_of
 
-__all__ = ["cka_command"]
+__all__ = ["cka_command", "cka_parser"]
 
 SCHEMA = 1
 _ADVISED = 1000
@@ -55,7 +55,7 @@ class _Run:
 
 def cka_command(args: Sequence[str]) -> None:
     """Parse the options, read the layers, write, and show."""
-    own = _parser().parse_args(args)
+    own = cka_parser().parse_args(args)
     _check(own)
     device = named_device(own.device)
     folders = [run_of(expand(path)) for path in (own.run, own.run2) if path is not None]
@@ -89,7 +89,8 @@ def cka_command(args: Sequence[str]) -> None:
         print(f"wrote {path}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def cka_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora cka",
         description="Centered kernel alignment (linear, unbiased, from minibatches, float64) "

@@ -29,7 +29,7 @@ from kora.runs.durable import expand, write_text
 from kora.tasks.load import AdaptedModel, load_adapter, named_device, run_of
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 
-__all__ = ["inspect_command"]
+__all__ = ["inspect_command", "inspect_parser"]
 
 _SCHEMA = 1
 _FAINT = 1e-6
@@ -37,7 +37,7 @@ _FAINT = 1e-6
 
 def inspect_command(args: Sequence[str]) -> None:
     """Parse the options, read, write, and say what stands out."""
-    own = _parser().parse_args(args)
+    own = inspect_parser().parse_args(args)
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     require_readable(model.adapter)
     run = run_of(model.folder)
@@ -49,7 +49,8 @@ def inspect_command(args: Sequence[str]) -> None:
     print(f"Read-outs: {', '.join(path.name for path in written)} in {out}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def inspect_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora inspect",
         description="Numbers and heat maps by block and site. KoRA: what each node contributes to "

@@ -20,7 +20,7 @@ from kora.paper.table import Filled, PaperSheet, paper_sheet
 from kora.runs.durable import expand, write_text
 from kora.runs.results import Run, find_runs
 
-__all__ = ["paper_command", "sections"]
+__all__ = ["paper_command", "paper_parser", "sections"]
 
 _RUNS = "runs"
 
@@ -32,7 +32,7 @@ def paper_command(args: Sequence[str]) -> None:
         ValueError: A folder that is not there, or runs that must not be mixed.
         RuntimeError: A record of a run is damaged.
     """
-    own = _parser().parse_args(args)
+    own = paper_parser().parse_args(args)
     if own.out is not None and expand(own.out).is_file():
         raise ValueError(f"--out {own.out} is a file; name a folder.")
     runs, notes = _runs(expand(own.runs), own.runs)
@@ -57,7 +57,8 @@ def sections(sheet: PaperSheet, notes: Sequence[str] = ()) -> dict[str, list[str
     return {heading: lines for heading, lines in parts.items() if lines}
 
 
-def _parser() -> argparse.ArgumentParser:
+def paper_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora paper",
         description="A table or figure of the KoRA paper: the published numbers, the runs of its "

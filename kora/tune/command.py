@@ -27,7 +27,7 @@ from kora.tune.report import equality, failures, rows, write_best, write_report
 from kora.tune.run import Trouble, entries_of, run_trials
 from kora.tune.study import Search, opened
 
-__all__ = ["tune"]
+__all__ = ["tune", "tune_parser"]
 
 
 def tune(args: Sequence[str]) -> None:
@@ -65,7 +65,8 @@ def tune(args: Sequence[str]) -> None:
         _end(mine, trouble, folder)
 
 
-def _options(args: Sequence[str]) -> argparse.Namespace:
+def tune_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora tune",
         description="Search the settings of every combination of a grid with the same number of "
@@ -84,7 +85,11 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     add_launcher_options(parser, "trial")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would run")
     add_file_options(parser, "the combinations")
-    own = parser.parse_args(args)
+    return parser
+
+
+def _options(args: Sequence[str]) -> argparse.Namespace:
+    own = tune_parser().parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more trials at once.")
     fill_launcher_options(own)

@@ -1,0 +1,91 @@
+"""`kora completion SHELL`: a script by which the shell completes commands, options and paths."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+
+import shtab
+
+from kora.cli.dispatch import FIT_USAGE
+from kora.runs.config_files import configs_folder
+
+__all__ = ["command_parsers", "completion_parser", "main"]
+
+#: Where the options of a command are that has its own.
+_OWN = {
+    "adapt": "kora.adaptation.command",
+    "cka": "kora.inspect.cka",
+    "compare": "kora.cli.compare",
+    "completion": "kora.cli.completion",
+    "data": "kora.cli.params",
+    "export": "kora.export.command",
+    "grid": "kora.grid.command",
+    "init": "kora.cli.init",
+    "inspect": "kora.inspect.command",
+    "list": "kora.cli.listing",
+    "paper": "kora.paper.command",
+    "params": "kora.cli.params",
+    "predict": "kora.export.predict",
+    "push": "kora.export.hub",
+    "tune": "kora.tune.command",
+}
+#: What an option takes, by the name of its value in the help.
+_PATHS = {"file": shtab.FILE, "path": shtab.FILE, "folder": shtab.DIRECTORY, "dir": shtab.DIRECTORY,
+          "run": shtab.DIRECTORY, "run2": shtab.DIRECTORY, "runs": shtab.DIRECTORY}  # fmt: skip
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the script."""
+    shell = completion_parser().parse_args(args).shell
+    parser = argparse.ArgumentParser(prog="kora")
+    commands = parser.add_subparsers()
+    for name, own in command_parsers().items():
+        for action in own._actions:
+            named = action.metavar if isinstance(action.metavar, str) else action.dest
+            path = shtab.FILE if action.dest == "config" else _PATHS.get(named.lower())
+            if path is not None and not action.choices:
+                action.complete = path  # type: ignore[attr-defined]
+        commands.add_parser(
+            name, parents=[own], add_help=False, conflict_handler="resolve", help=_title(own)
+        )
+    print(shtab.complete(parser, shell))
+
+
+def command_parsers() -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of each command of `kora`."""
+    from kora.training.lightning_cli import parse
+
+    of_lightning = ("fit", "validate", "test")
+    config = str(configs_folder() / "quickstart.yaml")
+    parsers: dict[str, argparse.ArgumentParser] = {
+        name: parse([name, "--config", config]).parser_of(name) for name in of_lightning
+    }
+    for parser in parsers.values():  # options of the classes that a config names are none of it
+        known = parser._option_string_actions
+        for option in sorted(set(re.findall(r"--[\w.]+", FIT_USAGE)) - set(known)):
+            argparse.ArgumentParser.add_argument(parser, option)
+    for name, module in _OWN.items():
+        make: Callable[[], argparse.ArgumentParser]
+        make = getattr(import_module(module), f"{name}_parser")
+        parsers[name] = make()
+    return parsers
+
+
+def completion_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="kora completion",
+        description="Prints what makes Tab complete commands, options and paths. bash: add "
+        'eval "$(kora completion bash)" to ~/.bashrc, or write it to a file that is read there.',
+        allow_abbrev=False,
+    )
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    return parser
+
+
+def _title(parser: argparse.ArgumentParser) -> str:
+    """The first sentence of what a command says of itself."""
+    return (parser.description or "").split(". ")[0]
