@@ -70,6 +70,8 @@ class ImageDataModule(LightningDataModule):
             run (`seed_everything`), else 0.
         augment: none, flip, flip_crop or flip_crop_color; per image, its maps with it, on the
             device, in training only.
+        augment_views: so many augmented views of an image, of which each epoch takes the next, so
+            that the features of all can be kept (docs/FEATURE_CACHE.md); None: a new one an epoch.
 
     Raises:
         ValueError: an option is out of range.
@@ -97,6 +99,7 @@ class ImageDataModule(LightningDataModule):
         subset: Subset | None = None,
         seed: int | None = None,
         augment: Augment = "none",
+        augment_views: int | None = None,
     ) -> None:
         super().__init__()
         if type(self) is ImageDataModule:
@@ -105,8 +108,9 @@ class ImageDataModule(LightningDataModule):
             )
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         others = {"num_workers": num_workers, "val_images": val_images, "seed": seed}
-        for key, value in {**sizes, **others}.items():
-            least = 1 if key in sizes else 0
+        views = {"augment_views": augment_views}
+        for key, value in {**sizes, **others, **views}.items():
+            least = 0 if key in others else 1
             if value is not None and value < least:
                 raise ValueError(f"data.{key} is {value}; it must be at least {least}.")
         if not 0 <= val_fraction < 1:
@@ -115,6 +119,11 @@ class ImageDataModule(LightningDataModule):
                 "of images use val_images."
             )
         check_augment(augment)
+        if augment_views is not None and augment == "none":
+            raise ValueError(
+                f"data.augment_views is {augment_views}, and data.augment is none: there is one "
+                "view of each image. Choose an augmentation, or leave augment_views out."
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -123,6 +132,7 @@ class ImageDataModule(LightningDataModule):
         self.subset = subset
         self.seed = seed
         self.augment: Augment = augment
+        self.augment_views = augment_views
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
@@ -276,11 +286,24 @@ class ImageDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Draw for the augmentation of a training batch, as long as `index` is on the CPU."""
         self._draws = None
-        if self.augment != "none" and self.trainer is not None and self.trainer.training:
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
-            seed = self.resolved_seed()
-            self._draws = sample_draws(batch["index"], DRAWS, seed=seed, epoch=progress.processed)
+        training = self.trainer is not None and self.trainer.training
+        if training and self.augment != "none" and "image" in batch:
+            self._draws = self._draws_of(batch, self.view())
         return batch
+
+    def view(self) -> int:
+        """Which augmented view of each image this epoch takes: as many as epochs, or fewer."""
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        epoch = int(progress.processed)
+        return epoch if self.augment_views is None else epoch % self.augment_views
+
+    def augmented(self, batch: Batch, view: int) -> Batch:
+        """A batch as training has it in a view of its images."""
+        return augment_batch(batch, augment=self.augment, draws_BK=self._draws_of(batch, view))
+
+    def _draws_of(self, batch: Batch, view: int) -> Tensor:
+        return sample_draws(batch["index"], DRAWS, seed=self.resolved_seed(), epoch=view)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch and its maps, on the device; leave every other batch alone."""
@@ -303,6 +326,7 @@ class ImageDataModule(LightningDataModule):
             "val_images": self.val_images,
             "seed": self.resolved_seed(),
             "augment": self.augment,
+            **({} if self.augment_views is None else {"augment_views": self.augment_views}),
             "sha256": {s: index_sha256(self.indices(s)) for s in _SPLITS},
             "data_sha256": self._data_sha256,
             **self.protocol_extras(),

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,9 +56,10 @@ _LEFT = 0.5
 
 @dataclass(frozen=True)
 class FilledSplit:
-    """A split that is read from its table."""
+    """A split, or an augmented view of it, that is read from its table."""
 
     split: str
+    view: int | None
     table: Table
     filled: int  # images that this process computed
     seconds: float  # that this took, with checking and waiting
@@ -67,7 +68,7 @@ class FilledSplit:
         """One line for people."""
         there = f"{_taken(self.table.layout)} in {self.table.folder}"
         made = f"filled in {self.seconds:.1f} s" if self.filled else there
-        return f"feature cache, {self.split}: {made}."
+        return f"feature cache, {_named(self.split, self.view)}: {made}."
 
 
 class _UnsteadyError(ValueError):
@@ -122,7 +123,8 @@ class FeatureCache:
                 say(
                     f"no feature cache: {why}. It passes {trainer.max_epochs} x "
                     f"{len(datamodule.indices('train')):,} images through the backbone in place of "
-                    "one time each; data.augment: none keeps what it reads."
+                    "one time each; data.augment: none keeps what it reads, and data.augment_views "
+                    "that of as many views of each image."
                 )
             return
         splits = [
@@ -132,15 +134,21 @@ class FeatureCache:
             and (split == "train" or is_all(trainer.limit_val_batches))
         ]
         try:
-            found = [self._filled(task, trainer, split) for split in splits]
+            found = [
+                self._filled(task, trainer, split, view=view)
+                for split in splits
+                for view in (_views(datamodule) if split == "train" else (None,))
+            ]
         except (UnwritableError, _UnsteadyError) as error:
             if self.option is True:
                 raise
             say(f"no feature cache: {error}")
             return
-        self.splits = [filled for filled in found if filled is not None]
-        for filled in self.splits:
-            _stand_in(filled, datamodule)
+        for split in splits:
+            views = [filled for filled in found if filled is not None and filled.split == split]
+            if len(views) == (len(_views(datamodule)) if split == "train" else 1):
+                self.splits += views
+                _stand_in(views, datamodule)
         # Lightning asked for the length of that of training before the optimiser was made.
         for loader in train_loaders(trainer):
             if isinstance(loader.dataset, Relay):
@@ -157,7 +165,7 @@ class FeatureCache:
             return
         if filled is not None:
             self.splits = [one for one in self.splits if one.split != "test"] + [filled]
-            _stand_in(filled, datamodule)
+            _stand_in([filled], datamodule)
 
     def put(self, task: Any, trainer: Trainer, split: str, inputs: Inputs) -> None:
         """Keep what the adapter reads of the n images of a split, computed elsewhere.
@@ -196,7 +204,7 @@ class FeatureCache:
             return None
         return {
             "dtype": self.kind,
-            "splits": [filled.split for filled in self.splits],
+            "splits": list(dict.fromkeys(filled.split for filled in self.splits)),
             "bytes_an_image": self.splits[0].table.layout.row_bytes,
             "images_computed": sum(filled.filled for filled in self.splits),
             "seconds": round(sum(filled.seconds for filled in self.splits), 3),
@@ -205,26 +213,32 @@ class FeatureCache:
     # -- filling -------------------------------------------------------------------------------
 
     def _place(
-        self, task: Any, trainer: Trainer, datamodule: ImageDataModule, split: str
+        self,
+        task: Any,
+        trainer: Trainer,
+        datamodule: ImageDataModule,
+        split: str,
+        *,
+        view: int | None = None,
     ) -> tuple[Path, dict[str, Any]]:
         """Where the table of a split lies, and what its numbers depend on."""
-        of = identity(task, trainer, datamodule, split=split, kind=self.kind)
+        of = identity(task, trainer, datamodule, split=split, kind=self.kind, view=view)
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
         name = f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
         return root / name, of
 
     def _filled(
-        self, task: Any, trainer: Trainer, split: str, *, fill: bool = True
+        self, task: Any, trainer: Trainer, split: str, *, view: int | None = None, fill: bool = True
     ) -> FilledSplit | None:
         """The table of a split, filled by whichever process comes first; None where it must pay."""
         begun = time.perf_counter()
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        folder, of = self._place(task, trainer, datamodule, split)
+        folder, of = self._place(task, trainer, datamodule, split, view=view)
         may_fill = fill and (self.option is True or pays(trainer))
         if not (may_fill or folder.is_dir()):
             return None
-        inputs = ComputedInputs(task, trainer, split)
+        inputs = ComputedInputs(task, trainer, split, view=view)
         if not inputs.steady():
             raise _UnsteadyError(
                 f"{type(datamodule).__name__} gives another image each time that it is asked for "
@@ -243,7 +257,7 @@ class FeatureCache:
             ) from error
         if table is None:
             return None
-        filled = FilledSplit(split, table, inputs.images, time.perf_counter() - begun)
+        filled = FilledSplit(split, view, table, inputs.images, time.perf_counter() - begun)
         say(filled.render())
         return filled
 
@@ -264,7 +278,8 @@ class FeatureCache:
         self._require_room(missing * layout.row_bytes, folder)
         done = layout.rows - missing
         more = f", of which {done:,} images are done" if done else ""
-        say(f"feature cache, {inputs.split}: {_taken(layout)} in {folder}{more}.")
+        named = _named(inputs.split, inputs.view)
+        say(f"feature cache, {named}: {_taken(layout)} in {folder}{more}.")
         table.fill_missing(
             lambda rows: ((some, layout.pack(tensors)) for some, tensors in inputs.of_rows(rows))
         )
@@ -286,12 +301,18 @@ class FeatureCache:
 class _KeptRows(Dataset[dict[str, Tensor]]):
     """Batches of rows, with all that a batch holds beside its images."""
 
-    def __init__(self, rest: Any, table: Table) -> None:
+    def __init__(self, rest: Any, tables: Sequence[Table], view: Callable[[], int]) -> None:
         self.rest = rest
-        self.table = table
+        self.tables = tables
+        self.view = view
+
+    @property
+    def table(self) -> Table:
+        """That of the view which this epoch takes."""
+        return self.tables[self.view() if len(self.tables) > 1 else 0]
 
     def __len__(self) -> int:
-        return self.table.layout.rows
+        return self.tables[0].layout.rows
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {**self.rest[row], KEPT: self.table.read([row])[0]}
@@ -300,12 +321,21 @@ class _KeptRows(Dataset[dict[str, Tensor]]):
         return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
 
 
-def _stand_in(filled: FilledSplit, datamodule: ImageDataModule) -> None:
-    """Let a table stand in for the images of its split."""
-    split: Any = filled.split
+def _views(datamodule: ImageDataModule) -> Sequence[int | None]:
+    """The augmented views of a training image; None is the image as it is."""
+    return (None,) if datamodule.augment_views is None else range(datamodule.augment_views)
+
+
+def _named(split: str, view: int | None) -> str:
+    return split if view is None else f"{split}, view {view + 1}"
+
+
+def _stand_in(filled: Sequence[FilledSplit], datamodule: ImageDataModule) -> None:
+    """Let its table, or those of all its views, stand in for the images of a split."""
+    split: Any = filled[0].split
     relay = datamodule.relay(split)
     rest = relay.without_images(labels=datamodule.labels(split), indices=datamodule.indices(split))
-    relay.instead = _KeptRows(rest, filled.table)
+    relay.instead = _KeptRows(rest, [one.table for one in filled], datamodule.view)
 
 
 def _say_waiting() -> None:

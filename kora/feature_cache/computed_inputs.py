@@ -31,10 +31,14 @@ _CLOSE = 0.05
 
 
 class ComputedInputs:
-    """What the adapter reads of the images of a split, from the frozen backbone."""
+    """What the adapter reads of the images of a split, from the frozen backbone.
 
-    def __init__(self, task: Any, trainer: Trainer, split: str) -> None:
+    Of a `view`, of the images as the augmentation gives them there.
+    """
+
+    def __init__(self, task: Any, trainer: Trainer, split: str, *, view: int | None = None) -> None:
         self.task = task
+        self.view = view
         self.trainer = trainer
         self.split = split
         self.images = 0
@@ -91,8 +95,10 @@ class ComputedInputs:
     def _batch(self, rows: Sequence[int]) -> Any:
         return self._relay.collate(self._relay.__getitems__(rows))
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         task, adapter = self.task, self.task.adapter
+        if self.view is not None:
+            batch = self.trainer.datamodule.augmented(batch, self.view)  # type: ignore[attr-defined]
         reads = head_reads(task)
         images = batch["image"].to(task.device)
         training = adapter.training

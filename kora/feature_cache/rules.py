@@ -30,7 +30,7 @@ __all__ = [
 #: Of the protocol, what chooses images but does not change how one looks.
 _CHOICE = {
     "num_classes", "sizes", "subset", "val_fraction", "val_images", "val_fold", "seed", "augment",
-    "sha256",
+    "augment_views", "sha256",
 }  # fmt: skip
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -92,7 +92,10 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
     if not isinstance(datamodule, ImageDataModule):
         return f"{type(datamodule).__name__} does not say which images it gives"
     if augmented and datamodule.augment != "none":
-        return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
+        if datamodule.augment_views is None:
+            return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
+        if not set(datamodule.relay("train").source[0]) <= {"image", "label", "index"}:
+            return f"data.augment is '{datamodule.augment}', which moves maps with their images"
     for hook in _HOOKS:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):
             return f"{type(datamodule).__name__} changes batches in {hook}"
@@ -115,18 +118,26 @@ def is_all(limit: float) -> bool:
 
 
 def pays(trainer: Any) -> bool:
-    """Whether all images are seen more than once."""
+    """Whether all images, and all views of them, are seen more than once."""
     if trainer.fast_dev_run or trainer.overfit_batches or not is_all(trainer.limit_train_batches):
         return False
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else float("inf")
     steps = trainer.max_steps if trainer.max_steps != -1 else float("inf")
-    return epochs > 1 and steps * trainer.accumulate_grad_batches > trainer.fit_loop.max_batches
+    views = getattr(trainer.datamodule, "augment_views", None) or 1
+    batches = steps * trainer.accumulate_grad_batches
+    return epochs > views and batches > views * trainer.fit_loop.max_batches
 
 
 def identity(
-    task: Any, trainer: Trainer, datamodule: ImageDataModule, *, split: str, kind: str
+    task: Any,
+    trainer: Trainer,
+    datamodule: ImageDataModule,
+    *,
+    split: str,
+    kind: str,
+    view: int | None = None,
 ) -> dict[str, Any]:
-    """All that the numbers of a split depend on, in plain types."""
+    """All that the numbers of a split, or of an augmented view of it, depend on, in plain types."""
     backbone, protocol, reads = task.backbone, datamodule.protocol(), head_reads(task)
     return {
         "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
@@ -140,6 +151,7 @@ def identity(
         "split": [protocol["official_split"][split], protocol["sha256"][split]],
         "precision": str(trainer.precision),
         "dtype": kind,
+        **({} if view is None else {"view": [datamodule.augment, protocol["seed"], view]}),
         "float32": torch.get_float32_matmul_precision(),  # TF32 rounds as bfloat16 does
         "timm": metadata.version("timm"),
         "kora": __version__,

@@ -138,6 +138,37 @@ def test_an_augmentation_that_costs_the_cache_says_what_it_costs(
     ) == told
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_kept_views_of_an_augmentation_train_as_the_images_do(workers: int, folder: str) -> None:
+    epochs = {"max_epochs": 5, "num_sanity_val_steps": 0}
+    data = {"augment": "flip_crop", "augment_views": 2, "num_workers": workers}
+    images, one = fitted(
+        classifier(LinearProbe(), feature_cache=False), scenes(**data), trainer=epochs
+    )
+    task = classifier(LinearProbe(), feature_cache_folder=folder)
+    kept, two = fitted(task, scenes(**data), trainer=epochs)
+    assert kept.images == images.images
+    torch.testing.assert_close(kept.losses, images.losses, rtol=0, atol=1e-4)
+    assert values(two) == pytest.approx(values(one), abs=1e-4)
+    assert kept.passes == 0
+    assert len(list(Path(folder).glob("tiny_vit-*"))) == 3, "two views, and validation"
+    rows = [table.table.read([0, 1]) for table in task.feature_cache.splits[:2]]
+    assert not torch.equal(*rows)
+    record = task.feature_cache.record()
+    assert record is not None
+    assert record["splits"] == ["train", "val"]
+
+
+def test_as_many_epochs_as_views_do_not_pay_and_maps_are_not_moved(folder: str) -> None:
+    data = {"augment": "flip", "augment_views": 2}
+    task = classifier(LinearProbe(), feature_cache_folder=folder)
+    fitted(task, scenes(**data), trainer={"max_epochs": 2})
+    assert not Path(folder).exists()
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    with pytest.raises(ValueError, match="moves maps with their images"):
+        fitted(task, scenes(maps=["depth_m"], **data), trainer={"max_epochs": 3})
+
+
 def test_a_test_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
     task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
     data = scenes(num_workers=1)
