@@ -297,7 +297,7 @@ def _curve(report: Report) -> Markup:
     values = [value for _, value in report.curve]
     axis.plot(pictures, values, color=BLUE, marker="o")
     axis.set_xscale("log")
-    axis.set_xticks(pictures, [f"{value:.3g}" for value in pictures])
+    axis.set_xticks(pictures, [f"{value:,.0f}" for value in pictures])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(PERCENT)
     axis.set_xlabel("training pictures a class")
