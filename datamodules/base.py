@@ -27,7 +27,7 @@ from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
-from datamodules.relay import Relay
+from datamodules.replaceable import ReplaceableDataset
 from datamodules.sampling import LateLoader, sample_draws, training_order
 from datamodules.splits import (
     IntArray,
@@ -70,8 +70,9 @@ class ImageDataModule(LightningDataModule):
             run (`seed_everything`), else 0.
         augment: none, flip, flip_crop or flip_crop_color; per image, its maps with it, on the
             device, in training only.
-        augment_views: so many augmented views of an image, of which each epoch takes the next, so
-            that the features of all can be kept (docs/FEATURE_CACHE.md); None: a new one an epoch.
+        augment_views: number of augmented views of an image, of which each epoch takes the next, so
+            that their features can be kept (docs/explanation/feature-cache.md); None: a new one
+            each epoch.
 
     Raises:
         ValueError: an option is out of range.
@@ -136,7 +137,9 @@ class ImageDataModule(LightningDataModule):
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
-        self.relays: dict[Split, Relay] = {}  # of the splits that were asked for
+        self.loader_datasets: dict[
+            Split, ReplaceableDataset
+        ] = {}  # of the splits that were asked for
         self._data_sha256: str | None = None
         self._draws: Tensor | None = None
 
@@ -230,15 +233,15 @@ class ImageDataModule(LightningDataModule):
         self.setup_splits()
         for split in _STAGE_SPLITS[stage]:
             if len(self.indices(split)):
-                self.relay(split)
+                self.loader_dataset(split)
 
-    def relay(self, split: Split) -> Relay:
+    def loader_dataset(self, split: Split) -> ReplaceableDataset:
         """What the loaders of a split read, so that something can stand in for its images."""
-        if split not in self.relays:
+        if split not in self.loader_datasets:
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
-            self.relays[split] = Relay(self._datasets[split], self.collate)
-        return self.relays[split]
+            self.loader_datasets[split] = ReplaceableDataset(self._datasets[split], self.collate)
+        return self.loader_datasets[split]
 
     def indices(self, split: Split) -> IntArray:
         """Positions (n,) of a split within its official part, ascending."""
@@ -359,19 +362,19 @@ class ImageDataModule(LightningDataModule):
         }
 
     def _loader(self, split: Split, *, shared: bool = True) -> DataLoader[Any]:
-        relay, training = self.relay(split), split == "train"
+        dataset, training = self.loader_dataset(split), split == "train"
         options: dict[str, Any] = {
-            "dataset": relay,
+            "dataset": dataset,
             "batch_size": self.batch_size if training else self.eval_batch_size,
-            "num_workers": relay.workers(self.num_workers),
-            "collate_fn": relay.collate,
+            "num_workers": dataset.workers(self.num_workers),
+            "collate_fn": dataset.collate,
             "worker_init_fn": begin_worker,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": relay.workers(self.num_workers) > 0,
+            "persistent_workers": dataset.workers(self.num_workers) > 0,
         }
         if training:
             seed = self.resolved_seed()
-            order = training_order(len(relay), seed=seed, trainer=self.trainer)
+            order = training_order(len(dataset), seed=seed, trainer=self.trainer)
             return LateLoader(sampler=order, **options)
         return evaluation_loader(options, self.trainer if shared else None)
 

@@ -48,7 +48,7 @@ CACHED: Sequence[Candidate] = (
     ),
     Candidate("KoRA-refined", ("adapters/kora_refined",), "composes six layers"),
 )
-#: Through the backbone, minutes a fit; in the order in which they pay (docs/RESULTS.md).
+#: Through the backbone, minutes a fit; in the order in which they pay (docs/results/index.md).
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
     Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and three layers composed"),

@@ -1,7 +1,7 @@
 """The statistics of a comparison, in plain NumPy: intervals, a permutation test, Holm's correction.
 
-What each says, and does not say, stands in docs/COMPARING.md. Every function gives the same numbers
-each time: what it draws comes from its own generator.
+What each says, and does not say: docs/explanation/statistics.md. Every function gives the same
+numbers each time: what it draws comes from its own generator.
 
 Shapes: S seeds, I images, U distinct images, B resamples
 """

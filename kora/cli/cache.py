@@ -26,7 +26,7 @@ def fill_cache(args: Sequence[str]) -> None:
     made = cli.parser.instantiate(cli.config)[cli.command]
     task = made.model
     task.feature_cache.option = True
-    cli.source_stages.foresee(task)
+    cli.source_stages.assume_sources(task)
     quiet = {
         "callbacks": [_StopsThere()],
         "logger": False,

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 from kora import __version__
 from kora.console.errors import explain, hint
 
-__all__ = ["FIT_USAGE", "main"]
+__all__ = ["FIT_USAGE", "USAGE", "main"]
 
-_USAGE = """\
+USAGE = """\
 usage: kora COMMAND [options]
 
 Train and compare adapters on frozen vision transformers.
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_USAGE, end="")
+        print(USAGE, end="")
         return
     if args[0] in ("-V", "--version"):
         print(f"kora {__version__}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "KINDS",
     "PARTS",
     "config_claim",
     "describe_classes",
@@ -26,6 +27,7 @@ __all__ = [
     "is_sweep",
     "list_parser",
     "main",
+    "rows_of",
 ]
 
 
@@ -111,8 +113,8 @@ def list_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="kora list", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "what", nargs="?", choices=(*_KINDS, "configs"), metavar="WHAT",
-        help=f"one of {', '.join((*_KINDS, 'configs'))}",
+        "what", nargs="?", choices=(*KINDS, "configs"), metavar="WHAT",
+        help=f"one of {', '.join((*KINDS, 'configs'))}",
     )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="everything, with whole sentences")
     return parser
@@ -128,18 +130,18 @@ def main(args: Sequence[str]) -> None:
 
     console = Console()
     whole = own.all or own.what is not None
-    for kind in (own.what,) if own.what else tuple(_KINDS) if own.all else ("strategies", "data"):
+    for kind in (own.what,) if own.what else tuple(KINDS) if own.all else ("strategies", "data"):
         if kind != "configs":
             _show(console, kind, whole=whole)
     if own.all or own.what == "configs":
         _show_configs(console)
     if not whole:
-        others = [kind for kind in (*_KINDS, "configs") if kind not in ("strategies", "data")]
+        others = [kind for kind in (*KINDS, "configs") if kind not in ("strategies", "data")]
         console.print(f"More: kora list {' | '.join(others)}, or --all", markup=False)
 
 
 #: What is listed: the title, the base class, and where its classes are, below the package.
-_KINDS = {
+KINDS = {
     "strategies": ("Strategies (model.adapter)", "Strategy", "adapters"),
     "composers": ("Composers (model.adapter.composer)", "Composer", "adapters"),
     "readouts": ("Readouts (model.adapter.readout)", "Readout", "adapters"),
@@ -154,9 +156,9 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _rows(kind: str) -> dict[str, str]:
+def rows_of(kind: str) -> dict[str, str]:
     """Names of a kind, with what they are."""
-    _, base, place = _KINDS[kind]
+    _, base, place = KINDS[kind]
     package = Path(__file__).parents[1]
     if kind == "parts":
         found = describe_classes(package / place, PARTS)
@@ -175,11 +177,11 @@ def _show(console: Console, kind: str, *, whole: bool) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    rows = _rows(kind)
+    rows = rows_of(kind)
     # A name that is cut off cannot be copied.
     name = Column("name", no_wrap=True, min_width=max(map(len, rows)))
     what = Column("what it is", no_wrap=not whole, overflow="fold" if whole else "ellipsis")
-    table = Table(name, what, title=_KINDS[kind][0], title_justify="left", box=None)
+    table = Table(name, what, title=KINDS[kind][0], title_justify="left", box=None)
     for key, text in rows.items():
         table.add_row(escape(key), escape(text))
     console.print(table, "")

@@ -84,7 +84,7 @@ def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
     options.data = None  # only the head depends on it
     with torch.device("meta"):
         task = parser.instantiate(options).model
-    cli.source_stages.foresee(task)
+    cli.source_stages.assume_sources(task)
     return task.backbone, task.adapter
 
 

@@ -128,5 +128,5 @@ def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
     cli = parse(args)
     cli.options.model.init_args.backbone.init_args.weights = "random"
     made = cli.parser.instantiate(cli.config)[cli.command]
-    cli.source_stages.foresee(made.model)
+    cli.source_stages.assume_sources(made.model)
     return made.data, made.model

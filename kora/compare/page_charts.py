@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from kora.compare.comparison import Comparison
 from kora.compare.figures_against import amounts, draw_lines
 from kora.compare.inline_svg import hover
-from kora.compare.label_places import label_points
+from kora.compare.label_placement import label_points
 from kora.console.identity import Look, looks
 from kora.reports.canvas import metric_along, new_figure
 from kora.reports.curves import Curve

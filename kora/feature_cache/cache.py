@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule
 from datamodules.cache.rows import UnwritableError, alone
-from datamodules.relay import Relay
+from datamodules.replaceable import ReplaceableDataset
 from kora.backbone.frozen_inputs import Inputs
 from kora.console.say import say
 from kora.feature_cache.computed_inputs import ComputedInputs
@@ -151,7 +151,7 @@ class FeatureCache:
                 _stand_in(views, datamodule)
         # Lightning asked for the length of that of training before the optimiser was made.
         for loader in train_loaders(trainer):
-            if isinstance(loader.dataset, Relay):
+            if isinstance(loader.dataset, ReplaceableDataset):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
 
     def begin_test(self, task: Any, trainer: Trainer) -> None:
@@ -191,8 +191,8 @@ class FeatureCache:
         """Images again: another task, or a loop that is no fit, may read the same data next."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, ImageDataModule):
-            for relay in datamodule.relays.values():
-                relay.instead = None
+            for dataset in datamodule.loader_datasets.values():
+                dataset.replacement = None
 
     def unpack(self, rows_BW: Tensor) -> Inputs:
         """The adapter's inputs of a batch of rows."""
@@ -333,9 +333,11 @@ def _named(split: str, view: int | None) -> str:
 def _stand_in(filled: Sequence[FilledSplit], datamodule: ImageDataModule) -> None:
     """Let its table, or those of all its views, stand in for the images of a split."""
     split: Any = filled[0].split
-    relay = datamodule.relay(split)
-    rest = relay.without_images(labels=datamodule.labels(split), indices=datamodule.indices(split))
-    relay.instead = _KeptRows(rest, [one.table for one in filled], datamodule.view)
+    dataset = datamodule.loader_dataset(split)
+    rest = dataset.without_images(
+        labels=datamodule.labels(split), indices=datamodule.indices(split)
+    )
+    dataset.replacement = _KeptRows(rest, [one.table for one in filled], datamodule.view)
 
 
 def _say_waiting() -> None:

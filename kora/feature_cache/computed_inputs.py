@@ -42,11 +42,11 @@ class ComputedInputs:
         self.trainer = trainer
         self.split = split
         self.images = 0
-        self._relay = trainer.datamodule.relay(split)  # type: ignore[attr-defined]
+        self._dataset = trainer.datamodule.loader_dataset(split)  # type: ignore[attr-defined]
 
     def layout(self, kind: str) -> Layout:
         """What there is to keep of the split."""
-        return Layout.of(self._sample, rows=len(self._relay), kind=kind)
+        return Layout.of(self._sample, rows=len(self._dataset), kind=kind)
 
     def steady(self) -> bool:
         """Whether some images are the same when they are read again."""
@@ -69,14 +69,14 @@ class ComputedInputs:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         size = datamodule.eval_batch_size
         batches = [
-            list(range(start, min(start + size, len(self._relay))))
+            list(range(start, min(start + size, len(self._dataset))))
             for start in np.unique(rows // size * size).tolist()
         ]
         loader: DataLoader[Any] = DataLoader(
-            self._relay,
+            self._dataset,
             batch_sampler=batches,
             num_workers=datamodule.num_workers,
-            collate_fn=self._relay.collate,
+            collate_fn=self._dataset.collate,
             worker_init_fn=begin_worker,
             generator=torch.Generator(),  # that of the run draws nothing
         )
@@ -89,11 +89,11 @@ class ComputedInputs:
         return self._inputs(self._batch(self._looked_at()))
 
     def _looked_at(self) -> list[int]:
-        places = np.linspace(0, len(self._relay) - 1, min(_LOOKED_AT, len(self._relay)))
+        places = np.linspace(0, len(self._dataset) - 1, min(_LOOKED_AT, len(self._dataset)))
         return sorted({round(place) for place in places.tolist()})
 
     def _batch(self, rows: Sequence[int]) -> Any:
-        return self._relay.collate(self._relay.__getitems__(rows))
+        return self._dataset.collate(self._dataset.__getitems__(rows))
 
     def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         task, adapter = self.task, self.task.adapter

@@ -94,7 +94,7 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
     if augmented and datamodule.augment != "none":
         if datamodule.augment_views is None:
             return f"data.augment is '{datamodule.augment}', so each epoch brings other images"
-        if not set(datamodule.relay("train").source[0]) <= {"image", "label", "index"}:
+        if not set(datamodule.loader_dataset("train").source[0]) <= {"image", "label", "index"}:
             return f"data.augment is '{datamodule.augment}', which moves maps with their images"
     for hook in _HOOKS:
         if getattr(type(datamodule), hook) is not getattr(ImageDataModule, hook):

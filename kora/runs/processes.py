@@ -25,7 +25,7 @@ from pathlib import Path
 from runpy import run_module
 from typing import IO, Any, Protocol
 
-__all__ = ["TETHER", "Stop", "run_child", "tie_to_parent"]
+__all__ = ["PARENT_PID", "Stop", "run_child", "tie_to_parent"]
 
 _LOOK_S = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -125,7 +125,7 @@ def _new(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> 
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
-        env={**env, TETHER: str(os.getpid())},
+        env={**env, PARENT_PID: str(os.getpid())},
         start_new_session=True,
     )
 
@@ -261,14 +261,14 @@ def _end_with_starter() -> None:
 
 
 #: Names the process that this one is not to outlive.
-TETHER = "KORA_TETHER"
+PARENT_PID = "KORA_PARENT_PID"
 
 _SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def tie_to_parent() -> None:
     """Where the environment asks for it, get SIGTERM when the parent dies. Only on Linux."""
-    parent = os.environ.pop(TETHER, None)  # not for those that this process starts
+    parent = os.environ.pop(PARENT_PID, None)  # not for those that this process starts
     if parent is None or not sys.platform.startswith("linux"):
         return
     _end_with_parent()

@@ -60,7 +60,7 @@ class AdapterTask(LightningModule):
         adapter_trainable: False freezes the adapter: only the head trains.
         compile: Compile the module with torch.compile.
         feature_cache: Keep what the adapter reads of the frozen backbone from epoch to epoch: `on`,
-            `off`, or `auto`, where it can be and pays (docs/FEATURE_CACHE.md).
+            `off`, or `auto`, where it can be and pays (docs/explanation/feature-cache.md).
         feature_cache_dtype: float32; float16 or bfloat16 take half the space, and round.
         feature_cache_folder: None is `$KORA_CACHE/features`, else `~/.cache/kora/features`.
 

@@ -24,7 +24,7 @@ __all__ = [
     "CheckedCheckpointIO",
     "Saving",
     "best_and_last",
-    "bring_home",
+    "relocate_checkpoints",
     "require_room_for_checkpoints",
     "with_checked_io",
 ]
@@ -158,7 +158,7 @@ def best_and_last(
     ]
 
 
-def bring_home(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
+def relocate_checkpoints(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
     """Let what a ModelCheckpoint remembers name the files of this run's folder.
 
     The best so far must win in the end, also where the run goes on in another folder or the folder

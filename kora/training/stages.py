@@ -151,7 +151,7 @@ class SourceStages:
                 folders[source] = str(found / "adapter")
         runs.locate(folders)
 
-    def foresee(self, task: AdapterTask) -> None:
+    def assume_sources(self, task: AdapterTask) -> None:
         """For a count: what those runs would hold, whether or not they are there."""
         runs = task.adapter.earlier_runs
         if runs is not None and runs.configs():

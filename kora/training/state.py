@@ -36,7 +36,7 @@ from kora.lightning_internals import (
 )
 from kora.loggers.csv_log import count_rows
 from kora.tasks import AdapterTask
-from kora.training.checkpoints import Saving, bring_home, require_room_for_checkpoints
+from kora.training.checkpoints import Saving, relocate_checkpoints, require_room_for_checkpoints
 from kora.training.preemption import Preemption
 from kora.training.resume import how_to_go_on
 from kora.training.resume_changes import Settings, settings_of
@@ -126,7 +126,7 @@ class TrainingState(Callback):
         restored = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
-                bring_home(restored.get(callback.state_key), callback)
+                relocate_checkpoints(restored.get(callback.state_key), callback)
             elif isinstance(callback, EarlyStopping) and callback.state_key in restored:
                 restored[callback.state_key]["patience"] = callback.patience  # as it is set now
 

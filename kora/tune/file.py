@@ -135,7 +135,7 @@ def read_tuning(path: Path, overrides: Sequence[str] = (), *, trials: int | None
     if "tune" not in content:
         raise ValueError(
             f"{path}: has no 'tune', so there is nothing to search. Add tune: {{trials: 12, space: "
-            "{...}} (docs/TUNING.md), or run it as it is with kora grid."
+            "{...}} (docs/how-to/tune.md), or run it as it is with kora grid."
         )
     tune = table(path, "tune", content.pop("tune"))
     _known(path, "tune", tune, _KEYS)

@@ -17,7 +17,7 @@ from tests.support.documents import blocks, copy_configs, relative_links
 Capture = pytest.CaptureFixture[str]
 
 #: Its commands and files are those of an earlier commit, which it names.
-ARCHIVE = REPOSITORY / "docs/RESULTS_ARCHIVE.md"
+ARCHIVE = REPOSITORY / "docs/results/archive.md"
 _DOCS = sorted(set((REPOSITORY / "docs").rglob("*.md")) - {ARCHIVE})
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
@@ -116,7 +116,7 @@ def test_every_test_that_is_named_exists(name: str) -> None:
         test for file, test in named if f"def {test}(" not in (REPOSITORY / file).read_text("utf-8")
     ]
     assert not missing
-    assert named or name != "docs/RELIABILITY.md"
+    assert named or name != "docs/explanation/reliability.md"
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def main(tools: Path) -> None:
 
 
 def _serve(guest: socket.socket) -> NoReturn:
-    from kora.runs.processes import TETHER, _end_with_parent
+    from kora.runs.processes import PARENT_PID, _end_with_parent
     from tests.support.forks import fork
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -129,7 +129,7 @@ def _serve(guest: socket.socket) -> NoReturn:
     streams.frombytes(more[0][2])
     with guest.makefile("rb") as order:
         words, folder, environment = json.load(order)
-    environment.pop(TETHER, None)  # a fork has another parent
+    environment.pop(PARENT_PID, None)  # a fork has another parent
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def program() -> None:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kora.compare.label_places import label_points
+from kora.compare.label_placement import label_points
 
 NAMES = ["LinearProbe", "MultiLayerProbe", "KoRA", "KoRA-side", "LoRA + layers", "BitFit", "VPT"]
 

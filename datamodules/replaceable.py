@@ -15,10 +15,10 @@ from torch.utils.data import Dataset, default_collate
 from datamodules.loading import ArrayDataset
 from datamodules.splits import IntArray
 
-__all__ = ["Relay"]
+__all__ = ["ReplaceableDataset"]
 
 
-class Relay(Dataset[Any]):
+class ReplaceableDataset(Dataset[Any]):
     """A data set that can be exchanged for another of the same rows, also by loaders made before.
 
     `collate` is the collate function for `source`; None: torch's default.
@@ -27,28 +27,28 @@ class Relay(Dataset[Any]):
     def __init__(self, source: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> None:
         self.source: Any = source
         #: Read in the place of `source`; its `__getitems__` gives whole batches.
-        self.instead: Any = None
+        self.replacement: Any = None
         self._collate = default_collate if collate is None else collate
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Any:
-        return (self.source if self.instead is None else self.instead)[row]
+        return (self.source if self.replacement is None else self.replacement)[row]
 
     def __getitems__(self, rows: Sequence[int]) -> Any:
         """A whole batch where the data set gives one, else its samples."""
-        read = self.source if self.instead is None else self.instead
+        read = self.source if self.replacement is None else self.replacement
         whole = getattr(read, "__getitems__", None)
         return [read[row] for row in rows] if whole is None else whole(rows)
 
     def collate(self, fetched: Any) -> Any:
         """As the data set wants it; what stands in for it gives whole batches."""
-        return self._collate(fetched) if self.instead is None else fetched
+        return self._collate(fetched) if self.replacement is None else fetched
 
     def workers(self, wished: int) -> int:
         """Loader processes: none for what stands in, which is there without decoding."""
-        return wished if self.instead is None else 0
+        return wished if self.replacement is None else 0
 
     def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
         """Whole batches of `source` without `image`, which is decoded only beside maps."""
@@ -58,18 +58,18 @@ class Relay(Dataset[Any]):
         known = {"label": torch.from_numpy(labels), "index": torch.from_numpy(indices)}
         if set(self.source[0]) <= {"image", *known}:
             return ArrayDataset(known)
-        return _WithoutImages(Relay(self.source, self._collate))
+        return _WithoutImages(ReplaceableDataset(self.source, self._collate))
 
 
 class _WithoutImages(Dataset[dict[str, Tensor]]):
     """For a data set that reads images and maps together."""
 
-    def __init__(self, relay: Relay) -> None:
-        self.relay = relay
+    def __init__(self, dataset: ReplaceableDataset) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {name: value for name, value in self.relay[row].items() if name != "image"}
+        return {name: value for name, value in self.dataset[row].items() if name != "image"}
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        batch = self.relay.collate(self.relay.__getitems__(rows))
+        batch = self.dataset.collate(self.dataset.__getitems__(rows))
         return {name: column for name, column in batch.items() if name != "image"}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 import datamodules.recipe
 from datamodules import ImageFolder, Synthetic
 from datamodules.loading import ArrayDataset
-from datamodules.relay import Relay
+from datamodules.replaceable import ReplaceableDataset
 from tests.support.data_factory import write_class_folders
 
 
@@ -34,7 +34,10 @@ def numbers(n: int) -> ArrayDataset:
 def test_loaders_made_before_read_what_stands_in_from_then_on(workers: int) -> None:
     data = small(num_workers=workers)
     loaders = {"train": data.train_dataloader(), "val": data.val_dataloader()}
-    data.relay("train").instead, data.relay("val").instead = numbers(24), numbers(12)
+    data.loader_dataset("train").replacement, data.loader_dataset("val").replacement = (
+        numbers(24),
+        numbers(12),
+    )
     for split, loader in loaders.items():
         batches = list(loader)
         assert [set(batch) for batch in batches] == [{"kept"}] * len(batches)
@@ -46,7 +49,7 @@ def test_the_rows_are_those_that_the_images_would_have_had() -> None:
     data = small()
     loader = data.train_dataloader()
     index = torch.cat([batch["index"] for batch in loader])
-    data.relay("train").instead = numbers(24)
+    data.loader_dataset("train").replacement = numbers(24)
     rows = torch.cat([batch["kept"] for batch in loader])
     assert np.array_equal(data.indices("train")[rows.numpy()], index.numpy())
 
@@ -54,15 +57,15 @@ def test_the_rows_are_those_that_the_images_would_have_had() -> None:
 def test_images_are_read_as_before_for_pictures() -> None:
     data = small()
     before = data.images("val", [3])
-    data.relay("val").instead = numbers(12)
+    data.loader_dataset("val").replacement = numbers(12)
     assert torch.equal(data.images("val", [3]), before)
-    data.relay("val").instead = None
+    data.loader_dataset("val").replacement = None
     assert "image" in next(iter(data.val_dataloader()))
 
 
 def rest_of(data: Any, split: Any) -> Any:
-    relay = data.relay(split)
-    return relay.without_images(labels=data.labels(split), indices=data.indices(split))
+    dataset = data.loader_dataset(split)
+    return dataset.without_images(labels=data.labels(split), indices=data.indices(split))
 
 
 def test_without_images_the_maps_are_left() -> None:
@@ -100,7 +103,9 @@ class Frames(Dataset[dict[str, Tensor]]):
 
 def test_a_data_set_of_another_kind_gives_its_maps_too() -> None:
     zeros, places = np.zeros(5, dtype=np.int64), np.arange(5)
-    rest = pickle.loads(pickle.dumps(Relay(Frames()))).without_images(labels=zeros, indices=places)
+    rest = pickle.loads(pickle.dumps(ReplaceableDataset(Frames()))).without_images(
+        labels=zeros, indices=places
+    )
     batch = rest.__getitems__([4, 1])
     assert set(batch) == {"depth_m", "label", "index"}
     assert batch["depth_m"][:, 0, 0].tolist() == [4, 1]
