@@ -36,6 +36,12 @@ PACKAGES = {
     "kora.backbone.vit": "The frozen vision transformer.",
     "datamodules": "LightningDataModules. A config names them at `data`.",
 }
+#: In place of Lightning's words, which are longer or not true of `kora fit`.
+_OURS = {
+    "seed_everything": "Seed of everything that is drawn at random.",
+    "ckpt_path": "Checkpoint to resume from (`fit`), or to measure (the other commands).",
+    "weights_only": "Without effect: nothing is ever unpickled.",
+}
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 
@@ -133,13 +139,9 @@ def _of_the_parser(parser: Any) -> Iterator[tuple[str, str, str]]:
         skipped = group in ("model", "data", "trainer", "optimizer", "lr_scheduler", "config")
         if not name or skipped or not action.help or action.help == "==SUPPRESS==":
             continue
-        if (
-            name in ("help", "print_config", group)
-            and "." not in name
-            and group in ("wandb", "save")
-        ):
+        if name in ("help", "print_config", "wandb", "save"):
             continue
-        yield name, repr(action.default), action.help.split(" (type:")[0]
+        yield name, _default(action.default), _OURS.get(name, action.help.split(" (type:")[0])
 
 
 def _classes() -> Iterator[tuple[str, str, list[type]]]:
@@ -230,5 +232,7 @@ def package(name: str, text: str) -> str:
     blocks = [f"# {name}\n\n{text}\n"]
     for one in names:
         it = getattr(module, one)
-        blocks.append(f"::: {getattr(it, '__module__', name)}.{one}\n")
+        if inspect.isclass(it) or inspect.isfunction(it):
+            heading = f"    options: {{heading: {name}.{one}, toc_label: {one}}}"
+            blocks.append(f"::: {it.__module__}.{one}\n{heading}\n")
     return "\n".join(blocks)

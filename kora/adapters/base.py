@@ -30,7 +30,7 @@ ExtraInit = Literal["zero", "orthogonal"]
 class ExtraChannels(NamedTuple):
     """Channels beside those of the pooled vector.
 
-    Args:
+    Attributes:
         width: How many.
         init: How the head's columns for them start: at `zero`, or with `orthogonal` rows.
     """
