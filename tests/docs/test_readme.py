@@ -23,6 +23,8 @@ DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *(str(path.relative_to(REPOSITORY)) for path in _DOCS),
 ]
+#: Pages that `make docs` makes; it finds links to others that are not there.
+MADE = {"reference/commands.md", "reference/config.md"}
 #: Standing for a file of the user's. (What follows RUN is parsed: there need be no such run.)
 PLACEHOLDER = re.compile(r"(?<![\w/])(FILE|FOLDER|STRATEGY|NAME)(?!\w)")
 
@@ -44,8 +46,7 @@ def without_new_files(name: str) -> list[str]:
 
 COMMANDS = [
     pytest.param(command, id=command)
-    for name in DOCUMENTS
-    for command in dict.fromkeys(without_new_files(name))
+    for command in dict.fromkeys(one for name in DOCUMENTS for one in without_new_files(name))
     if not PLACEHOLDER.search(command)
 ]
 EXECUTED = [b for b in blocks(text_of("README.md")) if b.mark == "run"]
@@ -95,8 +96,8 @@ def test_every_command_that_is_shown_would_be_taken(
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_relative_link_and_picture_exists(name: str) -> None:
     folder = (REPOSITORY / name).parent
-    missing = [link for link in relative_links(text_of(name)) if not (folder / link).exists()]
-    assert not missing
+    links = set(relative_links(text_of(name))) - MADE
+    assert not [link for link in links if not (folder / link).exists()]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -138,10 +139,7 @@ def test_the_marked_commands_run_in_the_order_of_the_readme(
     assert list(Path("runs").rglob("export.json"))
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_python_of_the_readme_is_run() -> None:
     found = [b for b in blocks(text_of("README.md")) if b.language == "python"]
-    scripts = [b.text for b in found if b.mark != "run"]  # the others need the runs before them
-    assert scripts
-    monkeypatch.chdir(tmp_path)
-    for script in scripts:
-        exec(script, {})
+    assert found
+    assert all(b.mark == "run" for b in found)
