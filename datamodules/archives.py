@@ -1,4 +1,4 @@
-"""Extract a zip or tar archive: every member checked, and all or nothing."""
+"""Extract a zip or tar archive completely or not at all, and check every member."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DAMAGED = (
 )
 
 
-#: What an archive may unpack to: a bomb is small and claims far more. Photographs hardly shrink.
+#: Limits on what an archive may unpack to. A bomb claims far more; photos hardly compress.
 _FREE_BYTES = 1 << 30
 _MOST_TIMES = 200
 _MOST_MEMBERS = 20_000_000
@@ -40,8 +40,8 @@ _ENCRYPTED = 1  # of the flags of a zip's member
 def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -> None:
     """Extract `archive` so that `target` is one of its folders; `target` must not exist.
 
-    The members go to a temporary folder beside `target`, which is renamed at the end: after an
-    error or a crash `target` does not exist. Call it under a lock when several processes may.
+    The members go to a temporary folder next to `target`, which is renamed at the end: after an
+    error or a crash `target` does not exist. Call it under a lock if several processes may.
 
     Args:
         archive: a .zip, .tar, .tar.gz, .tgz, .tar.bz2 or .tar.xz file.
@@ -64,7 +64,7 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
         elif archive.suffix.lower() in (".tgz", ".tar") or ".tar." in archive.name.lower():
             try:
                 _extract_tar(archive, temporary)
-            except (ValueError, RecursionError) as error:  # numbers of a header that are none
+            except (ValueError, RecursionError) as error:  # invalid numbers in a header
                 raise tarfile.ReadError(str(error)) from error
         else:
             raise ValueError(
@@ -86,12 +86,12 @@ def extract_archive(archive: Path, target: Path, *, inside: str | None = None) -
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"Archive {archive} cannot be extracted beside {target} ({error.strerror}: "
+                f"Archive {archive} cannot be extracted next to {target} ({error.strerror}: "
                 f"{error.filename}). Choose another data.root, or another archive.",
             ) from error
         raise OSError(
             error.errno,
-            f"There is no room to extract {archive} beside {target} ({error.strerror}). Nothing "
+            f"There is no room to extract {archive} next to {target} ({error.strerror}). Nothing "
             "was left there. Make room, or set data.root to a folder on another disk.",
         ) from error
     finally:
@@ -117,7 +117,7 @@ def _check_member(archive: Path, name: str, *, is_plain: bool) -> None:
     if posix.is_absolute() or windows.is_absolute() or windows.drive or ".." in parts:
         problem = "would be written outside the data folder"
     elif not name or len(posix.parts) > _MOST_LEVELS:
-        problem = "has no name, or lies too deep"
+        problem = "has no name, or is nested too deep"
     elif not is_plain:
         problem = "is a link or a special file"
     else:
@@ -129,7 +129,7 @@ def _check_member(archive: Path, name: str, *, is_plain: bool) -> None:
 
 
 class _Allowance:
-    """Counts what the members say they hold, before they are written."""
+    """Adds up the sizes that members claim, before they are written."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
@@ -167,7 +167,7 @@ def _extract_zip(archive: Path, folder: Path) -> None:
 
 
 def _tar_mode(archive: Path) -> Any:
-    """By its first bytes: to try all of them, tarfile reads a plain one to its end."""
+    """The mode, by the first bytes: to find it, tarfile would read a plain archive to its end."""
     kinds = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ": "r:xz"}
     with archive.open("rb") as file:
         begin = file.read(6)

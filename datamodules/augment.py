@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on its device, each image on its own draw, its maps with it.
+"""Augment a whole batch on its device: each image with its own draws, its maps with it.
 
 Shapes: B images, C channels, H height, W width
 """
@@ -19,7 +19,7 @@ Augment = Literal["none", "flip", "flip_crop", "flip_crop_color"]
 #: Numbers that an image needs at most: mirror, two shifts, four of colour.
 DRAWS = 7
 
-_SHIFT = 8  # the window moves by up to this part of the size
+_SHIFT = 8  # the window moves by up to 1/8 of the size
 _FACTORS = 0.2  # brightness, contrast and saturation are scaled by 1 +- this
 _HUE_TURNS = 0.03
 
@@ -43,9 +43,9 @@ def augment_batch(
     The maps of an image move with it. Pixels are only moved and never interpolated: the focal
     length stays, and with it what a depth in metres looks like.
 
-    Where the window leaves the frame, an image is reflected and a map is 0. That is a depth not
-    measured and a mask without object: the reflection would claim geometry that nobody saw.
-    What has one axis (`label`, `index`) is passed on.
+    Where the window leaves the frame, an image is reflected and a map is 0: a depth not measured, a
+    mask without object. A reflected map would claim geometry that nobody saw. Entries with one axis
+    (`label`, `index`) are passed on.
 
     `draws_BK` are uniform numbers in [0, 1) on the CPU, `DRAWS` an image; None: torch's generator.
 
@@ -102,7 +102,7 @@ def recolour(
 
 
 def _moves(draws_KB: Tensor, shape: torch.Size, *, crops: bool) -> tuple[Tensor, Tensor | None]:
-    """Where each pixel comes from, (B, H * W) into its image, and whether the frame holds it."""
+    """Where each pixel comes from, (B, H * W) into its image, and whether it is in the frame."""
     size, (height, width) = shape[0], shape[-2:]
     mirrored_B1 = draws_KB[0][:, None] < 0.5
     rows_BH, columns_BW = (torch.arange(n).expand(size, n) for n in (height, width))

@@ -1,7 +1,7 @@
 """What all data modules share: splits, loaders, augmentation and the record of the protocol.
 
 A new data set is a subclass that sets `num_classes` and overrides `read_labels`, `read` and
-`fingerprint` (and `prepare_data` where there is something to download).
+`fingerprint` (and `prepare_data` if there is something to download).
 
 Shapes: N images of an official split, n chosen images, B images a batch
 """
@@ -62,16 +62,16 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: images a training batch.
         eval_batch_size: images a batch of validation, test and prediction; None: `batch_size`.
-        num_workers: loader processes. 0 is the fastest where images lie decoded in memory.
+        num_workers: worker processes. 0 is the fastest if decoded images are in memory.
         val_fraction: share of the official training set that validates; 0 for no validation.
         val_images: exact number of validation images; overrides `val_fraction`.
         subset: train on this part only; validation images then come from outside it.
         seed: seed of the splits and of the order; None: the seed that Lightning set for the whole
             run (`seed_everything`), else 0.
-        augment: none, flip, flip_crop or flip_crop_color; per image, its maps with it, on the
-            device, in training only.
-        augment_views: number of augmented views of an image, of which each epoch takes the next, so
-            that their features can be kept (docs/explanation/feature-cache.md); None: a new one
+        augment: none, flip, flip_crop or flip_crop_color; for each image and its maps, on the
+            device, only in training.
+        augment_views: number of augmented views of an image; each epoch takes the next one, so
+            that their features can be cached (docs/explanation/feature-cache.md); None: a new view
             each epoch.
 
     Raises:
@@ -164,10 +164,10 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def recipe(self) -> ImageRecipe:
-        """What makes any picture look like an image of this data; a run keeps it for predictions.
+        """How any picture is made like the images of this data; a run keeps it for predictions.
 
-        The centre is cut to the proportions of the data and scaled to its size. Override it where
-        an answer must cover the whole picture, as a depth map does.
+        The centre is cut to the proportions of the data and scaled to its size. Override it if
+        the output must cover the whole picture, as a depth map does.
         """
         return ImageRecipe("crop", self.image_size)
 
@@ -183,7 +183,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def prepare_cache(self) -> str | None:
-        """Decode what every split needs, so that runs start at once; says where it lies, if so."""
+        """Fill the cache of decoded images, so that runs start at once; returns a sentence."""
         if self.cache is None:
             return None
         self.setup()
@@ -236,7 +236,7 @@ class ImageDataModule(LightningDataModule):
                 self.loader_dataset(split)
 
     def loader_dataset(self, split: Split) -> ReplaceableDataset:
-        """What the loaders of a split read, so that something can stand in for its images."""
+        """The data set that the loaders of a split read; its images can be replaced."""
         if split not in self.loader_datasets:
             self.setup_splits()
             self._datasets[split] = self.make_dataset(split)
@@ -265,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         return self.read(_part(split), self.indices(split)[rows])
 
     def depth_statistics(self, split: Split, *, most_images: int = 1000) -> DepthStatistics:
-        """Statistics of the depth of a split, from at most so many evenly spread images.
+        """Statistics of the depth of a split, from at most `most_images` evenly spread images.
 
         Raises:
             ValueError: the data has no `depth_m`, or the split no image.
@@ -284,10 +284,12 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test", shared=False)  # Lightning shares predictions without repetition
+        return self._loader(
+            "test", shared=False
+        )  # Lightning itself divides predictions without repetition
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Draw for the augmentation of a training batch, as long as `index` is on the CPU."""
+        """Draw the numbers for augmentation of a training batch while `index` is on the CPU."""
         self._draws = None
         training = self.trainer is not None and self.trainer.training
         if training and self.augment != "none" and "image" in batch:
@@ -295,14 +297,14 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     def view(self) -> int:
-        """Which augmented view of each image this epoch takes: as many as epochs, or fewer."""
+        """Number of the augmented view that this epoch takes: the epoch, modulo `augment_views`."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_progress.current
         epoch = int(progress.processed)
         return epoch if self.augment_views is None else epoch % self.augment_views
 
     def augmented(self, batch: Batch, view: int) -> Batch:
-        """A batch as training has it in a view of its images."""
+        """A batch, augmented as in training for this view of its images."""
         return augment_batch(batch, augment=self.augment, draws_BK=self._draws_of(batch, view))
 
     def _draws_of(self, batch: Batch, view: int) -> Tensor:

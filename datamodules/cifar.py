@@ -63,13 +63,13 @@ _LAYOUTS = {
 class CIFAR(ImageDataModule):
     """CIFAR-10 or CIFAR-100: 50,000 training and 10,000 test images of 32 x 32.
 
-    There is no option `cache`: the files hold arrays, from which all images are ready after about
-    a second, and a map is read no faster than memory (`benchmarks/README.md`).
+    There is no option `cache`: the files hold arrays, so all images are ready after about a second,
+    and a memory map would not be read faster (`benchmarks/README.md`).
 
     Args:
         root: folder that holds, or will hold, the extracted folder.
         variant: 10 or 100 (fine labels).
-        archive: a local archive to extract instead of downloading; its checksum is free.
+        archive: a local archive to extract instead of downloading, with any checksum.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -165,10 +165,10 @@ class CIFAR(ImageDataModule):
         return batches
 
     def _labels(self, path: Path, labels: Any) -> IntArray:
-        """Those of a file, each of which must be a class: -1 would leave an image out in silence.
+        """The labels of a file; each must be a class, as -1 would silently leave an image out.
 
         Raises:
-            RuntimeError: One is none.
+            RuntimeError: One is not a class.
         """
         rows = enumerate(labels if isinstance(labels, list | np.ndarray) else [labels])
         for row, label in rows:
@@ -187,7 +187,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        # NumPy moved this function in 2.0; its own pickles say where it is now.
+        # NumPy moved this function in 2.0; its own pickles name the new place.
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         # How Python 3 writes bytes in protocol 2.

@@ -1,4 +1,4 @@
-"""What a split holds in metres: range, mean, median, histogram, and the mean depth at each pixel.
+"""Depth statistics of a split: range, mean, median, histogram, and the mean at each pixel.
 
 Shapes: n images a block, N images, H height, W width, P measured pixels
 """
@@ -37,7 +37,7 @@ class DepthStatistics:
         images: images looked at.
         of_images: images that the split has.
         valid_share: measured pixels among all.
-        min_m, max_m, mean_m: exact over the measured pixels; NaN where there is none.
+        min_m, max_m, mean_m: exact over the measured pixels; NaN if there is none.
         median_m: the lower median, to within 1/4096 of its value, from a fine histogram over the
             leading bits of the numbers, which covers any unit.
         edges_m: 0, 0.5, ..., 10 m: where each count begins.
@@ -79,7 +79,7 @@ class DepthStatistics:
 
 
 def spread_statistics(data: Any, split: str, *, most_images: int) -> DepthStatistics:
-    """Statistics of a split of a data module, from at most so many evenly spread images.
+    """Statistics of a split of a data module, from at most `most_images` evenly spread images.
 
     Raises:
         ValueError: There is no image, or no `depth_m`.
@@ -188,7 +188,9 @@ def _shares(counts: list[int]) -> list[float]:
 def _bar(share: float, longest: float, splits: int) -> str:
     if share == 0:
         return ""
-    eighths = max(1, round(8 * (_BARS // splits) * share / longest))  # what is there is seen
+    eighths = max(
+        1, round(8 * (_BARS // splits) * share / longest)
+    )  # at least one, so that it is visible
     bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
     percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
     return f"{percent:>6} {bar}"

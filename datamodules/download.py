@@ -23,7 +23,7 @@ from datamodules.locks import locked
 
 __all__ = ["download", "expand_path", "file_md5", "obtain_folder"]
 
-#: In the environment while a command reads a run, which may be a stranger's (kora/runs/trust.py).
+#: Environment variable, set while a command reads a run, maybe a stranger's (kora/runs/trust.py).
 _READS_A_RUN = "KORA_TRUST"
 
 _CHUNK_BYTES = 1 << 16  # what a broken connection can lose
@@ -65,8 +65,8 @@ def obtain_folder(
     """Make sure that the extracted `folder` exists; returns it.
 
     An existing folder is used as it is. Otherwise it is extracted from `archive`, a local file
-    whose checksum is free, or from the official archive at `url`, which is downloaded beside
-    `folder` unless it lies there. A folder made here remembers its archive.
+    with any checksum, or from the official archive at `url`, which is downloaded next to `folder`
+    unless it is there. A folder made here records its archive.
 
     Raises:
         FileNotFoundError: `archive` does not exist, or there is nothing to extract or download.
@@ -80,7 +80,7 @@ def obtain_folder(
             f"{instead}."
         )
     if not _is_filled(folder):
-        if archive is None and url is None:  # said before anything is made on the disk
+        if archive is None and url is None:  # raised before anything is made on the disk
             raise FileNotFoundError(
                 f"data.root: there is no data in {folder}. Put the data there, or set data.archive "
                 "to an archive that holds it."
@@ -95,10 +95,10 @@ def obtain_folder(
 
 
 def _require_own(folder: Path) -> None:
-    """Refuse to fill a folder elsewhere where a run's config asks for it: it may be anybody's.
+    """Refuse a run's config, which may be anybody's, that would fill a folder elsewhere.
 
     Raises:
-        ValueError: It does.
+        ValueError: The folder is outside the working directory.
     """
     if _READS_A_RUN in os.environ and not folder.resolve().is_relative_to(Path.cwd()):
         raise ValueError(
@@ -111,7 +111,7 @@ def _require_own(folder: Path) -> None:
 def download(url: str, path: Path, *, md5: str, key: str = "data.archive") -> None:
     """Download `url` to `path`; resumes a broken download, and checks the MD5 before renaming.
 
-    `key` is the option that names such a file where it lies already, for messages.
+    `key` is the option for a file that is there already, for messages.
 
     Raises:
         RuntimeError: no network, an answer other than the file, or a wrong checksum.
@@ -119,7 +119,7 @@ def download(url: str, path: Path, *, md5: str, key: str = "data.archive") -> No
     part = path.with_name(f".{path.name}.part")
     by_hand = (
         f"Without a download: get it elsewhere, put it at {path} (md5 {md5}), or set {key} to "
-        "where it lies, and run again."
+        "where it is, and run again."
     )
     for fresh in (False, True):
         resumed = part.exists() and part.stat().st_size > 0

@@ -16,12 +16,12 @@ __all__ = ["EvalBatches", "evaluation_loader"]
 
 
 class EvalBatches(DistributedSampler[list[int]]):
-    """Batches of at most `batch_size` rows for one process; every process has as many of them.
+    """Batches of at most `batch_size` rows for one process; all processes have as many batches.
 
     torch's own DistributedSampler repeats samples until the shares are equal, and so makes every
-    mean over them wrong. Here the last batches are smaller instead. Their number is the same
-    everywhere, as a forward pass may wait for the other processes (FSDP does, DDP with buffers
-    too). Where a share is too small for that at `batch_size` 1, a batch holds two images.
+    mean over them wrong. Here the last batches are smaller instead. All processes have the
+    same number of batches, as a forward pass may wait for the other processes (FSDP does, DDP with
+    buffers too). If a share is too small for that at `batch_size` 1, a batch holds two images.
 
     Raises:
         ValueError: there are fewer images than processes.
@@ -30,7 +30,7 @@ class EvalBatches(DistributedSampler[list[int]]):
     def __init__(
         self, dataset: Dataset[Any], *, batch_size: int, num_replicas: int, rank: int
     ) -> None:
-        # A DistributedSampler by type: Lightning then knows that the data is shared out already.
+        # Must be a DistributedSampler: Lightning then knows that the data is divided already.
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         assert isinstance(dataset, Sized)
         size = len(dataset)
@@ -48,20 +48,20 @@ class EvalBatches(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         share = len(self.rows)
-        # Full batches, but at least one image for each that is still to come.
+        # Full batches, but at least one image is left for each later batch.
         starts = [min(i * self.batch_size, share - (self.number - i)) for i in range(self.number)]
         for start, end in zip(starts, [*starts[1:], share], strict=True):
             yield list(self.rows[start:end])
 
 
 def evaluation_loader(loader_options: dict[str, Any], trainer: Any) -> DataLoader[Any]:
-    """A loader of all samples, or of this process's share where a trainer has several processes."""
+    """A loader of all samples, or of this process's share if a trainer has several processes."""
     options, shares = dict(loader_options), shares_of(trainer)
     if not shares:
         return DataLoader(**options)
     batches = EvalBatches(options["dataset"], batch_size=options.pop("batch_size"), **shares)
     loader: DataLoader[Any] = DataLoader(batch_sampler=batches, **options)
-    # Lightning looks here whether it still has to share out the data. A plain assignment is refused
-    # by DataLoader, which reads only its batch_sampler.
+    # By this attribute Lightning sees that the data is divided already. DataLoader refuses a plain
+    # assignment; it reads only its batch_sampler.
     object.__setattr__(loader, "sampler", batches)
     return loader

@@ -32,23 +32,22 @@ class ImageFolder(ImageDataModule):
     """Images in `root/<train_dir>/<class>/` and `root/<test_dir>/<class>/`, at any depth there.
 
     Classes are the folders of the training part, in sorted order. Images are read by
-    `recipe` (upright, RGB, one size) in the loader processes, as they are needed, or once with
-    `cache`.
+    `recipe` (upright, RGB, one size) in the workers, as they are needed, or once with `cache`.
 
     Args:
         root: folder that holds the two parts.
-        image_size: pixels (height, width) of a batch's images, or one number for a square; None: as
-            the backbone has it, which a command fills in.
-        archive: a local archive to extract to `root` when that folder does not exist or is empty.
+        image_size: pixels (height, width) of a batch's images, or one number for a square; None:
+            the size of the backbone, which a command fills in.
+        archive: a local archive to extract to `root` if that folder is missing or empty.
         train_dir: folder of the training part, in `root`.
         test_dir: folder of the test part, in `root`.
         resize: `crop` keeps the proportions and cuts the centre, `stretch` keeps the whole image.
         on_bad_image: `error` stops at a file that cannot be decoded, and names it; `skip` decodes
             all of them once at the start, leaves those out, and counts them in the record.
-        cache: whether images stay decoded and resized in a file that later epochs and runs map into
-            memory: true (beside `root`; 147 KiB an image at 224 x 224), false, or a folder for it;
-            None: false, as nobody knows how much room there is. Use 0 `num_workers` with it.
-        num_workers: loader processes, which read and resize.
+        cache: whether decoded and resized images are kept in a file that later epochs and runs map
+            into memory: true (next to `root`; 147 KiB an image at 224 x 224), false, or a folder
+            for it; None: false, as the free room is unknown. Use `num_workers: 0` with it.
+        num_workers: worker processes, which read and resize.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -94,7 +93,7 @@ class ImageFolder(ImageDataModule):
 
     @property
     def recipe(self) -> ImageRecipe:
-        """By which every image is read, whatever its size."""
+        """The recipe by which every image is read, whatever its size."""
         return ImageRecipe(self.resize, self.image_size)
 
     @property
@@ -111,7 +110,7 @@ class ImageFolder(ImageDataModule):
         return self._classes
 
     def prepare_data(self) -> None:
-        """Extract the archive, unless `root` is there."""
+        """Extract the archive, unless `root` exists."""
         obtain_folder(self.root, archive=self.archive)
 
     def read_labels(self, part: Part) -> IntArray:
@@ -140,7 +139,7 @@ class ImageFolder(ImageDataModule):
         return labels
 
     def _bad(self, part: Part) -> list[int]:
-        """Positions of the images of a part that cannot be decoded; says so."""
+        """Positions of the images of a part that cannot be decoded; warns of them."""
         paths = self._part_paths(part)
         what = f"{self._folder(part)}"
         found = unreadable(paths, self.recipe, what=what)
@@ -170,7 +169,7 @@ class ImageFolder(ImageDataModule):
         digest = hashlib.sha256()
         for part in ("train", "test"):
             for path in self._part_paths(part):
-                name = os.fsencode(path.relative_to(self.root))  # which may be no text
+                name = os.fsencode(path.relative_to(self.root))  # which may not be valid text
                 digest.update(name + f" {path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
@@ -245,7 +244,7 @@ class ImageFolder(ImageDataModule):
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8; Python takes other bytes for half characters."""
+    """Whether a file's name is UTF-8; Python turns other bytes into surrogates."""
     return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 

@@ -36,8 +36,8 @@ class TableRow(NamedTuple):
     Args:
         path: As the table has it.
         label: The name of its class.
-        part: `train`, `val` or `test`; "" where the table has no parts.
-        fold: Of a training image, from 0; None where it has none.
+        part: `train`, `val` or `test`; "" if the table has no parts.
+        fold: Of a training image, from 0; None if it has none.
     """
 
     path: str
@@ -49,14 +49,14 @@ class TableRow(NamedTuple):
 def read_table(file: Path) -> list[TableRow]:
     """The rows of a CSV file with the columns `path` and `label`, and maybe `part` and `fold`.
 
-    Further columns are left alone.
+    Further columns are ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such table, or a row is not complete; the message names the line.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before UTF-8
+        text = file.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no table {file}. Name a CSV file.") from error
     except UnicodeDecodeError as error:
@@ -96,9 +96,9 @@ class ImageTable(ImageDataModule):
     `val_fraction`. Classes are the labels of the training rows, sorted.
 
     Args:
-        table: the file; relative paths in it begin at `root`.
+        table: the file; its paths are relative to `root`.
         image_size: as in `ImageFolder`, like `resize`, `cache` and `num_workers`.
-        root: folder that the paths begin at; None: that of the table.
+        root: folder to which the paths are relative; None: that of the table.
         val_fold: the fold that validates; needs the column `fold`.
         **options: the options of every data module, see `ImageDataModule`.
 
@@ -132,12 +132,12 @@ class ImageTable(ImageDataModule):
 
     @property
     def recipe(self) -> ImageRecipe:
-        """By which every image is read, whatever its size."""
+        """The recipe by which every image is read, whatever its size."""
         return ImageRecipe(self.resize, self.image_size)
 
     @cached_property
     def rows(self) -> dict[Part, list[TableRow]]:
-        """Of training (and validation) and of the test, in the order of the table."""
+        """Rows of training (and validation) and of the test, in the order of the table."""
         found: dict[Part, list[TableRow]] = {"train": [], "test": []}
         for row in read_table(self.table):
             if not row.part:
@@ -152,7 +152,7 @@ class ImageTable(ImageDataModule):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """Labels of the training rows."""
+        """Number of labels of the training rows."""
         return len(self.class_names)
 
     @cached_property
@@ -162,7 +162,7 @@ class ImageTable(ImageDataModule):
 
     @property
     def validates(self) -> bool:
-        """Whether there is a validation split: by the option `val_fold`, or as everywhere."""
+        """Whether there is a validation split: by `val_fold`, or as in every data module."""
         return self.val_fold is not None or super().validates
 
     def prepare_data(self) -> None:
@@ -179,7 +179,7 @@ class ImageTable(ImageDataModule):
         return np.array([number[row.label] for row in self.rows[part]], dtype=np.int64)
 
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
-        """By the column `part`, else by that of the folds, else by chance as everywhere."""
+        """By the column `part`, else by `fold`, else at random as in every data module."""
         rows = self.rows["train"]
         if any(row.part == "val" for row in rows):
             validates = np.array([row.part == "val" for row in rows])

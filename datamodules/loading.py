@@ -45,25 +45,25 @@ __all__ = [
 
 
 def begin_worker(number: int) -> None:
-    """What a loader's process does first.
+    """Set up a worker of a data loader.
 
-    It leaves SIGTERM to the run, which ends it in order: `timeout`, `docker stop` and schedulers
-    send SIGTERM to all processes of a run, and a worker that it ends has torch raise an error in
-    the run, at any line, also while the run saves. And it ends where it cannot hand a batch over,
-    as it has no room in /dev/shm: the run would wait for that batch for ever.
+    It ignores SIGTERM and leaves its end to the run. `timeout`, `docker stop` and schedulers send
+    SIGTERM to all processes of a run; if a worker died of it, torch would raise an error at any
+    line of the run, even while it saves. And it exits if it cannot pass a batch on, such as without
+    room in /dev/shm: the run would wait for that batch for ever.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":
-        pl_worker_init_function(number)  # what Lightning sets where a loader has no function
+        pl_worker_init_function(number)  # as Lightning does if a loader has no function
 
 
-@atexit.register  # after multiprocessing's own, which is then called later
+@atexit.register  # after multiprocessing's handler, so it is called before that
 def end_workers() -> None:
-    """End what is left as the program ends: Python would wait for ever, as they leave SIGTERM."""
+    """Kill workers that are left at exit: they ignore SIGTERM, so Python would wait for ever."""
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch makes an error of a killed worker
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a killed worker
     for worker in workers:
         worker.kill()
 
@@ -97,7 +97,7 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
 
 
 class FileDataset(Dataset[dict[str, Any]]):
-    """The images of a split, read by a recipe one by one, in the loader's processes.
+    """The images of a split, read by a recipe one by one, in the workers.
 
     `indices` (n,) are their positions in the official part, whose files are `paths`.
     """
@@ -122,7 +122,7 @@ class FileDataset(Dataset[dict[str, Any]]):
 
 
 class Reader(Protocol):
-    """What images are read from. It can be pickled, and opens what it needs for each call."""
+    """A source of images. It can be pickled, and opens its files anew for each call."""
 
     def read(self, numbers: IntArray) -> dict[str, Tensor]:
         """A batch of the images of these numbers: `image`, and any further targets."""
@@ -131,7 +131,7 @@ class Reader(Protocol):
 class ReadDataset(Dataset[dict[str, Tensor]]):
     """The images of a split, read a whole batch at a time. Use it with `collate_fn=as_is`.
 
-    `numbers` (n,) are those of the images for the reader, `indices` their positions in the official
+    `numbers` (n,) identify the images for the reader; `indices` are their positions in the official
     part.
     """
 
@@ -168,8 +168,8 @@ def decode_images(
 ) -> Tensor:
     """uint8 images (n, 3, H, W) of these files, decoded in threads by a recipe with a size.
 
-    A progress bar, named after `what`, appears when it takes longer than two seconds; where there
-    is a `bar` already, that is moved instead.
+    A progress bar, named after `what`, appears if it takes longer than two seconds; a given `bar`
+    is moved instead.
 
     Raises:
         UnreadableImageError: as `ImageRecipe`.
@@ -198,7 +198,7 @@ def sides(image_size: int | Sequence[int] | None) -> tuple[int, int]:
     """Height and width of the option `image_size`.
 
     Raises:
-        ValueError: it is none, or no two positive numbers.
+        ValueError: it is missing, or not one or two positive numbers.
     """
     both = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size or ())
     if len(both) != 2 or min(both) < 1:
@@ -216,7 +216,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def image_suffixes() -> frozenset[str]:
-    """Endings of the names of files that are taken for pictures, such as .jpg."""
+    """File name endings of pictures, such as .jpg."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, form in known.items() if form in FORMATS)
 
@@ -224,7 +224,7 @@ def image_suffixes() -> frozenset[str]:
 def unreadable(paths: Sequence[Path], recipe: ImageRecipe, *, what: str) -> dict[int, str]:
     """Places of the files that cannot be decoded, with the reason of each; decodes all, in threads.
 
-    A progress bar, named after `what`, appears when it takes longer than two seconds.
+    A progress bar, named after `what`, appears if it takes longer than two seconds.
     """
 
     def reason(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Locks between processes, also where the file system has none."""
+"""Locks between processes; without effect if the file system has none."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["acquired", "has_locks", "lock_at", "locked"]
 
 
 def lock_at(path: Path) -> FileLock:
-    """A lock between processes, not yet had."""
-    # A file system without locks gets no file in their place: a process that is killed leaves it.
+    """A lock between processes, not acquired yet."""
+    # No lock file instead on a file system without locks: a killed process would leave it behind.
     return FileLock(path, fallback_to_soft=False)
 
 
 def acquired(lock: FileLock, *, timeout_s: float) -> bool:
-    """Whether a lock is ours after so many seconds at the latest; below zero this waits for ever.
+    """Try to acquire a lock for `timeout_s` seconds (below zero: for ever); whether it succeeded.
 
-    Where the file system has no locks it is: two processes may then do the same work twice.
+    True if the file system has no locks: two processes may then do the same work twice.
     """
     try:
         lock.acquire(timeout=timeout_s)
@@ -45,7 +45,7 @@ def has_locks(folder: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """One process at a time, where the file system has locks; the others call `waiting`."""
+    """One process at a time, if the file system has locks; the others call `waiting`."""
     lock = lock_at(path)
     if not acquired(lock, timeout_s=0):
         waiting()

@@ -1,6 +1,6 @@
 """One recipe from a picture to the pixels of a model, in training and in every prediction.
 
-Needs Pillow and NumPy alone: an export puts the code of this file into its `prepare.py`.
+Needs only Pillow and NumPy: an export puts the code of this file into its `prepare.py`.
 
 Shapes: H height, W width, C channels
 """
@@ -25,11 +25,11 @@ __all__ = ["FORMATS", "Fit", "ImageRecipe", "Transparency", "UnreadableImageErro
 Fit = Literal["crop", "stretch"]
 Transparency = Literal["white", "dropped"]
 
-#: Beyond `Image.MAX_IMAGE_PIXELS` a picture is refused here, so Pillow's warning says nothing new.
+#: Pictures above `Image.MAX_IMAGE_PIXELS` are refused here, so Pillow's warning adds nothing.
 _VAST = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-#: Of Pillow's formats those of pictures. EPS is a program, which Pillow would have Ghostscript run.
+#: Pillow's formats of pictures. Not EPS: it is a program, and Pillow lets Ghostscript run it.
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "SGI",
     "TGA", "TIFF", "WEBP",
@@ -41,7 +41,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of an array
 class UnreadableImageError(RuntimeError):
     """A picture that cannot be used; the message names it, in one line.
 
-    A loader process hands an error on as the text of a traceback: only our message is kept of it.
+    A worker passes an error on as the text of a traceback: only the message itself is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -54,9 +54,9 @@ class ImageRecipe:
 
     A picture is a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W); C is 1
     for grey, 3 for RGB and 4 for RGBA, the numbers uint8, or floating point in [0, 1], which is
-    rounded to 8 bits. An array is treated as a photo of these pixels would be. In this order:
+    rounded to 8 bits. An array is treated like a photo with these pixels. In this order:
 
-    1. Of a file with several frames (animation, pages) the first is taken.
+    1. The first frame of a file with several (animation, pages) is taken.
     2. The picture is turned upright, as its EXIF orientation says.
     3. It becomes RGB. Grey is repeated, a palette looked up, CMYK converted by Pillow's formula
        without a colour profile. More than 8 bits in a single channel are refused.
@@ -67,7 +67,7 @@ class ImageRecipe:
         fit: `crop` scales the picture to cover `size` and cuts the centre, `stretch` ignores its
             proportions; None keeps its size.
         size: height and width in pixels; without `fit` a picture must have it already.
-        transparency: what is transparent becomes `white`; `dropped` shows the colours that lie
+        transparency: `white` makes transparent pixels white; `dropped` shows the colours that are
             hidden there.
 
     Raises:
@@ -133,7 +133,7 @@ class ImageRecipe:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def shown(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Of a picture of `size` (H, W) the size that the model sees: less what a crop cuts off."""
+        """The size (H, W) that the model sees of a picture of `size`: less what a crop cuts off."""
         return self.size if self.fit == "crop" and self.size is not None else size
 
     def _rgb(self, image: Image.Image) -> Image.Image:
@@ -165,9 +165,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _require_file(path: Any) -> None:
-    """A pipe that nobody writes to would be waited for without an end."""
+    """Refuse pipes and devices: reading a pipe that nobody writes to never ends."""
     kind = stat.S_IFMT(os.stat(path).st_mode)
-    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # Pillow has words for a folder
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # Pillow itself refuses a folder
         raise ValueError("it is a pipe, a socket or a device, and no file")
 
 
@@ -200,7 +200,7 @@ def _from_array(picture: Any) -> Image.Image:
 
 def _name(picture: Any) -> str:
     if isinstance(picture, (str, os.PathLike)):
-        # In one line, whatever its name: no name of a file is to look like another message.
+        # In one line: the name of a file must not look like another message.
         return f"the image {''.join(c if c >= ' ' else ascii(c)[1:-1] for c in str(picture))}"
     if isinstance(picture, Image.Image):
         named = getattr(picture, "filename", "")

@@ -1,4 +1,4 @@
-"""What the loader of a split reads: its data set, or what stands in for it.
+"""The data set that the loader of a split reads: the original, or a replacement.
 
 Shapes: n images of a split
 """
@@ -19,14 +19,14 @@ __all__ = ["ReplaceableDataset"]
 
 
 class ReplaceableDataset(Dataset[Any]):
-    """A data set that can be exchanged for another of the same rows, also by loaders made before.
+    """A data set that can be replaced by another with the same rows, also in existing loaders.
 
     `collate` is the collate function for `source`; None: torch's default.
     """
 
     def __init__(self, source: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> None:
         self.source: Any = source
-        #: Read in the place of `source`; its `__getitems__` gives whole batches.
+        #: Read instead of `source`; its `__getitems__` gives whole batches.
         self.replacement: Any = None
         self._collate = default_collate if collate is None else collate
 
@@ -37,21 +37,21 @@ class ReplaceableDataset(Dataset[Any]):
         return (self.source if self.replacement is None else self.replacement)[row]
 
     def __getitems__(self, rows: Sequence[int]) -> Any:
-        """A whole batch where the data set gives one, else its samples."""
+        """A whole batch if the data set gives one, else its samples."""
         read = self.source if self.replacement is None else self.replacement
         whole = getattr(read, "__getitems__", None)
         return [read[row] for row in rows] if whole is None else whole(rows)
 
     def collate(self, fetched: Any) -> Any:
-        """As the data set wants it; what stands in for it gives whole batches."""
+        """Collate as the data set wants it; a replacement gives whole batches."""
         return self._collate(fetched) if self.replacement is None else fetched
 
     def workers(self, wished: int) -> int:
-        """Loader processes: none for what stands in, which is there without decoding."""
+        """Number of workers: none for a replacement, which needs no decoding."""
         return wished if self.replacement is None else 0
 
     def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
-        """Whole batches of `source` without `image`, which is decoded only beside maps."""
+        """Whole batches of `source` without `image`, which is decoded only if maps need it."""
         if isinstance(self.source, ArrayDataset):
             columns = self.source.columns
             return ArrayDataset({k: column for k, column in columns.items() if k != "image"})
@@ -62,7 +62,7 @@ class ReplaceableDataset(Dataset[Any]):
 
 
 class _WithoutImages(Dataset[dict[str, Tensor]]):
-    """For a data set that reads images and maps together."""
+    """Drops `image` from a data set that reads images and maps together."""
 
     def __init__(self, dataset: ReplaceableDataset) -> None:
         self.dataset = dataset

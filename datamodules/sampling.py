@@ -1,4 +1,4 @@
-"""What a training batch holds depends on seed, epoch and place alone, so that a run can go on.
+"""Training batches depend only on seed, epoch and position, so that a run can resume exactly.
 
 Shapes: B images a batch, n images of a split, K numbers an image
 """
@@ -18,23 +18,23 @@ __all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "shares_of", "
 
 
 class EpochShuffle(DistributedSampler[int]):
-    """A permutation that depends on the seed and the epoch alone, from any place in it.
+    """A permutation that depends only on seed and epoch, and can start at any position.
 
     Every strategy then sees the same images in the same order, however many random numbers its
-    initialisation drew, and a resumed run goes on with the images that it would have had next.
-    Lightning calls `set_epoch`. Several processes take turns, as in torch's own sampler, so that a
-    step of all of them sees the images that a single process would with that many times the batch.
+    initialisation drew, and a resumed run continues with the next images. Lightning calls
+    `set_epoch`. Several processes take turns, as in torch's own sampler: together they see the same
+    images in a step as a single process with that many times the batch.
     """
 
     def __init__(self, size: int, *, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
-        # A DistributedSampler by type: Lightning would wrap another one, and not tell it the epoch.
+        # Must be a DistributedSampler: Lightning wraps other samplers, and sets no epoch there.
         numbers: Any = range(size)
         super().__init__(numbers, num_replicas=num_replicas, rank=rank, seed=seed)
         self.size = size
         self._first = (0, 0)
 
     def start_at(self, epoch: int, samples: int) -> None:
-        """Leave out so many samples of this process in this epoch; every other one is whole."""
+        """Skip the first `samples` of this process in this epoch; all other epochs are whole."""
         self._first = (epoch, samples)
 
     def __iter__(self) -> Iterator[int]:
@@ -50,17 +50,17 @@ def training_order(size: int, *, seed: int, trainer: Any) -> EpochShuffle:
 
 
 def shares_of(trainer: Any) -> dict[str, int]:
-    """`num_replicas` and `rank` where a trainer has several processes that share the data."""
+    """`num_replicas` and `rank` if a trainer has several processes that share the data."""
     if trainer is None or trainer.world_size == 1:
         return {}
     return trainer.distributed_sampler_kwargs or {}
 
 
 class LateLoader(DataLoader[Any]):
-    """Reads nothing before the first batch is asked for.
+    """A data loader that reads nothing before the first batch is requested.
 
-    Lightning makes an iterator before it restores a checkpoint, and keeps it: a plain DataLoader's
-    worker processes would then have begun with the first epoch.
+    Lightning makes an iterator before it restores a checkpoint, and keeps it: the workers of a
+    plain DataLoader would already have started with the first epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -77,9 +77,9 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def sample_draws(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
     """Uniform numbers in [0, 1), float32 (B, K): a function of seed, epoch and image alone.
 
-    No generator is moved, so it does not matter what was drawn before, in which batch an image
-    lies, or on which process. A hash of a counter: SplitMix64 (Steele, Lea and Flood 2014,
-    doi:10.1145/2714064.2660195), of which the upper 24 bits are kept.
+    There is no generator, so it does not matter what was drawn before, or which batch and process
+    an image is in. The numbers are a hash of a counter: the upper 24 bits of SplitMix64 (Steele,
+    Lea and Flood 2014, doi:10.1145/2714064.2660195).
     """
     start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     counter_BK: Any = index_B.numpy().astype(np.uint64)[:, None] * np.uint64(count)

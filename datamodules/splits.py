@@ -1,6 +1,6 @@
 """Which images train, validate and test: seeded, stratified choices by position.
 
-Nothing here knows of images or files: it works on one integer label per image. A data set without
+The functions work on one integer label per image, without images or files. A data set without
 classes passes zeros and gets seeded random splits.
 
 Shapes: N images of the official training set, K classes, n chosen images
@@ -50,7 +50,7 @@ class Subset:
             of the published notebook: it can leave classes out, and is there to show that.
 
     Raises:
-        ValueError: unless exactly one of `per_class` and `fraction` is given, and in range.
+        ValueError: not exactly one of `per_class` and `fraction` is given, or it is out of range.
     """
 
     per_class: int | None = None
@@ -91,7 +91,7 @@ def choose_subset(
 ) -> IntArray:
     """Positions (n,) of the subset, ascending, within `labels` (N,) in 0..K-1.
 
-    For one seed a smaller stratified subset lies within every larger one.
+    For one seed, a smaller stratified subset is part of every larger one.
 
     Raises:
         ValueError: a class holds fewer images than `per_class`, or (except for `how: first`)
@@ -149,7 +149,7 @@ def choose_validation(
 ) -> IntArray:
     """Validation positions (n,), ascending: stratified over the images that are not `taken`.
 
-    `taken` is the few-shot subset; None where training uses everything that validation leaves.
+    `taken` is the few-shot subset; None if training uses everything that validation leaves.
     `val_images` overrides `val_fraction`, a share of all N images.
 
     Raises:
@@ -192,7 +192,7 @@ def validation_size(images: int, *, val_fraction: float, val_images: int | None)
 
 
 def fewer(free: int, *, few_shot: bool) -> str:
-    """What to do where only `free` images can validate."""
+    """What to do if only `free` images can validate."""
     less = f"val_images: {free} or less" if free else "val_images: 0 for no validation"
     return f"Use {less}{', or a smaller subset' if few_shot else ''}."
 

@@ -99,7 +99,7 @@ class Synthetic(ImageDataModule):
 
     @property
     def recipe(self) -> ImageRecipe:
-        """A map is wanted of the whole picture, so there nothing is cut off."""
+        """With maps, nothing is cut off: they must cover the whole picture."""
         return ImageRecipe() if self.maps else super().recipe
 
     def read_labels(self, part: Part) -> IntArray:

@@ -42,12 +42,12 @@ class TinyImageNet(ImageDataModule):
 
     Args:
         root: folder that holds, or will hold, `tiny-imagenet-200`.
-        archive: a local archive to extract instead of downloading; its checksum is free.
+        archive: a local archive to extract instead of downloading, with any checksum.
         classes: which classes, numbered 0, 1, ... in this order: "100:200" (places in
             `wnids.txt`, the last one not included), a list of places, or a list of wnids;
             None: all 200.
-        cache: whether images stay decoded in a file that later runs map into memory: true (beside
-            the extracted folder, at most 1.3 GiB), false, or a folder for it; None: true. Only
+        cache: whether decoded images are kept in a file that later runs map into memory: true (next
+            to the extracted folder, at most 1.3 GiB), false, or a folder for it; None: true. Only
             images that are used are decoded.
         val_layout: `annotations` reads the labels of the flat validation folder from
             `val_annotations.txt`. `folders` repeats the mistake of the published notebook, which
@@ -211,7 +211,7 @@ def _parse_classes(
         # YAML 1.1 reads 10:20 as a number to base 60; only `int` in the signature lets us say so.
         raise ValueError(
             f"data.classes is the number {classes}. YAML reads a range such as 10:20 as one number "
-            'unless it stands in quotes: write "10:20", or a list of places.'
+            'unless it is in quotes: write "10:20", or a list of places.'
         )
     if isinstance(classes, str):
         ends = re.fullmatch(r"(\d+):(\d+)", classes)

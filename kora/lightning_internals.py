@@ -1,7 +1,7 @@
-"""All that this project uses of Lightning beside its public interface.
+"""All that this project uses of Lightning besides its public interface.
 
-These names may change with any minor version, so pyproject.toml has an upper bound on it. What each
-is for, and what would break without it, stands in `tests/test_lightning_internals.py`.
+These names may change with any minor version, so pyproject.toml has an upper bound on it.
+`tests/test_lightning_internals.py` says what each is for, and what would break without it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def train_loaders(trainer: Trainer) -> list[Any]:
 
 
 def accumulates(trainer: Trainer) -> bool:
-    """Whether the batch that is done made no optimiser step, as gradients are gathered."""
+    """Whether the batch just done made no optimiser step, as gradients are accumulated."""
     return trainer.fit_loop._should_accumulate()
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation comes after the batch that is done."""
+    """Whether a validation comes after the batch just done."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
@@ -62,7 +62,7 @@ def end_restart(*loops: Loop) -> None:
 
 
 def full_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint holds, of this process alone: `save_checkpoint` waits for all."""
+    """The content of a checkpoint, from this process alone: `save_checkpoint` waits for all."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
@@ -81,10 +81,10 @@ def was_started_by_lightning(trainer: Trainer) -> bool:
 
 
 def whole_numbers_first(function: Callable[..., Any]) -> None:
-    """Have a parser try int before float where a parameter takes both.
+    """Have a parser try int before float if a parameter takes both.
 
-    Lightning writes Optional[Union[int, float]]. Python keeps what such expressions gave, and holds
-    Union[float, int] for the same; so who wrote that shortly before, decides the order.
+    Lightning writes Optional[Union[int, float]]. Python caches such expressions, and treats
+    Union[float, int] as the same; so the one that was written first decides the order.
     """
     for name, hint in function.__annotations__.items():
         if set(get_args(hint)) == {int, float, type(None)}:
@@ -92,10 +92,10 @@ def whole_numbers_first(function: Callable[..., Any]) -> None:
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, with a description of one's own."""
+    """Lightning's bar, with a custom description."""
 
     def training_text(self, text: str) -> str:
-        """What stands before the bar of training, made of what Lightning would write."""
+        """The text before the training bar, made from Lightning's own."""
         return text
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -103,7 +103,7 @@ class Bar(RichProgressBar):
 
 
 class CsvLog(CSVLogger):
-    """Lightning's log, whose file another writer may write."""
+    """Lightning's CSV logger, with a writer of our own."""
 
     def written_by(self, make: Callable[[], CsvWriter]) -> Any:
         """The writer, made when it is first asked for."""
@@ -113,13 +113,13 @@ class CsvLog(CSVLogger):
 
 
 class CsvWriter(ExperimentWriter):
-    """Lightning's writer of `metrics.csv`, which may find a file, and get a new column."""
+    """Lightning's writer of `metrics.csv`, with hooks for an existing file and a new column."""
 
     def begin(self) -> None:
-        """Called first; Lightning's warns of a file that is there, and removes it."""
+        """Called first; Lightning's own warns of an existing file, and removes it."""
 
     def new_header(self, names: list[str]) -> None:
-        """Called when a metric comes that the file has no column for."""
+        """Called for a metric that has no column in the file."""
 
     def _check_log_dir_exists(self) -> None:
         self.begin()
@@ -132,7 +132,7 @@ class Cli(LightningCLI):
     """LightningCLI, with its steps by public names."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lightning's, for whose trainer 1 is one batch, and 1.0 is all of them."""
+        """Add Lightning's arguments; for its trainer, 1 is one batch, and 1.0 is all of them."""
         whole_numbers_first(inspect.unwrap(Trainer.__init__))
         super().add_core_arguments_to_parser(parser)
 
@@ -141,7 +141,7 @@ class Cli(LightningCLI):
         return self._parser(command)
 
     def initialised(self, key: str) -> Any:
-        """What the config makes of a key, once classes are instantiated."""
+        """The value of a config key, once classes are instantiated."""
         return self._get(self.config_init, key)
 
     def make_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
@@ -149,11 +149,11 @@ class Cli(LightningCLI):
         return self._instantiate_trainer(config, callbacks)
 
     def run_command(self, command: str) -> None:
-        """Run it."""
+        """Run the command."""
         super()._run_subcommand(command)
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.run_command(subcommand)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let what a checkpoint holds win over what the user typed."""
+        """Do nothing: Lightning would let a checkpoint's options override what the user typed."""

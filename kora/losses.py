@@ -16,16 +16,16 @@ from kora.metrics.protocol import check_depths, masked_median
 
 __all__ = ["DepthLoss", "SILogLoss", "ScaleShiftInvariantLoss", "masked_depths"]
 
-_EPS_M = 1e-3  # predictions below a millimetre count as one, since logarithms are taken
+_EPS_M = 1e-3  # predictions below 1 mm count as 1 mm, as logarithms are taken
 _FLAT = 1e-6  # spread in metres up to which a map counts as constant
-_ZERO = 1e-12  # mean square up to which its root counts as 0, where it has no gradient
+_ZERO = 1e-12  # mean square up to which its root counts as 0, with no gradient
 
 
 class DepthLoss(nn.Module, ABC):
     """A scalar to minimise, from depths and the pixels that count.
 
-    A new loss overrides `forward` and starts with `masked_depths`. Where no pixel counts, the loss
-    is 0 and so is its gradient.
+    A new loss overrides `forward` and starts with `masked_depths`. If no pixel counts, the loss and
+    its gradient are 0.
     """
 
     @abstractmethod
@@ -45,7 +45,7 @@ class SILogLoss(DepthLoss):
     Sources: Eigen et al. 2014, arXiv:1406.2283; in this form BTS, arXiv:1907.10326.
 
     Args:
-        variance_focus: 1 is blind to the scale, 0 is the RMSE of the logarithm.
+        variance_focus: 1 ignores the scale, 0 is the RMSE of the logarithm.
         weight: Factor of the loss.
 
     Raises:
@@ -72,12 +72,12 @@ class SILogLoss(DepthLoss):
 
 
 class ScaleShiftInvariantLoss(DepthLoss):
-    """For depth up to an unknown scale and shift of each image.
+    """Loss for depth up to an unknown scale and shift of each image.
 
     Prediction and truth are each normalised to (d - t) / s per image, t the median and s the mean
     of |d - t| over valid pixels. With R the difference of the two, an image's loss is mean |R| +
     gradient_weight * sum over scales of mean (|dR/dx| + |dR/dy|), where scale k takes every 2^k-th
-    row and column, and a difference counts where both of its pixels do. Averaged over the images
+    row and column, and a difference counts if both of its pixels do. Averaged over the images
     that have a valid pixel. A constant map keeps s = 1. Source: MiDaS, Ranftl et al. 2020,
     arXiv:1907.01341, equations 5 and 11; there on disparity, here on depth in metres.
 
@@ -117,7 +117,7 @@ def masked_depths(
 ) -> tuple[Tensor, Tensor]:
     """Prediction and target, 1 where invalid, in float32 (float64 if the prediction is).
 
-    Whatever stands at an invalid pixel, NaN too, has no influence and gets a gradient of 0.
+    The value of an invalid pixel, even NaN, has no influence and gets a gradient of 0.
 
     Raises:
         ValueError: Shapes or types do not fit.
@@ -139,8 +139,8 @@ def masked_depths(
 
 
 def _safe_root(square: Tensor) -> Tensor:
-    """Root of a number >= 0; 0 with a gradient of 0 where it is (nearly) 0."""
-    zero = square <= _ZERO  # not so for NaN: a model that diverged is to be seen
+    """Root of a number >= 0; 0 with a gradient of 0 if it is (nearly) 0."""
+    zero = square <= _ZERO  # false for NaN, so that divergence shows
     return torch.where(zero, 0, torch.where(zero, 1, square).sqrt())
 
 
@@ -153,7 +153,7 @@ def _normalised(depth_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
 
 
 def _mean_over(values_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
-    """Mean (B,) over each image's valid pixels; 0 where there is none."""
+    """Mean (B,) over each image's valid pixels; 0 if there is none."""
     return (values_BHW * valid_BHW).sum(dim=(1, 2)) / valid_BHW.sum(dim=(1, 2)).clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""The old place of `kora.backbone.sharding`, which configs name."""
+"""The old import path of `kora.backbone.sharding`, which configs name."""
 
 from kora.backbone.sharding import ShardedBackbone
 

@@ -1,1 +1,1 @@
-"""What is decoded or computed once, and then mapped into memory."""
+"""Data that is decoded or computed once, and then mapped into memory."""

@@ -1,8 +1,8 @@
 """Image files decoded once, for all processes and runs.
 
-A cache (see rows.py) has a row for every image of an official part, of which those are
-decoded that were asked for: splits, subsets and seeds share it, and a subset of a hundred images
-decodes a hundred. The stamp of a row is the size and the time of its file, compared at every start.
+A cache (see rows.py) has a row for every image of an official part, but decodes only those that are
+needed: a subset of a hundred images decodes a hundred. Splits, subsets and seeds share it. The
+stamp of a row is the size and the time of its file, compared at every start.
 
 Shapes: N images of a part, n chosen images, B images read at once, H height, W width
 """
@@ -60,7 +60,7 @@ class ImageFiles:
         return decode_images(chosen, self.recipe, what=self.what, bar=bar)
 
     def identity(self) -> dict[str, Any]:
-        """What a cache must have been made from: names, size and what decodes them."""
+        """What a cache depends on: names, size and what decodes them."""
         start = len(os.fspath(self.folder)) + 1
         names = "\n".join(os.fspath(path)[start:] for path in self.paths)
         return {
@@ -69,14 +69,14 @@ class ImageFiles:
             "size": list(self.size),
             "fit": self.recipe.fit,
             "transparency": self.recipe.transparency,
-            "pillow": PIL.__version__,  # another version may round otherwise
+            "pillow": PIL.__version__,  # another version may round differently
         }
 
     def stamps(self, positions: IntArray) -> NDArray[np.int64]:
-        """Bytes and time of change (n, 2) of the files at these positions, which are not read.
+        """Bytes and time of change (n, 2) of the files at these positions; does not read them.
 
         Raises:
-            UnreadableImageError: a file is not there.
+            UnreadableImageError: a file is missing.
         """
         found = []
         for position in positions:
@@ -94,7 +94,7 @@ class ImageFiles:
 class ImageCache(RowCache):
     """Decoded images of `files`, in a folder; see `open_images`."""
 
-    #: Damaged rows are told once a process.
+    #: Folders with damage that this process has reported.
     told: ClassVar[set[Path]] = set()
 
     def __init__(self, folder: Path, files: ImageFiles) -> None:
@@ -105,7 +105,7 @@ class ImageCache(RowCache):
     def read(self, positions: IntArray) -> dict[str, Tensor]:
         """`image` uint8 (B, 3, H, W) at these positions of the part, which must be decoded.
 
-        A row that does not have its checksum is decoded from its file again, also in the cache.
+        A row with a wrong checksum is decoded again from its file, and replaced in the cache.
 
         Warns:
             UserWarning: there was such a row.
@@ -131,28 +131,28 @@ class ImageCache(RowCache):
         stamps = self.files.stamps(positions)
         images = self.files.decode(positions).numpy()
         with suppress(OSError, ValueError), alone(self.folder):
-            now = ImageCache(self.folder, self.files).load()  # it may be another one by now
+            now = ImageCache(self.folder, self.files).load()  # another process may have replaced it
             now.records["ready"][positions] = False
             now.fill(positions, lambda *_: [(positions, stamps, {"images": images})], title="")
             self.records[positions] = now.records[positions]
         return images
 
     def decode(self, positions: IntArray) -> None:
-        """Decode those of these images that are not there yet; see `fill`."""
+        """Decode the images at these positions that are not there yet; see `fill`."""
         self.fill(positions, self._blocks, title=f"Caching {self.files.what}")
 
     def _blocks(self, positions: IntArray, bar: tqdm[Any] | None) -> Iterator[Block]:
         size = max(1, _BLOCK_BYTES // (3 * math.prod(self.files.size)))
         for start in range(0, len(positions), size):
             some = positions[start : start + size]
-            stamps = self.files.stamps(some)  # before they are read: a change is seen then
+            stamps = self.files.stamps(some)  # before they are read, so that a change is noticed
             yield some, stamps, {"images": self.files.decode(some, bar).numpy()}
 
 
 def open_images(folder: Path, files: ImageFiles, positions: IntArray) -> ImageCache:
-    """The cache in `folder`, with at least these images (n,) decoded; made where it is missing.
+    """The cache in `folder`, with at least these images (n,) decoded; made if it is missing.
 
-    Of several processes one decodes, and the others wait for it.
+    One of several processes decodes; the others wait for it.
 
     Warns:
         UserWarning: there is one, but it was made from other files, or it is damaged; it is made
@@ -179,7 +179,7 @@ def open_images(folder: Path, files: ImageFiles, positions: IntArray) -> ImageCa
 
 
 def _load(folder: Path, files: ImageFiles, positions: IntArray) -> ImageCache:
-    """The cache in `folder`; those of these images that are decoded have not changed since.
+    """The cache in `folder`, if its images at these positions have not changed since.
 
     Raises:
         OSError: it is not there, or cannot be read.

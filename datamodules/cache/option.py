@@ -1,4 +1,4 @@
-"""Data sets of image files whose decoded images are kept: the option `cache`."""
+"""The option `cache`: data sets of image files that keep decoded images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["cache_parent", "cached_images", "cached_or_files", "describe_caches"
 
 
 def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> Path | None:
-    """Folder in which caches lie by the option `cache`; None: there are to be none.
+    """Folder for caches by the option `cache`; None: no cache.
 
-    True is beside the data, a string names a folder, and None means `default`.
+    True is next to the data, a string names a folder, and None means `default`.
     """
     if isinstance(option, str):
         return expand_path(option, key="data.cache")
@@ -30,9 +30,9 @@ def cache_parent(option: bool | str | None, *, beside: Path, default: bool) -> P
 def cached_images(
     folder: Path, files: ImageFiles, *, labels: IntArray, indices: IntArray
 ) -> ReadDataset | None:
-    """The images of a split from the cache in `folder`, made or completed where needed.
+    """The images of a split from the cache in `folder`, made or completed if needed.
 
-    None where it cannot be written.
+    None if it cannot be written.
 
     Warns:
         UserWarning: it cannot be written; or it was damaged or made from other files, and is made
@@ -59,7 +59,7 @@ def cached_or_files(
 ) -> ReadDataset | FileDataset:
     """The images of a split from the cache in `folder`, as `cached_images`, else from their files.
 
-    None as the folder: there is to be no cache.
+    None as the folder: no cache.
     """
     if folder is not None:
         dataset = cached_images(folder, files, labels=labels, indices=indices)
@@ -77,4 +77,4 @@ def describe_caches(datasets: Iterable[Any]) -> str | None:
     images = sum(int(cache.ready.sum()) for cache in caches.values())
     mib = images * 3 * math.prod(next(iter(caches.values())).files.size) / 2**20
     folders = " and ".join(str(folder) for folder in caches)
-    return f"{images:,} decoded images lie in {folders} ({mib:.4g} MiB)."
+    return f"{images:,} decoded images are in {folders} ({mib:.4g} MiB)."

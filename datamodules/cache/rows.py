@@ -1,8 +1,8 @@
 """Rows of arrays that are made once, and then mapped into memory by all processes and runs.
 
 A cache is a folder. `about.json` says what the rows were made from, `rows.npy` has a record of each
-row, and a sparse `NAME.npy` holds each array. Rows are written in any order, and one is marked as
-ready after its bytes are on the disk: a process that is killed loses the work of a moment or one
+row, and a sparse `NAME.npy` holds each array. Rows are written in any order. A row is marked as
+ready once its bytes are on the disk: a process that is killed loses the work of a moment or one
 block, and the next one resumes. A record holds the stamp of the row's source, and a CRC-32 of the
 row of each array, which each process compares when it first reads the row.
 
@@ -69,7 +69,7 @@ class RowCache:
         self._begun = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled map would hold all of its bytes; the one that is opened instead is unchecked.
+        # A pickled map would hold all of its bytes. The copy opens its own, and checks it anew.
         return {**self.__dict__, "_maps": None, "_checked": np.zeros_like(self._checked)}
 
     @property
@@ -79,7 +79,7 @@ class RowCache:
         return ready
 
     def load(self) -> Self:
-        """Find out which rows lie in the folder already; none of them is looked at.
+        """Read which rows are in the folder already; does not look at their content.
 
         Raises:
             OSError: there is no cache, or it cannot be read.
@@ -118,7 +118,7 @@ class RowCache:
     ) -> list[tuple[int, str]]:
         """Which of these rows (B, ...) differ from their checksums: places in B, and the array.
 
-        A row that does not differ is not looked at again by this process.
+        This process does not check a good row again.
         """
         unsure = np.flatnonzero(~self._checked[positions])
         if not len(unsure):
@@ -130,7 +130,7 @@ class RowCache:
         return [(int(unsure[row]), names[int(good_BA[row].argmin())]) for row in bad]
 
     def drop_damaged(self) -> IntArray:
-        """Compare all rows with their checksums; those that differ are returned, and not ready."""
+        """Compare all rows with their checksums; returns rows that differ, now no longer ready."""
         was_ready = self.ready
         title = f"Checking {self.folder.name[:12]}"
         with ExitStack() as stack:
@@ -138,7 +138,7 @@ class RowCache:
             for name, (shape, kind) in self.arrays.items():
                 files[name] = stack.enter_context((self.folder / f"{name}.npy").open("rb"))
                 files[name].seek(len(_header(shape, kind)))
-            # Read and not mapped: to map what is read once takes three times as long.
+            # Read and not mapped: for a single pass, mapping takes three times as long.
             for start in tqdm(range(0, len(was_ready), _CHECKED), title, delay=2, disable=None):
                 positions = np.arange(start, min(start + _CHECKED, len(was_ready)))
                 batch = {}
@@ -152,14 +152,14 @@ class RowCache:
     def fill(
         self, positions: IntArray, blocks: Callable[[IntArray, Any], Iterable[Block]], *, title: str
     ) -> None:
-        """Write those of these rows (n,) that are not ready; call it under the lock.
+        """Write the rows (n,) that are not ready; call it under the lock.
 
-        Where nothing was loaded, an empty cache takes the place of what is in the folder.
+        If nothing was loaded, an empty cache replaces the folder first.
 
-        `blocks` makes them and moves the progress bar. After its error what is done stays.
+        `blocks` makes the rows and moves the progress bar. If it fails, finished rows stay.
 
         Raises:
-            UnwritableError: the disk is full, or cannot be written; what was begun is removed.
+            UnwritableError: the disk is full, or cannot be written; a new cache is removed.
         """
         absent = positions[~self.ready[positions]]
         given = self._begun
@@ -206,7 +206,7 @@ class RowCache:
             self._mark()
 
     def _write(self, positions: IntArray, stamps: Any, batch: Mapping[str, NDArray[Any]]) -> None:
-        gaps = np.flatnonzero(np.diff(positions) != 1) + 1  # what lies together is written at once
+        gaps = np.flatnonzero(np.diff(positions) != 1) + 1  # adjacent rows are written at once
         for name, (shape, kind) in self.arrays.items():
             rows, begin = np.ascontiguousarray(batch[name]), len(_header(shape, kind))
             assert (rows.dtype, rows.shape) == (kind, (len(positions), *shape[1:])), name
@@ -219,7 +219,7 @@ class RowCache:
         self.records["ready"][positions] = 1
 
     def _mark(self) -> None:
-        """Say on the disk which rows are ready, after they are there."""
+        """Record on the disk which rows are ready, after their bytes are there."""
         with _writing():
             for name in self.arrays:
                 with (self.folder / f"{name}.npy").open("r+b") as file:
@@ -245,7 +245,7 @@ class RowCache:
         for name, (shape, kind) in self.arrays.items():
             stat = (self.folder / f"{name}.npy").stat()
             needed += rows * math.prod(shape[1:]) * np.dtype(kind).itemsize
-            unused += stat.st_size - 512 * stat.st_blocks  # nothing where no file is sparse
+            unused += stat.st_size - 512 * stat.st_blocks  # 0 if no file is sparse
         needed, free = min(needed, unused), shutil.disk_usage(self.folder).free
         if free < needed:
             raise UnwritableError(
@@ -256,9 +256,9 @@ class RowCache:
 
 @contextmanager
 def alone(folder: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """One process at a time for a cache, where the file system has locks; makes its parent.
+    """One process at a time for a cache, if the file system has locks; makes its parent.
 
-    `waiting` is called where another process has to end first.
+    `waiting` is called if another process has to end first.
     """
     with _writing():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -268,9 +268,9 @@ def alone(folder: Path, *, waiting: Callable[[], object] = lambda: None) -> Iter
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `folder` at the end of the block.
+    """A folder to fill, which replaces `folder` at the end of the block.
 
-    Call it under the lock of `folder`. After an error `folder` is what it was.
+    Call it under the lock of `folder`. After an error, `folder` is unchanged.
     """
     staging = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
@@ -301,17 +301,17 @@ def map_array(path: Path, *, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
         raise ValueError(f"{path.name} has {found:,} bytes, expected {size:,}")
     if begin != header:
         raise ValueError(f"{path.name} does not begin as an array {shape} of {np.dtype(kind)}")
-    # As a plain array: each row of a `memmap` is another `memmap`, which takes long to make.
+    # As a plain array: each row of a `memmap` is another `memmap`, which is slow to make.
     return np.asarray(np.memmap(path, kind, mode="r", offset=len(header), shape=shape))
 
 
 def _require_file(path: Path) -> None:
     if not path.is_file() and path.exists():
-        raise ValueError(f"{path.name} is no file")  # a pipe: reading it would wait for ever
+        raise ValueError(f"{path.name} is no file")  # reading a pipe could block for ever
 
 
 def _header(shape: tuple[int, ...], kind: Any) -> bytes:
-    """How an .npy file begins, whose numbers follow in C order."""
+    """The header of an .npy file whose numbers follow in C order."""
     file, descr = io.BytesIO(), np.lib.format.dtype_to_descr(np.dtype(kind))
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -324,7 +324,7 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """The errors of a disk, told from those of the data."""
+    """Raise errors of the disk as `UnwritableError`, unlike those of the data."""
     try:
         yield
     except OSError as error:

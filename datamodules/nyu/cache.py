@@ -1,6 +1,6 @@
 """A compact copy of the labelled file that is mapped into memory: images upright, depth in 16 bits.
 
-The file itself is compressed and turned on its side, which costs several times more than reading.
+The file itself is compressed and turned on its side: to undo that takes much longer than to read.
 The copy is a cache (datamodules/cache/rows.py) with a row for each frame.
 
 Shapes: N frames of the file, B frames read at once, H height, W width
@@ -117,7 +117,7 @@ def write_cache(folder: Path, source: LabelledFile) -> str:
                 _convert(source, frames)
     size = sum((folder / f"{name}.npy").stat().st_size for name in frames.arrays)
     return (
-        f"{source.frames:,} frames lie in {folder} ({size / 2**20:.4g} MiB), "
+        f"{source.frames:,} frames are in {folder} ({size / 2**20:.4g} MiB), "
         f"their depth in steps of {1000 * STEP_M:g} mm."
     )
 

@@ -1,4 +1,4 @@
-"""HDF5 files of strangers: their arrays are found and checked, and every error names its file.
+"""Find and check the arrays of HDF5 files from elsewhere; every error names its file.
 
 Shapes: B frames, H height, W width
 """
@@ -23,10 +23,10 @@ _CHUNK_CACHE_BYTES = 32 << 20  # a chunk may span several frames; HDF5's own 1 M
 
 
 def open_hdf5(path: Path) -> Any:
-    """The HDF5 file, open for reading; never locked, so a read-only disk will do.
+    """The HDF5 file, open for reading; never locked, so that it can be on a read-only disk.
 
     Raises:
-        UnreadableImageError: it is gone, not HDF5, or truncated.
+        UnreadableImageError: it is missing, not HDF5, or truncated.
     """
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNK_CACHE_BYTES)
@@ -118,7 +118,7 @@ def check_depth(depth_HW: NDArray[np.float32], *, path: Path, frame: str, key: s
 
     One pass for the smallest and the largest value, and a median over one pixel in 64.
 
-    `frame` is the frame in words, such as "frame 3"; empty where the file is one frame.
+    `frame` is the frame in words, such as "frame 3"; empty if the file is one frame.
 
     Raises:
         UnreadableImageError: NaN, infinite or negative values, no measured pixel, or a median

@@ -44,8 +44,8 @@ _SPLITS_MD5 = "08e3c3aea27130ac7c01ffd739a4535f"
 class NYUDepthV2(ImageDataModule):
     """NYU Depth V2: indoor frames of 480 x 640 with depth in metres, in either of two layouts.
 
-    Batches hold `image` uint8 (B, 3, H, W) and `depth_m` float32 (B, H, W), 0 if not measured. What
-    lies at `root` decides the layout. (a) `nyu_depth_v2_labeled.mat` with the official split
+    Batches hold `image` uint8 (B, 3, H, W) and `depth_m` float32 (B, H, W), 0 if not measured. The
+    content of `root` decides the layout. (a) `nyu_depth_v2_labeled.mat` with the official split
     of `splits.mat`: 795 training and 654 test images. (b) `{train,val}/<scene>/<n>.h5`, one file a
     frame, whose `val` is the official test part. Validation images come from scenes that no
     training image comes from: frames of one scene are nearly the same picture.
@@ -53,11 +53,11 @@ class NYUDepthV2(ImageDataModule):
     Args:
         root: the folder with one of the layouts, or the labelled file itself.
         depth: `depths`, with holes filled in, or `raw`, as measured. Only (a) has `raw`.
-        splits: the file of the official split for (a); None: `splits.mat` beside the labelled file.
-        archive: a local archive of (b), extracted to `root` when that folder is not there or empty.
-        download: get (a), 2.8 GB, when `root` is not there or empty and there is no `archive`.
-        cache: folder for the cache of (a), see `prepare_cache`; None: beside the labelled file.
-        num_workers: loader processes, which read the frames.
+        splits: the file of the official split for (a); None: `splits.mat` next to that of (a).
+        archive: a local archive of (b), extracted to `root` if that folder is missing or empty.
+        download: get (a), 2.8 GB, if `root` is missing or empty and there is no `archive`.
+        cache: folder for the cache of (a), see `prepare_cache`; None: next to the labelled file.
+        num_workers: worker processes, which read the frames.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -92,7 +92,7 @@ class NYUDepthV2(ImageDataModule):
 
     @cached_property
     def layout(self) -> LabelledLayout | FoldersLayout:
-        """The layout that lies at `root`."""
+        """The layout at `root`."""
         return find_layout(self.root, depth=self.depth, splits=self.splits, cache=self.cache)
 
     @property
@@ -202,7 +202,7 @@ class NYUDepthV2(ImageDataModule):
         return {**counts, "train_and_test": len(used["train"] & used["test"])}
 
     def _download(self) -> None:
-        """Get (a) into an empty folder; where only its split is missing, get that."""
+        """Get (a) into an empty folder; if only its split is missing, get that."""
         folder, labelled = labelled_in(self.root)
         visible = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
         wanted = []

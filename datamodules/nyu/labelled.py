@@ -34,7 +34,7 @@ class LabelledFile:
     The constructor looks at names, types, shapes and scenes only. `read` opens and closes the file,
     so nothing stays open between two calls.
 
-    Of its depth, `depths` has the holes filled in; `raw` is what the sensor measured, 0 elsewhere.
+    Depth: `depths` has the holes filled in; `raw` is what the sensor measured, 0 elsewhere.
 
     Raises:
         UnreadableImageError: the file is damaged, or not in the official format.
@@ -49,7 +49,7 @@ class LabelledFile:
             self.frames = int(images.shape[0])
             self.size = (int(images.shape[3]), int(images.shape[2]))
             self._check_shapes(images.shape, depths.shape)
-            #: Scene of each frame (N,), such as kitchen_0004; None where the file does not say.
+            #: Scene of each frame (N,), such as kitchen_0004; None if the file does not say.
             self.scenes = self._read_scenes(file)
 
     def read(self, frames: IntArray) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The two layouts of NYU Depth V2, and which of them lies in a folder.
+"""The two layouts of NYU Depth V2, and which of them a folder has.
 
 Shapes: N frames of an official part
 """
@@ -38,7 +38,7 @@ LABELLED_URL = f"http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/{LABELLED_
 
 @dataclass
 class LabelledLayout:
-    """The labelled file with the official split, and the folder where its cache may lie."""
+    """The labelled file with the official split, and the folder for its cache."""
 
     path: Path
     splits: Path
@@ -59,7 +59,7 @@ class LabelledLayout:
         if not self.splits.is_file():
             raise FileNotFoundError(
                 f"NYU Depth V2: the official split {self.splits} is missing. Download {SPLITS_URL} "
-                "to that place (2.6 kB), or set data.splits to where it lies."
+                "to that place (2.6 kB), or set data.splits to where it is."
             )
         return read_official_split(self.splits, frames=self.file.frames, source=self.path)
 
@@ -73,7 +73,7 @@ class LabelledLayout:
         return self.file.size
 
     def scenes(self, part: Part) -> list[str] | None:
-        """Scene of each frame (N,) of a part; None where the file does not say."""
+        """Scene of each frame (N,) of a part; None if the file does not say."""
         scenes = self.file.scenes
         return None if scenes is None else [scenes[frame] for frame in self.frames[part]]
 
@@ -133,7 +133,7 @@ class FoldersLayout:
 def find_layout(
     root: Path, *, depth: DepthKind, splits: Path | None, cache: Path | None
 ) -> LabelledLayout | FoldersLayout:
-    """The layout that lies at `root`, a folder or the labelled file itself.
+    """The layout at `root`, a folder or the labelled file itself.
 
     Raises:
         FileNotFoundError: neither layout is there.

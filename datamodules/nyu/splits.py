@@ -1,4 +1,4 @@
-"""Which frames of NYU Depth V2 train, validate and test: the official split, and whole scenes.
+"""Splits of NYU Depth V2: the official one, and validation by whole scenes.
 
 Shapes: N images of the official training set, n chosen images
 """
@@ -27,7 +27,7 @@ _SCENE_STREAM = 2  # the streams of datamodules.splits are 0 and 1
 def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, IntArray]:
     """Frames of the two official parts, counted from 0, ascending, from `splits.mat`.
 
-    The file has MATLAB's old format and counts from 1. `source` holds the frames, for messages.
+    The file has MATLAB's old format and counts from 1. `source` has the frames, for messages.
 
     Raises:
         RuntimeError: the file cannot be read.
@@ -35,7 +35,7 @@ def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, 
     """
     try:
         held: dict[str, Any] = scipy.io.loadmat(path)
-    except Exception as error:  # the parser raises whatever damaged bytes lead to
+    except Exception as error:  # damaged bytes can make the parser raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RuntimeError(
             f"Cannot read the split {path} ({reason}). Expected a file of MATLAB's old format, up "
@@ -72,13 +72,13 @@ def choose_by_scene(
     """Positions that train and that validate, ascending, with no scene in both.
 
     Frames of one scene are neighbours in a video, nearly the same picture. The subset is drawn
-    first, as for every data set. Scenes that it does not touch then validate in a seeded order; to
-    come to the exact number, the last one is the smallest that suffices, and only as many of its
+    first, as for every data set. Scenes that it does not touch then validate, in a seeded order. To
+    reach the exact number, the last scene is the smallest that suffices, and only some of its
     frames, evenly spaced, are used. The others of that scene stay out of training too.
-    `scenes` names that of each image (N,). `val_images` overrides `val_fraction`, a share of all N.
+    `scenes` is the scene of each image (N,). `val_images` overrides `val_fraction`, a share of N.
 
     Raises:
-        ValueError: as `choose_subset`; or too few images lie in scenes that are free to validate,
+        ValueError: as `choose_subset`; or too few images are in scenes that are free to validate,
             or the fraction comes to no image.
     """
     names, scene_N = np.unique(np.asarray(scenes), return_inverse=True)

@@ -1,8 +1,8 @@
-"""What stands where in a synthetic scene: room, camera, light and solids, from counters alone.
+"""Layout of a synthetic scene: room, camera, light and solids, from counter-based numbers.
 
-Every number is a hash of (seed, split, stream, index, how many numbers came before), so a scene
-depends on nothing but its own index. Angles come as rational points of the circle, which keeps the
-numbers equal on every machine.
+Every number is a hash of (seed, split, stream, index, count of earlier numbers), so a scene depends
+on nothing but its own index. Angles are rational points of the circle, which keeps the numbers
+equal on every machine.
 
 Shapes: n scenes
 """
@@ -189,7 +189,7 @@ def _half_sizes(draws: Draws, kind: NDArray[np.int64], size: NDArray[np.float64]
 def _furniture(draws: Draws, main: Solids, low: Vec, high: Vec, wall: float) -> Solids:
     """A cabinet or a cushion at the left (-1) or right (1) wall, behind the labelled solid.
 
-    Four images in ten lack it, and so do those where it would touch or hide the labelled solid.
+    Four images in ten lack it, and so do those in which it would touch or hide the labelled solid.
     """
     cushion = draws.uniform() < 0.4
     wide, tall, deep = draws.uniform(0.15, 0.4), draws.uniform(), draws.uniform(0.15, 0.35)

@@ -1,9 +1,9 @@
 """Rays against the solids of a synthetic scene, without a loop over images or pixels.
 
 Every solid is a primitive of the cube [-1, 1]^3, stretched by half sizes, rotated and moved. A ray
-is mapped into that cube, where the distance along it stays the same. Pixels see only IEEE basic
-operations and square roots, never a library's sine or exponential, so a scene has the same bytes
-on every machine and in every batch.
+is mapped into that cube, where the distance along it stays the same. Pixels need only basic
+IEEE operations and square roots, never a library's sine or exponential, so a scene has the same
+bytes on every machine and in every batch.
 
 Shapes: n images, P rays an image, m rays that may meet the solid
 """
@@ -52,7 +52,7 @@ class Solids:
         centre: of the primitive's cube, in metres; three arrays (n,).
         axes: directions of the primitive's x, y and z axes in the room; each three arrays (n,).
         half: half sizes along these axes in metres; three arrays (n,).
-        bound_n: radius in metres of a sphere around it all; 0 where the image has no such solid.
+        bound_n: radius in metres of a sphere around it all; 0 if the image has no such solid.
     """
 
     kind_n: NDArray[np.int64]

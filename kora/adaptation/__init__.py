@@ -1,1 +1,1 @@
-"""`kora adapt`: from a folder of pictures to the model that validation says is best."""
+"""`kora adapt`: from a folder of pictures to the model that is best by validation."""

@@ -1,4 +1,4 @@
-"""The whole of `kora adapt`: look, split, pass once, search, train the best again, test once."""
+"""The steps of `kora adapt`: look, split, cache features, search, train the best, test once."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ from kora.training.batched_fit import Setting, fit_together, rows_of
 __all__ = ["BACKBONE", "Adapted", "StoppedError", "adapt"]
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
-_SIDE = 224  # pixels; a larger size of the weights costs more than it brings on a CPU
+_SIDE = 224  # pixels; on a CPU, a larger size of the weights costs more than it gains
 #: Learning rates of head and adapter, in the order in which they are tried.
 _THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-3))
-_MEMORY = 0.8  # of all there is
-_MARGIN = 2.0  # standard errors behind, with which a strategy is not tried with other settings
+_MEMORY = 0.8  # share of all memory that may be used
+_MARGIN = 2.0  # standard errors; a strategy further behind gets no other settings
 _SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
 
 
 class StoppedError(RuntimeError):
-    """A signal came; what was done is kept."""
+    """A signal came; finished work is kept."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
+    """The result of `adapt`.
 
     Args:
-        folder: Of everything that was made.
+        folder: Folder of everything that was made.
         run: The run of the best strategy, with its adapter.
-        strategy: Its name.
-        accuracy: On the test pictures, once.
-        interval: 95 %, over test pictures.
-        sentence: The same in words, beside the linear probe and chance.
-        page: To look at, in a browser.
+        strategy: Name of the best strategy.
+        accuracy: Accuracy on the test pictures, which were used once.
+        interval: Its 95 % interval, over test pictures.
+        sentence: The result in words, with the linear probe and chance.
+        page: An HTML page for a browser.
     """
 
     folder: Path
@@ -87,9 +87,9 @@ class Through(NamedTuple):
 
     Args:
         candidate: The strategy.
-        setting: What it trained with.
-        accuracy: Of the pictures of the first fold.
-        seconds: It took.
+        setting: Its learning rates and weight decay.
+        accuracy: Accuracy on the first fold.
+        seconds: How long it took.
     """
 
     candidate: Candidate
@@ -99,7 +99,7 @@ class Through(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """A strategy with its settings, to be trained on all pictures."""
+    """A strategy with its settings, to be trained."""
 
     candidate: Candidate
     setting: Setting
@@ -117,19 +117,19 @@ def adapt(
     dry_run: bool = False,
     stop: Stop | None = None,
 ) -> Adapted | None:
-    """Find the strategy and settings that fit a folder of pictures, and the model of it.
+    """Find the best strategy and settings for a folder of pictures, and train the model.
 
-    What an earlier call did is used again: its split, the passed pictures, fits and runs.
+    Results of earlier calls are used again: the split, cached features, fits and runs.
 
     Args:
         folder: `CLASS/*`, `train/CLASS/*` with `test` and maybe `val`, or a CSV of path and label.
         backbone: A vision transformer of timm.
         weights: A `.safetensors` file; None fetches those of timm.
-        minutes: For all of it; None: what the strategies on kept features need.
+        minutes: Time for everything; None: what the strategies on cached features need.
         out: Folder for everything that is made; None: `runs/adapt_<name of the folder>`.
         seed: Of the split and of every fit.
-        dry_run: Look, split and say what would be tried, and how long it would take.
-        stop: Looked at between the parts; None: nothing stops it but an exception.
+        dry_run: Only look, split, and print what would be tried and how long it would take.
+        stop: Checked between the steps; None: only an exception stops it.
 
     Raises:
         FileNotFoundError: There is no such folder or file of weights.
@@ -154,7 +154,7 @@ def adapt(
 
 
 class _Whole:
-    """One call."""
+    """One call of `adapt`."""
 
     def __init__(
         self,
@@ -172,18 +172,20 @@ class _Whole:
         source = "pretrained" if weights is None else str(expand(weights).absolute())
         size = usual_size(backbone, source, most=_SIDE)
         self.arguments = {"name": backbone, "weights": source, "image_size": size}
-        self.backbone = Backbone(backbone, weights=source, image_size=size)  # or says what lacks
+        self.backbone = Backbone(
+            backbone, weights=source, image_size=size
+        )  # or raises what is missing
         self.backbone.to(named_device("auto"))
         self.recipe = ImageRecipe("crop", self.backbone.size)
         self.classes = layout.labels
         self.split: Split
         self.shared: SharedPass
         self.store: FeatureStore
-        self._precision = "32-true"  # of fits through the backbone, once that is measured
+        self._precision = "32-true"  # of fits through the backbone; measured later
         self.content: dict[str, str] = {}  # SHA-256 of each picture, by path
 
     def run(self, *, dry_run: bool) -> Adapted | None:
-        """All of it."""
+        """Run all steps."""
         audit = self._look()
         self.shared = SharedPass(self.backbone, CACHED, len(self.classes))
         _require_memory(len(self.split.rows), self.shared.width)
@@ -197,7 +199,7 @@ class _Whole:
         if dry_run:
             return None
         with Progress(plan.total_s) as progress:
-            progress.part("passing the pictures", plan.features_s, missing)
+            progress.part("computing features", plan.features_s, missing)
             paths = {self.content[r.path]: self.layout.root / r.path for r in self.split.rows}
             step = self._watched(progress.step)
             fill(self.store, self.shared, paths, self.recipe, after=step)
@@ -220,12 +222,12 @@ class _Whole:
 
     @cached_property
     def _kept(self) -> Tensor:
-        """What was kept of the pictures that train or validate."""
+        """Cached features of the pictures that train or validate."""
         rows, _ = self.split.training()
         return self.store.rows([self.content[row.path] for row in rows])
 
     def _command(self) -> str:
-        """That of this call, but for the minutes."""
+        """The command of this call, without --minutes."""
         words = ["kora", "adapt", str(self.layout.place), "--backbone", self.backbone.name]
         if self.arguments["weights"] != "pretrained":
             words += ["--weights", str(self.arguments["weights"])]
@@ -254,7 +256,7 @@ class _Whole:
         return audit
 
     def _search(self, plan: Plan, progress: Progress) -> tuple[Search, list[Searched]]:
-        """The strategies on kept features, one after another."""
+        """Search the strategies on cached features, one after another."""
         rows, folds = self.split.training()
         number = {name: label for label, name in enumerate(self.classes)}
         identity = json.dumps(self.shared.identity(self.recipe), sort_keys=True)
@@ -279,8 +281,8 @@ class _Whole:
     def _through(
         self, plan: Plan, search: Search, found: Sequence[Searched], progress: Progress
     ) -> list[Through]:
-        """As far as the minutes go, fits through the backbone, each with room to be repeated on all
-        pictures."""
+        """Fit through the backbone while the minutes last; each fit must leave time to repeat it on
+        all pictures."""
         if self.minutes is None:
             return []
         tried: list[Through] = []
@@ -309,7 +311,7 @@ class _Whole:
     def _train_again(
         self, plan: Plan, choice: _Choice, probe: Searched, search: Search, progress: Progress
     ) -> dict[str, Path]:
-        """The chosen one and the linear probe on all pictures, and tested; their runs by name."""
+        """Train the choice and the linear probe on all pictures, and test; returns runs by name."""
         rival = _Choice(probe.member.candidate, probe.best.setting, False)
         runs: dict[str, Path] = {}
         for one in dict.fromkeys((choice, rival)):
@@ -320,7 +322,7 @@ class _Whole:
         return runs
 
     def _run(self, choice: _Choice, epochs: int, trial_of: int | None) -> Path:
-        """An ordinary run; a trial validates on a fold, and is not tested.
+        """Run `kora fit`; a trial validates on a fold, and is not tested.
 
         Raises:
             RuntimeError: It failed.
@@ -344,11 +346,11 @@ class _Whole:
         run, why = run_of(setup, name, config, stop=self.stop)
         self._look_at_signals()
         if run is None:
-            raise RuntimeError(f"{name}: {why}. The same command goes on from here.")
+            raise RuntimeError(f"{name}: {why}. Repeat the command to resume from here.")
         return run
 
     def _keep_for(self, candidate: Candidate, config: dict[str, Any]) -> None:
-        """Let a run find what its strategy reads of all pictures."""
+        """Put the features that a strategy reads where its run finds them."""
         (member,) = (one for one in self.shared.members if one.candidate == candidate)
         data = ImageTable(**config["data"]["init_args"])
         data.setup_splits()
@@ -364,7 +366,7 @@ class _Whole:
                     cache.put(member.task, trainer, split, inputs)
 
     def _curve(self, search: Search, best: Searched) -> list[tuple[int, float]]:
-        """Training pictures, and accuracy on the first fold after training on so many."""
+        """The learning curve: numbers of training pictures, and the accuracy on the first fold."""
         validates = search.folds == search.all_folds[0]
         learns, rest = np.flatnonzero(~validates), np.flatnonzero(validates)
         inputs = self.shared.inputs_of(best.member, self._kept)
@@ -385,7 +387,7 @@ class _Whole:
     # -- signals -------------------------------------------------------------------------------
 
     def _watched(self, step: Callable[..., object]) -> Callable[..., object]:
-        """A step of the bar that ends here where a signal has come."""
+        """A step of the progress bar that raises `StoppedError` after a signal."""
 
         def moved(*args: float) -> None:
             self._look_at_signals()
@@ -395,18 +397,18 @@ class _Whole:
 
     def _look_at_signals(self) -> None:
         if self.stop.signal is not None:
-            raise StoppedError("stopped. The same command goes on from here.")
+            raise StoppedError("stopped. Repeat the command to resume from here.")
 
 
 class _Precision(NamedTuple):
-    """What a feature cache asks of a trainer."""
+    """The attributes of a trainer that a feature cache reads."""
 
     datamodule: ImageTable
     precision: str
 
 
 def _require_memory(pictures: int, width: int) -> None:
-    """What is kept of all pictures lies in memory, and a second time where a strategy reads it.
+    """Check that memory has room for the features twice: a strategy reads them from a copy.
 
     Raises:
         ValueError: It would not fit.
@@ -415,16 +417,16 @@ def _require_memory(pictures: int, width: int) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _MEMORY * there:
         raise ValueError(
-            f"What is kept of {pictures:,} pictures takes {needed / 2**30:.1f} GiB of memory, and "
+            f"The features of {pictures:,} pictures take {needed / 2**30:.1f} GiB of memory, and "
             f"there are {there / 2**30:.1f}. Give kora adapt a part of them, or use kora fit "
             "--config image_folder, which reads them from the disk."
         )
 
 
 def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
-    """That, or the fit through the backbone that is ahead of it by more than a standard error.
+    """`best`, or the fit through the backbone that is ahead of it by more than a standard error.
 
-    Both by the pictures of the first fold.
+    Both are measured on the first fold.
     """
     fold = search.all_folds[:1]
     own, pictures = search.accuracy(best, fold), int(np.isin(search.folds, fold).sum())
@@ -441,5 +443,5 @@ def _behind(mine: Sequence[Through], best: float, pictures: int) -> bool:
 
 
 def _error(one: float, other: float, pictures: int) -> float:
-    """Standard error of the difference of two accuracies, as if of different pictures."""
+    """Standard error of the difference of two accuracies, as if measured on different pictures."""
     return math.sqrt((one * (1 - one) + other * (1 - other)) / pictures)

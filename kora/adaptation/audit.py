@@ -1,4 +1,4 @@
-"""What the pictures are: sizes, unreadable files, equal and nearly equal ones.
+"""Look at the pictures: sizes, unreadable files, equal and nearly equal ones.
 
 Shapes: N pictures, P pixels of a thumbnail
 """
@@ -34,21 +34,21 @@ _SIDE = 16
 _ALIKE = 0.995
 #: Standard deviation, in grey levels, below which a thumbnail says too little.
 _FLAT = 4.0
-#: Of all pictures: a larger group is no picture and its copies, but a kind of pictures.
+#: Share of all pictures: a larger group is a kind of picture, not a picture with its copies.
 _LARGEST_GROUP = 0.02
 _AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it was when it was looked at.
+    """What was found in a file.
 
     Args:
-        stamp: Bytes, and time of change in nanoseconds.
+        stamp: Size in bytes, and time of change in nanoseconds.
         sha256: Of its content.
-        size: Height and width in pixels; None where it cannot be read.
+        size: Height and width in pixels; None if it cannot be read.
         thumbnail: Grey, 16 x 16, in base64.
-        why: It cannot be read.
+        why: Why it cannot be read.
     """
 
     stamp: tuple[int, int]
@@ -60,16 +60,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """What was found in all pictures.
 
     Args:
         rows: The pictures in use, in order.
-        seen: Of each of them.
+        seen: What was found in each of them.
         group: (N,) the number of each picture's group; equal and nearly equal ones share it.
-        unreadable: Path and reason.
+        unreadable: Reasons, by path.
         contradictory: Paths of equal pictures with different labels, which are left out.
-        equal: Pictures that are byte for byte another.
-        alike: Pictures that are nearly another, and not equal.
+        equal: Number of pictures that equal another, byte for byte.
+        alike: Number of further pictures that nearly equal another.
     """
 
     rows: list[TableRow]
@@ -81,7 +81,7 @@ class Audit:
     alike: int = 0
 
     def sentences(self) -> list[str]:
-        """What there is to know before training, a sentence each."""
+        """What to know before training, one sentence each."""
         counts = Counter(row.label for row in self.rows)
         (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
         sides = np.array([seen.size for seen in self.seen])
@@ -104,7 +104,7 @@ class Audit:
         if few:
             found.append(
                 f"{len(few)} classes have fewer than 5 pictures ({', '.join(sorted(few)[:3])}"
-                f"{', ...' * (len(few) > 3)}): what is said of them is a guess."
+                f"{', ...' * (len(few) > 3)}): results for them are uncertain."
             )
         if self.equal or self.alike:
             found.append(
@@ -113,7 +113,7 @@ class Audit:
             )
         if self.contradictory:
             found.append(
-                f"Left out: {len(self.contradictory)} pictures that lie in two classes "
+                f"Left out: {len(self.contradictory)} pictures that are in two classes "
                 f"({', '.join(self.contradictory[:2])})."
             )
         if self.unreadable:
@@ -128,7 +128,7 @@ class Audit:
 def look_at(
     layout: Layout, memory: Path, *, after_each: Callable[[], object] = lambda: None
 ) -> Audit:
-    """Open every picture once; what is known from `memory` is not opened again.
+    """Open every picture; those that `memory` knows unchanged are not opened again.
 
     Raises:
         ValueError: too few pictures can be read.
@@ -144,7 +144,7 @@ def look_at(
             stamp = (stat.st_size, stat.st_mtime_ns)
             if before is not None and before.stamp == stamp:
                 return before
-            if not S_ISREG(stat.st_mode):  # a pipe would be waited for without an end
+            if not S_ISREG(stat.st_mode):  # a pipe could block for ever
                 return Seen(stamp, why="it is no file")
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             image = recipe.open(path)
@@ -167,7 +167,7 @@ def look_at(
 
 
 def _recalled(memory: Path) -> dict[str, Seen]:
-    """What an earlier call saw; nothing of a file that cannot be read."""
+    """What an earlier call found; empty if `memory` cannot be read."""
     known: dict[str, Seen] = {}
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         for path, told in json.loads(memory.read_text(encoding="utf-8")).items():
@@ -213,12 +213,12 @@ def _why_few(
         if row.label == label and row.path in unreadable:
             return f"{row.path} cannot be read: {unreadable[row.path]}."
         if row.label == label and row.path in contradictory:
-            return f"{row.path} lies in another class too."
+            return f"{row.path} is in another class, too."
     return "Add pictures, or remove the class."
 
 
 def _groups(seen: Sequence[Seen]) -> tuple[NDArray[np.int64], int, int]:
-    """(N,) the group of each picture; how many are equal to an earlier one, or nearly so."""
+    """(N,) the group of each picture; how many equal an earlier one; how many nearly do."""
     count = len(seen)
     equal_N = np.unique([one.sha256 for one in seen], return_inverse=True)[1]
     thumbs_NP = np.stack(
@@ -247,7 +247,7 @@ def _same(number_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """(N,) the number of the component of each of so many pictures, joined by pairs."""
+    """(N,) the component of each of `count` pictures in the graph with these pairs as edges."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

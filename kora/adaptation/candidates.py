@@ -1,4 +1,4 @@
-"""What `kora adapt` tries: strategies by the presets that come with kora, the cheapest first."""
+"""The strategies that `kora adapt` tries, from the presets of kora, the cheapest first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Candidate(NamedTuple):
     """A strategy, by files below `configs/`.
 
     Args:
-        name: That of its runs.
+        name: Name of its runs.
         files: Presets; later ones win.
-        why: It is tried, for people.
+        why: Why it is tried, for people.
     """
 
     name: str
@@ -28,18 +28,18 @@ class Candidate(NamedTuple):
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the presets say of strategy and head, as in `model.init_args`."""
+        """Strategy and head of the presets, as in `model.init_args`."""
         found: dict[str, Any] = {}
         for name in self.files:
             found |= read_yaml(configs_folder() / f"{name}.yaml")["model"]["init_args"]
         return {key: found[key] for key in ("adapter", "head_layers") if key in found}
 
     def strategy(self) -> Strategy:
-        """The strategy itself."""
+        """The strategy object."""
         return build(Strategy, self.model["adapter"], origin=self.files[0])
 
 
-#: On kept features, seconds a fit. The linear probe is the rival of all others.
+#: On cached features: seconds a fit. The linear probe is the baseline of all others.
 CACHED: Sequence[Candidate] = (
     Candidate("LinearProbe", ("adapters/linear_probe",), "the rival of all others"),
     Candidate("MultiLayerProbe", ("adapters/multi_layer_probe",), "reads six layers"),
@@ -48,7 +48,7 @@ CACHED: Sequence[Candidate] = (
     ),
     Candidate("KoRA-refined", ("adapters/kora_refined",), "composes six layers"),
 )
-#: Through the backbone, minutes a fit; in the order in which they pay (docs/results/index.md).
+#: Through the backbone: minutes a fit; the most worthwhile first (docs/results/index.md).
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
     Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and three layers composed"),

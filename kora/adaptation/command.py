@@ -1,4 +1,4 @@
-"""`kora adapt FOLDER`: the words of the command line."""
+"""`kora adapt FOLDER`: the options of the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["adapt_command", "adapt_parser"]
 
 
 def adapt_command(args: Sequence[str]) -> None:
-    """Run it, and say what came of it.
+    """Run the command, and print its result.
 
     Raises:
         As `kora.adaptation.adapt.adapt`.
@@ -43,8 +43,8 @@ def adapt_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora adapt",
-        description="From a folder of pictures to the model that validation says is best, with its "
-        "accuracy on test pictures. The same command goes on after a stop, and uses what is there.",
+        description="From a folder of pictures to the model that is best by validation, with its "
+        "accuracy on test pictures. Repeat the command after a stop: it uses what is finished.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -60,17 +60,17 @@ def adapt_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M",
-        help="for all of it; more than the strategies on kept features need go to those that train "
-        "through the backbone (default: what the former need)",
+        help="time for everything; what strategies on cached features do not need goes to those "
+        "that train through the backbone (default: what the former need)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="DIR", help="for all that is made (default: runs/adapt_FOLDER)"
+        "--out", metavar="DIR", help="folder for the results (default: runs/adapt_FOLDER)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the split and the fits (default: 0)"
+        "--seed", type=int, default=0, help="seed of the split and the fits (default: 0)"
     )
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true",
-        help="look at the pictures, and say what would be tried and how long it takes",
+        help="look at the pictures, and print what would be tried and how long it takes",
     )  # fmt: skip
     return parser

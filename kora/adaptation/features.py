@@ -1,4 +1,4 @@
-"""One pass of the frozen backbone over every picture, kept for all strategies and later calls.
+"""One pass of the frozen backbone over every picture, cached for all strategies and later calls.
 
 Shapes: B pictures a batch, n pictures, W numbers a picture
 """
@@ -32,17 +32,17 @@ from kora.tasks import ClassificationTask
 
 __all__ = ["FeatureStore", "Member", "SharedPass", "fill"]
 
-_PASS = 32  # pictures that pass at once
-_PART = 256  # pictures in a file, which is what a stop can lose
+_PASS = 32  # pictures a batch
+_PART = 256  # pictures in a file: a stop loses the features of fewer
 
 
 class Member(NamedTuple):
     """A strategy that reads the shared pass.
 
     Args:
-        candidate: What it is.
+        candidate: The strategy by its presets.
         task: Built, on the shared backbone.
-        summaries: What its head reads of earlier layers; None where that is nothing.
+        summaries: What its head reads from earlier layers; None if it reads none.
     """
 
     candidate: Candidate
@@ -51,12 +51,12 @@ class Member(NamedTuple):
 
 
 class SharedPass:
-    """Several strategies on one backbone that none of them changes: one pass serves all.
+    """One pass for several strategies on one backbone that none of them changes.
 
     Args:
         backbone: The frozen backbone.
-        candidates: Those that do not fit the backbone are left out, with a line.
-        num_classes: K.
+        candidates: Strategies; those that do not fit the backbone are left out, with a message.
+        num_classes: Number of classes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SharedPass:
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """What all of them read of images (B, 3, H, W), by the names of `names_of`."""
+        """What all members read of images (B, 3, H, W), by the names of `_name`."""
         halves = [member.task.adapter.frozen_pass() for member in self.members]
         for half in halves:
             half.listen()
@@ -98,7 +98,7 @@ class SharedPass:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each tensor of `read`, for one picture."""
+        """Shape of each tensor of `read`, for one picture."""
         if self._widths is None:
             height, width = self.backbone.size
             device = self.backbone.mean.device
@@ -108,11 +108,11 @@ class SharedPass:
 
     @property
     def width(self) -> int:
-        """W, the numbers of a picture."""
+        """W, the size of the features of a picture."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     def inputs_of(self, member: Member, rows_nW: Tensor) -> dict[str, Tensor]:
-        """What a member reads, of rows of the store."""
+        """What a member reads, taken from rows of the store."""
         sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
         parts = dict(zip(self.shapes, rows_nW.split_with_sizes(sizes, dim=1), strict=True))
         mine = f"{member.candidate.name}/"
@@ -124,7 +124,7 @@ class SharedPass:
 
     @contextmanager
     def alone(self, member: Member) -> Iterator[None]:
-        """As if a member were the only one on the backbone."""
+        """Within, a member is the only one on the backbone."""
         together = self.backbone.layer_summaries
         self.backbone.layer_summaries = member.summaries
         try:
@@ -133,7 +133,7 @@ class SharedPass:
             self.backbone.layer_summaries = together
 
     def identity(self, recipe: ImageRecipe) -> dict[str, Any]:
-        """All that the numbers of a picture depend on, but for the picture."""
+        """Everything that the features of a picture depend on, except the picture."""
         return {
             "backbone": {k: v for k, v in self.backbone.facts.items() if k != "weights"},
             "interpolation": self.backbone.interpolation,
@@ -150,7 +150,7 @@ class SharedPass:
 
 
 class _Together(nn.Module):
-    """Stands in for the summaries of one head: every pass brings those of all heads."""
+    """Takes the place of the summaries of one head; every pass collects those of all heads."""
 
     def __init__(self, summaries: Sequence[Any]) -> None:
         super().__init__()
@@ -166,11 +166,11 @@ class _Together(nn.Module):
 
 
 class FeatureStore:
-    """Rows (W,) of pictures, by the SHA-256 of their content; files are only ever added.
+    """Features (W,) of pictures, by the SHA-256 of their content; files are only ever added.
 
     Args:
-        folder: Of the files; below it each identity has a folder of its own.
-        identity: What the numbers depend on beside the picture.
+        folder: Folder in which each identity has its own folder of files.
+        identity: What the features depend on, except the picture.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -183,19 +183,19 @@ class FeatureStore:
                     keys = part.metadata()["pictures"].split()
                     rows = part.get_tensor("rows")
             except (SafetensorError, OSError, KeyError) as error:
-                say(f"{file} cannot be read ({error}): its pictures are passed through again.")
+                say(f"{file} cannot be read ({error}): its features are computed again.")
                 continue
             self._rows |= dict(zip(keys, rows, strict=False))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those that are not there, each once, in order."""
+        """The keys that are not there, each once, in order."""
         return [key for key in dict.fromkeys(keys) if key not in self._rows]
 
     def add(self, keys: Sequence[str], rows_nW: Tensor) -> None:
-        """Keep rows, in a file of their own.
+        """Store rows in a new file.
 
         Raises:
-            OSError: it cannot be written; what was kept before stays.
+            OSError: it cannot be written; earlier files stay.
         """
         number = len(list(self.folder.glob("part_*.safetensors")))
         content = save({"rows": rows_nW.contiguous()}, {"pictures": " ".join(keys)})
@@ -216,14 +216,14 @@ def fill(
     *,
     after: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Pass the pictures that are missing through the backbone; how many these were.
+    """Compute the features that are missing; returns the number of pictures.
 
     Args:
-        store: Takes the rows.
-        shared: Reads them.
+        store: Stores the features.
+        shared: Computes them.
         paths: Of the pictures, by the SHA-256 of their content.
         recipe: From file to pixels.
-        after: Is given the number of pictures that have just passed.
+        after: Called after each batch with its number of pictures.
     """
     missing = store.missing(list(paths))
     device = shared.backbone.mean.device
@@ -241,5 +241,5 @@ def fill(
 
 
 def _name(candidate: Candidate, name: str) -> str:
-    """The pooled vector is that of all."""
+    """The name of a tensor in the store; all candidates share the pooled vector."""
     return name if name == "pooled" else f"{candidate.name}/{name}"

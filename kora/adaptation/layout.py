@@ -1,4 +1,4 @@
-"""Which pictures there are: class folders, parts with class folders, or a table."""
+"""Find the pictures: in class folders, in parts with class folders, or by a table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from datamodules.loading import image_suffixes, visible_files
 
 __all__ = ["Layout", "find_pictures"]
 
-#: What folders of the three parts are called.
+#: Names of folders, and the part that they hold.
 _PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-#: What lies beside images in data sets of other tasks.
+#: Folders next to `images` in data sets of other tasks.
 _OTHER_TASKS = {
     "masks": "segmentation", "labels": "detection or segmentation", "annotations": "detection",
     "boxes": "detection", "depth": "depth",
 }  # fmt: skip
-#: A classifier of more classes would not fit beside its rivals in the memory of a laptop.
+#: Classifiers of more classes, many of them at once, would not fit into a laptop's memory.
 MOST_CLASSES = 5000
 
 
@@ -32,8 +32,8 @@ class Layout(NamedTuple):
 
     Args:
         place: The folder or table.
-        root: What their paths begin at.
-        rows: Path, label and part of each; the part is "" where there are no parts.
+        root: Folder to which their paths are relative.
+        rows: Path, label and part of each; the part is "" if there are no parts.
         kind: The layout, for people.
         notes: What was left out or looks odd, a sentence each.
     """
@@ -53,11 +53,11 @@ class Layout(NamedTuple):
 def find_pictures(place: Path) -> Layout:
     """The pictures of `FOLDER/CLASS/*`, `FOLDER/train/CLASS/*` (and `test`, `val`) or of a CSV.
 
-    Nothing is opened; a picture is what has the ending of one.
+    No file is opened; pictures are known by the ending of their name.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        PermissionError: a folder may not be read.
+        PermissionError: a folder cannot be read.
         ValueError: there are no classes to tell apart; the message says what to change.
     """
     if not place.exists():
@@ -103,7 +103,7 @@ def _of_folder(folder: Path) -> Layout:
 
 
 def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], list[str]]:
-    """Rows of the class folders in a folder, and what there is to say."""
+    """Rows of the class folders in a folder, and notes."""
     suffixes = image_suffixes()
     rows: list[TableRow] = []
     others: list[str] = []
@@ -125,7 +125,7 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
     )
     if loose and not rows:
         raise ValueError(
-            f"{folder} holds {len(loose)} pictures themselves ({_some(loose)}), and no class "
+            f"{folder} holds {len(loose)} pictures itself ({_some(loose)}), and no class "
             f"folders with pictures. Put those of each class into a folder of its name, such as "
             f"{folder}/cat, or name them in a CSV file with the columns path and label."
         )
@@ -149,7 +149,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _require_readable(folder: Path) -> None:
-    """All of it: `os.walk` would pass over what may not be read in silence."""
+    """Check all folders: `os.walk` would silently skip those that cannot be read."""
     for here, folders, _ in os.walk(folder):
         for path in [here, *(os.path.join(here, name) for name in folders)]:
             if not os.access(path, os.R_OK | os.X_OK):
@@ -159,10 +159,10 @@ def _require_readable(folder: Path) -> None:
 
 
 def _check(place: Path, layout: Layout) -> None:
-    """Refuse what has no classes to tell apart.
+    """Refuse pictures without classes to tell apart.
 
     Raises:
-        ValueError: says which, and what to do.
+        ValueError: says what is wrong, and what to do.
     """
     labels = layout.labels
     if not labels:

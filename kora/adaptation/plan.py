@@ -20,28 +20,28 @@ from kora.training.batched_fit import Setting, fit_together
 
 __all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for"]
 
-RUN_S = 6.0  # of a run on kept features, most of it to start
+RUN_S = 6.0  # of a run on cached features, most of it to start
 THROUGH_EPOCHS = 10
 _THROUGH_PASSES = 2.5  # forward passes that a training step through the backbone costs
 _PICTURES, _FITS, _STEPS = 8, 4, 3  # that are timed
-_TIMES = 3  # of which the shortest counts: another program may have had the processor
-_FEWEST = 2  # strategies that are tried whatever the minutes: the linear probe and its rival
+_TIMES = 3  # the shortest counts: another program may have used the processor
+_FEWEST = 2  # strategies tried whatever the minutes: the linear probe and one other
 _WORTH_IT = 0.8  # time in bfloat16 over that in float32
 
 
 @dataclass
 class Plan:
-    """Parts, and the seconds that each is expected to take.
+    """The steps, and the seconds that each is expected to take.
 
     Args:
-        features_s: Of the pass of the frozen backbone.
-        fits: Of the search of each strategy on kept features.
-        fit_s: Of one of them, by the name of the strategy.
-        members: Strategies on kept features, in order.
-        through_s: Of one fit through the backbone, by the name of the strategy.
-        minutes: For all of it; None: what the strategies on kept features need.
-        precision: Of fits through the backbone: bfloat16 where that is worth it.
-        left_out: Strategies on kept features that the minutes do not allow.
+        features_s: Seconds of the pass of the frozen backbone.
+        fits: Number of fits in the search of each strategy on cached features.
+        fit_s: Seconds of one of them, by the name of the strategy.
+        members: Strategies on cached features, in order.
+        through_s: Seconds of one fit through the backbone, by the name of the strategy.
+        minutes: For everything; None: what the strategies on cached features need.
+        precision: Of fits through the backbone; bfloat16 if that is faster.
+        left_out: Strategies on cached features that do not fit into the minutes.
     """
 
     features_s: float
@@ -55,34 +55,34 @@ class Plan:
 
     @property
     def cached_s(self) -> float:
-        """Of all but what trains through the backbone."""
+        """Seconds of everything that does not train through the backbone."""
         searches = sum(self.search_s(member) for member in self.members)
         return self.features_s + searches + 2 * RUN_S
 
     @property
     def total_s(self) -> float:
-        """Of all of it."""
+        """Seconds of everything."""
         return max(self.cached_s, 60 * (self.minutes or 0))
 
     def search_s(self, member: Member) -> float:
-        """Of the search of a strategy."""
+        """Seconds of the search of a strategy."""
         return self.fits * self.fit_s[member.candidate.name]
 
     def fit_into_minutes(self) -> None:
-        """Leave out the last strategies on kept features until the rest fits."""
+        """Leave out the last strategies on cached features until the rest fits."""
         if self.minutes is None:
             return
         while self.cached_s > self.minutes * 60 and len(self.members) > _FEWEST:
             self.left_out.append(self.members.pop())
         if self.cached_s > self.minutes * 60:
             say(
-                f"--minutes {self.minutes:g} is short of what the first {_FEWEST} strategies "
+                f"--minutes {self.minutes:g} is less than the first {_FEWEST} strategies "
                 f"take: {_duration(self.cached_s)}. They are tried all the same."
             )
 
     def lines(self) -> list[str]:
-        """For people, in order."""
-        kept = "one pass of the frozen backbone over what is not kept yet"
+        """The steps in words, in order."""
+        kept = "one pass of the frozen backbone over pictures without features"
         found = [f"{kept}: {_duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
         found += [
             f"{member.task.label} ({member.candidate.why}), {self.fits} fits: "
@@ -104,7 +104,7 @@ class Plan:
 
 
 def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | None) -> Plan:
-    """Time a batch of each part on this machine; `missing` pictures are to be passed."""
+    """Time a batch of each step on this machine; `missing` pictures have no features yet."""
     backbone = shared.backbone
     device = backbone.mean.device
     images = torch.zeros(_PICTURES, 3, *backbone.size, dtype=torch.uint8, device=device)
@@ -141,12 +141,12 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
 
 
 def _duration(seconds: float) -> str:
-    """For people."""
+    """A duration in words."""
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Of the shortest of a few runs."""
+    """Seconds of the shortest of a few runs."""
     found = []
     for _ in range(_TIMES):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One bar for the whole of `kora adapt`, in seconds as they were estimated."""
+"""One progress bar for all of `kora adapt`, in estimated seconds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Moves by the estimates: what is done of a part moves the bar by that share of its seconds.
+    """A bar that moves by estimated seconds: half of a part moves it by half of the part's seconds.
 
-    Without a terminal each part is a line.
+    Without a terminal, each part prints a line.
     """
 
     def __init__(self, total_s: float) -> None:
@@ -29,7 +29,7 @@ class Progress:
         self._each = 0.0
 
     def part(self, name: str, seconds: float, steps: float = 1.0) -> None:
-        """Begin a part that is estimated at so many seconds, and has so many steps."""
+        """Begin a part, with its estimated seconds and number of steps."""
         self._move(self._left)
         self._left, self._each = seconds, seconds / max(steps, 1e-9)
         if self._live:
@@ -38,7 +38,7 @@ class Progress:
             say(f"{name} ...")
 
     def step(self, count: float = 1.0) -> None:
-        """So many steps of the part are done."""
+        """Move by `count` steps of the part."""
         moved = min(self._left, count * self._each)
         self._left -= moved
         self._move(moved)

@@ -1,4 +1,4 @@
-"""What `kora adapt` says at its end: a sentence, a page to look at, a table of what was tried.
+"""The results of `kora adapt`: a sentence, an HTML page, and a table of what was tried.
 
 Shapes: I test pictures, K classes
 """
@@ -38,32 +38,32 @@ __all__ = ["PAGE", "Report", "write_report"]
 
 PAGE = "index.html"
 _WORST = 24  # mistakes that are shown
-_ASKED = 400  # wrong pictures that are asked how sure the model was
+_ASKED = 400  # wrong pictures for which the model's confidence is computed
 _SIDE = 128  # pixels of a picture on the page
 _LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found.
+    """All results.
 
     Args:
-        layout: Of the folder.
-        audit: Of its pictures.
-        split: Of them.
-        classes: Their names.
-        search: What the strategies on kept features were searched on.
-        found: What came of each.
-        best: The one of them that would be taken.
+        layout: Layout of the folder.
+        audit: What was found in its pictures.
+        split: Their split.
+        classes: Names of the classes.
+        search: What the searches of strategies on cached features have in common.
+        found: Results of these searches.
+        best: The best of these strategies.
         through: The fits through the backbone.
-        chosen: Name of the best by validation.
-        runs: By name, of it and of the linear probe; they were tested once.
+        chosen: Name of the best strategy of all, by validation.
+        runs: Runs of `chosen` and of the linear probe, by name; each was tested once.
         probe: Name of the linear probe.
-        curve: Training pictures, and accuracy on the first fold.
-        seconds: All of it took.
-        backbone: Name of timm.
+        curve: Numbers of training pictures, and accuracy on the first fold.
+        seconds: How long everything took.
+        backbone: Its name in timm.
         home: Folder of everything.
-        command: That goes on with it.
+        command: The command that resumes it.
     """
 
     layout: Layout
@@ -90,7 +90,7 @@ class Report:
 
     @cached_property
     def rival(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The same of the linear probe."""
+        """The same for the linear probe."""
         return self._outcome(self.probe)
 
     def _outcome(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -100,14 +100,14 @@ class Report:
 
     @property
     def accuracy(self) -> tuple[float, tuple[float, float]]:
-        """Of the best on the test pictures, and its 95 % interval."""
+        """Accuracy of the best on the test pictures, and its 95 % interval."""
         labels, predictions = self.outcome
         right = int((labels == predictions).sum())
         return right / len(labels), wilson(right, len(labels))
 
     @cached_property
     def lead(self) -> tuple[float, float, float, float] | None:
-        """Over the linear probe on the test pictures: mean, interval, p; None where it is it."""
+        """Lead over the linear probe in the test: mean, interval, p; None if that is chosen."""
         if self.chosen == self.probe:
             return None
         (labels, mine), (_, theirs) = self.outcome, self.rival
@@ -141,7 +141,7 @@ class Report:
 
     @cached_property
     def by_class(self) -> list[dict[str, Any]]:
-        """Of each class, the hardest first: test pictures, share told, what it is taken for."""
+        """For each class, the hardest first: pictures, recall, and what it is taken for."""
         labels, predictions = self.outcome
         trains = Counter(row.label for row in self.split.rows if row.part != "test")
         table = []
@@ -162,7 +162,7 @@ class Report:
 
     @property
     def advice(self) -> list[str]:
-        """What would help most, by the learning curve and by validation; the test says nothing."""
+        """What would help most, by the learning curve and by validation, not by the test."""
         found = []
         (half, before), (all_, now) = self.curve[-2:]
         gain = 100 * (now - before)
@@ -202,7 +202,7 @@ class Report:
                 weak.append((share, name, wrong))
         worst = [one for one in sorted(weak) if one[0] < 0.9][:3]
         return [
-            f"{name} ({100 * share:.0f} % told"
+            f"{name} ({100 * share:.0f} % right"
             f"{f', often taken for {self.classes[w[0][0]]}' if w else ''})"
             for share, name, w in worst
         ]
@@ -243,12 +243,12 @@ class Report:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """What to do next."""
+        """Commands for what to do next."""
         run = self.runs[self.chosen]
         return [
             ("predict", f"kora predict {run} --images FOLDER --out predictions"),
-            ("take it elsewhere", f"kora export {run} --format onnx"),
-            ("go on with more minutes", f"{self.command} --minutes 60"),
+            ("export", f"kora export {run} --format onnx"),
+            ("continue with more minutes", f"{self.command} --minutes 60"),
         ]
 
 
@@ -265,7 +265,7 @@ def _remark(one: Searched) -> str:
 
 
 def write_report(report: Report) -> Path:
-    """Write the page, and what was tried as a table; the path of the page."""
+    """Write the page and the table of what was tried; returns the path of the page."""
     rows = [
         {
             "strategy": one.label,
@@ -322,7 +322,7 @@ def _mistakes(report: Report) -> list[dict[str, Any]]:
     found = []
     for at, path, prediction in order[:_WORST]:
         if prediction.name == report.classes[labels[at]]:
-            continue  # it was close, and this pass rounds otherwise
+            continue  # a close call, which this pass rounds differently
         found.append(
             {
                 "image": _thumbnail(path),

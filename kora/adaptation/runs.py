@@ -1,4 +1,4 @@
-"""Ordinary runs of `kora fit`: what the search found, trained again, and what it cannot cover."""
+"""Runs of `kora fit`: the result of the search on all pictures, and fits through the backbone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Setup:
     Args:
         out: The folder of everything that is made here.
         table: The split.
-        root: Folder that its paths begin at.
-        backbone: Arguments of the backbone, plain types.
+        root: Folder to which its paths are relative.
+        backbone: Arguments of the backbone, in plain types.
         image_size: Height and width in pixels.
         seed: Of the runs.
     """
@@ -62,7 +62,7 @@ class Setup:
             setting: Learning rates and weight decay.
             epochs: Over the training pictures.
             through: It trains through the backbone.
-            trial: Its validation is all that is wanted: it is not tested.
+            trial: Only validate it, do not test it.
             val_fold: The fold that validates.
             precision: Of the trainer.
         """
@@ -106,9 +106,9 @@ class Setup:
 def run_of(
     setup: Setup, name: str, config: Mapping[str, Any], *, stop: Stop
 ) -> tuple[Path | None, str]:
-    """The folder of the run of a config, which is run where it is not finished; else why not.
+    """Run a config if it is not finished; returns the run folder, or None and the reason.
 
-    The config lies in `configs/<name>.yaml` of the folder, to look at and to run again.
+    The config is written to `configs/<name>.yaml`, to look at and to run again.
     """
     file = setup.out / "configs" / f"{name}.yaml"
     write_text(file, yaml.safe_dump(dict(config), sort_keys=False))

@@ -1,4 +1,4 @@
-"""The search of the strategies that read kept features: by cross-validation, many fits at once.
+"""The search of strategies on cached features, by cross-validation, many fits at once.
 
 Shapes: S settings, n training pictures, v of them in a fold, K classes
 """
@@ -37,22 +37,22 @@ __all__ = [
 ]
 
 BATCH_SIZE = 128
-_STEPS, _FEWEST, _MOST = 200, 10, 100  # optimiser steps that are aimed at; epochs
-_SEEN = 250  # pictures that the first rounds validate on, if there are so many
+_STEPS, _FEWEST, _MOST = 200, 10, 100  # optimiser steps to aim at; least and most epochs
+_SEEN = 250  # pictures that the first rounds validate on, if there are enough
 _FINALISTS = 4  # settings that validate on every fold
-_ROUNDS = 4  # at most; after the second only where the best lies at the edge of what was tried
-_NUMBERS = 1 << 26  # that train at once
+_ROUNDS = 4  # at most; more than two only if the best is at the edge of what was tried
+_NUMBERS = 1 << 26  # parameters that train at once
 _DECAYS = (0.01, 1.0)
 _HOPELESS = 2.0  # standard errors behind the leader
 
 
 @dataclass
 class Tried:
-    """A setting of a strategy, and what came of it.
+    """A setting of a strategy, and its results.
 
     Args:
-        setting: What it trained with.
-        predictions: (n,) of each picture by the fit that did not train on it; -1 where none did.
+        setting: Learning rates and weight decay.
+        predictions: (n,) of each picture by the fit that did not train on it; -1 if there is none.
         losses: Summed over the pictures of each fold.
     """
 
@@ -61,20 +61,20 @@ class Tried:
     losses: dict[int, float] = field(default_factory=dict)
 
     def right(self, labels: NDArray[np.int64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Of the pictures `among` all, which were told."""
+        """Which of the pictures in `among` were predicted right."""
         return np.asarray(self.predictions[among] == labels[among])
 
 
 @dataclass
 class Searched:
-    """What came of the search of a strategy.
+    """The result of the search of a strategy.
 
     Args:
         member: The strategy.
         best: The best of its settings.
-        tried: All.
-        finished: Not given up on the way.
-        at_edge: What of the best lies at the end of what was tried, after all rounds.
+        tried: All of them.
+        finished: Whether the search was not given up.
+        at_edge: Learning rates of the best that are at an end of what was tried, after all rounds.
     """
 
     member: Member
@@ -85,22 +85,22 @@ class Searched:
 
     @property
     def label(self) -> str:
-        """Of the strategy."""
+        """Label of the strategy."""
         return self.member.task.label
 
 
 @dataclass(frozen=True)
 class Search:
-    """What all strategies are searched on.
+    """What the searches of all strategies have in common.
 
     Args:
         labels: (n,) of the training pictures.
-        folds: (n,) in which each validates; all the same number where the folder has a validation
-            part: 0 validates then, and -1 never does.
-        memory: Folder that keeps what fits said, so that a stopped search goes on.
+        folds: (n,) the fold in which each validates. If the folder has a validation part, 0 for
+            its pictures, and -1 (never) for all others.
+        memory: Folder that keeps the results of fits, so that a stopped search can resume.
         identity: What else the fits depend on.
         seed: Of the order of the pictures.
-        after: Is given the share of a fit that is done, of `fits_of` in all.
+        after: Called with the share of a fit that was just done; there are `fits_of` fits.
     """
 
     labels: NDArray[np.int64]
@@ -117,16 +117,16 @@ class Search:
 
     @property
     def first_folds(self) -> list[int]:
-        """Those of the first rounds: as many as it takes for enough pictures."""
+        """The folds of the first rounds: as many as it takes for enough pictures."""
         return first_folds(self.folds)
 
     @property
     def epochs(self) -> int:
-        """Of every fit."""
+        """Epochs of every fit."""
         return epochs_for(len(self.labels))
 
     def accuracy(self, one: Searched, folds: Sequence[int] | None = None) -> float:
-        """Of the best setting of a strategy, over these folds; None: over all that validated."""
+        """Accuracy of a strategy's best setting over these folds; None: over all that validated."""
         among = one.best.predictions >= 0
         if folds is not None:
             among &= np.isin(self.folds, folds)
@@ -134,7 +134,7 @@ class Search:
 
 
 def simplest(search: Search, found: Sequence[Searched]) -> Searched:
-    """The first that is no more than one standard error behind the best, picture by picture.
+    """The first strategy at most one standard error behind the best, picture by picture.
 
     The best of several is partly lucky. Source: Breiman et al. 1984, Classification and Regression
     Trees, section 3.4.3, the 1 SE rule.
@@ -151,20 +151,20 @@ def simplest(search: Search, found: Sequence[Searched]) -> Searched:
 
 
 def first_folds(folds: NDArray[np.int64]) -> list[int]:
-    """As few as it takes to validate on some hundred pictures."""
+    """As few folds as it takes to validate on `_SEEN` pictures."""
     numbers, counts = np.unique(folds[folds >= 0], return_counts=True)
     enough = int(np.searchsorted(np.cumsum(counts), _SEEN)) + 1
     return [int(number) for number in numbers[:enough]]
 
 
 def epochs_for(pictures: int) -> int:
-    """Epochs of a fit on so many pictures: few pictures are seen more often."""
+    """Epochs of a fit: the fewer pictures, the more epochs."""
     steps = math.ceil(pictures / BATCH_SIZE)
     return min(_MOST, max(_FEWEST, round(_STEPS / steps)))
 
 
 def fits_of(folds: NDArray[np.int64]) -> int:
-    """How many fits the search of a strategy is, where the first two rounds are all."""
+    """Number of fits in the search of a strategy, if it ends after two rounds."""
     first, every = len(first_folds(folds)), len(set(folds[folds >= 0].tolist()))
     return first * (16 + 8) + _FINALISTS * (every - first)
 
@@ -172,7 +172,7 @@ def fits_of(folds: NDArray[np.int64]) -> int:
 def searched(
     search: Search, member: Member, inputs: Mapping[str, Tensor], leader: Searched | None
 ) -> Searched:
-    """Search one strategy; it is given up where it cannot reach the leader any more.
+    """Search one strategy; given up if it cannot reach the leader any more.
 
     Args:
         search: What it is searched on.
@@ -215,7 +215,7 @@ _PROBE_STEP, _ADAPTER_STEP = 3 / 7, 1.0  # decades between learning rates of the
 
 
 def _first(adapts: bool) -> list[Setting]:
-    """Sixteen over three decades of learning rates: both of them, or with two weight decays."""
+    """Sixteen settings over three decades: of both learning rates, or with two weight decays."""
     if adapts:
         rates = [10.0**k for k in (-5, -4, -3, -2)]
         return [Setting(head, own) for head, own in itertools.product(rates, rates)]
@@ -224,7 +224,7 @@ def _first(adapts: bool) -> list[Setting]:
 
 
 def _around(best: Setting, adapts: bool, step: float) -> list[Setting]:
-    """The eight neighbours of a setting; half a step is between what was tried."""
+    """The eight neighbours of a setting; half a step is between those that were tried."""
     moves = [move for move in itertools.product((-step, 0.0, step), repeat=2) if move != (0.0, 0.0)]
     if adapts:
         return [Setting(best.head_lr * 10**a, best.lr * 10**b, best.weight_decay) for a, b in moves]
@@ -233,7 +233,7 @@ def _around(best: Setting, adapts: bool, step: float) -> list[Setting]:
 
 
 def _at_edge(best: Setting, tried: Sequence[Tried], adapts: bool) -> list[str]:
-    """Which learning rates of a setting no other exceeds, or none falls below."""
+    """Which learning rates of a setting are the smallest or largest tried."""
     found = []
     for name in ("head_lr", "lr") if adapts else ("head_lr",):
         values = [getattr(one.setting, name) for one in tried]
@@ -248,7 +248,7 @@ def _at_edge(best: Setting, tried: Sequence[Tried], adapts: bool) -> list[str]:
 def _try(
     search: Search, member: Member, inputs: Mapping[str, Tensor], tried: Sequence[Tried], fold: int
 ) -> None:
-    """Fit all of these without a fold, and let them predict it; what was done before is kept."""
+    """Fit these settings without a fold, and predict it; stored results are used again."""
     size = sum(parameter.numel() for parameter in member.task.trainables().values())
     at_once = max(1, min(16, _NUMBERS // size))
     validates = search.folds == fold
@@ -262,7 +262,7 @@ def _try(
         kept = _recalled(file, len(some), len(rest))
         if kept is None:
             settings = [one.setting for one in some]
-            kept = _told(search, member, mine, others, labels[learns], labels[rest], settings)
+            kept = _fitted(search, member, mine, others, labels[learns], labels[rest], settings)
             _keep(file, kept)
         else:
             search.after(len(some))
@@ -273,7 +273,7 @@ def _try(
             one.losses[fold] = loss
 
 
-def _told(
+def _fitted(
     search: Search, member: Member, learns: Mapping[str, Tensor], rest: Mapping[str, Tensor],
     labels_n: Tensor, labels_v: Tensor, settings: Sequence[Setting],
 ) -> dict[str, Tensor]:  # fmt: skip
@@ -289,7 +289,7 @@ def _told(
 
 
 def _losses(logits_SvK: Tensor, labels_v: Tensor) -> Tensor:
-    """Summed cross-entropy of each setting; infinite where a fit has come to nothing."""
+    """Summed cross-entropy of each setting; infinite if a fit ended in NaN."""
     found = [F.cross_entropy(logits, labels_v, reduction="sum") for logits in logits_SvK]
     return torch.nan_to_num(torch.stack(found).double(), nan=math.inf)
 
@@ -321,7 +321,7 @@ def _recalled(file: Path, settings: int, pictures: int) -> dict[str, Tensor] | N
 
 
 def _rank(search: Search, one: Tried, folds: Sequence[int]) -> tuple[float, float]:
-    """The better the smaller: by pictures told, and among equals by the loss."""
+    """Smaller is better: by the pictures predicted right, and among equals by the loss."""
     right = one.right(search.labels, np.isin(search.folds, folds)).mean()
     return -float(right), sum(one.losses[fold] for fold in folds)
 
@@ -331,7 +331,7 @@ def _best(search: Search, tried: Sequence[Tried], folds: Sequence[int]) -> Tried
 
 
 def _hopeless(search: Search, one: Tried, leader: Tried, folds: Sequence[int]) -> bool:
-    """Whether it is behind by more than chance allows, picture by picture."""
+    """Whether a setting is behind by more than chance allows, picture by picture."""
     among = np.isin(search.folds, folds)
     gain = one.right(search.labels, among).astype(float) - leader.right(search.labels, among)
     error = gain.std() / math.sqrt(len(gain))

@@ -1,4 +1,4 @@
-"""Which pictures train, in which fold each validates, and which test; written down, and kept.
+"""Which pictures train, in which fold each validates, and which test; stored in a file.
 
 Shapes: N pictures
 """
@@ -23,7 +23,7 @@ from kora.runs.durable import write_text
 __all__ = ["FOLDS", "Split", "split_for"]
 
 FOLDS = 5
-#: Share of the pictures of a class that test, where the folder has no test part.
+#: Share of the pictures of a class that test, if the folder has no test part.
 TEST_SHARE = 0.2
 
 
@@ -31,10 +31,10 @@ class Split(NamedTuple):
     """A split, and the file that keeps it.
 
     Args:
-        file: `split_<n>.csv`; its paths begin at the folder of the pictures.
-        rows: Those that are used: training with a fold, validation, test.
-        made_test: The test part was drawn here.
-        notes: What there is to say, a sentence each.
+        file: `split_<n>.csv`; its paths are relative to the folder of the pictures.
+        rows: The pictures in use: training with a fold, validation, test.
+        made_test: Whether the test part was drawn here.
+        notes: For people, one sentence each.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class Split(NamedTuple):
     def training(self) -> tuple[list[TableRow], NDArray[np.int64]]:
         """The rows (n,) that train or validate, and the fold in which each validates.
 
-        Where the folder has a validation part, that is fold 0, and the rest -1: never.
+        If the folder has a validation part, that is fold 0, and all others have -1 (never).
         """
         rows = [row for row in self.rows if row.part != "test"]
         if any(row.part == "val" for row in rows):
@@ -61,7 +61,7 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
     """Split the pictures; those of an earlier call stay where they were.
 
     Equal and nearly equal pictures are kept on one side. Without a test part, a fifth of each class
-    tests. Training pictures are dealt out to five folds, by class.
+    tests. Training pictures are divided among five folds, by class.
     """
     earlier = sorted(out.glob("split_*.csv"), key=lambda path: int(path.stem.split("_")[1]))
     before = {row.path: row for row in read_table(earlier[-1])} if earlier else {}
@@ -89,7 +89,7 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
         gone = len(before.keys() - {row.path for row in audit.rows})
         if new or gone:
             notes.append(
-                f"Since the last call {new} pictures came and {gone} went; all others stay in the "
+                f"Since the last call, {new} pictures came and {gone} went; all others stay in the "
                 "part where they were."
             )
         same = [before.get(row.path) for row in rows] == rows and len(before) == len(rows)
@@ -101,7 +101,7 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
 
 
 def _draw(audit: Audit, places: Sequence[int], seed: int) -> bytes:
-    """A place in the order of the draw, which does not change when pictures are added."""
+    """Sort key of a group in the draw, which does not change when pictures are added."""
     first = min(audit.seen[place].sha256 for place in places)
     return hashlib.sha256(f"{seed} {first}".encode()).digest()
 
@@ -109,7 +109,7 @@ def _draw(audit: Audit, places: Sequence[int], seed: int) -> bytes:
 def _parts(
     audit: Audit, order: Sequence[Sequence[int]], before: dict[str, TableRow], *, made_test: bool
 ) -> list[str]:
-    """Of each picture: train, val, test, or `leak`, which a test picture has for a twin."""
+    """The part of each picture: train, val, test, or `leak` for a twin of a test picture."""
     part = [row.part for row in audit.rows]
     if made_test:
         part = [before[r.path].part if r.path in before else r.part for r in audit.rows]
@@ -145,9 +145,9 @@ def _parts(
 def _folds(
     audit: Audit, order: Sequence[Sequence[int]], part: Sequence[str], before: dict[str, TableRow]
 ) -> dict[int, int]:
-    """The fold of each training picture: of each class the least filled one, whole groups at once.
+    """The fold of each training picture: a group goes to the fold with the fewest of its class.
 
-    Nothing has a fold where the folder has a validation part.
+    Empty if the folder has a validation part.
     """
     if "val" in part:
         return {}

@@ -1,7 +1,7 @@
 """Adapter strategies.
 
-Every module of this folder, and of `graph/` in it, is imported and its `__all__` exported: a new
-file is found by itself.
+Imports every module of this folder and of `graph/`, and exports its `__all__`: a new file needs no
+registration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments of strategies, composers and readouts: read back as plain types, and checked."""
+"""Arguments of strategies, composers and readouts: read back as plain types, and checked."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def describe(obj: Any) -> dict[str, Any]:
     kind = type(obj)
     module = kind.__module__
     package = sys.modules["kora.adapters"]
-    if getattr(package, kind.__qualname__, None) is kind:  # the short path, where there is one
+    if getattr(package, kind.__qualname__, None) is kind:  # the short path, if there is one
         module = "kora.adapters"
     arguments = {k: _plain(v) for k, v in arguments_of(obj).items()}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
 
 
 def require_probability(strategy: str, **settings: float) -> None:
-    """Refuse probabilities outside [0, 1): of 1 nothing would be left."""
+    """Refuse probabilities outside [0, 1): with 1, nothing would be left."""
     for key, value in settings.items():
         if not 0 <= value < 1:
             raise ValueError(f"{strategy}: {key}={value}, expected a probability in [0, 1).")
@@ -59,13 +59,13 @@ def require_effect(strategy: str, alpha: float) -> None:
 
 
 def require_choice(owner: str, key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a word that means nothing here; Python does not check Literals by itself."""
+    """Refuse an unknown choice: Python does not check Literals by itself."""
     if value not in choices:
         raise ValueError(f"{owner}: {key}='{value}', expected one of {', '.join(choices)}.")
 
 
 def arguments_of(obj: Any) -> dict[str, Any]:
-    """The constructor arguments of an object, which it keeps under their own names."""
+    """The constructor arguments of an object, read from the attributes of the same names."""
     parameters = inspect.signature(type(obj)).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {name: getattr(obj, name) for name in named}

@@ -1,6 +1,6 @@
-"""The contract of a strategy: what it adds to a frozen backbone, and what of it trains.
+"""The contract of a strategy: what it adds to a frozen backbone, and which tensors train.
 
-A new strategy is one file in this folder with one subclass of `Strategy`; nothing else is edited.
+A new strategy is one file in this folder with one subclass of `Strategy`; no other file changes.
 Constructor arguments are stored under their own names (`describe` reads them back), and the
 tensors that train are the strategy's own parameters.
 
@@ -28,11 +28,11 @@ ExtraInit = Literal["zero", "orthogonal"]
 
 
 class ExtraChannels(NamedTuple):
-    """Channels beside those of the pooled vector.
+    """Channels that a strategy appends to the pooled vector.
 
     Attributes:
-        width: How many.
-        init: How the head's columns for them start: at `zero`, or with `orthogonal` rows.
+        width: Number of channels.
+        init: Start of the head's columns for them: `zero`, or `orthogonal` rows.
     """
 
     width: int
@@ -40,93 +40,93 @@ class ExtraChannels(NamedTuple):
 
 
 class EarlierRuns(Protocol):
-    """The part of a strategy that is made of adapters of earlier runs.
+    """The part of a strategy that consists of adapters of earlier runs.
 
-    Before `attach` it is led to their folders, or given what a file of such a strategy holds of
-    them; afterwards it says what they were.
+    Before `attach`, it is given their folders, or their copies in a saved file of the strategy.
+    Afterwards, `origins` describes them.
     """
 
-    #: The constructor argument that says where they lie; what is in them is compared instead.
+    #: The constructor argument with their paths, which may differ: their contents are compared.
     argument: str
 
     def configs(self) -> list[str]:
-        """Configs among them: `kora fit` runs those where needed."""
+        """The configs among them: `kora fit` runs these if needed."""
 
     def locate(self, folders: Mapping[str, str]) -> None:
-        """Before `attach`: the adapter folders (values) that these configs (keys) led to."""
+        """Before `attach`: set the adapter folders (values) that these configs (keys) produced."""
 
     def missing(self) -> list[str]:
-        """Folders that `attach` would read, and cannot."""
+        """Folders that `attach` needs and cannot read."""
 
     def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Before `attach`: take what is missing from a file of this strategy.
+        """Before `attach`: take what is missing from a saved file of this strategy.
 
         Args:
-            record: Of a file: class path, arguments and `origins`.
-            tensors: Names as in `Strategy.tensors`.
-            origin: What to call the file in messages.
+            record: The file's class path, arguments and `origins`.
+            tensors: The file's tensors, named as in `Strategy.tensors`.
+            origin: Name of the file in messages.
         """
 
     def take_over(self, other: Any) -> None:
-        """Before `attach`: what the same part of another such strategy has recalled and located."""
+        """Before `attach`: take over what another such part has recalled and located."""
 
     def origins(self) -> dict[str, Any]:
-        """What a file says of them, in plain types, so that it can stand in for them."""
+        """Description of them for a saved file, in plain types; `recall` reads it back."""
 
     def verify(self, stored: Mapping[str, Tensor], origin: str) -> None:
-        """Look at the tensors of a file before they are loaded.
+        """Check the tensors of a file before they are loaded.
 
         Raises:
-            ValueError: If the strategy was trained on others.
+            ValueError: If the file was trained on other adapters.
         """
 
 
 class Strategy(nn.Module, ABC):
     """One way to adapt a frozen backbone.
 
-    Life of an object: the constructor only keeps its arguments; `attach` is called once with the
-    backbone and creates the parameters; `forward` is called for every batch.
+    Life cycle: the constructor only stores its arguments; `attach` is called once with the backbone
+    and creates the parameters; `forward` is called for every batch.
     """
 
-    #: Whether a gradient must pass through the backbone. Where it need not, the backbone runs
-    #: without autograd and keeps nothing for backward.
+    #: Whether a gradient must pass through the backbone. If not, the backbone runs without autograd
+    #: and keeps nothing for backward.
     needs_backbone_grad: bool = True
 
-    #: Whether something of it reads, behind the attention of the last block, other tokens than its
-    #: own: a mean over tokens does. Where nothing does and the head reads CLS alone, the other
-    #: tokens are not computed there (kora/backbone/last_block.py).
+    #: Whether any part of it combines tokens after the attention of the last block, as a mean over
+    #: tokens does. If not, and the head reads only CLS, the other tokens are not computed there
+    #: (kora/backbone/last_block.py).
     needs_last_tokens: bool = True
 
-    #: What it puts beside the channels of the pooled vector, for the head to read.
+    #: Channels that it appends to the pooled vector, for the head to read.
     extra_channels: ExtraChannels | None = None
 
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
 
-    #: Classes that the head tells apart; known before `attach` where the task has classes.
+    #: Number of classes of the head; set before `attach` if the task has classes.
     num_outputs: int | None = None
 
-    #: What it takes from adapters of earlier runs, as a fusion does; None where it takes nothing.
+    #: Adapters of earlier runs that it builds on, as a fusion does; None if it uses none.
     earlier_runs: EarlierRuns | None = None
 
-    #: The constructor argument, a whole number, that makes it larger or smaller: a rank, a width;
-    #: of a part of it with a dot, `node_form.rank`.
-    #: `kora params --match` looks for its value. None where there is no such argument.
+    #: The constructor argument (a whole number) that sets its size, such as a rank or a width; with
+    #: a dot for an argument of a part: `node_form.rank`. `kora params --match` searches for its
+    #: value. None if there is no such argument.
     size_argument: str | None = None
 
     @property
     def label(self) -> str:
-        """Name in folders and tables; differs where a setting makes it another method."""
+        """Name in folders and tables; differs if a setting makes it another method."""
         return type(self).__name__
 
     @property
     def head_layers(self) -> LayerSummaries | None:
-        """What of earlier layers a classifier's head is to read beside the pooled vector."""
+        """Summaries of earlier layers that a classifier's head reads with the pooled vector."""
         return None
 
     @property
     def without_effect(self) -> str:
-        """What to do about trainables that do not influence the loss; completes a warning."""
+        """Advice on trainables that do not influence the loss; completes a warning."""
         return "Leave them out (sites, blocks), or use a head that reads what they change."
 
     @abstractmethod
@@ -144,32 +144,32 @@ class Strategy(nn.Module, ABC):
         return features
 
     def frozen_pass(self) -> FrozenPass:
-        """Of a strategy that never changes what the backbone computes: `forward` in two halves.
+        """`forward` in two halves, for a strategy that never changes what the backbone computes.
 
         Raises:
-            ValueError: It changes what the backbone computes, as most strategies do.
+            ValueError: If it changes what the backbone computes, as most strategies do.
         """
         raise ValueError(
-            f"{self.label} changes what the backbone computes, so nothing of a pass stays the same"
+            f"{self.label} changes what the backbone computes, so its features change with training"
         )
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The one truth for what trains: freezing, optimiser, counts, files and reports use it."""
+        """What trains, by name: freezing, optimiser, counts, files and reports all use it."""
         yield from self.named_parameters()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file of this adapter must hold: the trainables and the fixed random buffers."""
+        """What a saved adapter must hold: the trainables and the fixed random buffers."""
         return dict(self.trainable()) | dict(self.named_buffers())
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The backbone's weights with the adapter folded in, for timm's model without KoRA.
 
         Raises:
-            ValueError: If this strategy computes what no weights of the backbone can.
+            ValueError: If weights of the backbone cannot express what this strategy computes.
         """
         raise ValueError(
-            f"{self.label} cannot be folded into the weights of {backbone.name}: it computes what "
-            "they cannot. Keep the adapter folder, or use LoRA, DoRA, SSF or BitFit."
+            f"{self.label} cannot be folded into the weights of {backbone.name}, which cannot "
+            "express what it computes. Keep the adapter folder, or use LoRA, DoRA, SSF or BitFit."
         )
 
     def penalty(self) -> Tensor | None:
@@ -183,7 +183,7 @@ class Strategy(nn.Module, ABC):
 
 
 def resized(strategy: Strategy, size: int) -> Strategy:
-    """A strategy like one that is not attached yet, with another value of its `size_argument`."""
+    """Copy a strategy that is not attached yet, with another value of its `size_argument`."""
     assert strategy.size_argument is not None, "it has no size"
     made = _with(strategy, strategy.size_argument, size)
     assert isinstance(made, Strategy)
@@ -193,7 +193,7 @@ def resized(strategy: Strategy, size: int) -> Strategy:
 
 
 def _with(obj: nn.Module, argument: str, value: int) -> nn.Module:
-    """One like it with another value of an argument, or of a part's argument: `node_form.rank`."""
+    """A copy with another value of an argument, or of a part's argument: `node_form.rank`."""
     name, _, inner = argument.partition(".")
     arguments = copy.deepcopy(arguments_of(obj))
     arguments[name] = _with(arguments[name], inner, value) if inner else value
@@ -202,10 +202,10 @@ def _with(obj: nn.Module, argument: str, value: int) -> nn.Module:
 
 
 def place_of(name: str) -> tuple[str, str]:
-    """Row and column of a trainable in tables, (block, site); the row is – outside of the blocks.
+    """Row and column of a trainable in tables, (block, site); the row is – outside the blocks.
 
-    Names are those of timm (`blocks.3.attn.qkv.bias` to (3, qkv)), or have the key of a place
-    (`deltas.b03_qkv.down_RI`).
+    Names are timm's (`blocks.3.attn.qkv.bias` to (3, qkv)), or contain the key of an insertion
+    point (`deltas.b03_qkv.down_RI`).
     """
     parts = name.split(".")
     if parts[0] == "blocks":

@@ -1,4 +1,4 @@
-"""The two ends of the scale: nothing of the backbone trains, or all of it does."""
+"""The two extremes: no weight of the backbone trains, or all of them do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FullFineTune(Strategy):
 
     def attach(self, backbone: Backbone) -> None:
         """Thaw the backbone."""
-        _ = backbone.sha256  # the hash is that of the weights before training
+        _ = backbone.sha256  # hash the weights before training
         backbone.frozen = False
         self._backbone = (backbone,)
 
@@ -57,5 +57,5 @@ class FullFineTune(Strategy):
         return dict(self._backbone[0].model.state_dict(keep_vars=True))
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The weights as they were trained."""
+        """The trained weights."""
         return plain_state(backbone)

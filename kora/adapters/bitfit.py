@@ -1,4 +1,4 @@
-"""BitFit: the biases of the backbone train, and nothing else of it."""
+"""BitFit: only the biases of the backbone train."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["BitFit"]
 class BitFit(Strategy):
     """y = W0 x + b with b trained: the biases of linear layers, norms and convolutions.
 
-    They are the backbone's own tensors, so no layer is wrapped, none is slower, and nothing needs
-    to be merged. A bias needs only the gradient of its layer's output: no input of a linear layer
-    is kept for backward. The rows of a key bias shift all scores of a query alike, so that
-    softmax takes them out: they are counted, as in the literature, and hardly move.
+    They are the backbone's own tensors: no layer is wrapped or slower, and nothing needs merging.
+    A bias needs only the gradient of its layer's output, so no input of a linear layer is kept for
+    backward. A key bias shifts all scores of a query equally, and softmax cancels the shift: it is
+    counted, as in the literature, but hardly moves.
     Source: Ben Zaken et al. 2021, arXiv:2106.10199.
 
     Args:
         blocks: Numbers of the blocks whose biases train; None means all.
-        outer: Also those outside of the blocks: patch embedding, norms, attention pool.
+        outer: Also biases outside the blocks: patch embedding, norms, attention pool.
 
     Raises:
-        ValueError: For a block that is not there, or a backbone that has no bias where asked.
+        ValueError: For an unknown block, or if the chosen part of the backbone has no bias.
     """
 
     needs_last_tokens = False
@@ -42,13 +42,13 @@ class BitFit(Strategy):
 
     @property
     def without_effect(self) -> str:
-        """What to do about biases behind what the head reads."""
+        """Advice on biases that come after what the head reads."""
         return "Leave them out (outer: false), or use a head that reads what they change."
 
     def attach(self, backbone: Backbone) -> None:
         """Choose the biases."""
         assert not self._backbone, "attached twice"
-        _ = backbone.sha256  # the hash is that of the weights before training
+        _ = backbone.sha256  # hash the weights before training
         chosen = require_blocks(backbone, self.blocks)
         names = (name for name, _ in backbone.model.named_parameters() if _is_bias(name))
         self._backbone = (backbone,)
@@ -65,7 +65,7 @@ class BitFit(Strategy):
             yield name, self._backbone[0].model.get_parameter(name)
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The backbone's weights, which have the trained biases."""
+        """The backbone's weights, which include the trained biases."""
         return plain_state(backbone)
 
 

@@ -78,22 +78,22 @@ class BottleneckMLP(nn.Module):
         return delta
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """What a place adds to its output y for the adapter's input x."""
+        """What to add to the output y, for the adapter's input x."""
         delta: Tensor = self(x)
         return delta
 
 
 class Bottleneck(Strategy):
-    """y + alpha * s * DropPath(W_up act(W_down x + b_down) + b_up) at a place of every block.
+    """y + alpha * s * DropPath(W_up act(W_down x + b_down) + b_up) in every block.
 
-    x is the adapter's input and y what it is added to. Positions, for y_attn and y_mlp the outputs
-    of the two branches (after LayerScale, norm of post-norm blocks and drop-path):
+    x is the adapter's input and y the output to which it adds. Positions, with y_attn and y_mlp the
+    outputs of the two branches (after LayerScale, norm of post-norm blocks and drop-path):
 
-    * `houlsby`: x = y = y_attn, and another one at x = y = y_mlp, inside the residual
+    * `houlsby`: x = y = y_attn, and a second adapter with x = y = y_mlp, inside the residual
       (Houlsby et al. 2019, arXiv:1902.00751).
-    * `pfeiffer`: the second of these alone (Pfeiffer et al. 2021, arXiv:2005.00247; Steitz and
-      Roth call the place `intermediate`). AdapterHub's form for ViT reads y_mlp plus the stream,
-      which without its layer norm equals `post`.
+    * `pfeiffer`: only the second of these (Pfeiffer et al. 2021, arXiv:2005.00247; Steitz and Roth
+      call it `intermediate`). AdapterHub's form for ViT reads y_mlp plus the stream; without its
+      layer norm, it equals `post`.
     * `parallel`: x is the stream that enters the MLP branch, before its norm, and y = y_mlp
       (AdaptFormer, arXiv:2205.13535, and its code).
     * `post`: x = y is the output of the block. With `scale: channel`, GELU and Houlsby's start
@@ -104,20 +104,20 @@ class Bottleneck(Strategy):
 
     Args:
         rank: Inner width R.
-        position: Where it sits, see above.
+        position: Insertion point, see above.
         activation: `relu` or `gelu`.
         scale: s: `none`, one learned number for a `layer`, or one for a `channel`; starts at 1.
         alpha: Fixed factor (AdaptFormer's s is alpha 0.1 with `scale: none`).
         dropout: Probability with which inputs of W_up are dropped in training.
         drop_path: Probability with which the adapter is left out for an image in training.
-        init: `houlsby` draws both matrices from a normal distribution of sigma 0.01, cut at two
-            sigma; `bert` from one of 0.02; `lora` draws W_down as LoRA does and sets W_up to zero.
+        init: `houlsby` draws both matrices from a normal distribution of sigma 0.01, truncated at
+            two sigma; `bert` of sigma 0.02; `lora` draws W_down as LoRA does and sets W_up to zero.
             All biases are zero.
         blocks: Numbers of the adapted blocks; None means all.
 
     Raises:
         ValueError: For a rank below 1 or above D, an alpha of 0, a probability outside [0, 1), an
-            unknown word, or a block that has no such place.
+            unknown choice, or a block without this insertion point.
     """
 
     size_argument = "rank"
@@ -125,7 +125,7 @@ class Bottleneck(Strategy):
 
     @property
     def label(self) -> str:
-        """`Bottleneck`, with its position where that is not `pfeiffer`; or `Adapter+`."""
+        """`Bottleneck`, with its position if that is not `pfeiffer`; or `Adapter+`."""
         if (self.position, self.scale, self.activation) == ("post", "channel", "gelu"):
             return "Adapter+"
         return "Bottleneck" if self.position == "pfeiffer" else f"Bottleneck-{self.position}"
@@ -171,7 +171,7 @@ class Bottleneck(Strategy):
             add_at_place(backbone, place, adapter.add)
 
     def make(self, width: int) -> BottleneckMLP:
-        """One adapter of these settings for tokens of D channels, not hooked in."""
+        """One adapter with these settings for tokens of D channels, not yet hooked in."""
         return BottleneckMLP(
             width,
             self.rank,

@@ -1,7 +1,7 @@
-"""Reading checkpoints: checked before anything is made of them, and never unpickled.
+"""Reads checkpoints: checks them before they are used, and never unpickles.
 
-torch's own `weights_only` default can be switched off by an environment variable; where it is asked
-for in the call, as here, that variable has no effect.
+An environment variable can switch off torch's default of `weights_only`. It has no effect on calls
+that pass `weights_only=True`, as here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from kora.runs.durable import DamagedFileError, has_checksum, read_checked, swee
 
 __all__ = ["choose_checkpoint", "read_checkpoint", "require_record"]
 
-_FOLDER = 0x10  # of a record so marked, torch reads nothing, and takes what the memory held
+_FOLDER = 0x10  # torch reads nothing of a record marked so, and returns stale memory
 _Kinds = Mapping[str, type | tuple[type, ...]]
-#: What every checkpoint of ours holds, and of which type.
+#: Keys of every checkpoint of kora, with their types.
 _RECORD: _Kinds = {
     "kora.backbone": str, "kora.sha256": str, "kora.adapter": dict, "state_dict": Mapping,
 }  # fmt: skip
-#: What Lightning needs to load one.
+#: What Lightning needs to load a checkpoint.
 _LOADED: _Kinds = {"pytorch-lightning_version": str}
-#: What a training goes on from; of some callbacks and of `resume` not every version wrote it.
+#: What a resumed training needs; `_IF_THERE` holds the parts that older versions did not write.
 _RESUMED: _Kinds = {
     **_LOADED, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
     "epoch": int, "global_step": int,
@@ -43,14 +43,14 @@ _IF_THERE: Mapping[str, _Kinds] = {
 
 
 def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint, of tensors and plain types.
+    """The content of a checkpoint: tensors and plain types.
 
-    Checked against the SHA-256 beside it; where that is missing (the file was copied alone),
+    Checked against the SHA-256 stored next to it; if that is missing (the file was copied alone),
     against the CRC-32 of each record inside.
 
     Raises:
         FileNotFoundError: There is no such file.
-        DamagedFileError: It was changed or cut short, or is no checkpoint at all.
+        DamagedFileError: It was changed or cut short, or is no checkpoint.
         RuntimeError: It holds pickled objects, which could execute code: they are not loaded.
     """
     path = Path(path)
@@ -76,11 +76,11 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
 
 
 def require_record(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a checkpoint says of its adapter and frozen weights.
+    """The record of a checkpoint about its adapter and frozen weights.
 
     Args:
         checkpoint: The loaded file.
-        source: What to call it.
+        source: Name of the file in messages.
 
     Raises:
         ValueError: It was not written by kora, or lacks a part; lists what is missing.
@@ -97,8 +97,8 @@ def require_record(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]
     ]
     if strange:
         raise ValueError(
-            f"{source}: state_dict['{strange[0]}'] is no tensor, and kora writes only these. Use "
-            "another checkpoint of its folder."
+            f"{source}: state_dict['{strange[0]}'] is no tensor, and kora writes only tensors "
+            "there. Use another checkpoint of its folder."
         )
     return record
 
@@ -113,26 +113,26 @@ def _require(checkpoint: Mapping[str, Any], kinds: _Kinds, source: str) -> None:
 
 
 def _at(content: Any, key: str) -> Any:
-    """What stands under a dotted name; None where there is no such place."""
+    """The value under a dotted name; None if there is none."""
     for part in key.split("."):
         content = content.get(part) if isinstance(content, Mapping) else None
     return content
 
 
 def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
-    """The checkpoint to load, and where that is another one than was asked for, why.
+    """The checkpoint to load, and the reason if it is not the requested one.
 
-    A training that goes on takes the newest good one of the folder where `path` is damaged. What is
-    measured is never silently another one.
+    If `path` is damaged, a resumed training uses the newest good checkpoint of its folder. An
+    evaluation never uses another checkpoint than the requested one.
 
     Raises:
-        DamagedFileError: It is damaged and nothing may or can replace it.
+        DamagedFileError: It is damaged, and no other checkpoint may or can replace it.
         RuntimeError: It holds pickled objects.
-        ValueError: It lacks what Lightning loads, or goes on from.
+        ValueError: It lacks what Lightning needs to load it or to resume from it.
     """
     folder = path.parent
     places = [folder]
-    if folder.name == "checkpoints":  # of a run, whose pictures and adapter lie beside them
+    if folder.name == "checkpoints":  # of a run: its figures and adapter are next to it
         places += [folder.parent, *(path for path in folder.parent.glob("*") if path.is_dir())]
     for place in places:
         sweep(place)
@@ -154,7 +154,7 @@ def choose_checkpoint(path: Path, *, resume: bool) -> tuple[Path, str | None]:
 
 
 def _good_checkpoints(folder: Path, *, without: Path) -> list[Path]:
-    """From the newest on, by step: the times of files do not survive every copy."""
+    """Newest first, by step: file times do not survive every copy."""
     reached: list[tuple[int, float, Path]] = []
     for path in folder.glob("*.ckpt"):
         if path == without:
@@ -169,11 +169,11 @@ def _good_checkpoints(folder: Path, *, without: Path) -> list[Path]:
 
 
 def _check_records(content: bytes, path: Path) -> None:
-    """Refuse what is no zip file; without a checksum beside it, compare those inside."""
+    """Refuse a file that is no zip; if no checksum is next to it, check those inside."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = None if has_checksum(path) else _first_bad_record(archive)
-    except Exception as error:  # zlib's, struct's and others, by the place of the damage
+    except Exception as error:  # of zlib, struct and others, depending on the damage
         raise DamagedFileError(
             f"{path} is damaged, or was not written by kora: {_reason(error)}."
         ) from error

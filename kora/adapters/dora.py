@@ -1,4 +1,4 @@
-"""DoRA: LoRA that moves the direction of each row of a weight, beside a trained length of it.
+"""DoRA: LoRA changes the direction of each row of a weight; its length is trained separately.
 
 Shapes: B batch, N tokens, I input width, O output width (rows), R rank.
 """
@@ -23,22 +23,22 @@ __all__ = ["DoRA"]
 
 
 class DoRA(LoRA):
-    """h = m * (W0 + alpha B A) x / ||W0 + alpha B A|| + b, with lengths of rows and one m a row.
+    """h = m * (W0 + alpha B A) x / ||W0 + alpha B A|| + b, with one norm and one m per row.
 
-    m starts at ||W0||, so step 0 equals the frozen backbone. The norm counts as a constant in
-    backward (section 4.3 of the paper). `q`, `k` and `v` are rows of the fused layer like others.
+    m starts at ||W0||, so step 0 equals the frozen backbone. Backward treats the norm as a constant
+    (section 4.3 of the paper). `q`, `k` and `v` are rows of the fused layer.
     Source: Liu et al. 2024, arXiv:2402.09353, equation 5.
 
     Args:
         rank: Inner width R of A (R, d_in) and B (d_out, R).
         alpha: Multiplies B A directly; peft's `lora_alpha` is alpha * rank.
-        dropout: Probability with which inputs of A are dropped in training. W0 sees all of them
-            (in peft the part of W0 x that m adds is computed from dropped inputs, too).
+        dropout: Probability with which inputs of A are dropped in training. W0 sees all inputs
+            (in peft, the part of W0 x that m adds is also computed from dropped inputs).
         sites: See LoRA.
         blocks: Numbers of the adapted blocks; None means all.
 
     Raises:
-        ValueError: As LoRA, and where another strategy computes the same layer.
+        ValueError: As LoRA, and if another strategy computes the same layer.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Direction(LowRankDelta):
     def __init__(self, site: Site, rank: int, *, weight_OI: Tensor, **options: Any) -> None:
         super().__init__(site, rank, **options)
         self.rows = (0, site.d_out) if site.rows is None else site.rows
-        # B is zero: the norm of W alone, which needs no storage of A and B.
+        # B is zero, so this is the norm of W alone; A and B need no storage.
         square_O = torch.linalg.vector_norm(weight_OI[slice(*self.rows)].detach(), dim=1).square()
         self.magnitude_O = nn.Parameter(square_O.clamp_min(1e-12).sqrt())
 
@@ -87,13 +87,13 @@ class Direction(LowRankDelta):
         ||w + a b A||^2 = ||w||^2 + 2 a b (A w) + a^2 b (A A^T) b^T for rows w of W and b of B.
         """
         with torch.autocast(weight_OI.device.type, enabled=False):
-            # Squares lose half of their digits, so float32 also where the model has fewer.
+            # Squares lose half of their digits: float32 even if the model has less precision.
             weight_OI, down_RI = weight_OI.float(), self.down_RI.float()
             up_OR = self.alpha * self.up_OR.float()
             square_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1).square()
             cross_OR = weight_OI @ down_RI.T
             square_O += (up_OR * (2 * cross_OR + up_OR @ (down_RI @ down_RI.T))).sum(1)
-            return square_O.clamp_min(1e-12).sqrt()  # a row of zeros stays one
+            return square_O.clamp_min(1e-12).sqrt()  # a row of zeros stays zero
 
     def factor(self, weight_OI: Tensor) -> Tensor:
         """m / ||W + alpha B A||, (O,)."""
@@ -105,20 +105,20 @@ class Direction(LowRankDelta):
 
 
 class DirectedLinear:
-    """A linear layer some rows of which have a direction and a length of their own."""
+    """A linear layer in which some rows have their own direction and length."""
 
     def __init__(self, deltas: Sequence[Direction]) -> None:
         self.deltas = sorted(deltas, key=lambda delta: delta.rows)
 
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """(B, N, I) to (B, N, O)."""
-        x = x.to(autocast_type(x))  # kept once for backward: by A and by the folded weight
+        x = x.to(autocast_type(x))  # kept once for backward, for A and the folded weight
         factors = [delta.factor(layer.weight[slice(*delta.rows)]) for delta in self.deltas]
         scale_O = _whole(self.deltas, factors, layer.out_features)
         # The bias is not scaled.
         shift_O = None if layer.bias is None else layer.bias * (1 - scale_O)
         y = rescaled(layer, x, scale_O, shift_O)
-        # All corrections as one product; B of a part is zero in the rows of the others.
+        # All corrections in one product: the B of a part is zero in the rows of the others.
         low = torch.cat([delta.alpha * delta.low(x) for delta in self.deltas], dim=-1)
         ups = [f[:, None] * delta.up_OR for delta, f in zip(self.deltas, factors, strict=True)]
         bounds = [(d.rows[0], layer.out_features - d.rows[1]) for d in self.deltas]
@@ -129,7 +129,7 @@ class DirectedLinear:
 
 
 def _whole(deltas: Sequence[Direction], factors: Sequence[Tensor], rows: int) -> Tensor:
-    """Factors of all rows of a layer: 1 where none is adapted."""
+    """Factors of all rows of a layer; 1 for rows that are not adapted."""
     pieces, at = [], 0
     for delta, factor_O in zip(deltas, factors, strict=True):
         first, end = delta.rows

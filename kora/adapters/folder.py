@@ -53,7 +53,7 @@ _DTYPES = {
     torch.uint8, torch.int32, torch.int64, torch.bool,
 }  # fmt: skip
 
-#: What every record has, and of which type.
+#: Keys of every record, with their types.
 _RECORD = (
     ("adapter", "class_path", str),
     ("adapter", "init_args", dict),
@@ -61,7 +61,7 @@ _RECORD = (
     ("backbone", "sha256", str),
 )
 
-#: What others have from the version on that wrote it first, and of which type then.
+#: Keys that only newer versions write, with their types.
 _TYPES = {
     "a text": "class_names.* weights.source preprocessing.steps.*.step",
     "a list": "preprocessing.steps",
@@ -80,7 +80,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is of another format.
-        RuntimeError: If it cannot be read, or is not what was written.
+        RuntimeError: If it cannot be read, or its content has changed.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -93,7 +93,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         same_format = record["format"] == ADAPTER_FORMAT
         if same_format:
             _check_types(record)
-            for source in record["adapter"].get("sources", ()):  # that of a fusion keeps theirs
+            for source in record["adapter"].get("sources", ()):  # a fusion keeps theirs
                 _check_types(source)
             check_types(record, _TYPES, _TYPES_OR_NONE)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -102,7 +102,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise RuntimeError(f"{path} is damaged: {reason}. Train the adapter again.") from error
     if same_format and has_other_content(record):
         raise RuntimeError(
-            f"{path} is damaged or was edited: its content is not that of its record_sha256. Copy "
+            f"{path} is damaged or was edited: its content does not match its record_sha256. Copy "
             "it again or train the adapter again; to keep an edit, delete the key record_sha256."
         )
     if not same_format:
@@ -125,8 +125,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If it is no adapter folder.
-        RuntimeError: If the file is missing or not what was written, or a number in it is not
-            finite.
+        RuntimeError: If the file is missing or has changed, or a number in it is not finite.
     """
     path = folder / ADAPTER_WEIGHTS
     expected = read_adapter_config(folder).get("weights_sha256")
@@ -134,7 +133,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         with open(path, "rb", opener=plainly) as file:
             content = file.read()
         found = hashlib.sha256(content).hexdigest()
-        if expected not in (None, found):  # None: written before it was kept
+        if expected not in (None, found):  # None: from a version that stored no hash
             raise RuntimeError(
                 f"Adapter weights {path} cannot be read: they are damaged, as their SHA-256 is "
                 f"{found[:12]}, but {ADAPTER_CONFIG} says {str(expected)[:12]}. Train it again."
@@ -160,7 +159,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: str) -> None:
-    """Refuse any difference in keys, shapes or kinds of number, and list it.
+    """Refuse any difference in keys, shapes or number types, and list it.
 
     Raises:
         ValueError: With the first few differences.
@@ -181,7 +180,7 @@ def check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], source: st
         more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
         raise ValueError(
             f"{source} does not fit this model: {'; '.join(wrong[:4])}{more}. Use the config.yaml "
-            "that was written beside it."
+            "that was written with it."
         )
 
 
@@ -199,7 +198,7 @@ def save_adapter(
         OSError: If it cannot be written.
     """
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    # An older record is of other weights: without one, the folder of a killed process is none.
+    # The old record is of other weights: without it, a killed process leaves no adapter folder.
     (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
     write_atomically(folder / ADAPTER_WEIGHTS, lambda path: path.write_bytes(weights))
     record = {
@@ -231,7 +230,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> dict[str, Any]:
-    """Load the adapter (not the head) of a folder into an attached strategy; returns its record.
+    """Load the adapter (not the head) of a folder into an attached strategy; return its record.
 
     Raises:
         FileNotFoundError: If the folder is no adapter folder.
@@ -262,20 +261,21 @@ def load_adapter(folder: str | Path, adapter: Strategy, backbone: Backbone) -> d
 
 
 def describe_whole(adapter: Strategy) -> dict[str, Any]:
-    """Class path, arguments, and what it was made of, in plain types."""
+    """Class path, arguments, and the earlier runs it builds on, in plain types."""
     runs = adapter.earlier_runs
     return describe(adapter) | ({} if runs is None else runs.origins())
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, by the rest of their names."""
+    """The tensors whose names start with the prefix, by the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def recall_adapter(file: str | Path, adapter: Strategy) -> list[str]:
-    """Give a strategy that is not attached yet what a folder or checkpoint of it holds of others.
+    """Let a saved file of a strategy that is not attached yet replace folders of earlier runs.
 
-    The file is read only where folders of earlier runs are missing. Returns those it stands in for.
+    The file, an adapter folder or a checkpoint, is read only if such folders are missing. Returns
+    the folders that it replaces.
 
     Raises:
         FileNotFoundError: If it is no adapter folder, or there is no such checkpoint.

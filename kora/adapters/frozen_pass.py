@@ -1,4 +1,4 @@
-"""A pass through a backbone that never changes, in two halves, so that the first can be kept.
+"""A forward pass through an unchanged backbone in two halves, of which the first can be cached.
 
 Shapes: B images.
 """
@@ -16,27 +16,28 @@ __all__ = ["FrozenPass"]
 
 
 class FrozenPass:
-    """What is read of a pass, and what is made of that; as it stands, the frozen features.
+    """The two halves: `inputs` reads a pass, `features` computes features from that.
 
-    What is read is the same in every epoch, so a run may keep it (kora/feature_cache/cache.py).
+    Inputs are the same in every epoch, so a run may cache them (kora/feature_cache/cache.py). This
+    base class gives the frozen features.
     """
 
     def key(self) -> dict[str, Any]:
-        """What `inputs` depends on beside backbone and images, in plain types."""
+        """What `inputs` depends on besides backbone and images, in plain types."""
         return {}
 
     def inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
-        """All that `features` reads of (B, 3, H, W) images, (B, ...) each, by name."""
+        """All inputs of `features` for (B, 3, H, W) images, by name, (B, ...) each."""
         self.listen()
         return self.taken(backbone(images))
 
     def listen(self) -> None:
-        """Before a pass, which several strategies may share: get ready for what is kept of it."""
+        """Before a pass, which several strategies may share: prepare to record it."""
 
     def taken(self, features: Features) -> dict[str, Tensor]:
-        """After that pass, with its features: what `inputs` gives."""
+        """After that pass, with its features: return what `inputs` returns."""
         return named_features(features)
 
     def features(self, inputs: Inputs) -> Features:
-        """What `Strategy.forward` gives, of inputs that may have been kept."""
+        """What `Strategy.forward` returns, from inputs that may come from a cache."""
         return features_from(inputs)

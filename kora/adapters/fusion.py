@@ -1,6 +1,6 @@
-"""AdapterFusion: adapters of earlier runs, frozen, and attention over what they say.
+"""AdapterFusion: frozen adapters of earlier runs, and attention over their outputs.
 
-Shapes: B images, T tokens, N source adapters, I input width and D width of a place.
+Shapes: B images, T tokens, N source adapters, I input width and D width of a layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["AdapterFusion", "LowRankFusion"]
 
 
 class FusedPlace(nn.Module):
-    """The frozen adapters of one place, and the layer that mixes them."""
+    """The frozen adapters at one insertion point, and the layer that mixes them."""
 
     def __init__(self, layer: FusionLayer | LowRankFusionLayer, adapters: Sequence[nn.Module]):
         super().__init__()
@@ -29,10 +29,10 @@ class FusedPlace(nn.Module):
         self.adapters = nn.ModuleList(adapters)
         self.watched = False
         self.seen = 0  # tokens
-        self.share_N: Tensor | None = None  # mean over them
+        self.share_N: Tensor | None = None  # mean over these tokens
 
     def train(self, mode: bool = True) -> FusedPlace:
-        """The adapters stay in eval mode: their dropout and drop-path never run again."""
+        """The adapters stay in eval mode: their dropout and drop-path never run."""
         super().train(mode)
         self.adapters.train(False)
         return self
@@ -55,11 +55,11 @@ class FusedPlace(nn.Module):
 
 
 class FusedRuns:
-    """The source adapters of a fusion: where they lie, what a file holds of them, what they are.
+    """The source adapters of a fusion: read from their folders, or from a saved file of the fusion.
 
     Args:
         sources: Adapter folders, or configs of the source runs.
-        places: Of the fusion; the frozen adapters lie in them once it is attached.
+        places: Insertion points of the fusion; they hold the frozen adapters once it is attached.
     """
 
     argument = "sources"
@@ -72,7 +72,7 @@ class FusedRuns:
         self._kept: Any = ()  # sources from a file of this fusion, until it is attached
 
     def read(self, backbone: Backbone) -> list[Spot]:
-        """The sources' places with their adapters."""
+        """Read the sources: their insertion points with the adapters."""
         self.found, spots = read_sources(self._folders(), backbone, self._kept)
         self._kept = ()
         return spots
@@ -91,20 +91,20 @@ class FusedRuns:
         return [source for source in self.sources if source.endswith((".yaml", ".yml"))]
 
     def locate(self, folders: Mapping[str, str]) -> None:
-        """Where the runs of `configs` lie."""
+        """Set the adapter folders of the runs of `configs`."""
         self._located = dict(folders)
 
     def missing(self) -> list[str]:
-        """Sources that are not there, and that no recalled file holds."""
+        """Sources that have no folder and that no recalled file holds."""
         held = len(self._kept) == len(self.sources)
         return [source for source in self._folders() if not (held or is_there(source))]
 
     def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Let the sources that a file holds stand in for folders that are not there."""
+        """Let the sources in a saved file replace missing folders."""
         self._kept = recalled(record.get("sources", ()), tensors, origin)
 
     def take_over(self, other: FusedRuns) -> None:
-        """The sources that another fusion has found."""
+        """Take over the sources that another fusion has found."""
         self._located, self._kept = other._located, other._kept
 
     def origins(self) -> dict[str, Any]:
@@ -134,21 +134,21 @@ class FusedRuns:
 class AdapterFusion(Strategy):
     """y + sum_n s_n V z_n, s = softmax_n((Q y + b_q)^T (K z_n + b_k)): attention over adapters.
 
-    Stage 1 is earlier runs: N >= 2 Bottleneck adapters, as published, or N of LoRA, each trained
-    alone. Stage 2 freezes them and trains Q, K and V at each of their places. z_n is what adapter n
-    would add there, and y, the query, what it would be added to: the output of the branch for the
-    positions `houlsby`, `pfeiffer` and `parallel`, the tokens behind the block for `post`, and the
-    output of the frozen linear layer for LoRA.
+    Stage 1 is earlier runs: N >= 2 adapters, Bottleneck (as published) or LoRA, each trained alone.
+    Stage 2 freezes them and trains Q, K and V at each of their insertion points. z_n is what
+    adapter n would add there; y, the query, is what it would add to: the output of the branch for
+    the positions `houlsby`, `pfeiffer` and `parallel`, the tokens after the block for `post`, and
+    the output of the frozen linear layer for LoRA.
 
-    It does not start as the frozen backbone: V is about the identity, so at first it adds about
-    the mean of its sources. A file of it holds the source adapters too, and stands in for those
-    whose folders are gone when it is loaded; the others have to be the same, in the same order, in
-    whatever folders they lie by then.
+    It does not start as the frozen backbone: V is nearly the identity, so at first it adds about
+    the mean of its sources. A saved fusion also holds its source adapters, and when it is loaded,
+    it replaces those whose folders are missing. The others must be the same adapters in the same
+    order; their paths may differ.
     Source: Pfeiffer et al. 2021, arXiv:2005.00247.
 
     Args:
-        sources: Configs of the source runs, which `kora fit` trains first where they are missing,
-            with this run's seed and backbone; or adapter folders,
+        sources: Configs of the source runs, which `kora fit` trains first if they are missing, with
+            this run's seed and backbone; or adapter folders,
             `runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter`. All are of one strategy,
             with the same sites or position and the same blocks, on this backbone. Ranks may
             differ.
@@ -156,9 +156,8 @@ class AdapterFusion(Strategy):
 
     Raises:
         ValueError: For fewer than two sources, the same one twice, a negative regulariser, or
-            sources that do not belong to each other or to the backbone.
-        FileNotFoundError: If a source is no adapter folder, and no file of a fusion is loaded that
-            holds it.
+            sources that do not fit each other or the backbone.
+        FileNotFoundError: If a source is no adapter folder, and no loaded fusion holds it.
         RuntimeError: If a file of a source is damaged.
     """
 
@@ -179,11 +178,11 @@ class AdapterFusion(Strategy):
         self.earlier_runs: FusedRuns = FusedRuns(sources, self.places)
 
     def make_layer(self, width: int) -> FusionLayer | LowRankFusionLayer:
-        """The attention of one place of D channels."""
+        """The attention at one insertion point of D channels."""
         return FusionLayer(width)
 
     def attach(self, backbone: Backbone) -> None:
-        """Read the sources, and put a fusion at each of their places."""
+        """Read the sources, and put a fusion at each of their insertion points."""
         assert not self.places, "attached twice"
         for spot in self.earlier_runs.read(backbone):
             place = FusedPlace(self.make_layer(spot.width), spot.adapters)
@@ -191,7 +190,7 @@ class AdapterFusion(Strategy):
             spot.add(backbone, place.add)
 
     def fused(self) -> dict[str, FusedPlace]:
-        """The places by key, in forward order."""
+        """The insertion points by key, in forward order."""
         return {key: place for key, place in self.places.items() if isinstance(place, FusedPlace)}
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -200,7 +199,7 @@ class AdapterFusion(Strategy):
             yield from place.layer.named_parameters(f"places.{key}.layer")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The source adapters as well, so that a file can stand in for them."""
+        """The source adapters as well, so that a file can replace their folders."""
         return dict(self.trainable()) | self.earlier_runs.tensors()
 
     def penalty(self) -> Tensor | None:
@@ -211,7 +210,7 @@ class AdapterFusion(Strategy):
         return self.regulariser * torch.stack(terms).sum()
 
     def watch(self, on: bool) -> None:
-        """Begin, or stop, to gather what the places attend to; beginning forgets what was there."""
+        """Start or stop recording the attention shares; starting resets them."""
         for place in self.fused().values():
             place.watched = on
             if on:
@@ -241,5 +240,5 @@ class LowRankFusion(AdapterFusion):
         self.rank = rank
 
     def make_layer(self, width: int) -> LowRankFusionLayer:
-        """The attention of one place of D channels."""
+        """The attention at one insertion point of D channels."""
         return LowRankFusionLayer(width, self.rank)

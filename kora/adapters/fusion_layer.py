@@ -1,4 +1,4 @@
-"""One layer of AdapterFusion: attention of a token over what N adapters say of it.
+"""One layer of AdapterFusion: attention of a token over the outputs of N adapters.
 
 Shapes: B images, T tokens, N adapters, D width, R rank.
 """
@@ -18,12 +18,12 @@ __all__ = ["FusionLayer", "LowRankFusionLayer"]
 class FusionLayer(nn.Module):
     """sum_n s_n V z_n, with s = softmax_n((Q h + b_q)^T (K z_n + b_k)).
 
-    For a token h and the outputs z_n of the adapters there; no 1 / sqrt(D), and V has no bias. The
-    residual is outside. Q and K start normal with sigma 0.02 and zero bias; V starts as 1 on the
-    diagonal and 1e-6 elsewhere. 3 D^2 + 2 D parameters.
+    h is a token and z_n are the outputs of the adapters there. There is no 1 / sqrt(D), V has no
+    bias, and the residual is outside. Q and K start normal with sigma 0.02 and zero bias; V starts
+    as 1 on the diagonal and 1e-6 elsewhere. 3 D^2 + 2 D parameters.
 
-    As the sums are linear, K is applied to the query and V to the mixture, once each and not for
-    every adapter: (Q h)^T K z_n = (K^T Q h)^T z_n, and sum_n s_n V z_n = V sum_n s_n z_n.
+    The sums are linear, so K is applied once to the query and V once to the mixture, not to every
+    adapter: (Q h)^T K z_n = (K^T Q h)^T z_n, and sum_n s_n V z_n = V sum_n s_n z_n.
     Source: Pfeiffer et al. 2021, arXiv:2005.00247, section 3.2; starts as in AdapterHub's code.
     """
 
@@ -54,7 +54,7 @@ class FusionLayer(nn.Module):
 class LowRankFusionLayer(nn.Module):
     """The same attention with Q and K of R rows, and V = diag(v) + U W of rank R.
 
-    Not published as such: it makes fusion comparable at the budget of other adapters. V starts as
+    Not a published form: it makes fusion comparable at the budget of other adapters. V starts as
     the identity (v is one, U zero). 4 D R + 2 R + D parameters.
     """
 
@@ -68,7 +68,7 @@ class LowRankFusionLayer(nn.Module):
         self.query = nn.Linear(width, rank)
         self.key = nn.Linear(width, rank)
         for layer in (self.query, self.key):
-            # The variance of the scores is that of the full layer: R terms in place of D.
+            # Scores have the variance of the full layer, from R terms instead of D.
             nn.init.normal_(layer.weight, std=0.02 * (width / rank) ** 0.25)
             nn.init.zeros_(layer.bias)
         self.value_D = nn.Parameter(torch.ones(width))

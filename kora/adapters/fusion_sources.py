@@ -1,6 +1,6 @@
 """The source adapters of a fusion: read, checked against each other, built and frozen.
 
-Shapes: N source adapters, D width of a place.
+Shapes: N source adapters, D width of a layer.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ _KINDS: dict[str, type[Bottleneck] | type[LoRA]] = {
     "kora.adapters.Bottleneck": Bottleneck,
     "kora.adapters.LoRA": LoRA,
 }
-#: What all sources have to share for their adapters to sit at the same places.
+#: Arguments that all sources must share, so that their adapters have the same insertion points.
 _SHARED = {Bottleneck: ("position", "blocks"), LoRA: ("sites", "blocks")}
 
 
-#: What a fusion's file keeps of the record of a source.
+#: Keys of a source's record that the file of a fusion keeps.
 _KEPT = ("kora_version", "adapter", "backbone", "experiment", "seed")
 
 
 @dataclass(frozen=True)
 class FusionSource:
-    """One source adapter: where it lies, what its JSON says, and what it is called in tables."""
+    """One source adapter: its folder, its JSON record, and its name in tables."""
 
     folder: Path
     record: Mapping[str, Any]
-    name: str  # experiment/strategy, with the seed where that is not unique
+    name: str  # experiment/strategy, with the seed if that is not unique
 
     def kept(self) -> dict[str, Any]:
-        """What the file of a fusion says of it, in plain types."""
+        """The part of its record that the file of a fusion keeps, in plain types."""
         return {key: self.record[key] for key in _KEPT if key in self.record}
 
 
@@ -72,7 +72,7 @@ class _Stored:
 
 @dataclass
 class Spot:
-    """A place that all sources share, with the adapter of each."""
+    """An insertion point that all sources share, with the adapter of each."""
 
     where: Place | Site
     width: int
@@ -80,7 +80,7 @@ class Spot:
 
     @property
     def key(self) -> str:
-        """Short unique name of the place: `b03_mlp`."""
+        """Short unique name: `b03_mlp`."""
         return self.where.key
 
     def add(self, backbone: Backbone, function: TokenFunction) -> None:
@@ -99,7 +99,7 @@ def is_there(source: str) -> bool:
 def recalled(
     records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], origin: str
 ) -> list[_Stored]:
-    """The sources as the file of a fusion holds them; names of tensors as in the fusion."""
+    """The sources in the file of a fusion, whose names the tensors have."""
     found = [_Stored(record, {}, origin) for record in records]
     for name, tensor in tensors.items():
         place, of_source, rest = name.removeprefix("places.").partition(".adapters.")
@@ -112,16 +112,16 @@ def recalled(
 def read_sources(
     sources: Sequence[str], backbone: Backbone, kept: Sequence[_Stored] = ()
 ) -> tuple[list[FusionSource], list[Spot]]:
-    """The sources, and their places in forward order with the loaded adapters.
+    """The sources, and their insertion points in forward order with the loaded adapters.
 
     Args:
         sources: Adapter folders.
         backbone: On the meta device its weights are not compared, and none are loaded.
-        kept: What `recalled` gave, for folders that are not there any more.
+        kept: What `recalled` returned, for folders that no longer exist.
 
     Raises:
         ValueError: If one is of a strategy that cannot be fused, of another backbone or format, or
-            does not go with the first one.
+            does not fit the first one.
         FileNotFoundError: If one is no adapter folder.
         RuntimeError: If a file is damaged.
     """
@@ -149,8 +149,8 @@ def _refuse_missing(sources: Sequence[str], kept: Sequence[_Stored]) -> None:
         what = "is no adapter folder" if len(missing) == 1 else "are no adapter folders"
         raise FileNotFoundError(
             f"sources: {', '.join(missing)} {what} (no {ADAPTER_CONFIG} there). Train the source "
-            "runs first, or name where their folders lie, or the configs of those runs, which kora "
-            "fit trains where they are missing. To load an earlier fusion, which holds "
+            "runs first, or give the paths of their folders, or the configs of those runs, which "
+            "kora fit trains if they are missing. To load an earlier fusion, which holds "
             "its sources, give its checkpoint (--ckpt_path) or its folder (model.adapter_from)."
         )
 
@@ -158,7 +158,7 @@ def _refuse_missing(sources: Sequence[str], kept: Sequence[_Stored]) -> None:
 def _read(folder: Path) -> _Stored:
     record = read_adapter_config(folder)
     tensors = {
-        name.removeprefix("adapter.").partition(".")[2]: tensor  # behind `adapters.`, `deltas.`
+        name.removeprefix("adapter.").partition(".")[2]: tensor  # after `adapters.`, `deltas.`
         for name, tensor in read_adapter_tensors(folder).items()
         if name.startswith("adapter.")
     }
@@ -190,7 +190,7 @@ def _check(
         if _in_any_order(mine.get(key)) != _in_any_order(theirs.get(key)):
             raise ValueError(
                 f"Source adapter {folder} has {key}={mine.get(key)!r}, and {first} has "
-                f"{theirs.get(key)!r}. Adapters can be fused only where both have one."
+                f"{theirs.get(key)!r}. Only adapters with the same {key} can be fused."
             )
 
 
@@ -237,7 +237,7 @@ def _spots(strategy: Bottleneck | LoRA, backbone: Backbone) -> list[Spot]:
 def _load(
     stored: _Stored, strategy: Bottleneck | LoRA, spots: Sequence[Spot], backbone: Backbone
 ) -> None:
-    """Give every spot the adapter that this source has there."""
+    """Give every insertion point the adapter of this source."""
     mine: dict[str, nn.Parameter] = {}
     for spot in spots:
         adapter: nn.Module
@@ -257,7 +257,7 @@ def _load(
 
 
 def _names(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> list[str]:
-    """experiment/strategy; with the seed, then with a number, while two are equal."""
+    """experiment/strategy; if two are equal, with the seed, and if still equal, a number."""
     names = []
     for folder, record in zip(folders, records, strict=True):
         kind = record["adapter"]["class_path"].rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""GatedKoRA: the corrections of q, k and v of a block meet in a small network that adds to v.
+"""GatedKoRA: a small network combines the corrections of q, k and v of a block, and adds to v.
 
 Shapes: B images, N tokens, I input width, D width of q, of k and of v, R rank, C d_comp.
 """
@@ -25,7 +25,7 @@ _PARTS = ("q", "k", "v")
 class GatedBlock(nn.Module):
     """d_q, d_k, d_v = alpha B A x each, and d_v + g * U gelu(W [d_q; d_k; d_v] + b_W) + b_U.
 
-    The gate g is a number that starts at zero, so it begins as LoRA on q, k and v.
+    The gate g is one number that starts at zero, so the block starts as LoRA on q, k and v.
     """
 
     def __init__(self, sites: Sequence[Site], *, rank: int, d_comp: int, alpha: float) -> None:
@@ -42,7 +42,7 @@ class GatedBlock(nn.Module):
         """(B, N, I) to what is added to q, k and v, (B, N, 3 D)."""
         lows = [delta.alpha * delta.low(x) for delta in self._deltas()]
         parts = [delta.up(low) for delta, low in zip(self._deltas(), lows, strict=True)]
-        # W d = (W B) low: the three corrections are not put beside each other.
+        # W d = (W B) low: the three corrections are not concatenated.
         columns = torch.split(self.compose.weight, [part.shape[-1] for part in parts], dim=1)
         pairs = zip(self._deltas(), lows, columns, strict=True)
         composed = sum(F.linear(low, column @ delta.up_OR) for delta, low, column in pairs)
@@ -56,21 +56,21 @@ class GatedBlock(nn.Module):
 
 
 class GatedKoRA(Strategy):
-    """LoRA on q, k and v whose corrections also meet, within a block, in a gated small network.
+    """LoRA on q, k and v, whose corrections are also combined in a small gated network per block.
 
-    The form that the README of the paper's repository describes; the paper and its notebook have
-    another (`KoRA`). Nothing is composed across blocks.
+    This is the form in the README of the paper's repository; the paper and its notebook describe
+    another one (`KoRA`). Nothing is composed across blocks.
     Source: README of OnePunchMonk/KoRA (2025).
 
     Args:
         rank: R of A (R, I) and B (D, R).
-        d_comp: C, the width of the network between the three.
+        d_comp: C, the width of the small network.
         alpha: Multiplies each correction.
         blocks: Numbers of the adapted blocks; None means all.
 
     Raises:
-        ValueError: For a rank or d_comp below 1, an alpha of 0, or a backbone without a fused qkv
-            that is called.
+        ValueError: For a rank or d_comp below 1, an alpha of 0, or a backbone that calls no fused
+            qkv.
     """
 
     size_argument = "rank"

@@ -16,20 +16,20 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_on_hub(path: str | Path) -> bool:
-    """Whether that is an address of the hub."""
+    """Whether this is an address of the hub."""
     return str(path).startswith("hf:/")
 
 
 def endpoint() -> str | None:
-    """Another server of the same API, by `HF_ENDPOINT`; None: the hub."""
+    """The server that `HF_ENDPOINT` names, with the same API; None: the hub."""
     return os.environ.get("HF_ENDPOINT")
 
 
 def require_repository(name: str) -> str:
-    """The name of a repository, OWNER/NAME.
+    """Return the name of a repository, OWNER/NAME.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It does not have this form.
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name} is no repository of the hub; expected OWNER/NAME.")
@@ -37,12 +37,12 @@ def require_repository(name: str) -> str:
 
 
 def downloaded(address: str | Path) -> Path:
-    """The adapter folder at an address, fetched into the hub's own cache where it is not there.
+    """The adapter folder at an address, fetched into the hub's own cache if it is not there.
 
     Only the JSON, the safetensors and the card are fetched: nothing that could be executed.
 
     Raises:
-        ValueError: It is no address, or no adapter lies there.
+        ValueError: It is no address, or holds no adapter.
         RuntimeError: It cannot be fetched.
     """
     from huggingface_hub import snapshot_download

@@ -25,9 +25,9 @@ from kora.backbone.vit import Backbone, Features
 
 __all__ = ["KoRA", "Node"]
 
-#: What d_comp is where it is left out: at least, for a readout to the logits; else the paper's.
+#: Defaults of d_comp: the minimum for a readout to the logits; for others, that of the paper.
 _TO_LOGITS, _PAPERS = 64, 8
-_NODE = "node."  # before the key of a node, in the names of its inputs
+_NODE = "node."  # prefix of the key of a node in the names of inputs
 
 
 class KoRA(Strategy):
@@ -40,18 +40,18 @@ class KoRA(Strategy):
     Args:
         node_form: What the nodes are, where they sit, and what they add there; the paper's by
             default (`PaperForm`).
-        d_comp: C, the width of the composition space; None: 8, or where the readout goes to the
-            logits the number of classes, and 64 at least.
+        d_comp: C, the width of the composition space. None: 8; for a readout to the logits, the
+            number of classes, but at least 64.
         alpha: Multiplies the readout, and what is injected.
         composer: How the vectors of the nodes become one; the paper's chain by default.
-        readout: Where it goes; the paper's Proj_final on CLS by default. A head that reads patch
-            tokens (depth) sees nothing of that: use TokenReadout with `pool: tokens` there.
-        feedback: Also adds what is composed so far to the tokens behind later blocks.
+        readout: Where this vector goes; the paper's Proj_final on CLS by default. A head that reads
+            patch tokens (depth) does not see that: use TokenReadout with `pool: tokens` there.
+        feedback: Also adds the composition so far to the tokens after later blocks.
 
     Raises:
         ValueError: For a d_comp below 1, an alpha of 0, an unknown or dead site, a pool of `cls` or
-            `both` on a backbone without CLS, a TokenReadout without `pool: tokens`, or where
-            nothing would ever train as all of it starts at zero.
+            `both` on a backbone without CLS, a TokenReadout without `pool: tokens`, or if nothing
+            would ever train because all parts start at zero.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class KoRA(Strategy):
         self.needs_backbone_grad = (self.node_form.injection, feedback) != (None, None)
         self.needs_last_tokens = pool != "cls"
         self.nodes = nn.ModuleDict()
-        self.silent = nn.ModuleDict()  # what injects and is no node
-        #: Given p_1 ... p_L and c_L of every pass, as long as somebody reads them.
+        self.silent = nn.ModuleDict()  # injected corrections that are no nodes
+        #: If set, it is called with p_1 ... p_L and c_L of every pass.
         self.observer: Callable[[Sequence[Tensor], Tensor], None] | None = None
 
     @property
     def label(self) -> str:
-        """That of the nodes: `KoRA` or `KoRA-side`, or `KoRA-refined`, which injects nothing.
+        """The label of the nodes: `KoRA`, `KoRA-side`, or `KoRA-refined`, which injects nothing.
 
-        `KoRA-refined-injected` has LoRA at the nodes, `KoRA-over-LoRA` at other sites too. With
-        `-feedback`, and `-tokens`, `-logits` or, for refined nodes, `-pooled` for a composition
-        that goes elsewhere than theirs usually does.
+        `KoRA-refined-injected` has LoRA at the nodes, `KoRA-over-LoRA` at other sites too. Then
+        `-feedback`, if there is one, and `-tokens`, `-logits` or `-pooled`, if the readout is not
+        the usual one: to the logits for refined nodes, to the pooled vector for the others.
         """
         refined = isinstance(self.node_form, RefinedForm)
         if self.readout.per_token:
@@ -106,23 +106,23 @@ class KoRA(Strategy):
 
     @property
     def without_effect(self) -> str:
-        """What to do where a part of it does not reach the head."""
+        """Advice if a part of it does not reach the head."""
         if self.readout.per_token:
             return super().without_effect
         return (
-            f"{type(self.readout).__name__} changes the pooled vector alone, and this head reads "
+            f"{type(self.readout).__name__} changes only the pooled vector, and this head reads "
             "patch tokens: use readout TokenReadout with pool tokens "
             "(--config configs/adapters/kora_tokens.yaml)."
         )
 
     def parts(self) -> dict[str, LowRankDelta]:
-        """The corrections that it injects, by site: those of nodes and those that are none."""
+        """The corrections that it injects, by site: those of nodes, and the others."""
         found = self.silent.items()
         own = ((key, node.delta) for key, node in self._nodes().items() if node.inject)
         return {key: delta for key, delta in (*found, *own) if isinstance(delta, LowRankDelta)}
 
     def attach(self, backbone: Backbone) -> None:
-        """Place the nodes, then size the composer and the readout."""
+        """Place the nodes, then build the composer and the readout."""
         assert not self.nodes, "attached twice"
         form = self.node_form
         if self.d_comp is None:
@@ -151,18 +151,18 @@ class KoRA(Strategy):
             self.feedback.build(backbone, self._nodes(), self.composer, d_comp, self.alpha)
 
     def forward(self, backbone: Backbone, images: Tensor) -> Features:
-        """Features with the composition read out."""
+        """Features with the readout of the composition added."""
         return self.read_out(*self.look(backbone, images))
 
     def look(self, backbone: Backbone, images: Tensor) -> tuple[Features, list[Tensor]]:
-        """The features of a pass, and what each node kept of it."""
+        """Run a pass: its features, and what each node kept of it."""
         self.listen()
         if self.feedback is not None:
             self.feedback.sent = []
         return super().forward(backbone, images), self.taken()
 
     def listen(self) -> None:
-        """Have every node keep what it pools of the next pass."""
+        """Let every node keep its pooled tokens of the next pass."""
         for node in self._nodes().values():
             node.listen()
 
@@ -171,7 +171,7 @@ class KoRA(Strategy):
         return [node.taken() for node in self._nodes().values()]
 
     def read_out(self, features: Features, taken: Sequence[Tensor]) -> Features:
-        """Features with what the nodes kept composed and read out."""
+        """Compose what the nodes kept, and add the readout to the features."""
         sent = [] if self.feedback is None else self.feedback.sent
         rest = list(zip(self._nodes().values(), taken, strict=True))[len(sent) :]
         vectors = sent + [node.vector(kept) for node, kept in rest]
@@ -182,22 +182,22 @@ class KoRA(Strategy):
         return adapted
 
     def frozen_pass(self) -> FrozenPass:
-        """Of a side network, whose nodes send no tokens."""
+        """For a side network whose nodes keep no whole tokens."""
         if self.needs_backbone_grad:
             return super().frozen_pass()
         if self.node_form.pool in WHOLE:
             raise ValueError(
-                f"adapter.node_form.pool is '{self.node_form.pool}': to keep all tokens of every "
-                "site takes longer to read than the backbone to compute"
+                f"adapter.node_form.pool is '{self.node_form.pool}': a cache of all tokens of "
+                "every site takes longer to read than the backbone takes to compute them"
             )
         return SidePass(self)
 
     def penalty(self) -> Tensor | None:
-        """What the matrices of the nodes have in common, where that is to be small."""
+        """The node form's penalty, such as the overlap of its matrices; None for none."""
         return self.node_form.penalty(self._nodes())
 
     def _refuse_silence(self, d_comp: int) -> None:
-        """A product of two zeros has no gradient: neither would ever leave zero."""
+        """Refuse nodes and readout that both start at zero: neither would get a gradient."""
         first = next(iter(self._nodes().values()))
         place = next(first.parameters()).device
         if place.type == "meta" or not (first.starts_silent and self.readout.starts_closed):
@@ -220,7 +220,7 @@ class KoRA(Strategy):
 
 
 class SidePass(FrozenPass):
-    """The features, and beside them what each node of a side network keeps of the pass."""
+    """The features, and what each node of a side network keeps of the pass."""
 
     def __init__(self, kora: KoRA) -> None:
         self.kora = kora
@@ -230,15 +230,15 @@ class SidePass(FrozenPass):
         return {"nodes": list(self.kora.nodes), "pool": self.kora.node_form.pool}
 
     def listen(self) -> None:
-        """Have every node keep what it pools."""
+        """Let every node keep its pooled tokens."""
         self.kora.listen()
 
     def taken(self, features: Features) -> dict[str, Tensor]:
-        """The features by their names, and (B, ...) of each node under `node.` and its key."""
+        """The features by name, and (B, ...) of each node as `node.` and its key."""
         of_nodes = zip(self.kora.nodes, self.kora.taken(), strict=True)
         return named_features(features) | {f"{_NODE}{key}": kept for key, kept in of_nodes}
 
     def features(self, inputs: Inputs) -> Features:
-        """What the side network makes of them."""
+        """Features with the readout of the side network added."""
         taken = [inputs[f"{_NODE}{key}"] for key in self.kora.nodes]
         return self.kora.read_out(features_from(inputs), taken)

@@ -30,7 +30,7 @@ class LoRA(Strategy):
             `k` and `v` are row slices of the fused layer: it stays one matrix product.
         blocks: Numbers of the adapted blocks; None means all.
         allow_dead_sites: Accept sites that are not used at all (the published protocol adapts
-            timm's classifier); never those whose weight forward reads without calling them.
+            timm's classifier), but never layers whose weight forward reads without calling them.
 
     Raises:
         ValueError: For a rank below 1 or above the layer's, an alpha of 0, an unknown or dead site,
@@ -65,7 +65,7 @@ class LoRA(Strategy):
 
     @property
     def label(self) -> str:
-        """`LoRA`, or `LoRA-qv` where parts of the attention's input alone are adapted."""
+        """`LoRA`, or `LoRA-qv` and the like if only parts of the attention's input are adapted."""
         parts = [site for site in ("q", "k", "v") if site in self.sites]
         return type(self).__name__ + f"-{''.join(parts)}" * (len(parts) == len(self.sites))
 
@@ -81,7 +81,7 @@ class LoRA(Strategy):
 
     @torch.no_grad()
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Weights of timm's model with each site's correction in its rows."""
+        """Weights of timm's model with each site's correction added to its rows."""
         state = plain_state(backbone)
         for site in find_sites(
             backbone, self.sites, blocks=self.blocks, allow_dead_sites=self.allow_dead_sites

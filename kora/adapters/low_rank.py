@@ -50,7 +50,7 @@ class LowRankDelta(nn.Module):
         return F.linear(low, self.up_OR)
 
     def forward(self, x: Tensor) -> Tensor:
-        """alpha * B A x: (..., I) to (..., O). Alpha multiplies where the tensor is smallest."""
+        """alpha * B A x: (..., I) to (..., O). Alpha multiplies the smallest tensor."""
         return self.up(self.alpha * self.low(x))
 
     def update(self) -> Update:

@@ -1,4 +1,4 @@
-"""Strategies at one number of trainable parameters: which size of each comes nearest to it."""
+"""Match strategies by trainable parameters: the size of each that comes nearest to a target."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kora.backbone.vit import Backbone
 
 __all__ = ["Match", "count_trainable", "match", "nearest_size", "render"]
 
-#: Per cent within which two strategies are called equally large.
+#: Difference in per cent up to which two strategies count as equally large.
 TOLERANCE_PERCENT = 5.0
-_ENDLESS = 2**40  # no layer is as wide
+_ENDLESS = 2**40  # wider than any layer
 
 
 @dataclass(frozen=True)
 class Match:
-    """One strategy at the size that comes nearest to the target; the head counts nowhere."""
+    """One strategy at the size that comes nearest to the target; the head is not counted."""
 
     config: str
     strategy: str
-    argument: str | None  # None: nothing makes it larger or smaller
+    argument: str | None  # None: its size is fixed
     configured: int | None
     size: int | None
     parameters: int
@@ -44,7 +44,7 @@ class Match:
 def match(
     strategies: Iterable[tuple[str, Strategy]], backbone: Backbone, target: int
 ) -> list[Match]:
-    """The best size of each strategy, which is named by its config and not attached yet.
+    """The best size of each strategy; they come with their configs and are not attached yet.
 
     Raises:
         ValueError: A strategy does not fit the backbone as it is configured.
@@ -53,7 +53,7 @@ def match(
 
 
 def count_trainable(strategy: Strategy, backbone: Backbone) -> int:
-    """What a strategy would train on a backbone. Both stay as they are; no storage is needed."""
+    """Parameters that a strategy would train on a backbone; changes neither, needs no storage."""
     fresh, twin = copy.deepcopy((strategy, backbone))
     with torch.device("meta"):
         fresh.attach(twin)
@@ -61,11 +61,11 @@ def count_trainable(strategy: Strategy, backbone: Backbone) -> int:
 
 
 def nearest_size(count: Callable[[int], int], target: int, *, start: int) -> tuple[int, int]:
-    """The size whose count is nearest to the target, and that count; the smaller one of two.
+    """The size whose count is nearest to the target, and that count; on a tie, the smaller one.
 
     Counts must grow with the size. A size that `count` refuses with a ValueError is too large; if
-    it refuses `start`, that error is raised. Guesses go along the line through the last two counts,
-    which are nearly always affine in the size, and bisect where that does not help.
+    it refuses `start`, that error is raised. Counts are nearly always affine in the size, so
+    guesses follow the line through the two nearest counts; if that does not help, they bisect.
     """
     counts: dict[int, float] = {start: count(start)}
     low, high, guess = 0, _ENDLESS, start
@@ -88,7 +88,7 @@ def nearest_size(count: Callable[[int], int], target: int, *, start: int) -> tup
 
 
 def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> Group:
-    """A table with a strategy a row, and what to do where the size alone does not suffice."""
+    """A table with one strategy per row, and advice if the size alone is not enough."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("strategy, config", overflow="fold")
     for name in ("size", "instead of", "parameters", "difference"):
@@ -108,7 +108,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
 
 
 def _note(row: Match) -> str:
-    """What to do about a strategy that does not come near."""
+    """Advice on a strategy that does not come near the target."""
     if row.argument is None:
         return f"{row.strategy} ({row.config}): no rank or width makes it larger or smaller."
     return (
@@ -133,14 +133,14 @@ def _match_one(config: str, strategy: Strategy, backbone: Backbone, target: int)
 
 
 def _next_guess(counts: dict[int, float], target: int, low: int, high: int) -> int:
-    """A size between the bounds, which are not counted in."""
+    """A size strictly between the bounds."""
     nearest = sorted(_finite(counts), key=lambda size: abs(counts[size] - target))[:2]
     refused = high < _ENDLESS and counts[high] == math.inf
     if len(nearest) == 2 and len(counts) < 8 and not refused:
         one, other = nearest
         slope = (counts[other] - counts[one]) / (other - one)
         guess = math.floor(one + (target - counts[one]) / slope)
-    elif high == _ENDLESS:  # as if it were proportional to the size
+    elif high == _ENDLESS:  # as if counts were proportional to the size
         guess = max(2 * low, round(low * target / max(counts[low], 1)))
     else:
         guess = (low + high) // 2

@@ -15,14 +15,14 @@ __all__ = ["MultiLayerProbe"]
 class MultiLayerProbe(Strategy):
     """No adapter: the head reads the pooled vector and summaries of several frozen layers.
 
-    It is the control of every adapter that reads several layers: as much of them, and nothing in
-    between. For depth, `LinearDepth` reads four levels already.
+    It is the control for every adapter that reads several layers: the head reads as much of them,
+    with nothing in between. For depth, `LinearDepth` reads four levels already.
     Source: Evci et al. 2022 (Head2Toe, arXiv:2201.03529); with `layer: block`, CLS of the last
     blocks and the mean of the last, the linear evaluation of Oquab et al. 2023 (DINOv2,
     arXiv:2304.07193), appendix B.3.
 
     Args:
-        layer: As in `LayerSummaries`, like the others.
+        layer: See `LayerSummaries`.
         cls_blocks: Blocks whose CLS token is read, the last six by default.
         mean_blocks: Blocks whose mean over the patch tokens is read, the last six by default.
 
@@ -31,7 +31,7 @@ class MultiLayerProbe(Strategy):
     """
 
     needs_backbone_grad = False
-    needs_last_tokens = False  # LayerSummaries says so itself
+    needs_last_tokens = False  # LayerSummaries has its own flag
     carries_over = False
 
     def __init__(
@@ -49,12 +49,12 @@ class MultiLayerProbe(Strategy):
 
     @property
     def label(self) -> str:
-        """`MultiLayerProbe`, or `MultiLayerProbe-block` where outputs of blocks are read."""
+        """`MultiLayerProbe`, or `MultiLayerProbe-block` if outputs of blocks are read."""
         return "MultiLayerProbe" + "-block" * (self.layer == "block")
 
     @property
     def head_layers(self) -> LayerSummaries:
-        """What this strategy is."""
+        """The summaries that the head reads."""
         return self.summaries
 
     def attach(self, backbone: Backbone) -> None:

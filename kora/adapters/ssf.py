@@ -1,4 +1,4 @@
-"""SSF: a scale and a shift for each channel, behind every operation of the backbone.
+"""SSF: a scale and a shift for each channel, after every operation of the backbone.
 
 Shapes: B images, N tokens, O channels of a layer's output.
 """
@@ -22,20 +22,20 @@ class SSF(Strategy):
     """y = scale * f(x) + shift for each layer f: linear, norm, patch embedding.
 
     Starts as exactly the frozen backbone: scale 1, shift 0 (the published code draws both with
-    standard deviation 0.02 around that: `init_std`). It can be folded into the weights afterwards
-    (`merged`), and costs nothing then.
+    standard deviation 0.02 around that: `init_std`). `merged` folds it into the weights; after that
+    it costs nothing.
     Source: Lian et al. 2022, arXiv:2210.08823, section 3; 0.21 M parameters on ViT-B.
 
     Args:
         sites: Linear layers, see LoRA; whole layers only.
         norms: Also the norms of the blocks.
-        outer: Also what is outside of the blocks: patch embedding, first and final norm.
+        outer: Also layers outside the blocks: patch embedding, first and final norm.
         blocks: Numbers of the adapted blocks; None means all.
         init_std: Standard deviation of scale and shift at the start, around 1 and 0.
 
     Raises:
-        ValueError: For an unknown or dead site, q, k or v alone, a block that is not there, or a
-            negative init_std.
+        ValueError: For an unknown or dead site, q, k or v alone, an unknown block, or a negative
+            init_std.
     """
 
     needs_last_tokens = False
@@ -62,7 +62,7 @@ class SSF(Strategy):
 
     @property
     def without_effect(self) -> str:
-        """What to do about affines behind what the head reads."""
+        """Advice on affines that come after what the head reads."""
         return "Leave them out (outer: false), or use a head that reads what they change."
 
     def attach(self, backbone: Backbone) -> None:
@@ -143,7 +143,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _outer_paths(backbone: Backbone) -> list[str]:
-    first = "patch_embed.proj"  # nothing at the end of a stem of convolutions
+    first = "patch_embed.proj"  # an identity after a stem of convolutions
     paths = [first] if hasattr(frozen_layer(backbone, first), "weight") else []
     there = dict(backbone.model.named_modules())
     norms = [p for p in ("patch_embed.norm", "norm_pre", "norm", "fc_norm") if p in there]

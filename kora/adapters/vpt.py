@@ -1,4 +1,4 @@
-"""VPT: trained tokens that a block's attention sees beside those of the image.
+"""VPT: trained tokens that a block's attention sees in addition to those of the image.
 
 Shapes: B images, N tokens of the image (CLS and registers first), K prompts, D width.
 """
@@ -22,28 +22,28 @@ __all__ = ["VPT"]
 
 
 class VPT(Strategy):
-    """Visual prompt tuning: each block attends to K trained tokens beside the N of the image.
+    """Visual prompt tuning: each block attends to K trained tokens and the N of the image.
 
     [Z_i, _] = block_i([Z_{i-1}, P_i]); shallow: one P before the first block, carried through all.
-    Prompts come after the position embedding, CLS and registers, and have no position. They stand
-    behind the patches, where removing them is a view: attention does not know an order, so the
-    features are those of the published place behind CLS. They leave before the final norm. A head,
-    and a backbone that averages or pools its tokens, reads the image's alone (the paper's
-    `image-pool`; for CLS there is no difference).
+    Prompts are added after the position embedding, so they have no position. They come after the
+    patches, which makes removing them a view; attention ignores order, so features equal those of
+    the published place after CLS. They are removed before the final norm: a head, or a backbone
+    that averages or pools its tokens, reads only those of the image (the paper's `image-pool`; for
+    CLS there is no difference).
 
-    It does not start at the frozen backbone: the first softmax already sees the prompts.
+    It does not start as the frozen backbone: the first softmax already sees the prompts.
     Source: Jia et al. 2022, arXiv:2203.12119; start and dropout as in its code.
 
     Args:
-        prompts: K, the tokens that a block is given.
-        deep: New prompts before every block. False is VPT-shallow: before the first of them only.
+        prompts: K, the number of prompts that a block gets.
+        deep: New prompts before every block. False is VPT-shallow: only before the first block.
         dropout: Probability with which numbers of the prompts are dropped in training.
         blocks: Numbers of the blocks that see prompts; None means all. Shallow prompts enter at
             the first block, so `blocks` is for deep ones.
 
     Raises:
-        ValueError: For no prompts, a dropout outside [0, 1), a block that is not there, `blocks`
-            with shallow prompts, or a backbone whose attention knows the place of each token in
+        ValueError: For no prompts, a dropout outside [0, 1), an unknown block, `blocks` with
+            shallow prompts, or a backbone whose attention depends on the place of each token in
             the grid (rotary or relative positions: DINOv3, EVA02, BEiT).
     """
 
@@ -70,7 +70,7 @@ class VPT(Strategy):
         self.dropout = dropout
         self.blocks = blocks
         self.tokens = nn.ModuleDict()
-        # Shallow prompts are taken away behind the last block, counted from the end.
+        # Shallow prompts are removed after the last block, counted from the end.
         self.needs_last_tokens = not deep
 
     @property
@@ -91,7 +91,7 @@ class VPT(Strategy):
 
 
 class Prompt(nn.Module):
-    """The K tokens (K, D) that one block is given.
+    """The K prompts (K, D) that one block gets.
 
     They start uniform in +-sqrt(6 / (3 p q + D)) for patches of p by q pixels: Xavier's bound for
     the patch embedding (VPT's code).
@@ -104,7 +104,7 @@ class Prompt(nn.Module):
         self.prompt_KD = nn.Parameter(torch.empty(number, width).uniform_(-bound, bound))
 
     def hook(self, model: Any, block: int, *, deep: bool) -> None:
-        """Append before a block; remove behind it (deep), or before the final norm (shallow)."""
+        """Append before a block; remove after it (deep), or before the final norm (shallow)."""
         model.blocks[block].register_forward_pre_hook(self.append)
         if deep:
             model.blocks[block].register_forward_hook(self.remove)
@@ -114,7 +114,7 @@ class Prompt(nn.Module):
     def append(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(B, N, D) to (B, N + K, D)."""
         x, *others = inputs
-        # shape, as len() would fix B in an exported graph
+        # x.shape, as len() would fix B in an exported graph
         tokens = self.prompt_KD.to(x.dtype).expand(x.shape[0], -1, -1)
         if self.dropout:
             tokens = F.dropout(tokens, self.dropout, self.training)
@@ -131,7 +131,7 @@ class Prompt(nn.Module):
 
 
 def _refuse_known_positions(backbone: Backbone) -> None:
-    """Run the architecture once without storage, with a prompt more than the grid has tokens."""
+    """Refuse attention that fixes positions: run it once without storage, with an extra token."""
     with torch.device("meta"):
         probe = Prompt(1, backbone.width, patch=(1, 1), dropout=0.0)
     try:

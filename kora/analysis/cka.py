@@ -20,7 +20,7 @@ __all__ = [
     "unbiased_hsic",
 ]
 
-#: Images a batch below which the unbiased estimate is not defined.
+#: Images per batch below which the unbiased estimate is not defined.
 LEAST_IMAGES = 4
 #: Features that vary by less than this share of their size are constant, up to float32's rounding.
 _CONSTANT = 1e-6
@@ -33,14 +33,14 @@ class MinibatchCKA:
     """Linear CKA between M feature sets, from batches that are seen once.
 
     CKA_ij = sum_b HSIC1_b(i, j) / sqrt(sum_b HSIC1_b(i, i) * sum_b HSIC1_b(j, j)): a ratio of sums.
-    HSIC1 has no bias at any batch size, so small batches estimate what the whole set would give, as
-    long as a batch is a random draw: shuffle data that is sorted by class. Not clamped: features
+    HSIC1 has no bias at any batch size, so small batches estimate what the whole set would give,
+    if each batch is a random draw: shuffle data that is sorted by class. Not clamped: features
     that have nothing in common scatter around 0.
     Source: Nguyen et al. 2021, arXiv:2010.15327, section 2, after Kornblith et al. 2019,
     arXiv:1905.00414.
 
-    The sums are kept by batch, so that batches can be drawn again for an interval. When there are
-    more than `most_groups`, neighbouring ones are added up: memory does not grow with the images.
+    The sums are kept per batch, so that batches can be resampled for an interval. Beyond
+    `most_groups`, neighbouring ones are added up: memory does not grow with the number of images.
     """
 
     def __init__(self, sets: int, *, most_groups: int = 256) -> None:
@@ -95,7 +95,7 @@ class MinibatchCKA:
     ) -> tuple[Array, Array]:
         """Lower and upper ends (Q,) of a 95 % percentile bootstrap that draws groups of batches.
 
-        It speaks of other images from the same source, for these very models. NaN with one group.
+        It covers other images from the same source, for these same models. NaN with one group.
         """
         i, j = np.asarray(pairs).reshape(-1, 2).T
         if self.groups < 2:
@@ -149,7 +149,7 @@ def unbiased_hsic(features: Features) -> Array:
 def biased_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
     """Linear CKA of two feature sets (n, D) as Kornblith et al. 2019 define it.
 
-    Near 1 even for independent features where n is not far above D; here for comparison only.
+    Near 1 even for independent features if n is not far above D; for comparison only.
     """
     x, y = _centred(x), _centred(y)
     mixed, left, right = (np.linalg.norm(a.T @ b) ** 2 for a, b in ((x, y), (x, x), (y, y)))
@@ -159,7 +159,7 @@ def biased_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> fl
 def biased_matrix(features: Features) -> Array:
     """`biased_cka` (M, M) between M feature sets (n, D); NaN where features do not vary.
 
-    In the dual form, <H K H, H L H>, which the published notebook of KoRA computes as well.
+    In the dual form, <H K H, H L H>, as in the published notebook of KoRA.
     """
     flat_ME = np.stack([(x @ x.T).reshape(-1) for x in map(_varying, features)])
     hsic_MM: Array = flat_ME @ flat_ME.T
@@ -184,7 +184,7 @@ def _u_centred(features: NDArray[np.floating[Any]], number: int) -> Array:
         raise ValueError(
             f"Feature set {number} holds numbers that are not finite: the model diverged."
         )
-    x = _varying(features)  # it changes nothing but the rounding, which large offsets make worse
+    x = _varying(features)  # centring only reduces rounding errors, which grow with offsets
     n = len(x)
     gram_nn: Array = x @ x.T
     np.fill_diagonal(gram_nn, 0)
@@ -198,7 +198,7 @@ def _u_centred(features: NDArray[np.floating[Any]], number: int) -> Array:
 
 
 def _varying(features: NDArray[np.floating[Any]]) -> Array:
-    """Centred; exactly zero where they do not vary from image to image."""
+    """Centred features; exactly zero if they do not vary from image to image."""
     x = _centred(features)
     return x * 0 if np.abs(x).max() <= _CONSTANT * np.abs(features).max() else x
 
@@ -212,7 +212,7 @@ def _centred(features: NDArray[np.floating[Any]]) -> Array:
 
 def _ratio(mixed: Array, left: Array, right: Array) -> Array:
     """mixed / sqrt(left * right); NaN where either is 0."""
-    # Of one number with itself the root is exact, so equal features give exactly 1.
+    # The root of a square is exact, so equal features give exactly 1.
     scale = np.sqrt(left * right)
     ratio = np.full(mixed.shape, np.nan)
     np.divide(mixed, scale, out=ratio, where=scale > 0)

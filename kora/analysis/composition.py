@@ -23,8 +23,8 @@ class Contributions:
     """Gathers, over batches, the norm of p_i and by how much c_L changes without it.
 
     contribution_i = sum over images ||c_L - c_L(p_i = 0)|| / sum over images ||c_L||, with all
-    other nodes as they are: what the node says of its own, not what later nodes make of its
-    injected output. In float64, on a copy of the composer: what is below 1e-15 is rounding.
+    other nodes unchanged: what the node itself sends, not its effect on later nodes through its
+    injected output. In float64, on a copy of the composer: values below 1e-15 are rounding.
     """
 
     def __init__(self, adapter: KoRA) -> None:
@@ -38,7 +38,7 @@ class Contributions:
 
     @torch.no_grad()
     def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
-        """Take the vectors p_1 ... p_L of a batch, (B, C) or (B, N, C); c_L is computed anew."""
+        """Add the vectors p_1 ... p_L of a batch, (B, C) or (B, N, C); c_L is computed again."""
         given = [vector.detach().cpu().double() for vector in vectors]
         whole = self._compose(given)
         self.images += len(composed)
@@ -50,7 +50,7 @@ class Contributions:
             self.changes[i] += _sum_of_norms(whole - self._compose(without))
 
     def shares(self) -> dict[str, float]:
-        """The contribution of each node, by its key; 0 where c_L is zero."""
+        """The contribution of each node, by its key; 0 if c_L is zero."""
         total = self.composed or 1.0
         return {key: change / total for key, change in zip(self.keys, self.changes, strict=True)}
 
@@ -79,5 +79,5 @@ def projection_spectrum(node: Node) -> list[float]:
 
 
 def _sum_of_norms(tensor: Tensor) -> float:
-    """Over images, of all tokens of an image together."""
+    """Sum over images of the norm of all tokens of an image together."""
     return float(tensor.flatten(1).norm(dim=1).sum())

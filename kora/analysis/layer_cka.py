@@ -1,4 +1,4 @@
-"""CKA between the layers of several models, of the same images: the comparisons and their record.
+"""CKA between the layers of several models on the same images: comparisons and their record.
 
 Shapes: L layers of a model, n images of a batch, D width
 """
@@ -18,14 +18,14 @@ from kora.console.tables import csv_text
 
 __all__ = ["FEW", "Comparison", "LayerCKA", "Model", "compare_layers"]
 
-#: Images of the biased estimate that is recorded beside the unbiased one: a batch of the notebook.
+#: Images of the biased estimate, recorded next to the unbiased one: a batch of the notebook.
 FEW = 32
 
-#: A feature that moves by less than this share of its size has not moved, up to rounding.
+#: A feature that changes by less than this share of its size is unchanged, up to rounding.
 _SAME = 1e-6
 
 Array = NDArray[np.float64]
-#: For each model, a vector (n, D) of each of its layers.
+#: For each model, the features (n, D) of each of its layers.
 Batch = Sequence[Sequence[Array]]
 
 
@@ -47,11 +47,11 @@ class Comparison:
     first: Model  # its layers are the rows
     second: Model  # its layers are the columns
     cka: Array  # (L, L); NaN where a layer is the same for every image
-    #: Ends (L,) of the intervals of the diagonal; None where the layers do not correspond.
+    #: Ends (L,) of the intervals of the diagonal; None if the layers do not correspond.
     low: Array | None
     high: Array | None
     #: The usual biased estimate (L, L) on the first 32 images, for comparison with publications
-    #: that rest on such a batch; None where there were fewer.
+    #: that use such a batch; None if there were fewer.
     biased: Array | None = None
 
     @property
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """In words."""
+        """The comparison in words."""
         if self.first == self.second:
             return f"within {self.first.label}"
         return f"{self.first.label} against {self.second.label}"
@@ -96,7 +96,7 @@ class LayerCKA:
         return next(comparison for comparison in self.comparisons if comparison.name == name)
 
     def remarks(self) -> list[str]:
-        """What the numbers cannot say by themselves, a sentence each."""
+        """Sentences on what the numbers cannot show by themselves."""
         said = [_of_unchanged(m, self.unchanged[m.key]) for m in self.models if m.key != m.frozen]
         if self.groups < 2:
             said.append("There is one minibatch, so there are no intervals: take more images.")
@@ -108,7 +108,7 @@ class LayerCKA:
         for comparison in self.comparisons:
             if comparison.low is None:
                 said.append(
-                    f"{comparison.title}: they have other layers, so there is no diagonal; "
+                    f"{comparison.title}: their layers differ, so there is no diagonal; "
                     f"the matrix is in {comparison.name}."
                 )
         if any(np.isnan(comparison.cka).any() for comparison in self.comparisons):
@@ -131,7 +131,7 @@ class LayerCKA:
         }
 
     def to_csv(self) -> str:
-        """A row for each pair of layers; the interval stands where there is one."""
+        """CSV with a row for each pair of layers, and the interval if there is one."""
         heads = ["comparison", "model", "layer", "other_model", "other_layer", "cka", "low", "high"]
         rows = []
         for c in self.comparisons:
@@ -209,17 +209,17 @@ def _comparison(
 
 
 def _is_same(mine: Array, frozen: Array) -> bool:
-    if mine.shape != frozen.shape:  # more channels, such as a composition beside the pooled vector
+    if mine.shape != frozen.shape:  # more channels, such as a composition next to the pooled vector
         return False
     return bool(np.abs(mine - frozen).max() <= _SAME * np.abs(frozen).max())
 
 
 def _of_unchanged(model: Model, unchanged: Sequence[str]) -> str:
-    """What follows from layers that the adapter leaves as they are."""
+    """A remark on layers that the adapter leaves unchanged; "" if there is nothing to say."""
     if set(unchanged) == set(model.layers):
         return (
-            f"{model.label} changes no layer, the final feature included: all is the frozen "
-            "backbone's, and CKA shows nothing of this run."
+            f"{model.label} changes no layer, not even the final feature: all features are the "
+            "frozen backbone's, and CKA shows nothing about this run."
         )
     if set(model.layers) - set(unchanged) == {"final"}:
         return (

@@ -15,8 +15,8 @@ __all__ = ["norm", "singular_values"]
 def singular_values(left_MK: Tensor, right_KN: Tensor) -> Tensor:
     """Singular values of left @ right, largest first: min(M, K, N) of them, float64.
 
-    left = Q1 R1 and right^T = Q2 R2, so left @ right = Q1 (R1 R2^T) Q2^T, and those of the
-    small middle are those of the whole. No (M, N) matrix is made.
+    left = Q1 R1 and right^T = Q2 R2, so left @ right = Q1 (R1 R2^T) Q2^T, which has the singular
+    values of the small R1 R2^T. No (M, N) matrix is made.
     """
     left, right = left_MK.detach().cpu().double(), right_KN.detach().cpu().double()
     r_left = torch.linalg.qr(left, mode="r").R

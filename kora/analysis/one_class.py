@@ -1,7 +1,7 @@
-"""What weighted F1 says where the test set holds one true class only: nothing beyond accuracy.
+"""Weighted F1 on a test set with only one true class: it says nothing beyond accuracy.
 
-Every prediction of that class is right then, so its precision is 1 and its recall is the accuracy
-a; the other classes have no weight. Weighted F1 is F1 of that class, 2a / (1 + a).
+Every prediction of that class is right, so its precision is 1 and its recall is the accuracy a; the
+other classes have no weight. Weighted F1 is the F1 of that class, 2a / (1 + a).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def f1_of_one_class(accuracy: float) -> float:
 def fits_one_class(accuracy: str, f1: str) -> bool:
     """Whether a printed F1 is 2a / (1 + a) of a printed accuracy, to its last digit.
 
-    A printed accuracy stands for every number that rounds to it, so its F1 has to lie within what
-    those give, rounded as it is printed itself. Both lie in [0, 1], such as "0.7104".
+    A printed accuracy stands for every number that rounds to it, so the printed F1 must be in the
+    range that these give, rounded to its own digits. Both are in [0, 1], such as "0.7104".
     """
     a, printed = Decimal(accuracy), Decimal(f1)
     half = _last_digit(a) / 2

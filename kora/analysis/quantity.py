@@ -20,7 +20,7 @@ class Quantity:
     title: str  # for a picture; a few words
     definition: str  # what exactly was measured
     values: Mapping[Place, float | None]  # in forward order; None: nothing finite was measured
-    family: str = ""  # quantities of one share a colour scale; its own name if empty
+    family: str = ""  # quantities of a family share a colour scale; its own name if empty
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much of what nodes say another one says as well.
+"""Redundancy of nodes: how similar the directions of their vectors are.
 
 Shapes: L nodes, B images, N tokens, C d_comp.
 """
@@ -18,9 +18,8 @@ __all__ = ["redundancy"]
 def redundancy(vectors: Sequence[Tensor]) -> float:
     """The mean over images (and tokens) and pairs i < j of |cos(p_i, p_j)|.
 
-    0 for nodes that are orthogonal, 1 for nodes that say the same; of random directions about
-    sqrt(2 / (pi C)). A node that says nothing (p = 0) counts as orthogonal to all. Each vector is
-    (B, C) or (B, N, C).
+    0 for orthogonal nodes, 1 for parallel ones, about sqrt(2 / (pi C)) for random directions. A
+    node with p = 0 counts as orthogonal to all. Each vector is (B, C) or (B, N, C).
     """
     if len(vectors) < 2:
         return 0.0

@@ -1,7 +1,7 @@
 """The statistics of a comparison, in plain NumPy: intervals, a permutation test, Holm's correction.
 
-What each says, and does not say: docs/explanation/statistics.md. Every function gives the same
-numbers each time: what it draws comes from its own generator.
+What each means, and does not mean: docs/explanation/statistics.md. Every function gives the same
+numbers each time, as it draws from its own generator.
 
 Shapes: S seeds, I images, U distinct images, B resamples
 """
@@ -33,11 +33,11 @@ RESAMPLES = 10_000  # of the bootstrap and of the permutation test
 _LEVEL = 0.95
 _POWER = 0.8
 _AT_ONCE = 4_000_000  # numbers drawn at a time, which bounds the memory
-_EXACT = 1 << 21  # different sums of flipped signs, up to which all are counted
+_EXACT = 1 << 21  # most different sums of flipped signs that are all counted
 
 
 def t_half_width(sample: Sequence[float]) -> float | None:
-    """Half the 95 % t-interval of the mean of n values, t(n - 1) s / sqrt(n); None below two."""
+    """Half the 95 % t-interval of the mean of n values, t(n - 1) s / sqrt(n); None if n < 2."""
     n = len(sample)
     if n < 2:
         return None
@@ -47,17 +47,17 @@ def t_half_width(sample: Sequence[float]) -> float | None:
 
 
 def crossed_bootstrap(difference_SI: NDArray[Any]) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference, seeds and images drawn anew independently.
+    """95 % percentile interval of the mean difference, seeds and images resampled independently.
 
-    Each resample draws S seeds and I images with replacement; every drawn seed keeps every drawn
-    image. That is the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111). Of one
+    Each resample draws S seeds and I images with replacement, and takes every drawn image of every
+    drawn seed: the pigeonhole bootstrap of a crossed design (Owen 2007, arXiv:0712.1111). With one
     seed it is the interval over images alone.
     """
     difference_SI = np.asarray(difference_SI, dtype=np.float64)
     assert difference_SI.size, "no seed, or no image"
     seeds, images = difference_SI.shape
-    # Equal images are drawn together: how often each kind comes is multinomial. Right and wrong
-    # leave few kinds, which makes ten thousand images as quick as ten.
+    # Equal images are drawn together: the count of each kind is multinomial. Right and wrong give
+    # few kinds, so ten thousand images are as quick as ten.
     kinds_SU, counts_U = np.unique(difference_SI, axis=1, return_counts=True)
     generator = np.random.default_rng(0)
     means = np.empty(RESAMPLES)
@@ -72,15 +72,15 @@ def crossed_bootstrap(difference_SI: NDArray[Any]) -> tuple[float, float]:
 
 
 def sign_flip_p(difference_I: NDArray[Any], *, resamples: int = RESAMPLES) -> float:
-    """Two-sided p-value of a mean paired difference, by flipping the sign of each image's.
+    """Two-sided p-value of a mean paired difference, by flipping the signs of single images.
 
-    The null hypothesis is that the two models may be exchanged on every image. All sums are counted
-    where they are few; else `resamples` are drawn, and p is (1 + as extreme) / (1 + resamples),
+    The null hypothesis is that the two models may be exchanged on every image. If there are few
+    sums, all are counted; else `resamples` are drawn, and p is (1 + as extreme) / (1 + resamples),
     never zero. For right and wrong of one seed this is McNemar's exact test.
     """
     size_I = np.abs(np.asarray(difference_I, dtype=np.float64))
     observed = abs(float(np.sum(difference_I, dtype=np.float64)))
-    # Images of one size are flipped together: how many keep their sign is binomial.
+    # Images of one size are flipped together: the number that keep their sign is binomial.
     size_U, counts_U = np.unique(size_I[size_I > 0], return_counts=True)
     reached = observed * (1 - 1e-9)  # sums in another order differ in the last digits
     if math.prod((counts_U[:22] + 1).tolist()) <= _EXACT:  # each factor is at least two
@@ -95,7 +95,7 @@ def sign_flip_p(difference_I: NDArray[Any], *, resamples: int = RESAMPLES) -> fl
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number, by name (Holm 1979): any error at most at the level."""
+    """p-values by name, with Holm's correction (1979), which bounds the family-wise error rate."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     ordered = sorted(p_values.items(), key=lambda item: item[1])
@@ -106,7 +106,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def seeds_needed(mean: float, std: float, *, level: float = 0.05) -> int | None:
-    """Seeds with which a paired t-test would find a mean difference with a power of 80 %.
+    """Number of seeds at which a paired t-test finds a mean difference with a power of 80 %.
 
     The smallest n with n >= ((t(n - 1, 1 - level / 2) + t(n - 1, power)) std / mean)^2, the usual
     formula for paired differences (Chow, Shao and Wang 2008, Sample Size Calculations in Clinical
@@ -123,7 +123,7 @@ def seeds_needed(mean: float, std: float, *, level: float = 0.05) -> int | None:
 
 
 def images_needed(mean: float, std: float, *, level: float = 0.05) -> int | None:
-    """Test images with which a mean paired difference would be found with a power of 80 %.
+    """Number of test images at which a mean paired difference is found with a power of 80 %.
 
     ((z(1 - level / 2) + z(power)) std / mean)^2, as in `seeds_needed` with the normal distribution.
     None above a million.
@@ -137,7 +137,7 @@ def images_needed(mean: float, std: float, *, level: float = 0.05) -> int | None
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
+    """95 % score interval of a share (Wilson 1927)."""
     z = 1.959963984540054  # of the normal distribution at 97.5 %
     share, z2n = right / images, z * z / images
     middle = (share + z2n / 2) / (1 + z2n)

@@ -21,7 +21,7 @@ __all__ = ["AdapterShares", "PromptShares"]
 
 
 class AdapterShares:
-    """Of Bottleneck: how large what each adapter adds is beside the tokens that it reads."""
+    """For Bottleneck: the norm of what each adapter adds, relative to the tokens that it reads."""
 
     def __init__(self, strategy: Bottleneck) -> None:
         self._places = places_of(strategy, strategy.adapters)
@@ -38,7 +38,7 @@ class AdapterShares:
         return hooks
 
     def quantities(self) -> list[Quantity | Spectrum]:
-        """One quantity."""
+        """The relative norm of what is added, as one quantity."""
         shares: dict[Place, float | None] = {
             self._places[key]: self._added[key] / self._read[key] if self._read[key] else None
             for key in self._adapters
@@ -58,7 +58,7 @@ class AdapterShares:
 
 
 class PromptShares:
-    """Of VPT: how large the prompts are beside the tokens of the image that they join."""
+    """For VPT: the norm of the prompts, alone and relative to the image tokens that they join."""
 
     def __init__(self, strategy: VPT, backbone: Backbone) -> None:
         self._places = places_of(strategy, strategy.tokens)
@@ -110,5 +110,5 @@ class PromptShares:
 
 
 def _sum_of_norms(tokens: Tensor) -> float:
-    """Over all tokens."""
+    """Sum of the norms of all tokens."""
     return float(torch.linalg.vector_norm(tokens.float(), dim=-1).double().sum())

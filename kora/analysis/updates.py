@@ -1,4 +1,4 @@
-"""What LoRA, DoRA, SSF and BitFit have changed of a backbone, from their weights alone.
+"""What LoRA, DoRA, SSF and BitFit have changed in a backbone, from their weights alone.
 
 Shapes: O output width, I input width, R rank.
 """
@@ -62,7 +62,7 @@ def low_rank_changes(
 
 @torch.no_grad()
 def direction_changes(strategy: DoRA, backbone: Backbone) -> list[Quantity | Spectrum]:
-    """Of DoRA, beside its low-rank part: the lengths of the rows, and the weight as a whole."""
+    """For DoRA: the change of the rows' lengths, and of the whole weight."""
     places, weights = places_of(strategy, strategy.deltas), _frozen_rows(strategy, backbone)
     lengths, wholes = {}, {}
     for key, delta in strategy.deltas.items():
@@ -92,7 +92,7 @@ def direction_changes(strategy: DoRA, backbone: Backbone) -> list[Quantity | Spe
 
 @torch.no_grad()
 def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
-    """Of SSF: how far scales are from 1 and shifts from 0, by layer."""
+    """For SSF: how far scales are from 1 and shifts from 0, by layer."""
     scales: dict[Place, float] = {}
     shifts: dict[Place, float] = {}
     for kind in ("inner_affines", "outer_affines"):
@@ -108,7 +108,7 @@ def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
 
 
 def gates(strategy: GatedKoRA) -> Quantity:
-    """Of GatedKoRA: the factor of what the network of a block adds to v."""
+    """For GatedKoRA: the gate of each block, a factor of what its network adds to v."""
     values = {
         place_of(f"gated.{key}.gate"): float(block.gate)
         for key, block in strategy.gated.items()
@@ -119,7 +119,7 @@ def gates(strategy: GatedKoRA) -> Quantity:
 
 @torch.no_grad()
 def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectrum]:
-    """Of BitFit: by how much the biases have moved, by layer; `original` has those of the start."""
+    """For BitFit: how much the biases have changed, by layer; `original` has the initial ones."""
     squares: dict[Place, float] = {}
     before: dict[Place, float] = {}
     for name, bias in strategy.trainable():

@@ -1,7 +1,7 @@
-"""Frozen weights in the type of autocast, cast once.
+"""Frozen weights, cast once to the type of autocast.
 
-Autocast keeps the casts of a step for tensors that train; what is frozen it casts anew in every
-forward pass, and again when a block is recomputed.
+Autocast itself caches the casts of a step only for tensors that train. It casts frozen ones anew in
+every forward pass, and again when a block is recomputed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def autocast_type(x: Tensor) -> torch.dtype:
 class FrozenCast:
     """Copies of a frozen linear layer's weight and bias in another type, made once.
 
-    They are made again when a tensor was written to, moved or replaced. (Writing through
-    `weight.data` leaves no trace in torch: call `clear` after it.) Copies and pickles of a
-    FrozenCast are empty: there is nothing in it that cannot be made again.
+    They are made again if a tensor was written to, moved or replaced. (torch does not notice writes
+    through `weight.data`: call `clear` after these.) Copies and pickles of a FrozenCast are empty,
+    as its content can always be made again.
 
     Args:
-        keeps: False casts anew every time: a copy would outlive its original, as with weights that
-            are in shards.
+        keeps: False casts anew every time, for weights in shards: a copy would outlive its
+            original.
     """
 
     def __init__(self, *, keeps: bool = True) -> None:
@@ -62,7 +62,7 @@ class FrozenCast:
         key = (dtype, tensor.device, tensor.data_ptr(), tensor.shape, tensor._version)
         found = self._kept.get(name)
         if found is None or found[0] != key:
-            with torch.inference_mode(False), torch.no_grad():  # for training too, wherever made
+            with torch.inference_mode(False), torch.no_grad():  # usable in training, wherever made
                 found = self._kept[name] = (key, tensor.to(dtype))
         return found[1]
 

@@ -1,4 +1,4 @@
-"""Features under names, so that what a strategy reads of a frozen pass can be kept as one table.
+"""Features by name, so that what a strategy reads of a frozen pass can be cached as one table.
 
 Shapes: B images, N patch tokens, P prefix tokens, D width.
 """
@@ -18,9 +18,9 @@ Inputs = Mapping[str, Tensor]
 
 
 def named_features(features: Features) -> dict[str, Tensor]:
-    """`pooled`, `patches`, `prefix`, of each level `levels.0.patches` and `levels.0.prefix`.
+    """Features by name: `pooled`, `patches`, `prefix`; `levels.0.patches` and so on for each level.
 
-    And `layers`, where something reads them.
+    And `layers`, if something reads them.
     """
     named = {"pooled": features.pooled, "patches": features.patches, "prefix": features.prefix}
     for number, level in enumerate(features.levels):
@@ -29,7 +29,7 @@ def named_features(features: Features) -> dict[str, Tensor]:
 
 
 def features_from(inputs: Inputs) -> Features:
-    """The inverse of `named_features`; tokens that are not there are tensors without tokens."""
+    """The inverse of `named_features`; missing tokens become tensors of length 0."""
     pooled_BD = inputs["pooled"]
     nothing_B0D = pooled_BD[:, None][:, :0]
     numbers = sum(name.endswith(".patches") for name in inputs if name.startswith("levels."))
@@ -48,7 +48,8 @@ def features_from(inputs: Inputs) -> Features:
 def is_read(name: str, reads: Collection[str]) -> bool:
     """Whether a head that reads these fields of `Features` needs the input of this name.
 
-    Inputs that are no features are the strategy's own, and it may read the pooled vector.
+    The strategy may read the pooled vector, and inputs that are no features are its own: both are
+    always needed.
     """
     field = name.partition(".")[0]
     return field == "pooled" or field not in Features._fields or field in reads

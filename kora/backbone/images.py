@@ -1,4 +1,4 @@
-"""What a backbone takes as images, and how it resizes and normalises them.
+"""Images as input of a backbone: checks, resizing and normalisation.
 
 Shapes: B images, H and W pixels of an image, h and w those at which the backbone runs.
 """
@@ -19,7 +19,7 @@ __all__ = ["check_images", "chosen_normalisation", "resized"]
 def chosen_normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> dict[str, list[float]]:
-    """Mean and standard deviation that replace those of the weights; empty where none does.
+    """Mean and standard deviation that replace those of the weights; empty if none are given.
 
     Raises:
         ValueError: One alone, not three finite numbers in RGB, a mean outside [0, 1], or a
@@ -50,7 +50,7 @@ def chosen_normalisation(
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is no batch of raw RGB images.
+    """Refuse anything but a batch of raw RGB images.
 
     Raises:
         ValueError: For another shape, type or range.
@@ -65,11 +65,11 @@ def check_images(images: Tensor) -> None:
             f"Images have dtype {images.dtype}; expected uint8 in [0, 255] or floating point in "
             "[0, 1]."
         )
-    # On a GPU this look would stall the stream, and a graph cannot hold it.
+    # On a GPU this check would stall the stream, and a compiled graph cannot contain it.
     looks = images.device.type == "cpu" and not torch.compiler.is_compiling()
     if images.is_floating_point() and looks:
         low, high = images.min().item(), images.max().item()
-        if not (low >= 0 and high <= 1):  # also true of NaN
+        if not (low >= 0 and high <= 1):  # also catches NaN
             raise ValueError(
                 f"Floating-point images range from {low:.3g} to {high:.3g}; expected [0, 1]. The "
                 "backbone normalises them itself: pass raw images, not normalised ones."
@@ -77,7 +77,7 @@ def check_images(images: Tensor) -> None:
 
 
 def resized(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """(B, 3, H, W) images in [0, 1], as a whole at `size` (h, w), antialiased.
+    """(B, 3, H, W) images in [0, 1], resized without a crop to `size` (h, w), antialiased.
 
     Raises:
         ValueError: As `check_images`.

@@ -1,11 +1,11 @@
-"""Where an adapter may add whole tokens: behind a branch of a block, beside its MLP, behind it.
+"""Insertion points for whole tokens: after a branch of a block, parallel to its MLP, after it.
 
-| position | places of a block | input of the adapter | added to |
+| position | names in a block | input of the adapter | added to |
 | --- | --- | --- | --- |
 | `houlsby` | `attn`, `mlp` | output of the branch | the same output, inside the residual |
 | `pfeiffer` | `mlp` | output of the MLP branch | the same output, inside the residual |
 | `parallel` | `parallel` | tokens that enter the MLP branch, before its norm | its output |
-| `post` | `post` | tokens behind the block | the same tokens |
+| `post` | `post` | tokens after the block | the same tokens |
 
 The output of a branch is what the block adds to its input: after LayerScale, after the norm of
 post-norm blocks, and after drop-path. In every block of timm's ViT, EVA and BEiT files the modules
@@ -30,7 +30,7 @@ __all__ = ["Place", "Position", "TokenFunction", "add_at_place", "add_at_site", 
 
 Position = Literal["houlsby", "pfeiffer", "parallel", "post"]
 
-#: Given the adapter's input and the frozen output there: what to add to that output.
+#: From the adapter's input and the frozen output there to what is added to that output.
 TokenFunction = Callable[[Tensor, Tensor], Tensor]
 
 _PLACES = {
@@ -44,11 +44,11 @@ _END_OF_BRANCH = {"attn": "drop_path1", "mlp": "drop_path2", "parallel": "drop_p
 
 @dataclass(frozen=True)
 class Place:
-    """One place for an adapter of the width of the tokens."""
+    """An insertion point for an adapter as wide as the tokens."""
 
     block: int
     name: str  # attn, mlp, parallel or post
-    module: str  # path below timm's model of the module whose output is added to
+    module: str  # path in timm's model of the module to whose output it adds
     source: str | None  # path of the module whose input the adapter reads; None: `module`'s output
 
     @property
@@ -60,12 +60,12 @@ class Place:
 def find_places(
     backbone: Backbone, position: Position, *, blocks: Sequence[int] | None = None
 ) -> list[Place]:
-    """The places that `position` means in `backbone`, in forward order.
+    """The insertion points of `position` in `backbone`, in forward order.
 
-    What a block calls, and in which order, says `Backbone.calls`.
+    `Backbone.calls` tells what a block calls, and in which order.
 
     Raises:
-        ValueError: For an unknown block, or a block that has no such place or never calls it.
+        ValueError: For an unknown block, or one that has no such module or never calls it.
     """
     assert position in get_args(Position)
     chosen = require_blocks(backbone, blocks)
@@ -74,7 +74,7 @@ def find_places(
 
 
 def add_at_place(backbone: Backbone, place: Place, function: TokenFunction) -> None:
-    """Let `function` add to the tokens (B, N, D) at a place."""
+    """Let `function` add to the tokens (B, N, D) at an insertion point."""
     hook = _Adder(function)
     module = backbone.model.get_submodule(place.module)
     if place.source is not None:
@@ -85,7 +85,7 @@ def add_at_place(backbone: Backbone, place: Place, function: TokenFunction) -> N
 def add_at_site(backbone: Backbone, site: Site, function: TokenFunction) -> None:
     """Let `function` see input (B, N, I) and output (B, N, O) of a site, and add to the output.
 
-    For what `wrap` of kora/backbone/sites.py cannot do: there a function sees the input alone.
+    With `wrap` of kora/backbone/sites.py, a function sees only the input.
     """
     hook = _Adder(function, site.rows)
     layer = backbone.model.get_submodule(site.path)
@@ -94,7 +94,7 @@ def add_at_site(backbone: Backbone, site: Site, function: TokenFunction) -> None
 
 
 class _Adder:
-    """The two hooks of a place; no closures, so that a backbone can be copied and pickled."""
+    """The two hooks of an insertion point; no closures: a backbone can be copied and pickled."""
 
     def __init__(self, function: TokenFunction, rows: tuple[int, int] | None = None) -> None:
         self.function = function
@@ -106,14 +106,14 @@ class _Adder:
         self.seen = args[0]
 
     def add(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Output plus what the function says; nothing is kept of the batch."""
+        """Output plus what the function returns; keeps nothing of the batch."""
         seen, self.seen = self.seen, None
         part = output if self.rows is None else output[..., self.rows[0] : self.rows[1]]
         delta = self.function(part if seen is None else seen, part)
         if self.rows is None:
             return output + delta
-        before, behind = output[..., : self.rows[0]], output[..., self.rows[1] :]
-        return torch.cat((before, part + delta, behind), dim=-1)
+        before, after = output[..., : self.rows[0]], output[..., self.rows[1] :]
+        return torch.cat((before, part + delta, after), dim=-1)
 
 
 def _place(backbone: Backbone, block: int, name: str, calls: Sequence[str]) -> Place:
@@ -154,7 +154,7 @@ def _in_order(calls: Sequence[str], first: str, second: str) -> bool:
 
 
 def _children(calls: Sequence[str], path: str) -> list[str]:
-    """Names of the direct children of a module in the order of their calls; '' is the module."""
+    """Names of the direct children of a module in the order of their calls; '' is itself."""
     start = f"{path}."
     below = [call[len(start) :] for call in calls if f"{call}.".startswith(start)]
     return [name for name in below if "." not in name]

@@ -1,11 +1,11 @@
 """A frozen linear layer with low-rank updates as one operation of autograd.
 
-Written out, W x + b + alpha B (A x) makes two tensors of the output's width more than the frozen
-layer does, and keeps x, as wide as the input. This adds to the one output in place, in backward to
-the one gradient, and computes x again where that is cheap (kora/backbone/recompute.py).
+Written out, W x + b + alpha B (A x) makes two more tensors of the output's width than the frozen
+layer does, and keeps x. This operation adds to the output in place (in backward, to the gradient),
+and recomputes x if that is cheap (kora/backbone/recompute.py).
 
-Shapes: M rows (images times tokens), I input width, O output width, R rank; S of the output's rows
-are those that an update is for.
+Shapes: M rows (images times tokens), I input width, O output width, R rank, S outputs that an
+update changes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Update(NamedTuple):
     down: Tensor
     up: Tensor
     alpha: float
-    seen: Callable[[Tensor], None] | None = None  # is given A x (..., R), with its gradient
+    seen: Callable[[Tensor], None] | None = None  # called with A x (..., R), with its gradient
     dropout: float = 0.0  # of the numbers in x that A reads; the others grow by 1 / (1 - dropout)
 
 
 class _Span(NamedTuple):
-    """What of an update is no tensor: its rows, from `first` to before `end`, and two numbers."""
+    """The parts of an update that are no tensors: rows `first` to `end` - 1, and two numbers."""
 
     first: int
     end: int
@@ -46,11 +46,11 @@ class _Span(NamedTuple):
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Whether this is a plain linear layer that does not train and to which nobody listens."""
-    listened = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    """Whether this is a plain linear layer that does not train and has no hooks."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
     return (
         type(layer) is nn.Linear
-        and not listened
+        and not hooked
         and not any(parameter.requires_grad for parameter in layer.parameters())
     )
 
@@ -63,7 +63,7 @@ def updated_linear(
 ) -> Tensor:
     """W x + b + sum of alpha B A x on their rows: (..., I) to (..., O).
 
-    Under autocast all of it is in its type, as F.linear would be.
+    Under autocast everything is in autocast's type, as with F.linear.
     """
     dtype = autocast_type(x)
     weight_OI, bias_O = cast.tensors(layer, dtype)
@@ -87,8 +87,8 @@ def updated_linear(
 def keep_mask(x: Tensor, dropout: float) -> Tensor:
     """Which numbers of x stay, as bool of its shape: each with probability 1 - dropout.
 
-    On a CPU with 16 random bits a number, so with dropout rounded to a multiple of 1 / 65536, as
-    torch's own draws there take seven times as long, and more than the layer's matrix product.
+    On a CPU it draws 16 random bits per number, so dropout is rounded to a multiple of 1 / 65536:
+    torch's own draws take seven times as long there, longer than the layer's matrix product.
     """
     if x.device.type != "cpu":
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout)
@@ -98,7 +98,7 @@ def keep_mask(x: Tensor, dropout: float) -> Tensor:
 
 
 class _UpdatedLinear(torch.autograd.Function):
-    """All tensors but masks are of one type; W and b are frozen. Gives y and each A x."""
+    """All tensors but masks are of one type; W and b are frozen. Returns y and each A x."""
 
     @staticmethod
     def forward(
@@ -128,7 +128,7 @@ class _UpdatedLinear(torch.autograd.Function):
             kept = ()
         elif recipe is not None:
             kept = recipe.tensors
-            ctx.recipe = recipe._replace(tensors=())  # tensors are held by autograd alone
+            ctx.recipe = recipe._replace(tensors=())  # only autograd holds tensors
         lows = [low_MR.view(*x.shape[:-1], -1) for low_MR in lows_MR]
         ctx.save_for_backward(weight_OI, *factors, *lows, *masks, *kept)
         return y, *lows
@@ -193,7 +193,7 @@ def _to_low(
     up_SR: Tensor,
     span: _Span,
 ) -> Tensor | None:
-    """The gradient of A x (M, R), of what it does at the site and of what else has read it."""
+    """The gradient of A x (M, R), from the site and from what else has read it."""
     back_MR = None if grad_low is None else _rows(grad_low)
     if grad_MO is not None:
         own_MR = grad_MO[:, span.first : span.end] @ (span.alpha * up_SR)
@@ -202,17 +202,17 @@ def _to_low(
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    # As numbers of a byte, not as bool, which takes twice as long on a CPU.
+    # As uint8, since bool takes twice as long on a CPU.
     return x if mask is None else x * mask.view(torch.uint8)
 
 
 def _scaled(low: Tensor, span: _Span) -> Tensor:
-    """With dropout, A of what is left of x grows, so that it is the same on average."""
+    """With dropout, scale A x up, so that its mean stays the same."""
     return low / (1 - span.dropout) if span.dropout else low
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """The types are settled; there is no autocast on the meta device."""
+    """Switch autocast off, as types are settled; the meta device has none."""
     kind = x.device.type
     known = torch.amp.is_autocast_available(kind)
     return torch.autocast(kind, enabled=False) if known else nullcontext()

@@ -1,8 +1,8 @@
-"""Of the last block, only what is read: behind its attention, a head on CLS needs the CLS token.
+"""Computes only the CLS token after the attention of the last block, for a head that reads CLS.
 
-The attention needs every token, as CLS looks at all of them. Its output projection, the norm and
-the MLP behind it treat each token by itself, and nobody reads those of the patches: three quarters
-of the block's matrix products, forward and backward.
+The attention needs every token, as CLS attends to all of them. Its output projection, the norm and
+the MLP treat each token separately, and nothing reads those of the patches: this saves three
+quarters of the block's matrix products, forward and backward.
 
 Shapes: B images, N tokens, D width
 """
@@ -20,32 +20,32 @@ __all__ = ["LastBlock"]
 
 
 class LastBlock:
-    """Within `with last_block:`, behind the attention of the last block token 0 alone is computed.
+    """Within `with last_block:`, computes only token 0 after the attention of the last block.
 
-    The pooled feature is then the same within rounding, and the features have no patch tokens.
-    Outside of it nothing is changed. timm's block adds its two branches to the tokens that came
-    in; where a branch has one token, this adds it to all of them, which is right for token 0, and
-    all others are dropped at the end of the block.
+    The pooled feature is the same within rounding, and the features have no patch tokens. Outside
+    the `with`, nothing changes. timm's block adds its two branches to the incoming tokens. A branch
+    with one token is added to all of them, which is right for token 0; the others are dropped at
+    the end of the block.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         assert self.fits(backbone)
         self.active = False
         block = backbone.model.blocks[-1]
-        # First, so that what looks at these inputs sees the one token too; at the end of the block
-        # last, as adapters that take their prompts away count from the end. `attn.norm` stands
-        # before `attn.proj`, and is mostly an identity. Layers and norms may be replaced by merged
-        # ones (kora/tasks/merging.py), these modules are not, but for norm2, there for a gain.
+        # The first hooks at these inputs, so that others see the one token too; the last one at the
+        # end of the block, as adapters that remove their prompts count from the end. `attn.norm`
+        # comes before `attn.proj`, and is mostly an identity. Merging (kora/tasks/merging.py) may
+        # replace layers and norms; of these modules only norm2, which is here to save work.
         for module in (block.attn.norm, block.norm2, block.mlp):
             module.register_forward_pre_hook(self._enter, prepend=True)
         block.register_forward_hook(self._leave)
 
     @staticmethod
     def fits(backbone: Backbone) -> bool:
-        """Whether its head reads CLS alone, and its blocks are those that this was written for.
+        """Whether timm's head reads only CLS, and the blocks are those that this was written for.
 
-        Blocks of timm that are derived from these add other things in another order. Before 1.0.16
-        its attention had no norm, and is left as it is.
+        Blocks that timm derives from these add other things in another order. Before timm 1.0.16,
+        the attention had no norm and does not fit.
         """
         model = backbone.model
         attention = getattr(model.blocks[-1], "attn", None)
@@ -57,7 +57,7 @@ class LastBlock:
             and model.attn_pool is None
             and model.global_pool == "token"
             and backbone.has_cls
-            and not model.grad_checkpointing  # it computes the block anew outside of the `with`
+            and not model.grad_checkpointing  # it recomputes the block outside the `with`
         )
 
     def __enter__(self) -> None:
@@ -69,8 +69,8 @@ class LastBlock:
     def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """(B, N, D) to (B, 1, D)."""
         x, *others = inputs
-        # A copy: a view would keep all tokens for backward, and products of strided rows take
-        # another way with gradients than without.
+        # A copy: a view would keep all tokens for backward, and products of strided rows are
+        # computed differently with gradients than without.
         return (x[:, :1].contiguous() if self.active else x), *others
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

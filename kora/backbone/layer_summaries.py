@@ -1,4 +1,4 @@
-"""What a classifier may read beside the pooled vector: summaries of the tokens of several layers.
+"""Summaries of the tokens of several layers, which a classifier may read with the pooled vector.
 
 Shapes: B images, P prefix tokens, N patch tokens, K prompts, D width, E channels of all summaries.
 """
@@ -22,18 +22,18 @@ Layer = Literal["proj", "block"]
 
 
 class LayerSummaries(nn.Module):
-    """CLS tokens and means over the patch tokens of several blocks, normalised, side by side.
+    """CLS tokens and means over the patch tokens of several blocks, normalised and concatenated.
 
-    They come along with the one forward pass that there is anyway, whatever the number of blocks.
-    Nothing here trains.
+    They come from the one forward pass that is run anyway, whatever the number of blocks. Nothing
+    here trains.
     Source: Evci et al. 2022 (Head2Toe, arXiv:2201.03529): a linear classifier of all layers;
     Oquab et al. 2023 (DINOv2, arXiv:2304.07193), appendix B.3: CLS of the last four blocks and the
     mean over the patches of the last.
 
     Args:
-        layer: `proj`: the input of each block's attention output, a summary normalised by LayerNorm
-            without parameters. `block`: the output of each block, its tokens normalised by the
-            backbone's last norm, as DINOv2's evaluation does.
+        layer: `proj`: the input of each block's attention output; summaries are normalised by
+            LayerNorm without parameters. `block`: the output of each block; tokens are normalised
+            by the backbone's last norm, as in DINOv2's evaluation.
         cls_blocks: Blocks whose CLS token is read; negative numbers count from the end.
         mean_blocks: Blocks whose mean over the patch tokens is read.
 
@@ -69,7 +69,7 @@ class LayerSummaries(nn.Module):
         self._kept: dict[tuple[int, str], Tensor] = {}
 
     def install(self, backbone: Backbone) -> None:
-        """Let every pass of the backbone bring `Features.layers`; after the adapter is attached."""
+        """Let every pass of the backbone return `Features.layers`; call after `attach`."""
         if self.cls_blocks and not backbone.has_cls:
             raise ValueError(
                 f"LayerSummaries: cls_blocks={list(self.cls_blocks)} reads the CLS token, and "
@@ -102,19 +102,19 @@ class LayerSummaries(nn.Module):
         backbone.layer_summaries = self
 
     def begin(self) -> None:
-        """Keep what the next pass brings, and nothing that backward computes again."""
+        """Keep the summaries of the next pass, but not those that backward recomputes."""
         self._awaited = {number for number, _ in self._order}
         self._kept = {}
 
     def keep(self, backbone: Backbone, number: int, tokens: Tensor) -> None:
         """Called by a block with its tokens (B, P + N + K, D)."""
-        # A recomputation in backward has to compute the same, though nobody waits for it.
+        # A recomputation in backward must compute the same, though its result is not kept.
         found: dict[tuple[int, str], Tensor] = {}
         if (number, "cls") in self._order:
             found[number, "cls"] = self._normed(backbone, tokens[:, :1])[:, 0]
         if (number, "mean") in self._order:
             patches = backbone.patches_of(tokens)
-            if self.layer == "proj":  # the mean first: it is the summary that is normalised
+            if self.layer == "proj":  # the mean first, as the summary is normalised
                 patches = patches.mean(dim=1, keepdim=True)
             found[number, "mean"] = self._normed(backbone, patches).mean(dim=1)
         if number in self._awaited:
@@ -122,7 +122,7 @@ class LayerSummaries(nn.Module):
             self._kept |= found
 
     def taken(self) -> Tensor:
-        """(B, E) of the pass that has just ended: CLS tokens block by block, then means."""
+        """Summaries (B, E) of the last pass: CLS tokens block by block, then means."""
         assert not self._awaited, "a block was not reached"
         kept, self._kept = self._kept, {}
         return torch.cat([kept[place] for place in self._order], dim=1)
@@ -134,7 +134,7 @@ class LayerSummaries(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}, "_awaited": set()}  # a copy has seen no batch
 
-    # The hooks: a partial of a method, as modules with closures cannot be copied.
+    # Hooks are partials of methods, as modules with closures cannot be copied.
 
     def _input(self, backbone: Backbone, number: int, layer: nn.Module, inputs: Any) -> None:
         self.keep(backbone, number, inputs[0])

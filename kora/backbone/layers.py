@@ -1,4 +1,4 @@
-"""One vector an image from every layer of a model: what representations are compared by.
+"""One vector per image from every layer of a model, for comparing representations.
 
 Shapes: B images, N patch tokens, P prefix tokens (CLS, registers), K prompts, D width
 """
@@ -30,15 +30,15 @@ def layer_names(backbone: Backbone) -> list[str]:
 class LayerReader:
     """Reads the layers while a model runs.
 
-    The embedding is what enters the first block, before prompts are added; a block is its output,
-    before the norm at the end of the backbone, with what an adapter adds behind it. `final` is what
-    the head reads: the pooled feature, or of a backbone that returns levels (for a depth head) the
-    last of them.
+    The embedding is the input of the first block, before prompts are added. A block is its output,
+    with what an adapter adds after it, before the norm at the end of the backbone. `final` is what
+    the head reads: the pooled feature, or the last level if the backbone returns levels (for a
+    depth head).
 
     Args:
         backbone: With the adapter hooked in, or frozen.
-        kind: Of the tokens of a layer, the CLS token, or the mean over the patch tokens: without
-            CLS, registers and prompts.
+        kind: The CLS token of a layer, or the mean over its patch tokens: without CLS, registers
+            and prompts.
         forward: Images to features, through `backbone`; None is the backbone itself.
 
     Raises:
@@ -59,7 +59,7 @@ class LayerReader:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Vectors:
-        """A vector (B, D) in float64 for each of `layer_names`, of (B, 3, H, W) images."""
+        """A vector (B, D) in float64 for each of `layer_names`, for (B, 3, H, W) images."""
         kept: list[Tensor] = []
 
         def enters(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -70,7 +70,7 @@ class LayerReader:
 
         blocks = self.backbone.model.blocks
         with ExitStack() as hooks:
-            # First, so that prompts are not there yet; the others last, behind every adapter.
+            # This hook is first, before prompts are added; the others last, after every adapter.
             hooks.enter_context(blocks[0].register_forward_pre_hook(enters, prepend=True))
             for block in blocks:
                 hooks.enter_context(block.register_forward_hook(leaves))

@@ -1,8 +1,8 @@
-"""`vit_nano`: the embedded vision transformer, registered with timm; with it all runs anywhere.
+"""`vit_nano`: the packaged vision transformer, registered with timm; it needs no download.
 
 1.2 M parameters: 64 pixels, patches of 8, width 128, 6 blocks, 4 heads. The weights in
 `kora/backbone/vit_nano.safetensors` (float16) are written by this repository
-(`make pretrain-nano`); `kora/backbone/VIT_NANO.md` says what they are and how well they do.
+(`make pretrain-nano`); `kora/backbone/VIT_NANO.md` describes them and their accuracy.
 """
 
 from __future__ import annotations

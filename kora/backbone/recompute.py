@@ -1,12 +1,12 @@
-"""Inputs of linear layers that need not be kept for backward: they are cheap to compute again.
+"""Inputs of linear layers that need not be kept for backward, as they are cheap to recompute.
 
-The input of `qkv` and of `fc1` is what a LayerNorm gave, that of `fc2` what GELU gave. Both keep
-their own input for their own backward, so whoever saves that one too saves no byte, and computes
-the layer's input again in backward.
+The input of `qkv` and `fc1` is the output of a LayerNorm, that of `fc2` the output of GELU. Both
+keep their own input for their own backward, so saving it too costs no memory, and backward
+recomputes the layer's input from it.
 
-A hook on the norm or activation notes on the very tensor that it returns how it came about. What
-replaces that tensor (another hook, a cast, an operation in between) has no note, and its reader
-keeps it as always.
+A hook on the norm or activation attaches a note to its output tensor: how it was computed. A tensor
+that replaces this one (by another hook, a cast, an operation in between) has no note, and is kept
+as usual.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Recipe(NamedTuple):
     """How a tensor was computed: call it with `tensors`, or with what autograd saved of them."""
 
     tensors: tuple[Tensor | None, ...]  # input, weight, bias; the last two only of a norm
-    shape: tuple[int, ...]  # that a norm normalises over; empty for an activation
+    shape: tuple[int, ...]  # that a norm normalises; empty for an activation
     eps: float
     approximate: str
     version: int  # of the output when it was noted
 
     def __call__(self, source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """The noted tensor again."""
+        """Recompute the noted tensor."""
         if self.shape:
             return F.layer_norm(source, self.shape, weight, bias, self.eps)
         return F.gelu(source, approximate=self.approximate)
@@ -48,7 +48,7 @@ def is_plain_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
 
 
 def note(module: nn.Module) -> None:
-    """Let a module say how its outputs come about, where that is worth it; once is enough."""
+    """Let a plain norm or GELU note how its outputs are computed; once is enough."""
     if type(module) is nn.GELU or is_plain_norm(module):
         hooks = module._forward_hooks
         if _look not in hooks.values():
@@ -56,7 +56,7 @@ def note(module: nn.Module) -> None:
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
-    """How `x` can be computed again from what autograd keeps anyway; None where it cannot."""
+    """How `x` can be computed again from what autograd keeps anyway; None if it cannot."""
     recipe: Recipe | None = getattr(x, _NOTE, None)
     return recipe if recipe is not None and recipe.version == x._version else None
 

@@ -1,8 +1,7 @@
 """Layers of a backbone that a strategy computes in its own way, and the arithmetic of scaling them.
 
-A site function (kora/backbone/sites.py) adds to the output of a linear layer. A rewrite stands in
-for the layer itself, of any kind: it is given the frozen layer and the input, and returns the
-output.
+A site function (kora/backbone/sites.py) adds to the output of a linear layer. A rewrite replaces
+the layer itself, of any kind: it gets the frozen layer and the input, and returns the output.
 
 Shapes: B batch, N tokens, I input width, O output width (channels).
 """
@@ -23,7 +22,7 @@ from kora.backbone.vit import Backbone
 
 __all__ = ["Rewritten", "frozen_layer", "plain_state", "rescaled", "rewrite"]
 
-# Given the frozen layer and its input: the output.
+# From the frozen layer and its input to the output.
 Rewrite = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -61,7 +60,7 @@ def rewrite(backbone: Backbone, path: str, function: Rewrite) -> None:
 
 
 def frozen_layer(backbone: Backbone, path: str) -> Any:
-    """The layer of timm at `path`, also where it is wrapped."""
+    """The layer of timm at `path`, also if it is wrapped."""
     layer = backbone.model.get_submodule(path)
     return layer.base if isinstance(layer, SiteLinear | Rewritten) else layer
 
@@ -74,7 +73,7 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
 def rescaled(layer: nn.Module, x: Tensor, scale_O: Tensor, shift_O: Tensor | None) -> Tensor:
     """scale * layer(x) + shift on the output's channels, keeping little for backward.
 
-    What the gradient of the scale needs beyond what the frozen layer keeps anyway:
+    Beyond what the frozen layer keeps anyway, the gradient of the scale needs:
     LayerNorm: nothing (scale and shift go into its own). A linear layer that widens: its input,
     as the product is with folded weights. Every other layer: its output.
     """

@@ -2,7 +2,7 @@
 
 For a backbone too large for one device. Each block is sharded by FSDP2 and gathered only while it
 computes; adapter and head are whole on every device, so gradients, optimiser and checkpoints are
-those of `ddp`. (FSDP and ModelParallelStrategy of Lightning 2.6.6 shard or leave all alike.)
+those of `ddp`. (FSDP and ModelParallelStrategy of Lightning 2.6.6 shard all or nothing.)
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class ShardedBackbone(DDPStrategy):
     Source: `torch.distributed.fsdp.fully_shard` (FSDP2).
 
     Raises:
-        ValueError: The whole backbone trains, as in FullFineTune: nothing could be sharded.
+        ValueError: If the whole backbone trains, as in FullFineTune: nothing could be sharded.
     """
 
     def model_to_device(self) -> None:
-        """Shard after the move to the device, and keep DDP away from what is sharded."""
+        """Shard after the move to the device, and let DDP ignore what is sharded."""
         super().model_to_device()
         task: Any = self.lightning_module
         if getattr(task, "backbone", None) is not None:
@@ -54,12 +54,12 @@ def shard_blocks(task: LightningModule, device: str, devices: int) -> None:
             "trainer.strategy is ShardedBackbone, and the whole backbone trains. It shards what is "
             "frozen: use trainer.strategy: ddp."
         )
-    _ = backbone.sha256  # of the whole weights; no process has them afterwards
+    _ = backbone.sha256  # hash the whole weights; no process has them afterwards
     mesh = init_device_mesh(device, (devices,))
     for block in blocks:
         for module in block.modules():
             if isinstance(module, SiteLinear):
-                module.cast.keeps = False  # a whole copy would stay when the shards are parted
+                module.cast.keeps = False  # a copy would stay whole after resharding
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     sharded = [n for n, p in task.named_parameters() if isinstance(p, DTensor)]
-    task._ddp_params_and_buffers_to_ignore = sharded  # type: ignore[assignment]  # name of DDP's own
+    task._ddp_params_and_buffers_to_ignore = sharded  # type: ignore[assignment]  # DDP's own name

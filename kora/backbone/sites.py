@@ -1,4 +1,4 @@
-"""Where adapters may sit: find sites in a backbone, prove that they are live, wrap them.
+"""Sites of adapters in a backbone: find them, check that forward calls them, wrap them.
 
 A site is a linear layer of block i, or the rows of one of q, k, v in a fused qkv:
 
@@ -37,7 +37,7 @@ _PARTS = {"q": 0, "k": 1, "v": 2}
 
 @dataclass(frozen=True)
 class Site:
-    """One place for an adapter."""
+    """A linear layer, or a part of its rows, to which an adapter may add."""
 
     block: int | None  # None for the classifier
     name: str  # as the user wrote it: qkv, q, proj, ...
@@ -52,9 +52,9 @@ class Site:
         return self.name if self.block is None else f"b{self.block:02d}_{self.name}"
 
 
-# Given the input (B, N, I): what to add to the rows of the output, or None if it only looks.
+# From the input (B, N, I) to what is added to the rows of the output, or None to add nothing.
 SiteFunction = Callable[[Tensor], "Tensor | None"]
-# The same as a low-rank update, for this pass; None where only the function itself can do it.
+# The same as a low-rank update, for this pass; None if only the function itself can do it.
 SiteUpdate = Callable[[], "Update | None"]
 
 
@@ -78,7 +78,7 @@ class SiteLinear(nn.Module):
         """(B, N, I) to (B, N, O)."""
         updates: list[tuple[tuple[int, int] | None, Update]] = []
         rest = []
-        # A compiler chooses by itself what to keep and to compute again.
+        # A compiler decides itself what to keep and what to recompute.
         fused = not self.rewrites and not torch.compiler.is_compiling() and is_frozen(self.base)
         for rows, function, updated in self.functions:
             update = updated() if fused and updated is not None else None
@@ -96,9 +96,8 @@ class SiteLinear(nn.Module):
                 continue
             if rows is None:
                 y = y + delta
-            elif (
-                updates or self.rewrites
-            ):  # autograd forbids writing into what our functions return
+            elif updates or self.rewrites:
+                # Autograd forbids writing into the output of our own functions.
                 y = y + F.pad(delta, (rows[0], y.shape[-1] - rows[1]))
             else:
                 # In place is safe: no backward of a linear layer reads its output.
@@ -106,7 +105,7 @@ class SiteLinear(nn.Module):
         return y
 
     def train(self, mode: bool = True) -> SiteLinear:
-        """Weights may have been written to unseen, so a change of mode casts them anew."""
+        """Forget the cast weights: the frozen ones may have been written to unnoticed."""
         self.cast.clear()
         return super().train(mode)
 
@@ -120,12 +119,12 @@ def find_sites(
 ) -> list[Site]:
     """The sites that `names` mean in `backbone`, in the order in which forward reaches them.
 
-    Whether a layer is really called says `Backbone.calls`: timm's BEiT and EVA02 read `qkv.weight`
+    `Backbone.calls` tells whether a layer is really called: timm's BEiT and EVA02 read `qkv.weight`
     directly, so an adapter there would do nothing.
 
     Raises:
         ValueError: For an unknown name or block, no name at all, two names that cover the same
-            rows, a site that forward never calls (unless allowed), or one whose weight it reads.
+            rows, a site that forward never calls (unless allowed), or whose weight it only reads.
     """
     if isinstance(names, str):
         raise ValueError(f"sites='{names}' is one word; expected a list: sites=['{names}'].")
@@ -177,10 +176,10 @@ def require_blocks(backbone: Backbone, blocks: Sequence[int] | None) -> list[int
 def wrap(
     backbone: Backbone, site: Site, function: SiteFunction, update: SiteUpdate | None = None
 ) -> None:
-    """Let `function` see the input of a site and, where it returns a tensor, add to its output.
+    """Let `function` see the input of a site and, if it returns a tensor, add to its output.
 
-    Where what it adds is a low-rank update, `update` says which: it is then computed with the
-    frozen layer in one operation, and `function` is not called.
+    For a low-rank update, give `update` too: it is then computed with the frozen layer in one
+    operation, and `function` is not called.
     """
     wrapped(backbone.model, site.path).functions.append((site.rows, function, update))
     if update is not None and site.block is not None:
@@ -189,7 +188,7 @@ def wrap(
 
 
 def wrapped(model: Any, path: str) -> SiteLinear:
-    """The linear layer at `path` of timm's model, with room for adapters around it."""
+    """The linear layer at `path` of timm's model, which this wraps if needed."""
     parent_path, _, last = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     layer = getattr(parent, last)
@@ -212,7 +211,7 @@ def _classifier(backbone: Backbone) -> Site:
 def _resolve(backbone: Backbone, block: int, name: str) -> Site:
     linears = _linears(backbone, block)
     named = [path for path in linears if path.rsplit(".", 1)[-1] in (name, f"{name}_proj")]
-    if named:  # attention with relative positions has an fc1 and fc2 too, further inside
+    if named:  # attention with relative positions has an fc1 and fc2 too, deeper inside
         path = min(named, key=lambda path: path.count("."))
         return Site(block, name, path, linears[path].in_features, linears[path].out_features)
     fused = next((p for p in linears if p.endswith("attn.qkv")), None)

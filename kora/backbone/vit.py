@@ -1,4 +1,4 @@
-"""Frozen vision transformers that own their input. The only file that knows how timm builds models.
+"""Frozen vision transformers of timm; the only file that knows how timm builds models.
 
 Shapes: B images, H and W pixels, N patch tokens, D width, P prefix tokens (CLS, registers).
 """
@@ -34,13 +34,13 @@ class Level(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a backbone gives for a batch of images."""
+    """What a backbone returns for a batch of images."""
 
     pooled: Tensor  # (B, D): what timm's own head would read (CLS, mean or attention pool)
     patches: Tensor  # (B, N, D), after the final norm
     prefix: Tensor  # (B, P, D)
     levels: tuple[Level, ...] = ()
-    layers: Tensor | None = None  # (B, E), where something reads them (layer_summaries.py)
+    layers: Tensor | None = None  # (B, E), if something reads them (layer_summaries.py)
 
 
 class Backbone(nn.Module):
@@ -51,16 +51,16 @@ class Backbone(nn.Module):
     standard deviation and interpolation that timm's configuration names for these weights.
 
     Args:
-        name: A timm model name, with its tag where you want one
+        name: A timm model name, with a tag if you want one
             (`vit_base_patch16_224.augreg_in21k`), or `vit_nano`, which ships with this package.
         weights: `pretrained` (timm's hub, or the packaged file of `vit_nano`), `random`, or the
             path of a local `.safetensors` file; `~` and environment variables are expanded.
         image_size: Side in pixels at which the backbone runs, or [height, width]; None takes that
             of the weights. Position embeddings are resampled by timm.
-        keep_classifier: Keep timm's own classifier. It is never used here; it only counts, as in
-            the published notebook (configs/paper/as_published).
+        keep_classifier: Keep timm's own classifier. It is never used, only counted as parameters,
+            as in the published notebook (configs/paper/as_published).
         mean: Replaces the mean that timm names for these weights: red, green and blue, in [0, 1].
-            For weights of your own, or to repeat a published mistake; `std` goes with it.
+            For weights of your own, or to repeat a published mistake; set `std` too.
         std: Replaces the standard deviation.
         gradient_checkpointing: Recompute the blocks in backward; less memory, more time.
 
@@ -101,12 +101,12 @@ class Backbone(nn.Module):
 
     @classmethod
     def around(cls, model: Any) -> Backbone:
-        """The frozen backbone in a timm model that is there; its classifier is taken off in place.
+        """A frozen backbone around an existing timm model; removes its classifier in place.
 
-        It takes what the model takes: normalised pixels (B, 3, H, W) of its size.
+        Its input is that of the model: normalised pixels (B, 3, H, W) of the model's size.
 
         Raises:
-            ValueError: It is no vision transformer of timm's, or not as timm builds it by its name.
+            ValueError: It is no vision transformer of timm, or not as timm builds it by its name.
         """
         cfg = getattr(model, "pretrained_cfg", None) or {}
         name = str(cfg.get("architecture"))
@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         if other:
             raise ValueError(
                 f"this {name} is not as timm builds it: '{other[0]}' differs. Leave out options of "
-                "timm.create_model beside img_size and num_classes, and attach once."
+                "timm.create_model other than img_size and num_classes, and attach once."
             )
         model.reset_classifier(0)
         made = cls.__new__(cls)
@@ -148,15 +148,15 @@ class Backbone(nn.Module):
         kwargs: dict[str, Any],
         normalisation: dict[str, list[float]],
     ) -> None:
-        """Freeze a model of timm, which `kwargs` make, and take down what it is."""
+        """Freeze a timm model that was built from `kwargs`, and record what it is."""
         self.name = name
         self.weights = weights
-        #: `mean` and `std` where they are not those of the weights, else empty.
+        #: `mean` and `std` if they replace those of the weights, else empty.
         self.normalisation = normalisation
         #: Whether images are resized and normalised here.
         self.normalises = True
         self.frozen = True
-        #: Of each strategy that was ever attached to it and changes what it computes: how.
+        #: How attached strategies change what it computes; one entry for each that ever did.
         self.changes: list[str] = []
         self._create_kwargs = kwargs
         self.model = model
@@ -164,8 +164,7 @@ class Backbone(nn.Module):
         self.image_size: int | tuple[int, int] = kwargs.get("img_size") or cfg["input_size"][-1]
         #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
         self.levels: tuple[int, ...] = ()
-        #: What of its layers every pass returns as `Features.layers`, see
-        #: kora/backbone/layer_summaries.py.
+        #: Gives every pass its `Features.layers`, see kora/backbone/layer_summaries.py.
         self.layer_summaries: Any = None
         self.interpolation: str = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         for key in ("mean", "std"):
@@ -209,7 +208,7 @@ class Backbone(nn.Module):
         return int(self.model.num_prefix_tokens)
 
     def patches_of(self, tokens: Tensor) -> Tensor:
-        """The patch tokens (B, N, D) among all, without CLS, registers and prompts behind them."""
+        """The patch tokens (B, N, D) of all, without CLS, registers and the prompts at the end."""
         first = self.num_prefix_tokens
         return tokens[:, first : first + math.prod(self.grid)]
 
@@ -223,7 +222,7 @@ class Backbone(nn.Module):
         """SHA-256 of the weights as loaded: names, shapes and float32 bytes of the state dict.
 
         Read it before anything in the backbone trains. Adapted sites do not change it. Without
-        storage (on the meta device) it is that of names and shapes.
+        storage (on the meta device) it covers only names and shapes.
         """
         digest = hashlib.sha256()
         state = {k.replace(".base.", "."): v for k, v in self.model.state_dict().items()}
@@ -237,12 +236,12 @@ class Backbone(nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells it from other backbones, in plain types."""
+        """What distinguishes it from other backbones, in plain types."""
         names = ("name", "weights", "sha256", "image_size")
         return {name: getattr(self, name) for name in names} | self.normalisation
 
     def meta_twin(self) -> Any:
-        """The same architecture without storage, for questions that need no numbers."""
+        """The same architecture without storage, for checks that need no numbers."""
         with torch.device("meta"):
             twin = timm.create_model(self.name, **self._create_kwargs)
         return twin.eval()
@@ -254,10 +253,10 @@ class Backbone(nn.Module):
     def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
         """Paths of the modules that a forward pass calls, in the order in which they return.
 
-        Seen by running the twin and watching it, as what a model holds need not be called: timm's
-        BEiT and EVA02 read `qkv.weight` directly. What is called twice stands there twice.
+        Found by running the twin, as a model may hold modules that it never calls: timm's BEiT and
+        EVA02 read `qkv.weight` directly. A module that is called twice is listed twice.
 
-        `prepare` is given the twin before it runs, to hook something in.
+        `prepare` gets the twin before it runs, to hook something in.
 
         Raises:
             RuntimeError, AttributeError: From torch, if what was hooked in does not fit.
@@ -316,15 +315,15 @@ class Backbone(nn.Module):
         else:
             tokens = self.model.forward_features(x)
         pooled = self.model.forward_head(tokens, pre_logits=True)
-        chosen = tuple(taken[number] for number in levels)  # in the order of the question
+        chosen = tuple(taken[number] for number in levels)  # in the order asked for
         layers = None if self.layer_summaries is None else self.layer_summaries.taken()
         return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
 
 
 def usual_size(name: str, weights: str, *, most: int) -> int | None:
-    """Pixels a side at which these weights run: as they were trained, but at most about `most`.
+    """Side in pixels at which these weights run: as they were trained, but at most about `most`.
 
-    None: as timm has it, or there is no such model.
+    None: timm's default, or there is no such model.
     """
     if not timm.is_model(name):
         return None
@@ -342,7 +341,7 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
     return min(native, most // int(patch[0]) * int(patch[0]))
 
 
-#: Pixels a side: vit_tiny then has 262,144 tokens of patches, which no attention bears.
+#: Pixels a side: vit_tiny then has 262,144 patch tokens, too many for any attention.
 MOST_PIXELS = 8192
 
 
@@ -378,7 +377,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         or not hasattr(model, "patch_embed")  # NaFlexViT has none, and no fixed grid
         or not hasattr(model, "get_classifier")  # encoders of language models do not pool
         or not hasattr(blocks[0], "attn")
-        or intermediates is None  # CaiT and XCiT add their CLS token late, behind these blocks
+        or intermediates is None  # CaiT and XCiT add their CLS token late, after these blocks
         or "return_prefix_tokens" not in inspect.signature(intermediates).parameters
     ):
         raise ValueError(
@@ -397,7 +396,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     return model
 
 
-#: `Backbone.calls` of each architecture that was asked for: a pass without numbers takes its time.
+#: Known `Backbone.calls` of each architecture: even a pass without numbers takes time.
 _CALLS: dict[str, list[str]] = {}
 
 

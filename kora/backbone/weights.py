@@ -1,4 +1,4 @@
-"""Weights of a backbone: a local file, loaded exactly, or the hub, if it can be reached."""
+"""Weights of a backbone: from a local file, loaded exactly, or from the hub if it is reachable."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
 
 
 def tokens_in(path: Path) -> int | None:
-    """Tokens that have a position embedding in a file of weights; None where it has none."""
+    """Number of position embeddings in a file of weights; None if it has none."""
     try:
         with safe_open(path, framework="pt") as file:
             if "pos_embed" not in list(file.keys()):
                 return None
             shape: list[int] = file.get_slice("pos_embed").get_shape()
     except (OSError, SafetensorError):
-        return None  # whoever loads it says what is wrong
+        return None  # loading the file reports what is wrong
     return shape[1] if len(shape) == 3 else None
 
 
 def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
-    """Look before the hub is asked: its client retries for most of a minute before it gives up.
+    """Check before the hub is asked: its client retries for most of a minute before it gives up.
 
     Raises:
         ValueError: If timm knows of no weights.
@@ -117,7 +117,7 @@ def by_hand(name: str) -> str:
 
 
 def _hub_file_is_cached(cfg: Mapping[str, Any]) -> bool:
-    """Whether the hub's weights lie in the local cache already (or cannot be asked for)."""
+    """Whether the hub's weights are in the local cache (true if that cannot be checked)."""
     if not cfg.get("hf_hub_id"):
         return True  # a plain URL: timm's downloader decides
     from huggingface_hub import try_to_load_from_cache
@@ -128,7 +128,7 @@ def _hub_file_is_cached(cfg: Mapping[str, Any]) -> bool:
 
 
 def is_reachable(endpoint: str) -> bool:
-    """One quick look."""
+    """Whether a quick attempt reaches the endpoint; assumes so behind a proxy."""
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(endpoint)

@@ -1,4 +1,4 @@
-"""The command line: the first word, help and lists without torch, and small commands."""
+"""The command line: dispatch, help and lists without torch, and small commands."""
 
 from kora.cli.dispatch import main
 

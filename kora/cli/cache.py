@@ -16,10 +16,10 @@ __all__ = ["fill_cache"]
 
 
 def fill_cache(args: Sequence[str]) -> None:
-    """Fill it on the devices and in the precision of the config, as the first steps of a fit would.
+    """Fill the feature cache on the devices and in the precision of the config, as a fit would.
 
     Raises:
-        ValueError: Nothing can be kept of this config, with the reason.
+        ValueError: This config has no features to cache; gives the reason.
         OSError: There is no room.
     """
     cli = parse(args)
@@ -40,11 +40,11 @@ def fill_cache(args: Sequence[str]) -> None:
         Trainer(**{**made.trainer, **quiet}).fit(task, datamodule=made.data)
     filled = task.feature_cache.splits
     folder = filled[0].table.folder.parent
-    say(f"{sum(one.filled for one in filled):,} images were computed; the cache lies in {folder}.")
+    say(f"{sum(one.filled for one in filled):,} images were computed; the cache is in {folder}.")
 
 
 class _StopsThere(Callback):
-    """No step is made."""
+    """Stops the fit before its first step."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""`kora compare`: the words of the command line, before anything is imported that takes long."""
+"""`kora compare`: the options of the command line, without slow imports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["compare", "compare_parser"]
 
 
 def compare(args: Sequence[str]) -> None:
-    """Parse the options, fetch what lies in W&B, and compare."""
+    """Parse the options, fetch runs from W&B, and compare."""
     parser = compare_parser()
     own = parser.parse_args(args)
     if own.against and own.out is None:

@@ -14,7 +14,7 @@ from kora.runs.config_files import configs_folder
 
 __all__ = ["command_parsers", "completion_parser", "main"]
 
-#: Where the options of a command are that has its own.
+#: Module with the parser of each command that has its own.
 _OWN = {
     "adapt": "kora.adaptation.command",
     "cka": "kora.inspect.cka",
@@ -32,7 +32,7 @@ _OWN = {
     "push": "kora.export.hub",
     "tune": "kora.tune.command",
 }
-#: What an option takes, by the name of its value in the help.
+#: Kind of path that an option takes, by the name of its value in the help.
 _PATHS = {"file": shtab.FILE, "path": shtab.FILE, "folder": shtab.DIRECTORY, "dir": shtab.DIRECTORY,
           "run": shtab.DIRECTORY, "run2": shtab.DIRECTORY, "runs": shtab.DIRECTORY}  # fmt: skip
 
@@ -63,7 +63,7 @@ def command_parsers() -> Mapping[str, argparse.ArgumentParser]:
     parsers: dict[str, argparse.ArgumentParser] = {
         name: parse([name, "--config", config]).parser_of(name) for name in of_lightning
     }
-    for parser in parsers.values():  # options of the classes that a config names are none of it
+    for parser in parsers.values():  # it lacks the options of classes that a config names
         known = parser._option_string_actions
         for option in sorted(set(re.findall(r"--[\w.]+", FIT_USAGE)) - set(known)):
             argparse.ArgumentParser.add_argument(parser, option)
@@ -78,8 +78,8 @@ def completion_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="kora completion",
-        description="Prints what makes Tab complete commands, options and paths. bash: add "
-        'eval "$(kora completion bash)" to ~/.bashrc, or write it to a file that is read there.',
+        description="Print a script that lets Tab complete commands, options and paths. bash: add "
+        'eval "$(kora completion bash)" to ~/.bashrc, or save the script where bash reads it.',
         allow_abbrev=False,
     )
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
@@ -87,5 +87,5 @@ def completion_parser() -> argparse.ArgumentParser:
 
 
 def _title(parser: argparse.ArgumentParser) -> str:
-    """The first sentence of what a command says of itself."""
+    """The first sentence of a command's description."""
     return (parser.description or "").split(". ")[0]

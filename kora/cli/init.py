@@ -13,7 +13,7 @@ __all__ = ["init_parser", "main"]
 
 
 def main(args: Sequence[str]) -> None:
-    """Copy them into a folder that is not there yet."""
+    """Copy the configs into a folder that does not exist yet."""
     folder = Path(init_parser().parse_args(args).folder)
     if folder.exists():
         raise ValueError(

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-#: Parts of a KoRA of which there is one class, by its name: where a config names it.
+#: Parts of KoRA that have a single class, each with the option that names it.
 PARTS = {
     "Injection": "model.adapter.node_form.inject",
     "Feedback": "model.adapter.feedback",
@@ -39,7 +39,7 @@ PARTS = {
 
 
 def find_subclasses(place: Path, base: str) -> dict[str, str]:
-    """Names of the classes below `base` in a file or folder, with their first line of doc."""
+    """Names of the subclasses of `base` in a file or folder, with the first line of their docs."""
     classes = _classes(place)
     parents = {
         node.name: {b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases}
@@ -57,7 +57,7 @@ def find_subclasses(place: Path, base: str) -> dict[str, str]:
 
 
 def describe_classes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The first line of doc of the classes of these names in the files of a folder."""
+    """The first docstring line of the classes with these names in the files of a folder."""
     found = {node.name: _first_line(node) for node in _classes(folder)}
     return {name: found[name] for name in names}
 
@@ -83,12 +83,12 @@ def find_configs(root: Path | None = None) -> list[Path]:
 
 
 def is_grid(path: Path) -> bool:
-    """Whether a config is for `kora grid`: it says on top of which configs its runs are made."""
+    """Whether a config is for `kora grid`: it has the key `base`."""
     return re.search(r"^base:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def is_search(path: Path) -> bool:
-    """Whether a grid is for `kora tune`: it says what is tried."""
+    """Whether a config is for `kora tune`: it is a grid with the key `tune`."""
     found = re.search(r"^tune:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
     return found and is_grid(path)
 
@@ -157,7 +157,7 @@ KINDS = {
 
 
 def rows_of(kind: str) -> dict[str, str]:
-    """Names of a kind, with what they are."""
+    """Names of a kind, each with its description."""
     _, base, place = KINDS[kind]
     package = Path(__file__).parents[1]
     if kind == "parts":
@@ -209,5 +209,5 @@ def _show_configs(console: Console) -> None:
             console.print(f" {name}", soft_wrap=True, highlight=False, markup=False)
             console.print(Padding(escape(config_claim(path)), (0, 0, 0, 4)), style="dim")
     console.print(
-        "Any of them by its name, also without configs/ and .yaml; kora init copies them."
+        "Use any of them by its name, also without configs/ and .yaml; kora init copies them."
     )

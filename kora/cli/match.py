@@ -1,4 +1,4 @@
-"""`kora params --match`: reads the experiment and the strategies that are matched to it."""
+"""`kora params --match`: read the experiment and the strategies to match."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def matched(
     target: int | None,
     as_json: bool,
 ) -> None:
-    """Print which size brings each strategy nearest to the same number of trainable parameters.
+    """Print the size that brings each strategy nearest to the same number of trainable parameters.
 
-    `configs` are the layers of the experiment; without `files`, the first is the experiment and
-    each further one another strategy. Of a complete experiment among them the adapter alone is
-    taken. Without `target` the number is that of the experiment's own strategy.
+    `configs` are the layers of the experiment, `files` the strategies. Without `files`, the first
+    config is the experiment and each further one a strategy. If a strategy is a complete
+    experiment, only its adapter counts. Without `target`, the experiment's own strategy sets the
+    number.
 
     Raises:
         ValueError: There is nothing to match, or a file is no experiment or strategy.
@@ -89,7 +90,7 @@ def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
 
 
 def _overlay(file: str) -> str:
-    """What is laid over the experiment: the fragment, or the adapter of a complete experiment."""
+    """What is added to the experiment: the fragment, or the adapter of a complete experiment."""
     config = _read(file)
     if _is_complete(config):
         adapter = parse(["fit", "--config", file]).resolved()["model"]["init_args"].get("adapter")
@@ -98,7 +99,7 @@ def _overlay(file: str) -> str:
     if "adapter" not in model and "adapter" not in (model.get("init_args") or {}):
         raise ValueError(
             f"--match: {file} sets no model.adapter, so it is no strategy to match. Layers of the "
-            "experiment go with --config, and strategies behind --match: "
+            "experiment go with --config, and strategies after --match: "
             f"kora params --config EXPERIMENT --config {file} --match STRATEGY..."
         )
     return file

@@ -38,7 +38,7 @@ def params(args: Sequence[str]) -> None:
     task.recall_missing()
     task.adapter_from = None
     task.backbone.to("meta")
-    with torch.device("meta"):  # no storage: neither weights nor what belongs to them is compared
+    with torch.device("meta"):  # no storage, so no weights are compared
         task.build()
     report = parameter_report(task)
     if own.json:
@@ -88,7 +88,7 @@ def data(args: Sequence[str]) -> None:
 
 
 def params_parser() -> argparse.ArgumentParser:
-    """The options of `kora params` that `kora fit` has not."""
+    """The options of `kora params` that `kora fit` does not have."""
     parser = argparse.ArgumentParser(
         prog="kora params",
         description="What trains, where and how much. Further options are those of kora fit.",
@@ -97,10 +97,10 @@ def params_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument(
         "--match", nargs="*", metavar="FILE",
-        help="which rank or width brings other strategies to the same number of trainable "
-        "parameters, the head not counted. The strategy of the experiment sets the number; the "
-        "others are each a FILE (or, if none is named here, each --config after the first): a "
-        "fragment that is laid over the experiment, or an experiment, whose adapter alone is taken",
+        help="print the rank or width that gives other strategies the same number of trainable "
+        "parameters, without the head. The strategy of the experiment sets the number. Each FILE "
+        "(without any: each --config after the first) is another strategy: a fragment, or a "
+        "complete experiment, of which only the adapter counts",
     )  # fmt: skip
     parser.add_argument(
         "--target", type=int, metavar="N", help="match this number of parameters instead"
@@ -110,7 +110,7 @@ def params_parser() -> argparse.ArgumentParser:
 
 
 def data_parser() -> argparse.ArgumentParser:
-    """The options of `kora data` that `kora fit` has not."""
+    """The options of `kora data` that `kora fit` does not have."""
     parser = argparse.ArgumentParser(
         prog="kora data",
         description="describe: sizes, classes, images a class and the audit of the splits. "

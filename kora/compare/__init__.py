@@ -1,1 +1,1 @@
-"""Many runs side by side: which go together, their statistics, tables, page and pictures."""
+"""Comparison of runs: compatibility check, statistics, tables, page and pictures."""

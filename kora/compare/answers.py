@@ -1,6 +1,6 @@
-"""What strategies answered: accuracy by class, confusions, and the images on which two differ.
+"""Accuracy by class, confusions, and the images on which two strategies differ.
 
-From the outcomes that runs keep of each test image. Shapes: S seeds, I images, K classes
+Computed from the recorded outcomes of each test image. Shapes: S seeds, I images, K classes
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CONFUSIONS = 8  # the most frequent of each strategy
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class, its test images, and the share of them that each group got right."""
+    """A class, its number of test images, and the share that each group got right."""
 
     name: str
     images: int
@@ -44,13 +44,13 @@ class ClassRow:
 
     @property
     def spread(self) -> float:
-        """Between the best and the worst group."""
+        """Difference between the best and the worst group."""
         return max(self.shares.values()) - min(self.shares.values())
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """The share of the images of a class that each group took for another class."""
+    """The share of the images of one class that each group predicted as another class."""
 
     truth: str
     answer: str
@@ -65,14 +65,14 @@ class Differing:
     index: int  # in the official split
     truth: str
     answer: str
-    right: int  # of the common seeds, how many were right
+    right: int  # number of common seeds that were right
     reference_answer: str
     reference_right: int
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups image by image on their common seeds; counts are means over these seeds."""
+    """Two groups compared image by image; counts are means over their common seeds."""
 
     name: str
     other: str
@@ -86,7 +86,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of all groups of a comparison whose runs kept their answers to the same images."""
+    """The answers of all groups whose runs recorded them on the same images."""
 
     groups: tuple[str, ...]
     classes: tuple[ClassRow, ...]
@@ -99,9 +99,9 @@ def answers_of(
     other: str,
     read: Callable[[Path], Outcomes | None],
 ) -> Answers | None:
-    """The answers of each group; None where no two groups kept any to the same images.
+    """The answers of each group; None if no group recorded any.
 
-    Groups without outcomes, or of other images than the group `other`, are left out.
+    Groups without outcomes, or tested on other images than the group `other`, are left out.
     """
     kept: dict[str, dict[int | None, Ints]] = {}
     first: Outcomes | None = None
@@ -142,7 +142,7 @@ def answers_of(
 
 
 def classes_csv(answers: Iterable[tuple[str, Answers]]) -> str:
-    """A line a class and group: the share of the images of the class that the group got right."""
+    """One row per class and group: the share of the class's images that the group got right."""
     rows = [
         {"title": title, "class": row.name, "images": row.images, "group": group, "accuracy": share}
         for title, found in answers
@@ -153,7 +153,7 @@ def classes_csv(answers: Iterable[tuple[str, Answers]]) -> str:
 
 
 def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
-    """A line an image and pair of groups that answered differently with some seed."""
+    """One row per image and pair of groups whose answers differ with at least one seed."""
     rows = [
         {"title": title, "group": pair.name, "reference": pair.other, "seeds": pair.seeds}
         | asdict(image)
@@ -166,7 +166,7 @@ def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
 
 
 def same_images(one: Outcomes, other: Outcomes) -> bool:
-    """Whether two runs were tested on the same images, with the same labels where there are any."""
+    """Whether two runs were tested on the same images, with the same labels if there are any."""
     labels: tuple[Any, Any] = one.columns.get("label"), other.columns.get("label")
     return np.array_equal(one.index, other.index) and np.array_equal(*labels)
 
@@ -175,14 +175,14 @@ def _classified(run: Run, read: Callable[[Path], Outcomes | None]) -> Outcomes |
     try:
         outcomes = read(run.folder)
     except (OSError, RuntimeError, ValueError):
-        return None  # the differences say why
+        return None  # `with_differences` gives the reason
     if outcomes is None or not {"label", "prediction"} <= set(outcomes.columns):
         return None
     return outcomes if len(outcomes.index) else None
 
 
 def _class_names(runs: Sequence[Run], count: int) -> list[str]:
-    """As an adapter folder has them; else numbers."""
+    """Class names from an adapter folder, or numbers if there are none."""
     for run in runs:
         try:
             text = (run.folder / "adapter/adapter_config.json").read_text(encoding="utf-8")
@@ -190,7 +190,7 @@ def _class_names(runs: Sequence[Run], count: int) -> list[str]:
         except (OSError, ValueError, AttributeError):
             continue
         if isinstance(names, list) and len(names) >= count:
-            # "goldfish, Carassius auratus": the first synonym, where that tells the classes apart
+            # "goldfish, Carassius auratus": the first synonym, if no two classes share it
             short = [str(name).partition(",")[0] for name in names]
             return short if len(set(short)) == len(short) else [str(name) for name in names]
     return [f"class {number}" for number in range(count)]
@@ -208,7 +208,7 @@ def _classes(
 def _confusions(
     counted: Mapping[str, Ints], label_I: Ints, names: Sequence[str]
 ) -> Iterator[Confusion]:
-    """The most frequent of each group, in all groups, by the highest share of any."""
+    """The most frequent confusions of each group, with their shares in all groups."""
     size = len(names)
     cells = {}
     for group, p_SI in counted.items():
@@ -268,6 +268,6 @@ def _pair(
 
 
 def _most(answers_S: Ints) -> int:
-    """The most frequent; of several the smallest."""
+    """The most frequent answer; the smallest if there is a tie."""
     values, counts = np.unique(answers_S, return_counts=True)
     return int(values[np.argmax(counts)])

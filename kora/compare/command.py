@@ -1,7 +1,7 @@
-"""Many runs side by side: mean and interval over seeds, paired differences, honest refusals.
+"""`kora compare`: mean and interval over seeds, paired differences, refusal of unlike runs.
 
-The interval is Student's t over seeds: it speaks of the spread between seeds (initial weights,
-order, few-shot subset) on this test set, not of other test images.
+The interval is Student's t over seeds. It covers the spread between seeds (initial weights, order,
+few-shot subset) on this test set, not other test images.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ def compare(
     by: str = "strategy",
     reference: str | None = None,
 ) -> Comparison:
-    """Compare runs on one metric, a group for each value of `by`.
+    """Compare runs on one metric, with a group for each value of `by`.
 
-    Without a metric it is the one that stands for their task: test/accuracy, or test/rmse_m.
-    Differences refer to the group `reference`; None is LinearProbe, where there is one. Of several
-    versions of one group and seed the newest counts; a note says so.
+    The default metric is that of the task: test/accuracy or test/rmse_m. Differences are from the
+    group `reference`; None means LinearProbe, if there is one. If a group and seed have several
+    versions, the newest counts, and a note says so.
 
     Raises:
-        ValueError: no run, an unknown grouping, metric or reference, or runs that must not be
-            mixed: of different protocols, backbones or stages, or of different settings in one
-            group.
+        ValueError: no run; an unknown grouping, metric or reference; or runs that must not be
+            mixed: different protocols, backbones or stages, or different settings in one group.
     """
     if not runs:
         raise ValueError("There is no run to compare.")
@@ -71,7 +70,7 @@ def compare(
         if metric not in run.result.metrics:
             notes.append(f"{run.folder}: has no {metric}; left out.")
         elif not math.isfinite(run.result.metrics[metric]):
-            notes.append(f"{run.folder}: its {metric} is no finite number; left out.")
+            notes.append(f"{run.folder}: its {metric} is not a finite number; left out.")
     if not measured:
         raise ValueError("\n".join(notes))
     grouped: dict[str, list[Run]] = {}
@@ -142,11 +141,11 @@ def compare_command(
 ) -> list[Path]:
     """Print a table for each experiment under `paths`, and one over all of them.
 
-    The options are those of `compare`, for each table. Returns the files written: those of
-    `kora.compare.files`, where there is a folder `out` for them.
+    The options are those of `compare`, for each table. Given a folder `out`, writes the files of
+    `kora.compare.files` into it and returns them.
 
     Raises:
-        ValueError: nothing can be compared; names every reason.
+        ValueError: nothing can be compared; the message lists every reason.
     """
     runs, more = load_runs(paths)
     console = console or Console()
@@ -189,7 +188,7 @@ def compare_command(
 
 
 def _metric(runs: Sequence[Run], metric: str | None) -> str:
-    """The metric to compare: one that some run has."""
+    """The metric to compare; at least one run has it."""
     known = sorted({name for run in runs for name in run.result.metrics})
     if metric is None:
         metric = next((name for name in _DEFAULT_METRICS if name in known), None)
@@ -204,7 +203,7 @@ def _metric(runs: Sequence[Run], metric: str | None) -> str:
 
 
 def _common_seeds(grouped: Mapping[str, Sequence[Run]]) -> tuple[int | None, ...] | None:
-    """The seeds that all groups have, where some have others; None where all have the same."""
+    """The seeds that all groups have; None if all groups have the same seeds."""
     seeds = [[run.result.seed for run in members] for members in grouped.values()]
     if all(set(each) == set(seeds[0]) for each in seeds):
         return None
@@ -212,12 +211,12 @@ def _common_seeds(grouped: Mapping[str, Sequence[Run]]) -> tuple[int | None, ...
 
 
 def _seeds_note(groups: Sequence[Group], common: Sequence[int | None], metric: str) -> str:
-    """Which seeds means and order are over."""
+    """A note on the seeds that means and order are over."""
     if not common:
         theirs = "; ".join(f"{group.name} {_listed(group.seeds)}" for group in groups)
         return (
-            f"The rows share no seed ({theirs}): means are each over its own seeds, so their order "
-            "may be due to the seeds. Run the same seeds for all."
+            f"The rows share no seed ({theirs}): each mean is over the seeds of its row, so the "
+            "order may be due to the seeds. Run the same seeds for all."
         )
     theirs = "; ".join(
         f"{group.name} {_listed(group.seeds)} ({format_metric(metric, group.own_mean)})"
@@ -255,7 +254,7 @@ def _with_verdicts(
 def _group(
     name: str, runs: Sequence[Run], metric: str, common: Sequence[int | None] | None = None
 ) -> Group:
-    """A row, its mean over the common seeds where there are some that not all have."""
+    """A row; its mean is over the common seeds if groups have different ones."""
     values = [run.result.metrics[metric] for run in runs]
     sample = [run.result.metrics[metric] for run in runs if not common or run.result.seed in common]
     parameters = runs[0].result.parameters
@@ -280,7 +279,7 @@ def _group(
 def _baselines(runs: Sequence[Run], metric: str) -> dict[str, float]:
     """The mean of each kind of baseline over the runs that have it for this metric.
 
-    Baselines are measured where the run was: a test says nothing beside a value of validation.
+    A baseline counts only for metrics of the split on which it was measured.
     """
     stage, _, name = metric.rpartition("/")
     values: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What a comparison of runs found, and its forms for readers: terminal, Markdown, CSV."""
+"""The result of a comparison of runs, and its output for terminal, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = ["Cell", "Comparison", "Detail", "Group", "bounds", "to_csv", "to_late
 
 @dataclass(frozen=True)
 class Group:
-    """One row: the values of one strategy, a value a seed, both in the order of the seeds.
+    """One row: the values of one strategy, one per seed, in the order of the seeds.
 
     Mean, deviation and interval are over the seeds that all groups of the comparison have, or over
-    its own where there are none.
+    its own seeds if the groups share none.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Group:
     tested_steps: tuple[int | None, ...] = ()  # optimiser steps behind what they tested
     difference: Difference | None = None
     verdict: Verdict | None = None
-    own_mean: float | None = None  # over all its seeds; None where those are the common ones
+    own_mean: float | None = None  # over all its seeds; None if those are the common ones
 
 
-_OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what runs kept of each image
+_OF_IMAGES = ("bootstrap 95 %", "p (Holm)")  # headings of what needs outcomes of each image
 _VERDICT = "verdict"
 _OWN = "all its seeds"
-_OPTIONAL = {_OWN, *_OF_IMAGES, "peak memory"}  # no column where no group has any
+_OPTIONAL = {_OWN, *_OF_IMAGES, "peak memory"}  # left out if no group has a value
 
 
 class Cell(NamedTuple):
-    """What a table shows, and by what it is sorted; None stands behind all others."""
+    """The text of a cell, and its key for sorting; None comes last."""
 
     text: str
     key: float | str | None
@@ -78,13 +78,13 @@ def _bullet(text: str) -> Table:
 
 
 class Detail(NamedTuple):
-    """A table of text with its title and a sentence on it."""
+    """A table of text with a title and an explanation."""
 
     title: str
     note: str
     heads: list[str]
     rows: list[list[str]]
-    left: int = 1  # columns of words, aligned left; the others are numbers
+    left: int = 1  # number of text columns, aligned left; the others hold numbers
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Comparison:
     protocol: Mapping[str, Any]
     backbone: str
     notes: tuple[str, ...]
-    #: The seeds behind means and order, where groups have different ones: () where they share none.
+    #: The seeds that means are over, if groups have different ones; () if they share none.
     common_seeds: tuple[int | None, ...] | None = None
     settings: tuple[SettingRow, ...] = ()  # those that differ, values in the order of the groups
     answers: Answers | None = None
@@ -110,28 +110,28 @@ class Comparison:
         return headline(self.protocol, self.backbone)
 
     def heading(self) -> str:
-        """Title and metric, and that the lower is the better where it is so."""
+        """Title and metric, with "(lower is better)" if that applies."""
         return f"{self.title}: {named_metric(self.metric)}"
 
     def baseline_rows(self) -> list[tuple[str, str, float]]:
-        """Kind, name and value of each baseline, the best first as with the groups."""
+        """Kind, name and value of each baseline, the best first, as for the groups."""
         ordered = sorted(self.baselines.items(), key=lambda item: item[1])
         if is_rate(self.metric):
             ordered.reverse()
         return [(kind, baseline_name(kind), value) for kind, value in ordered]
 
     def verdicts(self) -> list[str]:
-        """A sentence on each group that was compared with the reference."""
+        """A sentence for each group that was compared with the reference."""
         return [group.verdict.sentence for group in self.groups if group.verdict is not None]
 
     def mean_heading(self) -> str:
-        """What the means are over, where groups have different seeds."""
+        """The heading of the means; it says what they are over if groups have different seeds."""
         if self.common_seeds is None:
             return "mean"
         return "mean, common seeds" if self.common_seeds else "mean, own seeds"
 
     def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """Headings and rows, a row a group and then one a baseline."""
+        """Headings and rows: one row per group, then one per baseline."""
         every = [self._row(group) for group in self.groups]
         shown = [
             (place, head)
@@ -146,7 +146,7 @@ class Comparison:
         return [head for _, head in shown], rows
 
     def _row(self, group: Group) -> list[tuple[str, Cell]]:
-        """Every column that there may be, with its heading."""
+        """Every possible column, with its heading."""
         metric, d, memory = self.metric, group.difference, group.peak_memory_mib
         row = [
             (self.by, Cell(group.name, group.name)),
@@ -180,9 +180,9 @@ class Comparison:
         return heads, [[cell.text for cell in row] for row in rows]
 
     def render(self, *, told: Collection[str] = ()) -> Table:
-        """The table for a terminal, in two where it would be too wide, its notes below it.
+        """The table for a terminal, with differences in a second one and notes below.
 
-        Notes that were `told` already, with another table, are not told again.
+        Notes in `told` were printed with another table and are not repeated.
         """
         heads, rows = self.cells()
         minus = f"minus {self.reference}"
@@ -234,7 +234,7 @@ class Comparison:
         if self.settings:
             names = [group.name for group in self.groups]
             rows = [[key, *values] for key, values in self.settings]
-            note = "Only settings that are not the same; – where a strategy has no such setting."
+            note = "Only settings that differ; – if a strategy has no such setting."
             heads = ["setting", *names]
             found.append(Detail("Differences of settings", note, heads, rows, len(heads)))
         if self.answers is not None:
@@ -246,7 +246,7 @@ class Comparison:
         return found
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One record a row for CSV: plain numbers, rates in [0, 1], empty where there is none."""
+        """One record per row for CSV: plain numbers, rates in [0, 1], empty for no value."""
         common = {"title": self.title, "metric": self.metric}
         for group in self.groups:
             low, high = bounds(group.mean, group.half_width)
@@ -301,12 +301,12 @@ class Comparison:
         return f"{len(self.common_seeds)} of {len(group.seeds)}"
 
 
-_CLASSES, _IMAGES = 30, 20  # rows of a table for readers; the CSV files have all
+_CLASSES, _IMAGES = 30, 20  # most rows of a displayed table; the CSV files have all
 
 
 def _class_detail(answers: Answers) -> Detail:
     rows = answers.classes
-    note = "Share of the test images of each class that was right, mean over the common seeds."
+    note = "Share of the test images of each class that were right, mean over the common seeds."
     if len(rows) > _CLASSES:
         rows = tuple(sorted(rows, key=lambda row: -row.spread)[:_CLASSES])
         note += (
@@ -344,8 +344,8 @@ def _pair_detail(pair: Pair) -> Detail:
     shown = pair.differing[:_IMAGES]
     if len(pair.differing) > len(shown):
         note += (
-            f" Below the {len(shown)} clearest of {len(pair.differing):,} images with different "
-            "answers; differing_images.csv has all."
+            f" Below are the {len(shown)} clearest of {len(pair.differing):,} images with "
+            "different answers; differing_images.csv has all."
         )
 
     def said(answer: str, right: int) -> str:
@@ -368,7 +368,7 @@ def _share(value: float) -> str:
 
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
-    """All comparisons as one CSV, one line a row of theirs."""
+    """All comparisons as one CSV, one line per row of their tables."""
     records = [record for comparison in comparisons for record in comparison.records()]
     return csv_text(records, list(dict.fromkeys(name for record in records for name in record)))
 
@@ -389,5 +389,5 @@ def _text(value: float | None, form: str, unit: str) -> str:
 
 
 def bounds(mean: float, half_width: float | None) -> tuple[float | None, float | None]:
-    """The ends of an interval; None of one seed."""
+    """The ends of an interval; None for one seed."""
     return (None, None) if half_width is None else (mean - half_width, mean + half_width)

@@ -1,4 +1,4 @@
-"""Which runs must not be averaged or subtracted from each other, and in what they differ."""
+"""Compatibility check: which runs must not be averaged or subtracted, and how they differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Described = list[tuple[Run, Mapping[str, Any]]]
 
 
 def refuse_mixture(runs: Sequence[Run], group: Grouping) -> None:
-    """Raise ValueError where a mean or a difference would mix unlike things; names run and key."""
+    """Raise ValueError if a mean or a difference would mix unlike runs; names run and key."""
     findings = _differences([(run, _shared(run)) for run in runs])
     for members in _grouped(runs, group).values():
         findings += _differences(_within(members))
@@ -31,10 +31,10 @@ def refuse_mixture(runs: Sequence[Run], group: Grouping) -> None:
 
 
 def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
-    """The runs without those that differ from the most, and a sentence on each that is left out.
+    """The runs that agree with the majority, and a sentence on each that is left out.
 
-    More than half must agree; where no kind is that many, nobody can say which are the strays, and
-    all are kept (for `refuse_mixture` to refuse).
+    If no more than half agree, there is no majority, and all are kept for `refuse_mixture` to
+    refuse.
     """
     kept, notes = _majority([(run, _shared(run)) for run in runs])
     agreeing: list[Run] = []
@@ -48,7 +48,7 @@ def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], lis
 def _shared(run: Run) -> dict[str, Any]:
     """What all runs of a comparison must have in common."""
     backbone = dict(run.result.backbone)
-    if backbone.get("sha256"):  # the same file may lie in another place on another machine
+    if backbone.get("sha256"):  # the same file may have another path on another machine
         backbone.pop("weights", None)
     return (
         _of_all_seeds(flat(run.result.protocol, "protocol"))
@@ -58,7 +58,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 
 def _within(members: Sequence[Run]) -> Described:
-    """What all runs of a group must have in common, of each of them."""
+    """For each run, what all runs of a group must have in common."""
     own = [
         {
             "strategy": run.result.strategy,
@@ -67,7 +67,7 @@ def _within(members: Sequence[Run]) -> Described:
         for run in members
     ]
     settings = [flat(run.result.settings, "settings") for run in members]
-    # Records of an earlier version lack what came later; then the configs tell, with defaults.
+    # Records of earlier versions lack later settings; then compare the configs, with defaults.
     if any(other != settings[0] for other in settings[1:]) and are_of_one_config(
         (run.folder, run.result.config_sha256) for run in members
     ):

@@ -1,4 +1,4 @@
-"""The picture of a comparison: a dot a seed, means with intervals, baselines as lines."""
+"""The picture of a comparison: a dot per seed, means with intervals, baselines as lines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["comparison"]
 def comparison(
     result: Comparison, out_png: str | Path, *, shown: Mapping[str, Look] | None = None
 ) -> Path:
-    """A dot a seed, the mean and its 95 % interval for each group; baselines as lines.
+    """Draw a dot per seed, mean and 95 % interval of each group, and baselines as lines.
 
-    A seed that not all groups have is a hollow dot, as the mean is not over it. The verdict stands
-    at the right. Where the groups lie close together, the axis leaves out what is far from them:
-    baselines too, which the legend then names as off the axis.
+    A hollow dot is a seed that not all groups have; the mean leaves it out. The verdict is at the
+    right. If the groups are close together, the axis leaves out what is far from them; the legend
+    marks such baselines as off the axis.
     """
     shown = shown or looks(group.name for group in result.groups)
     groups = result.groups[::-1]  # the best on top
@@ -79,7 +79,7 @@ def comparison(
 
 
 def _limits(result: Comparison) -> tuple[float, float]:
-    """Of the axis of values: from zero with the baselines, or close around close values."""
+    """Limits of the value axis: from zero with the baselines, or tight around close values."""
     ends = [v for group in result.groups for v in (*group.values, group.mean)]
     for group in result.groups:
         ends += [group.mean - (group.half_width or 0), group.mean + (group.half_width or 0)]

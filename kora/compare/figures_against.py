@@ -1,4 +1,4 @@
-"""The pictures of `kora compare --against`: a metric over what it was had for."""
+"""The pictures of `kora compare --against`: a metric over images, seconds or parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGAINST: dict[str, tuple[str, _Amount]] = {
 
 
 class Point(NamedTuple):
-    """A mean, and half of its 95 % interval, that was had for x."""
+    """A mean at x, with half of its 95 % interval."""
 
     x: float
     mean: float
@@ -49,10 +49,10 @@ def against(
     *,
     shown: Mapping[str, Look] | None = None,
 ) -> Path:
-    """Mean and 95 % interval of each group; a line joins those of one name from several tables.
+    """Draw mean and 95 % interval of each group; a line joins one name's points of all tables.
 
     Raises:
-        ValueError: the tables are of different metrics, or no run says how much of it there was.
+        ValueError: the tables have different metrics, or no run records the amount.
     """
     metrics = sorted({table.metric for table in comparisons})
     if len(metrics) != 1:
@@ -73,7 +73,7 @@ def against(
 
 
 def amounts(comparisons: Sequence[Comparison], what: str) -> tuple[str, dict[str, list[Point]]]:
-    """What the metric is drawn over, in words, and the points of each group that says how much."""
+    """The label of the x axis, and the points of each group whose amount is known."""
     over, amount = AGAINST[what]
     lines: dict[str, list[Point]] = {}
     for table in comparisons:
@@ -122,7 +122,7 @@ def draw_lines(
 
 
 def _levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
-    """Lines for what scores without learning, where it is the same in all tables."""
+    """Lines for the baselines that are the same in all tables."""
     for kind, name, value in comparisons[0].baseline_rows():
         if all(table.baselines.get(kind) == value for table in comparisons):
             style, colour = level_style(kind)

@@ -25,13 +25,13 @@ def write_files(
     *,
     against: Sequence[str] = (),
 ) -> list[Path]:
-    """Write `compare.md`, `.tex`, `.csv` and `.html` and a picture a table; returns the files.
+    """Write `compare.md`, `.tex`, `.csv`, `.html` and a picture per table; returns the files.
 
-    Where runs kept their answers, `classes.csv` and `differing_images.csv` as well. For what
-    `against` names, a picture of all tables together, see `figures_against`.
+    If runs recorded their answers, writes `classes.csv` and `differing_images.csv` as well. Each
+    name in `against` adds a picture of all tables together, see `figures_against`.
 
     Raises:
-        ValueError: a picture over something cannot be drawn.
+        ValueError: a picture of `against` cannot be drawn.
     """
     sections: list[str] = []
     pictures: list[Path] = []

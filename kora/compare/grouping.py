@@ -1,4 +1,4 @@
-"""What makes a group of runs: their strategy, their experiment, or settings by dotted name."""
+"""Grouping of runs by strategy, by experiment, or by settings with dotted names."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ABSENT = object()
 
 
 def grouping(by: str, runs: Sequence[Run]) -> Grouping:
-    """The group of a run.
+    """A function that gives the name of a run's group.
 
     Args:
         by: `strategy`, `experiment`, or settings as `kora fit` takes them (`model.adapter.d_comp`),
-            several with commas between. The end of a name will do (`d_comp`) where it is clear.
-        runs: those that will be grouped. The strategy stands before the settings where it varies;
-            a run whose strategy has no such setting is in the group of its strategy.
+            separated by commas. The end of a name (`d_comp`) is enough if it is unambiguous.
+        runs: the runs to group. If their strategies vary, the name starts with the strategy; a run
+            whose strategy has no such setting is in the group of its strategy.
 
     Raises:
-        ValueError: no run has such a setting, or the name fits several of a run.
+        ValueError: no run has such a setting, or the name matches several settings of a run.
     """
     if by in NAMED:
         return lambda run: str(getattr(run.result, by))
@@ -66,7 +66,7 @@ def brief(value: Any) -> str:
 
 
 def _strategy(run: Run) -> str:
-    """Without the arguments that tell it from others of its kind."""
+    """The strategy's name, without the arguments that `load_runs` may have added."""
     return run.result.strategy.partition(" (")[0]
 
 
@@ -81,7 +81,7 @@ def _setting(run: Run, key: str) -> Any:
 
 
 def _settings(run: Run) -> Mapping[str, Any]:
-    """Every setting of a run by dotted name, from its config.yaml, or without one its record."""
+    """Every setting of a run by dotted name, from its config.yaml, or else from its record."""
     file = run.folder / "config.yaml"
     if file.is_file():
         return _read(file)

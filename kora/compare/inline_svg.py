@@ -1,6 +1,6 @@
-"""A figure of matplotlib inside of a page, in the colours of the page's style sheet.
+"""A matplotlib figure as SVG inside a page, in the colours of the page's style sheet.
 
-Texts stay texts, and nothing is named from outside. Matplotlib escapes what comes from a user.
+Text stays text, and nothing is loaded from outside. Matplotlib escapes what comes from a user.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kora.reports.canvas import GREY
 __all__ = ["hover", "inline_svg"]
 
 _HOVER = "hover: "
-_INK, _GROUND, _GRID = "#000000", "#ffffff", "#b0b0b0"  # as matplotlib has them
-#: What the style sheet has for a light and for a dark screen.
+_INK, _GROUND, _GRID = "#000000", "#ffffff", "#b0b0b0"  # matplotlib's defaults
+#: Variables that the style sheet sets for light and for dark screens.
 _COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(LIGHT)} | {
     _INK: "var(--ink)", _GROUND: "var(--raised)", _GRID: "var(--faint)", GREY: "var(--faint)",
 }  # fmt: skip
@@ -30,16 +30,16 @@ _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 def hover(artists: Iterable[Artist], words: str) -> None:
-    """Show these words where the pointer rests on one of the artists; in a PNG nothing does."""
+    """Show these words when the pointer rests on one of the artists; a PNG ignores them."""
     for artist in artists:
         artist.set_gid(_HOVER + words)
 
 
 def inline_svg(figure: Figure, *, title: str, name: str) -> str:
-    """An `svg` element, which is as large as the page lets it be.
+    """An `svg` element without a size of its own: the page sets it.
 
-    `title` is for who cannot see a chart; what has none is no chart, and says nothing. The ids in
-    it follow from `name`.
+    `title` describes a chart to a screen reader; leave it empty for decoration. The ids in the
+    element derive from `name`.
     """
     written = io.StringIO()
     settings: Any = {
@@ -59,12 +59,12 @@ def inline_svg(figure: Figure, *, title: str, name: str) -> str:
 
 
 def _plain(element: ElementTree.Element) -> None:
-    """Leave out what the page has no use for, and put its colours in."""
-    for style in element.findall("{*}style"):  # it would be that of the whole page
+    """Remove what the page does not need, and set the page's colours."""
+    for style in element.findall("{*}style"):  # it would apply to the whole page
         element.remove(style)
     element.tag, element.tail = element.tag.rpartition("}")[2], None  # HTML knows the namespaces
     element.text = element.text if (element.text or "").strip() else None
-    words = element.attrib.pop("id", "") if element.tag == "g" else ""  # no one refers to a group
+    words = element.attrib.pop("id", "") if element.tag == "g" else ""  # nothing refers to a group
     element.attrib = {key.rpartition("}")[2]: _short(value) for key, value in element.items()}
     if words.startswith(_HOVER):
         _entitle(element, words.removeprefix(_HOVER))

@@ -1,7 +1,7 @@
-"""The names of points in a picture, placed so that none covers another, a marker or a bar.
+"""Names of points in a picture, placed so that none covers another, a marker or a bar.
 
-A greedy search over places around each point, the most crowded points first. A box is its left,
-bottom, right and top, in pixels.
+A greedy search over places around each point, the most crowded points first. A box is (left,
+bottom, right, top), in pixels.
 
 Shapes: K places for a name, M boxes that it should not cover, S samples of a line
 """
@@ -22,13 +22,13 @@ __all__ = ["label_points"]
 
 _Array = NDArray[np.float64]
 # In points of 1/72 inch:
-_MARKER = 6.0  # half the side of what a marker takes
+_MARKER = 6.0  # half the side of a marker's box
 _GAP = 3.0  # between marker and name
-_NEAR = 8.0  # a name farther off gets a line
+_NEAR = 8.0  # a name farther away gets a line
 _CROWD = 80.0  # within which points are neighbours
-_NEVER = 1e4  # what covering something costs, where a line that is longer costs 1
-_LOOKED_AT = 60  # places whose line is looked at
-_WIDER = 1.04  # a text on a screen than here, where hinting rounds the widths of its letters
+_NEVER = 1e4  # cost of covering a pixel; a pixel of distance costs 1
+_LOOKED_AT = 60  # cheapest places, whose lines are checked too
+_WIDER = 1.04  # text may be wider on a screen than here, where hinting rounds letter widths
 _ANGLES = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 _SHIFTS = np.array([(0.0, 0.0)] + [
     (radius * np.cos(angle), radius * np.sin(angle))
@@ -37,14 +37,14 @@ _SHIFTS = np.array([(0.0, 0.0)] + [
 
 
 def label_points(axis: Axes, points: Mapping[str, tuple[float, float, float]]) -> None:
-    """Write each name beside its point (x, y, half of its bar), with a line to one that lies apart.
+    """Write each name next to its point (x, y, half of its bar), with a line if it is far away.
 
-    The layout of the figure is done with this.
+    This freezes the layout of the figure.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # all that is there gets its place,
-    figure.set_layout_engine("none")  # and keeps it
+    figure.draw_without_rendering()  # lay out what is there,
+    figure.set_layout_engine("none")  # and keep that layout
     unit, frame, to_axes = figure.dpi / 72, axis.bbox.extents, axis.transAxes.inverted()
     low, middle, high = (
         axis.transData.transform([(x, y + side * half) for x, y, half in points.values()])
@@ -64,7 +64,7 @@ def label_points(axis: Axes, points: Mapping[str, tuple[float, float, float]]) -
         led = far > (_MARKER + _GAP + _NEAR) * unit
         outside = (frame[:2] - boxes[:, :2]).clip(0) + (boxes[:, 2:] - frame[2:]).clip(0)
         cost = (_NEVER * (outside.sum(1) + _overlap(boxes, taken)) + far).round(6)
-        few = cost.argsort(kind="stable")[:_LOOKED_AT]  # of equal ones first that to the right
+        few = cost.argsort(kind="stable")[:_LOOKED_AT]  # of equal ones the right first
         crossed = (led[few] * _overlap(lines[few], taken).sum(1)).round(6)
         best = few[(cost[few] + crossed).argmin()]
         text.set_position(tuple(to_axes.transform(boxes[best, :2])))
@@ -85,7 +85,7 @@ def _overlap(boxes: _Array, others: _Array) -> _Array:
 
 
 def _places(point: _Array, text: Bbox, unit: float) -> _Array:
-    """(K, 4): right, left, above and below the marker, then the same farther and farther off."""
+    """(K, 4): right, left, above and below the marker, then the same farther and farther away."""
     width, height, side = _WIDER * text.width, text.height, (_MARKER + _GAP) * unit
     corners = np.array([
         (side, -height / 2), (-side - width, -height / 2), (-width / 2, side),

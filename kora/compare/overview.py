@@ -1,4 +1,4 @@
-"""Several experiments in one table: a row a strategy, a column an experiment."""
+"""Several experiments in one table: one row per strategy, one column per experiment."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LEGEND = (
 
 
 class Overview(NamedTuple):
-    """Heads, rows of text, and a sentence that explains them."""
+    """Headings, rows of text, and a sentence that explains them."""
 
     heads: list[str]
     rows: list[list[str]]
     note: str
 
     def to_markdown(self) -> str:
-        """A section of its own."""
+        """The table as a Markdown section."""
         lines = ["## All experiments", "", *markdown_table(self.heads, self.rows), "", self.note]
         return "\n".join(lines) + "\n"
 
     def render(self) -> Table:
-        """For a terminal."""
+        """The table for a terminal."""
         page = Table.grid()
         page.add_row("[bold]All experiments[/bold]\n")
         page.add_row(terminal_table(self.heads, self.rows))
@@ -47,7 +47,7 @@ class Overview(NamedTuple):
 def overview(comparisons: Sequence[Comparison]) -> Overview | None:
     """The means of all tables side by side; None for a single table.
 
-    Rows are in the order of how many columns they are in and how well they rank there.
+    Rows with values in more columns come first, then those that rank better.
     """
     if len(comparisons) < 2:
         return None
@@ -75,7 +75,7 @@ def overview(comparisons: Sequence[Comparison]) -> Overview | None:
         else ("Mean ± half of the 95 % interval over seeds; the best mean of a column is marked *.")
     )
     if any(table.common_seeds is not None for table in comparisons):
-        note += " Where rows of a table have different seeds, means are over the common ones."
+        note += " If rows of a table have different seeds, means are over the common ones."
     (first, *_) = comparisons
     by = first.by if all(table.by == first.by for table in comparisons) else "group"
     one = f" ({first.metric})" if len(metrics) == 1 else ""

@@ -1,6 +1,6 @@
-"""A comparison as one page for the browser, which loads nothing from anywhere.
+"""A comparison as one self-contained page for the browser.
 
-Links to the pictures of the runs are relative to the page, and followed only by a click.
+Links to the pictures of the runs are relative to the page, and followed only on a click.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def to_html(
     *,
     beside: str | Path | None = None,
 ) -> str:
-    """Each comparison with its sortable table, learning curves and metric against parameters.
+    """A page with each comparison's sortable table, learning curves and metric against parameters.
 
-    Learning curves come from metrics.csv in the folders of their runs; without any, that chart is
-    left out. Links to pictures lead from the folder `beside`; without one, there are none.
+    Learning curves come from metrics.csv in the folders of the runs; without any, that chart is
+    left out. Links to pictures are relative to the folder `beside`; without one, there are none.
     """
     shown = looks(group.name for table in comparisons for group in table.groups)
     return page_of("kora.compare").render(
@@ -100,14 +100,14 @@ def _part(
 
 
 class _Curves(NamedTuple):
-    """Metrics with the curves of each group's seeds, and where the tested weights stand."""
+    """For each metric the curves of each group's seeds, and the step of the tested weights."""
 
     charts: list[tuple[str, dict[str, list[Curve]], dict[str, list[Tested]]]]
     guessed: bool  # some record does not say which step was tested
 
 
 def _curves(comparison: Comparison) -> _Curves:
-    """The metric in validation (or else a loss), with the test; and the metric in training."""
+    """Curves of the metric in validation (or else a loss) with the test, and in training."""
     columns: dict[str, list[dict[str, Curve]]] = {}
     tested: dict[str, list[Tested]] = {}
     name = comparison.metric.partition("/")[2]
@@ -149,7 +149,7 @@ def _pictures(folder: Path, beside: str | Path | None) -> list[tuple[str, str]]:
 
 
 def _readable(file: Path) -> dict[str, Curve]:
-    """No curves of a file that is no table of numbers: the record of the run is what counts."""
+    """The curves in a file; none if it is not a table of numbers, as the page can do without."""
     try:
         return read_curves(file)
     except (OSError, ValueError, TypeError, csv.Error):
@@ -157,5 +157,5 @@ def _readable(file: Path) -> dict[str, Curve]:
 
 
 def _svg(figure: Figure | None, title: str, name: str) -> Markup | None:
-    """Made by ourselves, with every name escaped in it."""
+    """A figure as safe markup: our own SVG, with every name in it escaped."""
     return None if figure is None else Markup(inline_svg(figure, title=title, name=name))

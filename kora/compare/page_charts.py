@@ -20,16 +20,16 @@ from kora.reports.curves import Curve
 __all__ = ["Tested", "curve_chart", "key", "size_chart"]
 
 _SIZE = (6.0, 3.7)  # inches
-_SEEDS, _MARKED = 50, 40  # lines of a group, and values of a line that can be told apart
+_SEEDS, _MARKED = 50, 40  # most lines of a group, and most values of a line with markers
 _KEY = (28, 12)  # points
 
 Tested = tuple[int, float]  # the step of the tested weights, and the value of the test
 
 
 def size_chart(comparison: Comparison, shown: Mapping[str, Look] | None = None) -> Figure | None:
-    """The metric of each group with its interval, against what trains; None where that is unknown.
+    """The metric of each group with its interval, over trainable parameters; None if unknown.
 
-    It is that of `kora compare --against trainable`, close around the values, with names in it.
+    The chart of `kora compare --against trainable`, tight around the values and with names.
     """
     over, points = amounts([comparison], "trainable")
     if not points:
@@ -51,8 +51,8 @@ def curve_chart(
 ) -> Figure | None:
     """A metric over the optimiser's steps: each seed faint, the mean of a group's seeds strong.
 
-    None where there is no curve. The mean is drawn where all seeds of a group have a value, the
-    test of each seed as a diamond.
+    None if there is no curve. The mean is drawn where all seeds of a group have a value. A diamond
+    is the test of a seed.
     """
     drawn = {name: seeds for name, seeds in curves.items() if seeds}
     if not any(math.isfinite(v) for seeds in drawn.values() for _, ys in seeds for v in ys):
@@ -78,7 +78,7 @@ def curve_chart(
 
 
 def key(look: Look) -> Figure:
-    """The mark of a group on a piece of its line."""
+    """The key to a group: its marker on a piece of its line."""
     width, height = _KEY
     figure = Figure(figsize=(width / 72, height / 72))
     line = Line2D([1 / width, 0.5, 1 - 1 / width], [0.5] * 3, markevery=[1], lw=2, **look.style)

@@ -1,4 +1,4 @@
-"""Differences between two groups of runs, paired by seed and, where runs kept them, by image.
+"""Differences between two groups of runs, paired by seed and, if outcomes exist, by image.
 
 Shapes: S seeds, I images
 """
@@ -33,7 +33,7 @@ def with_differences(
     *,
     read: Read = read_outcomes,
 ) -> tuple[list[Group], list[str]]:
-    """Groups with their difference to the group `reference`, and notes on what it rests on."""
+    """Groups with their difference from the group `reference`, and notes on its computation."""
     notes: list[str] = []
     silent: list[Path] = []
     baseline = {run.result.seed: run for run in runs[reference]}
@@ -63,14 +63,14 @@ def with_differences(
     if silent:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         notes.append(
-            f"{silent[0]}{more}: no {OUTCOMES_NAME}, as they were not tested or an earlier version "
-            "did not write it, so there is no bootstrap interval and no p-value. Run again, with "
-            "the test, to have them."
+            f"{silent[0]}{more}: no {OUTCOMES_NAME} (not tested, or written by an earlier version "
+            "of kora), so there is no bootstrap interval and no p-value. Run again, with the test, "
+            "to have them."
         )
-    told = _explained(list(found.values()))
+    explained = _explained(list(found.values()))
     return (
         [replace(group, difference=found.get(group.name)) for group in groups],
-        [*told, *notes],
+        [*explained, *notes],
     )
 
 
@@ -79,7 +79,7 @@ class _NotKeptError(Exception):
 
 
 class _NoFileError(Exception):
-    """These runs kept nothing of their test images."""
+    """These runs recorded no outcomes of their test images."""
 
     def __init__(self, folders: list[Path]) -> None:
         super().__init__(folders)
@@ -104,8 +104,8 @@ def _image_differences(
             mine = outcomes.values(metric)
             if mine is None:
                 raise _NotKeptError(
-                    f"{metric} is no mean over what runs keep of each test image, so there is no "
-                    "bootstrap interval and no p-value of it."
+                    f"{metric} is not a mean over the recorded outcomes of test images, so it has "
+                    "no bootstrap interval and no p-value."
                 )
             mean = float(mine.mean()) if len(mine) else np.nan
             if not np.isclose(mean, _value(run, metric), rtol=1e-5, atol=1e-6):
@@ -117,8 +117,8 @@ def _image_differences(
             first = first or outcomes
             if not same_images(first, outcomes):
                 raise _NotKeptError(
-                    f"{run.folder}: was not tested on the images of the others, or with other "
-                    "labels; no bootstrap interval and no p-value."
+                    f"{run.folder}: was tested on other images or labels than the other runs; no "
+                    "bootstrap interval and no p-value."
                 )
             values.append(mine)
         rows.append(values[0] - values[1])
@@ -157,8 +157,8 @@ def _explained(differences: Sequence[Difference]) -> list[str]:
     number = f"for {len(tested)} comparisons" if len(tested) > 1 else "for 1 comparison"
     notes.append(
         "p: two-sided; in each image the sign of the difference, averaged over common seeds, is "
-        f"flipped; corrected after Holm {number}. It speaks of these trained models on other "
-        "images, not of other seeds."
+        f"flipped; corrected after Holm {number}. It is about these trained models on other "
+        "images, not about other seeds."
     )
     return notes
 

@@ -1,4 +1,4 @@
-"""Which runs a comparison takes: the finished ones, told apart by their arguments, the newest."""
+"""Selection of runs for a comparison: finished ones, named by their arguments, the newest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """All readable, finished runs under `paths`, and a sentence on each that is left out.
 
     Raises:
-        ValueError: nothing is left; names every reason.
+        ValueError: no run is left; the message lists every reason.
     """
-    folders: dict[Path, Path] = {}  # by where they really lie: a run that is named twice is one
+    folders: dict[Path, Path] = {}  # by resolved path: a run that is named twice counts once
     notes: list[str] = []
     for path in map(Path, paths):
         try:
@@ -40,7 +40,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             notes.append(str(error))
             continue
         if any(run.result == other.result for other in runs):
-            continue  # a copy, as W&B has of a run that is here too
+            continue  # a copy, such as W&B's copy of a run that is here too
         if run.result.finished:
             runs.append(run)
         else:
@@ -52,7 +52,7 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def _named_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one strategy with other arguments get other names: `LoRA (sites=[q, v])`."""
+    """Name runs of one strategy by the arguments that differ: `LoRA (sites=[q, v])`."""
     kinds: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         kinds.setdefault((run.result.experiment, run.result.strategy), []).append(run)
@@ -71,15 +71,15 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _arguments(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The arguments of their adapters; of earlier versions, later options at their defaults."""
+    """The arguments of the adapters, with defaults for options that earlier versions lacked."""
     adapters = [run.result.settings.get("adapter", {}) for run in runs]
-    if any(adapter != adapters[0] for adapter in adapters):  # only then: it loads the strategies
+    if any(adapter != adapters[0] for adapter in adapters):  # else no need to import strategies
         adapters = [with_defaults(adapter) for adapter in adapters]
     return [adapter.get("init_args", {}) for adapter in adapters]
 
 
 def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
-    """The newest run of every group, stage and seed, and a note where there were several."""
+    """The newest run of every group, stage and seed, and a note if there were several."""
     cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         r = run.result
@@ -98,7 +98,7 @@ def newest(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
 
 
 def _differing(runs: Sequence[Run]) -> str:
-    """In which settings runs differ that count as versions of one."""
+    """A sentence on the settings in which versions of one run differ."""
     found: dict[str, None] = {}
     for part in ("adapter", "training"):
         tables = [run.result.settings.get(part, {}) for run in runs]

@@ -1,4 +1,4 @@
-"""In which settings the groups of a comparison differ, and what of that concerns their training."""
+"""Settings in which the groups of a comparison differ, and which of these concern training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ADAPTER = "adapter."
 
 
 def setting_differences(groups: Mapping[str, Sequence[Run]]) -> list[SettingRow]:
-    """The settings that are not the same in all groups that have them; – in those that do not.
+    """The settings that differ between groups; – for a group that has no such setting.
 
-    Arguments that not all strategies have, and on which those that do agree, are in one last row.
+    The last row holds arguments that only some strategies have, and on which these agree.
     """
     adapters = [runs[0].result.settings.get("adapter") or {} for runs in groups.values()]
     kinds: dict[Any, set[frozenset[str]]] = {}
     for adapter in adapters:
         options = frozenset(adapter.get("init_args") or {})
         kinds.setdefault(adapter.get("class_path"), set()).add(options)
-    if any(len(options) > 1 for options in kinds.values()):  # only then: it loads the strategies
+    if any(len(options) > 1 for options in kinds.values()):  # else no need to import strategies
         adapters = [with_defaults(adapter) for adapter in adapters]
     tables = [
         _settings(adapter, runs[0]) for adapter, runs in zip(adapters, groups.values(), strict=True)
@@ -47,9 +47,9 @@ def setting_differences(groups: Mapping[str, Sequence[Run]]) -> list[SettingRow]
 
 
 def training_note(groups: Mapping[str, Sequence[Run]]) -> str | None:
-    """What of training (not of the strategies themselves) differs, in a sentence.
+    """A sentence on the settings that differ in training, not in the strategies themselves.
 
-    A fusion reads adapters of its own in the place of a source stage; that is the strategy.
+    A fusion reads earlier adapters instead of a source stage; that is part of its strategy.
     """
     names = list(groups)
     found: dict[str, dict[str, list[str]]] = {}
@@ -64,7 +64,7 @@ def training_note(groups: Mapping[str, Sequence[Run]]) -> str | None:
         for key, values in found.items()
         if len(values) > 1
     ]
-    return f"Settings of training that differ: {'; '.join(parts)}." if parts else None
+    return f"Training settings that differ: {'; '.join(parts)}." if parts else None
 
 
 def _rarest_first(values: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
@@ -88,13 +88,13 @@ def _settings(adapter: Mapping[str, Any], run: Run) -> dict[str, str]:
 def _training(run: Run) -> dict[str, str]:
     found = {}
     for key, value in flat(run.result.settings.get("training", {})).items():
-        named = key.removesuffix(".class_path")  # an object's class stands under its own name
+        named = key.removesuffix(".class_path")  # an object's class goes under the object's name
         found[named] = _said(value) if named == key else str(value).rpartition(".")[2]
     return found
 
 
 def _said(value: Any) -> str:
-    """As in a config."""
+    """A value as a config writes it."""
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else brief(value)
     )

@@ -1,9 +1,9 @@
-"""What a difference between two groups of runs says, in a word and a sentence, by one rule.
+"""The verdict on a difference between two groups of runs: a word and a sentence, by one rule.
 
-The rule: *ahead* or *behind* is said only where everything that could be computed excludes zero:
-the t-interval over seeds, the bootstrap interval over seeds and test images, and p below 0.05
-after Holm's correction. Else the two are *not told apart*, and the sentence says what is missing.
-With one common seed nothing speaks of other seeds; then the word is restricted to that seed.
+The rule: *ahead* or *behind* only if everything that could be computed excludes zero: the
+t-interval over seeds, the bootstrap interval over seeds and test images, and p below 0.05 after
+Holm's correction. Otherwise the two are *not told apart*, and the sentence says what is missing.
+One common seed shows nothing about other seeds, so the word is then restricted to that seed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["LEVEL", "RULE", "Difference", "Verdict", "signed", "verdict"]
 
 LEVEL = 0.05
 RULE = (
-    "Verdict: ahead or behind only where the t-interval over seeds, the bootstrap interval and "
-    "p (Holm) < 0.05, as far as there are such, all exclude zero. Numbers of seeds and images that "
-    "would tell are for 80 % power at 5 % if the difference stays as it is, which few seeds "
-    "know only roughly."
+    "Verdict: ahead or behind only if all that could be computed excludes zero: the t-interval "
+    "over seeds, the bootstrap interval, and p (Holm) < 0.05. Numbers of seeds and images that "
+    "would tell are for 80 % power at 5 %, if the difference stays as it is; few seeds give it "
+    "only roughly."
 )
 
 
@@ -28,15 +28,15 @@ RULE = (
 class Difference:
     """Mean of (group - reference) over the n seeds that both have; no t-interval for n = 1.
 
-    What of each image was kept gives the rest; see `kora.analysis.statistics`.
+    The rest needs the outcomes of each image; see `kora.analysis.statistics`.
     """
 
     n: int
     mean: float
     half_width: float | None  # of the 95 % t-interval over seeds
     std: float | None = None  # of the differences over seeds; None for one
-    images: int | None = None  # test images behind what follows
-    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images drawn anew
+    images: int | None = None  # number of test images that the rest is computed from
+    bootstrap: tuple[float, float] | None = None  # 95 %, seeds (if several) and images resampled
     p: float | None = None  # signs flipped per image
     p_holm: float | None = None  # corrected over the groups of the comparison
     image_std: float | None = None  # over images, of the difference averaged over seeds
@@ -44,11 +44,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a group stands to the reference."""
+    """How a group compares with the reference."""
 
     word: str  # `ahead`, `behind` or `not told apart`; ` (seed 0 only)` may follow
     sentence: str  # the same with its reasons
-    seeds_needed: int | None = None  # common seeds that would tell, where more of them would
+    seeds_needed: int | None = None  # common seeds that would tell, if more of them would
     images_needed: int | None = None  # test images, likewise
 
 
@@ -82,14 +82,14 @@ def verdict(
     if not over_seeds:
         reasons.append(f"{d.n} seeds leave {_span(metric, _bounds(d))} possible")
         seeds = seeds_needed(d.mean, d.std or 0.0, level=LEVEL)
-        more.append(_told(seeds, "common seeds", d.n))
+        more.append(_about(seeds, "common seeds", d.n))
     if by_images is False:
         assert d.bootstrap is not None
         assert d.p_holm is not None
         if d.p_holm >= LEVEL:
             reasons.append(f"{d.images:,} test images are too few for it (p {format_p(d.p_holm)})")
             images = images_needed(d.mean, d.image_std or 0.0, level=LEVEL / comparisons)
-            more.append(_told(images, "test images", d.images or 0))
+            more.append(_about(images, "test images", d.images or 0))
         else:
             reasons.append(f"seeds and images together leave {_span(metric, d.bootstrap)} possible")
     but = ""
@@ -106,9 +106,9 @@ def verdict(
 def _of_one_seed(
     name: str, reference: str, d: Difference, metric: str, *, comparisons: int, seed: int | None
 ) -> Verdict:
-    """Images can tell two trained models apart; that the strategies differ, one seed cannot say."""
+    """With one seed, images can tell two trained models apart, but not two strategies."""
     with_seed = "one seed" if seed is None else f"seed {seed}"
-    caution = "One seed says nothing of other seeds: run three or more."
+    caution = "One seed says nothing about other seeds: run three or more."
     apart = (
         f"{name} and {reference} are not told apart. The difference is "
         f"{signed(metric, d.mean, unit=True)} with {with_seed} alone"
@@ -126,7 +126,7 @@ def _of_one_seed(
             f"test images, p {p}. {caution}",
         )
     images = images_needed(d.mean, d.image_std or 0.0, level=LEVEL / comparisons)
-    more = _joined([_told(images, "test images", d.images or 0)])
+    more = _joined([_about(images, "test images", d.images or 0)])
     sentence = f"{apart}, but {d.images:,} test images leave {span} possible (p {p}). "
     return Verdict("not told apart", f"{sentence}{more} {caution}", None, images)
 
@@ -136,7 +136,7 @@ def _better(d: Difference, metric: str) -> bool:
 
 
 def _how(name: str, reference: str, d: Difference, metric: str) -> str:
-    """KoRA is ahead of LinearProbe by 3.00 points."""
+    """For example: KoRA is ahead of LinearProbe by 3.00 points."""
     word = "ahead of" if _better(d, metric) else "behind"
     return f"{name} is {word} {reference} by {signed(metric, abs(d.mean), unit=True)[1:]}"
 
@@ -167,11 +167,11 @@ def _span(metric: str, bounds: tuple[float, float]) -> str:
     return f"{signed(metric, bounds[0])} to {signed(metric, bounds[1])}"
 
 
-def _told(needed: int | None, what: str, there: int) -> str:
+def _about(needed: int | None, what: str, there: int) -> str:
     if needed is None:
         return f"no practical number of {what}"
     if what == "test images":
-        digits = max(len(str(needed)) - 2, 0)  # two digits tell enough
+        digits = max(len(str(needed)) - 2, 0)  # two digits are enough
         needed = -(-needed // 10**digits) * 10**digits
     return f"about {needed:,} {what} (there are {there:,})"
 

@@ -1,1 +1,1 @@
-"""What is printed: tables, numbers as readers see them, one-line errors."""
+"""Console output: tables, formatted numbers, one-line errors."""

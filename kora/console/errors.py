@@ -1,4 +1,4 @@
-"""Errors in one line, with a suggestion: other people's, and jsonargparse's nested messages."""
+"""One-line error messages with a suggestion, made from jsonargparse's nested ones and others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNKNOWN = (
 )
 
 
-#: Where options of KoRA's nodes are now, by an option of the class that had them.
+#: New names of moved options of KoRA's nodes, by an option of the class that had them.
 _MOVED = {
     "node_form": {
         **{
@@ -44,21 +44,21 @@ _MOVED = {
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
+    """The first line of an error's message; the name of its class if there is no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """A sentence with the known name that is nearest to another, behind a space; "" without one."""
+    """A space and a sentence that suggests the nearest known name; "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def explain(message: str, known_keys: Iterable[str]) -> str:
-    """One line for a parser's error message; `known_keys` are the options of the parser it is from.
+    """One line for a parser's error message; `known_keys` are the options of that parser.
 
-    What jsonargparse says stays in the line; in front comes the place in the config, behind it the
-    nearest known name.
+    Keeps jsonargparse's words, with the place in the config before and the nearest known name
+    after them.
     """
     text = str(message)
     denied = re.search(r"Importing '([\w.]+)' is not allowed", text)
@@ -85,7 +85,7 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
             parts.append(f"Did you mean '{near}'?")
         elif candidates and len(candidates) < 20:
             parts.append(f"Known: {', '.join(sorted(candidates))}.")
-        elif re.fullmatch(r"Option '\w+' is not accepted", text):  # of a class that has no name
+        elif re.fullmatch(r"Option '\w+' is not accepted", text):  # the class is not named
             option = "--model.optimizer AdamW --model.optimizer.lr 1e-3"
             parts.append(f"It may be of a class; then name the class first: {option}.")
     if "arguments are required" in reason:
@@ -98,13 +98,13 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
 
 
 def _moved(name: str, candidates: Iterable[str]) -> str | None:
-    """Where an option went, of a class that has these options."""
+    """The new name of a moved option, for a class whose options are `candidates`."""
     found = (table.get(name) for mark, table in _MOVED.items() if mark in candidates)
     return next(filter(None, found), None)
 
 
 def _of_a_class(text: str, name: str) -> str | None:
-    """The key that every class has in a config and that a name is near to."""
+    """The key of every class in a config (`class_path`, `init_args`) that a name is near to."""
     if f"Option '{name}' is not accepted" not in text:
         return None
     keys = ("class_path", "init_args")
@@ -113,8 +113,8 @@ def _of_a_class(text: str, name: str) -> str | None:
 
 def _of_denied(path: str) -> str:
     return (
-        f"it names {path}, and what is read from a run may name classes of KoRA alone. If the run "
-        f"is yours, or you trust that module: --trust {path.rpartition('.')[0]}."
+        f"it names {path}, but files of a run may name only classes of KoRA. If the run is yours, "
+        f"or you trust that module: --trust {path.rpartition('.')[0]}."
     )
 
 
@@ -123,7 +123,7 @@ def _names(reason: str, place: str) -> bool:
 
 
 def _deepest(text: str) -> str:
-    """The most indented lines that say something of their own: one for each type that would do."""
+    """The most indented lines that are not noise: one for each accepted type."""
     lines = [line for line in text.splitlines() if line.strip()]
     if lines[0].startswith("Problems parsing config"):
         return " ".join(line.strip() for line in lines)
@@ -141,7 +141,7 @@ def _deepest(text: str) -> str:
 
 
 def _nearest(name: str, candidates: list[str]) -> str | None:
-    """The candidate that is most alike, whatever the case; dotted names part by part."""
+    """The nearest candidate, ignoring case; dotted names part by part."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
     near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     if near:
@@ -153,7 +153,7 @@ def _nearest(name: str, candidates: list[str]) -> str | None:
 
 
 def _subclass_names(text: str) -> list[str]:
-    """Short names that the parser would take for the innermost class that the message names."""
+    """Short names that the parser accepts for the innermost class in the message."""
     listed = re.findall(r"Subtypes: \[([^\]]*)\]", text)
     named = re.findall(r"'([\w.]+)'", listed[-1]) if listed else []
     bases = [path for path in named if path != "NoneType"]

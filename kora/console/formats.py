@@ -1,4 +1,4 @@
-"""Metrics and baselines as readers see them."""
+"""Display of metrics and baselines."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def is_rate(metric: str) -> bool:
 
 
 def named_metric(metric: str) -> str:
-    """The metric, and that the lower is the better where it is so."""
+    """The metric's name, with "(lower is better)" if that applies."""
     return metric + ("" if is_rate(metric) else " (lower is better)")
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A value for readers: 71.04 % for a rate, four digits else, – for none."""
+    """A value for display: 71.04 % for a rate, else four digits, – for None."""
     if value is None:
         return "–"
     return f"{value:.2%}".replace("%", " %") if is_rate(metric) else format_number(value, digits=4)
@@ -50,19 +50,19 @@ def format_spread(metric: str, width: float | None) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """A p-value, – for none."""
+    """A p-value for display, – for None."""
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_number(value: float, *, digits: int) -> str:
-    """So many digits that tell, zeros at the end too, which align a column; whole ones plain."""
+    """A number with `digits` significant digits, trailing zeros included; integers plain."""
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
 
 
 def baseline_name(kind: str) -> str:
-    """What readers call a kind of baseline, such as `mean_map`; `_` is a space in unknown ones."""
+    """Display name of a kind of baseline, such as `mean_map`; unknown ones get spaces for `_`."""
     return _BASELINE_NAMES.get(kind, kind.replace("_", " "))

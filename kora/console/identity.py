@@ -1,12 +1,12 @@
 """One colour and marker for a strategy, the same in every picture and page.
 
-Known strategies have theirs for good. Any other name gets one by a hash of it; where that colour is
-taken by another name of the same picture, it goes on to the next free one. Neither depends on the
-order of the names, so a change in the ranking changes no colour.
+Known strategies have fixed ones. Any other name gets one by its hash, or the next free one if the
+same picture has that colour already. Neither depends on the order of the names, so a change in the
+ranking changes no colour.
 
-Colours began as those of Okabe and Ito (2008) and were moved until every two of them, seen with
-full colour vision, protanopia or deuteranopia, lie more than 20 apart in CIELAB. A marker and a
-dash go with each, so that no meaning hangs on colour alone.
+Colours are those of Okabe and Ito (2008), moved until any two differ by more than 20 in CIELAB for
+full colour vision, protanopia and deuteranopia. Each has a marker and a dash, so that no meaning
+depends on colour alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 __all__ = ["DARK", "LIGHT", "MARKERS", "Look", "looks"]
 
-#: By number, on white and on a dark ground.
+#: By number, on white and on a dark background.
 LIGHT = (
     "#005fa2", "#e48704", "#00ae68", "#c78bb3", "#6c4505", "#4da3ff", "#1b1d21", "#3a0a8a",
 )  # fmt: skip
@@ -40,7 +40,7 @@ _BLUE, _ORANGE, _GREEN, _PINK, _BROWN, _SKY, _INK, _VIOLET = range(8)
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker by number, of `LIGHT` or `DARK` and of `MARKERS`."""
+    """Colour and marker, as indices into `LIGHT` or `DARK` and into `MARKERS`."""
 
     colour: int
     marker: int
@@ -88,7 +88,7 @@ _KNOWN = {
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each name of a picture, no two alike as long as there are enough of them."""
+    """The look of each name in a picture; no two are alike as long as there are enough looks."""
     wanted = dict.fromkeys(names)
     found = {name: _KNOWN[name] for name in wanted if name in _KNOWN}
     for name in sorted(set(wanted) - set(found)):
@@ -97,7 +97,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def _free(name: str, taken: set[Look]) -> Look:
-    """The look by hash, or the next with a free colour, or the next that is free at all."""
+    """The look by hash, or else the next with a free colour, or else the next free look."""
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     total = len(LIGHT) * len(MARKERS)
     # A step without common factors with the total visits every look once, colours in turn.

@@ -1,4 +1,4 @@
-"""A line of a command, printed once however many processes run."""
+"""Print a line of a command once, however many processes run."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["say"]
 
 @rank_zero_only
 def say(text: str, *, aside: bool = False) -> None:
-    """Print a line, on the first rank; `aside` beside what a program may read (stderr)."""
+    """Print a line on the first rank; with `aside` to stderr, away from what programs read."""
     print(f"kora: {visible(text)}", file=sys.stderr if aside else sys.stdout, flush=True)

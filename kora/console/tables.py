@@ -21,7 +21,7 @@ __all__ = [
     "visible",
 ]
 
-#: How LaTeX writes what means something else there.
+#: LaTeX for characters that have another meaning there.
 _WRITTEN = {
     "\\": r"\textbackslash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -45,10 +45,10 @@ def terminal_table(
     dim: Collection[int] = (),
     title: str | None = None,
 ) -> Table:
-    """A table for rich's console; no text is markup.
+    """A table for rich's console; text is escaped, so none of it is markup.
 
-    Columns in `left` are aligned left, the others right; cells of those in `whole` are not broken.
-    The rows in `dim` stand back.
+    Columns in `left` are aligned left, the others right; cells of columns in `whole` are not
+    wrapped. Rows in `dim` are dimmed.
     """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -73,7 +73,7 @@ def terminal_table(
 def markdown_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
 ) -> list[str]:
-    """Its lines; the first `left` columns are aligned left, the others right."""
+    """The lines of a table; the first `left` columns are aligned left, the others right."""
     rule = [":--"] * left + ["--:"] * (len(heads) - left)
     return [
         "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in row) + " |"
@@ -82,7 +82,7 @@ def markdown_table(
 
 
 def in_markdown(text: str) -> str:
-    """Text in one line, of which no name becomes a tag of HTML or a link."""
+    """Text on one line, of which nothing becomes an HTML tag or a link."""
     line = " ".join(text.splitlines())
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
 
@@ -98,8 +98,8 @@ def latex_table(
 ) -> str:
     """A table with the rules of booktabs.
 
-    The first `left` columns are aligned left, the others right. A rule stands behind the first
-    `groups` rows.
+    The first `left` columns are aligned left, the others right. A rule follows the first `groups`
+    rows.
     """
     first = len(rows) if groups is None else groups
     rules = [r"\toprule", _row(heads), r"\midrule", *map(_row, rows[:first])]
@@ -119,7 +119,7 @@ def latex_table(
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Records as CSV, one a line, with a line of heads; text is text to a spreadsheet too."""
+    """Records as CSV, one per line, with a header; a spreadsheet computes none of the text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -128,14 +128,14 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
 
 
 def visible(text: str) -> str:
-    """Text without characters that act on a terminal; a line break stays."""
+    """Text with unprintable characters escaped; line breaks and tabs stay."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text
     )
 
 
 def text_cell(value: Any) -> Any:
-    """A cell of a CSV; an apostrophe before what a spreadsheet would compute. Numbers stay."""
+    """A CSV cell, with an apostrophe before what a spreadsheet would compute. Numbers stay."""
     if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
         return value
     try:
@@ -147,7 +147,7 @@ def text_cell(value: Any) -> Any:
 
 def _row(cells: Iterable[str]) -> str:
     row = " & ".join(map(_escape, cells))
-    start = "{}" if row.startswith(("[", "*")) else ""  # or it is an option of the row before
+    start = "{}" if row.startswith(("[", "*")) else ""  # else it is an option of the row before
     return start + row + r" \\"
 
 

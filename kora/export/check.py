@@ -1,4 +1,4 @@
-"""What every export shares: what it has written, and how it is compared with the run's own model.
+"""Shared by all exports: what was written, and the comparison with the run's own model.
 
 Shapes: B images, K classes, H and W pixels at which the backbone runs.
 """
@@ -30,19 +30,19 @@ __all__ = [
 
 
 class Written(NamedTuple):
-    """What an export has put into its folder."""
+    """What an export has written into its folder."""
 
-    load: tuple[str, ...]  # lines of Python that load it again, with FOLDER for where it lies
-    use: tuple[str, ...]  # lines that then give the outputs for a picture
+    load: tuple[str, ...]  # lines of Python that load it; FOLDER stands for its folder
+    use: tuple[str, ...]  # lines that then compute the outputs for a picture
     details: dict[str, Any]  # for export.json
-    difference: float | None  # the largest of all outputs on the probe batch; None: not compared
-    largest: float  # the largest output there, without its sign
+    difference: float | None  # the largest one of outputs on the probe images; None: not compared
+    largest: float  # the largest absolute output there
 
 
 def probe_pictures(backbone: Backbone) -> list[Tensor]:
-    """uint8 pictures (3, H, W), always the same: wide, tall, small, large, and just so.
+    """uint8 pictures (3, H, W), always the same: wide, tall, small, large, and of the right size.
 
-    Two are noise, the others slopes of light in four directions.
+    Two are noise, the others gradients of brightness in four directions.
     """
     height, width = backbone.size
     sizes = ((height, 2 * width), (2 * height + 3, width), (height // 2 + 1, width // 2 + 1),
@@ -64,7 +64,7 @@ def _probe(number: int, size: tuple[int, int]) -> Tensor:
 def compared_pictures(
     model: AdaptedModel, folder: Path, theirs: Callable[[Any], Tensor]
 ) -> tuple[float, float]:
-    """The run's model on pictures of many sizes, and an export behind its own `prepare.py`."""
+    """Compare the run's model with an export and its `prepare.py`, on pictures of many sizes."""
     prepare = runpy.run_path(str(folder / PREPARE))["prepare"]
     found = [
         compared(model(picture[None]), theirs(prepare(picture)))
@@ -79,29 +79,29 @@ def worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def compared(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """The largest difference of two outputs, and the largest of ours; infinite where one is NaN."""
+    """The largest difference of two outputs (infinite if one is NaN), and the largest of `ours`."""
     assert ours.shape == theirs.shape, f"shapes of outputs: {ours.shape}, exported {theirs.shape}"
     difference = (ours.float() - theirs.float()).abs().max().item()
     return (difference if difference == difference else float("inf")), ours.abs().max().item()
 
 
 def linear_head(model: AdaptedModel, form: str) -> LinearHead:
-    """The head, where timm's classifier can take its place.
+    """The head, if timm's classifier can take its place.
 
     Raises:
-        ValueError: If it is of another kind.
+        ValueError: It cannot.
     """
     if not isinstance(model.head, LinearHead) or model.head.reads != ("pooled",):
         kind = type(model.head).__name__
         raise ValueError(
-            f"--format {form} puts the head into timm's classifier, and {kind} of this run is no "
-            "classifier of the pooled vector alone. Use --format onnx, or kora.load_adapter."
+            f"--format {form} puts the head into timm's classifier, but {kind} of this run is not "
+            "a classifier of the pooled vector alone. Use --format onnx, or kora.load_adapter."
         )
     return model.head
 
 
 def creation(backbone: Backbone, num_classes: int) -> tuple[tuple[str, ...], str]:
-    """Imports, and the call of timm, that make the plain model in which an export is loaded."""
+    """Imports and the timm call that make the plain model into which an export is loaded."""
     own = tuple(backbone.model.pretrained_cfg["input_size"][-2:])
     size = "" if backbone.size == own else f", img_size={backbone.size}"
     imports: tuple[str, ...] = ("import timm",)

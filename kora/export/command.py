@@ -1,4 +1,4 @@
-"""`kora export`: a finished run in a form that other libraries load, compared before it is kept."""
+"""`kora export`: write a finished run for other libraries, after a comparison of outputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def export_parser() -> argparse.ArgumentParser:
         "graph (needs pip install 'kora-vit[onnx]')",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="default: RUN/export/FORMAT")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
     parser.add_argument(
         "--tolerance", type=float, metavar="SHARE",
         help="largest difference accepted, as a share of the largest output (at least of 1); "
@@ -63,7 +63,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def export_command(args: Sequence[str]) -> None:
-    """Parse the options, export, and say what was written and how near it comes."""
+    """Parse the options, export, and print what was written and the largest difference."""
     own = export_parser().parse_args(args)
     model = load_adapter(own.run, weights=own.weights)
     default = run_of(model.folder) / "export" / own.format
@@ -110,7 +110,7 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
         for file in filter(Path.is_file, temporary.iterdir()):
             let_be_read(file)
         if out.exists():
-            # Whoever imports prepare.py leaves its compiled form there.
+            # An import of prepare.py leaves its compiled form there.
             _require_only(out, {"__pycache__", *(path.name for path in temporary.iterdir())})
             shutil.rmtree(out)
         os.replace(temporary, out)
@@ -144,7 +144,7 @@ def _check(written: Written, form: str, limit: float) -> None:
 
 
 def _record(model: AdaptedModel, form: str, written: Written, limit: float) -> dict[str, Any]:
-    """What belongs beside the weights: the model, its classes, and how to prepare images."""
+    """The record next to the weights: the model, its classes, and how to prepare images."""
     return {
         "format": form,
         "kora_version": __version__,

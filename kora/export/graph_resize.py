@@ -1,9 +1,9 @@
-"""The resizing of a recipe in operations that a graph can hold, for images of any size.
+"""The resizing of a recipe in operations that an ONNX graph has, for images of any size.
 
-Both ways of resizing multiply by a matrix of weights for each axis, which depends on the size
-alone. Where Pillow computes on 8 bits, its fixed-point numbers are whole numbers below 2 ** 53
-here, so the result is Pillow's to the bit. Source: `ImagingResample` of Pillow (Resample.c), which
-the antialiased `interpolate` of torch follows in floating point.
+Both ways of resizing multiply each axis by a matrix of weights, which depends only on the sizes.
+Pillow computes on 8 bits in fixed point. Here, its numbers are whole numbers below 2 ** 53 in
+float64, so the result equals Pillow's to the bit. Source: `ImagingResample` of Pillow
+(Resample.c), which the antialiased `interpolate` of torch follows in floating point.
 
 Shapes: B images, H and W pixels of an image, L of one axis before and O after, h and w after
 """
@@ -61,7 +61,7 @@ def _along(x: Tensor, axis: int, weight_OL: Tensor) -> Tensor:
 
 
 def _length(x: Tensor, axis: int) -> Tensor:
-    """Of an axis, as a number in the graph, so that none is frozen into it."""
+    """The length of an axis, computed in the graph, so that it is not a constant there."""
     return torch.arange(x.shape[axis], dtype=torch.float64)[-1] + 1
 
 

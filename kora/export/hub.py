@@ -1,4 +1,4 @@
-"""`kora push RUN OWNER/NAME`: the adapter folder of a run, on the Hugging Face hub."""
+"""`kora push RUN OWNER/NAME`: upload the adapter folder of a run to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def push_parser() -> argparse.ArgumentParser:
 
 
 def push_command(args: Sequence[str]) -> None:
-    """Parse the options, push, and say where it lies."""
+    """Parse the options, push, and print the address."""
     own = push_parser().parse_args(args)
     url = push(own.run, own.repository, private=own.private, licence=own.license)
     say(f'{url}: kora.load_adapter("hf://{own.repository}")')
@@ -44,7 +44,7 @@ def push_command(args: Sequence[str]) -> None:
 def push(
     run: str | Path, repository: str, *, private: bool = False, licence: str | None = None
 ) -> str:
-    """The address of the repository, which is made where it is not there yet.
+    """Upload an adapter folder; returns the address of the repository, which is made if needed.
 
     Args:
         run: A run's folder, or the folder `adapter` in it.
@@ -54,7 +54,7 @@ def push(
 
     Raises:
         FileNotFoundError: There is no adapter folder.
-        ValueError: The name is none, or there is no token.
+        ValueError: The name is not valid, or there is no token.
         RuntimeError: The hub refuses it, or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token

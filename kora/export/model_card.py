@@ -1,4 +1,4 @@
-"""The README.md of an adapter folder, made from what the run recorded and nothing else."""
+"""The README.md of an adapter folder, made only from what the run recorded."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def write_card(
     where: str | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Write the card of an adapter folder; without a result, with that in the folder above.
+    """Write the card of an adapter folder; None as the result: the one in the folder above.
 
-    `where` is what the lines that load it name; None: the folder. `licence` is the adapter's.
+    `where` is the address in the lines that load it; None: the folder. `licence` is the adapter's.
     """
     record = read_adapter_config(folder)
     run = folder.parent
     if result is not None:
-        result = RunResult.from_dict(result.to_dict())  # as a reader of its file will find it
+        result = RunResult.from_dict(result.to_dict())  # as it is read from its file
     elif (run / RESULTS_NAME).is_file():
         result = read_results(run)
     seeds = None if result is None else _over_seeds(run, result)
@@ -51,9 +51,9 @@ def model_card(
     where: str,
     licence: str | None = None,
 ) -> str:
-    """The card as Markdown: of an adapter folder, its run, and the seeds that are finished.
+    """The card of an adapter folder as Markdown, with its run and the finished seeds.
 
-    `where` is the folder in the lines that load it.
+    `where` is the address in the lines that load it.
     """
     adapter, backbone = record["adapter"], record["backbone"]
     name = adapter["class_path"].rpartition(".")[2] if result is None else result.strategy
@@ -87,7 +87,7 @@ def _is_depth(record: Mapping[str, Any]) -> bool:
 def _head(
     record: Mapping[str, Any], result: RunResult | None, name: str, licence: str | None
 ) -> str:
-    """What the hub reads of a card, as YAML."""
+    """The head of a card, which the hub reads, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
     kind = "depth-estimation" if _is_depth(record) else "image-classification"
@@ -132,7 +132,7 @@ def _intended(record: Mapping[str, Any]) -> str:
         )
     return (
         "Pictures like those it was trained on, of the classes above. It names one of them "
-        "whatever a picture shows, and how sure it is has not been calibrated."
+        "whatever a picture shows, and its probabilities are not calibrated."
     )
 
 
@@ -140,7 +140,9 @@ def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
     of = "depth in metres" if _is_depth(record) else ""
     names = record.get("class_names") or []
     what = of or (f"{len(names)} classes" if names else "classes")
-    text = f"An adapter and a head for {what}, on a vision transformer of timm that is not in here."
+    text = (
+        f"An adapter and a head for {what}, on a vision transformer of timm that is not included."
+    )
     if record["adapter"]["class_path"] == "kora.adapters.FullFineTune":
         text = f"A fully fine-tuned vision transformer of timm and a head for {what}."
     if result is not None and "trainable" in result.parameters:
@@ -211,7 +213,11 @@ def _data(result: RunResult) -> str:
 def _results(record: Mapping[str, Any], result: RunResult | None, seeds: Comparison | None) -> str:
     if result is None:
         rows = [(k, format_metric(k, v)) for k, v in (record.get("metrics") or {}).items()]
-        return _table(("metric", "value"), rows) if rows else "No results lie beside this folder."
+        return (
+            _table(("metric", "value"), rows)
+            if rows
+            else "There are no results next to this folder."
+        )
     kinds = [kind for kind, scores in result.baselines.items() if scores]
     found: list[tuple[str, ...]] = []
     for metric, value in result.metrics.items():
@@ -236,7 +242,7 @@ def _results(record: Mapping[str, Any], result: RunResult | None, seeds: Compari
 
 
 def _over_seeds(run: Path, result: RunResult) -> Comparison | None:
-    """The finished runs of this strategy beside it; None where they are not runs of one kind."""
+    """This run compared over the finished seeds of its strategy; None if they do not match."""
     strategy = run.parent.parent
     if run.parent.name != f"seed{result.seed}":
         return None

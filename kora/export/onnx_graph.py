@@ -1,9 +1,9 @@
 """Export as an ONNX graph, checked with onnxruntime; needs the extra `onnx`.
 
 The graph takes uint8 images (B, 3, H, W) of any size and any number, in RGB and upright, as
-`prepare.py` gives them; it fits, resizes and normalises them itself, as the run does. Where the
-adapter can be folded into the weights the graph is timm's plain model behind that; otherwise (KoRA)
-it holds the adapter.
+`prepare.py` gives them; it fits, resizes and normalises them itself, as the run does. If the
+adapter can be folded into the weights, timm's plain model follows; otherwise (KoRA) the graph
+contains the adapter.
 
 Shapes: B images, K classes, H and W pixels of an image, h and w those at which the backbone runs.
 """
@@ -33,11 +33,11 @@ __all__ = ["GRAPH", "write"]
 GRAPH = "model.onnx"
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")
 _DIM = torch.export.Dim
-_TWO = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)  # two images, to be traced with
+_TWO = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)  # two images for tracing
 
 
 def write(model: AdaptedModel, folder: Path) -> Written:
-    """Write `model.onnx`, and compare what onnxruntime makes of it.
+    """Write `model.onnx`, and compare its outputs in onnxruntime.
 
     Raises:
         RuntimeError: If the extra is not installed, or torch cannot write this model as a graph.
@@ -84,7 +84,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
 
 
 class _Graph(nn.Module):
-    """The whole way from pixels to the output, with sizes as numbers of the graph.
+    """The whole way from pixels to the output, with sizes as variables of the graph.
 
     `plain` is timm's model with merged weights; without it, the graph holds the task of the run.
     """
@@ -125,7 +125,7 @@ def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
     if isinstance(model.task, ClassificationTask):
         try:
             state = merged_state(model)
-        except ValueError:  # its weights cannot take the adapter: the graph holds it
+        except ValueError:  # the adapter cannot be folded in: the graph contains it
             return _Graph(model, None), False
         return _Graph(model, merged_model(model, state)), True
     return _Graph(model, None), False
@@ -156,7 +156,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
 
 
 def _session(path: Path) -> Callable[[Any], Tensor]:
-    """What onnxruntime makes of arrays (B, 3, H, W) with this graph."""
+    """A function that runs this graph in onnxruntime on arrays (B, 3, H, W)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

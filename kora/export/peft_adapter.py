@@ -2,7 +2,7 @@
 
 Written without peft: an adapter there is a JSON and a safetensors file. peft adapts whole layers,
 so adapters of the rows of q, k and v in one fused layer become one adapter of that layer: their A
-below each other, their B side by side, with rows of zeros where there was none.
+are stacked, their B are side by side, with zeros in all other rows.
 
 Shapes: I input width, O output width, R rank.
 """
@@ -43,7 +43,7 @@ _PREFIX = "base_model.model"
 
 
 def write(model: AdaptedModel, folder: Path) -> Written:
-    """Write the two files of peft; compare with peft's own model where peft is installed.
+    """Write the two files of peft; compare with peft's own model if peft is installed.
 
     Raises:
         ValueError: If the strategy is neither LoRA nor DoRA, or the head is no classifier.
@@ -52,7 +52,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
     if type(adapter) not in (LoRA, DoRA):
         raise ValueError(
             f"--format peft takes LoRA and DoRA; what {adapter.label} computes has no counterpart "
-            "there. Use --format onnx, --format timm where it can be folded into the weights, or "
+            "there. Use --format onnx, --format timm if it can be folded into the weights, or "
             "kora.load_adapter."
         )
     assert isinstance(adapter, LoRA)
@@ -83,7 +83,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
 
 
 def _by_layer(model: AdaptedModel, adapter: LoRA) -> dict[str, list[Site]]:
-    """Sites by the layer that they are in; timm's classifier, which the head replaces, is none."""
+    """Sites by layer, without timm's classifier, which the head replaces."""
     sites = find_sites(
         model.backbone,
         adapter.sites,
@@ -100,7 +100,7 @@ def _by_layer(model: AdaptedModel, adapter: LoRA) -> dict[str, list[Site]]:
 def _layer_tensors(
     model: AdaptedModel, adapter: LoRA, path: str, sites: Sequence[Site]
 ) -> dict[str, Tensor]:
-    """A (R, I), B (O, R) and, of DoRA, the length of each row (O,) of a whole layer."""
+    """A (R, I), B (O, R) and, for DoRA, the length of each row (O,) of a whole layer."""
     weight_OI: Tensor = frozen_layer(model.backbone, path).weight
     rows = len(weight_OI)
     downs: list[Tensor] = []
@@ -118,8 +118,8 @@ def _layer_tensors(
     if isinstance(adapter, DoRA):
         if not length_O.all():
             raise ValueError(
-                f"Layer '{path}' of {model.backbone.name} has a row of zeros, by whose length peft "
-                "would divide. Use --format timm."
+                f"Layer '{path}' of {model.backbone.name} has a row of zeros, and peft would "
+                "divide by its length. Use --format timm."
             )
         found["lora_magnitude_vector"] = length_O
     return found
@@ -128,7 +128,10 @@ def _layer_tensors(
 def _config(
     model: AdaptedModel, adapter: LoRA, ranks: dict[str, int], classifier: Sequence[str]
 ) -> dict[str, Any]:
-    """`lora_alpha` is alpha * rank, as peft divides by the rank; layers of two sites have twice."""
+    """peft's config. `lora_alpha` is alpha * rank, as peft divides by the rank.
+
+    The rank of a layer is the sum over its sites.
+    """
     common = min(ranks.values())
     other = {path: rank for path, rank in ranks.items() if rank != common}
     return {
@@ -179,7 +182,7 @@ def _compare(model: AdaptedModel, folder: Path) -> tuple[float | None, float]:
     head = linear_head(model, "peft")
     base = model.backbone.plain_model(head.linear.out_features)
     state = with_head(model, plain_state(model.backbone), head)
-    for name in classifier_names(model):  # nothing of the head may come from anywhere but the file
+    for name in classifier_names(model):  # so that the head can only come from the file
         state |= {k: torch.zeros_like(v) for k, v in state.items() if k.rpartition(".")[0] == name}
     base.load_state_dict(state)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""`kora predict RUN --images FOLDER`: what a run says of a folder of images.
+"""`kora predict RUN --images FOLDER`: predictions of a run for a folder of images.
 
 Shapes: B images, H and W pixels of an image, h and w of the depth head.
 """
@@ -39,7 +39,7 @@ Rows = dict[int, list[str]]
 
 
 def predict_command(args: Sequence[str]) -> None:
-    """Parse the options, predict, write, and name what could not be read."""
+    """Parse the options, predict, write, and name images that could not be read."""
     own = predict_parser().parse_args(args)
     if not own.images:
         raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
@@ -78,11 +78,11 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora predict",
         description="Predictions of a finished run for a folder of images, at any depth there. "
-        "Classes: predictions.csv with file, class_name, probability and error. Depth: a map for "
-        "each image, at its own size, beside it. Images that cannot be read are named, "
-        "counted, and have a row with the error. Rows are written as they come, to the file's name "
-        "with .part behind it, which becomes the file at the end: where the command is stopped or "
-        "killed, the rows that are done lie there. Without --images, kora predict is a command on "
+        "Classes: predictions.csv with file, class_name, probability and error. Depth: also a map "
+        "for each image, at its own size. Images that cannot be read are named, counted, and have "
+        "a row with the error. Rows are written as they come, to predictions.csv.part, which is "
+        "renamed at the end: if the command is stopped or killed, the finished rows are there. "
+        "Without --images, kora predict is a command on "
         "a config: kora predict --config RUN/config.yaml --ckpt_path FILE",
         allow_abbrev=False,
     )
@@ -104,7 +104,7 @@ def predict_parser() -> argparse.ArgumentParser:
         "--num_workers", type=not_negative, default=2, metavar="N", help="loader processes"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
     return parser
 
 
@@ -123,7 +123,7 @@ def not_negative(text: str) -> int:
 
 
 def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
-    """Look before the work is done."""
+    """Check the output folder before any work is done."""
     if out.suffix == ".csv" or (out.exists() and not out.is_dir()):
         raise ValueError(f"--out {out} is a file; name a folder, for predictions.csv in it.")
     if depth_format is None:
@@ -134,7 +134,7 @@ def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None
     farthest = model.task.protocol.max_depth_m
     if depth_format == "png" and farthest > _LIMIT_M:
         raise ValueError(
-            f"This run says depths up to {farthest:g} m, and 16 bits of millimetres end at "
+            f"This run predicts depths up to {farthest:g} m, but 16 bits of millimetres end at "
             f"{_LIMIT_M} m. Use --depth_format npy."
         )
 
@@ -161,7 +161,7 @@ def _batches(
 
 
 def _write_depth(task: DepthTask, batch: Batch, names: Sequence[str], out: Path, form: str) -> Rows:
-    """A file for each image, named as the image with its suffix, so that no two share one."""
+    """Write a file for each image, named after the image with its suffix, so names are unique."""
     with torch.inference_mode():
         depth_Bhw = task.flipped_mean(batch.images.to(task.device))
         rows: Rows = {}
@@ -191,17 +191,17 @@ def _class_heads(model: AdaptedModel, top_k: int) -> list[str]:
 
 
 class _Table:
-    """A CSV that grows under the name `<path>.part`, and has its own where it is whole.
+    """A CSV file that grows as `<path>.part`, and is renamed to `path` when it is complete.
 
     Raises:
         OSError: It cannot be written.
     """
 
     def __init__(self, path: Path, heads: Sequence[str], images: int) -> None:
-        self.path = path.resolve()  # a link stays one
+        self.path = path.resolve()  # a link stays a link
         self.part = self.path.with_name(f"{path.name}.part")
         self.images = images
-        self.rows = -1  # the heads are none
+        self.rows = -1  # the head does not count
         with self._told():
             self.part.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(  # noqa: SIM115
@@ -217,7 +217,7 @@ class _Table:
         self.add([heads])
 
     def _take(self) -> None:
-        """Have the file alone, as far as the file system has locks."""
+        """Lock the file, if the file system has locks."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.part))
@@ -225,14 +225,14 @@ class _Table:
             mine = False
         except OSError:
             return  # no locks here
-        if not mine:  # or it was moved to its place in between
+        if not mine:  # or it was renamed in between
             self._file.close()
             raise RuntimeError(
                 f"Another kora predict is writing {self.part}. Wait for it, or name another --out."
             )
 
     def add(self, rows: Sequence[Sequence[str]]) -> None:
-        """Hand rows to the system: from now on they survive this process."""
+        """Pass rows to the system, so that they survive this process."""
         with self._told():
             csv.writer(self._file).writerows([text_cell(cell) for cell in row] for row in rows)
             self._file.flush()
@@ -267,7 +267,7 @@ class _Table:
 def _say(
     table: Path, folder: Path, names: Sequence[str], errors: dict[int, str], others: int
 ) -> None:
-    """What was written; what was not read is an error where it is everything.
+    """Print what was written, and which images could not be read.
 
     Raises:
         RuntimeError: If not one image could be read.

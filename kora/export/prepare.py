@@ -17,7 +17,7 @@ __all__ = ["PREPARE", "USE", "write_prepare"]
 
 PREPARE = "prepare.py"
 
-#: Lines that make `prepare` known, with FOLDER for where the export lies.
+#: Lines that import `prepare`; FOLDER stands for the folder of the export.
 USE = ("import sys", "sys.path.insert(0, 'FOLDER')", "from prepare import prepare")
 
 _HEAD = '''"""Prepares pictures for the model in this folder, exactly as the run did in training.

@@ -1,4 +1,4 @@
-"""Export as weights of timm's model alone: adapter folded in, head in the place of its classifier.
+"""Export as weights of timm's plain model: adapter folded in, head as its classifier.
 
 Shapes: B images, K classes, D width.
 """
@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 
 
 def write(model: AdaptedModel, folder: Path) -> Written:
-    """Write `model.safetensors`, and compare timm's model with it in place.
+    """Write `model.safetensors`, and compare timm's model with these weights.
 
     Raises:
         ValueError: If the strategy cannot be folded into the weights, or the head is no classifier.
@@ -61,7 +61,7 @@ def merged_state(model: AdaptedModel) -> dict[str, Tensor]:
 
 
 def with_head(model: AdaptedModel, state: dict[str, Tensor], head: LinearHead) -> dict[str, Tensor]:
-    """A state of the backbone with the head as timm's classifier: float32, each its own storage."""
+    """A state of the backbone with the head as timm's classifier: float32, no shared storage."""
     names = classifier_names(model)
     kept = {k: v for k, v in state.items() if k.rpartition(".")[0] not in names}
     for name in names:  # two of them are averaged, as the pooled vector was

@@ -1,1 +1,1 @@
-"""What is kept of the frozen pass, when, and in which file."""
+"""The feature cache: which features are kept, when, and in which file."""

@@ -1,9 +1,9 @@
-"""What a strategy reads of the frozen backbone, computed once and kept for every later epoch.
+"""The features that a strategy reads, computed once and kept for all later epochs.
 
 For strategies that never change the backbone (`Strategy.frozen_pass`), on images that are the same
-in every epoch. Each split has a table (kora/feature_cache/table.py) under a name that is a
-SHA-256 of all that its numbers depend on, so all runs of the same backbone, data and sites share
-it, also at once.
+in every epoch. Each split has a table (kora/feature_cache/table.py) whose name has a SHA-256 of all
+that its numbers depend on, so all runs with the same backbone, data and sites share it, also in
+parallel.
 
 Shapes: B images a batch, n images of a split, W numbers an image
 """
@@ -46,7 +46,7 @@ __all__ = ["KEPT", "CacheOption", "FeatureCache", "FilledSplit", "Kind"]
 CacheOption = Literal["auto"] | bool
 Kind = Literal["float32", "float16", "bfloat16"]
 
-#: The entry of a batch that stands in for `image`: rows (B, W) of a table.
+#: The entry of a batch that replaces `image`: rows (B, W) of a table.
 KEPT = "kept"
 #: Images whose rows are written at once.
 _AT_ONCE = 1024
@@ -62,23 +62,23 @@ class FilledSplit:
     view: int | None
     table: Table
     filled: int  # images that this process computed
-    seconds: float  # that this took, with checking and waiting
+    seconds: float  # for all of it, with checking and waiting
 
     def render(self) -> str:
         """One line for people."""
-        there = f"{_taken(self.table.layout)} in {self.table.folder}"
+        there = f"{_space(self.table.layout)} in {self.table.folder}"
         made = f"filled in {self.seconds:.1f} s" if self.filled else there
         return f"feature cache, {_named(self.split, self.view)}: {made}."
 
 
 class _UnsteadyError(ValueError):
-    """The images are not the same at each reading."""
+    """The images differ from one reading to the next."""
 
 
 class FeatureCache:
-    """Keeps what a task's adapter reads of the frozen backbone, and gives it back.
+    """Keeps the frozen features that a task's adapter reads, and gives them back.
 
-    `auto` is on where it is possible, pays and there is room. Without a folder, tables lie in
+    `auto` is on if a cache is possible, saves time and has room. Without a folder, tables are in
     `cache_folder()`.
 
     Raises:
@@ -103,10 +103,10 @@ class FeatureCache:
     # -- use -----------------------------------------------------------------------------------
 
     def begin(self, task: Any, trainer: Trainer) -> None:
-        """Fill what is missing and let it stand in for the images; called on every process.
+        """Fill missing tables and replace the images by their rows; called on every process.
 
         Raises:
-            ValueError: It is on, and cannot be, or the images are others at each reading.
+            ValueError: It is on but not possible, or the images differ at each reading.
             UnwritableError: It is on, and there is no room.
         """
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -117,14 +117,15 @@ class FeatureCache:
         if why is not None:
             if self.option is True:
                 raise ValueError(
-                    f"There can be no feature cache: {why}. Set model.feature_cache: auto, or off."
+                    f"A feature cache is not possible: {why}. Set model.feature_cache: auto, or "
+                    "off."
                 )
             if is_all_but_augmented(task, trainer, datamodule):
                 say(
-                    f"no feature cache: {why}. It passes {trainer.max_epochs} x "
-                    f"{len(datamodule.indices('train')):,} images through the backbone in place of "
-                    "one time each; data.augment: none keeps what it reads, and data.augment_views "
-                    "that of as many views of each image."
+                    f"no feature cache: {why}. {trainer.max_epochs} x "
+                    f"{len(datamodule.indices('train')):,} images pass through the backbone, "
+                    "instead of each image once. To use a cache, set data.augment: none, or set "
+                    "data.augment_views to a fixed number of views of each image."
                 )
             return
         splits = [
@@ -149,13 +150,13 @@ class FeatureCache:
             if len(views) == (len(_views(datamodule)) if split == "train" else 1):
                 self.splits += views
                 _stand_in(views, datamodule)
-        # Lightning asked for the length of that of training before the optimiser was made.
+        # Lightning made the training loader earlier: the schedule needs its length.
         for loader in train_loaders(trainer):
             if isinstance(loader.dataset, ReplaceableDataset):
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
 
     def begin_test(self, task: Any, trainer: Trainer) -> None:
-        """As `begin`, for the test images, where their table is there already: none is filled."""
+        """As `begin`, for the test images, if their table exists: none is filled."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if self.option is False or why_not(task, trainer, datamodule) is not None:
             return
@@ -168,7 +169,7 @@ class FeatureCache:
             _stand_in([filled], datamodule)
 
     def put(self, task: Any, trainer: Trainer, split: str, inputs: Inputs) -> None:
-        """Keep what the adapter reads of the n images of a split, computed elsewhere.
+        """Keep the features of the n images of a split, which were computed elsewhere.
 
         Raises:
             UnwritableError: There is no room.
@@ -188,18 +189,18 @@ class FeatureCache:
 
     @staticmethod
     def end(trainer: Trainer) -> None:
-        """Images again: another task, or a loop that is no fit, may read the same data next."""
+        """Restore the images: another task, or a loop other than a fit, may read them next."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, ImageDataModule):
             for dataset in datamodule.loader_datasets.values():
                 dataset.replacement = None
 
     def unpack(self, rows_BW: Tensor) -> Inputs:
-        """The adapter's inputs of a batch of rows."""
+        """The adapter's inputs, from a batch of rows."""
         return self.splits[0].table.layout.unpack(rows_BW)
 
     def record(self) -> dict[str, Any] | None:
-        """For the record of a run: what was read from tables; None where nothing was."""
+        """For the record of a run: what was read from tables; None if nothing was."""
         if not self.splits:
             return None
         return {
@@ -221,7 +222,7 @@ class FeatureCache:
         *,
         view: int | None = None,
     ) -> tuple[Path, dict[str, Any]]:
-        """Where the table of a split lies, and what its numbers depend on."""
+        """The folder of a split's table, and what its numbers depend on."""
         of = identity(task, trainer, datamodule, split=split, kind=self.kind, view=view)
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
@@ -231,7 +232,7 @@ class FeatureCache:
     def _filled(
         self, task: Any, trainer: Trainer, split: str, *, view: int | None = None, fill: bool = True
     ) -> FilledSplit | None:
-        """The table of a split, filled by whichever process comes first; None where it must pay."""
+        """The table of a split, filled by the first process; None if it must not be filled."""
         begun = time.perf_counter()
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         folder, of = self._place(task, trainer, datamodule, split, view=view)
@@ -241,15 +242,15 @@ class FeatureCache:
         inputs = ComputedInputs(task, trainer, split, view=view)
         if not inputs.steady():
             raise _UnsteadyError(
-                f"{type(datamodule).__name__} gives another image each time that it is asked for "
-                f"the same one ({split}); a cache would freeze the first. Set model.feature_cache: "
+                f"{type(datamodule).__name__} gives a different image each time it is asked for "
+                f"the same one ({split}); a cache would keep the first. Set model.feature_cache: "
                 "off"
             )
         try:
             with alone(folder, waiting=_say_waiting):
                 table = self._table(inputs, folder, of, may_fill=may_fill)
         except UnwritableError as error:
-            if error.errno is None:  # it says all
+            if error.errno is None:  # its message is complete
                 raise
             raise UnwritableError(
                 f"the feature cache {folder} cannot be written: {error.strerror}. Make room, or "
@@ -264,11 +265,11 @@ class FeatureCache:
     def _table(
         self, inputs: ComputedInputs, folder: Path, of: Mapping[str, Any], *, may_fill: bool
     ) -> Table | None:
-        """The table in a folder, filled where needed; None where it must not be."""
+        """The table in a folder, filled if needed; None if it must not be filled."""
         layout = inputs.layout(self.kind)
         table = open_table(folder, of, layout, say=say)
         if not len(table.missing) and not inputs.agree(table):
-            say(f"{folder} is not of these images: it is filled anew.")
+            say(f"{folder} does not match these images: it is filled anew.")
             table = Table(folder, of, layout)
         missing = len(table.missing)
         if not missing:
@@ -279,7 +280,7 @@ class FeatureCache:
         done = layout.rows - missing
         more = f", of which {done:,} images are done" if done else ""
         named = _named(inputs.split, inputs.view)
-        say(f"feature cache, {named}: {_taken(layout)} in {folder}{more}.")
+        say(f"feature cache, {named}: {_space(layout)} in {folder}{more}.")
         table.fill_missing(
             lambda rows: ((some, layout.pack(tensors)) for some, tensors in inputs.of_rows(rows))
         )
@@ -298,8 +299,8 @@ class FeatureCache:
         )
 
 
-class _KeptRows(Dataset[dict[str, Tensor]]):
-    """Batches of rows, with all that a batch holds beside its images."""
+class _CachedRows(Dataset[dict[str, Tensor]]):
+    """Batches of rows, with everything that a batch holds besides its images."""
 
     def __init__(self, rest: Any, tables: Sequence[Table], view: Callable[[], int]) -> None:
         self.rest = rest
@@ -308,7 +309,7 @@ class _KeptRows(Dataset[dict[str, Tensor]]):
 
     @property
     def table(self) -> Table:
-        """That of the view which this epoch takes."""
+        """The table of the view that this epoch takes."""
         return self.tables[self.view() if len(self.tables) > 1 else 0]
 
     def __len__(self) -> int:
@@ -331,13 +332,13 @@ def _named(split: str, view: int | None) -> str:
 
 
 def _stand_in(filled: Sequence[FilledSplit], datamodule: ImageDataModule) -> None:
-    """Let its table, or those of all its views, stand in for the images of a split."""
+    """Replace the images of a split by its table, or by those of all its views."""
     split: Any = filled[0].split
     dataset = datamodule.loader_dataset(split)
     rest = dataset.without_images(
         labels=datamodule.labels(split), indices=datamodule.indices(split)
     )
-    dataset.replacement = _KeptRows(rest, [one.table for one in filled], datamodule.view)
+    dataset.replacement = _CachedRows(rest, [one.table for one in filled], datamodule.view)
 
 
 def _say_waiting() -> None:
@@ -345,11 +346,11 @@ def _say_waiting() -> None:
 
 
 def _plain(name: str) -> str:
-    """A name that is one for files."""
+    """A name with only the characters that suit a file name."""
     return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)
 
 
-def _taken(layout: Layout) -> str:
+def _space(layout: Layout) -> str:
     each, all_of_it = layout.row_bytes, layout.rows * layout.row_bytes
     return f"{layout.rows:,} images x {_size(each)} = {_size(all_of_it)}"
 

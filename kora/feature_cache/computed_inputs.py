@@ -1,4 +1,4 @@
-"""What a feature cache is filled with, and compared with before it is believed.
+"""Features computed by the frozen backbone: to fill a cache, and to check an existing one.
 
 Shapes: B images a batch, n images of a split, W numbers an image
 """
@@ -25,15 +25,15 @@ from kora.feature_cache.table import Layout, Table
 __all__ = ["ComputedInputs"]
 
 #: Images of a split that are read twice, and compared with their rows.
-_LOOKED_AT = 8
-#: Of the norm of a row. Half precision stays below a hundredth; another image is far above.
+_CHECKED = 8
+#: As a share of the norm of a row. Half precision stays below 0.01; another image is far above.
 _CLOSE = 0.05
 
 
 class ComputedInputs:
-    """What the adapter reads of the images of a split, from the frozen backbone.
+    """The features that the adapter reads for the images of a split, from the frozen backbone.
 
-    Of a `view`, of the images as the augmentation gives them there.
+    With a `view`, for the images as the augmentation gives them in this view.
     """
 
     def __init__(self, task: Any, trainer: Trainer, split: str, *, view: int | None = None) -> None:
@@ -45,26 +45,26 @@ class ComputedInputs:
         self._dataset = trainer.datamodule.loader_dataset(split)  # type: ignore[attr-defined]
 
     def layout(self, kind: str) -> Layout:
-        """What there is to keep of the split."""
+        """The layout of the table of the split."""
         return Layout.of(self._sample, rows=len(self._dataset), kind=kind)
 
     def steady(self) -> bool:
-        """Whether some images are the same when they are read again."""
-        rows = self._looked_at()
+        """Whether a sample of images is the same when it is read again."""
+        rows = self._checked_rows()
         first, again = (self._batch(rows)["image"] for _ in range(2))
         return torch.equal(first, again)
 
     def agree(self, table: Table) -> bool:
-        """Whether some rows of a table are of these images and this backbone."""
-        kept = table.layout.unpack(table.read(self._looked_at()))
+        """Whether a sample of rows of a table belongs to these images and this backbone."""
+        kept = table.layout.unpack(table.read(self._checked_rows()))
         mine_BW, kept_BW = _flat(self._sample), _flat(kept)
         different_B = torch.linalg.vector_norm(mine_BW - kept_BW, dim=1)
         return bool((different_B <= _CLOSE * torch.linalg.vector_norm(mine_BW, dim=1)).all())
 
     def of_rows(self, rows: IntArray) -> Iterator[tuple[IntArray, dict[str, Tensor]]]:
-        """Batch by batch of the split, those that hold one of these rows.
+        """The batches of the split that contain at least one of these rows.
 
-        Whole batches: whatever a killed filling left, the numbers are the same to the bit.
+        Always whole batches, so that the numbers are bit for bit those of an uninterrupted filling.
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         size = datamodule.eval_batch_size
@@ -78,7 +78,7 @@ class ComputedInputs:
             num_workers=datamodule.num_workers,
             collate_fn=self._dataset.collate,
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # that of the run draws nothing
+            generator=torch.Generator(),  # so that nothing is drawn from that of the run
         )
         for places, batch in zip(batches, loader, strict=True):
             self.images += len(places)
@@ -86,10 +86,10 @@ class ComputedInputs:
 
     @cached_property
     def _sample(self) -> dict[str, Tensor]:
-        return self._inputs(self._batch(self._looked_at()))
+        return self._inputs(self._batch(self._checked_rows()))
 
-    def _looked_at(self) -> list[int]:
-        places = np.linspace(0, len(self._dataset) - 1, min(_LOOKED_AT, len(self._dataset)))
+    def _checked_rows(self) -> list[int]:
+        places = np.linspace(0, len(self._dataset) - 1, min(_CHECKED, len(self._dataset)))
         return sorted({round(place) for place in places.tolist()})
 
     def _batch(self, rows: Sequence[int]) -> Any:
@@ -104,7 +104,7 @@ class ComputedInputs:
         training = adapter.training
         adapter.eval()
         try:
-            # As the task's own forward pass: where it leaves out tokens, so does this.
+            # As in the task's own forward pass, which may skip tokens.
             leaner = getattr(task, "last_block", None) or nullcontext()
             with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
                 inputs = adapter.frozen_pass().inputs(task.backbone, images)

@@ -1,4 +1,4 @@
-"""Where a feature cache may be used, what its numbers depend on, and where it lies."""
+"""When a feature cache may be used, what its numbers depend on, and where it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "why_not",
 ]
 
-#: Of the protocol, what chooses images but does not change how one looks.
+#: Entries of the protocol that choose images but do not change how an image looks.
 _CHOICE = {
     "num_classes", "sizes", "subset", "val_fraction", "val_images", "val_fold", "seed", "augment",
     "augment_views", "sha256",
@@ -37,7 +37,7 @@ _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batc
 
 
 def cache_folder() -> Path:
-    """Where tables lie unless an option says so: `$KORA_CACHE`, else the user's cache folder."""
+    """The default folder of tables: in `$KORA_CACHE`, else in the user's cache folder."""
     named = os.environ.get("KORA_CACHE")
     if named:
         return Path(named).expanduser() / "features"
@@ -46,9 +46,9 @@ def cache_folder() -> Path:
 
 
 def head_reads(task: Any) -> tuple[str, ...]:
-    """The fields of `Features` that the head reads; all of them where it does not say so.
+    """The fields of `Features` that the head reads; all of them if that is not certain.
 
-    What it says is of the forward that stands beside it, on the features as they are.
+    A head's `reads` describes the forward pass in the same class, on unchanged features.
     """
     kind = type(task.head)
     owns_it = "reads" not in dir(kind) or _owner(kind, "forward") < _owner(kind, "reads")
@@ -58,9 +58,9 @@ def head_reads(task: Any) -> tuple[str, ...]:
 
 
 def note_changes(backbone: Backbone, adapter: Strategy) -> None:
-    """Let a backbone remember that this strategy, attached to it, changes what it computes.
+    """Record on a backbone that this strategy, attached to it, changes what it computes.
 
-    Not the strategy itself: some hold the backbone, and neither would be freed.
+    Only as text: some strategies hold the backbone, and neither would be freed.
     """
     try:
         adapter.frozen_pass()
@@ -69,9 +69,9 @@ def note_changes(backbone: Backbone, adapter: Strategy) -> None:
 
 
 def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = True) -> str | None:
-    """Why nothing can be kept, to complete a sentence; None where it can.
+    """Why features cannot be cached, as the end of a sentence; None if they can.
 
-    Unless `augmented`, as if the data module augmented nothing.
+    With `augmented=False`, as if the data module augmented nothing.
     """
     adapter, backbone = task.adapter, task.backbone
     if backbone.changes:
@@ -82,7 +82,7 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
     for step in ("training_step", "validation_step", "forward", "features"):
         if _owner(kind, step) < _owner(kind, "cached_splits") or not task.cached_splits():
             return (
-                f"{type(task).__name__} has a {step} of its own, which may read the images (where "
+                f"{type(task).__name__} has a {step} of its own, which may read the images (if "
                 "it takes inputs(batch) in their place, let cached_splits say so)"
             )
     if backbone.training:
@@ -103,17 +103,17 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
 
 
 def is_all_but_augmented(task: Any, trainer: Trainer, datamodule: Any) -> bool:
-    """Whether the augmentation alone stands against a cache that would pay."""
+    """Whether only the augmentation prevents a cache that would save time."""
     return pays(trainer) and why_not(task, trainer, datamodule, augmented=False) is None
 
 
 def _owner(kind: type, name: str) -> int:
-    """Place of the class that defines a method, from this one upwards."""
+    """Position in the method resolution order of the class that defines a method."""
     return next(place for place, owner in enumerate(kind.__mro__) if name in vars(owner))
 
 
 def is_all(limit: float) -> bool:
-    """Whether a limit of Lightning's is the whole share; a whole number 1 is a single batch."""
+    """Whether a limit of Lightning's means all batches: the float 1.0; the int 1 is one batch."""
     return isinstance(limit, float) and limit == 1
 
 

@@ -1,7 +1,7 @@
-"""A table of numbers on the disk, a row an image: filled by one process, then read by many.
+"""A table of numbers on disk, one row per image: filled by one process, then read by many.
 
-A table is a cache (datamodules/cache/rows.py) of one array. All columns of an image lie in one row:
-a batch is then read by one call, and an image from one place of the disk.
+A table is a cache (datamodules/cache/rows.py) of one array. All columns of an image are in one row:
+a batch is then read by one call, and an image from one place on disk.
 
 Shapes: n rows, W numbers a row, B rows of a block or batch
 """
@@ -28,7 +28,7 @@ __all__ = ["KINDS", "Column", "Layout", "Table", "open_table"]
 
 
 class Table(RowCache):
-    """A table, which is whole where no row is missing."""
+    """A table of features; it is complete if no row is missing."""
 
     def __init__(self, folder: Path, of: Mapping[str, Any], layout: Layout) -> None:
         arrays = {"features": ((layout.rows, layout.width), KINDS[layout.kind])}
@@ -48,9 +48,9 @@ class Table(RowCache):
     def fill_missing(
         self, rows_of: Callable[[IntArray], Iterable[tuple[IntArray, NDArray[Any]]]]
     ) -> None:
-        """Write what is missing; call it under the lock.
+        """Write the missing rows; call it under the lock.
 
-        `rows_of` makes blocks of rows, their numbers (B,) and (B, W), with these and maybe more.
+        `rows_of` yields blocks, row numbers (B,) and rows (B, W), with at least the rows asked for.
 
         Raises:
             UnwritableError: There is no room, or no permission; what was written is removed, as
@@ -75,7 +75,7 @@ def open_table(
 ) -> Table:
     """The table in a folder, every row compared with its checksum.
 
-    What is not there or damaged is missing; `say` is told what is damaged, in one line.
+    Absent and damaged rows count as missing; `say` gets one line on what is damaged.
     """
     table = Table(folder, of, layout)
     if not folder.is_dir():
@@ -91,13 +91,13 @@ def open_table(
     return table
 
 
-#: NumPy has no bfloat16, so its bits lie there as whole numbers.
+#: NumPy has no bfloat16, so its bits are stored as whole numbers.
 KINDS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A tensor of each image: its name, its shape, and its type before it was kept."""
+    """A tensor of each image: its name, its shape, and its type before it was cached."""
 
     name: str
     shape: tuple[int, ...]
@@ -105,7 +105,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Its numbers."""
+        """Numbers per image."""
         return math.prod(self.shape)
 
 
@@ -128,7 +128,7 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """W."""
+        """W, numbers per row."""
         return sum(self._widths())
 
     @property

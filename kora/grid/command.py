@@ -39,15 +39,15 @@ __all__ = ["grid", "grid_parser"]
 
 
 def grid(args: Sequence[str]) -> None:
-    """Run what of a grid is not finished, and compare.
+    """Run the unfinished runs of a grid, then compare all.
 
     Raises:
-        ValueError: the grid or one of its runs is not accepted; nothing has run then.
+        ValueError: the grid or one of its runs is not accepted; nothing was started.
         RuntimeError: some runs failed; the others have run.
     """
     own = _options(args)
     path = Path(own.config)
-    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
+    environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
     planned = read_grid(path, own.overrides)
     entries = _plan(path, planned, own.only)
     of = f" of {len(planned.jobs())}" if own.only else ""
@@ -56,7 +56,7 @@ def grid(args: Sequence[str]) -> None:
         for entry in entries:
             print(listed(entry))
         return
-    # What others are at work on comes last: it may be finished by then.
+    # Runs of other processes come last: they may be finished by then.
     waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
     logs = _logs(path, own, waiting)
     ends = _run(own, entries, waiting, logs, environment) if waiting else {}
@@ -72,7 +72,7 @@ def grid(args: Sequence[str]) -> None:
     _compare([folder for folder in folders if folder is not None], tuple(planned.vary))
     if failed:
         lines = "\n".join(f"  - {_failure(end, logs)}" for end in failed)
-        where = "their messages stand in the logs" if logs else "their messages stand above"
+        where = "their messages are in the logs" if logs else "their messages are above"
         raise RuntimeError(
             f"{len(failed)} of {len(entries)} runs failed; {where}. The same command tries them "
             f"again.\n{lines}"
@@ -84,7 +84,7 @@ def grid_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora grid",
         description="Run every combination of a grid file with every seed. Finished runs are "
-        "skipped and unfinished ones gone on with, so the same command goes on after a stop.",
+        "skipped and unfinished ones resumed, so repeat the command after a stop.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="the grid")
@@ -94,7 +94,7 @@ def grid_parser() -> argparse.ArgumentParser:
     add_file_options(parser, "the runs")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N",
-        help="so many runs at once on this machine, which share its cores; each has a log file",
+        help="runs at once on this machine; they share its cores, and each has a log file",
     )  # fmt: skip
     add_launcher_options(parser, "run")
     return parser
@@ -130,12 +130,12 @@ def _say_where_it_stands(path: Path, entries: Sequence[Entry], of: str) -> None:
 
 
 def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict[int, Path]:
-    """Where each run prints; one after another, they print here."""
+    """The log file of each run; none if runs print here, one after another."""
     if own.launcher == "local" and own.jobs == 1:
         return {}
     logs = {e.number: log_path(path, e.job, e.number, e.config["runs_dir"]) for e in waiting}
     for folder in dict.fromkeys(log.parent for log in logs.values()):
-        say(f"what the runs print goes into {folder}")
+        say(f"the output of the runs goes into {folder}")
     return logs
 
 
@@ -146,7 +146,7 @@ def _run(
     logs: dict[int, Path],
     environment: dict[str, str],
 ) -> dict[int, Ended]:
-    """Run them; exits here where a signal asked for it."""
+    """Run what is not finished; exits here after a signal."""
     at_once = None if own.launcher == "ray" else own.jobs
     view = GridView(entries, at_once=at_once, live=bool(logs))
     rest = list(waiting)
@@ -156,7 +156,7 @@ def _run(
         if not rest:
             return None
         entry = rest[0]
-        if at_once is not None:  # Ray is handed all of them at once, in whatever order
+        if at_once is not None:  # Ray gets all of them at once, in any order
             entry = next((one for one in rest if not _is_elsewhere(one)), entry)
         rest.remove(entry)
         return Task(
@@ -175,16 +175,16 @@ def _run(
     ):
         dispatch(give, ended, where, view=view, stop=stop)
     if stop.signal is not None:
-        say("stopped. The same command goes on with the runs that are not finished.")
+        say("stopped. Repeat the command to resume the runs that are not finished.")
         sys.exit(stop.exit_code)
     return ends
 
 
 def _is_elsewhere(entry: Entry) -> bool:
-    """Whether another process sees to a run: it may be finished when its turn comes."""
+    """Whether another process trains a run, which may be finished when its turn comes."""
     try:
         return is_taken(entry.config)
-    except OSError:  # the attempt to run it fails of the same, and tells
+    except OSError:  # running it meets the same error, and reports it
         return False
 
 
@@ -198,7 +198,7 @@ def _failure(end: Ended, logs: dict[int, Path]) -> str:
 
 
 def _compare(folders: list[Path], varied: Sequence[str]) -> None:
-    """Print the comparison: by strategy with its arguments, and by whatever else varied."""
+    """Print the comparison: by strategy with its arguments, and by everything else that varied."""
     from kora.compare.command import compare_command
 
     told_apart = ("experiment", "model.adapter")
@@ -210,5 +210,5 @@ def _compare(folders: list[Path], varied: Sequence[str]) -> None:
     if folders:
         try:
             compare_command(folders, by=",".join(others) or "strategy")
-        except ValueError as error:  # the runs are there all the same
+        except ValueError as error:  # the runs are finished all the same
             say(f"no comparison: {error}")

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, here or elsewhere: which is next is asked, each end is told."""
+"""Run tasks in separate processes, here or on other machines, and report their results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "run_task"]
 
 @dataclass(frozen=True)
 class Task:
-    """A line of the view, and the runs of it, one after another.
+    """A line of the view and its runs, which run one after another.
 
     Args:
         entry: The line.
-        runs: Arguments of each, and its resolved config in plain types.
-        log: Takes what they print; None: where this process prints.
+        runs: Arguments of each run, and its resolved config in plain types.
+        log: File for their output; None: the output of this process.
     """
 
     entry: Entry
@@ -32,25 +32,25 @@ class Task:
 
 
 class Began(NamedTuple):
-    """A task has begun, or has begun again."""
+    """A task started, or started again."""
 
     entry: Entry
     where: str = ""
 
 
 class Said(NamedTuple):
-    """Why a run waits, or what it goes on from."""
+    """Why a run waits, or which checkpoint it resumes from."""
 
     text: str
 
 
 class Ended(NamedTuple):
-    """What became of a task.
+    """A task ended.
 
     Args:
         entry: Its line.
-        outcomes: Of its runs, as far as they came.
-        error: The last one that it printed into its log.
+        outcomes: Outcomes of the runs that started.
+        error: The last error message in its log.
     """
 
     entry: Entry
@@ -63,13 +63,13 @@ class Launcher(Protocol):
 
     @property
     def at_once(self) -> int | None:
-        """So many at a time; None where others decide."""
+        """Largest number of tasks at a time; None: the launcher decides."""
 
     def start(self, task: Task) -> None:
-        """Begin it as soon as there is room."""
+        """Start a task as soon as there is room."""
 
     def events(self) -> list[Began | Said | Ended]:
-        """What has happened; waits a while for something. Looks whether all is to stop."""
+        """New events; waits a while for one. Also checks whether to stop."""
 
 
 def dispatch(
@@ -82,7 +82,7 @@ def dispatch(
 ) -> None:
     """Run tasks until there are no more, or until a signal came and all have stopped.
 
-    `give` gives None where there is no task now, but may be once another has ended.
+    `give` returns None if there is no task now; there may be one after another task has ended.
     """
     running = 0
     while True:
@@ -108,7 +108,7 @@ def dispatch(
 def run_task(
     task: Task, *, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
 ) -> Ended:
-    """The runs of a task; the first that fails ends it. In a thread, or on another machine."""
+    """Run a task up to its first failed run. Called in a thread, or on another machine."""
     outcomes: list[Outcome] = []
     before = 0
     try:
@@ -121,7 +121,7 @@ def run_task(
             outcomes.append(run_job(job, config, stop=stop, say=say, env=env, log=task.log))
             if outcomes[-1].folder is None:
                 break
-    except Exception as error:  # no room for a log, say: that is this task's failure alone
+    except Exception as error:  # such as no room for a log: only this task fails
         outcomes.append(Outcome(None, f"{type(error).__name__}: {error}"))
     said = ""
     if outcomes[-1].folder is None and task.log is not None and task.log.is_file():
@@ -130,7 +130,7 @@ def run_task(
 
 
 def _last_error(log: Path, start: int) -> str:
-    """The line of the last error in a log, from a byte on: ours, or the last of a traceback."""
+    """The last error in a log after byte `start`: kora's line, or the last of a traceback."""
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace")

@@ -9,7 +9,7 @@ A grid is a YAML file:
     seeds: [0, 1, 2]
     set: {experiment: x_head_lr}     # for all runs
 
-Several groups of files have names, and a value may be several files that belong together:
+Groups of files can have names, and a value can be several files that belong together:
 
     vary:
       config.data: [configs/x.yaml, [configs/y.yaml, configs/trainer/gpu.yaml]]
@@ -49,10 +49,10 @@ __all__ = [
 _OPTIONS = "dotted option names"
 _KEYS = ("base", "vary", "seeds", "set")
 LAST_SEED = 2**32 - 1
-#: How the last argument of a job begins.
+#: The last argument of a job begins with this.
 SEED_OPTION = "--seed_everything="
 _TUNE = "tune"  # of `kora tune`, see kora.tune.file
-_FILES = "config"  # keys of `vary` whose values are files: this, or this with a name behind it
+_FILES = "config"  # `config` or `config.NAME`: keys of `vary` whose values are files
 
 
 class Job(NamedTuple):
@@ -98,7 +98,7 @@ class Grid:
         return jobs
 
     def _word(self, key: str, value: Any) -> str:
-        """What tells a value from the others of its key."""
+        """A short text that distinguishes a value from the others of its key."""
         if not is_group(key):
             return f"{key.rpartition('.')[2]}={as_text(value)}"
         files = [file for other in self.vary[key] for file in _as_list(other)]
@@ -115,7 +115,7 @@ def is_group(key: str) -> bool:
 
 
 def file_name(text: str) -> str:
-    """What a name for readers is as that of a file."""
+    """A readable name as the name of a file."""
     return "".join(c if c.isalnum() or c in "=.+-" else "_" for c in text.replace(", ", "-"))
 
 
@@ -128,9 +128,9 @@ def _as_list(value: Any) -> list[str]:
 
 
 def _end(value: Any, parts: int) -> str:
-    """Names of files with so many parts of their paths.
+    """Names of files, each with the last `parts` parts of its path.
 
-    What `kora tune` found for files bears their names, and adds nothing to them.
+    A file that `kora tune` wrote for the others has their names, so it is left out.
     """
     paths = [Path(file).with_suffix("") for file in _as_list(value)]
     if len(paths) > 1 and paths[-1].name == "+".join(path.name for path in paths[:-1]):
@@ -142,7 +142,7 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """A grid file, with `key=value` overrides of its `set`.
 
     Raises:
-        ValueError: the file is missing, is no grid, or has a key or value that cannot be used.
+        ValueError: the file is missing, is not a grid, or has a key or value that cannot be used.
     """
     content = read_content(path)
     if _TUNE in content:
@@ -154,10 +154,10 @@ def read_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """The keys of a grid file, and what stands under them.
+    """The content of a grid file, by its keys.
 
     Raises:
-        ValueError: the file is missing, or is no table.
+        ValueError: the file is missing, or is not a table.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -179,7 +179,7 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     }
     base = content.get("base")
     if base is None and any(map(is_group, vary)):
-        base = []  # the groups have all
+        base = []  # the groups name all files
     else:
         base = _files(path, "base", [base] if isinstance(base, str) else base)
     seeds = _values(path, "seeds", content.get("seeds", [0]))
@@ -203,10 +203,10 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
 
 
 def table(path: Path, key: str, value: Any, *, of: str = "names") -> dict[str, Any]:
-    """The value of a key, a table.
+    """The value of a key, which must be a table.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a table.
     """
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{path}: {key} is {value!r}; expected a table of {of}.")

@@ -1,4 +1,4 @@
-"""What `kora grid` and `kora tune` let their callers say: of a file's runs, and where they run."""
+"""Options that `kora grid` and `kora tune` share: which runs of a file, and where they run."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
 
 
 def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--only` and `--set`."""
+    """Add `--only` and `--set`."""
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="TEXT",
         help=f"{what} with one of these in their names, as --dry_run shows them",
     )  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="options of kora fit for all runs; they win over `set` of the file",
+        help="options of kora fit for all runs; they override `set` of the file",
     )  # fmt: skip
 
 
 def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str]) -> set[str]:
-    """The names that hold one of some texts, or are it: a whole name is that one alone.
+    """The names that contain a text of `only`; a text that is a whole name picks that one alone.
 
-    All of them where none is asked for.
+    Without texts, all names.
 
     Raises:
-        ValueError: no name holds one of the texts.
+        ValueError: no name contains one of the texts.
     """
     for text in only:
         if not any(text in name for name in names):
@@ -56,25 +56,25 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
 
 
 def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--launcher`, and the options of Ray."""
+    """Add `--launcher`, and the options of Ray."""
     parser.add_argument(
         "--launcher", choices=("local", "ray"), default="local",
         help="ray: on the machines of a Ray cluster that share this folder",
     )  # fmt: skip
-    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: the cluster here")
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: that of this machine")
     parser.add_argument("--num_cpus", type=float, help=f"cores a {what} on ray (default 1)")
     parser.add_argument("--num_gpus", type=float, help=f"GPUs a {what} on ray (default 0)")
     parser.add_argument(
         "--retries", type=int, metavar="N",
-        help=f"so often a {what} whose machine or worker died goes on elsewhere (default 3)",
+        help=f"how often a {what} resumes elsewhere if its machine or worker dies (default 3)",
     )  # fmt: skip
 
 
 def fill_launcher_options(own: argparse.Namespace) -> None:
-    """Refuse what has no effect, and set the defaults of Ray.
+    """Refuse options without effect, and set the defaults of Ray.
 
     Raises:
-        ValueError: An option of Ray stands without it, or below 0.
+        ValueError: An option of Ray is below 0, or given without `--launcher ray`.
     """
     for name, default in _RAY.items():
         given = getattr(own, name)

@@ -1,4 +1,4 @@
-"""What is to be done for each run of a grid: nothing, go on, or begin."""
+"""Where each run of a grid stands: finished, at work, to resume or to run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FINISHED, AT_WORK, RESUME, NEW = "finished", "at work", "to resume", "to run"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a grid, and where it stands.
+    """One run of a grid and its state.
 
     Args:
         number: Its place in the grid, from 1.
         job: Name and arguments.
         config: Resolved, in plain types.
         state: `finished`, `at work` (by another process), `to resume` or `to run`.
-        folder: Of the run; None where it is still to begin.
+        folder: Folder of the run; None if it has not started.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Entry:
 
 
 def entry_for(number: int, job: Job, config: dict[str, Any]) -> Entry:
-    """Look where a run stands."""
+    """Find the state of a run."""
     finished = find_finished_run(config)
     if finished is not None:
         return Entry(number, job, config, FINISHED, finished)
@@ -59,7 +59,7 @@ def resolved(path: Path, job: Job) -> dict[str, Any]:
     """The config of a run in plain types.
 
     Raises:
-        ValueError: the parser does not take it; it has said why.
+        ValueError: the parser rejects it, and has printed the reason.
     """
     from kora.training.lightning_cli import parse  # imports torch
 
@@ -67,16 +67,16 @@ def resolved(path: Path, job: Job) -> dict[str, Any]:
         return parse(["fit", *job.args]).resolved()
     except SystemExit as stop:
         raise ValueError(
-            f"{path}: the options of '{job.name}' are not accepted; the reason stands above. "
+            f"{path}: the options of '{job.name}' are not accepted; the reason is above. "
             f"Nothing was started. The run is: {job.command}"
         ) from stop
 
 
 def all_resolved(path: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The configs of runs, each parsed once for all its seeds: that is most of a grid's start.
+    """The configs of runs. Each is parsed once for all seeds, as parsing dominates the start-up.
 
     Raises:
-        ValueError: the parser does not take one of them; it has said why.
+        ValueError: the parser rejects one of them, and has printed the reason.
     """
     from kora.training.parser import remembering  # imports torch
 
@@ -94,10 +94,10 @@ def all_resolved(path: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def refuse_equal(path: Path, jobs: Sequence[Job], configs: Sequence[dict[str, Any]]) -> None:
-    """Two runs of one config would be one run that counts twice.
+    """Refuse two jobs with the same config: they would be one run that counts twice.
 
     Raises:
-        ValueError: Names both.
+        ValueError: Two jobs are equal; names both.
     """
     seen: dict[tuple[str, str], str] = {}
     for job, config in zip(jobs, configs, strict=True):
@@ -110,7 +110,7 @@ def refuse_equal(path: Path, jobs: Sequence[Job], configs: Sequence[dict[str, An
 
 
 def listed(entry: Entry) -> str:
-    """A line for `--dry_run`."""
+    """The line of a run for `--dry_run`."""
     head = f"{entry.state:<9}  {entry.job.name}: "
     if entry.state == NEW:
         return head + entry.job.command

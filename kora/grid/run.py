@@ -1,4 +1,4 @@
-"""One run of a grid, in a process of its own: a failure or a lack of memory ends it alone."""
+"""One run of a grid in its own process: an error or a lack of memory ends only this run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Outcome(NamedTuple):
 
     Args:
         folder: Of the finished run; None if it failed or was stopped.
-        why: There is none; "" where there is.
-        seconds: It took, here.
+        why: Why there is no folder; "" if there is one.
+        seconds: How long it took here.
     """
 
     folder: Path | None
@@ -43,15 +43,15 @@ def run_job(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Outcome:
-    """Finish a run: begin it, go on with it, or wait for who is at work on it.
+    """Finish a run: start it, resume it, or wait for the process that trains it.
 
     Args:
         job: Its arguments.
         config: Resolved, in plain types.
-        stop: Looked at while it runs.
-        say: Is told why it waits or what it goes on from.
-        env: Of its process; None: that of this one.
-        log: Takes what it prints; None: where this process prints.
+        stop: Checked while it runs.
+        say: Called with the reason why it waits, or the checkpoint that it resumes from.
+        env: Environment of its process; None: that of this one.
+        log: File for its output; None: the output of this process.
     """
     started = time.monotonic()
     with ExitStack() as exits:
@@ -60,13 +60,13 @@ def run_job(
         )
         if not mine:
             return Outcome(None, "stopped")
-        found = find_finished_run(config)  # by another process, meanwhile
+        found = find_finished_run(config)  # another process may have finished it meanwhile
         if found is not None:
             return Outcome(found)
         last = last_checkpoint(config)
         args = ["fit", *job.args]
         if last is not None:
-            say(f"goes on from {last}")
+            say(f"resumes from {last}")
             args += ["--ckpt_path", str(last)]
         output = None if log is None else exits.enter_context(_opened(log, job, last))
         code = run_child(args, stop=stop, env=env, output=output, more_follow=True)
@@ -80,9 +80,9 @@ def run_job(
 
 
 def _opened(log: Path, job: Job, last: Path | None) -> IO[bytes]:
-    """A log that is written on, with a line that says what begins here, and where."""
+    """The log, opened to append, after a line with time, machine and command."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    how = "" if last is None else f", goes on from {last}"
+    how = "" if last is None else f", resumes from {last}"
     moment = datetime.now().astimezone().isoformat(timespec="seconds")
     head = f"=== {moment} on {platform.node()}: {job.command}{how}\n"
     file = log.open("ab", buffering=0)
@@ -100,13 +100,13 @@ def _reason(code: int) -> str:
 
 
 def log_path(grid: Path, job: Job, number: int, runs_dir: str) -> Path:
-    """Where the output of a run goes when several run at once: beside the runs."""
+    """The log file of a run, next to the runs; used if several run at once."""
     name = file_name(job.name)[:100]
     return Path(runs_dir) / f"grid_{grid.stem}" / f"{number:03d}_{name}.log"
 
 
 def share_of_threads(jobs: int, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of one of several runs at once: each has its share of the cores."""
+    """The environment of one of several runs at once, with its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = max(1, (cores or 1) // jobs)
     given = env.get("OMP_NUM_THREADS", "")

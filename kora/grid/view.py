@@ -1,4 +1,4 @@
-"""What a grid shows while it works: lines, and on a terminal a view of what runs."""
+"""What a grid shows while it runs: lines, and on a terminal a live view of active runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Estimate", "GridView", "span"]
 
 
 class Estimate:
-    """Expected seconds left, from how long runs took.
+    """Expected seconds left, from the durations of runs.
 
-    A run takes as long as those of its kind did (other seeds), or else as all did; runs of before
-    count by their recorded training and test.
+    A run is expected to take the mean of its kind (other seeds), or else of all runs. Runs that
+    were finished earlier count with their recorded seconds.
 
     Args:
         entries: All runs of the grid.
-        clock: Gives seconds.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Estimate:
             self._took.setdefault(entry.job.kind, []).append(seconds)
 
     def started(self, entry: Entry) -> None:
-        """A run has begun, or has begun again."""
+        """A run started, or started again."""
         self._started[entry.number] = self._clock()
 
     def ended(self, entry: Entry, *, finished: bool) -> None:
-        """A run has ended; only one that was done from its beginning says how long they take."""
+        """A run ended; it counts for the estimate if it finished without having been resumed."""
         began = self._started.pop(entry.number, None)
         self._left.pop(entry.number, None)
         if finished and began is not None and entry.state == "to run":
@@ -61,7 +61,7 @@ class Estimate:
         return 0.0 if began is None else self._clock() - began
 
     def seconds_left(self, at_once: int) -> float | None:
-        """Of the whole grid with so many runs at once; None while nothing is known."""
+        """Seconds left for the grid with `at_once` runs at a time; None while nothing is known."""
         if not self._took:
             return None
         left = [max(0.0, self._typical(e) - self.elapsed(e)) for e in self._left.values()]
@@ -74,13 +74,13 @@ class Estimate:
 
 
 class GridView:
-    """Says what begins and ends. On a terminal, what runs stands below that.
+    """Prints which runs start and end. On a terminal, the active runs are shown below.
 
     Args:
         entries: All runs of the grid.
-        at_once: So many run at once; None where others decide.
+        at_once: Number of runs at once; None if others decide.
         live: Keep a view on the terminal; no run may print there then.
-        console: Where to; None: standard output.
+        console: Where to print; None: standard output.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class GridView:
         self.console.print(f"kora: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def started(self, entry: Entry, where: str = "") -> None:
-        """A run begins, or begins again elsewhere."""
+        """A run starts, or starts again elsewhere."""
         again = entry.number in self._begun
         self._begun.add(entry.number)
         self._running[entry.number] = (entry, where)
@@ -130,7 +130,7 @@ class GridView:
         self.say(f"{head}: {entry.job.name}{place} (time left: {self.time_left()})")
 
     def ended(self, entry: Entry, outcome: Outcome) -> None:
-        """A run has ended in one way or another."""
+        """A run finished, failed or was stopped."""
         self._running.pop(entry.number, None)
         self.estimate.ended(entry, finished=outcome.folder is not None)
         self._ended += 1
@@ -143,12 +143,12 @@ class GridView:
             self.say(f"done{took}: {entry.job.name} ({self._ended} of {self._todo})")
 
     def time_left(self) -> str:
-        """In words."""
+        """The time left, in words."""
         seconds = self.estimate.seconds_left(self._at_once or len(self._running))
         return "not known yet" if seconds is None else span(seconds)
 
     def picture(self) -> RenderableType:
-        """Progress of the grid, and what runs."""
+        """Progress of the grid, and the active runs."""
         whole = Table.grid(padding=(0, 2))
         count = f"{self._ended} of {self._todo} runs"
         failed = f", {self._failed} failed" if self._failed else ""
@@ -162,7 +162,7 @@ class GridView:
 
 
 def span(seconds: float) -> str:
-    """A time in words."""
+    """A duration in words."""
     if seconds < 90:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

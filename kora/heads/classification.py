@@ -16,25 +16,26 @@ HeadInit = Literal["default", "zero"]
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the vector that the adapter left for it (`Features.pooled`), and on what
-    of earlier layers is read beside it (`Features.layers`).
+    """One linear layer on the pooled vector, and on summaries of earlier layers if there are any.
+
+    It reads `Features.pooled`, as the adapter leaves it, and `Features.layers`.
 
     Args:
         backbone: Gives the width.
         num_classes: K, two or more.
         init: `default` is nn.Linear's random start. `zero`, as in Kolesnikov et al. 2019
-            (arXiv:1912.11370), begins with equal logits: there is no noise to unlearn, which pays
-            where steps are few or small.
-        extra: Channels that the adapter puts beside those of the backbone, and how their columns
-            start: at `zero`, or as `orthogonal` rows of length 1.
+            (arXiv:1912.11370), starts with equal logits: there is no noise to unlearn, which helps
+            if steps are few or small.
+        extra: Number of channels that the adapter appends to those of the backbone, and how their
+            columns start: at `zero`, or as `orthogonal` rows of length 1.
         layers: E, the channels of earlier layers; their columns start at zero.
-        dropout: Probability with which what the layer reads is dropped in training.
+        dropout: Probability with which inputs of the layer are dropped in training.
 
     Raises:
         ValueError: For fewer than two classes, or a dropout outside [0, 1).
     """
 
-    reads: tuple[str, ...] = ("pooled",)  # of the features; what is not read need not be kept
+    reads: tuple[str, ...] = ("pooled",)  # fields of `Features`; others need not be cached
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Depth heads: what they share, and DINOv2's linear one. DPT lies in kora/heads/dpt.py.
+"""Depth heads: what they share, and DINOv2's linear one. DPT is in kora/heads/dpt.py.
 
 Shapes: B images, N patch tokens (rows x columns of the grid), D width, P prefix tokens, L levels,
 K bins, h and w height and width of the depth map.
@@ -21,31 +21,31 @@ __all__ = ["DepthHead", "LinearDepth", "depth_of_bins", "four_blocks"]
 
 Levels = Literal[1, 4]
 
-#: Added to every bin, so that a pixel without a positive logit is the mean of all bins.
+#: Added to every bin, so that a pixel without a positive logit gets the mean of all bins.
 _FLOOR = 0.1
-#: Logits end here; far above any that is learnt, far enough below float32's end to be summed.
+#: Logits are clamped here: far above any learnt one, and their sum still fits in float32.
 _LIMIT = 1e30
 
 
 class DepthHead(nn.Module, ABC):
     """From patch tokens to metres.
 
-    Life of an object: the constructor only keeps its arguments, under their names; `build` is
-    called once with the backbone and creates the parameters; `forward` is called for every batch.
-    The task hands the blocks that `blocks` names to the backbone, whose `Features.levels` then
-    hold their tokens in that order.
+    Life cycle: the constructor only stores its arguments, under their names; `build` is called once
+    with the backbone and creates the parameters; `forward` is called for every batch. The task
+    passes the numbers that `blocks` returns to the backbone, whose `Features.levels` then hold the
+    tokens of these blocks in that order.
 
     Args:
-        min_depth_m: Nearest depth that the head can say, in metres.
-        max_depth_m: Farthest depth that the head can say, in metres.
+        min_depth_m: Nearest depth that the head can predict, in metres.
+        max_depth_m: Farthest depth that the head can predict, in metres.
 
     Raises:
-        ValueError: Unless 0 < min_depth_m < max_depth_m, both finite.
+        ValueError: If not 0 < min_depth_m < max_depth_m, both finite.
     """
 
     def __init__(self, *, min_depth_m: float, max_depth_m: float) -> None:
         super().__init__()
-        if not 0 < min_depth_m < max_depth_m < math.inf:  # also true of NaN
+        if not 0 < min_depth_m < max_depth_m < math.inf:  # also catches NaN
             raise ValueError(
                 f"{type(self).__name__}: min_depth_m={min_depth_m}, max_depth_m={max_depth_m}; "
                 "expected 0 < min_depth_m < max_depth_m, in metres. Indoors 0.001 and 10 are usual."
@@ -79,18 +79,18 @@ class DepthHead(nn.Module, ABC):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _adopt(self, backbone: Backbone, *, without_cls: str | None) -> None:
-        """Remember the grid; where CLS is read, `without_cls` is the setting that does not."""
+        """Store the grid; `without_cls` is the setting that avoids CLS, None if CLS is not read."""
         assert self.grid is None, "build() is called once"
         if without_cls is not None and not backbone.has_cls:
             raise ValueError(
                 f"{type(self).__name__} reads the CLS token, and '{backbone.name}' has none. Set "
                 f"model.head.init_args.{without_cls}, or take a backbone with a CLS token."
             )
-        self.blocks(backbone.depth)  # says so if there are too few
+        self.blocks(backbone.depth)  # raises if there are too few
         self.grid = backbone.grid
 
     def _check(self, features: Features, levels: int) -> tuple[int, int]:
-        """Rows and columns, once the features are known to be those of `build` and `blocks`."""
+        """Check that the features fit `build` and `blocks`; return rows and columns."""
         assert self.grid is not None, "build() comes first"
         assert len(features.levels) == levels, "the backbone was not asked for blocks()"
         assert features.levels[0].patches.shape[1] == math.prod(self.grid), "tokens of another grid"
@@ -100,19 +100,19 @@ class DepthHead(nn.Module, ABC):
 class LinearDepth(DepthHead):
     """One linear map of each patch to K depth bins; their weighted mean is the depth.
 
-    Patch tokens of one or four blocks, each with its own block's CLS token beside it, are upsampled
+    Patch tokens of one or four blocks, each concatenated with its block's CLS token, are upsampled
     bilinearly and projected by a 1x1 convolution; with b = linspace(min, max, K)
 
         p_k = (relu(logit_k) + 0.1) / sum_j (relu(logit_j) + 0.1),    depth = sum_k p_k b_k.
 
     Projection and upsampling are both linear and bilinear weights sum to one, so the projection
-    goes first, where there are upsample^2 fewer pixels, and CLS is projected once an image.
+    comes first, on upsample^2 fewer pixels, and CLS is projected once per image.
     Source: Oquab et al. 2023, arXiv:2304.07193, section 7.4, and the code released with it. Its
     backbones give tokens before the last norm, ours after it (`kora.backbone.vit.Level`).
 
     Args:
         levels: 1 reads the last block, 4 reads four equally spaced ones (`four_blocks`).
-        cls: Set each level's CLS token beside its patch tokens.
+        cls: Concatenate each level's CLS token with its patch tokens.
         bins: K.
         min_depth_m: Depth of the first bin, in metres.
         max_depth_m: Depth of the last bin, in metres.
@@ -122,7 +122,7 @@ class LinearDepth(DepthHead):
         ValueError: For a number out of range, or `cls` with a backbone that has no CLS token.
     """
 
-    reads = ("levels",)  # of the features; what is not read need not be kept
+    reads = ("levels",)  # fields of `Features`; others need not be cached
 
     def __init__(
         self,
@@ -200,14 +200,14 @@ def depth_of_bins(logits_BKhw: Tensor, *, min_depth_m: float, max_depth_m: float
     """Weighted mean (B, h, w) of K equally spaced depths; weights are relu(logit) + 0.1.
 
     Only two sums over the bins are needed, so the weights are not normalised one by one, and the
-    logits are overwritten: one tensor of K bins is kept for backward. It is float32 under autocast
-    too, as bfloat16 would move the mean by centimetres; channels-last logits are not copied.
+    logits are overwritten: one tensor of K bins is kept for backward. It is float32 even under
+    autocast, as bfloat16 would move the mean by centimetres; channels-last logits are not copied.
     """
     device = logits_BKhw.device
     with torch.autocast(device.type, enabled=False):
         depths_K = torch.linspace(min_depth_m, max_depth_m, logits_BKhw.shape[1], device=device)
         sums_K2 = torch.stack([depths_K, torch.ones_like(depths_K)], dim=1)
-        # A relu that also ends an overflow of half precision.
+        # A relu that also clamps an overflow of half precision.
         weights_BKhw = F.hardtanh(logits_BKhw.float(), 0.0, _LIMIT, inplace=True)
         sums_Bhw2 = weights_BKhw.permute(0, 2, 3, 1) @ sums_K2 + _FLOOR * sums_K2.sum(dim=0)
         depth_Bhw = sums_Bhw2[..., 0] / sums_Bhw2[..., 1]

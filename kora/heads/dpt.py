@@ -24,24 +24,24 @@ _LAST_CHANNELS = 32  # between the last two convolutions, at full resolution
 class DPTDepth(DepthHead):
     """Dense prediction transformer: reassemble four levels, fuse them, three convolutions.
 
-    Level 1 to 4 (`four_blocks`) become images of 4, 2, 1 and 1/2 times the grid. From the coarsest
+    Levels 1 to 4 (`four_blocks`) become images of 4, 2, 1 and 1/2 times the grid. From the coarsest
     on, each is refined by residual convolutions, enlarged to the next one's size and added to it.
     The depth map has 16 pixels along one side of a patch.
 
-    Source: Ranftl et al. 2021, arXiv:2103.13413, section 3, and the code released with it. Other
-    than there, any grid will do (odd ones too), 1x1 convolutions go before the upsampling that they
-    commute with, and the output is bounded by its range.
+    Source: Ranftl et al. 2021, arXiv:2103.13413, section 3, and the code released with it. Unlike
+    there, any grid works (odd ones too), 1x1 convolutions come before the upsampling that they
+    commute with, and the output is limited to its range.
 
     Args:
         features: F, channels of the fusion.
-        readout: What patches learn of their level's CLS token: `project` maps both, concatenated,
-            to one token; `add` adds CLS; `ignore` leaves it out.
+        readout: How patches use their level's CLS token: `project` maps both, concatenated, to one
+            token; `add` adds CLS; `ignore` leaves it out.
         channels: Channels of the four reassembled images; None takes D/8, D/4, D/2 and D, as the
             paper does for ViT-B.
         bins: K bins from min_depth_m to max_depth_m, averaged as in `LinearDepth`; None makes one
             output, a sigmoid over the range.
-        min_depth_m: Nearest depth that the head can say, in metres.
-        max_depth_m: Farthest depth that the head can say, in metres.
+        min_depth_m: Nearest depth that the head can predict, in metres.
+        max_depth_m: Farthest depth that the head can predict, in metres.
         use_bn: Batch normalisation in the residual convolutions. The released depth models have
             none.
 
@@ -50,7 +50,7 @@ class DPTDepth(DepthHead):
             backbone that has none.
     """
 
-    reads = ("levels",)  # of the features; what is not read need not be kept
+    reads = ("levels",)  # fields of `Features`; others need not be cached
 
     def __init__(
         self,
@@ -149,9 +149,8 @@ class _Reassemble(nn.Module):
             x_BND = F.gelu(F.linear(x_BND, of_patch_DD) + cls_B1D)
         elif self.readout == "add":
             x_BND = x_BND + level.prefix[:, :1]
-        x_BDhw = x_BND.reshape(len(x_BND), *grid, -1).permute(
-            0, 3, 1, 2
-        )  # channels last, as it lies
+        # A view: the memory stays channels-last.
+        x_BDhw = x_BND.reshape(len(x_BND), *grid, -1).permute(0, 3, 1, 2)
         image: Tensor = self.narrow(self.resize(self.project(x_BDhw)))
         return image
 
@@ -161,7 +160,7 @@ class _Fuse(nn.Module):
 
     def __init__(self, features: int, *, use_bn: bool, coarsest: bool) -> None:
         super().__init__()
-        # The coarsest has nothing to be added to; parameters without a gradient would stay.
+        # The coarsest has nothing to be added to: its parameters would get no gradient.
         self.refine_level = None if coarsest else _Residual(features, use_bn=use_bn)
         self.refine_sum = _Residual(features, use_bn=use_bn)
         self.project = nn.Conv2d(features, features, 1)

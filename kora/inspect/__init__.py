@@ -1,1 +1,1 @@
-"""What the adapter of a finished run has become: `kora inspect` and `kora cka`."""
+"""What the adapter of a finished run has learned: `kora inspect` and `kora cka`."""

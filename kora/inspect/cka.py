@@ -33,7 +33,7 @@ __all__ = ["cka_command", "cka_parser"]
 SCHEMA = 1
 _ADVISED = 1000
 _KINDS: dict[Kind, str] = {"mean": "the mean of the patch tokens", "cls": "the CLS token"}
-_NOISE_IMAGES = 32  # the batch on which CKA is often reported
+_NOISE_IMAGES = 32  # the batch size at which CKA is often reported
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Run:
     reader: LayerReader
 
     def starts_from(self) -> tuple[Any, ...]:
-        """Runs of which this is the same share a frozen backbone, and what is read of it."""
+        """A key that runs share if their frozen backbones have the same features."""
         backbone = self.model.backbone
         known = self.model.record["backbone"]
         scale = (*backbone.mean.flatten().tolist(), *backbone.std.flatten().tolist())
@@ -71,7 +71,7 @@ def cka_command(args: Sequence[str]) -> None:
         loader, images, batch_size=own.batch_size, least=LEAST_IMAGES, seed=own.seed
     )
     out = folders[0] / "cka" if own.out is None else expand(own.out)
-    out.mkdir(parents=True, exist_ok=True)  # a disk that takes nothing is told before the work
+    out.mkdir(parents=True, exist_ok=True)  # an unwritable disk fails before the work
     warnings = _warnings(runs, datamodule, images - left_out)
     for text in warnings:
         print(f"kora: warning: {text}", file=sys.stderr)
@@ -106,7 +106,7 @@ def cka_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--features", choices=get_args(Kind), default="mean",
-        help="of each layer the mean over its patch tokens, or its CLS token (default: mean)",
+        help="for each layer the mean over its patch tokens, or its CLS token (default: mean)",
     )  # fmt: skip
     parser.add_argument(
         "--batch_size", type=int, default=64, metavar="B",
@@ -114,11 +114,11 @@ def cka_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="S",
-        help="of the order of the images and of the bootstrap (default: 0)",
+        help="for the order of the images and the bootstrap (default: 0)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="default: RUN/cka")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
     return parser
 
 
@@ -142,7 +142,7 @@ def _open(folder: Path, result: RunResult, own: argparse.Namespace, device: torc
 def _models(
     runs: Sequence[_Run], own: argparse.Namespace, device: torch.device
 ) -> tuple[list[Model], list[LayerReader]]:
-    """The runs, then the frozen backbones that they start from: one where they share it."""
+    """The runs, then the frozen backbones that they start from: one if they share it."""
     models: list[Model] = []
     readers = [run.reader for run in runs]
     frozen: dict[tuple[Any, ...], Model] = {}
@@ -176,10 +176,10 @@ def _labels(runs: Sequence[_Run]) -> list[str]:
 
 
 def _number(wanted: int | None, there: int) -> int:
-    """How many images are taken.
+    """The number of images to take.
 
     Raises:
-        ValueError: There are not so many, or too few.
+        ValueError: There are fewer than `wanted`, or too few at all.
     """
     if wanted is not None and wanted > there:
         raise ValueError(
@@ -228,7 +228,7 @@ def _read(readers: Sequence[LayerReader], batches: Any, images: int) -> Iterator
 
 
 def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
-    """The diagonals, a row a layer, and the frozen backbone against itself as the control."""
+    """Print the diagonals, one row per layer, and a control: the frozen backbone with itself."""
     shown = [c for c in found.comparisons if c.low is not None and c.first != c.second]
     title = f"CKA of {_KINDS[kind]}, {found.images:,} images"
     table = Table("layer", title=title, title_justify="left")
@@ -248,15 +248,15 @@ def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
     Console().print(table)
     drawn = "minibatches" if found.groups == found.batches else "groups of minibatches"
     print(
-        f"In brackets: 95 % intervals, a bootstrap over {found.groups} {drawn}. They speak of "
-        "other images, not of other seeds."
+        f"In brackets: 95 % intervals, a bootstrap over {found.groups} {drawn}. They are about "
+        "other images, not about other seeds."
     )
     for note in notes:
         print(note)
 
 
 def _cell(comparison: Comparison, layer: str, between: str) -> str:
-    """The value of a layer of both models, with its interval where it has one."""
+    """The value of a layer of both models, with its interval if it has one."""
     if layer not in comparison.first.layers:
         return ""
     assert comparison.low is not None
@@ -270,7 +270,7 @@ def _cell(comparison: Comparison, layer: str, between: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Four, and 1.0000 only for what is 1 up to float64's rounding."""
+    """Four digits; 1.0000 only for what is 1 up to float64's rounding."""
     return ">0.9999" if 0.99995 <= value < 1 - 1e-9 else f"{value:.4f}"
 
 

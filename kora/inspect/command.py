@@ -1,4 +1,4 @@
-"""`kora inspect RUN`: what the adapter of a finished run has become, by block and site."""
+"""`kora inspect RUN`: what the adapter of a finished run has learned, by block and site."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FAINT = 1e-6
 
 
 def inspect_command(args: Sequence[str]) -> None:
-    """Parse the options, read, write, and say what stands out."""
+    """Parse the options, read the adapter, write the read-outs, and print what stands out."""
     own = inspect_parser().parse_args(args)
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     require_readable(model.adapter)
@@ -44,7 +44,7 @@ def inspect_command(args: Sequence[str]) -> None:
     read, images = _read(model, run, own)
     out = expand(own.out) if own.out else run / "inspect"
     written = _write(out, _record(model, run, read, own.split, images), read, model.adapter.label)
-    for line in [*_told(model, read), *read.notes]:
+    for line in [*_findings(model, read), *read.notes]:
         print(f"kora: {line}")
     print(f"Read-outs: {', '.join(path.name for path in written)} in {out}")
 
@@ -62,18 +62,18 @@ def inspect_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="a run's folder")
     parser.add_argument(
         "--images", type=positive, default=256, metavar="N",
-        help="so many images of the split, evenly spread (256)",
+        help="number of images of the split, evenly spread (256)",
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--out", metavar="DIR", help="where to write (RUN/inspect)")
     parser.add_argument("--batch_size", type=positive, default=32, metavar="N")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights lie now")
+    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
     return parser
 
 
 def _read(model: AdaptedModel, run: Path, own: argparse.Namespace) -> tuple[ReadOut, int]:
-    """The read-out, and of how many images."""
+    """The read-out, and the number of images behind it."""
     strategy = model.adapter
     kept = read_gradients(run) if isinstance(strategy, KoRA) else None
     if not needs_images(strategy):
@@ -93,7 +93,7 @@ def _read(model: AdaptedModel, run: Path, own: argparse.Namespace) -> tuple[Read
             read.quantities += found
             read.scalars |= scalars
         else:
-            for name in ("label_smoothing", "loss"):  # an adapter folder does not say them
+            for name in ("label_smoothing", "loss"):  # an adapter folder does not record them
                 if hasattr(configured, name):
                     setattr(model.task, name, getattr(configured, name))
             batch = training_batch(data, own.batch_size)
@@ -102,8 +102,8 @@ def _read(model: AdaptedModel, run: Path, own: argparse.Namespace) -> tuple[Read
             read.scalars["gradient_final_weights_composed"] = composed
             read.notes.append(
                 f"{run} has no {GRADIENTS_NAME} (its adapter was frozen, or an older version of "
-                "kora trained it), so that the gradient was measured with the final weights on "
-                f"{len(batch['image'])} training images; that of the first step is not known."
+                "kora trained it), so the gradient was measured with the final weights on "
+                f"{len(batch['image'])} training images; that of the first step is unknown."
             )
     return read, len(places)
 
@@ -157,7 +157,7 @@ def _write(out: Path, record: dict[str, Any], read: ReadOut, label: str) -> list
 
 
 def _table(read: ReadOut) -> str:
-    """A row a place, a column a quantity; the values of a spectrum are columns of their own."""
+    """One row per place, one column per quantity or per value of a spectrum."""
     columns: dict[str, Mapping[Place, float | None]] = {}
     for one in read.quantities:
         if isinstance(one, Quantity):
@@ -182,8 +182,8 @@ def _table(read: ReadOut) -> str:
     return csv_text(rows, ["block", "site", *columns])
 
 
-def _told(model: AdaptedModel, read: ReadOut) -> list[str]:
-    """How much of a composition takes part at all."""
+def _findings(model: AdaptedModel, read: ReadOut) -> list[str]:
+    """Lines on how many nodes of a composition contribute, and on their redundancy."""
     if not isinstance(model.adapter, KoRA):
         return []
     lines = []
@@ -195,7 +195,7 @@ def _told(model: AdaptedModel, read: ReadOut) -> list[str]:
 
 
 def _redundancy(scalars: Mapping[str, float | None]) -> str:
-    """How much of what nodes say another one says as well, on the images and in training."""
+    """A line on how similar the nodes' vectors are, on the images and in training."""
     ends, start = "_redundancy", "gradient_"
     found = {
         name.removeprefix(start).removesuffix(ends).replace("_", " "): value
@@ -214,7 +214,7 @@ def _summed_up(values: Sequence[float | None]) -> str:
     norms = [value for value in values if value is not None]
     if not any(norms):
         nothing = "the readout (or B) was still zero, or nothing gets through"
-        return f"0 at every node: {nothing}." if norms else "finite at no node."
+        return f"0 at every node: {nothing}." if norms else "not finite at any node."
     most, zero = max(norms), sum(norm == 0 for norm in norms)
     faint = sum(norm <= _FAINT * most for norm in norms)
     return (

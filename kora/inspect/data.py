@@ -63,14 +63,14 @@ def parsed_config(folder: Path) -> KoraCLI:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist, so the data of this run are not known. Every run writes it "
-            "beside its results.json; give the whole folder of a run, "
+            "next to its results.json; give the whole folder of a run, "
             "runs/<experiment>/<strategy>/seed<k>/version_<n>."
         )
     return parse(["fit", "--config", str(path)])
 
 
 def has_changed(datamodule: Any, result: RunResult) -> bool:
-    """Whether the test data is other data than that of the run, as far as both can tell."""
+    """Whether the test data differs from that of the run, as far as both are known."""
     now: dict[str, Any] = getattr(datamodule, "protocol", dict)()
     parts = [
         (p.get("data_sha256"), p.get("sha256", {}).get("test")) for p in (result.protocol, now)
@@ -88,7 +88,7 @@ def test_loader(datamodule: Any) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
         raise ValueError(
             f"{type(datamodule).__name__} gives no single test DataLoader over a data set with a "
-            "length, and images could not be drawn from it at random. Give it one."
+            "length, so images cannot be drawn from it at random. Give it one."
         )
     return loader
 
@@ -96,7 +96,7 @@ def test_loader(datamodule: Any) -> DataLoader[Any]:
 def shuffled_batches(
     loader: DataLoader[Any], images: int, *, batch_size: int, least: int, seed: int
 ) -> tuple[DataLoader[Any], int]:
-    """A loader of so many images of another one, drawn at random; and how many are left out.
+    """A loader of `images` random images of another loader, and how many of them are left out.
 
     They are drawn without replacement. A last batch of fewer than `least` images is left out.
     """
@@ -121,19 +121,19 @@ Split = Literal["train", "val", "test"]
 def run_data(run: Path) -> tuple[ImageDataModule, AdapterTask]:
     """The data module of a run with its splits chosen, and its task, not built.
 
-    The task's backbone has random weights: it is there for what the config says of the loss.
+    The task's backbone has random weights: only the task's loss settings are needed.
 
     Raises:
-        FileNotFoundError: There is no config, or the data is not there.
-        ValueError: The data is of another kind, or not what it was.
+        FileNotFoundError: There is no config, or no data.
+        ValueError: The data module is of another kind, or the data has changed.
     """
     cli = parsed_config(run)
     cli.options.model.init_args.backbone.init_args.weights = "random"
     made = cli.parser.instantiate(cli.config)[cli.command]
     if not isinstance(made.data, ImageDataModule):
         raise ValueError(
-            f"{run}: {type(made.data).__name__} is no ImageDataModule, so that single images "
-            "cannot be asked for. Read a run on one of datamodules."
+            f"{run}: {type(made.data).__name__} is no ImageDataModule, so single images cannot be "
+            "read from it. Give a run whose data module is one of datamodules."
         )
     made.data.prepare_data()
     made.data.setup_splits()
@@ -142,7 +142,7 @@ def run_data(run: Path) -> tuple[ImageDataModule, AdapterTask]:
 
 
 def spread(size: int, number: int) -> NDArray[np.int64]:
-    """At most `number` places of `size`, ascending and evenly spread: files may lie by class."""
+    """At most `number` places of `size`, ascending and evenly spread, as files may be by class."""
     return np.unique(np.linspace(0, size - 1, min(size, number)).round().astype(np.int64))
 
 
@@ -158,7 +158,7 @@ def image_batches(
 
 
 def training_batch(data: ImageDataModule, number: int) -> dict[str, Tensor]:
-    """At most so many training images with labels and maps, evenly spread, not augmented."""
+    """At most `number` training images with labels and maps, evenly spread, not augmented."""
     places = spread(len(data.indices("train")), number)
     labels = torch.from_numpy(data.labels("train")[places])
     return {**data.samples("train", places), "label": labels}
@@ -177,7 +177,7 @@ def _require_same(data: ImageDataModule, record: Path) -> None:
     mine = data.protocol()
     if (mine["data_sha256"], mine["sha256"]) != theirs:
         raise ValueError(
-            f"The data is not that of the run: {record} says {str(theirs[0])[:12]} of it, and here "
-            f"it is {mine['data_sha256'][:12]} (or its splits differ). Bring back the data of the "
+            f"The data is not that of the run: its hash is {str(theirs[0])[:12]} in {record}, and "
+            f"{mine['data_sha256'][:12]} here (or the splits differ). Bring back the data of the "
             "run, or run again."
         )

@@ -23,19 +23,19 @@ from kora.reports.canvas import literal, new_figure, save, write_cells
 
 __all__ = ["cka_map", "place_maps", "spectrum_maps"]
 
-_DECADES = 2.0  # from which on the colours are those of the logarithm
+_DECADES = 2.0  # values that span as much or more have logarithmic colours
 _WRITTEN = 32  # rows and columns up to which there is room for numbers in the cells
-_ACROSS = 4  # maps beside each other
+_ACROSS = 4  # maps in a row
 _NONE = "#DDDDDD"
 
 Grid = NDArray[np.float64]
 
 
 def place_maps(quantities: Sequence[Quantity], out_png: str | Path, *, title: str = "") -> Path:
-    """A map for each quantity: a row a block, a column a site, numbers in the cells.
+    """Draw a map per quantity: one row per block, one column per site, numbers in the cells.
 
-    Where values span two decades or more the colours are those of the logarithm. An exact zero is
-    hatched and says 0; what was not finite says none; a place that is not there is left white.
+    If values span two decades or more, colours are logarithmic. Exact zeros are hatched and read 0;
+    values that were not finite are hatched and read none; a place that does not exist is white.
     """
     rows, columns = _axes_of([place for one in quantities for place in one.values])
     grids = [_grid(one.values, rows, columns) for one in quantities]
@@ -55,7 +55,7 @@ def place_maps(quantities: Sequence[Quantity], out_png: str | Path, *, title: st
 
 
 def spectrum_maps(spectra: Sequence[Spectrum], out_png: str | Path, *, title: str = "") -> Path:
-    """A map for each spectrum: a row a place, a column a singular value, the largest first."""
+    """Draw a map per spectrum: one row per place, one column per singular value, largest first."""
     found = dict.fromkeys(place for one in spectra for place in one.values)
     blocks, sites = _axes_of(list(found))
     places = [place for place in product(blocks, sites) if place in found]
@@ -73,14 +73,14 @@ def spectrum_maps(spectra: Sequence[Spectrum], out_png: str | Path, *, title: st
 
 
 def _axes_of(places: Sequence[Place]) -> tuple[list[str], list[str]]:
-    """Blocks by number, then what is in none; sites in the order in which they were met."""
+    """Blocks by number, then what is in no block; sites in the order of their appearance."""
     blocks = list(dict.fromkeys(block for block, _ in places))
     blocks.sort(key=lambda block: (not block.isdecimal(), int(block) if block.isdecimal() else 0))
     return blocks, list(dict.fromkeys(site for _, site in places))
 
 
 def _grid(values: Mapping[Place, float | None], rows: list[str], columns: list[str]) -> Grid:
-    """(R, S): NaN where there is no such place, infinity where nothing finite was measured."""
+    """Values (R, S): NaN if there is no such place, infinity if nothing finite was measured."""
     grid = np.full((len(rows), len(columns)), np.nan)
     for (block, site), value in values.items():
         grid[rows.index(block), columns.index(site)] = math.inf if value is None else value
@@ -88,7 +88,7 @@ def _grid(values: Mapping[Place, float | None], rows: list[str], columns: list[s
 
 
 def _norm(values: Grid) -> Normalize:
-    """Colours of all that is finite; of the logarithm where it spans decades."""
+    """The colour scale of all finite values; logarithmic if they span `_DECADES` or more."""
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return Normalize(0, 1)
@@ -107,7 +107,7 @@ def _draw(
     title: str,
     labels: tuple[str, str],
 ) -> Path:
-    """A map may have the first of the columns alone."""
+    """Draw the maps; one may have only the first of the columns."""
     across = min(_ACROSS, len(drawn))
     down = math.ceil(len(drawn) / across)
     room = len(rows) <= _WRITTEN
@@ -139,13 +139,13 @@ def _draw(
 
 
 def _width(columns: int, *, written: bool) -> float:
-    """Inches of a map with its margins; more columns than can be written in get no wider."""
+    """Width of a map with its margins, in inches; it stops growing at `_WRITTEN` columns."""
     cell = 0.58 if written else 0.35
     return 1.5 + max(cell * min(columns, _WRITTEN), 1.6)
 
 
 def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written: bool) -> None:
-    """Numbers, and what no colour says: zeros and missing values."""
+    """Write the numbers, and hatch zeros and values that were not finite."""
     special = (grid == 0) | np.isinf(grid)
     for row, column in np.argwhere(special):
         cell: dict[str, Any] = {"facecolor": _NONE, "edgecolor": "white", "linewidth": 0}
@@ -158,7 +158,7 @@ def _mark(axis: Axes, grid: Grid, norm: Normalize, colours: Colormap, *, written
 
 
 def _short(value: float) -> str:
-    """0.123, 12.3, 4e-09: at most six letters; nothing where there is no place."""
+    """0.123, 12.3, 4e-09: at most six characters; empty if there is no place."""
     if math.isnan(value):
         return ""
     if math.isinf(value):
@@ -171,7 +171,7 @@ def _short(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-_WRITTEN_LAYERS = 30  # layers above which numbers in the cells would be smaller than can be read
+_WRITTEN_LAYERS = 30  # above, numbers in the cells would be too small to read
 _DARK = 0.55  # CKA below which the colour is dark, and the number on it white
 
 
@@ -185,7 +185,7 @@ def cka_map(
     column_label: str,
     title: str = "",
 ) -> Path:
-    """CKA (L, L) with its values, the first layer at the bottom left; grey where there is none.
+    """Draw CKA (L, L) with its values, the first layer at the bottom left; grey if undefined.
 
     Colours run from 0 to 1 in every picture, so that pictures can be compared.
     """
@@ -210,5 +210,5 @@ def cka_map(
 
 
 def _numbers(names: Sequence[str]) -> list[str]:
-    """Blocks by their numbers alone."""
+    """Names of layers, with blocks as bare numbers."""
     return [name.removeprefix("block ") for name in names]

@@ -1,4 +1,4 @@
-"""What can be read out of a trained adapter, by block and site."""
+"""Read-outs of a trained adapter, by block and site."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ Images = Callable[[], Iterator[Tensor]]  # gives batches (B, 3, H, W)
 
 @dataclass
 class ReadOut:
-    """What was read."""
+    """The read-outs of one adapter."""
 
     quantities: list[Quantity | Spectrum] = field(default_factory=list)
     scalars: dict[str, float | None] = field(default_factory=dict)  # of the adapter as a whole
     notes: list[str] = field(default_factory=list)  # what a reader of the numbers has to know
-    fusion: FusionReport | None = None  # its attention, which has its own table and picture
+    fusion: FusionReport | None = None  # the attention of a fusion, with its own table and picture
 
 
 def require_readable(strategy: Strategy) -> None:
-    """Refuse what has no read-outs.
+    """Refuse a strategy without read-outs.
 
     Raises:
-        ValueError: With those that have.
+        ValueError: It has none; the message names those that have.
     """
     if not isinstance(strategy, READABLE):
         names = ", ".join(kind.__name__ for kind in READABLE)
@@ -72,12 +72,12 @@ def require_readable(strategy: Strategy) -> None:
 
 
 def needs_images(strategy: Strategy) -> bool:
-    """Whether images have to pass; otherwise the weights alone say it all."""
+    """Whether images are needed; otherwise the weights are enough."""
     return isinstance(strategy, _FROM_IMAGES)
 
 
 def read_out(model: AdaptedModel, images: Images) -> ReadOut:
-    """Everything about a model, from its weights and, where `needs_images`, from these images.
+    """All read-outs of a model, from its weights and, if `needs_images`, from these images.
 
     Raises:
         ValueError: As `require_readable`.
@@ -115,7 +115,7 @@ def read_out(model: AdaptedModel, images: Images) -> ReadOut:
 def gradient_quantities(
     strategy: KoRA, readings: list[dict[str, Any]]
 ) -> tuple[list[Quantity | Spectrum], dict[str, float | None]]:
-    """The gradient at every node at each step that a run has kept, that at c_L, the redundancy."""
+    """For each recorded step: the gradient at every node and at c_L, and the redundancy."""
     found: list[Quantity | Spectrum] = []
     scalars: dict[str, float | None] = {}
     for number, reading in enumerate(readings, start=1):
@@ -190,7 +190,7 @@ def _composition(model: AdaptedModel, strategy: KoRA, images: Images) -> ReadOut
         ),
         Spectrum(
             "singular_value", f"singular values of {matrix}",
-            f"Singular values of {symbol}, by which p_i follows from what the node reads"
+            f"Singular values of {symbol}, which maps what the node reads to p_i"
             + ("; from the QR decompositions of the small factors." if factored else "."),
             {places[key]: projection_spectrum(node) for key, node in nodes.items()},
         ),
@@ -238,7 +238,7 @@ def _by_place(strategy: KoRA, values: dict[str, Any]) -> dict[Place, float | Non
 
 
 def _original(backbone: Backbone) -> Backbone:
-    """The backbone as it was before its own tensors trained."""
+    """The backbone before its own tensors were trained."""
     return Backbone(
         backbone.name,
         weights=backbone.weights,

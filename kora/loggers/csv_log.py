@@ -1,4 +1,4 @@
-"""metrics.csv of a run: on the disk row by row, and continued where a run goes on."""
+"""metrics.csv of a run: written row by row, and continued when a run resumes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["RowByRow", "count_rows", "keep_rows"]
 
 
 class RowByRow(CsvLog):
-    """A CSVLogger that a killed process leaves whole, up to the step that it was in.
+    """A CSVLogger whose file is complete up to the current step, even if the process is killed.
 
     Lightning's own writes every hundred steps, empties the file whenever a new metric needs a new
-    header, and deletes one that is there.
+    header, and deletes an existing file.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """What writes the file."""
+        """The writer of the file."""
         return self.written_by(self._writer)
 
     def _writer(self) -> _Writer:
@@ -42,13 +42,13 @@ class RowByRow(CsvLog):
 
 class _Writer(CsvWriter):
     def begin(self) -> None:
-        """Go on with the file that is there."""
+        """Continue an existing file."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             self.metrics_keys = next(iter(_rows(path)), [])
 
     def new_header(self, names: list[str]) -> None:
-        """Write the file anew, with a column more."""
+        """Rewrite the file with these columns."""
         path = Path(self.metrics_file_path)
         head, *rows = _rows(path)
 
@@ -62,12 +62,12 @@ class _Writer(CsvWriter):
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a CSV file, its header not counted; 0 where there is none."""
+    """Rows of a CSV file, its header not counted; 0 if there is none."""
     return max(0, len(_rows(path)) - 1) if path.is_file() else 0
 
 
 def keep_rows(path: Path, number: int) -> None:
-    """Leave only the first rows: those behind a checkpoint are logged again."""
+    """Keep only the first rows: those after a checkpoint are logged again."""
     rows = _rows(path) if path.is_file() else []
     if len(rows) <= number + 1:
         return
@@ -90,6 +90,6 @@ def _rows(path: Path) -> list[list[str]]:
             return [row for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise RuntimeError(
-            f"{path} is damaged: {error}. Move it away: the run then goes on, and logs into a new "
-            "one."
+            f"{path} is damaged: {error}. Move it away: the run then resumes, and logs into a new "
+            "file."
         ) from error

@@ -1,4 +1,4 @@
-"""Where a run lies and who logs it: CSV first, then W&B, which never asks and never blocks."""
+"""The folder and the loggers of a run: CSV first, then W&B, which never asks and never blocks."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Wandb:
         job_type: What the run is for; None is the command (`fit`, `test` or `validate`), and a
             source stage that another run starts is `source`.
         upload_adapter: Log the adapter of the best checkpoint as an artifact at the end of `fit`.
-        finish_s: Seconds that the end of a run waits for the upload; all of the end takes two and a
-            half times as long at most.
+        finish_s: Seconds that the end of a run waits for the upload; the whole end takes at most
+            two and a half times as long.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -97,7 +97,7 @@ def _claim(parent: Path) -> Path:
 
 
 def wandb_offline(mode: str) -> bool:
-    """Whether W&B must stay offline: asked for, or no credentials are there.
+    """Whether W&B must stay offline: on request, or without credentials.
 
     Raises:
         ValueError: online was asked for without credentials: W&B would ask, and wait.
@@ -116,7 +116,7 @@ def wandb_offline(mode: str) -> bool:
 
 
 def _names_wandb() -> bool:
-    """Whether the environment sets anything of W&B, as that of a user of W&B does."""
+    """Whether the environment sets a variable of W&B, as a user of W&B would."""
     return any(os.environ.get(name) for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT"))
 
 
@@ -132,7 +132,7 @@ def make_loggers(
 ) -> list[Logger]:
     """CSV into the run folder itself, then W&B inside it. The first decides `trainer.log_dir`.
 
-    Where the checkpoint `resumed` is given, the W&B run is that of the run that wrote it.
+    If the checkpoint `resumed` is given, the W&B run of the run that wrote it continues.
     """
     csv = RowByRow(run_folder.parent, name="", version=run_folder.name)
     if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
@@ -155,7 +155,7 @@ def make_loggers(
             save_dir=run_folder,
             project=settings.project,
             entity=settings.entity,
-            group=f"{experiment}/{strategy}",  # of one group, curves are a mean over seeds
+            group=f"{experiment}/{strategy}",  # W&B draws the mean over the seeds of a group
             job_type=settings.job_type or stage,
             tags=[strategy],
             config={"strategy": strategy, "seed": seed},

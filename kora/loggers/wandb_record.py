@@ -38,9 +38,9 @@ def end_wandb(
     rates: Mapping[str, float] = MappingProxyType({}),
     report: Report | None = None,
 ) -> None:
-    """Hand the W&B runs of a trainer what belongs to the finished run, and end them.
+    """Log what belongs to the finished run in the W&B runs of a trainer, and end them.
 
-    Nothing here stops the run, which is on the disk already. After `predict` there is no result.
+    No error here stops the run, which is on disk already. After `predict` there is no result.
     `rates` are images a second by phase; the report gives the panels.
     """
     for logger in trainer.loggers:
@@ -74,7 +74,7 @@ def end_wandb(
 
 
 def _attempt(logger: BoundedWandb, steps: Sequence[Callable[[], None]]) -> list[str]:
-    """Do each as long as W&B works, whatever becomes of the others; says what failed."""
+    """Do each step as long as W&B works, even if others fail; returns what failed."""
     failed = []
     for step in steps:
         if logger.gone:
@@ -91,7 +91,7 @@ def _attempt(logger: BoundedWandb, steps: Sequence[Callable[[], None]]) -> list[
 def _attempt_within(
     logger: BoundedWandb, steps: Sequence[Callable[[], None]], seconds: float
 ) -> list[str]:
-    """The same, but left behind after some seconds: W&B waits for each answer for a long time."""
+    """As `_attempt`, but given up after some seconds: W&B waits long for each answer."""
     failed: list[str] = []
     thread = Thread(target=lambda: failed.extend(_attempt(logger, steps)), daemon=True)
     thread.start()
@@ -102,7 +102,7 @@ def _attempt_within(
 
 
 def columns(result: RunResult, rates: Mapping[str, float]) -> dict[str, float]:
-    """What a table of runs shows beside the metrics: the best validation, parameters, speed."""
+    """Columns of a table of runs besides the metrics: the best validation, parameters, speed."""
     parameters = {
         f"parameters/{key}": result.parameters.get(key)
         for key in ("trainable", "total", "percent", "head")
@@ -121,8 +121,8 @@ def confusion_rows(
 ) -> list[tuple[str, str, int]]:
     """True class, predicted class and number of images, as many as W&B draws.
 
-    All cells of up to 100 classes. Of more classes the cells that are not 0, and of these, where
-    they are too many, the largest.
+    All cells for up to 100 classes. For more classes, the cells that are not 0, and only the
+    largest if these are too many.
     """
     size = len(counts_KK)
     places = np.arange(size * size)
@@ -145,7 +145,7 @@ def _log_record(
     run.summary.update(found)
     for name in (RESULTS_NAME, *KEPT_FILES):
         if (folder / name).is_file():
-            # A copy in its own folder: W&B would make a link, which breaks when that is moved.
+            # A copy in W&B's folder: W&B would make a link, which breaks if the run is moved.
             copy = shutil.copy(folder / name, run.dir)
             run.save(str(copy), base_path=run.dir, policy="now", glob=False)
 
@@ -199,7 +199,7 @@ def _log_adapter(logger: BoundedWandb, result: RunResult, adapter: Path) -> None
         },
     )
     for path in sorted(path for path in adapter.rglob("*") if path.is_file()):
-        # As they lie there: nothing changes them, and a copy of a whole model would cost its size.
+        # Without a copy: nothing changes the files, and a whole model may be large.
         artifact.add_file(
             str(path.resolve()),  # so that it can be uploaded from any folder
             str(path.relative_to(adapter)),

@@ -1,4 +1,4 @@
-"""A W&B run that stops no run: offline where the server does not answer, and a bounded end."""
+"""A W&B logger that never stops a run: offline if the server does not answer, and a bounded end."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ __all__ = [
     "wandb_run_id",
 ]
 
-#: Seconds: the start of a run online with the look at its server, and the upload at its end. What
-#: W&B does after that takes as long again, and all of the end is to take a minute at most.
+#: Seconds for the start online, with the check of the server, and for the upload at the end. What
+#: W&B does after that takes as long again, and the whole end should take at most a minute.
 START_S, FINISH_S = 8.0, 24.0
-#: Of the seconds of the upload: what W&B asks the server for before it.
+#: Share of the upload's seconds for what W&B asks the server before it: panels and the adapter.
 PANELS_SHARE = 3 / 8
 _LEAVE_S = 1.0  # for the end of W&B's process after a start that failed
 _ID_FILE = "wandb_run.json"
 _EMPTY = 7  # bytes of a file of W&B without records
-#: By these a W&B agent tells its run which one it is; a run that this one starts is another.
+#: By these variables a W&B agent identifies its run; a run that this one starts is another.
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
@@ -52,7 +52,7 @@ def sweep_run_id() -> str | None:
 def wandb_run_id(place: Path) -> str | None:
     """Id of the W&B run of a run folder, or of the run that a checkpoint file is from.
 
-    None where W&B was not used, or the file cannot be read.
+    None if W&B was not used, or the file cannot be read.
     """
     for folder in (place, *list(place.parents)[:2]):
         try:
@@ -70,14 +70,14 @@ def keep_run_id(run_folder: Path, run_id: str) -> None:
 
 
 class BoundedWandb(WandbLogger):
-    """A WandbLogger that stops no run: it goes offline, or is left out, where W&B fails.
+    """A WandbLogger that never stops a run: if W&B fails, it goes offline or is left out.
 
-    Its options are those of WandbLogger, without `settings`, which are set here, and with
-    `start_s` and `finish_s`: the seconds that the start online and the upload at the end may take,
-    and `unasked`: nobody here uses W&B, so nobody is told how to upload the run.
+    Its options are those of WandbLogger without `settings`, which are set here, and with
+    `start_s` and `finish_s`, the seconds that the start online and the upload at the end may take,
+    and `unasked`: nobody here uses W&B, so no upload command is shown.
 
-    Validation and test are drawn over epochs, and validation is summed up by its least, largest and
-    last value. A test has one value and no best one: choosing by it would be selection.
+    Validation and test are drawn over epochs, and validation is summarised by its smallest, largest
+    and last value. A test has one value and no best one: choosing by it would be selection.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class BoundedWandb(WandbLogger):
     ) -> None:
         import wandb
 
-        # W&B tells of its own working, and at the end waits for a server that does not listen.
+        # W&B reports its own errors, and at the end waits for a server that does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         settings = wandb.Settings(
             silent=offline,
@@ -112,7 +112,7 @@ class BoundedWandb(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, started by the first call; one that logs nothing where W&B cannot start."""
+        """The run, started by the first call; one that logs nothing if W&B cannot start."""
         if self._experiment is None and not self._offline:
             try:
                 return self._start("online")
@@ -125,7 +125,7 @@ class BoundedWandb(WandbLogger):
             try:
                 return self._start("offline")
             except Exception as error:
-                say(f"W&B could not start offline ({first_line(error)}): this run goes without it.")
+                say(f"W&B could not start offline ({first_line(error)}): this run does not use it.")
                 self._let_go()
                 self.gone = True
                 return self._start("disabled")
@@ -139,49 +139,49 @@ class BoundedWandb(WandbLogger):
         with _quiet_children():
             wandb.setup(settings)  # starts W&B's own process
         atexit.unregister(leave_wandb)
-        atexit.register(leave_wandb)  # the last one is the first to be called
+        atexit.register(leave_wandb)  # what is registered last is called first
         run = super().experiment
-        if mode == "online" and not run.entity:  # W&B goes on, and its process dies a moment later
+        if mode == "online" and not run.entity:  # W&B continues, and its process dies soon after
             raise ConnectionError("the server answers without a run")
         return run
 
     def _let_go(self) -> None:
-        """Leave W&B, which may still hold the run or its id; not for long, as it may wait too."""
+        """End W&B, which may still hold the run or its id; bounded in time, as it may hang."""
         import wandb
 
         for leave in (wandb.finish, wandb.teardown):
-            leaving = Thread(target=_without_a_word, args=(leave,), daemon=True)
+            leaving = Thread(target=_ignoring_errors, args=(leave,), daemon=True)
             leaving.start()
             leaving.join(_LEAVE_S)
         wandb.run = self._experiment = None
 
     @property
     def is_online(self) -> bool:
-        """Whether a server is to be reached; it was when the run started."""
+        """Whether the run logs to a server, which answered when the run started."""
         return not self._offline
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log a config; where W&B's own process has died, say so once, and log nothing more."""
+        """Log a config; if W&B's own process has died, say so once and log nothing more."""
         if not self.gone:
-            with self._saying_of_its_end():
+            with self._reporting_failure():
                 super().log_hyperparams(params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log; where W&B's own process has died, say so once, and log nothing more."""
+        """Log metrics; if W&B's own process has died, say so once and log nothing more."""
         if not self.gone:
-            with self._saying_of_its_end():
+            with self._reporting_failure():
                 self._define(metrics)
                 super().log_metrics(metrics, step)
 
     @contextmanager
-    def _saying_of_its_end(self) -> Iterator[None]:
+    def _reporting_failure(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is, a log is no reason to stop training
+        except Exception as error:  # no error of a logger may stop training
             self.gone = True
-            say(f"W&B stopped working ({first_line(error)}); metrics.csv goes on.")
+            say(f"W&B stopped working ({first_line(error)}); metrics.csv continues.")
 
     def _define(self, names: Iterable[str]) -> None:
         """Define metrics by their full names: Lightning's own `*` would compete with a pattern."""
@@ -197,10 +197,10 @@ class BoundedWandb(WandbLogger):
 
 
 def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
-    """End the run within bounds, and give what is to be said of it; None: nothing.
+    """End the run within bounded time; returns a message for the user, or None.
 
-    Nothing is raised, whatever becomes of W&B. Where the server did not answer a moment ago, W&B
-    may take an upload for done.
+    Nothing is raised, even if W&B fails. If the server did not answer a moment ago, W&B may take an
+    unfinished upload for done.
     """
     run = logger.experiment
     if run.settings.mode == "disabled":
@@ -227,27 +227,27 @@ def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
 
 
 def leave_wandb() -> None:
-    """End W&B's own process, and with it a run that has not been ended, which counts as failed.
+    """End W&B's own process; a run that has not been ended counts as failed.
 
-    W&B does so itself at the end of Python, but prints a traceback where its process has died, and
+    W&B does so itself at the end of Python, but prints a traceback if its process has died, and
     `wandb.teardown` would exit with the code of that process. Here nothing is raised.
     """
     import wandb
 
-    _without_a_word(wandb.teardown)
+    _ignoring_errors(wandb.teardown)
 
 
-def _without_a_word(leave: Callable[..., None]) -> None:
+def _ignoring_errors(leave: Callable[..., None]) -> None:
     with suppress(Exception, SystemExit):
         leave(exit_code=1)
 
 
 @contextmanager
 def _quiet_children() -> Iterator[None]:
-    """Within, a process that is started has no stderr: W&B's would print the stack of its death."""
+    """Processes started in this block have no stderr: W&B's would print a stack when it dies."""
     try:
         kept = os.dup(2)
-    except OSError:  # there is none anyway
+    except OSError:  # there is no stderr anyway
         yield
         return
     try:

@@ -1,7 +1,7 @@
-"""Finished runs of a W&B project, as folders that `kora compare` reads like those of this machine.
+"""Finished runs of a W&B project, as folders that `kora compare` reads like local ones.
 
-All records come in a few answers, as they stand in the configs. The outcomes of the test images and
-the learning curves are files, and are fetched once for each run.
+Records are part of the configs, so they all come in a few answers. Outcomes of the test images and
+learning curves are files, and are fetched once for each run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = [
 #: Config key of the text of results.json. The API gives the configs of many runs in one answer; as
 #: text, because W&B would make a column of every value in a table.
 RESULTS_KEY = "kora_results"
-#: What `kora compare` reads beside it: outcomes of the test images, and learning curves.
+#: What `kora compare` reads besides it: outcomes of the test images, and learning curves.
 KEPT_FILES = (OUTCOMES_NAME, f"{OUTCOMES_NAME}.sha256", "metrics.csv")
 _PAGE, _TIMEOUT_S, _AT_ONCE = 100, 60, 8
 _MARK = ".fetched"
 
 
 class Address(NamedTuple):
-    """Where runs lie in W&B; all experiments of the project where none is named."""
+    """Where runs are in W&B; all experiments of the project if none is named."""
 
     entity: str
     project: str
@@ -68,7 +68,7 @@ def address_of(text: str) -> Address:
 
 
 def run_cache() -> Path:
-    """Where the files of runs are kept: below $XDG_CACHE_HOME, which is usually ~/.cache."""
+    """Where the files of runs are cached: below $XDG_CACHE_HOME, which is usually ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kora/wandb"
 
 
@@ -109,7 +109,7 @@ def fetch_runs(where: Address) -> tuple[list[Path], list[str]]:
     for run in _listed(where, base_url):
         if where.experiment is not None and run.config.get("experiment") != where.experiment:
             continue
-        if not re.fullmatch(r"\w[\w.-]*", str(run.id)):  # a server's word, and a folder's name
+        if not re.fullmatch(r"\w[\w.-]*", str(run.id)):  # a server gives it, and a folder gets it
             raise RuntimeError(f"--wandb {where}: W&B at {base_url} names a run {run.id!r}.")
         text, why = record_of(run)
         if text is None:
@@ -135,18 +135,18 @@ def _listed(where: Address, base_url: str) -> Iterator[Any]:
         api = wandb.Api(timeout=_TIMEOUT_S)
         yield from api.runs(f"{where.entity}/{where.project}", per_page=_PAGE, lazy=False)
     except wandb.errors.AuthenticationError as error:
-        raise ValueError(f"{refusal}: {first_line(error)} Log in anew: wandb login.") from error
-    except Exception as error:  # W&B has many of its own, and those of its transport
+        raise ValueError(f"{refusal}: {first_line(error)} Log in again: wandb login.") from error
+    except Exception as error:  # W&B raises many kinds, and so does its transport
         if "could not find project" in str(error).lower():
             raise ValueError(
-                f"{refusal}: {first_line(error)}. Look at entity and project, and whether you may "
+                f"{refusal}: {first_line(error)}. Check entity and project, and whether you may "
                 "read them."
             ) from error
         raise RuntimeError(f"{refusal}: {first_line(error)}") from error
 
 
 def _fetch(folder: Path, run: Any, text: str) -> str | None:
-    """Bring a run's files here, unless they are here; its record last. Returns a note."""
+    """Fetch a run's files if they are not here, its record last. Returns a note on a failure."""
     record, mark = folder / RESULTS_NAME, folder / _MARK
     if mark.is_file() and record.is_file() and record.read_text(encoding="utf-8") == text:
         return None
@@ -160,10 +160,10 @@ def _fetch(folder: Path, run: Any, text: str) -> str | None:
             if file.name in KEPT_FILES:
                 file.download(root=str(folder), replace=True).close()
         mark.touch()
-    except Exception as error:  # its record is here, which is what tables are made of
+    except Exception as error:  # its record is here, and tables need only that
         note = (
             f"the files of {run.id} ({run.name}) could not be fetched ({first_line(error)}): it "
-            "has no learning curve, and no p-value, which needs what it said of each image."
+            "has no learning curve, and no p-value, which needs its prediction for each image."
         )
     write_text(record, text)
     return note

@@ -16,7 +16,7 @@ import requests
 
 __all__ = ["has_credentials", "server_answers", "wandb_base_url"]
 
-#: Of the look: seconds in all, and bytes of an answer that are read.
+#: Limits of the check: seconds in all, and bytes of an answer that are read.
 _LOOK_S, _LONGEST = 5.0, 1 << 16
 
 
@@ -44,10 +44,10 @@ def has_credentials() -> bool:
 
 
 def server_answers(base_url: str) -> bool:
-    """Whether a W&B server answers what a run would ask first, also that it wants a login.
+    """Whether a W&B server answers a run's first question; "log in first" is an answer too.
 
-    A connection alone says little: a server in trouble, or a proxy, accepts it and says nothing, or
-    a byte now and then. So the whole look has five seconds, in a thread that is left behind.
+    A connection alone says little: a server in trouble, or a proxy, accepts it and sends nothing,
+    or a byte now and then. So the whole check has five seconds, in a thread that is abandoned then.
     """
     found: list[bool] = []
     look = Thread(target=lambda: found.append(_answers(base_url)), daemon=True)
@@ -68,6 +68,6 @@ def _answers(base_url: str) -> bool:
             if answer.status_code == 401:
                 return True
             said = json.loads(next(answer.iter_content(_LONGEST), b""))
-    except Exception:  # a proxy would send a page for people; whatever it is, it is no answer
+    except Exception:  # such as a proxy's HTML page: not an answer of W&B
         return False
     return answer.status_code == 200 and isinstance(said, dict) and bool(said.get("data"))

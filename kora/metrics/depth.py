@@ -1,7 +1,7 @@
 """Depth metrics of one protocol, exact on one process and on many.
 
-Each image leaves one row, its means over valid pixels, and nothing else: memory stays small, and
-both averages, over images and over pixels, come from the same rows.
+Only one row is stored per image, its means over valid pixels: memory stays small, and both
+averages, over images and over pixels, come from the same rows.
 Shapes: B images of a batch, I images in all, H, W and h, w sizes, N pixels, K moments.
 """
 
@@ -24,9 +24,9 @@ _NO_INDEX = -1
 
 
 class DepthMetrics(Metric):
-    """All nine in one pass, which shares masks, errors and logarithms.
+    """All nine metrics in one pass, which shares masks, errors and logarithms.
 
-    `update` gathers rows, and values are read from them.
+    `update` adds rows; `compute` derives the values from them.
     """
 
     is_differentiable = False
@@ -48,11 +48,11 @@ class DepthMetrics(Metric):
     ) -> None:
         """Add a batch, in metres; both may have any floating type, the prediction any size.
 
-        An image whose `index_B` (>= 0) came before is dropped by `compute`: samplers of several
-        processes repeat images to fill their last batch. Without an index nothing is dropped.
+        `compute` drops an image whose `index_B` (>= 0) came before: samplers of several processes
+        repeat images to fill their last batch. Without an index nothing is dropped.
 
         Raises:
-            ValueError: Shapes, types, or a size that the protocol's crop does not know.
+            ValueError: Wrong shapes or types, or a size that the protocol's crop does not fit.
         """
         check_depths(prediction_Bhw, target_BHW)
         batch = len(target_BHW)
@@ -73,7 +73,7 @@ class DepthMetrics(Metric):
         self.keys.append(torch.stack([index_B.long(), of_batch["pixels"]], dim=1))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all processes, of those too that saw no image."""
+        """Gather the rows of all processes, including those that saw no image."""
         if not self.rows:
             self.rows = [torch.empty(0, len(MOMENTS), device=self.device)]
             self.keys = [torch.empty(0, 2, dtype=torch.long, device=self.device)]
@@ -84,7 +84,7 @@ class DepthMetrics(Metric):
 
         Images come in the order of their index (-1: none was given). Call on every process.
         """
-        self.compute()  # from the cache where nothing was added since
+        self.compute()  # from the cache if nothing was added since
         return dict(self._table)
 
     @property
@@ -101,7 +101,7 @@ class DepthMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Values () by `abs_rel`, `sq_rel`, `rmse_m`, `rmse_log`, `log10`, `silog`, `delta1` to 3.
 
-        NaN with a warning where no image had a valid pixel. Leaves those of each image for
+        NaN with a warning if no image had a valid pixel. Stores the values of each image for
         `per_image`.
         """
         rows_IK, keys_I2 = self._gathered()
@@ -130,7 +130,7 @@ class DepthMetrics(Metric):
         rows, keys = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
         if rows.device.type != "mps":  # which has no float64
             rows = rows.double()
-        order = keys[:, 0].argsort(stable=True)  # so that a sum does not depend on who saw what
+        order = keys[:, 0].argsort(stable=True)  # so that sums do not depend on the process
         index = keys[order, 0]
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = (index[1:] != index[:-1]) | (index[1:] < 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["MEASURES", "MOMENTS", "moments", "pooled_moments"]
 
-#: The means that `moments` gives, in the order in which rows hold them.
+#: The means that `moments` returns, in their order in a row.
 MOMENTS = (
     "relative",
     "relative_square",
@@ -42,7 +42,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 
 
 def moments(depth_BN: Tensor, target_BN: Tensor, valid_BN: Tensor) -> dict[str, Tensor]:
-    """Means over each image's valid pixels, (B,) float32 each, and `pixels`: how many these are.
+    """Means over each image's valid pixels, (B,) float32 each, and `pixels`, their number.
 
     An invalid pixel is set to d = g = 1, which makes all its errors 0.
     """
@@ -77,10 +77,10 @@ def moments(depth_BN: Tensor, target_BN: Tensor, valid_BN: Tensor) -> dict[str, 
 
 
 def pooled_moments(of_images: Mapping[str, Tensor], pixels_I: Tensor) -> dict[str, Tensor]:
-    """Moments (I,) of images into those () of all their pixels together."""
+    """From moments (I,) of images to those () of all their pixels together."""
     weight_I = pixels_I / pixels_I.sum()
     pooled = {name: (value_I * weight_I).sum() for name, value_I in of_images.items()}
-    # Within the images, and between them.
+    # The variance within the images, plus that between them.
     between_I = (of_images["log_mean"] - pooled["log_mean"]).square()
     pooled["log_variance"] = pooled["log_variance"] + (between_I * weight_I).sum()
     return pooled

@@ -1,8 +1,8 @@
-"""How a depth evaluation counts: which pixels, in what range, averaged and aligned how.
+"""Protocol of a depth evaluation: which pixels and range count, how to average and align.
 
 Shapes: B images, H and W pixels of the truth, h and w of the prediction.
-Sources: the Eigen crop and the order resize, clean, clamp are those of the line BTS
-(arXiv:1907.10326), AdaBins (arXiv:2011.14141), DINOv2 (arXiv:2304.07193).
+Sources: the Eigen crop and the order resize, clean, clamp are those of BTS (arXiv:1907.10326),
+AdaBins (arXiv:2011.14141) and DINOv2 (arXiv:2304.07193).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _CHOICES = {"crop": Crop, "average": Average, "align": Align}
 
 @dataclass(frozen=True)
 class DepthProtocol:
-    """Everything that two depth results must share before they may be laid side by side.
+    """Everything that two depth results must share before they may be compared.
 
     Args:
-        split: Name of the split that the run is held to; None leaves it to the data module.
+        split: Name of the split that the run must use; None leaves it to the data module.
         crop: `eigen` counts rows 45:471 and columns 41:601 of 480x640; `none` counts all.
         min_depth_m: Truths at or below it do not count; predictions are clamped to it. Metres.
         max_depth_m: Truths at or above it do not count; predictions are clamped to it. Metres.
         average: `image` averages each image's value; `pixel` pools the pixels of all images.
         align: `median` scales each prediction to the truth's median, `scale_shift` fits scale and
-            shift by least squares. Both look at the truth: for relative models, report apart.
-        flip_tta: The prediction is averaged with that of the mirrored image; the task does it.
+            shift by least squares. Both use the truth: for relative models, report separately.
+        flip_tta: The task averages the prediction with that of the mirrored image.
 
     Raises:
-        ValueError: A field has no meaning.
+        ValueError: A field has an invalid value.
     """
 
     split: str | None = None
@@ -90,13 +90,13 @@ class DepthProtocol:
 
     @classmethod
     def read(cls, given: str | dict[str, Any]) -> DepthProtocol:
-        """A preset by name, or fields; `preset` among them says where the others come from.
+        """A preset by name, or fields; `preset` among them gives the values of the others.
 
-        Without `preset`, `crop` must be given: single fields laid over `protocol: full` would
-        otherwise bring the Eigen crop back without a word.
+        Without `preset`, `crop` must be given: otherwise, single fields on top of `protocol: full`
+        would silently bring back the Eigen crop.
 
         Raises:
-            ValueError: An unknown preset or field, no crop, or a value without meaning.
+            ValueError: An unknown preset or field, no crop, or an invalid value.
         """
         if isinstance(given, str):
             return cls.preset(given)
@@ -110,8 +110,8 @@ class DepthProtocol:
             )
         if base is None and "crop" not in own:
             raise ValueError(
-                f"protocol gives {', '.join(own) or 'nothing'} and says neither preset nor crop. "
-                "Add protocol.preset (eigen or full), which the other fields are laid over."
+                f"protocol gives {', '.join(own) or 'nothing'}, but neither preset nor crop. "
+                "Add protocol.preset (eigen or full); the other fields then change single values."
             )
         return replace(cls() if base is None else cls.preset(base), **own)
 
@@ -133,7 +133,7 @@ class DepthProtocol:
     def valid(self, target_BHW: Tensor) -> Tensor:
         """Pixels that count, bool (B, H, W): min < truth < max, inside the crop.
 
-        Not measured (0) and NaN never count.
+        Unmeasured pixels (0) and NaN never count.
 
         Raises:
             ValueError: The crop does not fit the size.
@@ -144,14 +144,14 @@ class DepthProtocol:
         return inside_BHW
 
     def in_range(self, target: Tensor) -> Tensor:
-        """Where min < truth < max, bool of the same shape; the crop is not asked."""
+        """Where min < truth < max, bool of the same shape; ignores the crop."""
         return (target > self.min_depth_m) & (target < self.max_depth_m)
 
     def prepare(self, prediction_Bhw: Tensor, target_BHW: Tensor) -> Tensor:
         """The prediction as it is scored: float32 (B, H, W), metres in [min, max].
 
         NaN counts as min and infinity as max (before the resize, which would spread them); then
-        bilinear resize to the truth's size, alignment if the protocol asks, and the clamp.
+        bilinear resize to the truth's size, alignment if the protocol asks for it, and the clamp.
 
         Raises:
             ValueError: Shapes or types do not fit.
@@ -189,10 +189,10 @@ class DepthProtocol:
 
 
 def check_depths(prediction_Bhw: Tensor, target_BHW: Tensor) -> None:
-    """Both are batches of single-channel depth maps, as many of one as of the other.
+    """Check that both are batches of single-channel depth maps with equally many images.
 
     Raises:
-        ValueError: Says what was found and how to give it.
+        ValueError: Says what was found and what is expected.
     """
     for name, depth in (("prediction", prediction_Bhw), ("target", target_BHW)):
         if depth.ndim != 3:
@@ -216,7 +216,7 @@ def check_depths(prediction_Bhw: Tensor, target_BHW: Tensor) -> None:
 def masked_median(values_BN: Tensor, valid_BN: Tensor) -> Tensor:
     """Median (B,) of each row's valid values, the mean of the middle two of an even count.
 
-    Some finite value where no entry is valid, provided that the entries are finite. By sorting,
+    If no entry is valid, some finite value, provided that the entries are finite. By sorting,
     since selection is not deterministic on CUDA; the gradient goes to the middle values.
     """
     order_BN = values_BN.detach().masked_fill(~valid_BN, math.inf).argsort(dim=1)
@@ -239,7 +239,7 @@ def _align_median(depth_BHW: Tensor, target_BHW: Tensor, valid_BHW: Tensor) -> T
 
 
 def _align_scale_shift(depth_BHW: Tensor, target_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
-    """a * prediction + b with the least squared error in metres; a is 0 for a constant one."""
+    """a * prediction + b with the least squared error in metres; a is 0 for a constant map."""
     count_B11 = valid_BHW.sum(dim=(1, 2), keepdim=True)
     share_BHW = valid_BHW / count_B11.clamp(min=1)
     true_BHW = torch.where(valid_BHW, target_BHW, 0)
@@ -249,7 +249,7 @@ def _align_scale_shift(depth_BHW: Tensor, target_BHW: Tensor, valid_BHW: Tensor)
     weighted_BHW = centred_BHW * share_BHW
     variance_B11 = (weighted_BHW * centred_BHW).sum(dim=(1, 2), keepdim=True)
     covariance_B11 = (weighted_BHW * (true_BHW - true_mean_B11)).sum(dim=(1, 2), keepdim=True)
-    # What float32 leaves of the variance of a constant is noise, not slope.
+    # The variance that float32 gives a constant map is rounding noise, not a slope.
     varies = variance_B11 > (1e-6 * mean_B11).square()
     scale_B11 = torch.where(varies, covariance_B11 / torch.where(varies, variance_B11, 1), 0)
     aligned_BHW = centred_BHW * scale_B11 + true_mean_B11

@@ -1,1 +1,1 @@
-"""The tables of the KoRA paper: published, measured, honest."""
+"""The tables of the KoRA paper, with published numbers and those of our own runs."""

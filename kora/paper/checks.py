@@ -1,4 +1,4 @@
-"""What can be checked of the published numbers of the KoRA paper, with the numbers of the runs."""
+"""Checks of the published numbers of the KoRA paper, and of the runs that repeat them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EQUAL_CKA = 1e-6
 
 
 def checks(sheet: PaperSheet) -> list[str]:
-    """A sentence each: what the numbers of a table give away about how they came about."""
+    """Sentences on what the numbers of a table reveal about how they were measured."""
     metrics = sheet.table.metrics
     said: list[str] = []
     if {_ACCURACY, _F1} <= set(metrics):
@@ -36,7 +36,7 @@ def checks(sheet: PaperSheet) -> list[str]:
 
 
 def _one_class(sheet: PaperSheet) -> list[str]:
-    """Published pairs, and those of the runs, against F1 = 2a/(1+a)."""
+    """Compares published pairs, and those of the runs, with F1 = 2a/(1+a)."""
     pairs = [
         (row.published[_ACCURACY].value, row.published[_F1].value)
         for row in sheet.table.rows
@@ -68,7 +68,7 @@ def _away(run: Run) -> float:
 
 
 def _metres(sheet: PaperSheet) -> list[str]:
-    """E|e|/g <= sqrt(E e^2) sqrt(E 1/g^2) (Cauchy-Schwarz) says how near everything would lie."""
+    """Bounds the distances: E|e|/g <= sqrt(E e^2) sqrt(E 1/g^2) (Cauchy-Schwarz)."""
     said = []
     for row in sheet.table.rows:
         if {_RMSE, _ABS_REL} <= set(row.published):
@@ -123,7 +123,7 @@ def _is_frozen(run: Run) -> bool:
 
 
 def _audits(sheet: PaperSheet) -> list[str]:
-    """What the audit found before these runs, which allow_degenerate let pass."""
+    """What the audit reported before these runs, and allow_degenerate let pass."""
     found: dict[str, int] = {}
     runs: Sequence[Run] = sheet.runs("as_published")
     majority = [run.result.baselines.get("majority", {}).get("accuracy") for run in runs]

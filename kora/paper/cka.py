@@ -1,4 +1,4 @@
-"""The values of figure 4 of the KoRA paper, from the `cka.json` that `kora cka` left in a run."""
+"""The values of figure 4 of the KoRA paper, from the `cka.json` that `kora cka` writes in a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kora.analysis.layer_cka import FEW
 
 __all__ = ["MATRICES", "cka_command_for", "cka_value", "why_no_cka"]
 
-_FEATURES = "cls"  # what the published notebook looks at
+_FEATURES = "cls"  # as in the published notebook
 MATRICES = {"cka/biased": f"biased_cka_of_{FEW}_images", "cka/unbiased": "cka"}
 
 
 def cka_command_for(folder: str | Path) -> str:
-    """What fills the cells of a run."""
+    """The command that fills the cells of a run."""
     return f"kora cka {folder} --features {_FEATURES}"
 
 
 def why_no_cka(folder: Path) -> str | None:
-    """Why a run has no value for the figure; None where it has."""
+    """Why a run has no value for the figure; None if it has one."""
     try:
         record = _record(folder)
     except FileNotFoundError:

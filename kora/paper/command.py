@@ -1,4 +1,4 @@
-"""`kora paper TABLE`: the tables of the KoRA paper, published beside measured beside honest."""
+"""`kora paper TABLE`: the tables of the KoRA paper, published numbers next to those of runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _RUNS = "runs"
 
 
 def paper_command(args: Sequence[str]) -> None:
-    """Parse the options, read the runs, print the table and what can be said of it, write it.
+    """Parse the options, read the runs, print the table and remarks on it, and write them.
 
     Raises:
-        ValueError: A folder that is not there, or runs that must not be mixed.
+        ValueError: A folder does not exist, or runs must not be mixed.
         RuntimeError: A record of a run is damaged.
     """
     own = paper_parser().parse_args(args)
@@ -45,7 +45,7 @@ def paper_command(args: Sequence[str]) -> None:
 
 
 def sections(sheet: PaperSheet, notes: Sequence[str] = ()) -> dict[str, list[str]]:
-    """What stands below the table, by heading; empty ones are left out."""
+    """The sections below the table, by heading; empty ones are left out."""
     commands = [f"[{place + 1}] {command}" for place, command in enumerate(sheet.commands())]
     parts = {
         "": sheet.legend(),
@@ -63,12 +63,12 @@ def paper_parser() -> argparse.ArgumentParser:
         prog="kora paper",
         description="A table or figure of the KoRA paper: the published numbers, the runs of its "
         "published protocol (configs/paper/as_published), and those of the method on honest splits "
-        "(configs/paper), with what can be said of them.",
+        "(configs/paper), with remarks on them.",
         allow_abbrev=False,
     )
     parser.add_argument("table", choices=sorted(paper_tables()), help="which one")
     parser.add_argument(
-        "--runs", default=_RUNS, metavar="DIR", help=f"a folder above runs (default: {_RUNS})"
+        "--runs", default=_RUNS, metavar="DIR", help=f"a folder that holds runs (default: {_RUNS})"
     )
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the table as .md, .tex and .csv (default: none)"
@@ -77,19 +77,19 @@ def paper_parser() -> argparse.ArgumentParser:
 
 
 def _runs(folder: Path, named: str) -> tuple[list[Run], list[str]]:
-    """The finished runs below a folder; none of them is no mistake, as the table says what to run.
+    """The finished runs below a folder; having none is no error, as the table says what to run.
 
     Raises:
-        ValueError: A folder that was named is not there.
+        ValueError: A folder that was named does not exist.
     """
     if not folder.is_dir():
         if named == _RUNS:
             return [], [f"There is no folder {_RUNS} here yet."]
-        raise ValueError(f"--runs {named}: no such folder. Give a folder above runs.")
+        raise ValueError(f"--runs {named}: no such folder. Give a folder that holds runs.")
     try:
         find_runs([folder])
     except ValueError:
-        return [], [f"No finished run lies below {named}."]
+        return [], [f"There is no finished run below {named}."]
     return load_runs([folder])
 
 
@@ -104,7 +104,7 @@ def _show(sheet: PaperSheet, found: dict[str, list[str]]) -> None:
         console.print(f"\n[bold]{escape(heading)}[/bold]" if heading else "")
         dash = "- " if heading else ""
         for line in lines:
-            # Commands are to be copied, so they are not broken.
+            # Commands are to be copied, so they are not wrapped.
             text = line
             if not heading.startswith("Commands"):
                 text = textwrap.fill(
@@ -138,7 +138,7 @@ def _markdown(sheet: PaperSheet, found: dict[str, list[str]]) -> str:
 
 
 def _csv(sheet: PaperSheet) -> str:
-    """Plain numbers: rates in [0, 1], a line a row and metric."""
+    """Plain numbers, rates in [0, 1]; one line per row and metric."""
     records = []
     for entry in sheet.entries:
         printed = entry.row.published.get(entry.metric)

@@ -1,7 +1,7 @@
-"""What the KoRA paper printed, and which runs of this package stand beside each number.
+"""The numbers that the KoRA paper printed, and the runs of this package to compare with each.
 
 All of it is data, in `published.json`: every published number with its source. A number of the
-paper that is not in there is one whose source nobody has checked.
+paper is missing there if its source has not been checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FILE = Path(__file__).parent / "published.json"
 
 @dataclass(frozen=True)
 class Printed:
-    """A number as it was printed, and where; rates lie in [0, 1], per cent are named so."""
+    """A number as it was printed, and where; rates are in [0, 1], per cent are named so."""
 
     value: str
     source: str
@@ -41,9 +41,9 @@ class PaperRow:
     method: str
     published: Mapping[str, Printed]  # by metric
     in_paper: bool  # whether the paper has this row at all
-    config: str | None  # repeats the published protocol; None where there is none
-    honest: Selector | None  # None where there are no honest runs
-    comparison: str  # of CKA, which comparison of `cka.json` is read
+    config: str | None  # repeats the published protocol; None if there is none
+    honest: Selector | None  # None if there are no honest runs
+    comparison: str  # for CKA, which comparison of `cka.json` is read
 
     @property
     def experiment(self) -> str | None:

@@ -1,4 +1,4 @@
-"""A table of the KoRA paper: published beside measured as published beside honest runs."""
+"""A table of the KoRA paper: published numbers, our runs of its protocol, and honest runs."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % t-interval; None for one seed."""
+        """Half of the 95 % t-interval; None for one seed."""
         return t_half_width(self.values)
 
 
 class Filled(NamedTuple):
-    """A cell that runs fill, or what would fill it."""
+    """A cell with the runs that fill it, or the command that would."""
 
     measured: Measured | None
-    command: str | None  # None where nothing is missing, or nothing can be run
+    command: str | None  # None if nothing is missing, or nothing can be run
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def published(self) -> str:
-        """As it was printed."""
+        """The number as it was printed."""
         printed = self.row.published.get(self.metric)
         if printed is None:
             return _NOT_KNOWN if self.row.in_paper and self.metric != "cka/unbiased" else _NOTHING
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PaperSheet:
-    """A whole table, as numbers and as what readers see."""
+    """A whole table, as numbers and as text."""
 
     table: PaperTable
     entries: tuple[Entry, ...]
@@ -106,9 +106,9 @@ class PaperSheet:
         return list(found.values())
 
     def legend(self) -> list[str]:
-        """What the columns are, and which runs stand in them."""
+        """Sentences on what the columns are, and which runs fill them."""
         said = [
-            "In brackets behind a value: the number of seeds. Intervals are 95 % t-intervals over "
+            "In brackets after a value: the number of seeds. Intervals are 95 % t-intervals over "
             "seeds; one seed has none."
         ]
         if any(entry.published == _NOT_KNOWN for entry in self.entries):
@@ -156,7 +156,7 @@ def paper_sheet(table: PaperTable, runs: Sequence[Run]) -> PaperSheet:
 
 
 def _column(runs: Sequence[Run], experiment: str) -> tuple[list[Run], list[str]]:
-    """The trained runs of an experiment that go together, one a strategy and seed, and notes."""
+    """The compatible trained runs of an experiment, one per strategy and seed, and notes."""
     members = [r for r in runs if r.result.experiment == experiment and r.result.stage == "fit"]
     if not members:
         return [], []
@@ -168,7 +168,7 @@ def _column(runs: Sequence[Run], experiment: str) -> tuple[list[Run], list[str]]
 
 
 def _chosen(honest: Sequence[Run], row: PaperRow) -> tuple[list[Run], list[str]]:
-    """The honest runs of a row; none, and a note, where they are of several kinds."""
+    """The honest runs of a row; none, and a note, if they are of several kinds."""
     if row.honest is None:
         return [], []
     wanted = row.honest
@@ -190,7 +190,7 @@ def _is(run: Run, strategy: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _filled(runs: Sequence[Run], metric: str, row: PaperRow, trains: str | None) -> Filled:
-    """Where there is no value: the training, or of runs that are there what the figure reads."""
+    """A cell; without a value, the command that trains the runs or computes their CKA."""
     pairs = [(value, run) for run in runs if (value := _value(run, metric, row)) is not None]
     if pairs:
         values, those = zip(*pairs, strict=True)

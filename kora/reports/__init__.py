@@ -1,1 +1,1 @@
-"""What a run shows: audit, parameters, summary, pictures; one report a kind of task."""
+"""Reports of a run: audit, parameters, summary, pictures; one class per kind of task."""

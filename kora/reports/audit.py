@@ -1,7 +1,7 @@
-"""Is an evaluation meaningful? What the labels of its splits can and cannot support.
+"""Audit of a classification: can the labels of its splits support the metrics?
 
-Runs before training, on labels alone: sizes, classes covered, images a class, chance level, and
-what a model scores that always names the most frequent training class.
+Runs before training, on labels alone: sizes, classes covered, images per class, chance level, and
+the scores of always predicting the most frequent training class.
 
 Shapes: n images of a split, K classes
 """
@@ -32,7 +32,7 @@ _REQUIRED = ("train", "test")  # validation may be left out: then nothing is sel
 
 @dataclass(frozen=True)
 class SplitCoverage:
-    """What one split holds; minimum and maximum are over all K classes, so 0 for an absent one."""
+    """Counts of one split; an absent class counts as 0 in the minimum over all K classes."""
 
     images: int
     classes: int
@@ -57,20 +57,20 @@ class Majority:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Of an audit: `problems` stop a run unless allowed, `fatal` ones always, `warnings` never."""
+    """What an audit found: `fatal` stops a run, `problems` too unless allowed, `warnings` never."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     fatal: tuple[str, ...] = ()
 
-    what: ClassVar[str]  # was looked at
-    remedies: ClassVar[tuple[str, str]]  # of what is fatal, and of a problem
+    what: ClassVar[str]  # subject of the audit, in words
+    remedies: ClassVar[tuple[str, str]]  # for a fatal finding, and for a problem
 
     def check(self, allow_degenerate: bool) -> None:
         """Stop an evaluation that cannot support its metrics.
 
         Raises:
-            ValueError: there are problems and they are not allowed, or cannot be.
+            ValueError: there are fatal findings, or problems that are not allowed.
         """
         if self.fatal:
             raise ValueError(
@@ -90,7 +90,7 @@ class Findings:
         rows: Iterable[Iterable[str]],
         below: Iterable[RenderableType] = (),
     ) -> Table:
-        """A table of the splits for a terminal; the rest, problems and warnings stand below it."""
+        """A table of the splits for a terminal; then `below`, problems and warnings."""
         columns = (Column(head, justify="right") for head in heads)
         table = Table("split", *columns, title=title, title_justify="left")
         for row in rows:
@@ -148,7 +148,7 @@ class Audit(Findings):
         }
 
     def render(self) -> Table:
-        """A table of the splits; baselines, problems and warnings stand below it."""
+        """A table of the splits, with baselines, problems and warnings below."""
         line = f"chance {self.chance:.2%}"
         if self.majority is not None:
             m = self.majority
@@ -175,11 +175,11 @@ def audit(
 ) -> Audit:
     """Examine the labels (n,) of the splits `train`, `val` (may be absent) and `test`.
 
-    What only metrics `left_out` could not bear is no problem; it becomes a warning.
+    A problem that affects only metrics in `left_out` becomes a warning.
 
     Raises:
         ValueError: the arguments themselves are wrong: fewer than two classes, a number of class
-            names other than K, or labels that are no vector of integers.
+            names other than K, or labels that are not a vector of integers.
     """
     if num_classes < 2:
         raise ValueError(
@@ -212,7 +212,7 @@ def _audit_classes(
     fatal: list[str],
     left_out: tuple[str, ...],
 ) -> Audit:
-    """All that is particular to classification; the checks of any split come in as `fatal`."""
+    """The checks of classes; `fatal` holds the findings of the general checks."""
     counts: dict[str, IntArray] = {}
     for split, values in labels.items():
         inside = (values >= 0) & (values < num_classes)
@@ -287,7 +287,7 @@ def _coverage(counts: IntArray) -> SplitCoverage:
 def _majority(
     train: IntArray, test: IntArray, names: Sequence[str] | None = None
 ) -> Majority | None:
-    """From counts a class (K,). With share p of the class in the test split, its F1 is 2p/(1+p)."""
+    """From counts per class (K,). If the class has share p of the test split, F1 is 2p/(1+p)."""
     if not train.any() or not test.any():
         return None
     label = int(train.argmax())

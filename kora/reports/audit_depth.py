@@ -1,4 +1,4 @@
-"""Is an evaluation of depth meaningful? What the measured pixels of its splits can support.
+"""Audit of a depth run: can the measured pixels of its splits support the metrics?
 
 Shapes: n images of a split, H and W pixels
 """
@@ -34,7 +34,7 @@ class DepthAudit(Findings):
     )
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """None here: the constants are scored with the model, pixel by pixel."""
+        """Empty: the constant baselines are scored together with the model, pixel by pixel."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class DepthAudit(Findings):
         }
 
     def render(self, *, histogram: bool = False) -> Table:
-        """A table of the splits, a histogram if asked for, problems and warnings below it."""
+        """A table of the splits; then a histogram if asked for, problems and warnings."""
         named = {TITLES[name]: found for name, found in self.splits.items()}
         rows = []
         for title, found in named.items():
@@ -64,12 +64,12 @@ def audit_depth(
     protocol: DepthProtocol,
     image_size: tuple[int, int],
 ) -> DepthAudit:
-    """Examine the depth of the splits `train`, `val` and `test`, as far as they hold images.
+    """Examine the depth of those of the splits `train`, `val` and `test` that have images.
 
     Raises:
         ValueError: The crop of the protocol is not defined for this size.
     """
-    protocol.valid(torch.zeros(1, *image_size))  # says so where the crop does not fit
+    protocol.valid(torch.zeros(1, *image_size))  # raises if the crop does not fit
     fatal = [f"The {TITLES[s]} split is empty." for s in ("train", "test") if s not in splits]
     problems: list[str] = []
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""What the record of a run asks of a task, with the answers of one that has nothing to add."""
+"""What the record of a run needs from a task, with empty defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Report", "spread"]
 class Report:
     """Audit, baselines, evaluation protocol, pictures and predictions of one kind of task.
 
-    `audit` may come before the task is built. There may be no data.
+    `audit` may be called before the task is built. `datamodule` may be None.
     """
 
     def __init__(self, task: AdapterTask, datamodule: Any) -> None:
@@ -28,35 +28,35 @@ class Report:
         self.datamodule = datamodule
 
     def audit(self) -> Audit | DepthAudit | None:
-        """Whether these splits can support the metrics; None where nothing is known of them."""
+        """Whether these splits can support the metrics; None if nothing is known about them."""
         return None
 
     def gather(self, stage: str) -> None:
-        """Collect what the end of `val` or `test` left; called on every process."""
+        """Collect results at the end of `val` or `test`; called on every process."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Scores beside the model's that only the evaluation itself could tell, by kind."""
+        """Baseline scores that only the evaluation itself can measure, by kind."""
         return {}
 
     def evaluation(self, stage: str) -> dict[str, Any]:
-        """How the evaluation of `val` or `test` counts; empty where the metrics' names say it."""
+        """Rules of the evaluation on `val` or `test`; empty if the metrics' names are enough."""
         return {}
 
     def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
         """A picture of the validation after an epoch; none overwrites another.
 
-        Called on every process, as a model in shards runs on all or none; the first one draws.
+        Called on every process, as a sharded model runs on all or none; only the first one draws.
         """
         return None
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Pictures of the test, drawn into the run's folder from what was gathered."""
+        """Pictures of the test, drawn into the run's folder from what `gather` collected."""
         return []
 
     def sample_rows(self) -> list[dict[str, Any]]:
-        """The test images of the pictures with what was said of them, a row each.
+        """One row for each test image in the pictures, with its prediction.
 
-        Values are names, numbers, and pictures, uint8 (H, W, 3) arrays.
+        Values are names, numbers, and images as uint8 arrays (H, W, 3).
         """
         return []
 
@@ -73,10 +73,10 @@ class Report:
         return found
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path | None:
-        """A file of what `predict` gave."""
+        """Write the outputs of `predict` to a file."""
         return None
 
 
 def spread(size: int, most: int) -> Any:
-    """At most `most` places of `size`, evenly spread: the same images in every run of this data."""
+    """At most `most` places of `size`, evenly spread: the same images in every run on this data."""
     return np.linspace(0, size - 1, min(most, size)).astype(np.int64)

@@ -1,8 +1,8 @@
-"""What all pictures share: figures without pyplot, colours, and files written in one piece.
+"""What all pictures share: figures without pyplot, colours, and atomic writing.
 
 Drawn without pyplot: no window, no global state, the same on every machine. Colours are those of
-Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning hangs on
-colour alone.
+Okabe and Ito (2008), which readers with any colour vision can tell apart, and no meaning depends
+on colour alone.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ __all__ = [
 ]
 
 BLUE, GREEN, RED, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
-LEVEL = "#8A8C92"  # of the best without learning
+LEVEL = "#8A8C92"  # for the best baseline without learning
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 DPI = 130
 
 
 def level_style(kind: str) -> tuple[str, str]:
-    """Style and colour of the line of a baseline: of the best without learning, or another.
+    """Line style and colour of a baseline: dashed for the best without learning, else dotted.
 
-    Greys, as colours are the strategies'.
+    Greys, as colours belong to strategies.
     """
     return ("--", LEVEL) if kind in ("majority", "mean_map") else (":", GREY)
 
 
 def literal(text: str) -> str:
-    """A name as matplotlib shows it, which would read $...$ as mathematics."""
+    """A name escaped for matplotlib, which would read $...$ as mathematics."""
     return text.replace("$", r"\$")
 
 
 def metric_along(side: Axis, metric: str) -> None:
-    """Name a metric along a side of axes open to the top and right; a rate is in per cent."""
+    """Label an axis with a metric, a rate in per cent; removes the top and right spines."""
     side.set_label_text(literal(named_metric(metric)))
     if is_rate(metric):
         side.set_major_formatter(PERCENT)
@@ -90,11 +90,11 @@ def new_figure(
 
 
 def write_cells(axis: Axes, texts: Any, dark: Any, *, size: float) -> None:
-    """A text in each cell of a heat map (R, S), white where it is dark; "" leaves one empty."""
+    """Write a text into each cell of a heat map (R, S), white if `dark`; "" leaves it empty."""
     for (row, column), text in np.ndenumerate(np.asarray(texts)):
         if text:
             colour = "white" if dark[row, column] else "black"
-            # In the axes as it is: the layout need not measure it.
+            # It is inside the axes anyway, so the layout need not measure it.
             axis.text(
                 column, row, text, ha="center", va="center", fontsize=size, color=colour,
                 in_layout=False,

@@ -21,13 +21,13 @@ _PICTURED = 16
 
 
 class ClassificationReport(Report):
-    """What a ClassificationTask leaves behind."""
+    """The report of a ClassificationTask."""
 
     confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
     samples: tuple[dict[str, Any], dict[str, Any]] | None = None  # images shown, predictions
 
     def audit(self) -> Audit | None:
-        """From the labels of the splits; None for data that does not tell them."""
+        """The audit of the labels; None if the data module does not give them."""
         data = self.datamodule
         if data is None or not hasattr(data, "labels"):
             return None
@@ -39,7 +39,7 @@ class ClassificationReport(Report):
         )
 
     def gather(self, stage: str) -> None:
-        """Of the test: the confusion matrix over all processes, and what is said of some images."""
+        """After the test: the confusion matrix of all processes, and predictions of some images."""
         if stage != "test":
             return
         self.confusion = self.task.test_confusion.compute().cpu().numpy()
@@ -51,7 +51,7 @@ class ClassificationReport(Report):
             self.samples = batch, self.predict(batch["image"])
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Confusion matrix, and test images with what they show and what the model says."""
+        """Confusion matrix, and test images with labels and predictions."""
         if self.confusion is None or self.samples is None:
             return []
         from kora.reports import figures
@@ -91,7 +91,7 @@ class ClassificationReport(Report):
         ]
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
-        """One row an image into predictions.csv."""
+        """Write predictions.csv, one row per image."""
         names = list(getattr(self.datamodule, "class_names", []))
 
         def write(target: Path) -> None:

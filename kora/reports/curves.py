@@ -12,18 +12,18 @@ __all__ = ["CURVES", "Curve", "best_step", "read_curves", "tested_place"]
 
 Curve = tuple[list[int], list[float]]  # steps and values
 
-#: What is drawn of training and validation, with the label of its axis.
+#: Metrics drawn for training and validation, with the labels of their axes.
 CURVES = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)"}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Each column's values with their steps; rows are sparse, and those without a step are left.
+    """Each column's values with their steps; rows are sparse, those without a step are skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. It lies in the folder of a run.")
+        raise FileNotFoundError(f"{path}: no such file. It is in the folder of a run.")
     curves: dict[str, Curve] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -39,11 +39,11 @@ def read_curves(path: Path) -> dict[str, Curve]:
 def tested_place(
     curves: Mapping[str, Curve], name: str, tested_step: int | None
 ) -> tuple[int, bool] | None:
-    """Where on the axis of steps the tested weights stand, and whether the record says so.
+    """The step of the tested weights on the axis, and whether the record has it.
 
-    A record counts the steps made, the axis counts from 0. Records of earlier versions do not say;
+    A record counts the steps made, the axis counts from 0. Records of earlier versions lack it;
     then it is the step of the best validation of the metric (`name` has no stage), which is the
-    checkpoint that `kora fit` tests. None where there is no validation either.
+    checkpoint that `kora fit` tests. None if there is no validation either.
     """
     if tested_step is not None:
         return max(tested_step - 1, 0), True
@@ -52,7 +52,7 @@ def tested_place(
 
 
 def best_step(curves: Mapping[str, Curve], metric: str) -> int | None:
-    """The first step with the best value; None where there is no value."""
+    """The first step with the best value; None if there is no value."""
     if metric not in curves:
         return None
     pairs = [(v if is_rate(metric) else -v, -s) for s, v in zip(*curves[metric], strict=True)]

@@ -16,23 +16,23 @@ from kora.runs.durable import write_atomically
 __all__ = ["DepthReport"]
 
 _PICTURED = 4
-Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and what was predicted of it
+Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and its predictions
 _LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
 
 
 class DepthReport(Report):
-    """What a DepthTask leaves behind."""
+    """The report of a DepthTask."""
 
     _baselines: dict[str, dict[str, float]] | None = None
     _samples: Samples | None = None
 
     def audit(self) -> DepthAudit | None:
-        """From statistics of the depth maps; None for data that does not tell them."""
+        """The audit of the depth statistics; None if the data module does not give them."""
         data = self.datamodule
         if data is None or not hasattr(data, "depth_statistics"):
             return None
         data.setup_splits()
-        self.evaluation("test")  # refuses a protocol of another split before anything is trained
+        self.evaluation("test")  # refuses a protocol of another split before training
         splits = {
             split: data.depth_statistics(split, most_images=most)
             for split, most in _LOOKED_AT.items()
@@ -41,7 +41,7 @@ class DepthReport(Report):
         return audit_depth(splits, protocol=self.task.protocol, image_size=tuple(data.image_size))
 
     def gather(self, stage: str) -> None:
-        """What the constants scored, over all processes, and what the test says of some images."""
+        """Baseline scores of all processes, and after the test predictions of some images."""
         self._baselines = self.task.baselines()
         if stage == "test":
             self._samples = self._predicted("test")
@@ -98,7 +98,7 @@ class DepthReport(Report):
         return batch, self.predict(batch["image"])
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
-        """`index` (n,) and `depth_m` (n, H, W), float32 metres, into predictions.h5."""
+        """Write `index` (n,) and `depth_m` (n, H, W), float32 metres, to predictions.h5."""
         import h5py
 
         def write(target: Path) -> None:

@@ -35,7 +35,7 @@ from kora.reports.curves import CURVES, read_curves, tested_place
 __all__ = ["confusion_matrix", "learning_curves", "sample_grid"]
 
 _NAMED_CLASSES = 40  # above, class names on the axes would overlap
-_COUNTED_CLASSES = 15  # above, counts in the cells would
+_COUNTED_CLASSES = 15  # above, counts in the cells would overlap
 
 
 def learning_curves(
@@ -44,11 +44,11 @@ def learning_curves(
     *,
     tested_step: int | None = None,
 ) -> Path:
-    """Loss and accuracy or depth error over the optimiser's steps, from CSVLogger's `metrics.csv`.
+    """Draw loss and accuracy or depth error over the optimiser's steps, from a `metrics.csv`.
 
-    What the file does not have is left out. A test value is a diamond at the step of the
-    checkpoint that was tested; without `tested_step`, as in results.json, at that of the best
-    validation, and the legend says so.
+    Metrics that the file lacks are left out. A diamond is a test value, at the step of the tested
+    checkpoint (`tested_step`, as in results.json); without it, at the step of the best validation,
+    and the legend says so.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -110,14 +110,14 @@ def sample_grid(
     *,
     confidences: NDArray[np.floating[Any]],
 ) -> Path:
-    """Test images (n, 3, H, W) with what they show and what the model says.
+    """Draw test images (n, 3, H, W) with labels and predictions.
 
-    A tick and a green frame mark a right answer; a cross and a red frame a wrong one, whose truth
-    stands below it.
+    A tick and a green frame mark a right answer; a cross and a red frame a wrong one, with the
+    truth below.
     """
     columns = max(min(len(images), 4), math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
-    # In inches from the top left; in one pair of axes, as one for each takes three times as long.
+    # In inches from the top left. One Axes for all, as one for each takes three times as long.
     width, above, gap = max(1.68, 3.4 / columns), 0.36, 0.07
     high = width * images.shape[2] / images.shape[3]
     size = (columns * (width + gap) + gap, rows * (above + high + gap))
@@ -148,10 +148,10 @@ def confusion_matrix(
     class_names: Sequence[str],
     out_png: str | Path,
 ) -> Path:
-    """Counts (K, K), rows true and columns predicted, coloured by share of the row.
+    """Draw counts (K, K), rows true and columns predicted, coloured by share of the row.
 
-    Counts stand in the cells for few classes; for many, names are left off the axes, and the
-    largest confusions are listed instead. A class without test images is a grey row.
+    With few classes, the cells show the counts. With many, the axes have no names, and the largest
+    confusions are listed instead. A class without test images is a grey row.
     """
     classes = len(class_names)
     totals = counts.sum(axis=1, keepdims=True)
@@ -205,7 +205,7 @@ def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> lis
 
 
 def _short(name: str, length: int) -> str:
-    """Shortened to its first synonym ("goldfish, Carassius auratus"), then cut; no mathematics."""
+    """A long name as its first synonym ("goldfish, Carassius auratus"), then cut; escaped."""
     if len(name) > length:
         name = name.partition(",")[0]
     short = name if len(name) <= length else name[: length - 1] + "…"

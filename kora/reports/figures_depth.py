@@ -1,7 +1,7 @@
-"""Pictures of depth, as PNG files: predictions beside what was measured.
+"""Pictures of depth, as PNG files: predictions next to measured depth.
 
-Near is bright and far is dark in viridis, which any colour vision reads as one order; too near is
-purple and too far is orange.
+Near is bright and far is dark in viridis, which readers with any colour vision see in order; too
+near is purple and too far is orange.
 
 Shapes: n images, H and W pixels
 """
@@ -41,12 +41,11 @@ def depth_grid(
     *,
     title: str = "",
 ) -> Path:
-    """A row an image: image, truth, prediction, and prediction minus truth, with its RMSE.
+    """Draw one row per image: image, truth, prediction, prediction minus truth with its RMSE.
 
     Truth and prediction share one scale in metres, that of the truths; predictions beyond it have
-    the colour of its end. Where the truth is 0 nothing was measured: grey, and no error. A
-    prediction that is not finite is magenta. Images are (n, 3, H, W), truths and predictions
-    (n, H, W).
+    the colour of its end. A truth of 0 means not measured: grey, and no error. A prediction that is
+    not finite is magenta. Images are (n, 3, H, W), truths and predictions (n, H, W).
     """
     errors, rmse_m = errors_of(truths, predictions)
     measured, finite = truths > 0, np.isfinite(predictions)
@@ -104,8 +103,8 @@ def depth_grid(
 def errors_of(truths: Array, predictions: Array) -> tuple[Float, Float]:
     """Prediction minus truth (n, H, W), and RMSE (n,) of each image, in metres.
 
-    NaN where nothing was measured or the prediction is not finite, which RMSE leaves out; RMSE is
-    NaN for an image where nothing is left.
+    Errors are NaN where nothing was measured or the prediction is not finite. RMSE leaves these
+    out; it is NaN for an image with nothing left.
     """
     compared = (truths > 0) & np.isfinite(predictions)
     errors = np.full(truths.shape, np.nan)
@@ -118,7 +117,7 @@ def errors_of(truths: Array, predictions: Array) -> tuple[Float, Float]:
 
 
 def depth_range(truths: Array) -> tuple[float, float]:
-    """Ends of the scale: nearly all measured depths lie between them; never the same twice."""
+    """Ends of the scale, always different; nearly all measured depths are between them."""
     measured = truths[truths > 0]
     if not measured.size:
         return 0.0, 1.0
@@ -129,7 +128,7 @@ def depth_range(truths: Array) -> tuple[float, float]:
 def shaded(depth_m: Array, low_m: float, high_m: float) -> NDArray[np.uint8]:
     """A depth map (H, W) in the colours of `depth_grid`, uint8 (H, W, 3).
 
-    Grey where it is 0 (not measured), magenta where it is no finite number.
+    Grey where it is 0 (not measured), magenta where it is not finite.
     """
     finite = np.isfinite(depth_m)
     share = (np.where(finite, depth_m, low_m) - low_m) / (high_m - low_m)
@@ -164,7 +163,7 @@ def _rmse_words(rmse_m: float) -> str:
 
 
 def _bar(figure: Figure, mappable: Any, axis: Axes, values: Array, label: str) -> Colorbar:
-    """A colour bar in `axis`, with an arrow at an end that some of the values go beyond."""
+    """A colour bar in `axis`, with an arrow at an end that some of the values exceed."""
     low, high = mappable.get_clim()
     below, above = bool((values < low).any()), bool((values > high).any())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
@@ -184,6 +183,6 @@ def _caption(measured: Array, finite: Array) -> str:
 
 
 def _percent(share: float) -> str:
-    """Whole per cent; 100 and 0 only where they are meant."""
+    """Whole per cent; 100 and 0 only if the share is exactly that."""
     rounded = min(max(share, 0.01), 0.99) if 0 < share < 1 else share
     return f"{100 * rounded:.0f} %"

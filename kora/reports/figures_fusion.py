@@ -16,8 +16,8 @@ from kora.reports.canvas import PERCENT, new_figure, save, write_cells
 
 __all__ = ["attention_map"]
 
-_WRITTEN_ROWS = 30  # above, numbers in the cells would be smaller than can be read
-_NAME = 28  # letters of a line of a source's name
+_WRITTEN_ROWS = 30  # above, numbers in the cells would be too small to read
+_NAME = 28  # most characters of a line of a source's name
 
 
 def attention_map(
@@ -28,7 +28,7 @@ def attention_map(
     *,
     title: str = "",
 ) -> Path:
-    """Shares (P, N) of the attention, rows places in forward order, columns source adapters.
+    """Draw attention shares (P, N): rows are places in forward order, columns source adapters.
 
     White is an equal share, 1 / N; blue is more, red less.
     """

@@ -1,4 +1,4 @@
-"""What a fusion attends to, by place and source, over a whole evaluation: table and heat map.
+"""Attention of a fusion by place and source, over a whole evaluation: table and heat map.
 
 Shapes: P places, N source adapters.
 """
@@ -26,7 +26,7 @@ FUSION_TABLE = "fusion_attention.csv"
 class FusionReport:
     """Mean attention over all tokens of all images of a validation or test.
 
-    The fusion is attached by the time `begin` is called.
+    Attach the fusion before calling `begin`.
     """
 
     def __init__(self, fusion: AdapterFusion) -> None:
@@ -34,11 +34,11 @@ class FusionReport:
         self.shares: NDArray[np.float64] | None = None  # (P, N); a row sums to 1
 
     def begin(self) -> None:
-        """Count from here on."""
+        """Start counting."""
         self.fusion.watch(True)
 
     def gather(self, trainer: Trainer) -> None:
-        """Stop, and take the mean over all processes; call it on each of them."""
+        """Stop counting, and take the mean over all processes; call it on each of them."""
         self.fusion.watch(False)
         rows = []
         for place in self.fusion.fused().values():
@@ -54,7 +54,7 @@ class FusionReport:
         self.shares = np.stack(rows)
 
     def write(self, folder: Path) -> list[Path]:
-        """`fusion_attention.csv`, one row a place, and its heat map; returns the picture."""
+        """Write `fusion_attention.csv`, one row per place, and a heat map; returns the picture."""
         if self.shares is None:
             return []
         from kora.reports.figures_fusion import attention_map
@@ -73,5 +73,5 @@ class FusionReport:
 
 
 def fusion_report_for(task: AdapterTask) -> FusionReport | None:
-    """A report where the strategy is a fusion."""
+    """A report if the strategy is a fusion, else None."""
     return FusionReport(task.adapter) if isinstance(task.adapter, AdapterFusion) else None

@@ -1,4 +1,4 @@
-"""Which report belongs to a task."""
+"""The choice of a task's report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["report_for"]
 
 
 def report_for(task: AdapterTask, datamodule: Any) -> Report:
-    """The report of this kind of task; of another kind, one that adds nothing."""
+    """The report for this kind of task; for an unknown kind, one that adds nothing."""
     if isinstance(task, ClassificationTask):
         return ClassificationReport(task, datamodule)
     if isinstance(task, DepthTask):

@@ -1,4 +1,4 @@
-"""Pages for the browser, which load nothing from anywhere and share their colours."""
+"""Self-contained pages for the browser, with shared colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["page_of"]
 
 
 def page_of(package: str) -> Template:
-    """The template `page.html` of a package; the colours of light and dark screens are set."""
+    """The template `page.html` of a package, with the colours of light and dark screens."""
     loader = ChoiceLoader([PackageLoader(name, "") for name in (package, "kora.reports")])
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True)
     pages.globals |= {"light": LIGHT, "dark": DARK, "version": __version__}

@@ -1,4 +1,4 @@
-"""What trains, where, and how much."""
+"""Counts of trainable parameters, by block and site."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ParameterReport:
         }
 
     def render(self) -> Group:
-        """A table of trainables by block (rows) and site (columns)."""
+        """A table of trainable parameters by block (rows) and site (columns)."""
         sites = list(dict.fromkeys(site for _, site in self.cells))
         blocks = list(dict.fromkeys(block for block, _ in self.cells))
         table = Table()
@@ -74,7 +74,7 @@ class ParameterReport:
 
 
 def parameter_report(task: AdapterTask) -> ParameterReport:
-    """Count a built task. Buffers (fixed random projections) count nowhere."""
+    """Count the parameters of a built task. Buffers (fixed random projections) do not count."""
     cells: dict[tuple[str, str], int] = defaultdict(int)
     trainables = task.trainables()
     for name, parameter in trainables.items():

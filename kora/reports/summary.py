@@ -1,4 +1,4 @@
-"""One run for readers: the table at its end, and its evaluation protocol in a sentence."""
+"""Summary of one run: the table at its end, and its evaluation protocol in a sentence."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def headline(protocol: Mapping[str, Any], backbone: str) -> str:
 
 
 def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
-    """How predictions were measured, in one line; None where the protocol does not say.
+    """How predictions were measured, in one line; None if the protocol does not say.
 
-    An evaluation that is not one of depth, or one of another version, is spelt out key by key.
+    An evaluation of another task than depth, or of another version, is listed key by key.
     """
     evaluation = protocol.get("evaluation")
     if not evaluation:
@@ -44,7 +44,7 @@ def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
 
 
 def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
-    """`50 train`, `20 val`, `100 test`; `40 of 100 test` where only some were evaluated."""
+    """`50 train`, `20 val`, `100 test`; `40 of 100 test` if only some were evaluated."""
     evaluated = protocol.get("evaluated_images") or {}
     return [
         f"{evaluated[split]:,} of {images:,} {split}"
@@ -55,7 +55,7 @@ def split_sizes(protocol: Mapping[str, Any]) -> list[str]:
 
 
 def summary_table(result: RunResult) -> Table:
-    """Every test metric of a run, beside each of its baselines; its evaluation stands below."""
+    """Every test metric of a run, next to its baselines, with the evaluation below."""
     parameters, seconds = result.parameters, result.seconds
     notes = [f"seed {result.seed}", str(result.backbone.get("name", "unknown backbone"))]
     if "trainable" in parameters:

@@ -1,7 +1,7 @@
-"""Configs and records of earlier versions: options and classes where they are now, others default.
+"""Convert configs and records of earlier versions to the current options and classes.
 
-An option that is added keeps by its default what was done before it was there, so a config without
-it and a config that names its default are of one run, and a record without it of one strategy.
+The default of a new option keeps the earlier behaviour. So a config without the option and one with
+its default describe the same run, and a record without it the same strategy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["MOVED", "OURS", "current", "flat", "with_defaults"]
 
-#: Modules of this project, and the base classes of what a file may name of each.
+#: Modules of this project, with base classes: a file may name their subclasses.
 OURS = {
     "kora.adapters": (
         *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
@@ -27,7 +27,7 @@ OURS = {
     "kora.metrics.protocol": ("DepthProtocol",),
     "datamodules": ("ImageDataModule", "Subset"),
 }
-#: Classes that configs of earlier versions name by another module.
+#: Classes that moved: path in configs of earlier versions, and current path.
 MOVED = {
     "kora.backbones.Backbone": "kora.backbone.vit.Backbone",
     "kora.sharding.ShardedBackbone": "kora.backbone.sharding.ShardedBackbone",
@@ -35,10 +35,10 @@ MOVED = {
 
 
 def with_defaults(config: Any) -> Any:
-    """A copy of a config or record in plain types, each of its classes with all options.
+    """A copy of a config or record in plain types, with all options of its classes filled in.
 
-    Options whose default is no plain value stay as they are, and so do classes that are neither of
-    this project nor loaded already: a file of somebody else must not choose what is imported.
+    Options without a plain default are not filled in. Nor are the options of classes that are
+    neither part of this project nor loaded: a file of somebody else must not cause an import.
     """
     if isinstance(config, list | tuple):
         return [with_defaults(item) for item in config]
@@ -53,9 +53,9 @@ def with_defaults(config: Any) -> Any:
 
 
 def current(config: Any, tell: Callable[[Any], object] = lambda form: None) -> Any:
-    """A copy of a config or record in plain types, KoRA described as it is now.
+    """A copy of a config or record in plain types, with KoRA in its current options.
 
-    `tell` is given each `node_form` that was written otherwise.
+    `tell` is called with each `node_form` that was converted.
     """
     if isinstance(config, list | tuple):
         return [current(item, tell) for item in config]
@@ -68,14 +68,14 @@ def current(config: Any, tell: Callable[[Any], object] = lambda form: None) -> A
 
 
 _ADAPTERS = "kora.adapters."
-#: Options that were KoRA's own.
+#: Former options of KoRA itself.
 _OF_NODES = ("rank", "inject", "pool", "sites", "blocks", "dropout")
-#: And those that had no meaning without a form of the nodes, and have no successor there.
+#: Former options that mattered only with a `node_form`; `PaperForm` has no counterpart.
 _OF_SOME = ("node_sites", "node_blocks")
 
 
 def _of_nodes(described: Mapping[str, Any], *, fill: bool = False) -> Mapping[str, Any]:
-    """A KoRA as it is described now, if `fill` also by default; everything else as it is."""
+    """A KoRA in its current options, with `fill` also its default form; others unchanged."""
     if described.get("class_path") not in ("KoRA", f"{_ADAPTERS}KoRA", f"{_ADAPTERS}kora.KoRA"):
         return described
     given = _table(described.get("init_args"))
@@ -120,9 +120,9 @@ def _refined(old: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -> dict[str, Any]:
-    """The leaves of a config or record by their dotted names, as one would type them.
+    """The leaves of a config or record by their dotted names, as on the command line.
 
-    `init_args` is no part of a name. With `objects`, also what has a class, whole, by its own name.
+    Names leave out `init_args`. With `objects`, each table with a class is there as a whole, too.
     """
     found: dict[str, Any] = {}
     for name, item in value.items():
@@ -136,7 +136,7 @@ def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -
 
 
 def _defaults(class_path: str) -> dict[str, Any]:
-    """Plain values of the options that a class leaves open, by name; nothing of unknown classes."""
+    """The plain defaults of the options of a class, by name; empty for unknown classes."""
     module, _, name = class_path.rpartition(".")
     try:
         found = import_module(module) if module in OURS else sys.modules[module]
@@ -147,7 +147,7 @@ def _defaults(class_path: str) -> dict[str, Any]:
 
 @cache
 def _of_class(kind: type) -> dict[str, Any]:
-    from jsonargparse import ArgumentParser  # which a comparison need not load
+    from jsonargparse import ArgumentParser  # not at the top: a comparison does not need it
 
     parser = ArgumentParser()
     parser.add_class_arguments(kind)

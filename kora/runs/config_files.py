@@ -1,4 +1,4 @@
-"""Where a config is that somebody names: in the working directory, beside who names it, or ours."""
+"""Find a config by name: in the working directory, next to the file that names it, or in kora."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["configs_folder", "find_config", "find_named_in"]
 
 
 def configs_folder() -> Path:
-    """The configs that come with kora: in the package, or beside it in a clone."""
+    """Folder of the configs that come with kora: in the package, or next to it in a clone."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str, *, beside: Path | None = None) -> str:
-    """The path of a config: as it is given, else below `beside`, else one of ours by its name.
+    """The path of a config: as it is given, else below `beside`, else one that comes with kora.
 
-    Ours are named as in a clone, with or without `configs/` and `.yaml`: `quickstart`,
-    `adapters/lora`. What is none of these comes back as it is.
+    Those have the names of a clone, with or without `configs/` and `.yaml`: `quickstart`,
+    `adapters/lora`. A name that is not found is returned as it is.
     """
     if Path(name).is_file():
         return name
@@ -33,7 +33,7 @@ def find_config(name: str, *, beside: Path | None = None) -> str:
 
 
 def find_named_in(file: Path, names: Iterable[Any]) -> list[Any]:
-    """The paths of configs that a file names; what is no text comes back as it is."""
+    """The paths of configs that a file names; values that are not text are returned as they are."""
     return [
         find_config(name, beside=file.parent) if isinstance(name, str) else name for name in names
     ]

@@ -1,11 +1,11 @@
-"""Files that are there as a whole or not at all, whenever the process, machine or disk gives up.
+"""Write files completely or not at all, even if the process, the machine or the disk fails.
 
-A file is written under another name in its own folder, forced to the disk and then moved, so its
-name never leads to half of it. Where a checksum is asked for, it lies beside the file in the form
-of `sha256sum` (`sha256sum -c last.ckpt.sha256` checks it). Two files cannot be replaced in one
-step, so the new checksum is announced as `.sha256.next` before the file is moved and takes its
-place after it: either of the two may be that of the file. A record of JSON that people read has its
-checksum in itself instead, under `record_sha256`.
+A file is written under another name in its own folder, forced to the disk and then renamed, so its
+name never leads to half a file. If a checksum is asked for, it is next to the file in the form of
+`sha256sum` (`sha256sum -c last.ckpt.sha256` checks it). Two files cannot be replaced in one step.
+So the new checksum is written as `.sha256.next` before the file is renamed, and renamed after it:
+in between, either checksum may be that of the file. A JSON record that people read contains its
+checksum instead, under `record_sha256`.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ CHECKSUM = ".sha256"
 _OWN_CHECKSUM = "record_sha256"
 _ANNOUNCED = ".sha256.next"
 _TEMPORARY = re.compile(r"\.kora-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
-_FOREIGN_SECONDS = 24 * 3600  # after which a file of a process on another machine is given up
+_FOREIGN_SECONDS = 24 * 3600  # then a file of another machine counts as abandoned
 _MIB = 2**20
 
 
 class DamagedFileError(RuntimeError):
-    """A file is not what was written."""
+    """The content of a file is not what was written."""
 
 
 def write_atomically(
     path: str | Path, write: Callable[[Path], object], *, checksum: bool = False
 ) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it; returns `path`.
+    """Let `write` fill a temporary file next to `path`, then rename it; returns `path`.
 
-    Whatever happens, `path` holds either its old content or all of the new one. A missing folder is
-    made. `write` is given the temporary path; with `checksum`, the SHA-256 is kept beside the file.
+    Whatever happens, `path` has either its old or its complete new content. A missing folder is
+    made. `write` is called with the temporary path. With `checksum`, the SHA-256 is kept, too.
 
     Raises:
         OSError: It cannot be written (disk full, read-only); the old content is kept.
@@ -94,7 +94,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def read_checked(path: Path) -> bytes:
-    """The content of a file, if it is what its checksum says; without a checksum, as it is.
+    """The content of a file, after a comparison with its checksum if it has one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -121,18 +121,18 @@ def has_checksum(path: Path) -> bool:
 
 
 def record_sha256(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record's content: sorted JSON without spaces and without this very key."""
+    """SHA-256 of a record's content: sorted JSON without spaces and without the key itself."""
     content = {key: value for key, value in record.items() if key != _OWN_CHECKSUM}
     return _sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def has_other_content(record: Mapping[str, Any]) -> bool:
-    """Whether a record is not what was written; one without the key is taken as it is."""
+    """Whether a record is not what was written; one without the key is accepted."""
     return record.get(_OWN_CHECKSUM) not in (None, record_sha256(record))
 
 
 def remove_checked(path: Path) -> None:
-    """Remove a file, if it is there, with what lies beside it."""
+    """Remove a file, if it is there, with its checksums."""
     for name in (path, _beside(path, CHECKSUM), _beside(path, _ANNOUNCED)):
         name.unlink(missing_ok=True)
 
@@ -140,7 +140,7 @@ def remove_checked(path: Path) -> None:
 def sweep(folder: Path) -> list[Path]:
     """Remove the temporary files that dead processes left in a folder; returns them.
 
-    What a process of another machine left is removed after a day: here nobody knows if it lives.
+    Files of other machines are removed after a day: whether their process lives is unknown here.
     """
     swept = []
     for path in folder.glob(".kora-*.tmp"):
@@ -154,11 +154,11 @@ def sweep(folder: Path) -> list[Path]:
 def require_room(folder: Path, size: int, *, in_all: int = 0) -> None:
     """Refuse a folder that cannot take a file of `size` bytes, and `in_all` bytes altogether.
 
-    The file is really allocated for a moment: permissions, quotas and limits show themselves only
-    then (root may write where the mode says no, and nobody to a read-only disk).
+    A file is allocated for a moment, as only this shows permissions, quotas and limits (root may
+    write despite the mode, and nobody can write to a read-only disk).
 
     Raises:
-        OSError: With what is missing.
+        OSError: The folder has no room, or cannot be written; says which.
     """
     probe = _temporary(folder)
     try:
@@ -184,7 +184,7 @@ def require_room(folder: Path, size: int, *, in_all: int = 0) -> None:
 def _announce(path: Path, digest: str) -> None:
     """Write the checksum of the file that is about to be moved to `path`."""
     announced, current = _beside(path, _ANNOUNCED), _beside(path, CHECKSUM)
-    if announced.exists():  # left by a process that was killed: is it that of the file?
+    if announced.exists():  # left by a killed process: is it the file's?
         if path.exists() and _first_word(announced) == _sha256_of(path):
             os.replace(announced, current)
         else:
@@ -200,7 +200,7 @@ def _announce(path: Path, digest: str) -> None:
 
 
 def _known_checksums(path: Path) -> list[str]:
-    """The announced one first: read the other way round, both could be missed."""
+    """The announced checksum first: in the other order, a rename in between could hide it."""
     texts = [_first_word(_beside(path, suffix)) for suffix in (_ANNOUNCED, CHECKSUM)]
     return [text for text in texts if text is not None]
 
@@ -215,10 +215,10 @@ def _first_word(path: Path) -> str | None:
 
 
 def plainly(path: str, flags: int) -> int:
-    """An `opener` for files in folders of others: no pipe, which would be waited for, no device.
+    """An `opener` for files in other people's folders: refuses devices, and pipes, which can block.
 
     Raises:
-        OSError: It is one, or where it is written to, a link to another place.
+        OSError: It is a pipe or a device, or a link that would be written to.
     """
     if flags & (os.O_WRONLY | os.O_RDWR):
         flags |= os.O_NOFOLLOW
@@ -234,7 +234,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _temporary(folder: Path) -> Path:
-    """A new name; not with the file's own in it, which Lightning's search for numbers would see."""
+    """A new name, without the file's own: Lightning searches it for numbers."""
     name = f".kora-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     return folder / name
 
@@ -291,12 +291,12 @@ def _sha256_of(path: Path) -> str:
 
 
 def let_be_read(file: Path) -> None:
-    """Give a file the mode of other files: safetensors makes some that only their owner reads."""
+    """Give a file the usual mode: safetensors makes files that only their owner can read."""
     mask = os.umask(0o022)  # it can only be read by setting it
     os.umask(mask)
     file.chmod(0o666 & ~mask)
 
 
 def expand(folder: str | Path) -> Path:
-    """The folder with `~` and environment variables written out."""
+    """The folder with `~` and environment variables expanded."""
     return Path(os.path.expandvars(folder)).expanduser()

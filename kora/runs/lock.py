@@ -1,4 +1,4 @@
-"""One process trains a run at a time."""
+"""The run lock: one process trains a run at a time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["RunLock"]
 
 
 class RunLock:
-    """One process trains a run at a time. The system lifts the lock when the process ends.
+    """The lock of a run folder. The system releases it when the process ends.
 
     Raises:
-        RuntimeError: Another process is at work on it.
+        RuntimeError: Another process holds it.
     """
 
     NAME = ".running"
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.NAME
-        # Held open: closing it lifts the lock. A link or a pipe of that name is no run's of ours.
+        # Kept open: closing it releases the lock. A link or a pipe of that name is refused.
         self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
         try:
             # Not flock: worker processes would inherit it, and hold it some time after a kill.
@@ -31,7 +31,7 @@ class RunLock:
             self._file.close()
             raise RuntimeError(
                 f"Another process is at work on the run {folder}. Wait for it, or stop it first; "
-                "without --ckpt_path or --resume, this command begins a run of its own."
+                "without --ckpt_path or --resume, this command starts a new run."
             ) from None
         except OSError:
             pass  # a file system without locks
@@ -40,13 +40,13 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Lift it."""
+        """Release the lock."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
     @classmethod
     def is_held(cls, folder: Path) -> bool:
-        """Whether another process holds it."""
+        """Whether another process holds the lock of a folder."""
         path = folder / cls.NAME
         if not path.is_file():
             return False

@@ -1,4 +1,4 @@
-"""What a run said of each test image: one small file, from which runs are compared image by image.
+"""Results of a run for each test image, in one small file, to compare runs image by image.
 
 Shapes: I test images
 """
@@ -24,7 +24,7 @@ _VERSION = "1"
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Each test image once, in the order of its index.
+    """Results of the test images, each image once, sorted by index.
 
     Args:
         index: (I,) the number of the image in the official split.
@@ -36,9 +36,9 @@ class Outcomes:
     columns: Mapping[str, NDArray[Any]]
 
     def values(self, metric: str) -> NDArray[np.float64] | None:
-        """What each image adds to the mean that `metric` is, (I,); None where it is no such mean.
+        """The value (I,) of each image whose mean is `metric`; None if `metric` is no such mean.
 
-        Accuracy is the mean of 0 (wrong) and 1 (right); a metric of depth that of its own values.
+        Accuracy is the mean of 0 (wrong) and 1 (right), a metric of depth the mean of its column.
         """
         stage, _, name = metric.partition("/")
         if stage != "test":
@@ -52,9 +52,9 @@ class Outcomes:
 
 
 def collect(batches: Sequence[Mapping[str, NDArray[Any]]]) -> Outcomes | None:
-    """Batches of columns with an `index` as one; None where an image has no index.
+    """Join batches of columns with an `index`; None if an image has no index.
 
-    An image that came twice, as samplers repeat some to fill a batch, counts once.
+    An image that occurs twice, because a sampler filled a batch with it, counts once.
     """
     if not batches or any("index" not in batch for batch in batches):
         return None
@@ -80,7 +80,7 @@ def write_outcomes(folder: str | Path, outcomes: Outcomes) -> Path:
 
 
 def read_outcomes(folder: str | Path) -> Outcomes | None:
-    """The outcomes of a run; None where it left none, as runs of earlier versions did.
+    """The outcomes of a run; None if there are none, as in runs of earlier versions.
 
     Raises:
         DamagedFileError: the file was changed or cut short, or does not hold what it should.

@@ -1,7 +1,7 @@
-"""Commands of kora in processes of their own, which stop when this one is told to.
+"""Run kora commands in child processes, which stop when this one is asked to.
 
-A child has a session of its own, so that Ctrl-C at a terminal reaches this process alone, which
-hands every wish to stop on as SIGTERM and waits: a run then leaves a checkpoint.
+A child has its own session, so Ctrl-C at a terminal reaches only this process. It passes every
+request to stop on as SIGTERM and waits, so that a run can save a checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """What signals have asked of this process: to stop, or to stop at once."""
+    """Whether signals have asked this process to stop, or to stop at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -40,7 +40,7 @@ class Stop:
         self._since = 0.0
 
     def ask(self, number: int) -> None:
-        """Ask for it; a second Ctrl-C does not wait for checkpoints."""
+        """Request a stop; a second Ctrl-C does not wait for checkpoints."""
         if self.signal is None:
             self.signal, self._since = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._since > 1:  # not the same one
@@ -48,14 +48,14 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """128 and the number of the signal, as shells have it."""
+        """128 plus the number of the signal, as in shells."""
         assert self.signal is not None
         return 128 + self.signal
 
     @classmethod
     @contextmanager
     def on_signals(cls) -> Iterator[Stop]:
-        """Take SIGINT, SIGTERM and SIGHUP as wishes, where they are not ignored (nohup)."""
+        """Take SIGINT, SIGTERM and SIGHUP as requests to stop, unless they are ignored (nohup)."""
         stop = cls()
         if threading.current_thread() is not threading.main_thread():
             yield stop  # Python gives signals to the main thread alone
@@ -74,7 +74,7 @@ class Stop:
 
 
 class _Child(Protocol):
-    """What of `subprocess.Popen` is used here."""
+    """The part of `subprocess.Popen` that is used here."""
 
     def wait(self, timeout: float | None = None) -> int: ...
     def poll(self) -> int | None: ...
@@ -90,15 +90,15 @@ def run_child(
     output: IO[bytes] | None = None,
     more_follow: bool = False,
 ) -> int:
-    """Run `kora ARGS`; its exit code (negative: the signal that killed it).
+    """Run `kora ARGS`; returns its exit code (negative: the signal that killed it).
 
     Args:
         args: Command and options.
-        stop: Looked at while it runs.
+        stop: Checked while it runs.
         env: Its environment; None: that of this process.
-        output: Takes what it prints; None: where this process prints.
-        more_follow: A process that has imported torch, Lightning and timm is kept beside this one,
-            and each child is a fork of it: seconds less for all but the first. Only on Linux.
+        output: File for its output; None: the output of this process.
+        more_follow: Fork each child from a fork server, which has imported torch, Lightning and
+            timm. This saves seconds for all but the first. Only on Linux.
     """
     start = _forked if more_follow and sys.platform == "linux" else _new
     process = start(args, dict(os.environ if env is None else env), output)
@@ -131,12 +131,12 @@ def _new(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> 
 
 
 def _is_safe() -> bool:
-    """Whether this process imports nothing from the working directory; then no child does."""
+    """Whether this process imports nothing from the working directory; then children do not."""
     return not {"", str(Path.cwd())} & set(sys.path)
 
 
-#: What a fit imports: the kept process has it. No thread starts by it, and no accelerator. The last
-#: is what W&B imports when a run begins, offline too.
+#: What a fit imports; the fork server imports it once. This starts no thread and no accelerator.
+#: W&B imports the last one when a run begins, also offline.
 _IMPORTED = [
     "kora.runs.uncollected",
     "kora.training.lightning_cli",
@@ -145,29 +145,30 @@ _IMPORTED = [
     "kora.reports.figures",
     "wandb.sdk.launch",
 ]
-#: Its own variables, as each child is given an environment: whoever asks it for GPUs starts none.
-_OF_THE_KEPT = {"PYTHONSAFEPATH": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-#: Of children that are begun or looked after; Python reads an exit code once, whoever asks.
+#: Variables of the fork server itself; each child gets its own environment. With the second one,
+#: asking torch for GPUs does not start any.
+_SERVER_ENV = {"PYTHONSAFEPATH": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+#: For starting children and reading exit codes: Python can read an exit code only once.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def _forked(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> _Child:
-    """As `_new`, by a fork of the process that has all imports; that one ends with this."""
+    """As `_new`, but as a fork of the fork server, which ends with this process."""
     out, err = (1, 2) if output is None else (output.fileno(),) * 2
     return _Fork(_Kora(list(args), env, out, err))
 
 
 class _Fork:
-    """A fork of the kept process, as a `_Child`."""
+    """A fork of the fork server, as a `_Child`."""
 
     def __init__(self, target: _Kora) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_IMPORTED)
         self._process = context.Process(target=target)
         with _ONE_AT_A_TIME:
-            before = {name: os.environ.get(name) for name in _OF_THE_KEPT}
-            os.environ.update(_OF_THE_KEPT, PYTHONSAFEPATH="1" if _is_safe() else "")
-            # Python would run the program of this process again in the child, but it is kora's.
+            before = {name: os.environ.get(name) for name in _SERVER_ENV}
+            os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe() else "")
+            # Python would run the main module of this process again in the child: give it kora's.
             program = sys.modules["__main__"]
             sys.modules["__main__"] = import_module("kora.__main__")
             try:
@@ -200,13 +201,13 @@ class _Fork:
 
 
 class _Kora:
-    """`kora ARGS` in a fork, which becomes what a new process would be."""
+    """`kora ARGS` in a fork, which is set up like a new process."""
 
     def __init__(self, args: list[str], env: dict[str, str], out: int, err: int) -> None:
         self._args, self._env, self._streams = args, env, (out, err)
 
     def __getstate__(self) -> dict[str, Any]:
-        """While it is handed over; the streams are handed over too."""
+        """State for the fork server, with duplicates of the streams."""
         return {**self.__dict__, "_streams": tuple(DupFd(one) for one in self._streams)}
 
     def __call__(self) -> None:
@@ -214,7 +215,7 @@ class _Kora:
 
         collect_again()
         _forget_exits()
-        # What it starts begins as it would there: not by a server, whose forks import torch again.
+        # Its own children start as usual: from a fork server, they would import torch again.
         multiprocessing.set_start_method(None, force=True)
         os.setsid()
         Path("/proc/self/comm").write_text(f"kora {self._args[0]}")  # for ps and top
@@ -238,9 +239,9 @@ class _Kora:
 
 
 def _forget_exits() -> None:
-    """Leave to the kept process what imports want done at the end.
+    """Leave the exit handlers of imports to the fork server.
 
-    W&B's folder for media, which its import makes, is that of the next fork too.
+    For example, W&B's import makes a folder for media, which the next fork uses, too.
     """
     from datamodules.loading import end_workers
 
@@ -253,22 +254,25 @@ def _forget_exits() -> None:
 
 
 def _end_with_starter() -> None:
-    """The kept process, a fork's parent, outlives its own starter while it has children."""
+    """End this fork with the process that started the fork server.
+
+    The fork server itself, which is the parent process, would live on while it has children.
+    """
     starter = multiprocessing.parent_process()
     assert starter is not None
     starter.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-#: Names the process that this one is not to outlive.
+#: Environment variable with the id of the parent process, which this one must not outlive.
 PARENT_PID = "KORA_PARENT_PID"
 
 _SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def tie_to_parent() -> None:
-    """Where the environment asks for it, get SIGTERM when the parent dies. Only on Linux."""
-    parent = os.environ.pop(PARENT_PID, None)  # not for those that this process starts
+    """If the environment asks for it, get SIGTERM when the parent process dies. Only on Linux."""
+    parent = os.environ.pop(PARENT_PID, None)  # children must not inherit it
     if parent is None or not sys.platform.startswith("linux"):
         return
     _end_with_parent()

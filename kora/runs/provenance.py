@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of Python, KoRA and the installed packages that decide a result."""
+    """Versions of Python, KoRA and the installed packages that affect a result."""
     versions = {"python": platform.python_version(), "kora": kora.__version__}
     for package in _PACKAGES:
         try:
@@ -61,7 +61,7 @@ def git_commit() -> str | None:
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
         commit = git("rev-parse", "HEAD")
-        # Only code: a note or a picture that changed does not change a result.
+        # Only code: changed notes or pictures do not change a result.
         dirty = git("status", "--porcelain", "--", ".", ":(top)datamodules")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,8 +1,7 @@
-"""Types of what a record of JSON holds, looked at when it is read.
+"""Check the types in a JSON record when it is read.
 
-Rules are names of kinds, each with the places of the record that must be of it: dotted names, where
-`*` is every entry of a table or list, several with spaces between. What a record does not have is
-of any kind.
+A rule is the name of a type, with the places of the record that must have it: dotted names with
+spaces between, where `*` is every entry of a table or list. Places that are missing are accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_number(value: Any, types: Any) -> bool:
-    """Nothing that KoRA measures is larger, and sums of squares stay within float64."""
+    """KoRA measures nothing above 1e100, and sums of squares stay within float64."""
     if not isinstance(value, types) or isinstance(value, bool):
         return False
     return not 1e100 <= abs(value) < math.inf
@@ -33,12 +32,12 @@ def _is_number(value: Any, types: Any) -> bool:
 def check_types(
     record: Mapping[str, Any], rules: Mapping[str, str], or_none: Mapping[str, str]
 ) -> None:
-    """Compare a record with its rules, tables before what they hold.
+    """Compare a record with its rules, tables before their entries.
 
-    `rules` are of what must not be null, `or_none` of what may be.
+    `rules` are for values that must not be null, `or_none` for values that may be.
 
     Raises:
-        ValueError: Names the first place of another kind.
+        ValueError: A value has another type; names the first one.
     """
     found = [
         (place.count("."), place, kind, empty)
@@ -55,7 +54,7 @@ def check_types(
 
 
 def _entries(within: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values at a place; none where there is nothing."""
+    """Dotted names and values at a place; empty if there are none."""
     pairs = within.items() if isinstance(within, dict) else enumerate(within or ())
     for key, value in pairs:
         if keys[0] not in ("*", key):

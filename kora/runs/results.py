@@ -1,4 +1,4 @@
-"""The record of one run: what ran, on which protocol, and what came out.
+"""The record of one run: what ran, on which protocol, and the results.
 
 A run is a folder, `runs/<experiment>/<strategy>/seed<k>/version_<n>/`, and `results.json` in it is
 this record. It is written last and in one piece, so a folder without it is an unfinished run.
@@ -57,17 +57,16 @@ class RunResult:
         backbone: `name`, `weights` and `sha256` of the weights.
         source: the adapter that a transfer started from; None without one.
         settings: `adapter` (class path and arguments) and `training` (optimiser, schedule, length).
-        config_sha256: hash of what of the resolved config shapes the result
+        config_sha256: hash of the parts of the resolved config that affect the result
             (`kora.runs.search.config_hash`); None in the first records.
-        feature_cache: `dtype`, `splits` and size of what training read in the place of images, and
-            the `seconds` that it took to compute, which `fit` does not count; None where it read
-            images.
-        tested_step: optimiser steps behind the weights that were tested; None where nothing was
+        feature_cache: `dtype`, `splits` and size of the cached features that training read, and
+            the `seconds` to compute them, which `fit` does not count; None if it read images.
+        tested_step: optimiser steps behind the weights that were tested; None if nothing was
             tested, and in records of earlier versions.
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
-        finished: whether the run came to its planned end.
+        finished: whether the run reached its planned end.
         schema: version of this record.
     """
 
@@ -167,12 +166,12 @@ def read_results(run_dir_or_file: str | Path) -> RunResult:
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: the folder is no run or an unfinished one, or the schema is of another version.
+        ValueError: the folder is not a finished run, or the schema is of another version.
         RuntimeError: the file is damaged.
     """
     path = Path(run_dir_or_file)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such folder. `kora fit` prints where its run lies.")
+        raise FileNotFoundError(f"{path}: no such folder. `kora fit` prints the folder of its run.")
     if path.is_dir():
         folder, path = path, path / RESULTS_NAME
         if not path.is_file():
@@ -185,7 +184,7 @@ def read_results(run_dir_or_file: str | Path) -> RunResult:
         raise RuntimeError(f"{path}: holds {type(record).__name__}, not a run's record. {_AGAIN}")
     if has_other_content(record):
         raise RuntimeError(
-            f"{path}: damaged or edited: its content is not that of its record_sha256. Copy it "
+            f"{path}: damaged or edited: its content does not match its record_sha256. Copy it "
             "again or run it again; to keep an edit, delete the key record_sha256."
         )
     try:
@@ -203,10 +202,10 @@ def _why_no_results(folder: Path) -> str:
     if any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
         return (
             f"{folder}: a run without {RESULTS_NAME}: it is still running, or was stopped before "
-            "its end. Let it finish (kora fit --resume RUN goes on with it), or leave it out."
+            "its end. Let it finish (kora fit --resume RUN resumes it), or leave it out."
         )
     return (
-        f"{folder}: no run lies here (no {RESULTS_NAME}). Give a run's folder, such as "
+        f"{folder}: there is no run here (no {RESULTS_NAME}). Give a run's folder, such as "
         "runs/<experiment>/<strategy>/seed0/version_0, or one above runs."
     )
 
@@ -239,7 +238,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
             if RESULTS_NAME in files:
                 found.add(Path(folder))
                 hits += 1
-                subfolders.clear()  # a run holds no runs
+                subfolders.clear()  # a run contains no runs
         if not hits:
             raise ValueError(_why_no_results(path))
     return sorted(found, key=_natural)

@@ -1,9 +1,9 @@
-"""Which runs are of a config: finished, unfinished, or at work now.
+"""Find the runs of a config: finished, unfinished, or at work now.
 
-Two configs are of one run where all is equal that shapes its result: data, model, training, seed,
-experiment and source stage. Where it runs (devices, loggers, folders) does not matter. Files that
-a config only names (weights, data, the source config) are not compared. A run of an earlier version
-is found by its config.yaml, with the options that came later at their defaults.
+Two configs describe the same run if everything that affects the result is equal: data, model,
+training, seed, experiment and source stage. Devices, loggers and folders do not matter. The content
+of files that a config only names (weights, data, the source config) is not compared. A run of an
+earlier version is found by its config.yaml, with newer options at their defaults.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 _KEYS = ("seed_everything", "model", "data", "experiment", "source")
 
-#: What of the trainer is a matter of the machine and not of the result.
+#: Options of the trainer that depend on the machine and do not affect the result.
 _MACHINE = {
     "accelerator", "devices", "num_nodes", "strategy", "logger", "plugins",
     "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
@@ -43,21 +43,21 @@ _MACHINE = {
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what of a resolved config shapes its result.
+    """SHA-256 of the parts of a resolved config that affect its result.
 
-    Options that are empty (null, or a list or table of nothing) do not count: so a later version
-    with more of them finds the runs of an earlier one.
+    Empty options (null, or an empty list or table) do not count, so a later version with more
+    options finds the runs of an earlier one.
     """
     trainer = {k: v for k, v in config["trainer"].items() if k not in _MACHINE}
     essence = {"trainer": trainer, **{key: config.get(key) for key in _KEYS}}
     essence["model"] = without_cache(config.get("model") or {})
-    if config.get("leave_out_test"):  # never found in the place of a run that was tested
+    if config.get("leave_out_test"):  # must not replace a run that was tested
         essence["leave_out_test"] = True
     return hashlib.sha256(json.dumps(_filled(essence), sort_keys=True).encode()).hexdigest()
 
 
 def without_cache(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The model of a config without the options of the feature cache that leave results alone."""
+    """The model of a config without options of the feature cache that do not affect results."""
     arguments = dict(model.get("init_args") or {})
     for key in ("feature_cache", "feature_cache_folder"):
         arguments.pop(key, None)
@@ -66,7 +66,7 @@ def without_cache(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, "init_args": arguments}
 
 
-#: A class counts by its first name, so that hashes of earlier versions hold.
+#: A class counts by its first path, so that hashes of earlier versions stay valid.
 _FIRST_NAMES = {now: before for before, now in MOVED.items()}
 
 
@@ -80,7 +80,7 @@ def _filled(value: Any) -> Any:
 
 
 def run_folders(config: Mapping[str, Any]) -> Iterator[Path]:
-    """Folders of the experiment and seed of a config, of each strategy the newest first."""
+    """Run folders of the experiment and seed of a config; for each strategy, the newest first."""
     experiment = Path(config["runs_dir"]) / config["experiment"]
     for parent in sorted(experiment.glob(f"*/seed{config['seed_everything']}")):
         yield from reversed(run_versions(parent).values())
@@ -89,7 +89,7 @@ def run_folders(config: Mapping[str, Any]) -> Iterator[Path]:
 def find_finished_run(
     config: Mapping[str, Any], accept: Callable[[Path], bool] = lambda folder: True
 ) -> Path | None:
-    """The newest finished `fit` of a config that is accepted.
+    """The newest finished `fit` of a config that `accept` accepts.
 
     Results that cannot be read count as not finished.
     """
@@ -106,7 +106,7 @@ def find_finished_run(
 
 
 def last_checkpoint(config: Mapping[str, Any]) -> Path | None:
-    """Of the unfinished run of a config that got a checkpoint last, if no process is at it."""
+    """The newest last checkpoint among unfinished runs of a config that no process trains."""
     found = [
         folder / LAST_CHECKPOINT
         for folder in _unfinished(config)
@@ -116,7 +116,7 @@ def last_checkpoint(config: Mapping[str, Any]) -> Path | None:
 
 
 def find_at_work(config: Mapping[str, Any]) -> Path | None:
-    """The unfinished run of a config that a process is at work on now."""
+    """The unfinished run of a config that a process trains now."""
     return next((folder for folder in _unfinished(config) if RunLock.is_held(folder)), None)
 
 
@@ -128,9 +128,9 @@ def _unfinished(config: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def are_of_one_config(runs: Iterable[tuple[Path, str | None]]) -> bool:
-    """Whether runs differ in no more than seed and experiment, later options at their defaults.
+    """Whether runs differ only in seed and experiment, with newer options at their defaults.
 
-    Each run is its folder and the hash that it has recorded.
+    Each run is given by its folder and its recorded hash.
     """
     found = set()
     for folder, recorded in runs:
@@ -142,7 +142,7 @@ def are_of_one_config(runs: Iterable[tuple[Path, str | None]]) -> bool:
 
 
 def _is_of(folder: Path, recorded: str | None, wanted: str) -> bool:
-    """By the recorded hash, or else by config.yaml."""
+    """Whether a run has the wanted hash, by its record or else by its config.yaml."""
     if recorded == wanted:
         return True
     config = _config_of(folder, recorded)
@@ -150,7 +150,7 @@ def _is_of(folder: Path, recorded: str | None, wanted: str) -> bool:
 
 
 def _config_of(folder: Path, recorded: str | None) -> dict[str, Any] | None:
-    """The config.yaml of a run; None where it cannot be read, or has not the hash of its record."""
+    """The config.yaml of a run; None if it cannot be read, or does not match the recorded hash."""
     try:
         config = read_yaml(folder / "config.yaml")
         found = config_hash(config)

@@ -1,8 +1,8 @@
-"""Which classes a file of somebody else may name: closed lists, so that a run is data, never code.
+"""Which classes the files of other people may name: a closed list, so a run is data, never code.
 
 A config that its user has written is code: it may name any class. A run folder, an adapter folder
-and what they lead to are data: they may name the classes of this project, the optimisers of torch
-and the usual callbacks, and those of the modules that the user trusts (`--trust MODULE`).
+and the files they lead to are data: they may name the classes of this project, the optimisers of
+torch and the usual callbacks, and those of the modules that the user trusts (`--trust MODULE`).
 jsonargparse enforces the list at the one place where it imports by name.
 """
 
@@ -37,19 +37,19 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Commands whose configs are those of runs.
+#: Commands that read the configs of runs.
 _READERS = ("validate", "test", "predict", "cka", "inspect", "export")
-#: Tells the processes that a command starts that its policy is theirs; holds the trusted modules.
+#: Environment variable that passes the policy on to child processes; holds the trusted modules.
 _INHERITED = "KORA_TRUST"  # read by datamodules/download.py too
 
-#: Of Lightning, by module: what only watches or chooses, and takes plain values.
+#: Lightning's classes, by module, that only watch or choose, and take plain values.
 _LIGHTNING = {
     "lightning.pytorch.callbacks": (
         "DeviceStatsMonitor", "EarlyStopping", "GradientAccumulationScheduler",
         "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "RichModelSummary",
         "RichProgressBar", "TQDMProgressBar", "Timer",
     ),
-    # Not WandbLogger, which takes an address that the user's key is then sent to.
+    # Not WandbLogger: it takes an address, and would send the user's key there.
     "lightning.pytorch.loggers": ("CSVLogger", "TensorBoardLogger"),
     "lightning.pytorch.strategies": ("DDPStrategy", "SingleDeviceStrategy"),
 }  # fmt: skip
@@ -57,7 +57,7 @@ _LIGHTNING = {
 
 @cache
 def known_classes() -> frozenset[str]:
-    """Import paths of the classes that any file may name: where each is offered and defined."""
+    """Import paths of the classes that any file may name: public path and place of definition."""
     found: list[tuple[str, Any]] = []
     for module_name, bases in OURS.items():
         module = import_module(module_name)
@@ -76,7 +76,7 @@ def known_classes() -> frozenset[str]:
     for module_name, names in _LIGHTNING.items():
         module = import_module(module_name)
         found += [(f"{module_name}.{name}", getattr(module, name)) for name in names]
-    # How a config that names no optimiser is written into the folder of its run.
+    # The config in a run folder names this if its user named no optimiser.
     found.append(("kora.tasks.base._adamw", import_module("kora.tasks.base")._adamw))
     defined = {f"{kind.__module__}.{kind.__qualname__}" for _, kind in found}
     return frozenset(defined | {path for path, _ in found} | MOVED.keys())
@@ -84,7 +84,7 @@ def known_classes() -> frozenset[str]:
 
 @contextmanager
 def only_known_classes(trust: Sequence[str] = ()) -> Iterator[None]:
-    """Within, what jsonargparse parses names `known_classes` and those of modules in `trust`."""
+    """Within, jsonargparse accepts only `known_classes` and classes of modules in `trust`."""
     before = dict(parsing_settings)
     set_parsing_settings(
         import_path_denylist=["*"],
@@ -116,9 +116,9 @@ def build(kind: Callable[..., T], described: Any, *, origin: str, trust: Sequenc
 def build_arguments(
     kind: type, described: Mapping[str, Any], *, origin: str, skip: set[str]
 ) -> dict[str, Any]:
-    """Some arguments of a class as a file describes them, with the objects among them built.
+    """The arguments of a class that a file describes, with the objects among them built.
 
-    `origin` is the file, for messages. It does not describe the arguments in `skip`.
+    `origin` is the file, for messages. Arguments in `skip` are not described there.
 
     Raises:
         ValueError: As `build`.
@@ -141,10 +141,10 @@ def _instantiated(parser: ArgumentParser, described: Any, origin: str, trust: Se
 
 @contextmanager
 def policy_for(args: Sequence[str]) -> Iterator[None]:
-    """What the files of a command may name, while it runs, in the processes that it starts too.
+    """Limit the classes that the files of a command may name, also in its child processes.
 
-    A command that reads a run takes known classes alone. One that trains is free, unless a config
-    of it lies in a run folder.
+    A command that reads a run accepts only known classes. One that trains accepts all, unless one
+    of its configs is in a run folder.
     """
     inherited = os.environ.get(_INHERITED)
     trust = (inherited or "").split() + split_trust(args)[1]
@@ -163,7 +163,7 @@ def policy_for(args: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _closed(trust: Sequence[str]) -> Iterator[None]:
-    """Known classes alone, here and in the processes that are started within."""
+    """Within, only known classes are accepted, also in child processes."""
     before = os.environ.get(_INHERITED)
     os.environ[_INHERITED] = " ".join(trust)
     try:
@@ -178,9 +178,9 @@ def _closed(trust: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _until_a_run_is_read(close: Callable[[], object]) -> Iterator[None]:
-    """Within, the first file of a run that the parser reads closes the lists, by whatever way.
+    """Within, call `close` as soon as the parser reads a file of a run, however it got there.
 
-    An option of any class may name a file, a config another one (`config:`), and a link a run.
+    An option of any class can name a file, a config another one (`config:`), and a link a run.
     """
     read_text = ConfigPath.read_text
     is_open = True
@@ -210,7 +210,7 @@ def _reads_a_run(args: Sequence[str]) -> bool:
 
 
 def is_of_a_run(file: Path) -> bool:
-    """Whether a file lies in the folder of a run, itself or what it links to."""
+    """Whether a file, or the target of a link, is in a run folder."""
     places = {file.absolute().parent, file.resolve().parent}
     within = {above for place in places for above in place.parents}
     return any(map(is_run_folder, places)) or any(
@@ -219,13 +219,13 @@ def is_of_a_run(file: Path) -> bool:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a run, of whomever, has written here; a config in it is not the user's own."""
+    """Whether any run has written here; its configs do not count as the user's own."""
     parts = ("results.json", "checkpoints", "adapter", "splits.json", "metrics.csv")
     return any((folder / part).exists() for part in parts)
 
 
 def modules_to_trust(config: Any) -> list[str]:
-    """Modules of the classes in a config that a file may not name by itself, sorted."""
+    """Modules, sorted, of the classes in a config that are not among `known_classes`."""
     if isinstance(config, Mapping):
         path = config.get("class_path")
         found = {m for value in config.values() for m in modules_to_trust(value)}

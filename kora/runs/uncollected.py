@@ -1,4 +1,4 @@
-"""Imported first by the process whose forks are runs: nothing that it imports is garbage."""
+"""Turns garbage collection off in the fork server, which imports this module first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ gc.disable()
 
 
 def collect_again() -> None:
-    """In a fork: look for garbage, but not among what was imported."""
+    """In a fork: turn it on again, but leave out the objects of the imports."""
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""YAML files, read whole; what is wrong with one is said in a line that names it."""
+"""Read YAML files; every error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import yaml
 
 __all__ = ["LOADER", "not_utf8", "read_yaml"]
 
-#: Reads plain types alone; libyaml's, where PyYAML has it, takes a tenth of the time.
+#: Reads only plain types. libyaml's loader, if PyYAML has it, takes a tenth of the time.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-#: Nodes of a file, each alias counted as what it stands for: so many are a mistake, or an attack.
+#: Largest number of nodes, with aliases expanded: more are a mistake, or an attack.
 _MOST_NODES = 100_000
 
 
@@ -20,8 +20,8 @@ def read_yaml(path: str | Path) -> Any:
     """The content of a file.
 
     Raises:
-        ValueError: It cannot be read, is not UTF-8 or no YAML, says something twice, or grows
-            beyond measure by its aliases.
+        ValueError: It cannot be read, is not UTF-8 or not YAML, repeats a key, or has too many
+            values once its aliases are expanded.
     """
     try:
         loader = LOADER(Path(path).read_text(encoding="utf-8"))
@@ -38,16 +38,16 @@ def read_yaml(path: str | Path) -> Any:
     if twice:
         raise ValueError(f"{path}: {twice[0]}, and only one would count. Leave one out.")
     raise ValueError(
-        f"{path}: holds more than {_MOST_NODES} values where its aliases (*name) are written out. "
+        f"{path}: holds more than {_MOST_NODES} values once its aliases (*name) are expanded. "
         "Write what they stand for, or leave them out."
     )
 
 
 def _count(node: yaml.Node, known: dict[int, int], twice: list[str]) -> int:
-    """Nodes below and with this one; adds to `twice` what a table says again."""
+    """Number of nodes, this one and those below; adds repeated keys of tables to `twice`."""
     if id(node) in known:
         return known[id(node)]
-    known[id(node)] = _MOST_NODES + 1  # an alias of what it lies in has no end
+    known[id(node)] = _MOST_NODES + 1  # an alias of a node that contains it never ends
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
@@ -56,7 +56,7 @@ def _count(node: yaml.Node, known: dict[int, int], twice: list[str]) -> int:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
                 first = lines[key.value]
-                twice.append(f"'{key.value}' stands in line {first} and again in line {line}")
+                twice.append(f"'{key.value}' is in line {first} and again in line {line}")
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
     known[id(node)] = 1 + sum(_count(part, known, twice) for part in parts)
@@ -64,5 +64,5 @@ def _count(node: yaml.Node, known: dict[int, int], twice: list[str]) -> int:
 
 
 def not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
-    """What to say of a file of text that is not UTF-8."""
+    """The message for a text file that is not UTF-8."""
     return f"{path}: is not UTF-8, from byte {error.start} on. Save it as UTF-8."

@@ -1,7 +1,7 @@
-"""What an adapter folder says beyond its strategy: task, head, preprocessing, source of weights.
+"""What an adapter folder records besides its strategy: task, head, preprocessing, weights' source.
 
-`kora/adapters/folder.py` writes strategy and backbone; with what stands here,
-`kora/tasks/load.py` builds the whole model again without the config of the run.
+`kora/adapters/folder.py` writes strategy and backbone; with the entries made here,
+`kora/tasks/load.py` rebuilds the whole model without the config of the run.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def preprocessing(backbone: Backbone, recipe: ImageRecipe) -> dict[str, Any]:
 def recipe_of(record: Mapping[str, Any]) -> ImageRecipe:
     """The recipe by which a run read its images, from the JSON of its adapter folder.
 
-    Folders of before there were steps say it as `loader`, if at all; transparency was dropped then.
+    Older folders have no steps, but `loader` or nothing; transparency was dropped then.
     """
     stated = record.get("preprocessing") or {}
     if "steps" not in stated:
@@ -97,7 +97,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 
 def _licence(backbone: Backbone) -> str | None:
-    """What timm says of the weights; nothing is known of a file of the user's."""
+    """The licence that timm names for its weights; None for a file of the user's."""
     if backbone.weights != "pretrained":
         return None
     named = backbone.model.pretrained_cfg.get("license")
@@ -105,6 +105,6 @@ def _licence(backbone: Backbone) -> str | None:
 
 
 def _hub(backbone: Backbone) -> str | None:
-    """Where on the hub timm has the weights from; nothing is known of a file of the user's."""
+    """The id on the hub from which timm loads its weights; None for a file of the user's."""
     named = backbone.model.pretrained_cfg.get("hf_hub_id")
     return str(named) if named and backbone.weights == "pretrained" else None

@@ -20,10 +20,10 @@ __all__ = ["Attached", "attach"]
 
 
 def attach(model: nn.Module, adapter: Strategy) -> Attached:
-    """Freeze a timm vision transformer, and hook a strategy in; it and the classifier train.
+    """Freeze a timm vision transformer and hook a strategy in; strategy and classifier train.
 
-    As with peft's `get_peft_model`, the model is changed in place, and what is returned takes and
-    gives what it took and gave: normalised pixels (B, 3, H, W), logits (B, K).
+    As with peft's `get_peft_model`, the model is changed in place. The result has the same input
+    and output as the model: normalised pixels (B, 3, H, W) and logits (B, K).
 
         model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=10)
         model = kora.attach(model, LoRA(rank=8))
@@ -33,14 +33,14 @@ def attach(model: nn.Module, adapter: Strategy) -> Attached:
         plain = model.merged()    # timm's own model again
 
     Raises:
-        ValueError: The model is none of timm's vision transformers as its name makes them, or its
+        ValueError: The model is not a vision transformer as timm builds it by its name, or its
             classifier does not read what the strategy adds.
     """
     return Attached(model, adapter)
 
 
 class Attached(nn.Module):
-    """What `attach` returns."""
+    """A timm model with a strategy hooked in; `attach` returns it."""
 
     def __init__(self, model: nn.Module, adapter: Strategy) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class Attached(nn.Module):
                 f"kora.attach: {adapter.label} gives the head more than the pooled vector, which "
                 "timm's classifier does not read. Use kora.tasks.ClassificationTask."
             )
-        self.backbone.sha256  # noqa: B018  (of the frozen weights, before any of them may train)
+        self.backbone.sha256  # noqa: B018  (hash the frozen weights before any of them may train)
         self.requires_grad_(False)
         for parameter in self.trainables().values():
             parameter.requires_grad_(True)
         self.train(model.training)
 
     def trainables(self) -> dict[str, nn.Parameter]:
-        """What trains, by name: `adapter.*` and `head.*`."""
+        """The trainable parameters by name: `adapter.*` and `head.*`."""
         mine = {f"adapter.{name}": parameter for name, parameter in self.adapter.trainable()}
         return mine | {f"head.{name}": p for name, p in self.head.named_parameters()}
 
@@ -91,7 +91,7 @@ class Attached(nn.Module):
 
         Raises:
             FileNotFoundError: It is no adapter folder.
-            ValueError: It is of another strategy, other frozen weights, or another head.
+            ValueError: It has another strategy, other frozen weights, or another head.
             RuntimeError: A file is damaged.
         """
         path = expand(folder)
@@ -109,7 +109,7 @@ class Attached(nn.Module):
         """timm's own model with the adapter folded into its weights, in eval mode.
 
         Raises:
-            ValueError: The strategy computes what no weights can.
+            ValueError: The strategy cannot be folded into weights.
         """
         classes = getattr(self.head, "out_features", 0)
         plain: Any = self.backbone.plain_model(classes)
@@ -119,7 +119,7 @@ class Attached(nn.Module):
         return plain.to(next(self.backbone.parameters()).device).eval()
 
     def _tensors(self) -> dict[str, Tensor]:
-        """As an adapter folder names them."""
+        """Tensors of adapter and head, named as in an adapter folder."""
         mine = {f"adapter.{name}": tensor for name, tensor in self.adapter.tensors().items()}
         head = self.head.state_dict(keep_vars=True)
         return mine | {f"head.linear.{name}": tensor for name, tensor in head.items()}

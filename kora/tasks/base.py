@@ -47,7 +47,7 @@ class AdapterTask(LightningModule):
     """A frozen backbone, a strategy and a head.
 
     Parameters exist only after `build`, which Lightning calls through `configure_model` once the
-    data module has told the number of outputs.
+    data module knows the number of outputs.
 
     Args:
         backbone: The frozen vision transformer.
@@ -59,8 +59,8 @@ class AdapterTask(LightningModule):
         adapter_from: Folder of an adapter to start from (its head is not taken).
         adapter_trainable: False freezes the adapter: only the head trains.
         compile: Compile the module with torch.compile.
-        feature_cache: Keep what the adapter reads of the frozen backbone from epoch to epoch: `on`,
-            `off`, or `auto`, where it can be and pays (docs/explanation/feature-cache.md).
+        feature_cache: Keep the frozen features that the adapter reads from epoch to epoch: `on`,
+            `off`, or `auto`: if possible and faster (docs/explanation/feature-cache.md).
         feature_cache_dtype: float32; float16 or bfloat16 take half the space, and round.
         feature_cache_folder: None is `$KORA_CACHE/features`, else `~/.cache/kora/features`.
 
@@ -111,14 +111,14 @@ class AdapterTask(LightningModule):
         #: Checkpoint that will be loaded, for an adapter that is built from other files.
         self.checkpoint: str | None = None
         self._looked_for_idle = False
-        #: Optimiser steps behind the weights of the checkpoint that was loaded last.
+        #: Optimiser steps that trained the weights of the checkpoint that was loaded last.
         self.loaded_step: int | None = None
-        #: Of each image that this process tested, in batches of columns (B,) with its `index`.
+        #: Outcomes of the images that this process tested: batches of columns (B,) with `index`.
         self.tested: list[dict[str, Tensor]] = []
 
     @property
     def label(self) -> str:
-        """Name of the method in folders and tables."""
+        """Name of the strategy in folders and tables."""
         return self.adapter.label
 
     def build_head(self) -> nn.Module:
@@ -128,7 +128,7 @@ class AdapterTask(LightningModule):
     # -- building ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Lightning's hook: build once, compile where asked."""
+        """Lightning's hook: build once, compile if asked."""
         refuse_sharding(self._trainer)
         if self.head is None:
             self.build()
@@ -136,7 +136,7 @@ class AdapterTask(LightningModule):
                 self.compile()
 
     def build(self) -> None:
-        """Attach the adapter, make the head, load a source adapter, and freeze all the rest."""
+        """Attach the adapter, make the head, load a source adapter, and freeze the rest."""
         assert self.head is None, "built twice"
         self.recall_missing()
         self.adapter.attach(self.backbone)
@@ -152,13 +152,13 @@ class AdapterTask(LightningModule):
         self.train(self.training)
 
     def recall_missing(self) -> None:
-        """What the adapter would read and is not there, the file that is loaded may hold."""
+        """If adapters that this one reads are missing, take them from the file that is loaded."""
         file = self.checkpoint or self.adapter_from
         recalled = [] if file is None else recall_adapter(file, self.adapter)
         if recalled:
             rank_zero_warn(
-                f"{self.adapter.label}: no adapter lies at {', '.join(recalled)}; those that "
-                f"{file} holds are used."
+                f"{self.adapter.label}: there is no adapter at {', '.join(recalled)}; those in "
+                f"{file} are used."
             )
 
     def trainables(self) -> dict[str, nn.Parameter]:
@@ -170,7 +170,7 @@ class AdapterTask(LightningModule):
         return named | {f"head.{name}": parameter for name, parameter in of_head}
 
     def train(self, mode: bool = True) -> AdapterTask:
-        """A frozen adapter stays in eval mode, and a backbone that it had thawed with it."""
+        """Set the mode; a frozen adapter, and a backbone that it thawed, stay in eval mode."""
         super().train(mode)
         if not self.adapter_trainable:
             self.adapter.train(False)
@@ -178,28 +178,28 @@ class AdapterTask(LightningModule):
         return self
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Tensor | Inputs:
-        """What `forward` takes of a batch: its images, or what was kept of their pass."""
+        """What `forward` takes from a batch: its images, or their cached features."""
         return self.feature_cache.unpack(batch[KEPT]) if KEPT in batch else batch["image"]
 
     def cached_splits(self) -> tuple[str, ...]:
-        """The splits whose images a fit needs for nothing but `inputs`; a task says so itself."""
+        """The splits whose images a fit reads only through `inputs`; a task overrides this."""
         return ()
 
     def features(self, images: Tensor | Inputs) -> Features:
-        """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W), or of what was kept."""
+        """Adapted features of uint8 (or [0, 1]) images (B, 3, H, W), or of cached features."""
         if isinstance(images, Tensor):
             features: Features = self.adapter(self.backbone, images)
             return features
         return self.adapter.frozen_pass().features(images)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
-        """What the head says of (B, 3, H, W) images, or of what was kept of them."""
+        """The head's output for images (B, 3, H, W), or for their cached features."""
         assert self.head is not None, "build() comes first"
         output: Tensor = self.head(self.features(images))
         return output
 
     def with_penalty(self, loss: Tensor) -> Tensor:
-        """What to minimise: the loss, and the strategy's regulariser, logged as `train/penalty`."""
+        """The loss to minimise, with the strategy's regulariser, logged as `train/penalty`."""
         penalty = self.adapter.penalty() if self.adapter_trainable else None
         if penalty is None:
             return loss
@@ -207,10 +207,10 @@ class AdapterTask(LightningModule):
         return loss + penalty
 
     def on_after_backward(self) -> None:
-        """After the first step: say what of the trainables does not influence the loss at all.
+        """After the first step, report trainable tensors that do not influence the loss.
 
         Raises:
-            ValueError: Where data-parallel training does not allow that.
+            ValueError: If data-parallel training does not allow them.
         """
         if self._looked_for_idle:
             return
@@ -254,7 +254,7 @@ class AdapterTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Those of every task, but for those that the trainer has."""
+        """The callbacks of every task, except those that the trainer has already."""
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in TASK_CALLBACKS if kind not in there]
 
@@ -289,7 +289,7 @@ class AdapterTask(LightningModule):
                 tensor.copy_(state_dict[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the frozen weights, which the file does not hold."""
+        """Record the hash of the frozen weights, which the file does not hold."""
         checkpoint["kora"] = {
             "kora_version": __version__,
             "backbone": self.backbone.name,
@@ -301,7 +301,7 @@ class AdapterTask(LightningModule):
         }
 
     def source_record(self) -> dict[str, Any] | None:
-        """Of the adapter that this started from, what a record names; None without one."""
+        """The adapter that this one started from, for records; None without one."""
         if self.source is None:
             return None
         return {key: self.source.get(key) for key in ("folder", "experiment", "adapter")}
@@ -319,21 +319,20 @@ class AdapterTask(LightningModule):
             raise ValueError(
                 f"{name} belongs to the backbone '{record['backbone']}' with weights "
                 f"{record['sha256'][:12]}; this run has '{self.backbone.name}' with "
-                f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml beside the "
-                "checkpoint."
+                f"{self.backbone.sha256[:12]}. Set model.backbone as in the config.yaml of its run."
             )
         theirs = record.get("normalisation", {})  # not in the first checkpoints
         if theirs != self.backbone.normalisation:
             raise ValueError(
                 f"{name} belongs to images normalised with {theirs or _OWN}; this run has "
                 f"{self.backbone.normalisation or _OWN}. Set "
-                "model.backbone.mean and std as in the config.yaml beside the checkpoint."
+                "model.backbone.mean and std as in the config.yaml of its run."
             )
         self.loaded_step = checkpoint.get("global_step")
-        if self.source is None:  # a resume reads no source: what came of it is in the checkpoint
+        if self.source is None:  # a resume reads no source: its result is in the checkpoint
             self.source = record.get("source")
 
     def _checkpoint_name(self) -> str:
-        """What to call the file that is being loaded, in an error."""
+        """Name of the file that is being loaded, for errors."""
         path = None if self._trainer is None else self._trainer.ckpt_path
         return "The checkpoint" if path is None else f"Checkpoint {path}"

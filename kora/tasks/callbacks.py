@@ -1,4 +1,4 @@
-"""The callbacks that every task brings along: they change nothing but the time."""
+"""The callbacks of every task, which save time and change no result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
 
 
 class KeptInputs(Callback):
-    """Lets kept inputs stand in for the images of a fit or test, and gives the images back.
+    """Replaces the images of a fit or test by cached features, and restores them afterwards.
 
-    Another task may read the same data next, and its loops would take these inputs for its own.
+    Another task may read the same data next, and would take these features for its own.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -38,37 +38,37 @@ class KeptInputs(Callback):
         pl_module.feature_cache.begin(pl_module, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        """Give the images back."""
+        """Restore the images."""
         pl_module.feature_cache.end(trainer)
 
     on_exception: Any = on_fit_end
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Open the table of the test images, before loaders begin, where there is one."""
+        """Open the table of the test images, if there is one, before data loaders start."""
         if stage == "test" and pl_module.head is not None:
             pl_module.feature_cache.begin_test(pl_module, trainer)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Give the images of the test back."""
+        """Restore the images of the test."""
         if stage == "test":
             pl_module.feature_cache.end(trainer)
 
 
 def are_flushed() -> bool:
-    """Whether this thread takes such numbers for zero."""
+    """Whether this thread flushes denormal numbers to zero."""
     return (torch.tensor([2e-38]) / 4).item() == 0
 
 
 @contextmanager
 def flushed(device: torch.device) -> Iterator[None]:
-    """They are zero within, for computations on a CPU and in this thread, and as before behind it.
+    """Flush denormal numbers to zero within this block, on a CPU and in this thread.
 
-    Where the processor cannot do it, nothing changes.
+    If the processor cannot do it, nothing changes.
     """
     before = are_flushed()
     if device.type == "cpu":
         for kind in (np.float32, np.float64):
-            np.finfo(kind)  # asks for the smallest number once, and warns if that is zero
+            np.finfo(kind)  # computes the smallest number once, and warns if it is zero
         torch.set_flush_denormal(True)
     try:
         yield
@@ -77,36 +77,36 @@ def flushed(device: torch.device) -> Iterator[None]:
 
 
 class FlushedDenormals(Callback):
-    """For the time of a fit; outside of it all is as it was, as others may ask for the smallest."""
+    """Flushes denormal numbers to zero during a fit only; other code may need them."""
 
     def __init__(self) -> None:
         self._within = ExitStack()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin."""
+        """Turn it on."""
         self._within.enter_context(flushed(trainer.strategy.root_device))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        """Leave it as it was, also where a test or a prediction fails."""
+        """Restore the setting, also if a test or a prediction fails."""
         self._within.close()
 
     on_exception: Any = on_fit_end
 
 
 _PRECISIONS = ("bf16-mixed", "bf16-true")
-_SLOWER = 1.5  # times as long, before it is worth a word
-_FAR_SLOWER = 10.0  # before it is refused
+_SLOWER = 1.5  # times as long; above it, a line is printed
+_FAR_SLOWER = 10.0  # times as long; above it, the run is refused
 _TOKENS, _WIDTH, _HIDDEN, _ROUNDS = 256, 384, 768, 3  # about a hundredth of a second in all
 
 
 class SlowBfloat16(Callback):
-    """Measures one product in both types before work in 16 bits on a CPU."""
+    """Times a product in 16 and in 32 bits before a run in 16 bits on a CPU."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse float16 where it is emulated.
+        """Refuse float16 if it is emulated.
 
         Raises:
-            ValueError: It is.
+            ValueError: It is emulated.
         """
         if trainer.strategy.root_device.type != "cpu" or trainer.precision != "16-true":
             return
@@ -118,7 +118,7 @@ class SlowBfloat16(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say how much slower bfloat16 is, where it is."""
+        """Say how much slower bfloat16 is, if it is."""
         if trainer.strategy.root_device.type != "cpu" or trainer.precision not in _PRECISIONS:
             return
         ratio = time_over_float32(torch.bfloat16)

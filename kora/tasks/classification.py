@@ -34,8 +34,8 @@ _MAY_BE_LEFT_OUT = ("weighted_f1", "macro_f1", "top5_accuracy")
 class ClassificationTask(AdapterTask):
     """Cross-entropy on the head's logits; accuracy, top-5, weighted and macro F1, loss.
 
-    `train/accuracy` is that of the training batches as they came, each before its step, with its
-    augmentation and dropout. It is logged with each validation, or else with the epoch.
+    `train/accuracy` is measured on the training batches, each before its step, with augmentation
+    and dropout. It is logged with each validation, or without one at the end of the epoch.
 
     Batches are dicts with `image` (B, 3, H, W) and `label` (B,); `index` (B,) names the images in
     predictions. Options besides these are those of `AdapterTask`.
@@ -43,19 +43,19 @@ class ClassificationTask(AdapterTask):
     Args:
         backbone: The frozen vision transformer.
         adapter: The strategy; None is a linear probe.
-        num_classes: K; None asks the data module.
+        num_classes: K; None takes it from the data module.
         label_smoothing: In [0, 1), for the training loss only.
-        head_init: How the head starts: `default` as nn.Linear, at random, or at `zero`, which pays
-            where steps are few or small.
-        head_dropout: Probability with which what the head reads is dropped in training.
-        head_layers: What of earlier layers the head reads beside the pooled vector, with any
-            strategy; None: nothing, or what the strategy names (MultiLayerProbe).
+        head_init: Initial weights of the head: `default` (random, as nn.Linear), or `zero`, which
+            is better for few or small steps.
+        head_dropout: Dropout probability on the input of the head.
+        head_layers: Earlier layers that the head reads besides the pooled vector, with any
+            strategy; None: none, or those that the strategy names (MultiLayerProbe).
         leave_out: Metrics that are not measured, of `weighted_f1`, `macro_f1` and `top5_accuracy`:
-            those that a split cannot bear, such as F1 on a single class.
+            those that a split cannot support, such as F1 on a single class.
 
     Raises:
-        ValueError: If layers are named both here and by the strategy, if neither an argument nor
-            the data module tells the number of classes, or a label lies outside of it.
+        ValueError: If layers are named both here and by the strategy, if the number of classes is
+            given neither here nor by the data module, or if a label is out of range.
     """
 
     monitor = ("val/accuracy", "max")
@@ -102,21 +102,21 @@ class ClassificationTask(AdapterTask):
         self.test_loss = MeanMetric()
         self.test_confusion: Metric
         self.train_accuracy = TrainAccuracy()
-        #: Where the last block computes no more than the head reads.
+        #: Set if the last block computes only what the head reads.
         self.last_block: LastBlock | None = None
 
     @property
     def label(self) -> str:
-        """That of the strategy, with `-layers` where the head reads earlier layers as well."""
+        """The label of the strategy, with `-layers` if `head_layers` is given."""
         return f"{self.adapter.label}{'-layers' * (self.head_layers is not None)}"
 
     @property
     def read_layers(self) -> LayerSummaries | None:
-        """What of earlier layers the head reads, by the task's own option or the strategy's."""
+        """The earlier layers that the head reads, by the task's own option or the strategy's."""
         return self.adapter.head_layers if self.head_layers is None else self.head_layers
 
     def build(self) -> None:
-        """Also leave out of the last block what neither head nor adapter reads."""
+        """Build; the last block then skips what neither head nor adapter reads."""
         self.adapter.num_outputs = self._known_classes()
         super().build()
         layers = self.read_layers
@@ -127,10 +127,10 @@ class ClassificationTask(AdapterTask):
             self.last_block = LastBlock(self.backbone)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
-        """Logits (B, K) of (B, 3, H, W) images, or of what was kept of them."""
+        """Logits (B, K) of images (B, 3, H, W), or of their cached features."""
         if self.last_block is None or self.backbone.model.grad_checkpointing:
             return super().forward(images)
-        self.last_block.active = True  # no compiler knows how to enter a `with` of ours
+        self.last_block.active = True  # torch.compile cannot enter a `with` of ours
         try:
             return super().forward(images)
         finally:
@@ -143,7 +143,7 @@ class ClassificationTask(AdapterTask):
             self.head_layers.install(self.backbone)
         layers, extra = self.read_layers, self.adapter.extra_channels
         if extra is not None and self.adapter_from:
-            # What was trained elsewhere is no zero, and says nothing of these classes yet.
+            # An adapter trained elsewhere does not send zero, and knows nothing of these classes.
             extra = extra._replace(init="zero")
         head = LinearHead(
             self.backbone,
@@ -160,10 +160,10 @@ class ClassificationTask(AdapterTask):
         return head
 
     def _known_classes(self) -> int:
-        """K, by the argument or the data module.
+        """K, from the argument or the data module.
 
         Raises:
-            ValueError: Neither tells.
+            ValueError: Neither has it.
         """
         if self.num_classes is None:
             datamodule = getattr(self._trainer, "datamodule", None)
@@ -176,14 +176,14 @@ class ClassificationTask(AdapterTask):
         return self.num_classes
 
     def cached_splits(self) -> tuple[str, ...]:
-        """Both: the steps read `inputs`, labels and index."""
+        """Training and validation: their steps read `inputs`, labels and index."""
         return ("train", "val")
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Look at the labels while they are on the CPU: on a GPU, a look would stall its stream."""
-        if device.type != "cpu":  # where they stay, the step looks
+        """Check the labels while they are on the CPU: on a GPU, a check would stall its stream."""
+        if device.type != "cpu":  # if they stay on the CPU, the step checks them
             self._check_labels(batch)
         moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return moved
@@ -199,7 +199,7 @@ class ClassificationTask(AdapterTask):
         return self.with_penalty(loss)
 
     def _of_all_processes(self, loss: Tensor, right: Tensor, images: int) -> Tensor:
-        """The mean loss, while the right answers are counted: one exchange for all of them."""
+        """The mean loss of all processes; the same exchange counts the right answers."""
         counts = torch.stack([right, torch.full_like(right, images)])
         if self._trainer is not None and self._trainer.world_size > 1:
             shared = torch.cat([loss.float()[None], counts.float()])
@@ -214,11 +214,11 @@ class ClassificationTask(AdapterTask):
         self.train_accuracy.on_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count them."""
+        """Count the batches whose step is done."""
         self.train_accuracy.on_batch_end()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of training beside that of validation."""
+        """Log the training accuracy with that of validation."""
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
         value = self.train_accuracy.read()
@@ -226,10 +226,10 @@ class ClassificationTask(AdapterTask):
             self.log("train/accuracy", value, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
-        """Log it where no validation came after the last step.
+        """Log the training accuracy if no validation came after the last step.
 
-        Past Lightning's own log, which comes after the checkpoint of the epoch: a run that goes on
-        from there would lack the row.
+        Not by Lightning's own log, which comes after the checkpoint of the epoch: a run that
+        resumes from it would lack the row.
         """
         value = self.train_accuracy.read()
         if value is None:
@@ -239,12 +239,12 @@ class ClassificationTask(AdapterTask):
             logger.log_metrics(row, step=self.trainer.global_step - 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also what was counted since the last validation."""
+        """Add what was counted since the last validation."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["kora"]["train_accuracy"] = self.train_accuracy.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting from there, in training."""
+        """Continue to count from there, in training."""
         super().on_load_checkpoint(checkpoint)
         self.train_accuracy.load(checkpoint["kora"].get("train_accuracy", (0, 0)))
 
@@ -268,7 +268,7 @@ class ClassificationTask(AdapterTask):
         return {key: value.cpu() for key, value in result.items()}
 
     def on_test_start(self) -> None:
-        """Start the confusion matrix anew; Lightning resets only metrics that are logged."""
+        """Reset the confusion matrix; Lightning resets only metrics that are logged."""
         self.test_confusion.reset()
         self.tested = []
 
@@ -287,12 +287,12 @@ class ClassificationTask(AdapterTask):
 
     def _check_labels(self, batch: Batch) -> None:
         labels = batch.get("label")
-        if labels is None or labels.device.type != "cpu":  # looked at before it was moved
+        if labels is None or labels.device.type != "cpu":  # checked before it was moved
             return
         assert self.num_classes is not None
         if not labels.numel():
             return
-        lowest, highest = labels.aminmax()  # one pass, as every batch is looked at
+        lowest, highest = labels.aminmax()  # one pass, as every batch is checked
         if lowest < 0 or highest >= self.num_classes:
             place = int(torch.nonzero((labels < 0) | (labels >= self.num_classes))[0])
             sample = f" (sample {int(batch['index'][place])})" if "index" in batch else ""

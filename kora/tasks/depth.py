@@ -27,8 +27,8 @@ class DepthTask(AdapterTask):
     """A dense head trained on measured pixels, evaluated on a stated protocol.
 
     Batches are dicts with `image` (B, 3, H, W) and `depth_m` (B, H, W), float32 metres, 0 where
-    nothing was measured; `index` (B,) names the images. Beside the model, the test scores what two
-    constants say: the mean training depth everywhere (`mean_depth`) and at each pixel (`mean_map`).
+    nothing was measured; `index` (B,) names the images. The test also scores two constants: the
+    mean training depth everywhere (`mean_depth`) and at each pixel (`mean_map`).
     Options besides these are those of `AdapterTask`.
 
     Args:
@@ -39,7 +39,7 @@ class DepthTask(AdapterTask):
         protocol: How the evaluation counts: `eigen`, `full`, or each field of a DepthProtocol.
 
     Raises:
-        ValueError: For batches without depth, or a protocol of another split than the data's.
+        ValueError: For batches without depth, or a protocol for another split than the data's.
     """
 
     monitor = ("val/rmse_m", "min")
@@ -59,7 +59,7 @@ class DepthTask(AdapterTask):
             protocol = DepthProtocol.read(protocol)
         self.protocol = protocol
         self.loss = SILogLoss() if loss is None else loss
-        # In a list, so that it is not a module of this one before `build` gives it its place.
+        # In a list, so that it is not a submodule before `build` makes it one.
         self._head_to_build: list[DepthHead] = [LinearDepth() if head is None else head]
         self.val_metrics = DepthMetrics(protocol)
         self.test_metrics = DepthMetrics(protocol)
@@ -70,7 +70,7 @@ class DepthTask(AdapterTask):
         self._mean_map: Tensor | None = None  # (H, W), metres
 
     def build_head(self) -> nn.Module:
-        """The head, sized for the backbone, which from now on returns the levels that it reads."""
+        """The head, sized for the backbone, which then returns the levels that the head reads."""
         if self.adapter.head_layers is not None:
             raise ValueError(
                 f"{self.adapter.label} is for classifiers: for depth, use LinearProbe. The heads "
@@ -118,11 +118,11 @@ class DepthTask(AdapterTask):
             self._constant(kind).update(constant.expand(len(truth), -1, -1), truth, index)
 
     def cached_splits(self) -> tuple[str, ...]:
-        """Mirrored images, too, are fed to the model where `flip_tta` asks."""
+        """Training, and validation unless `flip_tta` feeds mirrored images to the model."""
         return ("train",) if self.protocol.flip_tta else ("train", "val")
 
     def flipped_mean(self, images: Tensor | Inputs) -> Tensor:
-        """Prediction (B, h, w), averaged with that of the mirrored image where `flip_tta` asks."""
+        """Prediction (B, h, w), averaged with that of the mirrored image if `flip_tta` is set."""
         predicted: Tensor = self(images).float()
         if self.protocol.flip_tta:
             assert isinstance(images, Tensor), "cached_splits leaves this one out"
@@ -150,12 +150,12 @@ class DepthTask(AdapterTask):
     # -- epochs --------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Score the constants too where the validation stands alone."""
+        """Score the constants as well in the command `validate`."""
         if self.trainer.state.fn == "validate":
             self._prepare_constants()
 
     def on_test_start(self) -> None:
-        """Score the constants beside the model."""
+        """Score the constants as well as the model."""
         self._prepare_constants()
 
     def on_validation_epoch_end(self) -> None:
@@ -164,13 +164,13 @@ class DepthTask(AdapterTask):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test set, and keep those of each image."""
-        self.tested = [self.test_metrics.per_image()]  # of all processes; the metrics forget it
+        self.tested = [self.test_metrics.per_image()]  # of all processes; `_log` resets it
         self._log(self.test_metrics, "test")
 
     def _log(self, metrics: DepthMetrics, stage: str) -> None:
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
         for name, value in values.items():
-            # The same on every process; told to Lightning, which would warn otherwise.
+            # Equal on every process; without sync_dist, Lightning would warn.
             self.log(name, value.float(), sync_dist=True, prog_bar=name == self.monitor[0])
         self.log(f"{stage}/skipped_images", float(metrics.skipped), sync_dist=True)
         metrics.reset()
@@ -190,7 +190,7 @@ class DepthTask(AdapterTask):
         """The protocol, with the name of the evaluated split.
 
         Raises:
-            ValueError: If the protocol is held to another one.
+            ValueError: If the protocol is for another split.
         """
         if split != "val" and self.protocol.split not in (None, split):
             raise ValueError(
@@ -202,12 +202,12 @@ class DepthTask(AdapterTask):
     # -- checkpoints ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the head as well: its range and bins are settings that no tensor shows."""
+        """Record the head as well: its range and bins are settings that no tensor shows."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["kora"]["head"] = describe(self.head)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another head, also where its tensors would fit."""
+        """Refuse a checkpoint of another head, even if its tensors would fit."""
         super().on_load_checkpoint(checkpoint)
         theirs, ours = checkpoint["kora"].get("head"), describe(self.head)
         if theirs is not None and theirs != ours:
@@ -217,7 +217,7 @@ class DepthTask(AdapterTask):
             )
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """What the two constants score; call it on every process."""
+        """The scores of the two constants; call it on every process."""
         if self._mean_map is None:
             return {}
         return {

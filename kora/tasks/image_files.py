@@ -1,4 +1,4 @@
-"""A folder of images, read one by one in loader processes; what cannot be read comes along too.
+"""A folder of images, read by the workers of a data loader; unreadable files become errors.
 
 Shapes: H and W pixels of an image, h and w those at which the backbone runs.
 """
@@ -60,7 +60,7 @@ class ImageFiles(Dataset[dict[str, Any]]):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
-    """Those that could be read as one batch, the others by their errors."""
+    """One batch of the images that could be read, with the errors of the others."""
     read = [item for item in items if "image" in item]
     images = torch.stack([item["image"] for item in read]) if read else torch.empty(0)
     return Batch(
@@ -72,12 +72,12 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
 
 
 def image_files(folder: Path) -> tuple[list[Path], int]:
-    """Images below a folder, sorted, and how many other files lie there; hidden ones do not count.
+    """Images below a folder, sorted, and the number of other files; hidden ones do not count.
 
-    A file is taken as the one image that is meant, whatever its name.
+    A path to a file is taken as one image, whatever its name.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If the path does not exist.
         ValueError: If no image is in it.
     """
     if folder.exists() and not folder.is_dir():

@@ -49,21 +49,21 @@ __all__ = [
 
 
 class Choice(NamedTuple):
-    """A class that the model considers, and how probable it is."""
+    """A class, and how probable the model finds it."""
 
-    name: str  # its number where the data had no names
+    name: str  # its number if the data had no names
     probability: float
     label: int
 
 
 class Prediction(NamedTuple):
-    """The most probable class of one picture, and those behind it."""
+    """The most probable class of one picture, and the next ones."""
 
-    name: str  # its number where the data had no names
+    name: str  # its number if the data had no names
     probability: float
     label: int
     top: tuple[Choice, ...]  # as many as were asked for, the most probable first
-    source: str = ""  # the file, where the picture was one
+    source: str = ""  # the file, if the picture was one
 
 
 #: A picture as `predict` takes it: see `ImageRecipe`.
@@ -84,12 +84,12 @@ class AdaptedModel(nn.Module):
         self.task = task.requires_grad_(False)
         self.record = dict(record)
         self.folder = folder
-        #: From a picture to the image that the run trained on.
+        #: Prepares a picture as the run prepared its images.
         try:
             self.recipe = recipe_of(record)
         except (ValueError, TypeError, LookupError) as error:
             raise ValueError(
-                f"{folder / ADAPTER_CONFIG}: its preprocessing is none that this version knows "
+                f"{folder / ADAPTER_CONFIG}: this version does not know its preprocessing "
                 f"({error!r})."
             ) from error
         self.class_names: list[str] = list(record.get("class_names") or ())
@@ -107,7 +107,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """What sits on the features."""
+        """The head on the features."""
         assert self.task.head is not None
         return self.task.head
 
@@ -118,15 +118,15 @@ class AdaptedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), or depth in metres (B, H, W), of uint8 images (B, 3, H, W), any size.
 
-        Images of another size than those of the training are first fitted by `recipe`, as a photo
-        with these pixels would be, so `model(images)` and `predict` agree. Depth is at the
-        size of the images, without what the recipe cuts off.
+        Images of another size than in training are first fitted by `recipe`, like a photo with
+        these pixels, so `model(images)` and `predict` agree. Depth is at the size of the images,
+        without what the recipe cuts off.
 
         Raises:
             ValueError: For images of another type, range or shape.
@@ -166,7 +166,7 @@ class AdaptedModel(nn.Module):
             batch_size: Pictures that pass through the model at once.
 
         Raises:
-            ValueError: If the model is none of classes, or a folder holds no image.
+            ValueError: If the model predicts no classes, or a folder holds no image.
             UnreadableImageError: If a picture cannot be read.
         """
         if isinstance(self.task, DepthTask):
@@ -189,7 +189,7 @@ class AdaptedModel(nn.Module):
         return found[0] if single else found
 
     def prepare(self, picture: Picture) -> Tensor:
-        """A picture as the backbone runs on it: (1, 3, h, w) in [0, 1], before the normalisation.
+        """A picture as the backbone reads it: (1, 3, h, w) in [0, 1], before the normalisation.
 
         Raises:
             UnreadableImageError: If it cannot be read.
@@ -199,7 +199,7 @@ class AdaptedModel(nn.Module):
 
     @torch.inference_mode()
     def ranked(self, inputs: Tensor, top_k: int) -> list[tuple[Choice, ...]]:
-        """The most probable classes of each of these inputs, which `prepare` gave."""
+        """The most probable classes of each input that `prepare` gave."""
         best = self.task(inputs.to(self.device)).float().softmax(dim=-1)
         best = best.topk(min(top_k, best.shape[-1]), dim=-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -209,12 +209,12 @@ class AdaptedModel(nn.Module):
         ]
 
     def name_of(self, label: int) -> str:
-        """Name of a class, or its number where the data had no names."""
+        """Name of a class, or its number if the data had no names."""
         return self.class_names[label] if self.class_names else str(label)
 
 
 def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
-    """A list of pictures, and whether one was meant."""
+    """A list of pictures, and whether it stands for a single one."""
     if isinstance(pictures, (str, os.PathLike)):
         path = expand(os.fspath(pictures))
         return (image_files(path)[0], False) if path.is_dir() else ([path], True)
@@ -236,10 +236,10 @@ def load_adapter(
 
     Args:
         path: A run's folder, the folder `adapter` in it, or `hf://OWNER/NAME`.
-        weights: Where the backbone's weights are by now, as in `Backbone`; None: where the run took
-            them from. They have to be the same weights.
+        weights: Where the backbone's weights are now, as in `Backbone`; None: where the run took
+            them from. They must be the same weights.
         device: Where to put the model.
-        trust: Modules of your own whose classes the folder may name, beside those of KoRA.
+        trust: Modules of your own whose classes the folder may name, besides those of KoRA.
 
     Raises:
         FileNotFoundError: If there is no adapter folder, or no file of weights.
@@ -270,7 +270,7 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     full = isinstance(adapter, FullFineTune)
     backbone = _backbone(record, weights or ("random" if full else None), str(folder))
     if full:
-        # It has every weight of its own: what they started from need not be there any more.
+        # It holds every weight itself: the weights that it started from are not needed.
         backbone.__dict__["sha256"] = record["backbone"]["sha256"]
     elif backbone.sha256 != record["backbone"]["sha256"]:
         raise ValueError(_other_weights(record, backbone, folder))
@@ -307,7 +307,7 @@ def load_backbone(
 
 
 def named_device(name: str) -> torch.device:
-    """The device of an option --device; `auto` is the GPU where there is one.
+    """The device of the option --device; `auto` is the GPU if there is one.
 
     Raises:
         ValueError: It cannot be used here.
@@ -323,7 +323,7 @@ def named_device(name: str) -> torch.device:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder that a path means: itself, that of a run, or one of the hub."""
+    """The adapter folder of a path: the path itself, that of a run, or one from the hub."""
     if is_on_hub(path):
         return downloaded(path)
     folder = expand(path)
@@ -332,7 +332,7 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def run_of(folder: Path) -> Path:
-    """The folder of a run, also where the folder `adapter` in it was named."""
+    """The folder of a run, also if the folder `adapter` in it was named."""
     return folder.parent if folder.name == "adapter" else folder
 
 
@@ -346,7 +346,7 @@ def _check_sizes(
     tensors: Mapping[str, Tensor],
     folder: Path,
 ) -> None:
-    """Refuse a folder whose record asks for other sizes than its tensors have, without memory."""
+    """Refuse a folder whose record and tensors differ in size, before memory is allocated."""
     origin = str(folder / ADAPTER_CONFIG)
     with torch.device("meta"):
         twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
@@ -376,8 +376,8 @@ def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Ba
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{folder} belongs to weights of '{known['name']}' in {source}, and no such file is "
-            f"here: name where it lies now (weights=, or --weights). SHA-256 of the weights: "
+            f"{folder} belongs to weights of '{known['name']}' in {source}, and there is no such "
+            f"file here: give its path (weights=, or --weights). SHA-256 of the weights: "
             f"{known['sha256'][:12]}."
         ) from error
     except (ValueError, TypeError, LookupError) as error:
@@ -406,16 +406,16 @@ def _task(
     origin: str,
 ) -> AdapterTask:
     described = record.get("task")
-    if described is None and set(head) == {"linear.weight", "linear.bias"}:  # of earlier versions
+    if described is None and set(head) == {"linear.weight", "linear.bias"}:  # by earlier versions
         described = {
             "class_path": "kora.tasks.ClassificationTask",
             "init_args": {"num_classes": head["linear.bias"].numel()},
         }
     if described is None:
         raise ValueError(
-            f"{origin} does not say which task and head it is of: it was written by kora "
+            f"{origin} does not record its task and head: it was written by kora "
             f"{record.get('kora_version')}, or by a task of your own. Use its checkpoint with the "
-            "config.yaml beside it."
+            "config.yaml of its run."
         )
     if not (isinstance(described, Mapping) and isinstance(described.get("init_args"), Mapping)):
         raise ValueError(f"{origin}: task is {described!r:.80}, expected class_path and init_args.")

@@ -1,7 +1,7 @@
-"""An adapter folded into the weights while a model is only looked at: it then costs nothing.
+"""Fold an adapter into the weights during evaluation, where it then costs nothing.
 
-The wrapped layers are taken out of the backbone and plain ones put in their place; afterwards the
-same wrapped layers stand there again. No tensor of the model is written to.
+Plain layers replace the wrapped layers of the backbone, which are put back afterwards. No tensor
+of the model is written to.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Merged:
         self._taken: dict[str, nn.Module] = {}
         for path, layer in _plain_layers(backbone, adapter).items():
             taken = self._taken[path] = self._model.get_submodule(path)
-            layer._forward_pre_hooks = taken._forward_pre_hooks  # who reads its input still does
+            layer._forward_pre_hooks = taken._forward_pre_hooks  # keep hooks on its input
             self._put(path, layer)
 
     @property
     def layers(self) -> int:
-        """How many layers are plain now; 0 where the adapter cannot be folded in exactly."""
+        """How many layers are plain now; 0 if the adapter cannot be folded in exactly."""
         return len(self._taken)
 
     def undo(self) -> None:
@@ -53,7 +53,7 @@ class Merged:
 
 @contextmanager
 def merged(backbone: Backbone, adapter: Strategy) -> Iterator[Merged]:
-    """`Merged` for the duration of a block."""
+    """`Merged` within a `with` block."""
     folded = Merged(backbone, adapter)
     try:
         yield folded
@@ -62,10 +62,10 @@ def merged(backbone: Backbone, adapter: Strategy) -> Iterator[Merged]:
 
 
 class MergedEvaluation(Callback):
-    """Merges the adapter of a task for the time of a test or a prediction.
+    """Merges the adapter of a task during a test or a prediction.
 
     Not in half precision, where small updates vanish in the sum; nor in a compiled task, which
-    would be compiled anew for it.
+    would have to be compiled again.
     """
 
     def __init__(self) -> None:
@@ -89,12 +89,12 @@ class MergedEvaluation(Callback):
 
 
 def _plain_layers(backbone: Backbone, adapter: Strategy) -> dict[str, nn.Module]:
-    """By path, a plain layer for each wrapped one; none where that would not be exact."""
+    """By path, a plain layer for each wrapped one; empty if that would not be exact."""
     if not _is_exact(backbone):
         return {}
     try:
         state = adapter.merged(backbone)
-    except ValueError:  # it computes what no weights can
+    except ValueError:  # it cannot be folded into weights
         return {}
     frozen = plain_state(backbone)
     wrapped = {
@@ -104,7 +104,7 @@ def _plain_layers(backbone: Backbone, adapter: Strategy) -> dict[str, nn.Module]
     }
     changed = {key for key, one in state.items() if one.data_ptr() != frozen[key].data_ptr()}
     if {key.rpartition(".")[0] for key in changed} - wrapped.keys():
-        return {}  # another layer than those that are exchanged here
+        return {}  # the adapter changes a layer that is not wrapped
     return {
         path: _with_weights(module.base, state[f"{path}.weight"], state.get(f"{path}.bias"))
         for path, module in wrapped.items()
@@ -112,9 +112,9 @@ def _plain_layers(backbone: Backbone, adapter: Strategy) -> dict[str, nn.Module]
 
 
 def _is_exact(backbone: Backbone) -> bool:
-    """Whether W + alpha B A, rounded, still has what small updates add.
+    """Whether W + alpha B A keeps small updates after rounding.
 
-    In half precision and in the products of TF32 it has not; weights in shards are not here whole.
+    Half precision and products in TF32 lose them; of sharded weights, only a part is here.
     """
     weights = [p for p in backbone.model.parameters() if p.is_floating_point()]
     device = weights[0].device.type

@@ -1,4 +1,4 @@
-"""What the optimiser gets, and how its learning rate moves. Pure functions."""
+"""Parameter groups and learning-rate schedule of the optimiser. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for any torch or timm optimiser, from the names and tensors that train.
 
-    Tensors with fewer than two dimensions (biases, norms, gates, scales) are not decayed; the
-    head (`head.*`) has its own learning rate where one is given. Nor are those named in
-    `undecayed` (timm's word on its own models: position embeddings, CLS and register tokens).
+    Not decayed are tensors with fewer than two dimensions (biases, norms, gates, scales), and
+    those in `undecayed` (as timm names them: position embeddings, CLS and register tokens). The
+    head (`head.*`) has its own learning rate if one is given.
     """
     groups: list[dict[str, Any]] = []
     for head in (False, True):
@@ -47,12 +47,12 @@ def parameter_groups(
 
 
 def fuse_on_cpu(optimizer: Optimizer) -> Optimizer:
-    """Let an optimiser step in one operation on a CPU, where its options leave the choice to torch.
+    """Use the fused step on a CPU if the options of the optimiser leave the choice to torch.
 
-    torch's own choice on a CPU is a loop over tensors, of which a strategy has hundreds of small
-    ones: four times the time. Optimisers of torch that cannot do it, and tensors on other devices,
-    stay as they are. It is set on the groups, as Lightning clips no gradients for an optimiser that
-    was made with `fused=True`.
+    By default, torch loops over tensors on a CPU. A strategy has hundreds of small ones, and the
+    loop takes four times as long. Optimisers without a fused step, and tensors on other devices,
+    stay as they are. The option is set on the groups, as Lightning clips no gradients for an
+    optimiser that was made with `fused=True`.
     """
     for group in optimizer.param_groups:
         choices = [group.get(key, False) for key in ("fused", "foreach", "capturable")]

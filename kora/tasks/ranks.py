@@ -1,4 +1,4 @@
-"""Several processes: which ways of training are refused, and predictions brought together."""
+"""Several processes: sharding is refused, and predictions are gathered."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Batch = dict[str, Tensor]
 def refuse_sharding(trainer: Trainer | None) -> None:
     """Refuse strategies that cut the model into shards.
 
-    Lightning 2.6.6 would save and load the whole model through them, the frozen backbone too, and
-    past the checks of our checkpoints; and under ModelParallelStrategy a module that is not sharded
-    itself trains without any exchange of gradients, so that the processes drift apart silently.
+    With them, Lightning 2.6.6 would save and load the whole model, with the frozen backbone and
+    without the checks of our checkpoints. Under ModelParallelStrategy, a module that is not sharded
+    itself trains without any exchange of gradients, so the processes drift apart silently.
 
     Raises:
         ValueError: for FSDP and ModelParallelStrategy.
@@ -32,15 +32,15 @@ def refuse_sharding(trainer: Trainer | None) -> None:
             f"trainer.strategy is {type(strategy).__name__}, which cuts the model into shards. "
             "KoRA trains small adapters on a frozen backbone that fits on one device, and "
             "keeps checkpoints without it, which sharding does not. Use trainer.strategy: ddp, "
-            "or kora.sharding.ShardedBackbone where the backbone alone is too large."
+            "or kora.sharding.ShardedBackbone if the backbone alone is too large."
         )
 
 
 def in_one_list(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches of all processes, on the first of them; called on every one.
+    """Gather the batches of all processes on the first; called on every process.
 
-    Images that have an `index` come in its order, as from one process. The others get an empty
-    list. Without further processes, the batches as they are.
+    Images with an `index` come in its order, as from one process. The other processes get an empty
+    list. A single process gets its batches as they are.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(batches)

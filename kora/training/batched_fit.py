@@ -1,7 +1,7 @@
-"""Many fits of one task at once, on inputs that were kept of a frozen pass.
+"""Many fits of one task at once, on cached features.
 
 For strategies that never change the backbone. All fits see the same batches in the same order, and
-differ in their learning rates and weight decay: their tensors lie stacked, and one pass serves all.
+differ in learning rates and weight decay: their tensors are stacked, and one pass serves all.
 
 Shapes: S settings, n images, B images a batch, K classes.
 """
@@ -27,11 +27,11 @@ __all__ = ["Setting", "Trained", "fit_together", "rows_of"]
 
 
 class Setting(NamedTuple):
-    """What one of the fits trains with: AdamW's learning rates and weight decay.
+    """The settings of one fit: AdamW's learning rates and weight decay.
 
     Args:
-        head_lr: Of the head.
-        lr: Of the adapter, where it has anything to train.
+        head_lr: Learning rate of the head.
+        lr: Learning rate of the adapter, if it has anything to train.
         weight_decay: Of both.
     """
 
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 
     @torch.no_grad()
     def logits(self, task: ClassificationTask, inputs: Inputs, *, at_once: int = 512) -> Tensor:
-        """What each of them says of n images, (S, n, K)."""
+        """Logits of n images by each fit, (S, n, K)."""
         count = len(next(iter(inputs.values())))
         was_training = task.training
         task.eval()
@@ -72,19 +72,19 @@ def fit_together(
     seed: int,
     after_step: Callable[[int, int], object] = lambda done, steps: None,
 ) -> Trained:
-    """Train a task with every setting, each from the task's own tensors, which stay as they are.
+    """Train a task with every setting, each from the task's own tensors, which do not change.
 
     Order of the images, schedule and loss are those of `kora fit` with this seed, on one process.
 
     Args:
         task: Built; its strategy has a `frozen_pass`.
-        inputs: What it reads of n training images.
-        labels: (n,), of each.
+        inputs: Its cached features of n training images.
+        labels: (n,), of these images.
         settings: One for each fit.
         epochs: How often each image is seen.
         batch_size: B, images a step.
-        seed: Of the order.
-        after_step: Is given the steps that are done, and all.
+        seed: Seed of the order of the images.
+        after_step: Called with the number of finished steps, and of all.
 
     Raises:
         ValueError: The strategy has a regulariser, which is not supported here.
@@ -158,14 +158,14 @@ def _each(task: ClassificationTask, stacked: Mapping[str, Tensor], inputs: Input
 
 
 class _AdapterAndHead(nn.Module):
-    """What of a task trains: to look through the whole backbone at every step takes its time."""
+    """Adapter and head without the backbone, whose modules would be searched at every step."""
 
     def __init__(self, task: ClassificationTask) -> None:
         super().__init__()
         self.adapter, self.head = task.adapter, task.head
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """As the task says of inputs that were kept."""
+        """Logits of cached features, as the task computes them."""
         assert self.head is not None, "the task is built"
         logits: Tensor = self.head(self.adapter.frozen_pass().features(inputs))
         return logits

@@ -1,6 +1,6 @@
 """How Lightning saves and loads checkpoints here: whole, checked, and without unpickling.
 
-Checkpoints on remote file systems (`s3://...`) are Lightning's own, but are not unpickled either.
+For remote file systems (`s3://...`) Lightning saves and loads, but without unpickling either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MIB = 2**20
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
-    """Saves atomically with a checksum, and loads only what is whole, and never pickled objects."""
+    """Saves atomically with a checksum; loads only intact files, and never pickled objects."""
 
     def __init__(self) -> None:
         self._swept: set[Path] = set()
@@ -41,7 +41,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; a failure leaves the one before it in place.
+        """Write a checkpoint; a failure leaves the previous one in place.
 
         Raises:
             OSError: It cannot be written.
@@ -55,23 +55,23 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         if path.parent not in self._swept:
             sweep(path.parent)
             self._swept.add(path.parent)
-        # In memory first: torch tells of a full disk in words of its own, and not as an OSError.
+        # In memory first: torch does not report a full disk as an OSError.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        # SLURM's requeue takes each number in a name of its folder for that of a checkpoint.
+        # On a requeue by SLURM, Lightning reads any number in a file name as that of a checkpoint.
         checksum = not path.name.startswith("hpc_ckpt_")
         write_atomically(path, lambda p: p.write_bytes(content.getbuffer()), checksum=checksum)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; `weights_only=False` cannot be had.
+        """Read a checkpoint; `weights_only=False` is ignored.
 
         Raises:
             RuntimeError: It is damaged, or holds pickled objects.
         """
         if weights_only is False:
-            say("warning: weights_only=False is not followed: checkpoints are never unpickled.")
+            say("warning: weights_only=False is ignored: checkpoints are never unpickled.")
         if _is_remote(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path, map_location=map_location)
@@ -86,10 +86,10 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 
 @rank_zero_only
 def require_room_for_checkpoints(folder: Path, task: AdapterTask) -> None:
-    """Before training: can the folder take what the run will write?
+    """Check before training that the folder has room for all that the run will write.
 
     Raises:
-        OSError: With what is missing.
+        OSError: Names how much is missing.
     """
     kept = sum(t.numel() * t.element_size() for t in task.kept_tensors().values())
     one = 3 * kept + _MIB  # with two moments of the optimiser
@@ -98,7 +98,7 @@ def require_room_for_checkpoints(folder: Path, task: AdapterTask) -> None:
 
 
 def with_checked_io(plugins: Any) -> list[Any]:
-    """The plugins of a trainer and ours.
+    """The plugins of a trainer, and our checkpoint IO.
 
     Raises:
         ValueError: One of them would save and load checkpoints in another way.
@@ -122,7 +122,7 @@ class Saving:
     """How often `last.ckpt` is written within an epoch; at its end it always is.
 
     Args:
-        every_minutes: Minutes of training that a killed process loses at most; null for never.
+        every_minutes: Most minutes of training that a killed process can lose; null for never.
         every_steps: Optimiser steps after which it is written; null leaves it to the clock.
     """
 
@@ -159,10 +159,10 @@ def best_and_last(
 
 
 def relocate_checkpoints(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
-    """Let what a ModelCheckpoint remembers name the files of this run's folder.
+    """Point the paths that a ModelCheckpoint remembers to this run's folder.
 
-    The best so far must win in the end, also where the run goes on in another folder or the folder
-    was moved; Lightning forgets it there.
+    The best checkpoint so far must still count if the run resumes in another folder or the folder
+    was moved; Lightning would forget it.
     """
     if state is None:
         return
@@ -177,8 +177,8 @@ def relocate_checkpoints(state: dict[str, Any] | None, callback: ModelCheckpoint
     state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
     if state["best_model_path"] and not Path(state["best_model_path"]).is_file():
         rank_zero_warn(
-            f"{state['best_model_path']} is not there, so that the best checkpoint so far cannot "
-            "be kept: the best from here on is chosen."
+            f"{state['best_model_path']} is missing, so the best checkpoint so far is lost: the "
+            "best from here on is chosen."
         )
         state.update(
             best_model_score=None, best_model_path="", best_k_models={}, kth_best_model_path="",

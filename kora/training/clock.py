@@ -1,4 +1,4 @@
-"""One clock of a run: how long each phase took, and how many images it saw."""
+"""The clock of a run: how long each phase took, and how many images it saw."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OF_FIT = ("train", "val", "between")
 class RunClock(Callback):
     """Seconds and images of `train`, `val` and `test`, in this process.
 
-    Training is without the validation in it; loading is included. `between` is the rest of a fit:
-    checkpoints that are saved and pictures that are drawn. The sanity check counts nowhere.
-    It stands before the other callbacks, so that their work at the end of a phase is not in it.
+    Training time includes loading, but not validation. `between` is the rest of a fit: saving
+    checkpoints and drawing pictures. The sanity check is not counted.
+    The clock comes before the other callbacks: their work at the end of a phase is not in it.
     """
 
     def __init__(self) -> None:
@@ -32,18 +32,18 @@ class RunClock(Callback):
         self._processes = 1
 
     def seconds(self) -> dict[str, float]:
-        """Of `fit`, with its validations and what came before a resume, and of `test`.
+        """Seconds of `fit`, with validations and the time before a resume, and of `test`.
 
-        What did not run is out.
+        A phase that did not run is left out.
         """
         fit = {"fit": self._fit_seconds()} if "between" in self._seconds else {}
         return fit | ({"test": self._seconds["test"]} if "test" in self._seconds else {})
 
     def rates(self) -> dict[str, float]:
-        """Images a second of all processes, by `train`, `val` and `test`; what did not run is out.
+        """Images a second of all processes in `train`, `val` and `test`, for those that ran.
 
-        Each process counts its own images, and all have about as many. Counted since this process
-        began: a resumed run does not know how fast the first part was.
+        Each process counts its own images, and all have about as many. A resumed run counts from
+        the resume on.
         """
         return {
             phase: self._processes * images / self._seconds[phase]
@@ -52,7 +52,7 @@ class RunClock(Callback):
         }
 
     def _enter(self, phase: str | None) -> None:
-        """The phase so far has ended, and another one, or none, begins."""
+        """End the current phase, and begin another one or none."""
         now = time.perf_counter()
         if self._phase is not None:
             self._seconds[self._phase] += now - self._since
@@ -62,7 +62,7 @@ class RunClock(Callback):
         return self._before_resume + sum(self._seconds[phase] for phase in _OF_FIT)
 
     def _count(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Also where something else stands in for the images."""
+        """Count the images of a batch, or the cached features in their place."""
         if self._phase is not None:
             rows = batch["image"] if "image" in batch else next(iter(batch.values()))
             self.images[self._phase] += len(rows)
@@ -71,7 +71,7 @@ class RunClock(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name under which checkpoints have the seconds since the first version."""
+        """The key of the seconds in checkpoints; it has not changed since the first version."""
         return "RunRecord"
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class RunClock(Callback):
         self._processes = trainer.world_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit begins, or goes on."""
+        """The fit begins, or resumes."""
         self._before_resume = self._restored
         self._enter("between")
 
@@ -97,7 +97,7 @@ class RunClock(Callback):
         self._enter("train")
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Training goes on after a validation within its epoch."""
+        """Training continues after a validation in mid-epoch."""
         if self._phase == "between":
             self._enter("train")
 
@@ -110,7 +110,7 @@ class RunClock(Callback):
         self._enter("between")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit has ended; so does a test."""
+        """The fit, or a test, has ended."""
         self._enter(None)
 
     on_test_end = on_train_end

@@ -1,4 +1,4 @@
-"""One process at a time sees to a config, on all machines that share the folder of the runs."""
+"""A lock for each config: one process at a time runs it, on all machines that share `runs_dir`."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def alone_with(
     say: Callable[[str], None],
     given_up: Callable[[], bool] = lambda: False,
 ) -> Iterator[bool]:
-    """Wait until no other process sees to a config, and keep others waiting meanwhile.
+    """Wait until no other process runs a config, and keep others waiting meanwhile.
 
-    Also waits for a run of the config that goes on although whoever started it is gone.
+    Also waits for a run of the config whose parent process is gone.
 
     Yields:
-        False where waiting was given up.
+        False if waiting was given up.
     """
     lock = _lock_of(config)
-    told = False
+    announced = False
 
     def wait_for(who: str) -> None:
-        nonlocal told
-        if not told:
+        nonlocal announced
+        if not announced:
             say(f"waiting for {who}.")
-        told = True
+        announced = True
 
     held = False
     try:
         while not (held or given_up()):
             held = acquired(lock, timeout_s=_LOOK_S)
             if not held:
-                wait_for("another process that sees to the same run")
+                wait_for("another process with the same run")
         while held and not given_up() and (at_work := find_at_work(config)) is not None:
-            wait_for(f"another process that is at work on {at_work}")
+            wait_for(f"another process that works on {at_work}")
             time.sleep(_LOOK_S)
         yield held and not given_up()
     finally:
@@ -56,7 +56,7 @@ def alone_with(
 
 
 def is_taken(config: Mapping[str, Any]) -> bool:
-    """Whether another process sees to a config now; waits for none."""
+    """Whether another process runs a config now; does not wait."""
     lock = _lock_of(config)
     try:
         return not acquired(lock, timeout_s=0) or find_at_work(config) is not None

@@ -17,9 +17,9 @@ _MOST = 64  # samples that an error names
 
 
 class FiniteGuard(Callback):
-    """Names the batch, and leaves weights and optimiser as they were after the last good step.
+    """Stops at a loss or gradient that is not finite, and names the batch.
 
-    All processes of a run stop at the same step, whichever has the batch.
+    Weights and optimiser stay as after the last good step. All processes stop at the same step.
     """
 
     def __init__(self) -> None:
@@ -35,34 +35,34 @@ class FiniteGuard(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Look at the loss."""
-        value = float(loss.detach()) * trainer.accumulate_grad_batches  # which Lightning divides by
+        """Check the loss."""
+        value = float(loss.detach()) * trainer.accumulate_grad_batches  # Lightning divided by it
         if not math.isfinite(value) and self._bad is None:
-            self._bad = self._told(trainer, f"the loss is {value}")
+            self._bad = self._description(trainer, f"the loss is {value}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the gradients, and stop.
+        """Check the gradients; stop if they or the loss are not finite.
 
         Raises:
             RuntimeError: Loss or gradients are not finite.
         """
-        # A loss scaler leaves out steps whose gradients overflow, by design.
+        # A loss scaler skips steps whose gradients overflow, by design.
         scales = getattr(trainer.precision_plugin, "scaler", None) is not None
         if self._bad is None and not scales and not _finite_gradients(optimizer):
-            self._bad = self._told(trainer, "a gradient is not finite")
+            self._bad = self._description(trainer, "a gradient is not finite")
         good = trainer.strategy.reduce_boolean_decision(self._bad is None, all=True)
         self._batch = (0, None)
         if not good:
             why = self._bad or "the loss or a gradient on another process is not finite"
             raise RuntimeError(
                 f"Training stopped: {why}. The optimiser has not made this step. Look at these "
-                "samples; or go on with a lower model.optimizer.lr, with "
+                "samples; or resume with a lower model.optimizer.lr, with "
                 "trainer.gradient_clip_val, or with trainer.precision: 32-true."
             )
 
-    def _told(self, trainer: Trainer, what: str) -> str:
+    def _description(self, trainer: Trainer, what: str) -> str:
         number, batch = self._batch
         index = batch.get("index") if isinstance(batch, dict) else None
         samples = "unknown"
@@ -74,7 +74,7 @@ class FiniteGuard(Callback):
 
 
 def _finite_gradients(optimizer: Optimizer) -> bool:
-    """Looks at all in one pass, as the loss scaler of torch does; it multiplies by one here."""
+    """Check all gradients in one pass, as torch's loss scaler does; the scale is one here."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -85,7 +85,7 @@ def _finite_gradients(optimizer: Optimizer) -> bool:
 
 
 def _finite(gradients: list[Tensor], device: torch.device) -> bool:
-    if device.type not in ("cpu", "cuda"):  # others may not have that operation
+    if device.type not in ("cpu", "cuda"):  # others may lack the operation below
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
     wrong, one = torch.zeros((), device=device), torch.ones((), device=device)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, wrong, one)

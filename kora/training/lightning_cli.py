@@ -79,7 +79,7 @@ class KoraCLI(Cli):
             raise
 
     def _discard_unused_folder(self) -> None:
-        """Leave no run folder of a command that was refused before it did anything."""
+        """Remove the run folder of a command that was refused before it did anything."""
         folder = self.run_folder
         if self.lock is not None:
             self.lock.release()
@@ -90,7 +90,7 @@ class KoraCLI(Cli):
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
-        """Only the one that was asked for: building each parser takes most of a second."""
+        """Only the requested command: building each parser takes most of a second."""
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def setup_parser(self, *args: Any, **options: Any) -> None:
@@ -107,7 +107,7 @@ class KoraCLI(Cli):
         add_run_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a run without a seed could not be run again."""
+        """Parse and check the options; without a seed, a run could not be repeated."""
         with remembering():
             super().parse_arguments(parser, args)
         options = self.options
@@ -143,7 +143,7 @@ class KoraCLI(Cli):
             raise ValueError(
                 f"kora {self.command} needs --ckpt_path: without it the head is untrained. Use "
                 "runs/<experiment>/<strategy>/seed<k>/version_<n>/checkpoints/best.ckpt with the "
-                "config.yaml beside it."
+                "config.yaml of that run."
             )
         if self.command == "fit" and self.options.resume:
             self.options.ckpt_path = checkpoint_to_resume(self.options, self.resolved(), self.typed)
@@ -172,13 +172,13 @@ class KoraCLI(Cli):
 
     @property
     def source_stages(self) -> SourceStages:
-        """The source stages that this config leads to."""
+        """The source stages that this config needs."""
         return SourceStages(self.parser_of(self.command), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """The resolved config in plain types, as it would be written to config.yaml.
 
-        Without what a run goes on from: the config of a run, run again, begins a new one.
+        Without the checkpoint of a resume: the config of a run, run again, begins a new one.
         """
         config = plain(self.parser_of(self.command), self.options)
         return {**config, "ckpt_path": None, "resume": False} if self.command == "fit" else config
@@ -217,7 +217,7 @@ class KoraCLI(Cli):
         if self.options.source:
             if options.get("fast_dev_run"):
                 say("fast_dev_run: the source stage is left out.")
-            elif not task.checkpoint:  # which has what came of the source
+            elif not task.checkpoint:  # a checkpoint holds what came of the source
                 stages.carry_over(task, self.options.source)
         frozen = not task.adapter_trainable and task.adapter.carries_over
         if frozen and not (task.adapter_from or self.options.source):
@@ -243,7 +243,7 @@ class KoraCLI(Cli):
         return folder
 
     def _callbacks(self, task: AdapterTask, options: Any, folder: Path) -> list[Callback]:
-        """Ours: what records a run, guards it, and keeps its checkpoints."""
+        """KoRA's own callbacks: they record a run, guard it, and keep its checkpoints."""
         assert self.record is not None
         found: list[Callback] = [self.record.clock, self.record, OutcomeRecord(folder)]
         if self.command != "fit":
@@ -263,7 +263,7 @@ class KoraCLI(Cli):
         return found
 
     def _loggers(self, task: AdapterTask, options: Any, folder: Path) -> list[Any]:
-        """Ours, and those that the config names."""
+        """KoRA's own loggers, and those that the config names."""
         given = options.get("logger")
         more = given if isinstance(given, list) else [given]
         return [
@@ -284,10 +284,10 @@ class KoraCLI(Cli):
         return Path(ckpt_path) if ckpt_path else None
 
     def _claim(self, parent: Path, config: dict[str, Any]) -> Path:
-        """The folder of this run: that of the run that goes on, or a new one."""
+        """The folder of this run: that of the resumed run, or a new one."""
         ckpt_path = self._resumed()
         folder = (ckpt_path and own_folder(ckpt_path, parent)) or claim_run_folder(parent)
-        self.run_folder = folder  # from now on one to discard, if this is refused
+        self.run_folder = folder  # to be removed if the command is refused
         if self.command == "fit" and not rank_zero_only.rank:  # type: ignore[attr-defined]
             self.lock = RunLock(folder)
             if ckpt_path:
@@ -297,11 +297,11 @@ class KoraCLI(Cli):
     # -- the command ---------------------------------------------------------------------------
 
     def run_command(self, command: str) -> None:
-        """Run it; where Ctrl-C ends it (Lightning closes files and exits), say how to go on."""
+        """Run it; after Ctrl-C (Lightning closes files and exits), say how to resume."""
         try:
             super().run_command(command)
         except SIGTERMException:
-            raise  # the way to go on is told where it was caught
+            raise  # where it was raised, a message has said how to resume
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
@@ -347,7 +347,7 @@ class KoraCLI(Cli):
 
 
 def parse(args: Sequence[str]) -> KoraCLI:
-    """A KoraCLI whose config is parsed, and nothing else done."""
+    """A KoraCLI that has parsed its config, and done nothing else."""
 
     class ParseOnly(KoraCLI):
         def before_instantiate_classes(self) -> None:

@@ -24,10 +24,10 @@ from kora.tasks import AdapterTask
 __all__ = ["COMPOSED", "GRADIENTS_NAME", "GradientNorms", "NodeGradients", "read_gradients"]
 
 GRADIENTS_NAME = "node_gradients.json"
-#: Beside the nodes: the gradient that enters the composition at its end, c_L.
+#: Key of the gradient at the end of the composition, c_L, next to those of the nodes.
 COMPOSED = "composed"
-#: Optimiser steps that are read, beside the last. At the second a readout that starts at zero has
-#: moved, so that it is the first at which anything can reach a node.
+#: Optimiser steps that are read, besides the last. A readout that starts at zero has moved by the
+#: second, so that is the first step at which a gradient can reach a node.
 STEPS = (1, 2, 100)
 
 _SCHEMA = 1
@@ -46,9 +46,9 @@ class GradientNorms:
     more images), and ask `means`.
 
     Args:
-        keys: Of the nodes, in forward order.
-        factor: By what the loss that runs backward is too small, beside being a mean over images:
-            the batches that are accumulated, over the factor of a loss scaler.
+        keys: Keys of the nodes, in forward order.
+        factor: Undoes the scale of the loss in the backward pass (its mean over images aside):
+            accumulated batches / factor of a loss scaler.
     """
 
     def __init__(self, keys: Sequence[str], *, factor: float = 1.0) -> None:
@@ -59,7 +59,7 @@ class GradientNorms:
         self._sums = dict.fromkeys(self.keys, 0.0)
 
     def observe(self, vectors: Sequence[Tensor], composed: Tensor) -> None:
-        """Wait for the gradients of a pass; nothing where none will come."""
+        """Hook the vectors of a forward pass; do nothing if it has no gradients."""
         if not composed.requires_grad:
             return
         self.images += len(composed)
@@ -87,10 +87,10 @@ class GradientNorms:
 class NodeGradients(Callback):
     """Reads the gradient at each node at a few optimiser steps, and writes node_gradients.json.
 
-    The first, the second, the 100th and the last step are read. At every other step nothing is
-    done: the adapter has no observer. As nobody knows whether training stops early, the last step
-    of every epoch is read, and the newest kept. What was read is in the checkpoints, so that a run
-    that goes on has it all, in whatever folder. A compiled task (`model.compile`) is not read.
+    It reads the first, the second, the 100th and the last step. At all other steps the adapter has
+    no observer. Training may stop early, so the last step of every epoch is read and the newest is
+    kept. Checkpoints hold the readings, so a resumed run has all of them, in any folder. A compiled
+    task (`model.compile`) is not read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,13 +101,13 @@ class NodeGradients(Callback):
         self._norms: GradientNorms | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask how long training is meant to be."""
+        """Note the planned number of steps."""
         self._last_step = trainer.estimated_stepping_batches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Listen to the batches of a step that is read."""
+        """Observe the batches of a step that is read."""
         adapter = _adapter(pl_module)
         if adapter is None or not trainer.is_global_zero:
             return
@@ -122,7 +122,7 @@ class NodeGradients(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Keep the reading when its step is made."""
+        """Keep the reading once its step is done."""
         if self._norms is None or trainer.global_step != self._step:
             return
         means = self._norms.means()
@@ -142,7 +142,7 @@ class NodeGradients(Callback):
         self._stop(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was read."""
+        """Write the readings."""
         self._stop(pl_module)
         if self.readings and trainer.is_global_zero:
             record = {"schema": _SCHEMA, "what": _WHAT, "readings": self.readings}
@@ -152,7 +152,7 @@ class NodeGradients(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let go of the adapter."""
+        """Remove the observer."""
         self._stop(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,10 +174,10 @@ class NodeGradients(Callback):
 
 
 def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
-    """The readings of a run, the first step first; None where it has no such file.
+    """The readings of a run in the order of their steps; None if it has no such file.
 
     Each has `step`, `images`, `composed`, `redundancy` (not in early files) and `nodes` (norms by
-    key; None for one that was not finite, as a loss scaler lets happen).
+    key; None for one that was not finite, which a loss scaler allows).
 
     Raises:
         RuntimeError: The file is damaged.
@@ -206,10 +206,10 @@ def read_gradients(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _adapter(module: LightningModule) -> KoRA | None:
-    """The composition that trains, if one does and can be listened to."""
+    """The KoRA adapter, if it trains and can be observed."""
     if not (isinstance(module, AdapterTask) and module.adapter_trainable):
         return None
-    if module.compile_module:  # each observer would compile the model anew
+    if module.compile_module:  # each observer would compile the model again
         return None
     return module.adapter if isinstance(module.adapter, KoRA) else None
 

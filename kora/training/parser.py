@@ -25,25 +25,25 @@ __all__ = ["KoraParser", "fill_image_size", "of_the_parser", "remembering"]
 
 
 class _Memory(NamedTuple):
-    """What classes have made of their options, and what LightningCLI notes of each command."""
+    """Parsed options of classes, and LightningCLI's attributes for each command."""
 
     made: dict[str, tuple[KoraParser, Any]]
     commands: dict[str, dict[str, Any]]
 
 
-#: While something is remembered.
+#: The memory within `remembering`; None outside.
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
-#: What else the answer depends on: jsonargparse's own state within a parse.
+#: jsonargparse's state within a parse, on which the result depends as well.
 _STATE = ("lenient_check", "parsing_defaults", "defaults_cache", "validating_defaults",
           "sub_defaults", "load_value_mode")  # fmt: skip
 
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Within this, what a class makes of its options is worked out once, and so is each parser.
+    """Within this block, equal options of a class are parsed once, and each parser is built once.
 
-    Of one config with a class in a class in a class the same is asked some 200 times, of 70 that
-    differ, and most classes of a grid's runs have the same options.
+    A config with classes nested three deep parses options some 200 times, 70 of which differ, and
+    most classes of a grid's runs have the same options.
     """
     if _memory.get() is not None:
         yield
@@ -56,34 +56,34 @@ def remembering() -> Iterator[None]:
 
 
 def of_the_parser(command: str) -> dict[str, Any]:
-    """What LightningCLI has noted of the parser of a command; empty where none is remembered."""
+    """LightningCLI's attributes for the parser of a command; empty if none is remembered."""
     memory = _memory.get()
     return {} if memory is None else memory.commands.setdefault(command, {})
 
 
-# Lightning switches it on: a config, of whomever, would have files fetched from anywhere.
+# Lightning turns this on; any config could then have files fetched from anywhere.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
 
 def _load(text: str) -> Any:
-    """What jsonargparse makes of a text, in the form of this version."""
+    """Load a text as jsonargparse does, and convert it to the form of this version."""
     found = _load_yaml(text)
     if isinstance(found, dict) and isinstance(found.get("source"), str) and KoraParser._file:
-        # Within this jsonargparse works in the folder of the file.
-        beside = Path(KoraParser._file).parent / found["source"]
+        # Here jsonargparse works in the folder of the file.
+        next_to_file = Path(KoraParser._file).parent / found["source"]
         here = KoraParser._from
-        if (here / beside).is_file() and not (here / found["source"]).is_file():
-            found["source"] = str(beside)
-    return current(found, _tell) if isinstance(found, dict) else found
+        if (here / next_to_file).is_file() and not (here / found["source"]).is_file():
+            found["source"] = str(next_to_file)
+    return current(found, _show_new_form) if isinstance(found, dict) else found
 
 
-def _tell(form: Any) -> None:
-    """Say what the user's own file would have to say now; what a run wrote stays as it is."""
+def _show_new_form(form: Any) -> None:
+    """Show what the user's own file should contain now; files of a run stay as they are."""
     where = KoraParser._file or KoraParser._whole or "the config"
     if not is_of_a_run(Path(where)):
         shown = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10_000)
-        told = f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}"
-        say(told, aside=True)
+        line = f"{where}: the options of KoRA's nodes are in node_form now: {shown.strip()}"
+        say(line, aside=True)
 
 
 _load_yaml = get_loader("yaml")
@@ -91,13 +91,13 @@ set_loader("yaml", _load, exceptions=(yaml.YAMLError, ValueError))
 
 
 class KoraParser(LightningArgumentParser):
-    """Says what is wrong in one line, and exits with 2."""
+    """Prints what is wrong in one line, and exits with 2."""
 
     #: The config file that is parsed now.
     _file: ClassVar[str | None] = None
-    #: Where it is named from.
+    #: The folder that its path is relative to.
     _from: ClassVar[Path] = Path()
-    #: The one whose options are checked when it is parsed, with others.
+    #: The file that errors name after it is parsed, while its options are checked with others.
     _whole: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,18 +112,18 @@ class KoraParser(LightningArgumentParser):
         return super().parse_args(args, namespace, **kw)
 
     def parse_object(self, obj: Any, namespace: Any = None, *args: Any, **kw: Any) -> Any:
-        """Parse the options of a class, unless they are known."""
+        """Parse the options of a class, or take the result that is remembered."""
         memory = _memory.get()
         if memory is None:
             return super().parse_object(obj, namespace, *args, **kw)
         state = [(var.name, at) for var, at in copy_context().items() if var.name in _STATE]
         key = repr((id(self), obj, namespace, args, kw, sorted(state)))
-        if key not in memory.made:  # with this parser, so that no other has its id
+        if key not in memory.made:  # keep this parser, so that no other gets its id
             memory.made[key] = self, super().parse_object(obj, namespace, *args, **kw).clone()
         return memory.made[key][1].clone()
 
     def parse_path(self, path: Any, *args: Any, **kw: Any) -> Any:
-        """Parse a config file, whose name stands in front of what is wrong with it."""
+        """Parse a config file; errors begin with its name."""
         KoraParser._file, KoraParser._from = str(path), Path.cwd()
         try:
             if Path(path).is_file() and read_yaml(path) is None:
@@ -135,7 +135,7 @@ class KoraParser(LightningArgumentParser):
         return parsed
 
     def parse_source(self, path: str, args: list[str]) -> Any:
-        """Parse arguments that stand for a file, which is named also where they go together."""
+        """Parse arguments that come from a file; every error names the file."""
         KoraParser._whole = path
         try:
             return self.parse_args(args)
@@ -146,10 +146,10 @@ class KoraParser(LightningArgumentParser):
         """Print the line that matters; the whole listing with KORA_DEBUG=1."""
         if os.environ.get("KORA_DEBUG"):
             super().error(message, ex)
-        told, file = explain(message, self._keys()), KoraParser._file or KoraParser._whole
+        line, file = explain(message, self._keys()), KoraParser._file or KoraParser._whole
         KoraParser._file = None
-        where = "" if file is None or file in told else f"{file}: "
-        print(f"kora: error: {where}{told}", file=sys.stderr)
+        where = "" if file is None or file in line else f"{file}: "
+        print(f"kora: error: {where}{line}", file=sys.stderr)
         sys.exit(2)
 
     def _keys(self) -> list[str]:
@@ -166,7 +166,7 @@ class KoraParser(LightningArgumentParser):
 
 
 def fill_image_size(options: Any) -> None:
-    """Let the data have the size at which the backbone runs, where the config leaves it out."""
+    """Set the image size of the data to that of the backbone if the config leaves it out."""
     data, model = options.get("data") or {}, options.get("model") or {}
     own = data.get("init_args") or {}
     backbone = (model.get("init_args") or {}).get("backbone") or {}

@@ -1,8 +1,8 @@
-"""SIGTERM is a wish that the loops look for between two steps, agreed on by all processes.
+"""On SIGTERM, the processes of a run agree to stop between two steps.
 
 Lightning's own handler talks to the other processes from within the signal handler, while they
-are in the midst of a step, and hangs there. Its handler for SLURM's signal before the time limit
-saves in the midst of a step, into the working directory, where any later run would take it up.
+are in the middle of a step, and hangs. Its handler for SLURM's signal before the time limit saves
+in the middle of a step, into the working directory, where any later run would load the file.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Preemption:
         self._hangup: Any = None
 
     def attach(self, trainer: Trainer) -> None:
-        """Take the place of Lightning's handlers, which it registers when training begins."""
+        """Replace Lightning's handlers, which it registers when training begins."""
 
-        def wish(signum: int, frame: Any) -> None:
+        def stop(signum: int, frame: Any) -> None:
             launcher = trainer.strategy.launcher
             if not self.asked and launcher is not None:
                 launcher.kill(signum)  # to the processes it started
@@ -44,37 +44,37 @@ class Preemption:
         def requeue(signum: int, frame: Any) -> None:
             self.asked = self.requeue = True
 
-        # The terminal was closed; under nohup it is ignored, and stays so.
+        # SIGHUP: the terminal was closed. Under nohup it is ignored, and stays ignored.
         if (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         ):
-            self._hangup = wish
-            signal.signal(signal.SIGHUP, wish)
-        take_signals(trainer, sigterm=wish, slurm=requeue)
+            self._hangup = stop
+            signal.signal(signal.SIGHUP, stop)
+        take_signals(trainer, sigterm=stop, slurm=requeue)
 
     def detach(self) -> None:
-        """Give back what Lightning does not."""
+        """Reset SIGHUP, which Lightning does not."""
         if self._hangup is not None and signal.getsignal(signal.SIGHUP) is self._hangup:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def agree(self, trainer: Trainer, *, due: bool) -> tuple[bool, bool]:
-        """Whether any process is to stop, and whether any finds a checkpoint due."""
+        """Whether any process was told to stop, and whether a checkpoint is due on any."""
         if trainer.world_size == 1:
             return self.asked, due
-        wishes = torch.tensor(
+        flags = torch.tensor(
             [self.asked, due], dtype=torch.int, device=trainer.strategy.root_device
         )
-        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        stop, save = wishes.tolist()
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        stop, save = flags.tolist()
         return bool(stop), bool(save)
 
     def exit_code(self, trainer: Trainer) -> int:
-        """143; 0 of a process that Lightning started, as it would kill the others for 143."""
+        """143; but 0 for a process that Lightning started: it would kill the others for 143."""
         return 0 if was_started_by_lightning(trainer) and not trainer.is_global_zero else TERMINATED
 
     def end(self, trainer: Trainer) -> str:
-        """Put the job back into SLURM's queue where its signal came; why the run stops."""
+        """Requeue the job if SLURM's signal came; return why the run stops."""
         if not self.requeue:
             return f"stopped by {self._signal.name}"
         array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]

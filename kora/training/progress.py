@@ -35,10 +35,10 @@ _NOISE = (
 
 
 class ProgressBar(Bar):
-    """Lightning's bar with its estimate, less the version number.
+    """Lightning's progress bar with its estimate, without the version number.
 
-    It is drawn once a second, so within an epoch its metrics are read no more than twice in one:
-    to read them takes time, and on a GPU waits for the step.
+    The bar is drawn once a second, so metrics are read at most twice a second within an epoch:
+    reading takes time, and on a GPU waits for the step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class ProgressBar(Bar):
         self._read_at = -math.inf
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
+        """The metrics next to the bar."""
         now = time.monotonic()
         if not trainer.training or trainer.is_last_batch or now - self._read_at >= _READ_EVERY_S:
             self._shown = dict(super().get_metrics(trainer, pl_module))
@@ -56,7 +56,7 @@ class ProgressBar(Bar):
         return self._shown
 
     def training_text(self, text: str) -> str:
-        """Lightning's, which counts from 0, and names the last epoch -2 where steps alone end."""
+        """Lightning's text with epochs from 1; its last epoch is -2 if only max_steps is set."""
         name, _, place = text.strip().partition(" ")
         epoch, slash, last = place.partition("/")
         counted = f"{name} {int(epoch) + 1}"
@@ -67,7 +67,7 @@ class ProgressBar(Bar):
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Leave out the messages that tell a user nothing."""
+    """Hide the messages that tell a user nothing."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():

@@ -39,12 +39,12 @@ from kora.training.clock import RunClock
 
 __all__ = ["OutcomeRecord", "RunRecord", "peak_memory_mib"]
 
-#: A path is no markup, and is not cut into lines.
+#: Print a path without markup and line breaks.
 _AS_IT_IS: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
 
 
 class RunRecord(Callback):
-    """Writes everything of a run into its folder, on the first rank.
+    """Writes the record of a run into its folder, on the first rank.
 
     Args:
         folder: `runs/<experiment>/<strategy>/seed<k>/version_<n>`.
@@ -52,8 +52,8 @@ class RunRecord(Callback):
         seed: Seed of the run.
         command: `fit`, `validate`, `test` or `predict`.
         config: The resolved config in plain types.
-        allow_degenerate: Go on although the audit found the splits unfit for the metrics.
-        clock: Of the run.
+        allow_degenerate: Run even if the audit finds the splits unfit for the metrics.
+        clock: The clock of the run.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RunRecord(Callback):
     # -- before --------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Audit the splits; stop here where they cannot support the metrics."""
+        """Audit the splits; stop here if they cannot support the metrics."""
         if self.report is not None:
             return
         assert isinstance(pl_module, AdapterTask)
@@ -126,16 +126,16 @@ class RunRecord(Callback):
     # -- the loops -----------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the memory now, as Lightning moves the module to the CPU when the loop has ended."""
+        """Note the memory now: Lightning moves the module to the CPU when the loop has ended."""
         self._note_memory(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch a fusion in a validation that stands alone."""
+        """Watch a fusion in the command `validate`."""
         if self.fusion is not None and self.command == "validate":
             self.fusion.begin()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of a validation that stands alone; draw that of an epoch."""
+        """Keep the metrics of the command `validate`; draw a picture of a fit's validation."""
         assert self.report is not None
         if self.command == "validate":
             self._report(trainer, pl_module, show=False)
@@ -148,7 +148,7 @@ class RunRecord(Callback):
                     logger.log_image(f"pictures/{picture.parent.name}", [str(picture)])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what trains, where no fit has, and watch a fusion."""
+        """Report what trains if no fit has done so, and watch a fusion."""
         self._report(trainer, pl_module, show=False)
         if self.fusion is not None:
             self.fusion.begin()
@@ -162,7 +162,7 @@ class RunRecord(Callback):
         self._gather(trainer, "test")
 
     def _gather(self, trainer: Trainer, stage: str) -> None:
-        """On every rank: it collects from all of them."""
+        """Called on every rank, as it collects from all."""
         assert self.report is not None
         self.report.gather(stage)
         seen = torch.tensor(self.clock.images[stage], device=trainer.strategy.root_device)
@@ -273,7 +273,7 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def write_predictions(self, trainer: Trainer, batches: Sequence[Any]) -> None:
-        """A file of the predictions in the run folder."""
+        """Write the predictions into the run folder."""
         assert self.report is not None
         path = self.report.write_predictions(self.folder, batches)
         if path is not None:
@@ -282,7 +282,7 @@ class RunRecord(Callback):
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config shapes training, beside strategy, backbone and data."""
+    """The settings that shape training, without strategy, backbone and data."""
     ways = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
     shortened = ("limit_train_batches", "limit_val_batches", "overfit_batches", "max_time")
     elsewhere = ("backbone", "adapter", "adapter_from")
@@ -297,7 +297,7 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_curves(metrics_csv: Path) -> bool:
-    """Whether there is a curve to draw: a run of a few steps may log redundancy alone, say."""
+    """Whether there is a curve to draw; a run of a few steps may log only redundancy."""
     if not metrics_csv.is_file():
         return False
     with metrics_csv.open(encoding="utf-8") as file:
@@ -312,7 +312,7 @@ class OutcomeRecord(Callback):
         self.folder = folder
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """On every rank: it collects from all of them."""
+        """Called on every rank, as it collects from all."""
         assert isinstance(pl_module, AdapterTask)
         batches = in_one_list([{k: v.cpu() for k, v in b.items()} for b in pl_module.tested])
         pl_module.tested = []
@@ -322,7 +322,7 @@ class OutcomeRecord(Callback):
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU where one is used, else of the whole process."""
+    """Peak memory in MiB of the GPU if one is used, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

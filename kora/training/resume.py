@@ -1,9 +1,9 @@
-"""Which run a command goes on with, and in which folder.
+"""Which run a command resumes, and in which folder.
 
-A run that is not finished goes on in its own folder: it is the same run, and `kora compare` and a
-reader find one. Whatever else is gone on from (a finished run, `best.ckpt`, a run under another
-name) stays as it is, and a new folder takes the best checkpoint so far over. A command without
-`--resume` or `--ckpt_path` begins a new run, always.
+An unfinished run resumes in its own folder: it is the same run, and `kora compare` and a reader
+find one. Any other start (a finished run, `best.ckpt`, a run under another name) stays as it is,
+and a new folder gets a copy of the best checkpoint so far. A command without `--resume` or
+`--ckpt_path` always begins a new run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ __all__ = [
     "typed_options",
 ]
 
-#: Tells the other processes of a run what the first one has found.
+#: Environment variable that tells the other processes of a run what the first one has found.
 _FOUND = "KORA_RESUMES"
 
 
 def how_to_go_on(folder: Path) -> str:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     config, last = str(folder / "config.yaml"), str(folder / LAST_CHECKPOINT)
     named = modules_to_trust(read_yaml(config))
     trust = [part for module in named for part in ("--trust", module)]
@@ -51,12 +51,12 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def after_interruption(folder: Path | None) -> str:
-    """What to say of a run that Ctrl-C has ended."""
+    """The message after Ctrl-C."""
     if folder is None:
         return "interrupted."
     if not (folder / LAST_CHECKPOINT).is_file():
         return f"interrupted before the first step was finished. What was written is in {folder}"
-    return f"interrupted. What was reached is in {folder}; to go on:\n{how_to_go_on(folder)}"
+    return f"interrupted. The last checkpoint is in {folder}; to resume:\n{how_to_go_on(folder)}"
 
 
 def typed_options(args: Sequence[str]) -> set[str]:
@@ -69,11 +69,11 @@ def typed_options(args: Sequence[str]) -> set[str]:
 def resume_arguments(args: Sequence[str]) -> list[str]:
     """The arguments of `fit` with `--resume` and `--ckpt_path last` spelled out.
 
-    `--resume RUN` is the config of this run, where none is given, and its last checkpoint. A bare
-    `--resume` becomes `--resume true`; which run that is, only the parsed config tells.
+    `--resume RUN` becomes the last checkpoint of this run, and its config if none is given. A bare
+    `--resume` becomes `--resume true`; the parsed config decides which run that is.
 
     Raises:
-        ValueError: If no `--config` lies in the folder of a run that could be gone on with.
+        ValueError: If no `--config` is in the folder of a run that can be resumed.
         FileNotFoundError: If the run has no last checkpoint.
     """
     out: list[str] = []
@@ -95,7 +95,7 @@ def resume_arguments(args: Sequence[str]) -> list[str]:
             place += 1 + has_value
             continue
         if word == "--ckpt_path" and value == "last":
-            out += ["--ckpt_path", str(_last_beside(configs))]
+            out += ["--ckpt_path", str(_last_of(configs))]
             place += 2
             continue
         if word == "--config" and value is not None:
@@ -121,27 +121,27 @@ def _split(arg: str) -> list[str]:
     return [arg]
 
 
-def _last_beside(configs: Sequence[str]) -> Path:
+def _last_of(configs: Sequence[str]) -> Path:
     for config in reversed(configs):
         last = Path(config).parent / LAST_CHECKPOINT
         if last.is_file():
             return last
     named = ", ".join(configs) or "none"
     raise ValueError(
-        f"--ckpt_path last: no --config before it ({named}) has a checkpoints/last.ckpt beside it. "
-        "Give the config.yaml in the folder of the run, or the path of a checkpoint."
+        f"--ckpt_path last: no --config before it ({named}) has checkpoints/last.ckpt in its "
+        "folder. Give the config.yaml in the folder of the run, or the path of a checkpoint."
     )
 
 
 def checkpoint_to_resume(options: Any, config: Mapping[str, Any], typed: set[str]) -> str | None:
-    """The checkpoint that `--resume true` or `auto` goes on from; the one of `--ckpt_path` else.
+    """The checkpoint that `--resume true` or `auto` resumes from; None begins a new run.
 
     Raises:
         ValueError: Both are given, or `true` and there is none.
     """
     wanted = options.resume
     if options.get("ckpt_path"):
-        raise ValueError("--resume and --ckpt_path both name what to go on from. Leave one out.")
+        raise ValueError("--resume and --ckpt_path both name what to resume. Leave one out.")
     if wanted not in (True, "auto"):
         raise ValueError(f"resume={wanted!r}: in a config it is false, true or auto.")
     given = os.environ.get(_FOUND)
@@ -153,9 +153,9 @@ def checkpoint_to_resume(options: Any, config: Mapping[str, Any], typed: set[str
 
 
 def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: bool) -> Path | None:
-    """The last checkpoint of the newest unfinished run of this config, whatever was typed.
+    """The last checkpoint of the newest unfinished run of this config; typed options may differ.
 
-    Runs that another process is at work on are left out.
+    Runs that another process works on are left out.
 
     Raises:
         ValueError: If there is none, and one is required.
@@ -183,17 +183,17 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
             (folder / LAST_CHECKPOINT for folder in fitting), key=lambda p: p.stat().st_mtime_ns
         )
     if not required:
-        say("nothing to go on with; this is a new run.")
+        say("nothing to resume; this is a new run.")
         return None
     seen = f" There are {'; '.join(other)}." if other else ""
     raise ValueError(
-        f"--resume: no unfinished run of this config with a checkpoint lies below {experiment}."
+        f"--resume: no unfinished run of this config with a checkpoint is below {experiment}."
         f"{seen} Leave --resume out to begin a new run, or name the folder of the run."
     )
 
 
 def own_folder(ckpt_path: str | Path, parent: Path) -> Path | None:
-    """The folder of the unfinished run whose last checkpoint this is, if it lies in `parent`."""
+    """The folder of the unfinished run whose last checkpoint this is, if it is in `parent`."""
     path = Path(ckpt_path)
     folder = path.parent.parent
     mine = path.name == LAST_CHECKPOINT.name and path.parent.name == "checkpoints"
@@ -204,11 +204,11 @@ def own_folder(ckpt_path: str | Path, parent: Path) -> Path | None:
 
 
 def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any]) -> None:
-    """Prepare a folder for a run that goes on from a checkpoint.
+    """Prepare a folder for a run that resumes from a checkpoint.
 
-    In its own folder, the rows that were logged after the checkpoint go, as they are logged again,
-    and a config that has changed is kept under another name. In another folder, the best
-    checkpoint so far and the log up to here come along.
+    In the run's own folder, rows that were logged after the checkpoint are removed, as they are
+    logged again, and a config that has changed is kept under another name. Another folder gets the
+    best checkpoint so far, and the log up to the checkpoint.
 
     Raises:
         ValueError: If the run has another seed.
@@ -222,7 +222,7 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
             f"A resume cannot change seed_everything: {then} in the checkpoint, {now} here. Leave "
             "it as it was, or begin a new run without --ckpt_path."
         )
-    count_rows(old / "metrics.csv")  # that it can be read, before it is copied
+    count_rows(old / "metrics.csv")  # check that it can be read, before it is copied
     if old.absolute() != folder.absolute():
         for path in [*old.glob("checkpoints/best.ckpt*"), old / "metrics.csv"]:
             if path.is_file():

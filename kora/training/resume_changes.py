@@ -15,14 +15,14 @@ from kora.runs.config import flat, with_defaults
 
 __all__ = ["Settings", "changes", "settings_of", "was_typed"]
 
-#: What decides how many steps a schedule has, and how it runs.
+#: Options that decide the length and the shape of a schedule.
 _SCHEDULE = {
     "trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches", "trainer.devices", "trainer.num_nodes", "data.batch_size",
     "model.schedule", "model.warmup_fraction",
 }  # fmt: skip
 
-#: What decides which images the next batch of an epoch holds.
+#: Settings that decide which images the next batch of an epoch holds.
 _ORDER = {
     "world_size": "processes (trainer.devices)",
     "batch_size": "images a batch (data.batch_size)",
@@ -35,19 +35,19 @@ _NOT_SETTINGS = ("ckpt_path", "weights_only", "resume", "config")
 
 @dataclass
 class Settings:
-    """What a run was set to, in plain types; a checkpoint keeps it.
+    """The settings of a run in plain types, which its checkpoints keep.
 
     Args:
-        seed: Of the run.
-        world_size: Processes.
-        accumulate: Batches an optimiser step.
-        schedule: Its name, the share of the warm-up, and all optimiser steps.
+        seed: Seed of the run.
+        world_size: Number of processes.
+        accumulate: Batches per optimiser step.
+        schedule: Its name, the share of the warm-up, and the total of optimiser steps.
         optimizer: Class of the optimiser.
         groups: Settings of its parameter groups, as the config gives them.
-        images: SHA-256 of the choice of training and of validation images, where known.
+        images: SHA-256 of the choice of training and of validation images, if known.
         config: The resolved config.
-        batch_size: Images a batch of one process.
-        batches: Batches an epoch of one process.
+        batch_size: Images per batch of one process.
+        batches: Batches per epoch of one process.
     """
 
     seed: int
@@ -62,31 +62,31 @@ class Settings:
     batches: float = 0
 
     def know_loader(self, trainer: Trainer) -> None:
-        """Take over what only the loader tells, once training begins."""
+        """Read what only the data loader knows, once training begins."""
         for loader in train_loaders(trainer)[:1]:
             self.batch_size = getattr(loader, "batch_size", None)
         self.batches = trainer.num_training_batches
 
     def to_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """The settings as a checkpoint holds them."""
         return asdict(self)
 
     def check(self, resumed: Mapping[str, Any], typed: set[str]) -> None:
-        """Show what differs from a checkpoint's settings, and refuse what cannot be honoured.
+        """Show what differs from a checkpoint's settings; refuse what a resume cannot change.
 
         Args:
-            resumed: Epoch, batches of it that are done, and settings of the checkpoint.
+            resumed: Epoch, number of finished batches in it, and settings of the checkpoint.
             typed: Options that were typed on the command line.
 
         Raises:
-            ValueError: With what cannot be honoured and the remedy.
+            ValueError: Names what cannot be changed, and the remedy.
         """
         old = resumed["settings"]
         different = changes(with_defaults(old["config"]), with_defaults(self.config))
         place = f"epoch {resumed['epoch']}, {resumed['batches']} of {old['batches']} batches done"
         lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in different.items()]
-        told = "Changed since the checkpoint:\n" + "\n".join(lines) if lines else "Nothing changed."
-        say(f"going on ({place}). {told}")
+        shown = "Changed since the checkpoint:\n" + "\n".join(lines)
+        say(f"resuming ({place}). {shown if lines else 'Nothing changed.'}")
         self._check_identity(old)
         if resumed["batches"]:
             self._check_order(old)
@@ -113,9 +113,9 @@ class Settings:
             before, now = old[key], getattr(self, key)
             if before != now:
                 raise ValueError(
-                    f"The checkpoint stands within an epoch of {before} {words}; here there are "
-                    f"{now}, so its other images cannot be told. Finish the epoch as it was, and "
-                    "change it from there."
+                    f"The checkpoint is within an epoch of {before} {words}; this run has {now}, "
+                    "so the remaining images of the epoch are not known. Finish the epoch with the "
+                    "old setting, and change it after that."
                 )
 
     def _check_schedule(
@@ -128,31 +128,31 @@ class Settings:
         if any(was_typed(key, typed) for key in different if key in _SCHEDULE):
             say(
                 f"the schedule is now {_schedule(now)}, instead of {_schedule(before)}; the "
-                "learning rate goes on at its place there."
+                "learning rate continues at the same step of the new one."
             )
             return
         raise ValueError(
             f"The schedule here is {_schedule(now)}, and {_schedule(before)} in the checkpoint: "
-            "the learning rate would jump. If that is meant, type what is different on the command "
-            "line (such as --trainer.max_epochs); otherwise leave the config as it was, or use "
+            "the learning rate would jump. If you want that, give the change on the command line "
+            "(such as --trainer.max_epochs); otherwise leave the config as it was, or use "
             "model.schedule: constant."
         )
 
     def apply(self, trainer: Trainer, old: Mapping[str, Any]) -> None:
-        """Set what has changed of optimiser and schedule, which the checkpoint has just set back.
+        """Apply changed settings of optimiser and schedule, which the checkpoint has just reset.
 
-        Only what differs between both configs: some optimisers keep their own state beside it.
+        Only what differs between the two: some optimisers keep state of their own with the rest.
         """
         optimizer = trainer.optimizers[0]
-        anew = tuple(old["schedule"]) != self.schedule
+        rates_change = tuple(old["schedule"]) != self.schedule
         for group, before, now in zip(
             optimizer.param_groups, old["groups"], self.groups, strict=True
         ):
             for key, value in now.items():
                 if key not in before or before[key] != value:
                     group[key] = value
-                    anew |= key == "initial_lr"
-        if not anew:
+                    rates_change |= key == "initial_lr"
+        if not rates_change:
             return
         for config in trainer.lr_scheduler_configs:
             scheduler = config.scheduler
@@ -165,11 +165,11 @@ class Settings:
                     group["lr"] = base * factor
                 scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         rates = ", ".join(f"{group['lr']:.4g}" for group in optimizer.param_groups)
-        say(f"the learning rate goes on at {rates}.")
+        say(f"the learning rate continues at {rates}.")
 
 
 def settings_of(trainer: Trainer, config: Mapping[str, Any], *, seed: int) -> Settings:
-    """The settings of a run whose optimiser is made and not restored yet."""
+    """The settings of a run whose optimiser has been made, but not restored yet."""
     task, optimizer = trainer.lightning_module, trainer.optimizers[0]
     protocol: Any = getattr(trainer.datamodule, "protocol", dict)()  # type: ignore[attr-defined]
     plain: Any = (bool, int, float, str, type(None), tuple)
@@ -193,7 +193,7 @@ def settings_of(trainer: Trainer, config: Mapping[str, Any], *, seed: int) -> Se
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs: dotted name, value before and now."""
+    """What differs between two configs: by dotted name, the values before and now."""
     old, new = (
         flat({k: v for k, v in one.items() if k not in _NOT_SETTINGS}) for one in (before, now)
     )
@@ -205,7 +205,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
 
 
 def was_typed(key: str, typed: set[str]) -> bool:
-    """Whether an option, or a part above it, is among those that were typed."""
+    """Whether an option, or a group that contains it, was typed on the command line."""
     return any(key == option or key.startswith(f"{option}.") for option in typed)
 
 

@@ -12,8 +12,7 @@ from kora.training.checkpoints import Saving
 
 __all__ = ["add_run_options", "require_below", "require_something_to_do"]
 
-#: Options of the trainer that leave a command without anything to do, or Lightning with a division
-#: by zero, where they are 0.
+#: Trainer options that, at 0, leave a command nothing to do or make Lightning divide by zero.
 _ABOVE_ZERO = {
     "fit": (
         *("max_epochs", "max_steps", "limit_train_batches", "limit_test_batches"),
@@ -26,21 +25,21 @@ _ABOVE_ZERO = {
 
 
 def require_below(experiment: str, runs_dir: str) -> None:
-    """Refuse names by which runs would lie outside of `runs_dir`, or that a library expands.
+    """Refuse names that lead out of `runs_dir`, or that a library expands.
 
     Raises:
-        ValueError: It is such a one.
+        ValueError: One of the names does.
     """
-    # fsspec, by which Lightning writes checkpoints, takes ~, :: and :// for its own signs.
+    # fsspec, by which Lightning writes checkpoints, gives ~, :: and :// a meaning of its own.
     if runs_dir.startswith("~") or "://" in runs_dir or "::" in str(Path(runs_dir).absolute()):
         raise ValueError(
             f"runs_dir={runs_dir!r}: expected a folder of this machine, without ~, :: and ://. "
             "Write its whole path."
         )
     if "::" in experiment:
-        raise ValueError(f"experiment={experiment!r}: a name with :: is no folder's; use -.")
+        raise ValueError(f"experiment={experiment!r}: a folder name cannot contain ::; use -.")
     parts = Path(experiment).parts
-    # Bytes of no UTF-8, and those that no name of a file may hold.
+    # Bytes that are not UTF-8, and characters that no file name may contain.
     no_text = any("\ud800" <= letter <= "\udfff" or letter in "\n\0" for letter in experiment)
     if Path(experiment).is_absolute() or ".." in parts or no_text:
         raise ValueError(
@@ -50,7 +49,7 @@ def require_below(experiment: str, runs_dir: str) -> None:
 
 
 def require_something_to_do(command: str, options: Any) -> None:
-    """Refuse a trainer that would train, measure or predict nothing, and a record of that.
+    """Refuse a trainer that would train, measure or predict nothing.
 
     Raises:
         ValueError: An option is 0.
@@ -67,10 +66,10 @@ def require_something_to_do(command: str, options: Any) -> None:
 
 
 def add_run_options(parser: LightningArgumentParser) -> None:
-    """Add them to the parser of a command.
+    """Add these options to the parser of a command.
 
-    All commands take all of them, as they are given the config.yaml of a run; `resume` and `save`
-    matter to `fit` alone.
+    All commands take all of them, as they read the config.yaml of a run; `resume` and `save`
+    matter only to `fit`.
     """
     parser.add_argument("--experiment", type=str, default="default", help="Name of the runs.")
     parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
@@ -78,14 +77,14 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "--source",
         type=str | None,
         default=None,
-        help="Config of a source stage: its adapter is the start of this run, and is trained "
-        "first if it is not there yet.",
+        help="Config of a source stage: this run starts from its adapter, which is trained first "
+        "if it does not exist yet.",
     )
     parser.add_argument(
         "--allow_degenerate",
         type=bool,
         default=False,
-        help="Run although the splits cannot support the metrics (published protocols).",
+        help="Run even if the splits cannot support the metrics (published protocols).",
     )
     parser.add_argument(
         "--leave_out_test",
@@ -98,7 +97,7 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "--resume",
         type=bool | str,
         default=False,
-        help="Go on with the newest unfinished run of this config, or with the run in a "
-        "folder; `auto` begins a new one where there is none.",
+        help="Resume the newest unfinished run of this config, or the run in a folder; `auto` "
+        "begins a new one if there is none.",
     )
     parser.add_class_arguments(Saving, "save")

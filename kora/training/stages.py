@@ -1,4 +1,4 @@
-"""The source stages of a job: runs of other configs whose adapters it starts from or is made of."""
+"""Source stages of a job: runs of other configs whose adapters the job starts from or combines."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ __all__ = [
 
 
 class SourceStage:
-    """The run that a source config stands for in a job with another config.
+    """The run of a source config, with the settings that the job passes on to it.
 
     Args:
         source: Path of the source config.
-        parser: That of `kora fit`.
+        parser: The parser of `kora fit`.
         config: The resolved config of the job.
-        keep_adapter: Adapter and optimiser are those of the source config; otherwise the job's.
+        keep_adapter: Take adapter and optimiser from the source config; otherwise from the job.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -68,17 +68,17 @@ class SourceStage:
 
     @property
     def adapter(self) -> dict[str, Any]:
-        """Class path and arguments of what it trains."""
+        """Class path and arguments of the adapter that it trains."""
         adapter: dict[str, Any] = self.wanted["model"]["init_args"]["adapter"]
         return adapter
 
     @property
     def strategy(self) -> str:
-        """Class name of what it trains."""
+        """Class name of the adapter that it trains."""
         return str(self.adapter["class_path"]).rpartition(".")[2]
 
     def find(self, sha256: str) -> Path | None:
-        """The newest finished run of it on the backbone with this hash."""
+        """The newest finished run of this stage on the backbone with this hash."""
 
         def accept(folder: Path) -> bool:
             adapter = folder / "adapter"
@@ -88,10 +88,10 @@ class SourceStage:
         return find_finished_run(self.wanted, accept)
 
     def provide(self, sha256: str) -> Path:
-        """Its folder: found, or run first, by one process at a time; what was begun goes on.
+        """The folder of a finished run; one process at a time trains or resumes it if missing.
 
         Raises:
-            ValueError: If it needs itself.
+            ValueError: If the stage needs itself.
             RuntimeError: If the run fails.
         """
         found = self.find(sha256)
@@ -106,9 +106,9 @@ class SourceStage:
 
     def _train(self, sha256: str) -> Path:
         checkpoint = last_checkpoint(self.wanted)
-        if checkpoint is not None and not _is_of(checkpoint, sha256):
+        if checkpoint is not None and not _is_for_backbone(checkpoint, sha256):
             checkpoint = None
-        how = "trained first" if checkpoint is None else f"goes on from {checkpoint}"
+        how = "trained first" if checkpoint is None else f"resumed from {checkpoint}"
         say(f"Source stage: {self.source} with {self.strategy}, {how}.")
         train_source(self.source, self.overrides, checkpoint=checkpoint)
         found = self.find(sha256)
@@ -117,14 +117,14 @@ class SourceStage:
 
 
 class SourceStages:
-    """What the adapter of a job needs of earlier runs."""
+    """The earlier runs that the adapter of a job needs."""
 
     def __init__(self, parser: Any, config: Mapping[str, Any]) -> None:
         self.parser = parser
         self.config = config
 
     def carry_over(self, task: AdapterTask, source: str) -> None:
-        """Set `adapter_from`, training the source stage first where it is missing."""
+        """Set `adapter_from`; train the source stage first if it is missing."""
         if not task.adapter.carries_over:
             say(f"{task.adapter.label} has no adapter to carry over: no source stage.")
             return
@@ -132,11 +132,11 @@ class SourceStages:
         task.adapter_from = str(stage.provide(task.backbone.sha256) / "adapter")
 
     def locate(self, task: AdapterTask, *, train: bool) -> None:
-        """Lead an adapter that is made of earlier runs to them, from their configs.
+        """Give an adapter that combines earlier runs their folders, found by their configs.
 
         Args:
             task: Its adapter is not attached yet.
-            train: Run what is missing. Otherwise it stays unknown: a checkpoint may hold it.
+            train: Train missing runs. Otherwise they stay unknown: a checkpoint may hold them.
         """
         runs, sha256 = task.adapter.earlier_runs, task.backbone.sha256
         if runs is None:
@@ -152,7 +152,7 @@ class SourceStages:
         runs.locate(folders)
 
     def assume_sources(self, task: AdapterTask) -> None:
-        """For a count: what those runs would hold, whether or not they are there."""
+        """Describe those runs by their configs, to count parameters; they need not exist."""
         runs = task.adapter.earlier_runs
         if runs is not None and runs.configs():
             stages = [self._kept(source) for source in runs.configs()]
@@ -164,8 +164,8 @@ class SourceStages:
         return SourceStage(source, self.parser, self.config, keep_adapter=True)
 
 
-def _is_of(checkpoint: Path, sha256: str) -> bool:
-    """Whether a checkpoint can be read and is of the backbone with this hash."""
+def _is_for_backbone(checkpoint: Path, sha256: str) -> bool:
+    """Whether a checkpoint can be read and belongs to the backbone with this hash."""
     try:
         record = require_record(read_checkpoint(checkpoint), str(checkpoint))
     except (OSError, RuntimeError, ValueError):
@@ -173,8 +173,8 @@ def _is_of(checkpoint: Path, sha256: str) -> bool:
     return bool(record["sha256"] == sha256)
 
 
-#: The source configs above this process, each of which the one before it needs.
-_ABOVE = "KORA_SOURCES_ABOVE"
+#: Environment variable: the source configs that this process and its parents train.
+_SOURCES = "KORA_SOURCES_ABOVE"
 
 
 def plain(parser: Any, options: Any) -> dict[str, Any]:
@@ -186,9 +186,9 @@ def plain(parser: Any, options: Any) -> dict[str, Any]:
 
 
 def source_overrides(config: Mapping[str, Any], *, keep_adapter: bool = False) -> dict[str, Any]:
-    """What the source stage takes from the job: all but its data and schedule.
+    """The settings that a source stage takes from the job: all but data and schedule.
 
-    With `keep_adapter` not the adapter and its optimiser either.
+    With `keep_adapter`, not the adapter and its optimiser either.
     """
     trainer = config["trainer"]
     taken = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
@@ -208,30 +208,30 @@ def require_end(source: str) -> None:
     """Refuse a source stage that needs itself: this process would wait for its own parent.
 
     Raises:
-        ValueError: It does.
+        ValueError: The stage needs itself.
     """
-    if str(Path(source).resolve()) in _above():
+    if str(Path(source).resolve()) in _sources_in_training():
         raise ValueError(
             f"source: {source} needs itself, by way of its own source. Name the config of a stage "
             "that can be trained before this one."
         )
 
 
-def _above() -> list[str]:
-    return os.environ.get(_ABOVE, "").splitlines()
+def _sources_in_training() -> list[str]:
+    return os.environ.get(_SOURCES, "").splitlines()
 
 
 def train_source(
     source: str, overrides: Mapping[str, Any], *, checkpoint: Path | None = None
 ) -> None:
-    """Run the source config in a process of its own, so that nothing of it stays behind here.
+    """Run the source config in a separate process, so that it leaves no state in this one.
 
-    When this process is told to stop, the source run stops with a checkpoint, and then this one.
+    If this process is told to stop, the source run saves a checkpoint and stops first.
 
     Args:
         source: Path of the config.
-        overrides: What wins over it.
-        checkpoint: Where to go on from; None begins a new run.
+        overrides: Settings that override it.
+        checkpoint: Where to resume; None begins a new run.
 
     Raises:
         RuntimeError: If it fails.
@@ -239,25 +239,25 @@ def train_source(
     runs = Path(overrides["runs_dir"])
     runs.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(suffix=".yaml", prefix=".source_", dir=runs)
-    goes_on = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
+    resume = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(overrides), file)
         # In a sweep, the source stage is not the run that the agent has started.
         env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
-        env[_ABOVE] = "\n".join([*_above(), str(Path(source).resolve())])
-        args = ["fit", "--config", source, "--config", name, *goes_on]
+        env[_SOURCES] = "\n".join([*_sources_in_training(), str(Path(source).resolve())])
+        args = ["fit", "--config", source, "--config", name, *resume]
         with Stop.on_signals() as stop:
             code = run_child(args, stop=stop, env=env)
     finally:
         Path(name).unlink(missing_ok=True)
     if stop.signal is not None:
-        say("stopped within the source stage; the same command goes on with it.")
+        say("stopped during the source stage; the same command resumes it.")
         sys.exit(stop.exit_code)
     if code:
         raise RuntimeError(
-            f"The source stage failed (exit code {code}); its message stands above. To run it by "
-            f"itself: kora fit --config {source}"
+            f"The source stage failed (exit code {code}); see its message above. To run it alone: "
+            f"kora fit --config {source}"
         )
 
 
@@ -265,9 +265,9 @@ _KEYS = ("mean", "std")
 
 
 def keep_normalisation(overrides: dict[str, Any], source: str) -> None:
-    """Take mean and std out of what a job puts over a source config that names its own.
+    """Drop mean and std from a job's overrides if the source config sets its own.
 
-    The published notebook normalises each of its two data sets in another way.
+    The published notebook normalises its two data sets differently.
 
     Args:
         overrides: Resolved `init_args` of the model, with `backbone`; changed in place.

@@ -1,9 +1,9 @@
-"""The state of training between two optimiser steps: saved, and gone on from to the bit.
+"""The state of training between two optimiser steps: saved, and resumed bit for bit.
 
 Everything random is a function of seed, epoch and batch: the order of the images and their
-augmentation in `datamodules.sampling`, and the generators here, which are seeded anew at every
-training batch. So a checkpoint holds no state of generators, and what drew from them between two
-batches (a validation, a worker process that starts, a metric) makes no difference.
+augmentation in `datamodules.sampling`, and the generators here, which are reseeded at every
+training batch. So a checkpoint holds no state of generators, and draws between two batches (by a
+validation, a starting worker, a metric) make no difference.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def seed_batch(seed: int, *, epoch: int, batch: int, rank: int, device: torch.de
     random.seed(int(numbers[0]))
     np.random.seed(numbers[1])  # noqa: NPY002 (the generator that others use)
     torch.default_generator.manual_seed(int(numbers[2]))
-    # torch.manual_seed alone would do all of this, and for every kind of device that is not in use
-    # note the seed with a stack trace, which takes milliseconds.
+    # torch.manual_seed alone would do all of this, but it also notes the seed with a stack trace
+    # for every kind of device that is not in use, which takes milliseconds.
     if device.type == "cuda":
         torch.cuda.manual_seed_all(int(numbers[2]))
     elif device.type != "cpu":
@@ -59,10 +59,10 @@ def seed_batch(seed: int, *, epoch: int, batch: int, rank: int, device: torch.de
 
 
 class TrainingState(Callback):
-    """Saves `last.ckpt` within an epoch, at SIGTERM and at an error, and goes on from it.
+    """Saves `last.ckpt` within an epoch, at SIGTERM and at an error, and resumes from it.
 
     The state is always that after a whole optimiser step: the loops' counters are kept from there,
-    and weights, optimiser and schedule have not moved since. An error within the optimiser's own
+    and weights, optimiser and schedule have not changed since. An error within the optimiser's own
     step leaves the last checkpoint as it is.
     """
 
@@ -83,7 +83,7 @@ class TrainingState(Callback):
         self.preemption = Preemption()
         self.last = folder / "checkpoints" / "last.ckpt"
         self._loops: dict[str, Any] | None = None  # of the fit loop, after the last whole step
-        self._validated: dict[str, Any] | None = None  # the same, when validation is behind it
+        self._validated: dict[str, Any] | None = None  # the same, once its validation is done
         self._use_kept_loops = False
         self._stepping = False
         self._settings: Settings | None = None
@@ -94,15 +94,15 @@ class TrainingState(Callback):
     # -- before training -----------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """From here on, SIGTERM is a wish that the loops look for."""
+        """From here on, SIGTERM sets a flag that the loops check."""
         self.preemption.attach(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave signals to whoever comes next."""
+        """Reset the signal handlers."""
         self.preemption.detach()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what this run is set to, before a checkpoint brings what its own was set to.
+        """Note this run's settings before a checkpoint restores those of its own run.
 
         Raises:
             OSError: The folder has no room for the checkpoints.
@@ -114,14 +114,14 @@ class TrainingState(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take over where the checkpoint stands."""
+        """Read the place of the checkpoint in its epoch, and adjust callbacks to this run."""
         if trainer.state.fn != "fit":
             return
         self._resumed = checkpoint.get("resume")
         if self._resumed is None:
             rank_zero_warn(
-                "The checkpoint does not say where in its epoch it stands (an older version of "
-                "kora wrote it): the images of a resume in mid-epoch are not those that came next."
+                "The checkpoint does not record its place in the epoch (an older version of kora "
+                "wrote it): a resume in mid-epoch does not get the images that would come next."
             )
         restored = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -131,10 +131,10 @@ class TrainingState(Callback):
                 restored[callback.state_key]["patience"] = callback.patience  # as it is set now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be gone on with, apply what was changed, and find the next image.
+        """Refuse changes that a resume cannot make, apply the others, and find the next image.
 
         Raises:
-            ValueError: With what has changed since the checkpoint and how to go on.
+            ValueError: Names what has changed since the checkpoint, and the remedy.
         """
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         assert self._settings is not None
@@ -152,8 +152,8 @@ class TrainingState(Callback):
                 sampler.start_at(epoch, batches * loader.batch_size)
             elif batches:
                 rank_zero_warn(
-                    f"The order of {type(sampler).__name__} cannot be entered in mid-epoch: the "
-                    "rest of this epoch sees other images than it would have."
+                    f"{type(sampler).__name__} cannot start in mid-epoch: the rest of this epoch "
+                    "sees other images than without the interruption."
                 )
 
     # -- training ------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class TrainingState(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is due, stop where that is wished, and seed the batch."""
+        """Save if it is due, stop if told to, and seed the batch."""
         if self._loops is not None and self._validated is not None:
             self._loops, self._validated = self._validated, None
         if self._loops is not None and not batch_idx % trainer.accumulate_grad_batches:
@@ -176,32 +176,32 @@ class TrainingState(Callback):
         )
 
     def on_before_optimizer_step(self, *args: Any) -> None:
-        """From here on, weights and optimiser are between two states."""
+        """Note that weights and optimiser are about to change."""
         self._stepping = True
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Keep where the loops are, after a whole step."""
+        """Keep the loops' counters after a whole step."""
         if not accumulates(trainer):
             self._stepping = False
             self._validated = loop_state(trainer.fit_loop)
             self._loops = _with_validation_to_do(trainer, self._validated)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep where the loops are between two epochs."""
+        """Keep the loops' counters between two epochs."""
         self._loops, self._validated = loop_state(trainer.fit_loop), None
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # by others
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # others save
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is left to save."""
         self._loops = None
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Stop a validation where that is wished: it will be done anew."""
+        """Stop a validation if told to; a resume repeats it."""
         if trainer.state.fn == "fit":
             self._pause(trainer, due=False)
 
     def on_test_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Stop a test where that is wished."""
+        """Stop a test if told to."""
         self._pause(trainer, due=False)
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -215,15 +215,13 @@ class TrainingState(Callback):
         if (due or stop) and self._loops is not None:
             self._save(trainer)
         if stop:
-            say(self._told(self.preemption.end(trainer), trainer.global_step))
+            say(self._stop_message(self.preemption.end(trainer), trainer.global_step))
             raise SIGTERMException(self.preemption.exit_code(trainer))
 
-    def _told(self, why: str, step: int) -> str:
+    def _stop_message(self, why: str, step: int) -> str:
         if not self.last.is_file():
-            return (
-                f"{why} before the first optimiser step was made: there is nothing to go on from."
-            )
-        return f"{why} after step {step}. To go on:\n{how_to_go_on(self.folder)}"
+            return f"{why} before the first optimiser step: there is nothing to resume."
+        return f"{why} after step {step}. To resume:\n{how_to_go_on(self.folder)}"
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -242,7 +240,7 @@ class TrainingState(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say where in its epoch the checkpoint stands, and what the run was set to."""
+        """Record the checkpoint's place in its epoch, and the settings of the run."""
         if self._use_kept_loops:
             checkpoint["loops"]["fit_loop"] = self._loops
         epoch, batches = _place(checkpoint["loops"]["fit_loop"])
@@ -257,18 +255,18 @@ class TrainingState(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save the last whole step before an error, or Ctrl-C, and say how to go on."""
+        """Save the last whole step before an error or Ctrl-C, and say how to resume."""
         if isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
             return
-        lonely = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
-        if self._loops is not None and not self._stepping and lonely:
+        can_save_alone = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
+        if self._loops is not None and not self._stepping and can_save_alone:
             self._save(trainer, alone=True)
         if not isinstance(exception, KeyboardInterrupt) and self.last.is_file():
-            say(self._told("stopped by an error", self._saved_step))
+            say(self._stop_message("stopped by an error", self._saved_step))
 
 
 def _place(loops: Mapping[str, Any]) -> tuple[int, int]:
-    """Epoch, and batches of it that are done."""
+    """Epoch, and number of finished batches in it."""
     epoch = loops["epoch_progress"]["current"]
     if epoch["ready"] == epoch["processed"]:
         return epoch["processed"], 0
@@ -276,9 +274,9 @@ def _place(loops: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _with_validation_to_do(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
-    """The fit loop's counters after a batch, changed where a validation comes next.
+    """The fit loop's counters after a batch, changed if a validation comes next.
 
-    Lightning takes a validation that was due at the saved batch for done, unless its counters say
+    Lightning would take a validation that was due at the saved batch as done. So the counters say
     that it was stopped in its first batch.
     """
     if validation_is_due(trainer):
@@ -293,7 +291,7 @@ def _with_validation_to_do(trainer: Trainer, state: dict[str, Any]) -> dict[str,
 
 
 def _start_epoch_anew(trainer: Trainer) -> None:
-    """With max_steps, Lightning would finish an epoch a second time that is over."""
+    """Begin the next epoch: with max_steps, Lightning would finish the last one a second time."""
     progress: Any = trainer.fit_loop.epoch_progress
     for count in (progress.total, progress.current):
         count.ready = count.started = count.completed = count.processed

@@ -31,15 +31,15 @@ __all__ = ["tune", "tune_parser"]
 
 
 def tune(args: Sequence[str]) -> None:
-    """Run the trials of a search that are missing, and write what was found.
+    """Run the missing trials of a search, and write its results.
 
     Raises:
-        ValueError: the search or one of its combinations is not accepted; nothing has run then.
+        ValueError: the search or one of its combinations is not accepted; nothing was started.
         RuntimeError: some combinations could not be searched; the others were.
     """
     own = _options(args)
     path = Path(own.config)
-    environment = dict(os.environ)  # parsing leaves its seed behind, which no run may inherit
+    environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
     tuning = read_tuning(path, own.overrides, trials=own.trials)
     found = combinations(path, tuning)
     folder = Path(str(found[0].config["runs_dir"])) / f"tune_{path.stem}"
@@ -48,7 +48,7 @@ def tune(args: Sequence[str]) -> None:
     chosen = [one for one in found if one.name in names]
     of = f"{len(chosen)} of {len(found)}" if own.only else len(found)
     say(f"{path}: {of} combinations, {tuning.trials} trials{seeds} each.")
-    _say_of_the_data(chosen)
+    _warn_of_fixed_data_seed(chosen)
     if own.dry_run:
         _dry_run(chosen, tuning, folder)
         return
@@ -70,17 +70,17 @@ def tune_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora tune",
         description="Search the settings of every combination of a grid with the same number of "
-        "trials, by validation alone, and write the grid of the best. The same command goes on "
-        "after a stop.",
+        "trials, by validation alone, and write the grid of the best. Repeat the command after a "
+        "stop.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", "-c", required=True, metavar="FILE", help="grid with `tune`")
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="of each combination; wins over the file"
+        "--trials", type=int, metavar="N", help="trials of each combination; overrides the file"
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N",
-        help="so many trials at once; on this machine they share its cores",
+        help="trials at once; on this machine they share its cores",
     )  # fmt: skip
     add_launcher_options(parser, "trial")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would run")
@@ -96,8 +96,8 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     return own
 
 
-def _say_of_the_data(found: Sequence[Combination]) -> None:
-    """A seed of the data of its own would give the last runs the images of the search."""
+def _warn_of_fixed_data_seed(found: Sequence[Combination]) -> None:
+    """Warn if `data.seed` is fixed: the last runs would then get the images of the search."""
     fixed = [
         one for one in found if (one.config["data"].get("init_args") or {}).get("seed") is not None
     ]
@@ -127,7 +127,7 @@ def _run(
     own: argparse.Namespace,
     environment: dict[str, str],
 ) -> Trouble:
-    """Run them; exits here where a signal asked for it."""
+    """Run the missing trials; exits here after a signal."""
     entries = entries_of(searches)
     missing = sum(entry.state != "finished" for entry in entries)
     say(f"{len(entries)} trials, {len(entries) - missing} of them finished.")
@@ -135,7 +135,7 @@ def _run(
         return Trouble()
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    say(f"what the trials print goes into {logs}")
+    say(f"the output of the trials goes into {logs}")
     view = GridView(entries, at_once=own.jobs, live=True)
     with (
         Stop.on_signals() as stop,
@@ -146,7 +146,7 @@ def _run(
             path, searches, entries, launcher=where, logs=logs, view=view, stop=stop
         )
     if stop.signal is not None:
-        say("stopped. The same command goes on with the trials that are not finished.")
+        say("stopped. Repeat the command to resume the trials that are not finished.")
         sys.exit(stop.exit_code)
     return trouble
 
@@ -160,7 +160,7 @@ def _show(path: Path, searches: Sequence[Search], tuning: Tuning) -> None:
 
 
 def _end(searches: Sequence[Search], trouble: Trouble, folder: Path) -> None:
-    """Say what failed; exit code 1 where a combination has not all of its trials."""
+    """Print what failed; an error if a combination does not have all of its trials."""
     failed = failures(searches)
     if failed:
         print("Failed trials, which count as trials:\n" + "\n".join(f"  - {f}" for f in failed))
@@ -175,6 +175,6 @@ def _end(searches: Sequence[Search], trouble: Trouble, folder: Path) -> None:
     if lines:
         text = "\n".join(f"  - {line}" for line in lines)
         raise RuntimeError(
-            "not every combination has its trials, so they are not tuned equally yet. The logs are "
-            f"in {folder / 'logs'}; the same command goes on.\n{text}"
+            "some combinations lack trials, so they are not tuned equally yet. The logs are in "
+            f"{folder / 'logs'}; repeat the command to resume.\n{text}"
         )

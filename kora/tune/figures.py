@@ -1,7 +1,7 @@
-"""The trials of a search: their value against each option.
+"""Pictures of a search: the value of each trial against each option.
 
-Not `optuna.visualization.matplotlib.plot_slice`: it leaves failed trials out, marks no best one,
-shows no more of a range than was tried, and sets pyplot's style for later pictures (Optuna 5.0).
+Not `optuna.visualization.matplotlib.plot_slice`: it leaves failed trials out, does not mark the
+best, shows only the tried part of a range, and changes pyplot's style for later pictures (5.0).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from kora.tune.study import Search, Trial
 
 __all__ = ["trial_pictures"]
 
-_A_PICTURE = 8  # combinations; more go into further files
+_A_PICTURE = 8  # combinations in a picture; more go into further files
 
 
 def trial_pictures(searches: Sequence[Search], out_png: Path) -> list[Path]:
-    """A row a combination, a column an option; the best trial is a diamond, a failed one a cross.
+    """Draw a row for each combination and a column for each option.
 
-    More than eight combinations go into files of their own, `NAME_2.png` and so on.
+    The best trial is a diamond, a failed one a cross. After eight combinations, a new file begins:
+    `NAME_2.png` and so on.
     """
     options = list(dict.fromkeys(d.option for s in searches for d in s.combination.space))
     written = []
@@ -118,7 +119,7 @@ def _limits(search: Search) -> tuple[float, float]:
 
 
 def _wrapped(name: str) -> str:
-    """In lines of about 22 letters, broken where it has gaps."""
+    """A name in lines of about 22 letters, broken at spaces and underscores."""
     lines = [""]
     for word in name.replace("_", "_ ").replace(", ", ",  ").split(" "):
         if len(lines[-1]) + len(word) > 22:

@@ -1,4 +1,4 @@
-"""The file of a search: a grid, and under `tune` what is tried to find the settings of each entry.
+"""The file of a search: a grid, with the search for the settings of each entry under `tune`.
 
 base: configs/x.yaml
 vary: {config: [configs/adapters/lora.yaml, configs/adapters/bitfit.yaml]}
@@ -7,11 +7,11 @@ tune:
   trials: 12                 # of every combination of `vary`
   sampler: tpe               # or gp, random, or grid (every combination of choices)
   seed: 0                    # of the sampler
-  final_seeds: 5             # of the runs with what was found: so many, or a list
+  final_seeds: 5             # of the runs with the best settings: a number, or a list
   space:
     model.optimizer.lr: {low: 1e-5, high: 1e-2, log: true}
     model.adapter.dropout: {choices: [0.0, 0.1, 0.3]}
-  only_where:                # an option that not every strategy has
+  only_where:                # options that only some strategies have
     model.adapter.dropout: [configs/adapters/lora.yaml]
 """
 
@@ -32,9 +32,9 @@ __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
 Sampler = Literal["tpe", "gp", "random", "grid"]
 _KEYS = ("trials", "sampler", "seed", "final_seeds", "space", "only_where")
 _RANGE = ("low", "high", "log")
-#: A best value this near to an end of a log range, as a share of the range, lies at its edge.
+#: A best value is at the edge of a log range if it is within this share of it from an end.
 _EDGE = 0.1
-#: What names or places a run, or says how it is measured, is no setting to search.
+#: Not settings to search: they name or place a run, or say how it is measured.
 _NO_SETTINGS = ("experiment", "runs_dir", "seed_everything", "seeds", "leave_out_test", "tune")
 
 
@@ -44,11 +44,11 @@ class Dimension:
 
     Args:
         option: Dotted name, as `kora fit` takes it.
-        low: The smallest value of a range; whole where both ends are.
+        low: The smallest value of a range. If both ends are whole numbers, so are the values.
         high: The largest.
         log: Draw the logarithm evenly.
         choices: The values of a list; () for a range.
-        files: The combinations with one of these have it; None: all of them.
+        files: Only combinations with one of these have the option; None: all of them.
     """
 
     option: str
@@ -73,9 +73,9 @@ class Dimension:
         return self.log and self.from_the_edge(value) < _EDGE * math.log10(self.high / self.low)
 
     def widened(self, best: Any) -> Dimension:
-        """With a third more of a log range at the end where the best value lies, if at an end.
+        """The same, but a log range is a third wider at an end if the best value is at that end.
 
-        The ends of other ranges, such as 0 of a dropout, are limits of what they mean.
+        Other ranges stay: their ends are limits of the option, such as 0 of a dropout.
         """
         if not self.at_the_edge(best):
             return self
@@ -93,7 +93,7 @@ class Dimension:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file, for the record."""
+        """As in the file; for the record."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
@@ -114,7 +114,7 @@ class Tuning:
         sampler: Of Optuna; `grid` tries every combination of choices.
         seed: Of the sampler, the same for every combination.
         space: What is searched.
-        final_seeds: Of the runs with the best settings; none of them is one of the trials.
+        final_seeds: Seeds of the runs with the best settings; no trial has one of them.
     """
 
     grid: Grid
@@ -126,10 +126,10 @@ class Tuning:
 
 
 def read_tuning(path: Path, overrides: Sequence[str] = (), *, trials: int | None = None) -> Tuning:
-    """The file of a search, with `key=value` overrides of its `set`, and of the trials.
+    """Read the file of a search; `overrides` change its `set`, `trials` its number of trials.
 
     Raises:
-        ValueError: the file is missing, is no search, or has a key or value that cannot be used.
+        ValueError: the file is missing, is not a search, or has a key or value that cannot be used.
     """
     content = read_content(path)
     if "tune" not in content:
@@ -217,7 +217,7 @@ def _dimension(
 
 
 def _files(path: Path, option: str, files: Any, grid: Grid) -> tuple[str, ...]:
-    """Those that have an option; each is one that the grid takes."""
+    """The files whose combinations have an option; each must be one of the grid."""
     taken = {
         file
         for key, values in grid.vary.items()
@@ -244,7 +244,9 @@ def _final_seeds(path: Path, given: Any, tuned: Sequence[int]) -> tuple[int, ...
         seeds = tuple(_whole(path, key, seed, least=0, most=LAST_SEED) for seed in given)
         both = sorted(set(seeds) & set(tuned))
         if both or not seeds or len(set(seeds)) < len(seeds):
-            why = f"{both[0]} is a seed of the trials" if both else "expected each once, and one"
+            why = (
+                f"{both[0]} is a seed of the trials" if both else "expected at least one, each once"
+            )
             raise ValueError(
                 f"{path}: tune.final_seeds is {given!r}: {why}. The last runs have seeds, and so "
                 "few-shot images, that the search has not seen."

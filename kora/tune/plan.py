@@ -1,7 +1,6 @@
-"""What a search tries: every combination of its grid, with the options that it has.
+"""The combinations of a search, each with its search space.
 
-The options of a combination are asked of the real parser before anything runs, at every end of its
-space.
+Before anything runs, the parser checks every combination at every end of its search space.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ class Combination:
 
     Args:
         name: For readers.
-        slug: For names of files.
+        slug: The name in names of files.
         files: Its configs, in their order; later ones win.
         varied: Its options under `vary`.
-        options: Further arguments of `kora fit`: those under `vary` and `set`, as they are typed.
-        space: What is searched of it.
+        options: Further arguments of `kora fit`, from `vary` and `set`.
+        space: Its search space.
         config: Resolved, in plain types, at one corner of the space.
-        metric: What is optimised, a validation metric.
+        metric: The validation metric to optimise.
         mode: `max` or `min`.
-        seeds: Of each trial.
+        seeds: Seeds of each trial.
     """
 
     name: str
@@ -52,24 +51,24 @@ class Combination:
 
     @property
     def experiment(self) -> str:
-        """That of the runs with the best settings."""
+        """Experiment of the runs with the best settings."""
         return str(self.config["experiment"])
 
     def args(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """Of `kora fit` with settings of the space."""
+        """Arguments of `kora fit` with settings of the space."""
         files = [part for file in self.files for part in ("--config", file)]
         tried = [f"--{option}={as_text(value)}" for option, value in values.items()]
         return (*files, *self.options, *tried)
 
     def job(self, trial: int, values: Mapping[str, Any], seed: int) -> Job:
-        """One run of a trial, which leaves the test out."""
+        """One run of a trial, without the test."""
         name = f"{self.name}, trial {trial}" + (f", seed {seed}" if len(self.seeds) > 1 else "")
         apart = (f"--experiment={self.experiment}_tune", "--leave_out_test=true")
         args = (*self.args(values), *apart, f"{SEED_OPTION}{seed}")
         return Job(name, args, self.name)
 
     def study(self, tuning: Tuning) -> str:
-        """A name for what its trials have in common: with anything else changed, another."""
+        """Name of its study, which changes with anything that its trials have in common."""
         space = {one.option: one.to_dict() for one in self.space}
         essence = [space, config_hash(self.config), tuning.sampler, tuning.seed, self.seeds]
         essence.append(self.metric)
@@ -77,10 +76,10 @@ class Combination:
 
 
 def combinations(path: Path, tuning: Tuning) -> list[Combination]:
-    """Every combination of a search, once the parser has taken it.
+    """Every combination of a search, accepted by the parser.
 
     Raises:
-        ValueError: one is not accepted, has nothing to search, or nothing to go by.
+        ValueError: one is not accepted, or has nothing to search or no validation.
     """
     from kora.training.parser import remembering  # imports torch
 
@@ -126,7 +125,10 @@ def _slug(name: str, taken: list[str]) -> str:
 
 
 def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) -> Combination:
-    """With its config and metric; every corner of the space parses, once for each kind of model."""
+    """Add config and metric, after every corner of the space has parsed.
+
+    `known` are the kinds of model whose corners need not be parsed again.
+    """
     seed = f"{SEED_OPTION}{tuning.grid.seeds[0]}"
 
     def at(corner: int) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def _checked(path: Path, plain: Combination, tuning: Tuning, known: set[str]) ->
 
 
 def _monitor(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What the task chooses its checkpoints by."""
+    """The metric and mode by which the task chooses its checkpoints."""
     module, _, name = str(config["model"]["class_path"]).rpartition(".")
     monitor: tuple[str, str] = getattr(import_module(module), name).monitor
     return monitor
@@ -164,6 +166,6 @@ def _require_validation(path: Path, name: str, config: Mapping[str, Any]) -> Non
     ):  # fmt: skip
         if wrong:
             raise ValueError(
-                f"{path}: '{name}' has {what}, and a search goes by the validation of each trial, "
+                f"{path}: '{name}' has {what}, but a search compares trials by validation, "
                 f"never by the test. {remedy}."
             )

@@ -1,4 +1,4 @@
-"""What a search leaves for its reader: a table, a record, the best settings, and the next grid."""
+"""The results of a search: a table, a record, the best settings, and the next grid."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows(searches: Sequence[Search]) -> tuple[list[str], list[list[str]]]:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    """Short and readable: the ends of the names, three digits."""
+    """Settings in short: the last parts of the names, three digits."""
     ends = [option.rpartition(".")[2] for option in values]
     names = [o if ends.count(e) > 1 else e for o, e in zip(values, ends, strict=True)]
     return ", ".join(
@@ -64,7 +64,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _to_the_edge(search: Search) -> str:
-    """Of the best trial: decades from each of its values to the nearer end of what was searched."""
+    """Decades from each value of the best trial to the nearer end of the searched range."""
     best = search.best()
     logs = [one for one in search.space if one.log]
     if best is None or not logs:
@@ -74,7 +74,7 @@ def _to_the_edge(search: Search) -> str:
 
 
 def _at_the_edge(searches: Sequence[Search]) -> list[str]:
-    """The best settings that lie at an end of what was searched, with the name of each search."""
+    """The best settings at an edge of the searched range, with the name of each search."""
     return [
         f"{search.combination.name} ({one.option}={best.values[one.option]:.3g})"
         for search in searches
@@ -114,13 +114,13 @@ def equality(searches: Sequence[Search], tuning: Tuning) -> list[str]:
     metrics = dict.fromkeys((s.combination.metric, s.combination.mode) for s in searches)
     widened, edge = _widened(searches), _at_the_edge(searches)
     if widened:
-        said.append(f"Widened, as the best trial lay at an end: {'; '.join(widened)}.")
+        said.append(f"Widened, as the best trial was at an end: {'; '.join(widened)}.")
     if edge:
         said.append(
             f"At the edge: {'; '.join(edge)}. A better setting may lie beyond it: ask for more "
             "trials (--trials), which search a wider range."
         )
-    said += [f"Value: {metric}, {mode}imum, over the seed{several} the mean." if several else
+    said += [f"Value: {metric}, {mode}imum, mean over the seeds." if several else
              f"Value: {metric}, the {mode}imum is best." for metric, mode in metrics]  # fmt: skip
     return said
 
@@ -132,7 +132,7 @@ def _who(kinds: Mapping[Any, list[str]], text: Any) -> str:
 
 
 def table(title: str, searches: Sequence[Search], tuning: Tuning) -> str:
-    """As Markdown, with what was equal and with every failure."""
+    """The table as Markdown, with what was equal and every failure."""
     heads, lines = rows(searches)
     text = [f"# {in_markdown(title)}", "", *markdown_table(heads, lines), ""]
     text += [f"- {in_markdown(sentence)}" for sentence in equality(searches, tuning)]
@@ -141,7 +141,7 @@ def table(title: str, searches: Sequence[Search], tuning: Tuning) -> str:
 
 
 def failures(searches: Sequence[Search]) -> list[str]:
-    """The failed trials of each combination, those of one reason together."""
+    """The failed trials of each combination, grouped by reason."""
     lines = []
     for search in searches:
         whys: dict[str, list[Trial]] = {}
@@ -155,7 +155,7 @@ def failures(searches: Sequence[Search]) -> list[str]:
 
 
 def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
-    """All of it in plain types."""
+    """The whole search in plain types."""
     return {
         "sampler": tuning.sampler,
         "seed": tuning.seed,
@@ -199,7 +199,7 @@ def trials_csv(searches: Sequence[Search]) -> str:
 
 
 def fragment_of(path: Path, one: Combination, trial: Trial) -> dict[str, Any]:
-    """What of a config the grid's options and the trial's values decide, as nested keys."""
+    """The part of a config that the grid's options and the trial's values set, as nested keys."""
     config = resolved(path, one.job(trial.number, trial.values, one.seeds[0]))
     nested: dict[str, Any] = {}
     for option in (*one.varied, *trial.values):
@@ -246,7 +246,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
         f"# The best settings that kora tune --config {path} found, with seeds that it did not "
         f"train with ({tuned}).\n#\n# Run:      kora grid --config {folder / 'best.yaml'}\n"
     )
-    head += "".join(f"# Missing:  {name}, of which no trial came to its end\n" for name in missing)
+    head += "".join(f"# Missing:  {name}, of which no trial finished\n" for name in missing)
     written.append(write_text(folder / "best.yaml", head + _yaml(grid)))
     return written
 
@@ -254,7 +254,7 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
 def write_report(
     path: Path, folder: Path, searches: Sequence[Search], tuning: Tuning
 ) -> list[Path]:
-    """Table, record, trials and pictures."""
+    """Write table, record, trials and pictures; returns their paths."""
     from kora.tune.figures import trial_pictures
 
     text = table(f"Search of {path.stem}", searches, tuning)

@@ -1,4 +1,4 @@
-"""The trials of a search: what runs next, and what comes of each."""
+"""Run the trials of a search, and store their results."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KILLED_AT_MOST = 3  # times, then a trial is left for the next command
 
 @dataclass
 class Trouble:
-    """What kept trials from their end, by the name of the combination.
+    """Why trials did not finish, by the name of the combination.
 
     Args:
-        mistakes: Of a config, each told once; its combination was left alone from there on.
+        mistakes: Mistakes in a config, reported once; each ends the search of its combination.
         killed: Trials that were killed again and again, and are still open.
     """
 
@@ -37,7 +37,7 @@ class Trouble:
 
 
 def entries_of(searches: Sequence[Search]) -> list[Entry]:
-    """A line for each trial that there is or will be: the first of all, then the second of all."""
+    """A line for each trial, past or future: the first of every combination, then the second."""
     entries: list[Entry] = []
     for number in range(max(search.wanted for search in searches)):
         for search in searches:
@@ -64,7 +64,7 @@ def run_trials(
     view: GridView,
     stop: Stop,
 ) -> Trouble:
-    """Run what is missing, combinations in turn, so that trials at once are of different ones."""
+    """Run the missing trials. Combinations take turns, so parallel trials differ in theirs."""
     of = {search.combination.name: search for search in searches}
     lost = {name: deque(search.open()) for name, search in of.items()}
     todo = deque(entry for entry in entries if entry.state != FINISHED)
@@ -108,7 +108,7 @@ def run_trials(
             trouble.mistakes.setdefault(name, f"trial {trial.number}: {said or last.why}")
             view.ended(entry, last)
         else:
-            view.ended(entry, _told(of[name], trial, outcomes, said))
+            view.ended(entry, _stored(of[name], trial, outcomes, said))
 
     dispatch(give, ended, launcher, view=view, stop=stop)
     return trouble
@@ -120,8 +120,8 @@ def _runs(path: Path, search: Search, trial: Trial) -> list[tuple[Job, Mapping[s
     return list(zip(jobs, all_resolved(path, jobs), strict=True))
 
 
-def _told(search: Search, trial: Trial, outcomes: list[Outcome], said: str) -> Outcome:
-    """Keep what came of a trial in its study; how it ended, as the view wants it."""
+def _stored(search: Search, trial: Trial, outcomes: list[Outcome], said: str) -> Outcome:
+    """Store the result of a trial in its study; returns its outcome for the view."""
     last, metric = outcomes[-1], search.combination.metric
     folders = [outcome.folder for outcome in outcomes if outcome.folder is not None]
     results = [read_results(folder) for folder in folders]
@@ -132,7 +132,7 @@ def _told(search: Search, trial: Trial, outcomes: list[Outcome], said: str) -> O
         values = [result.metrics.get(metric, math.nan) for result in results]
         value = statistics.fmean(values)
         if not math.isfinite(value):
-            value, why = None, f"its {metric} is missing, or no finite number"
+            value, why = None, f"its {metric} is missing, or not a finite number"
     search.tell(trial, value, seconds=seconds, folders=folders, why=why)
     took = sum(outcome.seconds for outcome in outcomes)
     return Outcome(folders[0] if not why else None, why, took)

@@ -1,7 +1,7 @@
-"""The trials of a combination, kept by Optuna in a file: asked for, told, and repeated if lost.
+"""The trials of a combination, stored by Optuna in a file.
 
-What a trial tries depends on the seed of the search, its number and the trials that are finished,
-and on nothing that a process remembers: so a search that was stopped goes on as it would have.
+The settings of a trial depend only on the seed of the search, the trial's number and the finished
+trials. So a search that was stopped resumes as if it had not been.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kora.tune.plan import Combination
 __all__ = ["STUDIES", "Search", "Trial", "opened"]
 
 STUDIES = "studies.sqlite3"
-#: Trials at random before the sampler has something to go by.
+#: Random trials, before the sampler uses their results.
 _STARTUP = {"tpe": 5, "gp": 4}
 #: Finished trials before a range is widened: the best of one or two says little.
 _BEFORE_WIDENING = 4
@@ -33,16 +33,16 @@ _PATIENCE_S = 60.0
 
 
 class Trial(NamedTuple):
-    """A trial as it is kept.
+    """A trial as it is stored.
 
     Args:
         number: From 0, within its combination.
-        values: What it tries, by option.
-        state: `done`, `failed`, or `open`: begun, and not told of.
-        value: Of the metric, the mean over the seeds; None unless it is done.
-        seconds: Of training.
-        why: It failed.
-        folders: Of its runs.
+        values: Its settings, by option.
+        state: `done`, `failed`, or `open`: started, without a result yet.
+        value: Mean of the metric over the seeds; None if it is not done.
+        seconds: Seconds of training.
+        why: Why it failed.
+        folders: Folders of its runs.
     """
 
     number: int
@@ -64,24 +64,24 @@ class Search:
 
     @property
     def name(self) -> str:
-        """Of the study."""
+        """Name of the study."""
         return str(self.study.study_name)
 
     @property
     def wanted(self) -> int:
-        """How many trials there are to be: fewer only where a grid has fewer points."""
+        """Number of trials to run; fewer than asked for only if a grid has fewer points."""
         if self.tuning.sampler != "grid":
             return self.tuning.trials
         return min(self.tuning.trials, math.prod(len(d.choices) for d in self.combination.space))
 
     def trials(self) -> list[Trial]:
-        """Those that count, by number: if more were asked for before, the first of them."""
+        """The trials that count, by number: the first `wanted`, even if there are more."""
         found = [_plain(frozen) for frozen in self.study.get_trials(deepcopy=False)]
         return [one for one in found if one is not None and one.number < self.wanted]
 
     @property
     def space(self) -> tuple[Dimension, ...]:
-        """What is searched now: the file's ranges, widened where a best trial lay at an end."""
+        """The current search space: the file's ranges, widened if a best trial was at an end."""
         space = self.combination.space
         done = self._done()
         for count in range(_BEFORE_WIDENING, len(done) + 1):
@@ -92,7 +92,7 @@ class Search:
         return space
 
     def best(self) -> Trial | None:
-        """The one with the best value, the first of several; None while there is none."""
+        """The trial with the best value, the first of equals; None while none is done."""
         return self._best(self._done())
 
     def _done(self) -> list[Trial]:
@@ -103,7 +103,7 @@ class Search:
         return min(done, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
 
     def open(self) -> list[Trial]:
-        """Those that a process began and did not end."""
+        """Trials that were started and have no result."""
         return [one for one in self.trials() if one.state == "open"]
 
     def ask(self) -> Trial:
@@ -113,7 +113,7 @@ class Search:
         return self._suggested(self.study.ask())
 
     def again(self, trial: Trial) -> Trial:
-        """An open trial, with the rest of its values if it was lost while they were drawn."""
+        """An open trial again; draws values that were still missing when it was lost."""
         import optuna
 
         (frozen,) = (f for f in self.study.get_trials(deepcopy=False) if f.number == trial.number)
@@ -128,7 +128,7 @@ class Search:
         self, trial: Trial, value: float | None, *, seconds: float, folders: Sequence[Path],
         why: str = "",
     ) -> None:  # fmt: skip
-        """Keep how a trial ended; None as the value: it failed."""
+        """Store the result of a trial; a value of None: it failed."""
         import optuna
 
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
@@ -144,7 +144,7 @@ class Search:
 
 @contextmanager
 def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterator[list[Search]]:
-    """The studies of a search, and nobody else at work on them.
+    """The studies of a search, locked against other processes.
 
     Raises:
         ValueError: Optuna is not installed.
@@ -171,19 +171,19 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
             )
             searches = [Search(one, tuning, _study(optuna, storage, one, tuning)) for one in found]
             for search in searches:
-                search.trials()  # all of them are read, so that damage is met here
+                search.trials()  # reads all of them, so that damage is found here
         except Exception as error:  # of sqlite3, SQLAlchemy, alembic or Optuna
             raise RuntimeError(
                 f"{file}: cannot be read as the studies of a search ({first_line(error)}). Move it "
-                "away: the same command then draws the same trials, and finds their runs where "
-                "they are finished."
+                "away: the same command then draws the same trials, and finds those runs that "
+                "are finished."
             ) from error
         try:
             yield searches
         except optuna.exceptions.StorageInternalError as error:
             raise RuntimeError(
-                f"{file}: cannot be read or written any more ({error}). Make room, or look whether "
-                "it is damaged; the same command then goes on."
+                f"{file}: cannot be read or written any more ({error}). Make room, or check "
+                "whether it is damaged; then repeat the command to resume."
             ) from error
         storage.engine.dispose()
     finally:
@@ -191,7 +191,7 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
 
 
 def _require_tables(file: Path) -> None:
-    """Refuse a database that computes something by itself, as no study of Optuna does."""
+    """Refuse a database with triggers or views, which Optuna's studies do not have."""
     if not file.is_file():
         return
     found = "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')"
@@ -201,16 +201,16 @@ def _require_tables(file: Path) -> None:
         ) as base:
             computes = base.execute(found).fetchone()[0]
     except sqlite3.Error:
-        return  # Optuna says what is wrong with it
+        return  # Optuna reports what is wrong with it
     if computes:
         raise RuntimeError(
-            f"{file}: it holds triggers or views, so it is none that kora tune has made. Move it "
+            f"{file}: it holds triggers or views, so kora tune did not make it. Move it "
             "away: the same command then draws the same trials."
         )
 
 
 def _address(file: Path) -> str:
-    """Of the database; it needs no locks of its own, as one process alone is at work on it."""
+    """Address of the database, which needs no locks of its own: only one process uses it."""
     return (
         f"sqlite:///{file}"
         if has_locks(file.parent)
@@ -228,7 +228,7 @@ def _study(optuna: Any, storage: Any, one: Combination, tuning: Tuning) -> Any:
     if tuning.sampler == "grid" and "points" not in study.user_attrs:
         values = [dimension.choices for dimension in one.space]
         points = list(itertools.product(*values))
-        random.Random(tuning.seed).shuffle(points)  # a search that is cut short sees all of it
+        random.Random(tuning.seed).shuffle(points)  # so that a shortened search covers all of it
         for point in points:
             names = (dimension.option for dimension in one.space)
             study.enqueue_trial(dict(zip(names, point, strict=True)), skip_if_exists=True)
@@ -237,7 +237,7 @@ def _study(optuna: Any, storage: Any, one: Combination, tuning: Tuning) -> Any:
 
 
 def _sampler(tuning: Tuning, number: int, space: Sequence[Dimension]) -> Any:
-    """Made anew for each trial, so that a search goes on as it would have."""
+    """A new sampler for each trial, so that a resumed search draws as an uninterrupted one."""
     import optuna
 
     seed = random.Random(f"{tuning.seed} {number}").getrandbits(31)
@@ -247,7 +247,7 @@ def _sampler(tuning: Tuning, number: int, space: Sequence[Dimension]) -> Any:
         return optuna.samplers.RandomSampler(seed=seed)
 
     class Wide(optuna.samplers.GPSampler):
-        """Optuna leaves out what trials drew from another range; earlier ones lie in this too."""
+        """Also uses trials from earlier, narrower ranges, which Optuna would leave out."""
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
             return {one.option: _distribution(one) for one in space}
@@ -274,11 +274,11 @@ def _suggest(asked: Any, one: Dimension) -> Any:
 
 
 def _plain(frozen: Any) -> Trial | None:
-    """A trial of Optuna's; None for one that only waits in its queue."""
+    """A trial of Optuna as a `Trial`; None if it only waits in the queue."""
     states = {"COMPLETE": "done", "FAIL": "failed", "RUNNING": "open"}
     if frozen.state.name not in states:
         return None
-    if frozen.value is not None and not math.isfinite(frozen.value):  # none is ever told
+    if frozen.value is not None and not math.isfinite(frozen.value):  # `tell` stores none
         raise ValueError(f"trial {frozen.number} has the value {frozen.value}")
     more = frozen.user_attrs
     return Trial(

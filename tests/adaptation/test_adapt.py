@@ -212,7 +212,7 @@ def test_a_signal_ends_it_between_two_steps_and_nothing_is_lost(work: Path, tmp_
         def signal(self, value: int | None) -> None: ...
 
     stop = Late()
-    with pytest.raises(StoppedError, match=r"stopped\. The same command goes on from here"):
+    with pytest.raises(StoppedError, match=r"stopped\. Repeat the command to resume from here"):
         adapt(work / "photos", out=tmp_path / "out", stop=stop, **NANO)
     assert list((tmp_path / "out/features").glob("*/part_*.safetensors"))
 

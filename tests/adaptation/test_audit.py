@@ -88,7 +88,7 @@ def test_the_same_picture_in_two_classes_is_left_out_of_both(tmp_path: Path) -> 
     audit = looked(root)
     assert audit.contradictory == ["a/0.png", "b/other.png"]
     assert len(audit.rows) == 11
-    assert any("2 pictures that lie in two classes" in text for text in audit.sentences())
+    assert any("2 pictures that are in two classes" in text for text in audit.sentences())
 
 
 def test_a_class_that_loses_too_many_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (lambda r: r, "holds no pictures. Expected .*/CLASS/PICTURE"),
     "one class": (lambda r: put(r, "cat/1.jpg", "cat/2.jpg"), "one class, 'cat', and .* Add a"),
     "one folder of classes": (nested, "one class, 'photos', .* try kora adapt .*photos"),
-    "pictures in the folder itself": (flat, r"holds 2 pictures themselves \(1.jpg, 2.jpg\)"),
+    "pictures in the folder itself": (flat, r"holds 2 pictures itself \(1.jpg, 2.jpg\)"),
     "a class with one picture": (
         lambda r: put(r, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg"),
         "class 'dog' of .* has one picture; two are the least",

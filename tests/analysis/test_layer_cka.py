@@ -55,7 +55,7 @@ def test_two_runs_give_every_comparison_and_its_matrix_has_rows_of_the_first() -
     ("changed", "said"),
     [
         ((2,), "changes no block output, as a side network does"),
-        ((), "changes no layer, the final feature included"),
+        ((), "changes no layer, not even the final feature"),
         ((1, 2), ""),
         ((1,), ""),
     ],
@@ -85,7 +85,7 @@ def test_models_of_other_depths_have_a_matrix_and_no_diagonal() -> None:
     between = found["run_vs_run2"]
     assert between.cka.shape == (3, 4)
     assert between.low is None
-    assert any("other layers, so there is no diagonal" in text for text in found.remarks())
+    assert any("their layers differ, so there is no diagonal" in text for text in found.remarks())
     assert found.to_dict()["comparisons"]["run_vs_run2"]["diagonal_high"] is None
 
 

@@ -53,7 +53,7 @@ USAGE = [
     (["--experiment", "/tmp/escaped"], ["experiment='/tmp/escaped'", "below runs_dir"]),
     (["--experiment", "a\0b"], [r"experiment='a\x00b'", "expected a name"]),
     (["--data", "datamodules.ImageDataModule"], ["ImageDataModule"]),
-    (["--experiment", "a::b"], ["experiment='a::b'", "is no folder's"]),
+    (["--experiment", "a::b"], ["experiment='a::b'", "a folder name cannot contain ::"]),
     (["--runs_dir=~/runs"], ["runs_dir='~/runs'", "Write its whole path"]),
     (["--runs_dir", "file:///tmp/x"], ["runs_dir='file:///tmp/x'", "folder of this machine"]),
     (["--experiment", "\udce9t\udce9"], [r"experiment='\udce9t\udce9'", "expected a name"]),

@@ -43,7 +43,7 @@ def test_it_fills_both_splits_and_a_fit_computes_nothing(side: Path, capfd: Capt
     assert "feature cache, train: 36 images x 21.5 KiB = 774 KiB in " in told.out
     assert "feature cache, val: 12 images x 21.5 KiB = 258 KiB in " in told.out
     assert told.out.count(": filled in ") == 2
-    assert f"48 images were computed; the cache lies in {side.parent / 'cache/features'}." in (
+    assert f"48 images were computed; the cache is in {side.parent / 'cache/features'}." in (
         told.out
     )
     assert not Path("runs").exists(), "it is no run"
@@ -111,7 +111,7 @@ def test_what_cannot_be_kept_is_one_clear_error(side: Path, capfd: Capture) -> N
         for command in (("data", "cache"), ("fit", "--model.feature_cache", "on")):
             told = kora(capfd, *command, "--config", side, *options)
             assert told.code == 2
-            assert f"kora: error: There can be no feature cache: {reason}" in told.err
+            assert f"kora: error: A feature cache is not possible: {reason}" in told.err
             assert "Traceback" not in told.err
     assert not Path("cache").exists()
 

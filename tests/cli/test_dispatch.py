@@ -216,7 +216,7 @@ def test_compare_makes_a_table_and_a_picture_of_real_runs(three_runs: Path, capf
     assert "comparison.png" in table
     differences = kora(capfd, "compare", "runs", "--reference", "LinearProbe").out
     assert "p (Holm)" in differences, "of each test image the runs kept what they said"
-    assert "One seed says nothing of other seeds" in " ".join(differences.split())
+    assert "One seed says nothing about other seeds" in " ".join(differences.split())
     loss = kora(capfd, "compare", "runs", "--metric", "test/loss")
     assert loss.code == 0, loss.err
     assert "test/loss" in loss.out

@@ -170,7 +170,7 @@ def test_a_fusion_whose_sources_are_gone_is_counted_from_its_own_folder(
         assert outcome.code == 1
         assert len(outcome.err.splitlines()) == 1
         assert message in outcome.err
-    with pytest.warns(UserWarning, match="no adapter lies at a, b; those"):
+    with pytest.warns(UserWarning, match="no adapter at a, b; those"):
         outcome = kora(capfd, *args, "--json", "--model.adapter_from", folder)
     assert json.loads(outcome.out)["trainable"] - json.loads(outcome.out)["head"] == (
         2 * FUSION_RANK + FUSION_REST

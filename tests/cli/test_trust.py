@@ -189,7 +189,7 @@ def test_no_other_way_to_its_files_opens_the_lists(
     assert "theirs_module" not in sys.modules
     if "--help" not in command:
         assert outcome.code == 2, outcome.err
-        assert "may name classes of KoRA alone" in outcome.err
+        assert "may name only classes of KoRA" in outcome.err
 
 
 def test_a_run_fills_no_folder_outside_of_the_working_directory(

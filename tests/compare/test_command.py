@@ -105,7 +105,7 @@ def test_what_is_no_usable_run_gets_a_word_each_and_the_rest_is_compared(
         "KoRA/seed2/version_0: left out, unlike the other 5 runs: protocol.sizes.train is 24",
         f"{killed}: has no results.json (unfinished); left out.",
         f"{later}/results.json: schema version is 2, and this KoRA",
-        "photos: no run lies here",
+        "photos: there is no run here",
         "nowhere: no such folder",
     ):
         assert words in text

@@ -225,7 +225,7 @@ def test_seconds_are_the_mean_and_memory_the_largest_of_the_seeds() -> None:
 def test_settings_of_training_that_differ_are_told() -> None:
     longer = run("LoRA", 0, 0.5, settings=settings(8, epochs=20))
     result = compare([longer, run("KoRA", 0, 0.4, settings=settings(8)), run("VPT", 0, 0.3)])
-    assert "Settings of training" not in " ".join(compare([longer]).notes)
+    assert "Training settings" not in " ".join(compare([longer]).notes)
     assert any("max_epochs is 20 in LoRA, 1 in KoRA" in note for note in result.notes)
 
 

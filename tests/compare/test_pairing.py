@@ -115,7 +115,7 @@ def of_another_test(file: Path) -> None:
     [
         (without, f"LoRA/seed0/version_0: no {OUTCOMES_NAME}"),
         (cut, "is damaged"),
-        (of_other_images, "was not tested on the images of the others"),
+        (of_other_images, "was tested on other images or labels than the other runs"),
         (of_another_test, "is of another test"),
     ],
 )
@@ -134,7 +134,7 @@ def test_what_cannot_be_paired_by_image_is_told_and_the_rest_compared(
 
 def test_a_metric_that_is_no_mean_over_images_has_neither(tmp_path: Path) -> None:
     result = compare(five_strategies(tmp_path), metric="test/loss")
-    assert [note for note in result.notes if "no mean over what runs keep" in note]
+    assert [note for note in result.notes if "not a mean over the recorded outcomes" in note]
     assert difference(result, "LoRA").p is None
     assert "p (Holm)" not in result.cells()[0]
 

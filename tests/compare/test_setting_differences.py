@@ -72,4 +72,4 @@ def test_strategies_that_differ_by_nature_are_no_difference_of_training() -> Non
 def test_a_sentence_names_the_rare_value_first() -> None:
     runs = [made(name, {}) for name in ("KoRA", "VPT", "SSF")]
     note = training_note(grouped(*runs, made("LoRA", {}, max_epochs=20)))
-    assert note == ("Settings of training that differ: max_epochs is 20 in LoRA, 3 in all others.")
+    assert note == ("Training settings that differ: max_epochs is 20 in LoRA, 3 in all others.")

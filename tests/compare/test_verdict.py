@@ -68,7 +68,7 @@ def test_one_seed_speaks_of_images_alone_and_says_so() -> None:
     found = said(n=1, half_width=None, std=None)
     assert found.word == "ahead (seed 0 only)"
     assert "with seed 0 alone: +1.00 to +6.00 over 1,000 test images" in found.sentence
-    assert "One seed says nothing of other seeds" in found.sentence
+    assert "One seed says nothing about other seeds" in found.sentence
     assert said(n=1, half_width=None, std=None, p_holm=0.4).word == "not told apart"
     nothing = said(n=1, half_width=None, std=None, bootstrap=None, p=None, p_holm=None)
     assert nothing.word == "not told apart"

@@ -120,7 +120,7 @@ def test_a_module_that_does_not_exist_is_named(capfd: Capture) -> None:
         ("- a list", ["- a list"]),
         ("trainer: [", ["line 2"]),
         ("", ["more.yaml: is empty"]),
-        ("trainer: {}\nmodel:\n  x: 1\n  x: 2", ["more.yaml: 'x' stands in line 3 and", "line 4,"]),
+        ("trainer: {}\nmodel:\n  x: 1\n  x: 2", ["more.yaml: 'x' is in line 3 and", "line 4,"]),
         (f"seed_everything: {'9' * 5000}", ["more.yaml: cannot be read as YAML", "4300 digits"]),
         (BOMB, ["more.yaml: holds more than 100000 values", "aliases"]),
         ("experiment: &a [*a]", ["more.yaml: holds more than 100000 values", "aliases"]),

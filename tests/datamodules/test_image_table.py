@@ -91,7 +91,7 @@ def test_the_fingerprint_changes_with_rows_and_files_not_with_the_place(tmp_path
 def test_a_cache_of_decoded_images_gives_the_same(tmp_path: Path) -> None:
     plain = make(tmp_path)
     cached = make(tmp_path, cache=str(tmp_path / "cache"))
-    assert "decoded images lie in" in str(cached.prepare_cache())
+    assert "decoded images are in" in str(cached.prepare_cache())
     batches = [next(iter(data.test_dataloader())) for data in (plain, cached)]
     assert all((batches[0][name] == batches[1][name]).all() for name in batches[0])
 

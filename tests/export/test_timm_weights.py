@@ -112,7 +112,7 @@ def test_a_depth_head_is_refused(tmp_path: Path) -> None:
     task = DepthTask(kicked(None).backbone, LoRA(2))
     task.build()
     model = kora.load_adapter(write_folder(tmp_path / "a", kick(task)))
-    with pytest.raises(ValueError, match=r"LinearDepth of this run is no classifier"):
+    with pytest.raises(ValueError, match=r"LinearDepth of this run is not a classifier"):
         export(model, "timm", tmp_path / "out")
 
 

@@ -134,7 +134,7 @@ def test_an_augmentation_that_costs_the_cache_says_what_it_costs(
     fitted(task, scenes(augment="flip"), trainer={"max_epochs": epochs})
     out = capsys.readouterr().out
     assert (
-        "data.augment is 'flip', so each epoch brings other images. It passes 2 x 40" in out
+        "data.augment is 'flip', so each epoch brings other images. 2 x 40 images" in out
     ) == told
 
 
@@ -394,7 +394,7 @@ def test_a_table_that_is_not_of_these_images_is_filled_anew(
     capsys.readouterr()
     found, _ = fitted(classifier(make(), **options), Repainted(image_size=32, **SIZES))
     torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-4)
-    assert capsys.readouterr().out.count("is not of these images: it is filled anew.") == 2
+    assert capsys.readouterr().out.count("does not match these images: it is filled anew.") == 2
 
 
 class Turning(Synthetic):
@@ -425,7 +425,7 @@ def test_images_that_are_others_at_each_reading_are_not_kept(
         return fitted(task, Turning(image_size=32, **SIZES))[0]
 
     assert fit("auto").passes > 0
-    said = "Turning gives another image each time that it is asked for the same one"
+    said = "Turning gives a different image each time it is asked for the same one"
     assert f"no feature cache: {said}" in capsys.readouterr().out
     with pytest.raises(ValueError, match=said):
         fit(True)

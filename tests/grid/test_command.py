@@ -206,7 +206,7 @@ def test_a_stopped_grid_stops_its_run_and_goes_on_later(
         assert process.wait(timeout=60) == 128 + number
     assert not runs_of_kora(here)
     text = (here / "out.txt").read_text()
-    assert "goes on with the runs" in text
+    assert "resume the runs" in text
     assert "Traceback" not in text
     out = kora(capfd, "grid", "--config", name, "--dry_run").out
     assert "1 runs, 0 of them finished (1 to resume)" in out

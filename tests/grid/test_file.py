@@ -215,7 +215,5 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 def test_what_a_file_says_twice_is_refused_by_line(folder: Path) -> None:
     (folder / "grid.yaml").write_text("base: base.yaml\nseeds: [0]\n\nseeds: [1]\n")
-    with pytest.raises(
-        ValueError, match=r"^grid\.yaml: 'seeds' stands in line 2 and again in line 4"
-    ):
+    with pytest.raises(ValueError, match=r"^grid\.yaml: 'seeds' is in line 2 and again in line 4"):
         read_grid(Path("grid.yaml"))

@@ -50,7 +50,7 @@ def test_runs_side_by_side_share_the_cores_and_print_into_logs(
     assert outcome.code == 1
     logs = sorted((here / "runs/grid_grid").iterdir())
     assert [log.name for log in logs] == ["001_rank=1-seed_0.log", "002_rank=1000-seed_0.log"]
-    assert "what the runs print goes into runs/grid_grid" in outcome.out
+    assert "the output of the runs goes into runs/grid_grid" in outcome.out
     cores = len(os.sched_getaffinity(0))
     assert f"threads: {max(1, cores // 2)}" in logs[0].read_text()
     assert "Run folder" in logs[0].read_text()
@@ -58,7 +58,7 @@ def test_runs_side_by_side_share_the_cores_and_print_into_logs(
     assert "run 1 of 2: rank=1, seed 0 (time left: not known yet)" in outcome.out
     assert re.search(r"done in \d+ s: rank=1, seed 0 \(\d of 2\)", outcome.out)
     assert "failed, exit code 2: rank=1000, seed 0" in outcome.out
-    assert "1 of 2 runs failed; their messages stand in the logs" in outcome.err
+    assert "1 of 2 runs failed; their messages are in the logs" in outcome.err
     assert "runs/grid_grid/002_rank=1000-seed_0.log: kora: error: " in outcome.err
     assert "1 to 128" in outcome.err
 
@@ -73,7 +73,7 @@ def test_a_stop_reaches_all_runs_which_leave_checkpoints_and_go_on(
         assert process.wait(timeout=60) == 130, (here / "out.txt").read_text()
     assert not runs_of_kora(here)
     text = (here / "out.txt").read_text()
-    assert "The same command goes on with the runs that are not finished." in text
+    assert "Repeat the command to resume the runs that are not finished." in text
     assert "Traceback" not in text
     for log in (here / "runs/grid_grid").iterdir():
         assert "stopped by SIGTERM after step" in log.read_text()
@@ -83,7 +83,7 @@ def test_a_stop_reaches_all_runs_which_leave_checkpoints_and_go_on(
     (here / "hurry").touch()
     outcome = kora(capfd, "grid", "--config", name, "--jobs", "2")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("goes on from") == 2
+    assert outcome.out.count("resumes from") == 2
     for path in found:
         assert results(path.parents[1])["finished"]
     assert len(list(here.glob("runs/tiny/LoRA/seed0/version_*"))) == 2, "none was begun again"
@@ -190,7 +190,7 @@ def test_jobs_that_need_one_source_stage_train_it_once_also_where_it_is_stopped(
     assert outcome.code == 0, outcome.err
     logs = "".join(log.read_text() for log in (here / "runs/grid_grid").iterdir())
     assert "waiting for another process" in logs
-    assert "stopped within the source stage" in logs
+    assert "stopped during the source stage" in logs
     assert logs.count("fits and is used again") == 1
-    assert f"goes on from {last.relative_to(here)}" in logs
+    assert f"resumed from {last.relative_to(here)}" in logs
     assert [p.name for p in (here / "runs/source/LoRA/seed0").iterdir()] == ["version_0"]

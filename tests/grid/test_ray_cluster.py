@@ -114,9 +114,9 @@ def test_runs_whose_worker_or_node_dies_go_on(here: Path, cluster: TwoNodes, gon
     assert all(results(folder)["finished"] for folder in folders)
     for rank in (killed, moved):
         assert f"again: rank={rank}, seed 0 on " in text
-        assert f"rank={rank}, seed 0: goes on from runs/tiny/LoRA/seed0/version_" in text
+        assert f"rank={rank}, seed 0: resumes from runs/tiny/LoRA/seed0/version_" in text
         (log,) = (here / "runs/grid_grid").glob(f"*rank={rank}-*.log")
         assert log.read_text().count("=== ") == 2
-        assert "going on (epoch " in log.read_text()
+        assert "resuming (epoch " in log.read_text()
         if rank == killed:
             assert "stopped by SIGTERM after step" in log.read_text(), "it ended with its worker"

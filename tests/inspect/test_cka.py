@@ -209,7 +209,7 @@ def test_a_linear_probe_changes_nothing_and_this_is_said(
 ) -> None:
     probe = fit(there, "probe", NANO, adapter={"class_path": "kora.adapters.LinearProbe"})
     done = cka(probe)
-    assert "LinearProbe, seed 0 changes no layer, the final feature included" in done.out
+    assert "LinearProbe, seed 0 changes no layer, not even the final feature" in done.out
     np.testing.assert_allclose(np.diag(matrix(tmp_path, "run_vs_frozen")), 1, rtol=1e-12)
 
 
@@ -361,7 +361,7 @@ def test_runs_on_other_backbones_are_compared_with_a_frozen_one_each(
     assert {"run2_vs_frozen2", "within_frozen2", "within_frozen"} <= set(found)
     assert matrix(tmp_path, "run_vs_run2").shape == (8, 4)
     assert found["run_vs_run2"]["diagonal_low"] is None
-    assert "they have other layers, so there is no diagonal" in done.out
+    assert "their layers differ, so there is no diagonal" in done.out
     rows = [line for line in done.out.splitlines() if line.startswith("│ final")]
     assert len(rows) == 1  # of both, whatever their depth
     assert rows[0].count("0.") + rows[0].count("1.") >= 2

@@ -147,7 +147,7 @@ def test_a_line_says_how_much_takes_part() -> None:
         [0.0, 0.5, 1.0]
     )
     assert _summed_up([0.0, 0.0]).startswith("0 at every node")
-    assert _summed_up([None]) == "finite at no node."
+    assert _summed_up([None]) == "not finite at any node."
 
 
 def test_a_line_says_how_redundant_the_nodes_were_and_are() -> None:

@@ -89,7 +89,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_each_unreadable_run_has_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         read_results(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no run lies here"):
+    with pytest.raises(ValueError, match="there is no run here"):
         read_results(tmp_path)
     (tmp_path / "metrics.csv").touch()
     with pytest.raises(ValueError, match="stopped before its end"):
@@ -193,7 +193,7 @@ def test_find_runs_sorts_versions_by_number_and_accepts_runs_files_and_roots(
     with pytest.raises(FileNotFoundError, match="nothing"):
         find_runs([tmp_path / "nothing"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no run lies here"):
+    with pytest.raises(ValueError, match="there is no run here"):
         find_runs([tmp_path, tmp_path / "empty"])
 
 

@@ -282,7 +282,7 @@ def test_an_unknown_preset_is_refused() -> None:
 def test_a_field_laid_over_a_preset_keeps_its_crop_and_none_is_guessed() -> None:
     over = unbuilt(protocol={"preset": "full", "flip_tta": True}).protocol
     assert over == DepthProtocol(crop="none", flip_tta=True)
-    with pytest.raises(ValueError, match="flip_tta and says neither preset nor crop"):
+    with pytest.raises(ValueError, match="flip_tta, but neither preset nor crop"):
         unbuilt(protocol={"flip_tta": True})
     with pytest.raises(ValueError, match=r"protocol\.flop is no field"):
         unbuilt(protocol={"preset": "full", "flop": True})

@@ -279,7 +279,7 @@ def test_importing_kora_imports_no_torch() -> None:
         ({"weights": {"source": 5}}, r"weights\.source is 5; expected a text"),
         ({"weights": "x"}, "weights is 'x'; expected a table"),
         ({"preprocessing": {"steps": [7]}}, r"preprocessing\.steps\.0 is 7"),
-        ({"preprocessing": {"steps": [{"step": "convert"}]}}, "preprocessing is none that"),
+        ({"preprocessing": {"steps": [{"step": "convert"}]}}, "does not know its preprocessing"),
         ({"metrics": {"test/accuracy": "x"}}, r"metrics\.test/accuracy is 'x'"),
     ],
 )

@@ -215,7 +215,7 @@ def test_the_labelled_file_trains_and_says_its_layout(here: Path, capfd: Capture
     write_config(here / "nyu.yaml", depth_config(data=data))
     prepared = kora(capfd, "data", "prepare", "--config", "nyu.yaml")
     assert prepared.code == 0, prepared.err
-    assert "12 frames lie in" in prepared.out
+    assert "12 frames are in" in prepared.out
     fit(capfd, "--config", "nyu.yaml")
     record = results(the_run(here))
     assert record["protocol"]["sizes"] == {"train": 6, "val": 2, "test": 4}

@@ -137,7 +137,7 @@ def test_a_checkpoint_needs_no_source_folders(command: str, fused: Path, capfd: 
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     checkpoint = ("--ckpt_path", RUN / "checkpoints/best.ckpt")
-    with pytest.warns(UserWarning, match=f"no adapter lies at .*{source('studio')}; those"):
+    with pytest.warns(UserWarning, match=f"no adapter at .*{source('studio')}; those"):
         outcome = kora(capfd, command, "--config", RUN / "config.yaml", *checkpoint)
     assert outcome.code == 0, outcome.err
     if command == "test":
@@ -226,7 +226,7 @@ def test_a_checkpoint_of_it_is_tested_with_its_source_runs_and_without(
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
         Path(f"{style}.yaml").unlink()
-    with pytest.warns(UserWarning, match=r"no adapter lies at paint\.yaml, studio\.yaml"):
+    with pytest.warns(UserWarning, match=r"no adapter at paint\.yaml, studio\.yaml"):
         assert kora(capfd, "test", "--config", RUN / "config.yaml", *checkpoint).code == 0
     for version in ("version_1", "version_2"):
         tested = results(RUN.with_name(version))["metrics"]["test/accuracy"]

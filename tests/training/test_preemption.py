@@ -67,10 +67,10 @@ def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(
     assert (here / "asked.txt").read_text() == "requeue 77\n"
     code, out = run(here, *command)
     assert code == 0, out
-    assert "going on (epoch 0, 3 of 6 batches done)" in out
+    assert "resuming (epoch 0, 3 of 6 batches done)" in out
     code, out = run(here, "fit", "--config", "tiny.yaml", "--trainer.max_epochs", "1")
     assert code == 0, out
-    assert "going on" not in out
+    assert "resuming" not in out
     assert sorted(f.name for f in (here / SEED0).iterdir()) == ["version_0", "version_1"]
 
 
@@ -99,6 +99,6 @@ def test_sigterm_in_a_step_of_two_processes_leaves_a_checkpoint_and_ends_both(
     ended = time.time()
     assert code == 128 + signal.SIGTERM, out
     assert ended - (here / "struck").stat().st_mtime < 30
-    assert "kora: stopped by SIGTERM after step 3. To go on:" in out
+    assert "kora: stopped by SIGTERM after step 3. To resume:" in out
     last = checkpoint(here / SEED0 / "version_0")
     assert (last["resume"]["epoch"], last["resume"]["batches"]) == (0, 3)

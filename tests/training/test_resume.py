@@ -113,7 +113,7 @@ def test_a_job_killed_in_its_source_stage_is_the_same_to_the_bit(here: Path) -> 
             assert "The source stage failed" in out
         code, out = run(here, *fit)
         assert code == 0, out
-    assert "goes on from killed/source/Bottleneck/seed0/version_0/checkpoints/last.ckpt" in out
+    assert "resumed from killed/source/Bottleneck/seed0/version_0/checkpoints/last.ckpt" in out
     for experiment in ("source", "tiny"):
         one, other = (
             here / n / experiment / "Bottleneck/seed0/version_0" for n in ("whole", "killed")

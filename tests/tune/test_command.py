@@ -101,7 +101,7 @@ def test_only_some_combinations_are_searched_and_the_next_ones_join_them(
     assert first.code == 0, first.err
     assert "Trials: 1 in lora; 0 in bitfit" in first.out
     best = here / "runs/tune_search/best.yaml"
-    assert "# Missing:  bitfit, of which no trial came to its end" in best.read_text()
+    assert "# Missing:  bitfit, of which no trial finished" in best.read_text()
     assert found_in(best) == ["lora"]
 
     second = kora(capfd, "tune", "--config", name, "--only", "bitfit")
@@ -285,7 +285,7 @@ def test_a_killed_search_goes_on_with_the_same_trial(here: Path, capfd: Capture)
         the_checkpoint(here, process)
         process.kill()
         assert process.wait(timeout=60) == -signal.SIGKILL
-    assert "goes on from" in goes_on_here(here, capfd, name)
+    assert "resumes from" in goes_on_here(here, capfd, name)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_best_trial_at_the_edge_is_told_and_so_is_the_wider_range(tmp_path: Pa
         assert "--trials" in said
         searched(found[0], (2e-3, 0.4))
         said = " ".join(equality(found, tuning(9)))
-        assert "Widened, as the best trial lay at an end: LoRA (model.optimizer.lr 0.0001 to 1" in (
+        assert "Widened, as the best trial was at an end: LoRA (model.optimizer.lr 0.0001 to 1" in (
             said
         )
         assert "At the edge" not in said

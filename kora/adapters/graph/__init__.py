@@ -1,1 +1,1 @@
-"""What KoRA is made of: nodes, what composes them, and what brings the composition to the head."""
+"""Parts of KoRA: nodes, composers, and readouts that bring the composition to the head."""

@@ -31,14 +31,14 @@ class Composer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """L tensors (..., C), first node first, to (..., C); for feedback also the first few."""
+        """L tensors (..., C), first node first, to (..., C); with feedback also the first few."""
 
 
 class Sequential(Composer):
     """The paper's chain: c_1 = Phi_1(p_1); c_i = Phi_i(p_i + Psi_{i-1}(c_{i-1})).
 
     Phi and Psi are each a linear layer and GELU, as in the published notebook. Beware: the
-    gradient that reaches p_i shrinks by about a factor of ten a stage.
+    gradient that reaches p_i shrinks by about a factor of ten per stage.
     Source: KoRA paper (2025), section 2, equation 3.
     """
 
@@ -70,11 +70,11 @@ class Sum(Composer):
 
 
 class ResidualSequential(Composer):
-    """A chain that forgets nothing: s_i = c_{i-1} + p_i, c_i = s_i + Phi_i(norm(s_i)), c_0 = 0.
+    """A chain with skips: s_i = c_{i-1} + p_i, c_i = s_i + Phi_i(norm(s_i)), c_0 = 0.
 
-    The norm is LayerNorm without parameters, and Phi_i a linear layer, GELU and a linear layer that
-    starts at zero: so it begins as the sum, and the gradient that reaches p_i is that of c_L.
-    Against the paper's chain (`Sequential`) it adds the skip and the norm.
+    The norm is LayerNorm without parameters. Phi_i is a linear layer, GELU and a linear layer that
+    starts at zero, so it starts as the sum, and p_i gets the gradient of c_L. Compared with the
+    paper's chain (`Sequential`), it adds the skip and the norm.
     """
 
     def build(self, num_nodes: int, d_comp: int) -> None:
@@ -98,19 +98,19 @@ class ResidualSequential(Composer):
 
 
 class DepthAttention(Composer):
-    """Node i looks back at the c_j of earlier nodes, each image by itself, and adds what it finds.
+    """Node i attends to the c_j of earlier nodes, separately for each image, and adds the result.
 
     c_i = p_i + sum_{j<i} a_ij c_j with a_i = softmax_j(q_i . norm(c_j) / sqrt(C)), and the readout
-    is given sum_j b_j c_j with b = softmax_j(q . norm(c_j) / sqrt(C)) over all j. The norm is that
-    of root mean squares. Queries q_i (C) start at zero, so each begins as an average; the values
-    c_j are as they are. Nothing is averaged over the batch: what is said of an image does not
-    depend on its neighbours.
+    gets sum_j b_j c_j with b = softmax_j(q . norm(c_j) / sqrt(C)) over all j. The norm is RMSNorm
+    without parameters. Queries q_i (C) start at zero, so each starts as an average; the values c_j
+    are not projected. Nothing is averaged over the batch: the result for an image does not depend
+    on the others.
     Source: KoRA paper (2025), future work ("dynamic compositional attention"); learned queries and
     plain values as in Kimi Team 2026, arXiv:2603.15031.
     """
 
     def build(self, num_nodes: int, d_comp: int) -> None:
-        """L queries of width C: of nodes 2 ... L, and of the readout."""
+        """L queries of width C: for nodes 2 ... L, and for the readout."""
         self.query_LC = nn.Parameter(torch.zeros(num_nodes, d_comp))
 
     def forward(self, nodes: Sequence[Tensor]) -> Tensor:
@@ -121,7 +121,7 @@ class DepthAttention(Composer):
         return self._look(found, self.query_LC[-1])
 
     def _look(self, found: Sequence[Tensor], query_C: Tensor) -> Tensor:
-        """The mean (..., C) of J tensors, weighted by what a query makes of them."""
+        """The mean (..., C) of J tensors, weighted by their softmax scores for a query."""
         values = torch.stack(tuple(found), dim=-2)  # (..., J, C)
         width = values.shape[-1]
         keys = F.rms_norm(values, (width,))
@@ -133,11 +133,11 @@ class DepthAverage(Composer):
     """`DepthAttention` with weights that are learned and the same for every image.
 
     c_i = p_i + sum_{j<i} a_ij c_j and sum_j b_j c_j, with a_i and b softmaxes of learned numbers
-    that start at zero: the control that shows whether attention has to look at the image.
+    that start at zero: the control that shows whether attention must depend on the image.
     """
 
     def build(self, num_nodes: int, d_comp: int) -> None:
-        """L * L numbers, of which those at j < i are used, and all of the last row."""
+        """L * L numbers; those at j < i are used, and all of the last row."""
         self.logits_LL = nn.Parameter(torch.zeros(num_nodes, num_nodes))
 
     def forward(self, nodes: Sequence[Tensor]) -> Tensor:

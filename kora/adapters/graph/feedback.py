@@ -1,4 +1,4 @@
-"""What is composed so far, added to the tokens behind later blocks.
+"""Feedback: adds the composition so far to the tokens after later blocks.
 
 Shapes: B images, N tokens, C d_comp, D width
 """
@@ -21,23 +21,23 @@ __all__ = ["Feedback"]
 
 
 class Feedback(nn.Module):
-    """x_n + alpha * U_i c_i for every token behind block i, c_i composed of all nodes up to there.
+    """x_n + alpha * U_i c_i for every token after block i, c_i composed of all nodes up to there.
 
-    U_i (D, C) starts at zero. A gradient passes through the blocks behind `from_block` alone:
-    before it, nothing that trains has reached the tokens.
+    U_i (D, C) starts at zero. Gradients pass only through the blocks after `from_block`: before it,
+    nothing that trains has reached the tokens.
     Source: after Fu et al. 2024, arXiv:2401.17225 (DTL), whose sum of low-rank outputs goes back
     into later blocks token by token.
 
     Args:
-        from_block: Number of the first block behind which it adds, a negative one from the end;
-            the last one has no effect on later nodes, but on the features.
+        from_block: The first block after which it adds; negative numbers count from the end. After
+            the last block, it affects only the features, as no node follows.
     """
 
     def __init__(self, from_block: int) -> None:
         super().__init__()
         self.from_block = from_block
         self.ups = nn.ParameterDict()
-        #: Vectors of the nodes in this pass, as far as they were composed.
+        #: Vectors of the nodes that are composed so far in this pass.
         self.sent: list[Tensor] = []
         self._nodes: tuple[Node, ...] = ()
         self._composer: tuple[Composer, ...] = ()  # a tuple is not registered as a submodule
@@ -48,16 +48,16 @@ class Feedback(nn.Module):
         self, backbone: Backbone, nodes: Mapping[str, Node], composer: Composer, d_comp: int,
         alpha: float,
     ) -> None:  # fmt: skip
-        """Hook it in; C D numbers a block.
+        """Hook it in; C * D numbers per block.
 
         Raises:
-            ValueError: For a block that is not there, or no node up to it.
+            ValueError: For an unknown block, or if no node is in a block up to it.
         """
         (first,) = require_blocks(backbone, [self.from_block])
         of_block = [int(key[1:3]) for key in nodes]
         if not of_block or min(of_block) > first:
             raise ValueError(
-                f"Feedback: from_block={self.from_block}, and no node of the composition lies in "
+                f"Feedback: from_block={self.from_block}, and no node of the composition is in "
                 "a block up to it. Use a later block, or earlier nodes."
             )
         self._nodes, self._composer, self.alpha = tuple(nodes.values()), (composer,), alpha
@@ -72,9 +72,9 @@ class Feedback(nn.Module):
         return {**self.__dict__, "sent": []}  # a copy has seen no batch
 
     def _add(self, number: int, module: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor:
-        """(B, N, D) plus what is composed up to block `number`."""
+        """Tokens (B, N, D) plus the composition up to block `number`."""
         before = self._until.get(number - 1, 0)
-        # Those of this block anew also where backward computes the block again.
+        # The vectors of this block are computed anew, also when backward recomputes the block.
         own = [node.vector(node.seen()) for node in self._nodes[before : self._until[number]]]
         vectors = self.sent[:before] + own
         self.sent = vectors + self.sent[len(vectors) :]

@@ -19,10 +19,10 @@ _DEGREE = 3
 class SplineLinear(nn.Module):
     """y_o = sum_i f_oi(tanh x_i), each f_oi a cubic spline of its own on [-1, 1].
 
-    As a linear layer on K B-splines of each input: K times its numbers. tanh keeps the input on the
-    grid, outside of which splines are zero and learn nothing. Starts at zero.
+    Computed as a linear layer on K B-splines of each input, with K times its parameters. tanh keeps
+    the input on the grid, outside of which splines are zero and learn nothing. Starts at zero.
     Source: Liu et al. 2024, arXiv:2404.19756, without the SiLU branch, which the skip of the chain
-    stands in for.
+    replaces.
     """
 
     knots: Tensor
@@ -52,9 +52,9 @@ class SplineLinear(nn.Module):
 class KAN(ResidualSequential):
     """`ResidualSequential` with a layer of splines as Phi_i, of (G + 3) C * C numbers.
 
-    The Kolmogorov-Arnold theorem is what KoRA is named after; its linear maps with GELU do not
-    follow from it. Own layer, as the best known library (pykan) has had no release since 0.2.8 of
-    November 2024.
+    KoRA is named after the Kolmogorov-Arnold theorem, but its linear maps with GELU do not follow
+    from it. The layer is our own, as the best known library (pykan) has had no release since 0.2.8
+    of November 2024.
 
     Args:
         intervals: G, the intervals of the grid.

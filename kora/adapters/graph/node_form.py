@@ -1,4 +1,4 @@
-"""What the nodes of a KoRA are: where they sit, what they read of the tokens, what they add there.
+"""Forms of KoRA's nodes: where they sit, what they read of the tokens, what they add there.
 
 Shapes: R rank, C d_comp.
 """
@@ -25,33 +25,33 @@ Placed = tuple[dict[str, Node], dict[str, LowRankDelta]]
 
 
 class NodeForm(nn.Module, ABC):
-    """What each node is."""
+    """The form of all nodes of a KoRA."""
 
     pool: Pool
 
-    #: Where in it the number lies that makes a node larger: `rank`; None: d_comp alone does.
+    #: The argument that sets the size of a node, such as `rank`; None: only d_comp does.
     size_argument: str | None = None
 
     @property
     @abstractmethod
     def injection(self) -> PaperForm | Injection | None:
-        """What has the `sites` and `blocks` at which LoRA is added within the backbone, if any."""
+        """Holds `sites` and `blocks` of the LoRA that is added in the backbone; None: no LoRA."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Name of a KoRA of such nodes in folders and tables."""
+        """Name of a KoRA with these nodes in folders and tables."""
 
     @abstractmethod
     def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
-        """Hook the nodes in; gives them in forward order, and what is injected where none is.
+        """Hook the nodes in; return them in forward order, and corrections at other sites.
 
         Raises:
             ValueError: For an unknown or dead site, or settings that do not fit the backbone.
         """
 
     def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
-        """What the loss is to have beside; None for nothing."""
+        """A term to add to the loss; None for none."""
         return None
 
 
@@ -62,12 +62,12 @@ class PaperForm(NodeForm):
 
     Args:
         rank: R of A (R, d_in) and B (d_out, R).
-        inject: False is the published notebook's form: a side network, in which nothing is added at
-            the sites; no gradient passes through the backbone, which then runs without autograd.
-        pool: What of the tokens a node sends: their `mean` (the notebook), the `cls` token, or all
+        inject: False is the published notebook's form, a side network: nothing is added at the
+            sites, and the backbone runs without autograd.
+        pool: What a node sends of the tokens: their `mean` (the notebook), the `cls` token, or all
             `tokens` (a composition for each token).
         sites: See LoRA.
-        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        blocks: Blocks with nodes; negative numbers count from the end; None means all.
         dropout: Probability with which inputs of A are dropped in training.
 
     Raises:
@@ -104,7 +104,7 @@ class PaperForm(NodeForm):
 
     @property
     def label(self) -> str:
-        """`KoRA`, or `KoRA-side` where nothing is injected."""
+        """`KoRA`, or `KoRA-side` if nothing is injected."""
         return f"KoRA{'' if self.inject else '-side'}"
 
     def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
@@ -121,12 +121,12 @@ class PaperForm(NodeForm):
 
 
 class Injection(nn.Module):
-    """LoRA beside refined nodes: alpha B A x at these sites, with the alpha of the KoRA.
+    """LoRA in addition to refined nodes: alpha B A x at these sites, with the KoRA's alpha.
 
     Args:
         rank: R of A (R, d_in) and B (d_out, R).
         sites: See LoRA.
-        blocks: Numbers of the adapted blocks, negative ones from the end; None means all.
+        blocks: Adapted blocks; negative numbers count from the end; None means all.
         dropout: Probability with which inputs of A are dropped in training.
 
     Raises:
@@ -155,15 +155,15 @@ class RefinedForm(NodeForm):
 
     Args:
         matrix: M; a plain one for each node by default.
-        pool: What of the tokens a node reads: their `mean`, the `cls` token, `both`, a mean
+        pool: What a node reads of the tokens: their `mean`, the `cls` token, `both`, a mean
             weighted by a learned `attention`, or all `tokens` (a composition for each token).
         sites: See LoRA.
-        blocks: Numbers of the blocks with nodes, negative ones from the end; None means all.
+        blocks: Blocks with nodes; negative numbers count from the end; None means all.
         norm: LayerNorm without parameters on what a node reads.
-        dropout: Of what a node reads, in training.
-        node_dropout: Share of images for which a node says nothing, in training.
-        inject: LoRA beside the nodes, at the same sites or others; None leaves the backbone as it
-            is: a side network.
+        dropout: Probability with which numbers that a node reads are dropped in training.
+        node_dropout: Share of images for which a node sends zero in training.
+        inject: LoRA in addition to the nodes, at the same or other sites; None makes a side
+            network, which leaves the backbone as it is.
 
     Raises:
         ValueError: For an unknown pool, or a probability outside [0, 1).
@@ -206,12 +206,12 @@ class RefinedForm(NodeForm):
 
     @property
     def injection(self) -> Injection | None:
-        """LoRA beside the nodes."""
+        """LoRA in addition to the nodes."""
         return self.inject
 
     @property
     def label(self) -> str:
-        """`KoRA-refined`, with LoRA at the same sites `-injected`, at others `KoRA-over-LoRA`."""
+        """`KoRA-refined`; with LoRA at its sites `-injected`, at others `KoRA-over-LoRA`."""
         if self.inject is None:
             return "KoRA-refined"
         places = [(list(one.sites), one.blocks and list(one.blocks)) for one in (self, self.inject)]
@@ -242,5 +242,5 @@ class RefinedForm(NodeForm):
         return {site.key: nodes[site.key] for site in places}, others
 
     def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
-        """That of the matrix."""
+        """The penalty of the matrix."""
         return self.matrix.penalty(list(nodes.values()))

@@ -1,4 +1,4 @@
-"""By which matrix a refined node speaks: plain, shared, orthonormal, penalised, or of low rank.
+"""The matrix of a refined node: plain, shared, orthonormal, penalised, or of low rank.
 
 Shapes: S summaries of the tokens (1, or 2 for the pool `both`), I input width, O output width, R
 rank, C d_comp, L nodes.
@@ -31,9 +31,9 @@ MatrixInit = Literal["default", "zero"]
 
 
 class NodeMatrix(nn.Module):
-    """M (S, C, I) of each node; what trains belongs to the nodes, or to all of them together."""
+    """M (S, C, I) of each node; its parameters belong to one node, or nodes share them."""
 
-    #: Whether it starts at zero, where only what reads the composition can change that.
+    #: Whether it starts at zero: then it trains only if the readout does not start at zero too.
     starts_silent: bool = False
 
     #: The constructor argument that makes it larger or smaller, as in `Strategy`.
@@ -55,18 +55,18 @@ class NodeMatrix(nn.Module):
         return matrix_SCI
 
     def factors(self, node: Any) -> tuple[Tensor, Tensor | None]:
-        """M as it is and None, or what of low rank it is made of: (S, C, R) and (R, I)."""
+        """M and None, or the low-rank factors of M: (S, C, R) and (R, I)."""
         return self.of(node), None
 
     def penalty(self, nodes: Sequence[Any]) -> Tensor | None:
-        """What the loss is to have beside; None for nothing."""
+        """A term to add to the loss; None for none."""
         return None
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Refuse sites that leave it without meaning.
+        """Refuse sites at which this matrix makes no sense.
 
         Raises:
-            ValueError: They do.
+            ValueError: For such sites.
         """
 
 
@@ -74,8 +74,8 @@ class PlainMatrix(NodeMatrix):
     """A matrix for each node.
 
     Args:
-        init: That of a linear layer (`default`), for readouts that start at zero, or `zero`, for
-            those that do not.
+        init: `default`, as a linear layer, for readouts that start at zero; `zero` for readouts
+            that do not.
 
     Raises:
         ValueError: For an unknown `init`.
@@ -106,7 +106,7 @@ class SharedMatrix(PlainMatrix):
     """
 
     def build(self, node: nn.Module, site: Site, summaries: int, d_comp: int) -> None:
-        """The matrix of a site name, unless a node of another block has made it; and a scale."""
+        """A scale; and the matrix of the site name, for the first node that has this name."""
         if site.name not in self.matrices:
             super().build(node, site, summaries, d_comp)
             self.matrices[site.name] = node.matrix_SCI
@@ -122,32 +122,32 @@ class SharedMatrix(PlainMatrix):
 class OrthogonalMatrix(NodeMatrix):
     """A matrix for each node whose rows are orthonormal at every step (Householder reflections).
 
-    Weight decay draws the rows to single channels.
+    Weight decay pulls each row towards a single channel.
     """
 
     def build(self, node: nn.Module, site: Site, summaries: int, d_comp: int) -> None:
         """The reflections' vectors.
 
-        Below the 1 on the diagonal they have length 1, as QR has them of random matrices. Shorter
-        ones would hardly reflect, and row c of every node would lean to channel c.
+        Below the 1 on the diagonal they have length 1, as in QR of random matrices. Shorter ones
+        would hardly reflect, and row c of every node would lean towards channel c.
         """
         bound = math.sqrt(3 / max(d_comp, site.d_in))
         vectors_SCI = torch.empty(summaries, d_comp, site.d_in).uniform_(-bound, bound)
         node.matrix_SCI = nn.Parameter(vectors_SCI)
 
     def of(self, node: Any) -> Tensor:
-        """M with orthonormal rows (columns, where C > I)."""
+        """M with orthonormal rows (columns, if C > I)."""
         return orthogonal(node.matrix_SCI)
 
 
 class DecorrelatedMatrix(NodeMatrix):
-    """A matrix for each node, and a penalty on what those of two nodes have in common.
+    """A matrix for each node, and a penalty on the overlap of the matrices of two nodes.
 
     Args:
-        factor: Of `overlap` in the loss.
+        factor: Weight of `overlap` in the loss.
 
     Raises:
-        ValueError: For a factor that is not above 0, or where no two nodes read the same width.
+        ValueError: For a factor that is not above 0, or if no two nodes read the same width.
     """
 
     def __init__(self, factor: float) -> None:
@@ -164,7 +164,7 @@ class DecorrelatedMatrix(NodeMatrix):
         return self.factor * overlap([self.of(node) for node in nodes])
 
     def check(self, sites: Sequence[Site]) -> None:
-        """There must be two that can have something in common."""
+        """Refuse sites of which no two have the same width: they cannot overlap."""
         widths = [site.d_in for site in sites]
         if len(set(widths)) == len(widths):
             raise ValueError(
@@ -175,10 +175,10 @@ class DecorrelatedMatrix(NodeMatrix):
 
 
 class FactoredMatrix(NodeMatrix):
-    """P B A in place of one matrix: the same functions, with more numbers where C <= R.
+    """P B A instead of one matrix: the same functions, with more parameters if C <= R.
 
-    B A is what is injected at the site. Where nothing is, it has its own of this rank, whose B
-    starts at random: nothing else keeps P B A from staying zero behind a readout from zero.
+    B A is the correction injected at the site. If nothing is injected, it has its own of this rank,
+    whose B starts at random: otherwise P B A would stay zero before a readout that starts at zero.
 
     Args:
         rank: R of A (R, I), B (O, R) and P (S, C, O), O the output width of the site.
@@ -215,7 +215,7 @@ class FactoredMatrix(NodeMatrix):
 def overlap(matrices: Sequence[Tensor]) -> Tensor:
     """The mean over pairs of M (S, C, I) of ||M_i M_j^T||_F^2 / (||M_i||_F ||M_j||_F)^2.
 
-    Of those of one width I, of which there must be two; others have nothing in common.
+    Only matrices of the same width I form a pair; there must be at least one pair.
     """
     by_width: dict[int, list[Tensor]] = {}
     for matrix_SCI in matrices:
@@ -234,14 +234,14 @@ def overlap(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def orthogonal(matrix_SCI: Tensor) -> Tensor:
-    """Matrices (S, C, I) with orthonormal rows (columns, where C > I), from any numbers.
+    """Matrices (S, C, I) with orthonormal rows (columns, if C > I), from any numbers.
 
     The product of Householder reflections whose vectors v are the columns below the diagonal: what
-    `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, as a function, as
-    parametrised modules cannot be pickled. In closed form, I - V T V^T with a triangular T of which
-    the inverse is known (the UT transform, Joffrain et al. 2006, doi:10.1145/1141885.1141886):
-    nothing goes reflection by reflection, forward or backward. In float32; orthonormal to 1e-5,
-    less so where a GPU may multiply in TF32.
+    `torch.nn.utils.parametrizations.orthogonal` computes with `householder`, but as a function,
+    since parametrised modules cannot be pickled. The closed form I - V T V^T, with a triangular T
+    whose inverse is known (the UT transform, Joffrain et al. 2006, doi:10.1145/1141885.1141886),
+    needs no loop over reflections, forward or backward. In float32; orthonormal to 1e-5, less
+    exactly if a GPU multiplies in TF32.
     """
     wide = matrix_SCI.shape[1] <= matrix_SCI.shape[2]
     tall = matrix_SCI.mT if wide else matrix_SCI

@@ -30,13 +30,13 @@ WHOLE: tuple[Pool, ...] = ("attention", "tokens")
 class Node(nn.Module):
     """One adapter of the graph: what it keeps of a pass, and the vector that it sends.
 
-    What it keeps for the composition is the smallest tensor there is: tokens are pooled first where
-    what follows is linear.
+    It keeps the smallest possible tensor for the composition: if what follows is linear, tokens are
+    pooled first.
     """
 
-    #: Whether what is composed goes back into the backbone while the batch still passes.
+    #: Whether the composition is fed back into the backbone during the same pass.
     echoes: bool = False
-    #: Whether it sends zero at the start, and only what reads it can change that.
+    #: Whether it sends zero at the start: then it trains only if the readout is not zero too.
     starts_silent: bool
     _listening: bool = False
     _kept: Tensor | None = None
@@ -53,24 +53,24 @@ class Node(nn.Module):
         raise NotImplementedError
 
     def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        """p, (B, C) or (B, N, C), from what was kept of a batch."""
         raise NotImplementedError
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
-        """What the tokens are multiplied by, as two factors (or M and None), without alpha."""
+        """The matrix applied to the tokens, as two factors (or M and None), without alpha."""
         raise NotImplementedError
 
     def listen(self) -> None:
-        """Keep what the next pass brings, and nothing that a recomputation brings in backward."""
+        """Keep the tokens of the next pass, but not those of a recomputation in backward."""
         self._listening = True
 
     def seen(self) -> Tensor:
-        """What was kept of the batch that is passing, also where backward computes it again."""
+        """What was kept of the current batch, also when backward recomputes it."""
         assert self._last is not None, "the site was not reached"
         return self._last
 
     def taken(self) -> Tensor:
-        """What was kept of the batch that has just passed; forgets it."""
+        """Return and forget what was kept of the last batch."""
         kept, self._kept = self._kept, None
         assert kept is not None, "the site was not reached"
         return kept
@@ -102,14 +102,14 @@ class PaperNode(Node):
         self.delta: LowRankDelta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
         self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
-        self.starts_silent = not inject  # B starts at zero; where it injects, its site trains it
+        self.starts_silent = not inject  # B starts at zero; if it injects, its site trains it
 
     def add_to(self, backbone: Backbone, site: Site) -> None:
-        """Observe the site, and add to it where it injects."""
+        """Observe the site, and add to it if the node injects."""
         wrap(backbone, site, self.observe, self.update if self.inject else None)
 
     def observe(self, x: Tensor) -> Tensor | None:
-        """Called by the site with its input (B, N, I); returns alpha * o where it injects."""
+        """Called by the site with its input (B, N, I); returns alpha * o if the node injects."""
         if not self.inject:
             self._keep(x)
             return None
@@ -118,11 +118,11 @@ class PaperNode(Node):
         return self.delta.up(self.delta.alpha * low)
 
     def update(self) -> Update:
-        """What `observe` does where it injects, as a low-rank update."""
+        """What `observe` does if the node injects, as a low-rank update."""
         return self.delta.update()._replace(seen=self._keep)
 
     def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept of a batch."""
+        """p, (B, C) or (B, N, C), from what was kept of a batch."""
         low = kept if self.inject else self.delta.low(kept)
         if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
             return F.linear(low, self.project_CO @ self.delta.up_OR)
@@ -136,9 +136,9 @@ class PaperNode(Node):
 class RefinedNode(Node):
     """p = sum_s M_s norm(x_s), for the summaries x_s of the tokens at a site.
 
-    Here the norm is LayerNorm without parameters (or nothing), so that no site speaks louder than
-    another because its tokens are longer, and M_s (C, I) is what the form's matrix makes of the
-    node. Where something is injected at its site, alpha B A x is added there as well.
+    The norm is LayerNorm without parameters (or nothing), so that no site dominates because its
+    tokens are longer. The form's `matrix` gives M_s (C, I). If a correction is injected at the
+    site, alpha B A x is added there as well.
     """
 
     def __init__(
@@ -155,10 +155,10 @@ class RefinedNode(Node):
         self.delta = injected
         matrix.build(self, site, 2 if pool == "both" else 1, d_comp)
         if pool == "attention":
-            self.query_I = nn.Parameter(torch.zeros(site.d_in))  # begins as the mean
+            self.query_I = nn.Parameter(torch.zeros(site.d_in))  # starts as the mean
 
     def add_to(self, backbone: Backbone, site: Site) -> None:
-        """Observe the site. What is added there is no function of what it sends."""
+        """Observe the site. What is added there does not depend on what the node sends."""
         wrap(backbone, site, self.observe)
         if self.inject:
             assert self.delta is not None
@@ -169,7 +169,7 @@ class RefinedNode(Node):
         self._keep(x)
 
     def vector(self, kept: Tensor) -> Tensor:
-        """p, (B, C) or (B, N, C), of what was kept: (B, S I), or the tokens (B, N, I)."""
+        """p, (B, C) or (B, N, C), from what was kept: (B, S I), or the tokens (B, N, I)."""
         if self.pool == "both":
             kept = kept.view(kept.shape[0], 2, -1)
         x = F.layer_norm(kept, kept.shape[-1:]) if self.norm else kept
@@ -189,12 +189,12 @@ class RefinedNode(Node):
         return self._matrix[0].of(self)
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
-        """What summaries are multiplied by: (S C, R) and (R, I), or M (S C, I) and None."""
+        """The matrix applied to summaries: (S C, R) and (R, I), or M (S C, I) and None."""
         left_SCR, down_RI = self._matrix[0].factors(self)
         return left_SCR.flatten(0, 1), down_RI
 
     def _times(self, x: Tensor) -> Tensor:
-        """M x, of two summaries (B, 2, I) their sum."""
+        """M x; for two summaries (B, 2, I), the sum."""
         matrix_SCI, down_RI = self._matrix[0].factors(self)
         if down_RI is not None:
             x = F.linear(x, down_RI)  # without the dropout of what is injected
@@ -204,7 +204,7 @@ class RefinedNode(Node):
 
 
 def token_mean(x: Tensor) -> Tensor:
-    """(B, N, I) to (B, I); in bfloat16 on a CPU as a product, in a fifth of the time."""
+    """(B, N, I) to (B, I); in bfloat16 on a CPU as a product, which takes a fifth of the time."""
     if x.dtype is torch.bfloat16 and x.device.type == "cpu":
         ones = x.new_ones(1, 1, x.shape[1]).expand(len(x), -1, -1)
         return torch.bmm(ones, x).squeeze(1) / x.shape[1]  # sums in float32, as mean does
@@ -212,7 +212,7 @@ def token_mean(x: Tensor) -> Tensor:
 
 
 def pooled_tokens(x: Tensor, pool: Pool) -> Tensor:
-    """What of (B, N, I) a node keeps: (B, I), (B, 2 I) for `both`, or all tokens."""
+    """What a node keeps of (B, N, I): (B, I), (B, 2 I) for `both`, or all tokens."""
     if pool == "mean":
         return token_mean(x)
     if pool == "both":

@@ -27,13 +27,13 @@ class Readout(nn.Module, ABC):
     #: Whether it needs a vector for every token, and so reaches a head that reads patch tokens.
     per_token: bool = False
 
-    #: Whether it adds to features as they are, and puts no channels beside them.
+    #: Whether it adds to the existing channels of the features, and appends none.
     in_place: bool = True
 
-    #: What it puts beside the channels of the pooled vector, once it is built.
+    #: Channels that it appends to the pooled vector, known once it is built.
     extra_channels: ExtraChannels | None = None
 
-    #: Whether it says nothing of any c at the start, and lets no gradient through to it.
+    #: Whether it starts at zero, so that it ignores c and passes no gradient to it.
     starts_closed: bool = False
 
     @abstractmethod
@@ -49,14 +49,14 @@ class ClsReadout(Readout):
     """h_final = h_CLS + alpha * Proj_final(c_L) (KoRA paper, equation 4).
 
     It adds to the vector that the head reads: the CLS token, or the pooled token of backbones
-    without one. Of a token-wise composition it adds the mean over the tokens.
+    without one. For a token-wise composition, it adds the mean over the tokens.
 
     Args:
         init: `zero` makes the adapter the identity at the start; `default` is the random start of
             the published notebook.
-        trainable: False keeps the random start for ever, as the published notebook does by
-            accident: Proj_final is created after its optimiser. It is then a buffer and counts
-            nowhere. Only with `init: default`.
+        trainable: False keeps the random start, as the published notebook does by accident: it
+            creates Proj_final after its optimiser. Proj_final is then a buffer and is not counted.
+            Only with `init: default`.
 
     Raises:
         ValueError: For an unknown `init`, or `trainable: false` with `init: zero`, which would have
@@ -86,26 +86,26 @@ class ClsReadout(Readout):
             self.register_buffer("bias_D", projection.bias.detach())
 
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
-        """Pooled plus alpha * Proj_final(c); of (B, T, C) the mean over tokens."""
+        """Pooled plus alpha * Proj_final(c); for (B, T, C), the mean over tokens."""
         if composed.ndim == 3:
-            composed = composed.mean(dim=1)  # before Proj_final, which is affine: the same, cheaper
+            composed = composed.mean(dim=1)  # Proj_final is affine: same as after it, but cheaper
         delta = F.linear(composed, self.weight_DC, self.bias_D)
         return features._replace(pooled=features.pooled + alpha * delta)
 
 
 class LogitReadout(Readout):
-    """logits = W h + b + alpha * V c_L: the composition says something of the classes itself.
+    """logits = W h + b + alpha * V c_L: the composition adds to the logits directly.
 
-    It puts alpha * c_L beside the pooled vector that the head reads. V are the head's columns for
-    it, and part of the head: another task starts without them, and at zero with an adapter that was
+    It appends alpha * c_L to the pooled vector that the head reads. V, the head's columns for it,
+    is part of the head: another task does not take V over, and starts it at zero if its adapter was
     trained elsewhere.
 
     Args:
-        init: Of V. `zero` for nodes that start at random. `orthogonal`: rows of length 1 that are
-            orthogonal to each other where d_comp is at least the number of classes, for nodes that
-            start at zero (`PlainMatrix("zero")`): each class then has a direction of its own in
-            the composition space, and what a node says of it is learned by one matrix, not by a
-            product of two.
+        init: Start of V. `zero` is for nodes that start at random. `orthogonal`, for nodes that
+            start at zero (`PlainMatrix("zero")`), gives rows of length 1 that are orthogonal to
+            each other if d_comp is at least the number of classes. Each class then has its own
+            direction in the composition space, and one matrix learns what a node sends there, not
+            a product of two.
 
     Raises:
         ValueError: For an unknown `init`.
@@ -120,11 +120,11 @@ class LogitReadout(Readout):
         self.starts_closed = init == "zero"
 
     def build(self, d_comp: int, width: int) -> None:
-        """Nothing to create: C K numbers of the head."""
+        """Nothing to create: V is C * K numbers of the head."""
         self.extra_channels = ExtraChannels(d_comp, self.init)
 
     def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
-        """Pooled (B, D + C); of (B, T, C) the mean over tokens."""
+        """Pooled (B, D + C); for (B, T, C), the mean over tokens."""
         if composed.ndim == 3:
             composed = composed.mean(dim=1)
         pooled = torch.cat((features.pooled, alpha * composed.to(features.pooled.dtype)), dim=-1)
@@ -134,10 +134,10 @@ class LogitReadout(Readout):
 class TokenReadout(Readout):
     """x_n + alpha * Proj_final(c_n) for every token n: the paper's equation (4), made dense.
 
-    c_n is composed for each token by itself (`pool: tokens`), so a node sees its own place, and
-    what it says reaches heads that read patch tokens: it is added to the patch and prefix tokens of
-    the last block and of every level that the head reads, one Proj_final for all. To the pooled
-    vector it adds the mean over the tokens, so a classifier can read it too.
+    c_n is composed separately for each token (`pool: tokens`), so it reaches heads that read patch
+    tokens: it is added to the patch and prefix tokens of the last block and of every level that the
+    head reads, with one Proj_final for all. The pooled vector gets the mean over the tokens, so a
+    classifier can read it too.
 
     Args:
         init: As for ClsReadout.

@@ -15,9 +15,9 @@ __all__ = ["Here", "here"]
 
 
 class Here:
-    """A launcher of processes of this machine; above one at once, each has its share of the cores.
+    """Launches tasks on this machine; several at once share the cores.
 
-    The pool's threads only report: one thread alone prints, the one that signals reach.
+    The pool's threads only report events. Only the main thread, which receives signals, prints.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Here:
         self._events: queue.Queue[Began | Said | Ended] = queue.Queue()
 
     def start(self, task: Task) -> None:
-        """Begin it."""
+        """Start a task."""
         self._events.put(Began(task.entry))
         self._pool.submit(self._run, task)
 
@@ -38,12 +38,12 @@ class Here:
         self._events.put(run_task(task, stop=self._stop, env=self._env, tell=self._events.put))
 
     def events(self) -> list[Began | Said | Ended]:
-        """The next thing that happens."""
+        """Wait for the next event."""
         return [self._events.get()]
 
 
 @contextmanager
 def here(at_once: int, env: Mapping[str, str], stop: Stop) -> Iterator[Here]:
-    """A launcher of processes of this machine; waits for all of them at its end."""
+    """A launcher for this machine; waits for all tasks at its end."""
     with ThreadPoolExecutor(at_once) as pool:
         yield Here(pool, at_once, env, stop)

@@ -1,8 +1,8 @@
 """Tasks on the machines of a Ray cluster that share the folder of the runs.
 
-A task is one of Ray's, which runs `kora fit` in a process that ends with Ray's worker. Where a
-worker or its machine dies, Ray starts the task again elsewhere, which finds the run's last
-checkpoint in the shared folder and goes on from there.
+Each task is a Ray task. It runs `kora fit` in a child process that ends with Ray's worker. If a
+worker or its machine dies, Ray starts the task again elsewhere. The task then resumes from the
+run's last checkpoint in the shared folder.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ def cluster(address: str | None) -> Iterator[Any]:
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError where nobody answers at HOST:PORT: Ray would try for minutes."""
+    """Raise OSError if nothing answers at HOST:PORT; Ray would try for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 class OnRay:
-    """A launcher of Ray's tasks, as many at once as the cluster has room for.
+    """Launches tasks on a Ray cluster, as many at once as it has room for.
 
     Args:
         ray: Ray, connected.
-        num_cpus: Cores a task, which are its threads.
-        num_gpus: GPUs a task.
-        retries: So often a task is started again whose worker or machine died.
-        at_once: So many at a time; None: as many as there is room for.
-        stop: Looked at all the time.
+        num_cpus: Cores of a task, and its number of threads.
+        num_gpus: GPUs of a task.
+        retries: How often a task is started again if its worker or machine dies.
+        at_once: Largest number of tasks at a time; None: as many as there is room for.
+        stop: Checked at each call of `events`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OnRay:
         self._ray = ray
         self._stop = stop
         here = ray.get_runtime_context().get_node_id()
-        # It lives with this process: on a machine that dies it would take everything with it.
+        # The queue stays on this machine: if it were on one that dies, all events would be lost.
         pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
         self._told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": pinned})
         self._task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(_task)
@@ -97,12 +97,12 @@ class OnRay:
         self._waiting: dict[Any, Entry] = {}
 
     def start(self, task: Task) -> None:
-        """Hand it to the cluster."""
+        """Submit a task to the cluster."""
         reference = self._task.remote(task, str(Path.cwd()), self._threads, self._told)
         self._waiting[reference] = task.entry
 
     def events(self) -> list[Began | Said | Ended]:
-        """What the machines have told, and which tasks have ended; all are cancelled on a stop."""
+        """Messages of the machines, and tasks that ended; a stop cancels all tasks."""
         if self._stop.signal is not None:
             return self._cancelled()
         done, _ = self._ray.wait(list(self._waiting), timeout=_LOOK_S)
@@ -123,14 +123,14 @@ class OnRay:
         entry = self._waiting.pop(reference)
         try:
             found: Ended = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:  # died as often as allowed, or a bug of ours
+        except self._ray.exceptions.RayError as error:  # died too often, or a bug in kora
             why = f"{type(error).__name__}: {first_line(error)}"
             return Ended(entry, [Outcome(None, why)])
         return found
 
 
 def _task(task: Task, folder: str, threads: int, told: Any) -> Ended:
-    """A task, on whatever machine this is."""
+    """Run a task on the machine that Ray chose."""
     if not Path(folder).is_dir():
         why = f"{platform.node()} has no folder {folder}; all machines must share it there"
         return Ended(task.entry, [Outcome(None, why)])

@@ -98,7 +98,7 @@ def test_gradients_are_those_of_finite_differences(images: Tensor) -> None:
 
 
 def test_it_needs_a_node_up_to_its_first_block() -> None:
-    with pytest.raises(ValueError, match="no node of the composition lies in"):
+    with pytest.raises(ValueError, match="no node of the composition is in"):
         built(KoRA(PaperForm(2, blocks=[4, 5]), 4, feedback=Feedback(2)), backbone=nano())
     with pytest.raises(ValueError, match="expected numbers from 0 to 5"):
         built(KoRA(PaperForm(2), 4, feedback=Feedback(6)), backbone=nano())

@@ -171,7 +171,7 @@ def test_preparing_fills_it_and_says_where(tmp_path: Path, make: Make) -> None:
     said = make(tmp_path, cache=True).prepare_cache()
     images = 52 if make is tiny_imagenet else 33
     assert said is not None
-    assert said.startswith(f"{images} decoded images lie in ")
+    assert said.startswith(f"{images} decoded images are in ")
     assert said.endswith(" MiB).")
     assert len(caches(tmp_path / "root")) == 2
     assert all(name in said for name in caches(tmp_path / "root"))

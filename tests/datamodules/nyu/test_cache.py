@@ -83,7 +83,7 @@ def test_preparing_says_where_it_lies_and_makes_it_once(root: Path) -> None:
     said = make(root).prepare_cache()
     size = sum((root / FOLDER / name).stat().st_size for name in ("images.npy", "depth.npy"))
     assert said == (
-        f"12 frames lie in {root / FOLDER} ({size / 2**20:.4g} MiB), "
+        f"12 frames are in {root / FOLDER} ({size / 2**20:.4g} MiB), "
         "their depth in steps of 0.2 mm."
     )
     before = (root / FOLDER).stat().st_mtime_ns

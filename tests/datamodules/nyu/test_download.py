@@ -116,7 +116,7 @@ def test_a_failure_says_what_to_put_where(site: Path, tmp_path: Path) -> None:
     assert "data.archive" not in message
 
     (site / MAT).unlink()
-    with pytest.raises(RuntimeError, match=r"data\.root to where it lies"):
+    with pytest.raises(RuntimeError, match=r"data\.root to where it is"):
         NYUDepthV2(str(tmp_path / "other")).prepare_data()
 
 
