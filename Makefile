@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help docs install demo test test-fast test-floors test-newest lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
+.PHONY: help docs notebooks install demo test test-fast test-floors test-newest lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ lint: $(VENV)/.dev  ## ruff: rules and format
 docs: $(VENV)/.dev  ## the site of docs/, with the reference, in build/site (no network)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "To read it: $(BIN)/python -m http.server -d build/site"
+
+notebooks: $(VENV)/.dev  ## run the notebooks and keep what they show (4 minutes)
+	$(BIN)/python notebooks/execute.py
 
 types: $(VENV)/.dev  ## mypy: strict for the code, calls alone for the tests
 	$(BIN)/mypy
