@@ -75,7 +75,7 @@ pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (three quarters 
 	$(BIN)/kora fit --config configs/pretrain/vit_nano.yaml
 	$(BIN)/python -m kora.export.release_nano runs/pretrain_vit_nano
 
-results: $(BIN)/kora  ## the table of docs/results/index.md (an hour on two cores; needs KORA_SHARED_DATA)
+results: $(BIN)/kora  ## the tables of docs/results/transfer.md (an hour on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@for seed in 0 1 2; do for epochs in 1epoch 20epochs; do \
 	  for strategy in linear_probe lora kora kora_side; do \
@@ -84,11 +84,11 @@ results: $(BIN)/kora  ## the table of docs/results/index.md (an hour on two core
 	  done; done; done
 	@$(BIN)/kora compare runs/real_last100_1epoch runs/real_last100_20epochs --out runs/real_comparison
 
-results-depth: $(BIN)/kora  ## the depth tables of docs/results/index.md (within two hours on two cores)
+results-depth: $(BIN)/kora  ## the tables of docs/results/depth.md without a search (within two hours on two cores)
 	@$(BIN)/kora grid --config configs/grids/quickstart_depth.yaml
 	@$(BIN)/kora grid --config configs/grids/depth_dcomp.yaml
 
-results-matched: $(BIN)/kora  ## every strategy at one size, in docs/results/index.md (an hour on two cores)
+results-matched: $(BIN)/kora  ## docs/results/matched.md: thirteen strategies at one size (an hour on two cores)
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 

@@ -48,7 +48,7 @@ CACHED: Sequence[Candidate] = (
     ),
     Candidate("KoRA-refined", ("adapters/kora_refined",), "composes six layers"),
 )
-#: Through the backbone: minutes a fit; the most worthwhile first (docs/results/index.md).
+#: Through the backbone: minutes a fit; the most worthwhile first (docs/results/photos.md).
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
     Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and three layers composed"),

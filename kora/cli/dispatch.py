@@ -66,7 +66,7 @@ Train, choose the best checkpoint by validation, test it once, and record the ru
   --experiment NAME                  runs of one name are compared with each other
   --runs_dir FOLDER                  where run folders go (default: runs)
   --seed_everything N                seed of all that is drawn at random (default: 0)
-  --resume                           go on with the unfinished run of this config
+  --resume                           resume the unfinished run of this config
   --model.backbone.name NAME         any vision transformer of timm
   --model.backbone.weights FILE      its weights (default: pretrained)
   --model.adapter CLASS              a strategy, as in `kora list`; then --model.adapter.rank N, ...
@@ -75,7 +75,7 @@ Train, choose the best checkpoint by validation, test it once, and record the ru
   --data.root FOLDER                 where the images are; --data CLASS is another data module
   --data.batch_size N                images a step
   --trainer.max_epochs N             passes over the training images
-  --trainer.accelerator NAME         auto, cpu or gpu; --trainer.devices N: so many of them
+  --trainer.accelerator NAME         auto, cpu or gpu; --trainer.devices N: how many
   --trainer.precision NAME           32-true or bf16-mixed, say
   --wandb.mode NAME                  auto, online, offline or disabled
 

@@ -22,9 +22,8 @@ __all__ = ["main"]
 _CARD = """\
 # vit_nano
 
-The embedded backbone of KoRA: a small vision transformer that ships with the package, so that
-every command runs without a download. It is there for trying things out and for tests, not for
-your images.
+**vit_nano is a small vision transformer that ships with the package, so that every command runs
+without a download.** Use it to try things out and in tests, not for your images.
 
 | what | value |
 | --- | --- |
@@ -35,8 +34,8 @@ your images.
 | accuracy | {accuracy:.1%} on {test:,} other scenes of that style (chance {chance:.1%}), one seed |
 | licence | Apache-2.0 |
 
-It has seen no photograph, and no scene of the styles `paint` and `night`. Written by
-`make pretrain-nano`.
+It has seen no photograph, and no scene of the styles `paint` and `night`. `make pretrain-nano`
+trains it and writes this page.
 """
 
 

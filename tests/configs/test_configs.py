@@ -159,8 +159,7 @@ def test_every_file_that_a_config_names_exists(name: str) -> None:
         path = Path(found.rstrip("."))
         if path.stem in PLACEHOLDERS:
             path = path.parent
-        if path != Path("docs/results/index.md"):  # held by tests/docs/test_readme.py
-            assert path.exists(), found
+        assert path.exists(), found
     source = load(name).get("source")
     assert source is None or source in COMPLETE
 
