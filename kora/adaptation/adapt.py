@@ -20,6 +20,7 @@ from torch import Tensor
 from datamodules.image_table import ImageTable
 from datamodules.locks import acquired, lock_at
 from datamodules.recipe import ImageRecipe
+from kora.adaptation import BACKBONE
 from kora.adaptation.audit import Audit, look_at
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
 from kora.adaptation.features import FeatureStore, SharedPass, fill
@@ -39,9 +40,8 @@ from kora.runs.results import read_results
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.batched_fit import Setting, fit_together, rows_of
 
-__all__ = ["BACKBONE", "Adapted", "StoppedError", "adapt"]
+__all__ = ["Adapted", "StoppedError", "adapt"]
 
-BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 _SIDE = 224  # pixels; on a CPU, a larger size of the weights costs more than it gains
 #: Learning rates of head and adapter, in the order in which they are tried.
 _THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-3))

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from kora.adaptation import BACKBONE
 from kora.runs.processes import Stop
 
 __all__ = ["adapt_command", "adapt_parser"]
@@ -52,7 +53,7 @@ def adapt_parser() -> argparse.ArgumentParser:
         help="FOLDER/CLASS/*, FOLDER/train/CLASS/* with test/CLASS/*, or a CSV of path and label",
     )  # fmt: skip
     parser.add_argument(
-        "--backbone", default="vit_small_patch14_dinov2.lvd142m", metavar="NAME",
+        "--backbone", default=BACKBONE, metavar="NAME",
         help="a vision transformer of timm (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

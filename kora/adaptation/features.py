@@ -180,12 +180,14 @@ class FeatureStore:
         for file in sorted(self.folder.glob("part_*.safetensors")):
             try:
                 with safe_open(file, framework="pt") as part:
-                    keys = part.metadata()["pictures"].split()
-                    rows = part.get_tensor("rows")
-            except (SafetensorError, OSError, KeyError) as error:
+                    record, rows = part.metadata(), part.get_tensor("rows")
+                keys = record["pictures"].split()
+                if record["sha256"] != _sha256(keys, rows):
+                    raise ValueError("its SHA-256 does not match")
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
                 say(f"{file} cannot be read ({error}): its features are computed again.")
                 continue
-            self._rows |= dict(zip(keys, rows, strict=False))
+            self._rows |= dict(zip(keys, rows, strict=True))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """The keys that are not there, each once, in order."""
@@ -198,7 +200,8 @@ class FeatureStore:
             OSError: it cannot be written; earlier files stay.
         """
         number = len(list(self.folder.glob("part_*.safetensors")))
-        content = save({"rows": rows_nW.contiguous()}, {"pictures": " ".join(keys)})
+        record = {"pictures": " ".join(keys), "sha256": _sha256(keys, rows_nW)}
+        content = save({"rows": rows_nW.contiguous()}, record)
         file = self.folder / f"part_{number:04d}.safetensors"
         write_atomically(file, lambda target: target.write_bytes(content))
         self._rows |= dict(zip(keys, rows_nW, strict=True))
@@ -238,6 +241,12 @@ def fill(
             after(len(some))
         store.add(keys, torch.cat(parts))
     return len(missing)
+
+
+def _sha256(keys: Sequence[str], rows_nW: Tensor) -> str:
+    found = hashlib.sha256(" ".join(keys).encode())
+    found.update(rows_nW.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _name(candidate: Candidate, name: str) -> str:

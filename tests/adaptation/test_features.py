@@ -14,6 +14,7 @@ from kora.backbone.frozen_inputs import is_read
 from kora.backbone.vit import Backbone
 from kora.feature_cache.rules import head_reads
 from kora.tasks import ClassificationTask
+from tests.support.faults import flip
 from tests.support.picture_factory import scene
 
 RECIPE = ImageRecipe("crop", (64, 64))
@@ -81,15 +82,20 @@ def test_other_weights_or_sizes_are_other_features(tmp_path: Path, paths: dict[s
     assert len(other.missing(list(paths))) == 5
 
 
+@pytest.mark.parametrize("damage", ["garbage", "a flipped bit"])
 def test_a_damaged_file_costs_its_own_pictures(
-    tmp_path: Path, paths: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    damage: str, tmp_path: Path, paths: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_pass = shared()
     identity = one_pass.identity(RECIPE)
     store = FeatureStore(tmp_path / "f", identity)
     fill(store, one_pass, {"sha0": paths["sha0"]}, RECIPE)
     fill(store, one_pass, paths, RECIPE)
-    (store.folder / "part_0001.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
+    file = store.folder / "part_0001.safetensors"
+    if damage == "garbage":
+        file.write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
+    else:
+        flip(file, 0.9)
     again = FeatureStore(tmp_path / "f", identity)
     assert again.missing(list(paths)) == ["sha1", "sha2", "sha3", "sha4"]
     assert "part_0001.safetensors cannot be read" in capsys.readouterr().out
