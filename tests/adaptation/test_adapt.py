@@ -240,7 +240,7 @@ def test_more_pictures_than_memory_holds_are_refused(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
-    with pytest.raises(ValueError, match=r"kept of 60 pictures takes 0\.0 GiB of memory"):
+    with pytest.raises(ValueError, match=r"features of 60 pictures take 0\.0 GiB of memory"):
         adapt(work / "photos", out=tmp_path / "out", dry_run=True, **NANO)
 
 

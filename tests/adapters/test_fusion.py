@@ -229,7 +229,7 @@ def test_its_folder_rebuilds_it_when_its_sources_are_gone(
         )
         for source in moved:
             shutil.rmtree(source, ignore_errors=True)
-        with pytest.warns(UserWarning, match=r"moved_0, .*moved_1; those that"):
+        with pytest.warns(UserWarning, match=r"moved_0, .*moved_1; those in"):
             task = built(AdapterFusion(moved), seed=9, adapter_from=str(folder))
         assert torch.equal(task.features(images).pooled, expected)
         assert [source.name for source in task.adapter.earlier_runs.found] == names

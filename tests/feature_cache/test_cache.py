@@ -318,7 +318,9 @@ def test_where_nothing_stays_the_same_on_is_an_error_and_auto_trains_on_images(
         assert task.feature_cache.record() is None
         task = make()
         task.feature_cache = FeatureCache(True, "float32", str(tmp_path))
-    with pytest.raises(ValueError, match=f"no feature cache: .*{reason}.*feature_cache: auto"):
+    with pytest.raises(
+        ValueError, match=f"feature cache is not possible: .*{reason}.*feature_cache: auto"
+    ):
         fitted(task, scenes(**data), trainer=trainer)
     assert list(tmp_path.iterdir()) == []
 
@@ -371,7 +373,9 @@ def test_a_backbone_that_another_adapter_has_changed_is_not_kept_as_a_frozen_one
     backbone = tiny("tiny_vit")
     fitted(classifier(before(), backbone))
     task = classifier(LinearProbe(), backbone, feature_cache=True, feature_cache_folder=folder)
-    with pytest.raises(ValueError, match=r"no feature cache: (LoRA|FullFineTune) changes what"):
+    with pytest.raises(
+        ValueError, match=r"feature cache is not possible: (LoRA|FullFineTune) changes what"
+    ):
         fitted(task.eval())
     again = classifier(LinearProbe(), backbone, feature_cache_folder=folder)
     assert fitted(again)[0].passes > 0

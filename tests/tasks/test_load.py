@@ -202,7 +202,9 @@ def test_weights_that_have_moved_are_named_and_can_be_given(tmp_path: Path) -> N
     folder = write_folder(tmp_path / "a", kicked(LoRA(2), tiny_in_file("tiny_vit", tmp_path)))
     there, elsewhere = tmp_path / "tiny_vit.safetensors", tmp_path / "moved.safetensors"
     there.rename(elsewhere)
-    with pytest.raises(FileNotFoundError, match=r"tiny_vit\.safetensors, and no such file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tiny_vit\.safetensors, and there is no such file"
+    ):
         kora.load_adapter(folder)
     assert kora.load_adapter(folder, weights=str(elsewhere)).backbone.name == "tiny_vit"
 

@@ -152,7 +152,7 @@ def test_training_goes_on_from_its_folder_without_its_sources(fused: Path, capfd
     for style in STYLES:
         shutil.rmtree(f"runs/{style}")
     start = ("--model.adapter_from", RUN / "adapter")
-    with pytest.warns(UserWarning, match=f"those that {RUN / 'adapter'}"):
+    with pytest.warns(UserWarning, match=f"those in {RUN / 'adapter'}"):
         outcome = kora(capfd, "fit", "--config", fused, *start)
     assert outcome.code == 0, outcome.err
     assert (RUN.with_name("version_1") / TABLE).is_file()
