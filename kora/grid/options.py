@@ -35,9 +35,9 @@ def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str]) -> set[str]:
-    """The names that contain a text of `only`; a text that is a whole name picks that one alone.
+    """The names that contain a text of `only`; without texts, all names.
 
-    Without texts, all names.
+    A text that is a whole name, or a whole kind (`names` has the kind of each), picks that alone.
 
     Raises:
         ValueError: no name contains one of the texts.
@@ -48,10 +48,15 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
             raise ValueError(
                 f"--only {text}: no {what} of {path} has this in its name. There are: {there}."
             )
+    whole = {*names, *names.values()}
+
+    def is_meant(name: str, kind: str, text: str) -> bool:
+        return text in (name, kind) if text in whole else text in name
+
     return {
         name
-        for name in names
-        if not only or any(text == name or (text not in names and text in name) for text in only)
+        for name, kind in names.items()
+        if not only or any(is_meant(name, kind, text) for text in only)
     }
 
 

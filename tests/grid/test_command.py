@@ -38,6 +38,8 @@ def test_a_whole_name_picks_that_one_alone() -> None:
     names = {"5+lora": "5+lora", "5+lora_layers": "5+lora_layers"}
     assert picked(Path("g.yaml"), "run", names, ["5+lora"]) == {"5+lora"}
     assert picked(Path("g.yaml"), "run", names, ["+lora"]) == names.keys()
+    seeds = {"lora, seed 1": "lora", "lora, seed 2": "lora", "lora_layers, seed 1": "lora_layers"}
+    assert picked(Path("g.yaml"), "run", seeds, ["lora"]) == {"lora, seed 1", "lora, seed 2"}
 
 
 def test_only_the_runs_with_a_text_in_their_name_are_run(here: Path, capfd: Capture) -> None:

@@ -13,8 +13,13 @@ import pytest
 
 from kora.cli import main
 from kora.cli.dispatch import _with_configs
+from kora.grid.command import grid_parser
+from kora.grid.file import read_grid
+from kora.grid.options import picked
 from kora.training.lightning_cli import KoraCLI, parse
 from kora.training.parser import remembering
+from kora.tune.command import tune_parser
+from kora.tune.file import read_tuning
 
 __all__ = ["assert_accepted", "kora_commands", "parsed"]
 
@@ -46,8 +51,11 @@ def _parsed(folder: Path, *args: str) -> KoraCLI:
     return _remembering.run(parse, args)
 
 
-def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Parse a command with the real parsers: its configs exist and its options are known."""
+def assert_accepted(command: str, capfd: pytest.CaptureFixture[str], *, runs: bool = True) -> None:
+    """Parse a command with the real parsers: its configs exist and its options are known.
+
+    Those of the runs of a grid or a search too, unless `runs` is False.
+    """
     name, *args = shlex.split(command)[1:]
     seed = os.environ.get("PL_GLOBAL_SEED")
     code: int | str | None = 0
@@ -57,6 +65,8 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
         elif name in ("params", "data") and "--match" not in args:
             own = ("--json", "describe", "prepare")
             parsed("fit", *(arg for arg in _with_configs(args) if arg not in own))
+        elif name in ("grid", "tune") and not runs:
+            _assert_names_of_a_grid(name, args)
         elif name in ("grid", "tune"):
             # Each of their runs is parsed once, in however many commands it is.
             with patch("kora.training.lightning_cli.parse", lambda args: parsed(*args)):
@@ -77,3 +87,13 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     found = name == "grid" and any(arg.startswith("runs/tune_") for arg in args)  # by kora tune
     missing = (name in reads_runs or found) and "usage:" not in err
     assert not code or missing, f"{command}\n{err}"
+
+
+def _assert_names_of_a_grid(name: str, args: list[str]) -> None:
+    """The grid can be read, and each text of `--only` picks something of it."""
+    own = (grid_parser if name == "grid" else tune_parser)().parse_args(args)
+    path = Path(own.config)
+    if path.exists() or not own.config.startswith("runs/"):
+        read = (lambda *of: read_tuning(*of).grid) if name == "tune" else read_grid
+        grid = read(path, own.overrides)
+        picked(path, "run", {job.name: job.kind or job.name for job in grid.jobs()}, own.only)
