@@ -21,6 +21,8 @@ __all__ = ["Ahead", "describe", "draw", "read"]
 HERE = Path(__file__).parent
 SIZES = (1, 5, 20, 95)  # images of each class
 PROBE = "LinearProbe"
+#: The strategies that the text is about; the tables have all.
+SHOWN = ("MultiLayerProbe", "KoRA-refined", "LoRA", "LoRA-layers", "KoRA-over-LoRA")
 
 
 class Ahead(NamedTuple):
@@ -34,27 +36,35 @@ class Ahead(NamedTuple):
 def read(folder: Path) -> dict[int, dict[str, Ahead]]:
     """By images a class and strategy, of `photos_1.csv` and the like (`kora compare --out`).
 
-    Sizes that are not measured yet are left out.
+    `photos_1_backbone.csv` has strategies that train through the backbone. Sizes that are not
+    measured yet are left out.
     """
     found: dict[int, dict[str, Ahead]] = {}
     for size in SIZES:
         path = folder / f"photos_{size}.csv"
         if not path.is_file():
             continue
-        with path.open(encoding="utf-8", newline="") as file:
-            values = {
-                row["strategy"]: dict(
-                    zip(row["seeds"].split(), map(float, row["values"].split()), strict=True)
-                )
-                for row in csv.DictReader(file)
-                if row["n"]
-            }
+        values = _values(path)
         probe = values.pop(PROBE)
+        through = path.with_name(f"{path.stem}_backbone.csv")
+        values = {**(_values(through) if through.is_file() else {}), **values}
         found[size] = {
             name: _ahead([100 * (mine[seed] - probe[seed]) for seed in mine if seed in probe])
-            for name, mine in values.items()
+            for name, mine in ((name, values[name]) for name in SHOWN if name in values)
         }
     return found
+
+
+def _values(path: Path) -> dict[str, dict[str, float]]:
+    """Accuracy by strategy and seed."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {
+            row["strategy"]: dict(
+                zip(row["seeds"].split(), map(float, row["values"].split()), strict=True)
+            )
+            for row in csv.DictReader(file)
+            if row["n"]
+        }
 
 
 def _ahead(points: list[float]) -> Ahead:
@@ -72,7 +82,7 @@ def describe(found: dict[int, dict[str, Ahead]]) -> str:
 
 def draw(found: dict[int, dict[str, Ahead]], out_png: Path) -> Path:
     """A group of points for each number of images, side by side so that none hides another."""
-    names = sorted({name for rows in found.values() for name in rows})
+    names = [name for name in SHOWN if any(name in rows for rows in found.values())]
     look = looks([*names, PROBE])
     figure, (axis,) = new_figure(
         1, size=(7.2, 4.2), title="100 new classes of Tiny ImageNet, ViT-S/14 at 70 pixels"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 #: Files of the repository that pages link to, and where they are on the site.
 BESIDE = {
     "README.md": "more/readme.md",
+    "benchmarks/README.md": "more/benchmarks.md",
     "CONTRIBUTING.md": "more/contributing.md",
     "CHANGELOG.md": "more/changelog.md",
     "kora/backbone/VIT_NANO.md": "more/vit_nano.md",
@@ -61,6 +62,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
     """Links to files of the repository lead to their page; to those without one, nowhere."""
     source = page.file.src_uri
+    if source.startswith(("results/", "tutorials/", "more/")):
+        page.meta["hide"] = ["toc"]  # their tables and outputs are wide
     origin = {page: name for name, page in BESIDE.items()}.get(source)
     here = ROOT / (origin or f"docs/{source}")
 
@@ -81,7 +84,13 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
         return f"]({os.path.relpath(uri, Path(source).parent)}{anchor}{found[4]}"
 
     told = _LINK.sub(led, markdown)
-    return re.sub(r"\[([^\]]+)\]\(repository:([^)]+)\)", r"\1 (`\2`)", told)
+    return re.sub(r"\[([^\]]+)\]\(repository:([^)]+)\)", _in_the_repository, told)
+
+
+def _in_the_repository(found: re.Match[str]) -> str:
+    """A file without a page, by its name."""
+    same = found[1].strip("`").lower() in found[2].lower()
+    return f"`{found[2]}`" if same else f"{found[1]} (`{found[2]}`)"
 
 
 # -- the command line ----------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def test_a_strategy_is_paired_with_the_probe_by_seed(
     assert list(found[20]) == ["LoRA"]
 
 
+def test_a_picture_keeps_what_it_was_drawn_from(script: dict[str, Any], tmp_path: Path) -> None:
+    found = script["read"](DOCS / "results")
+    with Image.open(script["draw"](found, tmp_path / "drawn.png")) as picture:
+        assert picture.info["Description"] == script["describe"](found)
+
+
 def test_the_picture_in_the_docs_is_of_the_values_in_the_docs(script: dict[str, Any]) -> None:
     with Image.open(DOCS / "images/photos.png") as picture:
         drawn = picture.info["Description"]
