@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from benchmarks.contenders import shared
+from kora.adaptation.candidates import CACHED, THROUGH
 from kora.adapters import (
     SSF,
     VPT,
@@ -153,6 +154,10 @@ def dense(*, inject: bool) -> KoRA:
     return KoRA(PaperForm(8, inject=inject, pool="tokens"), 8, readout=TokenReadout())
 
 
+def preset(name: str) -> Callable[[], Strategy]:
+    return next(one.strategy for one in (*CACHED, *THROUGH) if one.name == name)
+
+
 def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
     """GFLOP and MiB of a step, see `counted_step`."""
     task = built(adapter, backbone=shared(backbone), num_classes=100).train()
@@ -181,6 +186,9 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         (DoRA, 330, 331, 490),
         (SSF, 326, 327, 390),
         (BitFit, 251, 253, 280),
+        (preset("MultiLayerProbe"), 134, 135, 0.3),
+        (preset("KoRA-refined"), 134, 135, 0.3),
+        (preset("KoRA-over-LoRA"), 268, 269, 282),
         (VPT, 264, 265, 290),
         (FullFineTune, 378, 379, 440),
     ],
@@ -197,6 +205,9 @@ def cost(backbone: Backbone, adapter: Strategy) -> tuple[float, float]:
         "DoRA",
         "SSF",
         "BitFit",
+        "MultiLayerProbe",
+        "KoRA-refined",
+        "KoRA-over-LoRA",
         "VPT",
         "FullFineTune",
     ],
