@@ -25,6 +25,7 @@ from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.cache.option import describe_caches
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
+from datamodules.groups import check_pattern, groups_of, warn_of_shared_groups
 from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.replaceable import ReplaceableDataset
@@ -66,6 +67,9 @@ class ImageDataModule(LightningDataModule):
         val_fraction: share of the official training set that validates; 0 for no validation.
         val_images: exact number of validation images; overrides `val_fraction`.
         subset: train on this part only; validation images then come from outside it.
+        groups: regular expression whose first group, found in the path of an image, names what the
+            image belongs to: a drive, a scene, a patient. All images of one are on one side of
+            training and validation, and a test image of a training group is warned of.
         seed: seed of the splits and of the order; None: the seed that Lightning set for the whole
             run (`seed_everything`), else 0.
         augment: none, flip, flip_crop or flip_crop_color; for each image and its maps, on the
@@ -98,6 +102,7 @@ class ImageDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         val_images: int | None = None,
         subset: Subset | None = None,
+        groups: str | None = None,
         seed: int | None = None,
         augment: Augment = "none",
         augment_views: int | None = None,
@@ -131,6 +136,7 @@ class ImageDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.val_images = val_images
         self.subset = subset
+        self.groups = None if groups is None else check_pattern(groups)
         self.seed = seed
         self.augment: Augment = augment
         self.augment_views = augment_views
@@ -153,6 +159,23 @@ class ImageDataModule(LightningDataModule):
     def read(self, part: Part, positions: IntArray) -> Batch:
         """Decoded data of these positions: `image` uint8 (n, 3, H, W), and any further targets."""
         raise NotImplementedError
+
+    def group_names(self, part: Part) -> Sequence[str] | None:
+        """What each image (N,) of an official part belongs to; None if to nothing.
+
+        Raises:
+            ValueError: `groups` is set, and the images have no paths, or it is not found in one.
+        """
+        if self.groups is None:
+            return None
+        return groups_of(self.groups, self.image_names(part))
+
+    def image_names(self, part: Part) -> Sequence[str]:
+        """Paths (N,) of the images of an official part, in which `groups` is found."""
+        raise ValueError(
+            f"data.groups is set, and the images of {self.dataset_name} have no paths to find it "
+            "in. Leave it out."
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 that changes when the data on disk does."""
@@ -219,6 +242,9 @@ class ImageDataModule(LightningDataModule):
 
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """Positions (n,) that train and that validate; override where images belong together."""
+        names = self.group_names("train")
+        if names is not None:
+            warn_of_shared_groups(names, self.group_names("test"))
         return choose_train_and_validation(
             labels,
             self.subset,
@@ -226,6 +252,7 @@ class ImageDataModule(LightningDataModule):
             val_fraction=self.val_fraction,
             val_images=self.val_images,
             seed=self.resolved_seed(),
+            groups=None if names is None else np.unique(names, return_inverse=True)[1],
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -329,6 +356,7 @@ class ImageDataModule(LightningDataModule):
             "subset": None if self.subset is None else asdict(self.subset),
             "val_fraction": self.val_fraction,
             "val_images": self.val_images,
+            **({} if self.groups is None else {"groups": self.groups}),
             "seed": self.resolved_seed(),
             "augment": self.augment,
             **({} if self.augment_views is None else {"augment_views": self.augment_views}),

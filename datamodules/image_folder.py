@@ -152,6 +152,10 @@ class ImageFolder(ImageDataModule):
             )
         return list(found)
 
+    def image_names(self, part: Part) -> list[str]:
+        """Paths (N,) below the folder of the part."""
+        return [path.relative_to(self._folder(part)).as_posix() for path in self._part_paths(part)]
+
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         return {"image": self._files(part).decode(positions)}
 

@@ -21,6 +21,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
+from datamodules.groups import groups_of
 from datamodules.loading import sides
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
@@ -38,16 +39,18 @@ class TableRow(NamedTuple):
         label: The name of its class.
         part: `train`, `val` or `test`; "" if the table has no parts.
         fold: Of a training image, from 0; None if it has none.
+        group: What it belongs to, such as a patient or a drive; "" if to nothing.
     """
 
     path: str
     label: str
     part: str = ""
     fold: int | None = None
+    group: str = ""
 
 
 def read_table(file: Path) -> list[TableRow]:
-    """The rows of a CSV file with the columns `path` and `label`, and maybe `part` and `fold`.
+    """The rows of a CSV file with columns `path`, `label`, and maybe `part`, `fold`, `group`.
 
     Further columns are ignored.
 
@@ -86,14 +89,16 @@ def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
         raise ValueError(f"{where}: part is {part!r}, expected {', '.join(_PARTS)}.")
     if fold and not fold.isdecimal():
         raise ValueError(f"{where}: fold is {fold!r}, expected a whole number, or nothing.")
-    return TableRow(path, label, part, int(fold) if fold else None)
+    group = (fields.get("group") or "").strip()
+    return TableRow(path, label, part, int(fold) if fold else None, group)
 
 
 class ImageTable(ImageDataModule):
-    """The images that a CSV file names, in its order; its columns are `path,label,part[,fold]`.
+    """The images that a CSV file names, in its order.
 
-    Rows with part `val` validate. Without any, those of the fold `val_fold` do, or else the share
-    `val_fraction`. Classes are the labels of the training rows, sorted.
+    Its columns are `path,label,part[,fold,group]`. Rows with part `val` validate. Without any,
+    those of the fold `val_fold` do, or else the share `val_fraction`, of which rows of one `group`
+    (a patient, a drive) are on one side. Classes are the labels of the training rows, sorted.
 
     Args:
         table: the file; its paths are relative to `root`.
@@ -199,6 +204,18 @@ class ImageTable(ImageDataModule):
                 "validate. Leave one of them out."
             )
         return np.flatnonzero(~validates), np.flatnonzero(validates)
+
+    def image_names(self, part: Part) -> list[str]:
+        """The paths (N,) of the rows."""
+        return [row.path for row in self.rows[part]]
+
+    def group_names(self, part: Part) -> list[str] | None:
+        """By `groups`, or else by the column `group`; a row without one is alone."""
+        if self.groups is not None:
+            return groups_of(self.groups, self.image_names(part))
+        if not any(row.group for row in self.rows["train"]):
+            return None
+        return [row.group or f"\0{part}{place}" for place, row in enumerate(self.rows[part])]
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         return {"image": self._files(part).decode(positions)}

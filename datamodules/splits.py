@@ -24,6 +24,7 @@ __all__ = [
     "choose_subset",
     "choose_train_and_validation",
     "choose_validation",
+    "choose_whole_groups",
     "class_counts",
     "fewer",
     "index_sha256",
@@ -176,6 +177,53 @@ def choose_validation(
     return _take_per_class(labels, order, allocate(total, free, rng))
 
 
+def choose_whole_groups(
+    labels: IntArray,
+    groups: IntArray,
+    taken: IntArray | None,
+    *,
+    total: int,
+    seed: int,
+) -> IntArray:
+    """Validation positions (n,), ascending: whole groups, until about `total` images validate.
+
+    A group is taken if that brings the number nearer to `total`, and every class keeps an image to
+    train on. No group of a `taken` image (the few-shot subset) validates.
+
+    Args:
+        labels: (N,) of the images.
+        groups: (N,) the number of the group of each image.
+        taken: As in `choose_validation`.
+        total: Images that are to validate.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: no group can validate.
+    """
+    counts = np.bincount(labels)
+    rng = np.random.default_rng([seed, _VALIDATION_STREAM])
+    names, starts = np.unique(np.sort(groups), return_index=True)
+    members = np.split(np.argsort(groups, kind="stable"), starts[1:])
+    free = np.setdiff1d(names, [] if taken is None else groups[taken])
+    chosen: list[int] = []
+    images = 0
+    for group in rng.permutation(free).tolist():
+        own = np.bincount(labels[members[np.searchsorted(names, group)]], minlength=len(counts))
+        nearer = abs(images + own.sum() - total) < abs(images - total)
+        if nearer and (taken is not None or (counts - own)[own > 0].min() >= 1):
+            chosen.append(group)
+            images += int(own.sum())
+            counts = counts - own
+    if not chosen and total:
+        sizes = np.array([len(some) for some in members])
+        raise ValueError(
+            f"Validation asks for {total} of {len(labels)} training images in whole groups, and no "
+            f"group can validate: there are {len(sizes)} of {sizes.min()} to {sizes.max()} images. "
+            "Use another data.val_fraction, smaller groups, or a smaller subset."
+        )
+    return np.flatnonzero(np.isin(groups, chosen))
+
+
 def validation_size(images: int, *, val_fraction: float, val_images: int | None) -> int:
     """How many of these images validate.
 
@@ -205,22 +253,28 @@ def choose_train_and_validation(
     val_fraction: float,
     val_images: int | None,
     seed: int,
+    groups: IntArray | None = None,
 ) -> tuple[IntArray, IntArray]:
     """Positions that train and that validate, ascending, among those with a label >= 0.
 
-    The subset is drawn first, so its images do not depend on how many validate.
+    The subset is drawn first, so its images do not depend on how many validate. With `groups`, the
+    number (N,) of the group of each image, no group is on both sides.
 
     Raises:
-        ValueError: as `choose_subset` and `choose_validation`.
+        ValueError: as `choose_subset`, `choose_validation` and `choose_whole_groups`.
     """
     in_use = np.flatnonzero(labels >= 0)
     labels = labels[in_use]
     taken = None
     if subset is not None:
         taken = choose_subset(labels, subset, class_names=class_names, seed=seed)
-    val = choose_validation(
-        labels, taken, val_fraction=val_fraction, val_images=val_images, seed=seed
-    )
+    if groups is None:
+        val = choose_validation(
+            labels, taken, val_fraction=val_fraction, val_images=val_images, seed=seed
+        )
+    else:
+        total = validation_size(len(labels), val_fraction=val_fraction, val_images=val_images)
+        val = choose_whole_groups(labels, groups[in_use], taken, total=total, seed=seed)
     train = np.setdiff1d(np.arange(len(labels)), val) if taken is None else taken
     return in_use[train], in_use[val]
 

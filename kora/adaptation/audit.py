@@ -194,7 +194,7 @@ def _judged(layout: Layout, found: Sequence[Seen]) -> Audit:
                 f"The class '{label}' of {layout.root} has {left[label]} pictures that can be "
                 f"used; two are the least. {_why_few(label, unreadable, contradictory, layout)}"
             )
-    group, equal, alike = _groups([seen for _, seen in kept])
+    group, equal, alike = _groups([seen for _, seen in kept], [row.group for row, _ in kept])
     return Audit(
         [row for row, _ in kept],
         [seen for _, seen in kept],
@@ -217,8 +217,11 @@ def _why_few(
     return "Add pictures, or remove the class."
 
 
-def _groups(seen: Sequence[Seen]) -> tuple[NDArray[np.int64], int, int]:
-    """(N,) the group of each picture; how many equal an earlier one; how many nearly do."""
+def _groups(seen: Sequence[Seen], named: Sequence[str]) -> tuple[NDArray[np.int64], int, int]:
+    """(N,) the group of each picture; how many equal an earlier one; how many nearly do.
+
+    Pictures that `named` gives one group (a patient, a drive) are in one, too.
+    """
     count = len(seen)
     equal_N = np.unique([one.sha256 for one in seen], return_inverse=True)[1]
     thumbs_NP = np.stack(
@@ -237,7 +240,12 @@ def _groups(seen: Sequence[Seen]) -> tuple[NDArray[np.int64], int, int]:
     alike_N[crowd] = count + np.flatnonzero(crowd)
     group_N = _connected(np.concatenate([_same(equal_N), _same(alike_N)]), count)
     copies = count - len(np.unique(equal_N))
-    return group_N, copies, count - copies - len(np.unique(group_N))
+    alike = count - copies - len(np.unique(group_N))
+    if any(named):
+        of = [name or f"\0{place}" for place, name in enumerate(named)]
+        named_N = np.unique(of, return_inverse=True)[1]
+        group_N = _connected(np.concatenate([_same(group_N), _same(named_N)]), count)
+    return group_N, copies, alike
 
 
 def _same(number_N: NDArray[np.int64]) -> NDArray[np.int64]:

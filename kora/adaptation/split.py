@@ -74,9 +74,10 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
     part = _parts(audit, order, before, made_test=made_test)
     leaking = [p for p in range(len(audit.rows)) if part[p] == "leak"]
     if leaking:
+        or_group = ", or of their group" if any(row.group for row in audit.rows) else ""
         notes.append(
             f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test "
-            f"pictures, such as {audit.rows[leaking[0]].path}."
+            f"pictures{or_group}, such as {audit.rows[leaking[0]].path}."
         )
     folds = _folds(audit, order, part, before)
     rows = [
@@ -133,6 +134,7 @@ def _parts(
                     if side == "test":
                         has[audit.rows[p].label] += 1
                         kept[audit.rows[p].label] -= 1
+        _test_every_class(audit, order, part, has, kept, before)
     part = [p or "train" for p in part]
     for places in order:
         if any(part[p] == "test" for p in places):
@@ -140,6 +142,30 @@ def _parts(
                 if part[p] != "test":
                     part[p] = "leak"
     return part
+
+
+def _test_every_class(
+    audit: Audit,
+    order: Sequence[Sequence[int]],
+    part: list[str],
+    has: Counter[str],
+    kept: dict[str, int],
+    before: dict[str, TableRow],
+) -> None:
+    """Let the smallest group test of a class whose groups are all larger than its share."""
+    for label in kept:
+        if has[label]:
+            continue
+        for places in sorted(order, key=len):
+            mine = Counter(audit.rows[p].label for p in places)
+            new = not any(audit.rows[p].path in before for p in places)
+            if new and mine[label] and all(kept[one] > count for one, count in mine.items()):
+                for p in places:
+                    part[p] = "test"
+                has.update(mine)
+                for one, count in mine.items():
+                    kept[one] -= count
+                break
 
 
 def _folds(

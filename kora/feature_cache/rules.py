@@ -30,7 +30,7 @@ __all__ = [
 #: Entries of the protocol that choose images but do not change how an image looks.
 _CHOICE = {
     "num_classes", "sizes", "subset", "val_fraction", "val_images", "val_fold", "seed", "augment",
-    "augment_views", "sha256",
+    "augment_views", "groups", "sha256",
 }  # fmt: skip
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

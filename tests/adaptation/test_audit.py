@@ -45,6 +45,18 @@ def test_sizes_and_counts_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_pictures_of_one_patient_are_one_group_with_the_twins_of_each(tmp_path: Path) -> None:
+    root = photos(tmp_path / "p", each=4)
+    shutil.copy(root / "a/0.png", root / "a/copy.png")
+    lines = ["path,label,group", "a/copy.png,a,"]
+    lines += [f"{k}/{n}.png,{k},{'ann' if n < 2 else ''}" for k in "ab" for n in range(4)]
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    audit = looked(root / "table.csv")
+    ann = {f"{k}/{n}.png" for k in "ab" for n in range(2)}
+    assert together(audit) == {frozenset({*ann, "a/copy.png"})}
+    assert (audit.equal, audit.alike) == (1, 0)
+
+
 def test_equal_and_nearly_equal_pictures_are_one_group(tmp_path: Path) -> None:
     root = photos(tmp_path / "p")
     shutil.copy(root / "a/0.png", root / "a/copy.png")

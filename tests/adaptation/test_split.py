@@ -54,6 +54,16 @@ def test_twins_are_on_one_side_and_in_one_fold(tmp_path: Path) -> None:
     assert Counter(row.part for row in split.rows if row.label == "a") == {"train": 32, "test": 8}
 
 
+def test_a_class_in_large_groups_alone_is_tested_on_the_smallest(tmp_path: Path) -> None:
+    twins = [("a/0.png", f"a/{n}.png") for n in range(1, 6)]
+    twins += [("a/6.png", f"a/{n}.png") for n in range(7, 10)]
+    split = split_for(audit_of({"a": 10, "b": 10}, twins=twins), tmp_path, seed=0)
+    assert {row.path for row in split.of("test") if row.label == "a"} == {
+        f"a/{n}.png" for n in range(6, 10)
+    }
+    assert Counter(row.label for row in split.of("test"))["b"] == 2
+
+
 def test_a_training_picture_that_is_nearly_a_test_picture_is_left_out(tmp_path: Path) -> None:
     audit = audit_of({"a": 6, "b": 6}, twins=[("a/0.png", "a/1.png")])
     rows = [row._replace(part="test" if row.path[2] in "05" else "train") for row in audit.rows]

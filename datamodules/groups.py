@@ -1,0 +1,60 @@
+"""Images that belong together: frames of one drive or scene, slides of one patient.
+
+Neighbouring frames are nearly the same picture: on both sides of a split, they reward memory.
+
+Shapes: N images of a part
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+
+__all__ = ["check_pattern", "groups_of", "warn_of_shared_groups"]
+
+
+def check_pattern(pattern: str) -> str:
+    """A regular expression.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"data.groups is {pattern!r}, which is not a regular expression ({error}). The part of "
+            "the path up to the first underscore is '([^/_]+)_'."
+        ) from error
+    return pattern
+
+
+def groups_of(pattern: str, names: Sequence[str]) -> list[str]:
+    """The group (N,) of each image: the first group of the expression, or all that it matches.
+
+    Raises:
+        ValueError: it is not found in a name.
+    """
+    found = []
+    for name in names:
+        match = re.search(pattern, name)
+        if match is None:
+            raise ValueError(
+                f"data.groups: {pattern!r} is not found in {name}. Every image needs a group; "
+                "write an expression that each path holds."
+            )
+        found.append(match[1] if match.re.groups else match[0])
+    return found
+
+
+def warn_of_shared_groups(train: Sequence[str], test: Sequence[str] | None) -> None:
+    """Warn of test images whose group is in the training part, too."""
+    known = set(train)
+    shared = [name for name in test or () if name in known]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} of {len(test or ())} test images belong to groups of the training part "
+            f"(such as {shared[0]!r}), so the test rewards memory. Test on other groups.",
+            stacklevel=2,
+        )
