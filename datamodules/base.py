@@ -25,7 +25,12 @@ from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
 from datamodules.cache.option import describe_caches
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
-from datamodules.groups import check_pattern, groups_of, warn_of_shared_groups
+from datamodules.groups import (
+    check_pattern,
+    group_numbers,
+    groups_of,
+    warn_of_shared_groups,
+)
 from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.replaceable import ReplaceableDataset
@@ -112,11 +117,14 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(
                 "data: ImageDataModule is what data modules have in common; `kora list` names them."
             )
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "augment_views": augment_views,
+        }
         others = {"num_workers": num_workers, "val_images": val_images, "seed": seed}
-        views = {"augment_views": augment_views}
-        for key, value in {**sizes, **others, **views}.items():
-            least = 0 if key in others else 1
+        for key, value in {**sizes, **others}.items():
+            least = 1 if key in sizes else 0
             if value is not None and value < least:
                 raise ValueError(f"data.{key} is {value}; it must be at least {least}.")
         if not 0 <= val_fraction < 1:
@@ -143,9 +151,8 @@ class ImageDataModule(LightningDataModule):
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
         self._datasets: dict[Split, Dataset[Any]] = {}
-        self.loader_datasets: dict[
-            Split, ReplaceableDataset
-        ] = {}  # of the splits that were asked for
+        #: Of the splits that were asked for.
+        self.loader_datasets: dict[Split, ReplaceableDataset] = {}
         self._data_sha256: str | None = None
         self._draws: Tensor | None = None
 
@@ -161,7 +168,7 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def group_names(self, part: Part) -> Sequence[str] | None:
-        """What each image (N,) of an official part belongs to; None if to nothing.
+        """What each image (N,) of an official part belongs to, "" if alone; None: all are alone.
 
         Raises:
             ValueError: `groups` is set, and the images have no paths, or it is not found in one.
@@ -252,7 +259,7 @@ class ImageDataModule(LightningDataModule):
             val_fraction=self.val_fraction,
             val_images=self.val_images,
             seed=self.resolved_seed(),
-            groups=None if names is None else np.unique(names, return_inverse=True)[1],
+            groups=None if names is None else group_numbers(names),
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -311,9 +318,8 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(
-            "test", shared=False
-        )  # Lightning itself divides predictions without repetition
+        # Lightning itself divides predictions without repetition.
+        return self._loader("test", shared=False)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Draw the numbers for augmentation of a training batch while `index` is on the CPU."""

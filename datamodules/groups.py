@@ -11,7 +11,11 @@ import re
 import warnings
 from collections.abc import Sequence
 
-__all__ = ["check_pattern", "groups_of", "warn_of_shared_groups"]
+import numpy as np
+
+from datamodules.splits import IntArray
+
+__all__ = ["check_pattern", "group_numbers", "groups_of", "warn_of_shared_groups"]
 
 
 def check_pattern(pattern: str) -> str:
@@ -39,19 +43,26 @@ def groups_of(pattern: str, names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
         match = re.search(pattern, name)
-        if match is None:
+        group = match and match[min(1, match.re.groups)]
+        if group is None:
             raise ValueError(
                 f"data.groups: {pattern!r} is not found in {name}. Every image needs a group; "
                 "write an expression that each path holds."
             )
-        found.append(match[1] if match.re.groups else match[0])
+        found.append(group)
     return found
+
+
+def group_numbers(names: Sequence[str]) -> IntArray:
+    """(N,) the number of the group of each image; one without a name is alone."""
+    unnamed = [name or f"\0{place}" for place, name in enumerate(names)]
+    return np.unique(unnamed, return_inverse=True)[1].astype(np.int64)
 
 
 def warn_of_shared_groups(train: Sequence[str], test: Sequence[str] | None) -> None:
     """Warn of test images whose group is in the training part, too."""
     known = set(train)
-    shared = [name for name in test or () if name in known]
+    shared = [name for name in test or () if name and name in known]
     if shared:
         warnings.warn(
             f"{len(shared)} of {len(test or ())} test images belong to groups of the training part "

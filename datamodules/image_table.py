@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
@@ -21,7 +21,6 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
-from datamodules.groups import groups_of
 from datamodules.loading import sides
 from datamodules.recipe import Fit, ImageRecipe
 from datamodules.splits import IntArray
@@ -209,13 +208,11 @@ class ImageTable(ImageDataModule):
         """The paths (N,) of the rows."""
         return [row.path for row in self.rows[part]]
 
-    def group_names(self, part: Part) -> list[str] | None:
+    def group_names(self, part: Part) -> Sequence[str] | None:
         """By `groups`, or else by the column `group`; a row without one is alone."""
-        if self.groups is not None:
-            return groups_of(self.groups, self.image_names(part))
-        if not any(row.group for row in self.rows["train"]):
-            return None
-        return [row.group or f"\0{part}{place}" for place, row in enumerate(self.rows[part])]
+        if self.groups is not None or not any(row.group for row in self.rows["train"]):
+            return super().group_names(part)
+        return [row.group for row in self.rows[part]]
 
     def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
         return {"image": self._files(part).decode(positions)}

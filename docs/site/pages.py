@@ -6,9 +6,11 @@ A hook of mkdocs (mkdocs.yml); it writes into the site alone.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from typing import Any
 from docstring_parser import DocstringStyle, parse
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from kora.cli.completion import command_parsers
+from kora.cli.dispatch import FIT_USAGE, USAGE
+from kora.cli.listing import KINDS, rows_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +54,10 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
+    parsers = command_parsers()
     pages = {
-        "reference/commands.md": commands(),
-        "reference/config.md": config_keys(),
+        "reference/commands.md": commands(parsers),
+        "reference/config.md": config_keys(parsers["fit"]),
         **{f"reference/{name}.md": package(name, text) for name, text in PACKAGES.items()},
         **{page: (ROOT / name).read_text(encoding="utf-8") for name, page in BESIDE.items()},
     }
@@ -96,11 +103,8 @@ def _in_the_repository(found: re.Match[str]) -> str:
 # -- the command line ----------------------------------------------------------------------------
 
 
-def commands() -> str:
+def commands(parsers: Mapping[str, ArgumentParser]) -> str:
     """A page with the help of every command."""
-    from kora.cli.completion import command_parsers
-    from kora.cli.dispatch import FIT_USAGE, USAGE
-
     os.environ["COLUMNS"] = "88"
     shown = [
         "# Commands\n\n`kora COMMAND --help` prints what stands here.\n",
@@ -108,7 +112,7 @@ def commands() -> str:
         "`kora validate` and `kora test` take the same options and `--ckpt_path FILE`. "
         "[Config keys](config.md) has them all.\n",
     ]
-    for name, parser in command_parsers().items():
+    for name, parser in parsers.items():
         if name not in ("fit", "validate", "test"):
             shown.append(f"## kora {name}\n\n```\n{parser.format_help()}```\n")
     return "\n".join(shown)
@@ -117,16 +121,14 @@ def commands() -> str:
 # -- configs -------------------------------------------------------------------------------------
 
 
-def config_keys() -> str:
+def config_keys(fit: ArgumentParser) -> str:
     """A page with every key of a config, its default and its meaning."""
-    from kora.cli.completion import command_parsers
-
     shown = [
         "# Config keys\n\nA key of a config is an option of the command line: `trainer: "
         "{max_epochs: 5}` is `--trainer.max_epochs 5`. A class has its keys below `init_args`; "
         "the command line leaves that word out: `--model.adapter LoRA --model.adapter.rank 4`. "
         "`kora fit --print_config` prints what a config makes of all of them.\n",
-        "## The run\n\n" + _table(_of_the_parser(command_parsers()["fit"])),
+        "## The run\n\n" + _table(_of_the_parser(fit)),
     ]
     for title, intro, classes in _classes():
         shown.append(f"## {title}\n\n{intro}\n")
@@ -155,8 +157,6 @@ def _of_the_parser(parser: Any) -> Iterator[tuple[str, str, str]]:
 
 def _classes() -> Iterator[tuple[str, str, list[type]]]:
     """Sections of classes that a config may name."""
-    from kora.cli.listing import KINDS, rows_of
-
     tasks, backbone = import_module("kora.tasks"), import_module("kora.backbone.vit")
     yield "Tasks", "At `model`.", [tasks.ClassificationTask, tasks.DepthTask]
     yield "The backbone", "At `model.backbone`.", [backbone.Backbone]
@@ -197,18 +197,10 @@ def _arguments(kind: type) -> Iterator[tuple[str, str, str]]:
 def _default(value: Any) -> str:
     if inspect.isfunction(value) or inspect.isclass(value):
         return f"`{value.__name__.lstrip('_')}`"
-    shown = (
-        {None: "null", True: "true", False: "false"}.get(value, value) if _plain(value) else value
-    )
-    return f"`{shown if isinstance(shown, str | int | float) else _named(shown)}`"
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _named(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple | list) else f"{type(value).__name__}()"
+    if isinstance(value, str):
+        return f"`{value}`"
+    plain = value is None or isinstance(value, bool | int | float | list | tuple)
+    return f"`{json.dumps(value) if plain else f'{type(value).__name__}()'}`"
 
 
 def _first_line(kind: type) -> str:

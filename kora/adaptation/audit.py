@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.groups import group_numbers
 from datamodules.image_table import TableRow
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora.adaptation.layout import Layout
@@ -242,9 +243,8 @@ def _groups(seen: Sequence[Seen], named: Sequence[str]) -> tuple[NDArray[np.int6
     copies = count - len(np.unique(equal_N))
     alike = count - copies - len(np.unique(group_N))
     if any(named):
-        of = [name or f"\0{place}" for place, name in enumerate(named)]
-        named_N = np.unique(of, return_inverse=True)[1]
-        group_N = _connected(np.concatenate([_same(group_N), _same(named_N)]), count)
+        pairs_of_names = _same(group_numbers(named))
+        group_N = _connected(np.concatenate([_same(group_N), pairs_of_names]), count)
     return group_N, copies, alike
 
 

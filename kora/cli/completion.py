@@ -33,8 +33,10 @@ _OWN = {
     "tune": "kora.tune.command",
 }
 #: Kind of path that an option takes, by the name of its value in the help.
-_PATHS = {"file": shtab.FILE, "path": shtab.FILE, "folder": shtab.DIRECTORY, "dir": shtab.DIRECTORY,
-          "run": shtab.DIRECTORY, "run2": shtab.DIRECTORY, "runs": shtab.DIRECTORY}  # fmt: skip
+_PATHS = {
+    **dict.fromkeys(("config", "file", "path"), shtab.FILE),
+    **dict.fromkeys(("folder", "dir", "run", "run2", "runs"), shtab.DIRECTORY),
+}
 
 
 def main(args: Sequence[str]) -> None:
@@ -45,7 +47,7 @@ def main(args: Sequence[str]) -> None:
     for name, own in command_parsers().items():
         for action in own._actions:
             named = action.metavar if isinstance(action.metavar, str) else action.dest
-            path = shtab.FILE if action.dest == "config" else _PATHS.get(named.lower())
+            path = _PATHS.get(named.lower())
             if path is not None and not action.choices:
                 action.complete = path  # type: ignore[attr-defined]
         commands.add_parser(

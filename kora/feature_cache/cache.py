@@ -138,7 +138,7 @@ class FeatureCache:
             found = [
                 self._filled(task, trainer, split, view=view)
                 for split in splits
-                for view in (_views(datamodule) if split == "train" else (None,))
+                for view in _views(datamodule, split)
             ]
         except (UnwritableError, _UnsteadyError) as error:
             if self.option is True:
@@ -147,7 +147,7 @@ class FeatureCache:
             return
         for split in splits:
             views = [filled for filled in found if filled is not None and filled.split == split]
-            if len(views) == (len(_views(datamodule)) if split == "train" else 1):
+            if len(views) == len(_views(datamodule, split)):
                 self.splits += views
                 _stand_in(views, datamodule)
         # Lightning made the training loader earlier: the schedule needs its length.
@@ -322,9 +322,10 @@ class _CachedRows(Dataset[dict[str, Tensor]]):
         return {**self.rest.__getitems__(rows), KEPT: self.table.read(rows)}
 
 
-def _views(datamodule: ImageDataModule) -> Sequence[int | None]:
-    """The augmented views of a training image; None is the image as it is."""
-    return (None,) if datamodule.augment_views is None else range(datamodule.augment_views)
+def _views(datamodule: ImageDataModule, split: str) -> Sequence[int | None]:
+    """The augmented views of the images of a split; None is an image as it is."""
+    count = datamodule.augment_views
+    return (None,) if count is None or split != "train" else range(count)
 
 
 def _named(split: str, view: int | None) -> str:

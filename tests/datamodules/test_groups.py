@@ -65,6 +65,7 @@ def test_a_test_image_of_a_training_drive_is_warned_of(tmp_path: Path) -> None:
     ("pattern", "said"),
     [
         ("([a-z]", "is not a regular expression"),
+        ("([k-z])|b", r"is not found in bike/a_0.png"),  # that alternative names no group
         ("drive(.)_", r"'drive\(.\)_' is not found in bike/a_0.png"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_notebook_is_committed_with_quiet_outputs_that_hold_its_claims(path: P
     assert not re.search(r"[\x00-\x08\x0b-\x1f]|Warning|Traceback", shown)
     assert len(shown.splitlines()) < 400
     assert not re.search(r"(?<![\w.])/(?:home|Users|root|tmp|mnt|work)\b", path.read_text("utf-8"))
-    assert path.stat().st_size < 1_500_000
+    assert path.stat().st_size < 500_000
 
 
 @pytest.mark.slow
