@@ -5,16 +5,20 @@ from datamodules.cifar import CIFAR
 from datamodules.image_folder import ImageFolder
 from datamodules.image_table import ImageTable
 from datamodules.nyu.depth_v2 import NYUDepthV2
+from datamodules.segmentation.camvid import CamVid
+from datamodules.segmentation.folder import SegmentationFolder
 from datamodules.splits import Subset
 from datamodules.synthetic import Synthetic
 from datamodules.tiny_imagenet import TinyImageNet
 
 __all__ = [
     "CIFAR",
+    "CamVid",
     "ImageDataModule",
     "ImageFolder",
     "ImageTable",
     "NYUDepthV2",
+    "SegmentationFolder",
     "Subset",
     "Synthetic",
     "TinyImageNet",

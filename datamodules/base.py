@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,10 +18,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import DRAWS, Augment, augment_batch, check_augment
+from datamodules.augment import Augment, augment_batch, check_augment, draws_needed
 from datamodules.cache.option import describe_caches
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
 from datamodules.eval_sampling import evaluation_loader
@@ -35,6 +36,7 @@ from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.replaceable import ReplaceableDataset
 from datamodules.sampling import LateLoader, sample_draws, training_order
+from datamodules.segmentation.statistics import MaskStatistics
 from datamodules.splits import (
     IntArray,
     Subset,
@@ -77,8 +79,8 @@ class ImageDataModule(LightningDataModule):
             training and validation, and a test image of a training group is warned of.
         seed: seed of the splits and of the order; None: the seed that Lightning set for the whole
             run (`seed_everything`), else 0.
-        augment: none, flip, flip_crop or flip_crop_color; for each image and its maps, on the
-            device, only in training.
+        augment: none, flip, flip_crop, flip_crop_color, flip_resize_crop or flip_resize_crop_color;
+            for each image and its maps, on the device, only in training.
         augment_views: number of augmented views of an image; each epoch takes the next one, so
             that their features can be cached (docs/explanation/feature-cache.md); None: a new view
             each epoch.
@@ -90,6 +92,8 @@ class ImageDataModule(LightningDataModule):
     num_classes: int
     class_names: list[str]
     image_size: tuple[int, int]
+    #: Names of the classes of `mask`, if batches hold it.
+    mask_names: list[str] | None = None
     dataset_name: ClassVar[str]
     #: What the data set calls its two parts.
     official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
@@ -307,6 +311,32 @@ class ImageDataModule(LightningDataModule):
         self.setup_splits()
         return spread_statistics(self, split, most_images=most_images)
 
+    def mask_statistics(self, split: Split, *, most_images: int = 1000) -> MaskStatistics:
+        """Statistics of the masks of a split, from at most `most_images` evenly spread images.
+
+        Raises:
+            ValueError: the data has no `mask`, or the split no image.
+        """
+        self.setup_splits()
+        indices = self.indices(split)
+        if self.mask_names is None or not len(indices):
+            raise ValueError(
+                f"The {split} split of {self.dataset_name} holds no image with a mask. Use "
+                "datamodules.SegmentationFolder, or datamodules.Synthetic with data.maps: [mask]."
+            )
+        places = np.linspace(0, len(indices) - 1, min(len(indices), most_images)).round()
+        return MaskStatistics.of_masks(
+            self.masks_at(split, places.astype(np.int64)),
+            num_classes=len(self.mask_names),
+            image_size=self.image_size,
+            of_images=len(indices),
+        )
+
+    def masks_at(self, split: Split, positions: IntArray) -> Iterator[NDArray[np.uint8]]:
+        """Masks (H, W) at these places of a split, each at its own size."""
+        for position in positions:
+            yield self.samples(split, [int(position)])["mask"][0].numpy()
+
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
 
@@ -338,16 +368,20 @@ class ImageDataModule(LightningDataModule):
 
     def augmented(self, batch: Batch, view: int) -> Batch:
         """A batch, augmented as in training for this view of its images."""
-        return augment_batch(batch, augment=self.augment, draws_BK=self._draws_of(batch, view))
+        return self._augment(batch, self._draws_of(batch, view))
 
     def _draws_of(self, batch: Batch, view: int) -> Tensor:
-        return sample_draws(batch["index"], DRAWS, seed=self.resolved_seed(), epoch=view)
+        count = draws_needed(self.augment)
+        return sample_draws(batch["index"], count, seed=self.resolved_seed(), epoch=view)
+
+    def _augment(self, batch: Batch, draws_BK: Tensor) -> Batch:
+        return augment_batch(batch, augment=self.augment, draws_BK=draws_BK, crop=self.image_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch and its maps, on the device; leave every other batch alone."""
         if self._draws is None:
             return batch
-        return augment_batch(batch, augment=self.augment, draws_BK=self._draws)
+        return self._augment(batch, self._draws)
 
     def protocol(self) -> dict[str, Any]:
         """How this data was split, in plain types; the same on every machine."""

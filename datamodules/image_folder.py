@@ -20,7 +20,7 @@ from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path, obtain_folder
 from datamodules.loading import image_suffixes, sides, unreadable, visible_files
-from datamodules.recipe import Fit, ImageRecipe
+from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["ImageFolder"]
@@ -64,14 +64,14 @@ class ImageFolder(ImageDataModule):
         archive: str | None = None,
         train_dir: str = "train",
         test_dir: str = "test",
-        resize: Fit = "crop",
+        resize: FixedFit = "crop",
         on_bad_image: OnBadImage = "error",
         cache: bool | str | None = None,
         num_workers: int = 2,
         **options: Any,
     ) -> None:
         super().__init__(num_workers=num_workers, **options)
-        if resize not in get_args(Fit):
+        if resize not in get_args(FixedFit):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"data.on_bad_image is {on_bad_image!r}; use error or skip.")
@@ -81,7 +81,7 @@ class ImageFolder(ImageDataModule):
                 "training images. Put the test images into a folder of their own."
             )
         self.image_size = sides(image_size)
-        self.resize: Fit = resize
+        self.resize: FixedFit = resize
         self.on_bad_image: OnBadImage = on_bad_image
         self.bad_images: dict[Part, list[str]] = {"train": [], "test": []}  # below `root`
         self.root = expand_path(root, key="data.root")

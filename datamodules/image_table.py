@@ -22,7 +22,7 @@ from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
 from datamodules.loading import sides
-from datamodules.recipe import Fit, ImageRecipe
+from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
 
 __all__ = ["ImageTable", "TableRow", "read_table"]
@@ -119,16 +119,16 @@ class ImageTable(ImageDataModule):
         image_size: int | tuple[int, int] | None = None,
         root: str | None = None,
         val_fold: int | None = None,
-        resize: Fit = "crop",
+        resize: FixedFit = "crop",
         cache: bool | str | None = None,
         num_workers: int = 2,
         **options: Any,
     ) -> None:
         super().__init__(num_workers=num_workers, **options)
-        if resize not in get_args(Fit):
+        if resize not in get_args(FixedFit):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
         self.image_size = sides(image_size)
-        self.resize: Fit = resize
+        self.resize: FixedFit = resize
         self.table = expand_path(table, key="data.table")
         self.root = self.table.parent if root is None else expand_path(root, key="data.root")
         self.val_fold = val_fold

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["FORMATS", "Fit", "ImageRecipe", "Transparency", "UnreadableImageError"]
+__all__ = ["FORMATS", "Fit", "FixedFit", "ImageRecipe", "Transparency", "UnreadableImageError"]
 
-Fit = Literal["crop", "stretch"]
+FixedFit = Literal["crop", "stretch"]  # makes pictures of one size
+Fit = Literal[FixedFit, "cover"]
 Transparency = Literal["white", "dropped"]
 
 #: Pictures above `Image.MAX_IMAGE_PIXELS` are refused here, so Pillow's warning adds nothing.
@@ -65,7 +66,8 @@ class ImageRecipe:
 
     Args:
         fit: `crop` scales the picture to cover `size` and cuts the centre, `stretch` ignores its
-            proportions; None keeps its size.
+            proportions, `cover` scales it to cover `size` and cuts nothing, so its size differs;
+            None keeps its size.
         size: height and width in pixels; without `fit` a picture must have it already.
         transparency: `white` makes transparent pixels white; `dropped` shows the colours that are
             hidden there.
@@ -118,7 +120,7 @@ class ImageRecipe:
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """The fitted pixels (3, H, W) of what `open` gave."""
         if self.fit is not None and self.size is not None:
-            height, width = self.size
+            height, width = self.fitted((image.height, image.width))
             high, wide = float(image.height), float(image.width)
             if self.fit == "crop":
                 ratio = width / height
@@ -131,6 +133,18 @@ class ImageRecipe:
             ):
                 image = image.resize(size, Image.Resampling.BICUBIC, box=box)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the pixels of a picture of `size`."""
+        if self.fit is None or self.size is None:
+            return size
+        if self.fit != "cover":
+            return self.size
+        scale = max(self.size[0] / size[0], self.size[1] / size[1])
+        return (
+            max(self.size[0], round(size[0] * scale)),
+            max(self.size[1], round(size[1] * scale)),
+        )
 
     def shown(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (H, W) that the model sees of a picture of `size`: less what a crop cuts off."""
@@ -145,8 +159,8 @@ class ImageRecipe:
             raise ValueError(f"it has no pixels: {image.height} x {image.width}")
         upright = ImageOps.exif_transpose(image)
         if self.fit is not None and self.size is not None:  # what `pixels` makes in between
-            tall = self.size[1] * upright.height
-            if tall > (Image.MAX_IMAGE_PIXELS or math.inf):
+            height, width = self.fitted((upright.height, upright.width))
+            if width * max(height, upright.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(
                     f"{upright.height} x {upright.width} pixels are too thin to resize"
                 )

@@ -24,6 +24,7 @@ __all__ = ["SceneMap", "Synthetic"]
 
 SceneMap = Literal["depth_m", "mask"]
 
+_MASK_NAMES = ("room", "labelled solid", "furniture", "more furniture")
 _BLOCK = 240  # images between two steps of the progress bar
 _LONG = 2000  # images from which a bar is worth showing
 
@@ -44,7 +45,8 @@ class Synthetic(ImageDataModule):
         test_images: size of the test set.
         scene_seed: which scenes; `seed` only chooses the splits among them.
         maps: further entries of a batch: `depth_m`, float32 (B, H, W), metres along the optical
-            axis; `mask`, uint8 (B, H, W), 0 room, 1 labelled solid, 2 and 3 furniture.
+            axis; `mask`, uint8 (B, H, W), 0 room, 1 labelled solid, 2 and 3 furniture, and 255
+            where augmentation leaves the frame.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -94,6 +96,7 @@ class Synthetic(ImageDataModule):
         self.image_size = (image_size, image_size)
         self.scene_seed = scene_seed
         self.maps: tuple[SceneMap, ...] = tuple(maps or ())
+        self.mask_names = list(_MASK_NAMES) if "mask" in self.maps else None
         self.class_names = list(CLASS_NAMES)
         self._part_images: dict[Part, int] = {"train": train_images, "test": test_images}
 

@@ -39,7 +39,7 @@ PACKAGES = {
     "kora.adapters": "Strategies, and the parts of KoRA. A config names them at `model.adapter`.",
     "kora.tasks": "LightningModules. A config names them at `model`.",
     "kora.heads": "From features to predictions.",
-    "kora.losses": "Losses of depth.",
+    "kora.losses": "Losses of depth and segmentation.",
     "kora.backbone.vit": "The frozen vision transformer.",
     "datamodules": "LightningDataModules. A config names them at `data`.",
 }

@@ -100,6 +100,9 @@ class Strategy(nn.Module, ABC):
     #: Channels that it appends to the pooled vector, for the head to read.
     extra_channels: ExtraChannels | None = None
 
+    #: Width of the vector that it sends to the queries of a decoder (`Features.query`).
+    query_channels: int | None = None
+
     #: Whether there is anything to carry over from a source stage.
     carries_over: bool = True
 

@@ -18,7 +18,7 @@ from kora.adapters.graph.composers import Composer, Sequential
 from kora.adapters.graph.feedback import Feedback
 from kora.adapters.graph.node_form import NodeForm, PaperForm, RefinedForm
 from kora.adapters.graph.nodes import WHOLE, Node
-from kora.adapters.graph.readouts import ClsReadout, Readout
+from kora.adapters.graph.readouts import ClsReadout, QueryReadout, Readout
 from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.frozen_inputs import Inputs, features_from, named_features
 from kora.backbone.vit import Backbone, Features
@@ -45,7 +45,8 @@ class KoRA(Strategy):
         alpha: Multiplies the readout, and what is injected.
         composer: How the vectors of the nodes become one; the paper's chain by default.
         readout: Where this vector goes; the paper's Proj_final on CLS by default. A head that reads
-            patch tokens (depth) does not see that: use TokenReadout with `pool: tokens` there.
+            patch tokens (depth, segmentation) does not see that: use TokenReadout with
+            `pool: tokens` there, or QueryReadout with the head QuerySegmentation.
         feedback: Also adds the composition so far to the tokens after later blocks.
 
     Raises:
@@ -92,12 +93,15 @@ class KoRA(Strategy):
         """The label of the nodes: `KoRA`, `KoRA-side`, or `KoRA-refined`, which injects nothing.
 
         `KoRA-refined-injected` has LoRA at the nodes, `KoRA-over-LoRA` at other sites too. Then
-        `-feedback`, if there is one, and `-tokens`, `-logits` or `-pooled`, if the readout is not
-        the usual one: to the logits for refined nodes, to the pooled vector for the others.
+        `-feedback`, if there is one, and `-tokens`, `-queries`, `-logits` or `-pooled`, if the
+        readout is not the usual one: to the logits for refined nodes, to the pooled vector for the
+        others.
         """
         refined = isinstance(self.node_form, RefinedForm)
         if self.readout.per_token:
             place = "-tokens"
+        elif isinstance(self.readout, QueryReadout):
+            place = "-queries"
         elif self.readout.in_place:
             place = "-pooled" * refined
         else:
@@ -146,6 +150,7 @@ class KoRA(Strategy):
             )
         self.readout.build(d_comp, backbone.pooled_width)
         self.extra_channels = self.readout.extra_channels
+        self.query_channels = self.readout.query_channels
         self._refuse_silence(d_comp)
         if self.feedback is not None:
             self.feedback.build(backbone, self._nodes(), self.composer, d_comp, self.alpha)

@@ -41,6 +41,7 @@ class Features(NamedTuple):
     prefix: Tensor  # (B, P, D)
     levels: tuple[Level, ...] = ()
     layers: Tensor | None = None  # (B, E), if something reads them (layer_summaries.py)
+    query: Tensor | None = None  # (B, C), for the queries of a decoder, if an adapter sends it
 
 
 class Backbone(nn.Module):

@@ -40,7 +40,8 @@ def compare_parser() -> argparse.ArgumentParser:
         "--wandb", metavar="ENTITY/PROJECT[/EXPERIMENT]", help="also the finished runs in W&B"
     )
     parser.add_argument(
-        "--metric", help="default: test/accuracy of classification, test/rmse_m of depth"
+        "--metric",
+        help="default: test/accuracy of classification, test/rmse_m of depth, test/miou of masks",
     )
     parser.add_argument(
         "--by", default="strategy", metavar="WHAT",

@@ -150,8 +150,9 @@ KINDS = {
         "Matrices of refined nodes (model.adapter.node_form.matrix)", "NodeMatrix", "adapters",
     ),
     "parts": ("Parts of KoRA", "", "adapters"),
-    "heads": ("Depth heads (model.head)", "DepthHead", "heads"),
-    "losses": ("Depth losses (model.loss)", "DepthLoss", "losses.py"),
+    "heads": ("Heads of depth (model.head)", "DepthHead", "heads"),
+    "segmentation": ("Heads of segmentation (model.head)", "SegmentationHead", "heads"),
+    "losses": ("Losses of depth (model.loss)", "DepthLoss", "losses"),
     "data": ("Data modules (data)", "ImageDataModule", ""),
 }  # fmt: skip
 

@@ -39,7 +39,8 @@ __all__ = [
 ]
 
 _USUAL_REFERENCE = "LinearProbe"
-_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m")  # of classification, of depth
+#: Of classification, of depth, of segmentation.
+_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m", "test/miou")
 
 
 def compare(
@@ -51,9 +52,9 @@ def compare(
 ) -> Comparison:
     """Compare runs on one metric, with a group for each value of `by`.
 
-    The default metric is that of the task: test/accuracy or test/rmse_m. Differences are from the
-    group `reference`; None means LinearProbe, if there is one. If a group and seed have several
-    versions, the newest counts, and a note says so.
+    The default metric is that of the task: test/accuracy, test/rmse_m or test/miou. Differences
+    are from the group `reference`; None means LinearProbe, if there is one. If a group and seed
+    have several versions, the newest counts, and a note says so.
 
     Raises:
         ValueError: no run; an unknown grouping, metric or reference; or runs that must not be

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kora.analysis.pooled import SCORES, pooled_difference
 from kora.analysis.statistics import RESAMPLES, crossed_bootstrap, holm, sign_flip_p, t_half_width
 from kora.compare.answers import same_images
 from kora.compare.comparison import Group
@@ -23,6 +24,11 @@ from kora.runs.results import Run
 __all__ = ["with_differences"]
 
 Read = Callable[[Path], Outcomes | None]
+
+_OTHER_IMAGES = (
+    "was tested on other images or labels than the other runs; no bootstrap interval and no "
+    "p-value."
+)
 
 
 def with_differences(
@@ -52,7 +58,10 @@ def with_differences(
         )
         try:
             pairs = [(mine[seed], baseline[seed]) for seed in seeds]
-            difference = _by_image(difference, _image_differences(pairs, metric, read))
+            if metric.removeprefix("test/") in SCORES:
+                difference = _by_areas(difference, pairs, metric, read)
+            else:
+                difference = _by_image(difference, _image_differences(pairs, metric, read))
         except _NoFileError as error:
             silent += [folder for folder in error.folders if folder not in silent]
         except _NotKeptError as reason:
@@ -67,7 +76,7 @@ def with_differences(
             "of kora), so there is no bootstrap interval and no p-value. Run again, with the test, "
             "to have them."
         )
-    explained = _explained(list(found.values()))
+    explained = _explained(list(found.values()), pooled=metric.removeprefix("test/") in SCORES)
     return (
         [replace(group, difference=found.get(group.name)) for group in groups],
         [*explained, *notes],
@@ -86,21 +95,63 @@ class _NoFileError(Exception):
         self.folders = folders
 
 
-def _image_differences(
-    pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
-) -> NDArray[np.float64]:
-    """Outcome of the first minus that of the second run of each pair, (S, I)."""
+def _kept(pairs: Sequence[tuple[Run, Run]], read: Read) -> dict[Path, Outcomes]:
+    """The outcomes of all runs, by folder."""
     kept = {run.folder: _outcomes(run, read) for pair in pairs for run in pair}
     silent = [folder for folder, outcomes in kept.items() if outcomes is None]
     if silent:
         raise _NoFileError(silent)
+    return {folder: outcomes for folder, outcomes in kept.items() if outcomes is not None}
+
+
+def _by_areas(
+    difference: Difference, pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
+) -> Difference:
+    """With the statistics of a score that follows from areas summed over the images."""
+    kept, score = _kept(pairs, read), SCORES[metric.removeprefix("test/")]
+    first: Outcomes | None = None
+    areas: dict[Path, NDArray[np.int64]] = {}
+    for run in {run.folder: run for pair in pairs for run in pair}.values():
+        outcomes = kept[run.folder]
+        first = first or outcomes
+        found, known = outcomes.areas, first.areas
+        if found is None or known is None or not len(found):
+            raise _NotKeptError(
+                f"{run.folder}: {OUTCOMES_NAME} holds no areas of classes, so {metric} has no "
+                "bootstrap interval and no p-value."
+            )
+        if found.shape != known.shape or not np.array_equal(first.index, outcomes.index):
+            raise _NotKeptError(f"{run.folder}: {_OTHER_IMAGES}")
+        value = float(score(found.sum(axis=0)))
+        if not np.isclose(value, _value(run, metric), rtol=1e-5, atol=1e-6):
+            raise _NotKeptError(
+                f"{run.folder}: {metric} of the areas in {OUTCOMES_NAME} is {value:.6g}, and the "
+                f"run has {_value(run, metric):.6g}: the file is of another test. No bootstrap "
+                "interval and no p-value."
+            )
+        areas[run.folder] = found
+    mine, theirs = (np.stack([areas[pair[side].folder] for pair in pairs]) for side in (0, 1))
+    pooled = pooled_difference(mine, theirs, score)
+    return replace(
+        difference,
+        images=mine.shape[1],
+        bootstrap=pooled.bootstrap,
+        p=pooled.p,
+        image_std=pooled.image_std,
+    )
+
+
+def _image_differences(
+    pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
+) -> NDArray[np.float64]:
+    """Outcome of the first minus that of the second run of each pair, (S, I)."""
+    kept = _kept(pairs, read)
     first: Outcomes | None = None
     rows = []
     for pair in pairs:
         values = []
         for run in pair:
             outcomes = kept[run.folder]
-            assert outcomes is not None
             mine = outcomes.values(metric)
             if mine is None:
                 raise _NotKeptError(
@@ -116,10 +167,7 @@ def _image_differences(
                 )
             first = first or outcomes
             if not same_images(first, outcomes):
-                raise _NotKeptError(
-                    f"{run.folder}: was tested on other images or labels than the other runs; no "
-                    "bootstrap interval and no p-value."
-                )
+                raise _NotKeptError(f"{run.folder}: {_OTHER_IMAGES}")
             values.append(mine)
         rows.append(values[0] - values[1])
     return np.stack(rows)
@@ -143,7 +191,7 @@ def _by_image(difference: Difference, difference_SI: NDArray[np.float64]) -> Dif
     )
 
 
-def _explained(differences: Sequence[Difference]) -> list[str]:
+def _explained(differences: Sequence[Difference], *, pooled: bool) -> list[str]:
     tested = [d for d in differences if d.p is not None]
     if not tested:
         return []
@@ -155,10 +203,14 @@ def _explained(differences: Sequence[Difference]) -> list[str]:
             + (" With one common seed, of images alone." if any(d.n == 1 for d in tested) else "")
         )
     number = f"for {len(tested)} comparisons" if len(tested) > 1 else "for 1 comparison"
+    how = (
+        "the two models are exchanged on random images, with all common seeds, and areas summed"
+        if pooled
+        else "in each image the sign of the difference, averaged over common seeds, is flipped"
+    )
     notes.append(
-        "p: two-sided; in each image the sign of the difference, averaged over common seeds, is "
-        f"flipped; corrected after Holm {number}. It is about these trained models on other "
-        "images, not about other seeds."
+        f"p: two-sided; {how}; corrected after Holm {number}. It is about these trained models on "
+        "other images, not about other seeds."
     )
     return notes
 

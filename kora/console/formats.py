@@ -14,7 +14,7 @@ __all__ = [
     "named_metric",
 ]
 
-_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall"} | {
+_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "iou", "miou"} | {
     f"delta{power}" for power in (1, 2, 3)
 }
 _BASELINE_NAMES = {
@@ -22,6 +22,7 @@ _BASELINE_NAMES = {
     "majority": "majority class",
     "mean_depth": "mean depth",
     "mean_map": "mean depth map",
+    "mode_map": "usual class of each place",
 }
 
 

@@ -80,8 +80,17 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _is_depth(record: Mapping[str, Any]) -> bool:
-    return "Depth" in str((record.get("task") or {}).get("class_path"))
+#: By the name of a task: what the hub calls it, its main metric, and what its outputs are.
+_TASKS = {
+    "DepthTask": ("depth-estimation", "test/rmse_m", "depth in metres"),
+    "SegmentationTask": ("image-segmentation", "test/miou", "the class of each pixel"),
+}
+_CLASSES = ("image-classification", "test/accuracy", "")
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """The name of the task, without its module."""
+    return str((record.get("task") or {}).get("class_path")).rpartition(".")[2]
 
 
 def _head(
@@ -90,8 +99,7 @@ def _head(
     """The head of a card, which the hub reads, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind = "depth-estimation" if _is_depth(record) else "image-classification"
-    metric = "test/rmse_m" if _is_depth(record) else "test/accuracy"
+    kind, metric, _ = _TASKS.get(_kind(record), _CLASSES)
     value = None if result is None else result.metrics.get(metric)
     short = metric.partition("/")[2]
     data = "unknown" if result is None else str(result.protocol.get("dataset", "unknown"))
@@ -118,14 +126,19 @@ def _head(
 
 def _example(record: Mapping[str, Any], quoted: str) -> str:
     lines = ["import kora", f"model = kora.load_adapter({quoted})"]
-    if not _is_depth(record):
+    if _kind(record) not in _TASKS:
         lines.append('prediction = model.predict("photo.jpg")')
         lines.append('print(f"{prediction.name}: {prediction.probability:.0%}")')
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _intended(record: Mapping[str, Any]) -> str:
-    if _is_depth(record):
+    if _kind(record) == "SegmentationTask":
+        return (
+            "Pictures like those it was trained on, of the classes above. Each pixel gets one of "
+            "them, whatever it shows."
+        )
+    if _kind(record) == "DepthTask":
         return (
             "Depth of scenes like those it was trained on, in metres. Other cameras, ranges and "
             "places give other errors than the results below."
@@ -137,7 +150,7 @@ def _intended(record: Mapping[str, Any]) -> str:
 
 
 def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
-    of = "depth in metres" if _is_depth(record) else ""
+    of = _TASKS.get(_kind(record), _CLASSES)[2]
     names = record.get("class_names") or []
     what = of or (f"{len(names)} classes" if names else "classes")
     text = (
@@ -161,9 +174,20 @@ def _call(record: Mapping[str, Any]) -> str:
     recipe = recipe_of(record)
     how = "made upright and RGB"
     if recipe.size is not None:
-        cut = {"crop": "cut to its centre", "stretch": "stretched", None: "taken"}[recipe.fit]
+        cut = {
+            "crop": "cut to its centre",
+            "stretch": "stretched",
+            "cover": "scaled to cover",
+            None: "taken",
+        }[recipe.fit]
         how += f", {cut} at {recipe.size[0]}x{recipe.size[1]} pixels"
-    if _is_depth(record):
+    if _kind(record) == "SegmentationTask":
+        return (
+            "`model(images).argmax(1)` gives the class of each pixel (B, H, W), for uint8 images "
+            f"(B, 3, H, W) of any size. Each is {how} as in training, then resized and normalised "
+            "for the backbone. `kora predict` writes masks of a folder of images."
+        )
+    if _kind(record) == "DepthTask":
         return (
             "`model(images)` gives metres (B, H, W), for uint8 images (B, 3, H, W) of any size. "
             f"Each is {how} as in training, then resized and normalised for the backbone."

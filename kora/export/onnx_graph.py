@@ -25,7 +25,7 @@ from kora.export.check import Written, compared, compared_pictures, probe_pictur
 from kora.export.graph_resize import fit_pixels, resize_pixels
 from kora.export.prepare import USE, write_prepare
 from kora.export.timm_weights import merged_model, merged_state
-from kora.tasks import ClassificationTask, DepthTask
+from kora.tasks import DepthTask, SegmentationTask
 from kora.tasks.load import AdaptedModel
 
 __all__ = ["GRAPH", "write"]
@@ -47,8 +47,13 @@ def write(model: AdaptedModel, folder: Path) -> Written:
         raise RuntimeError(
             f"--format onnx needs {', '.join(missing)}: pip install 'kora-vit[onnx]'"
         )
+    if isinstance(model.task, SegmentationTask) and model.task.protocol.window != "whole":
+        raise ValueError(
+            f"--format onnx: a graph holds one pass over the whole image, and {model.folder} was "
+            "evaluated with a sliding window. Use kora predict, or train with protocol: whole."
+        )
     graph, merged = _graph(model)
-    output = "logits" if isinstance(model.task, ClassificationTask) else "depth_m"
+    output = "depth_m" if isinstance(model.task, DepthTask) else "logits"
     path = folder / GRAPH
     height, width = model.backbone.size
     _trace(graph.eval(), _TWO.expand(2, 3, height + 3, width + 5).contiguous(), path, output)
@@ -103,7 +108,7 @@ class _Graph(nn.Module):
     std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 to logits (B, K), or to depth in metres."""
+        """(B, 3, H, W) uint8 to logits (B, K) or (B, K, H, W), or to depth in metres."""
         pixels = fit_pixels(images, self.recipe)
         if self.recipe.size == self.size:
             x = pixels.float() / 255
@@ -115,6 +120,9 @@ class _Graph(nn.Module):
         elif isinstance(self.task, DepthTask):
             size = self.recipe.shown((images.shape[-2], images.shape[-1]))
             output = self.task.at_size(self.task.flipped_mean(x), size)
+        elif isinstance(self.task, SegmentationTask):
+            size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+            output = self.task.whole_scores(x, size)
         else:
             assert self.task is not None
             output = self.task(x)
@@ -122,7 +130,7 @@ class _Graph(nn.Module):
 
 
 def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
-    if isinstance(model.task, ClassificationTask):
+    if not isinstance(model.task, DepthTask | SegmentationTask):
         try:
             state = merged_state(model)
         except ValueError:  # the adapter cannot be folded in: the graph contains it

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from datamodules.loading import begin_worker
 from kora.console.tables import text_cell, visible
+from kora.reports.palette import palette_image, palette_of
 from kora.runs.durable import expand, plainly, write_atomically
-from kora.tasks import DepthTask
+from kora.tasks import DepthTask, SegmentationTask
 from kora.tasks.image_files import Batch, ImageFiles, collate, image_files
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.tasks.merging import merged
@@ -44,14 +45,13 @@ def predict_command(args: Sequence[str]) -> None:
     if not own.images:
         raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
-    depth = isinstance(model.task, DepthTask)
     folder = expand(own.images)
     out = expand(own.out or "predictions")
-    _check_out(model, out, own.depth_format if depth else None)
+    _check_out(model, out, own.depth_format)
     files, others = image_files(folder)
     above = folder if folder.is_dir() else folder.parent
     names = [path.relative_to(above).as_posix() for path in files]
-    heads = ["depth_file", "min_m", "max_m"] if depth else _class_heads(model, own.top_k)
+    heads = _heads(model, own.top_k)
     errors: dict[int, str] = {}
     path = out / "predictions.csv"
     with (
@@ -62,6 +62,8 @@ def predict_command(args: Sequence[str]) -> None:
             rows: Rows = {place: [""] * len(heads) for place in batch.errors}
             if batch.places and isinstance(model.task, DepthTask):
                 rows |= _write_depth(model.task, batch, names, out, own.depth_format)
+            elif batch.places and isinstance(model.task, SegmentationTask):
+                rows |= _write_masks(model, model.task, batch, names, out)
             elif batch.places:
                 found = model.ranked(batch.images, own.top_k)
                 for place, top in zip(batch.places, found, strict=True):
@@ -70,6 +72,10 @@ def predict_command(args: Sequence[str]) -> None:
                     ]
             errors |= batch.errors
             table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
+    if isinstance(model.task, SegmentationTask):
+        from kora.reports.figures_segmentation import legend
+
+        legend(_mask_names(model), _palette(model), out / "legend.png")
     _say(path, folder, names, errors, others)
 
 
@@ -78,12 +84,12 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora predict",
         description="Predictions of a finished run for a folder of images, at any depth there. "
-        "Classes: predictions.csv with file, class_name, probability and error. Depth: also a map "
-        "for each image, at its own size. Images that cannot be read are named, counted, and have "
-        "a row with the error. Rows are written as they come, to predictions.csv.part, which is "
-        "renamed at the end: if the command is stopped or killed, the finished rows are there. "
-        "Without --images, kora predict is a command on "
-        "a config: kora predict --config RUN/config.yaml --ckpt_path FILE",
+        "Classes: predictions.csv with file, class_name, probability and error. Depth and "
+        "segmentation: also a map or a mask for each image, at its own size. Images that cannot be "
+        "read are named, counted, and have a row with the error. Rows are written as they come, to "
+        "predictions.csv.part, which is renamed at the end: if the command is stopped or killed, "
+        "the finished rows are there. Without --images, kora predict is a command on a config: "
+        "kora predict --config RUN/config.yaml --ckpt_path FILE",
         allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder, or the folder adapter in it")
@@ -122,15 +128,17 @@ def not_negative(text: str) -> int:
     return number
 
 
-def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None:
+def _check_out(model: AdaptedModel, out: Path, depth_format: str) -> None:
     """Check the output folder before any work is done."""
     if out.suffix == ".csv" or (out.exists() and not out.is_dir()):
         raise ValueError(f"--out {out} is a file; name a folder, for predictions.csv in it.")
-    if depth_format is None:
+    if not isinstance(model.task, DepthTask | SegmentationTask):
         return
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"--out {out} is there already. Name a new folder for the depth maps.")
-    assert isinstance(model.task, DepthTask)
+        kind = "depth maps" if isinstance(model.task, DepthTask) else "masks"
+        raise ValueError(f"--out {out} is there already. Name a new folder for the {kind}.")
+    if not isinstance(model.task, DepthTask):
+        return
     farthest = model.task.protocol.max_depth_m
     if depth_format == "png" and farthest > _LIMIT_M:
         raise ValueError(
@@ -142,14 +150,16 @@ def _check_out(model: AdaptedModel, out: Path, depth_format: str | None) -> None
 def _batches(
     model: AdaptedModel, files: Sequence[Path], size: int, workers: int
 ) -> Iterator[Batch]:
+    task = model.task
+    slides = isinstance(task, SegmentationTask) and task.protocol.window == "slide"
     loader: DataLoader[Any] = DataLoader(
         ImageFiles(
             files,
             model.recipe,
-            size=model.backbone.size,
+            size=None if slides else model.backbone.size,
             interpolation=model.backbone.interpolation,
         ),
-        batch_size=size,
+        batch_size=1 if slides else size,
         num_workers=min(workers, len(files)),
         collate_fn=collate,
         worker_init_fn=begin_worker,
@@ -172,6 +182,46 @@ def _write_depth(task: DepthTask, batch: Batch, names: Sequence[str], out: Path,
             low, high = float(depth_HW.min()), float(depth_HW.max())
             rows[place] = [name, f"{low:.3f}", f"{high:.3f}"]
     return rows
+
+
+def _write_masks(
+    model: AdaptedModel, task: SegmentationTask, batch: Batch, names: Sequence[str], out: Path
+) -> Rows:
+    """Write a palette PNG for each image, named as a depth map; rows name its largest class."""
+    rows: Rows = {}
+    classes, palette = _mask_names(model), _palette(model)
+    with torch.inference_mode():
+        found = task.masks_of({"image": batch.images.to(task.device)}, batch.sizes)
+        for place, mask_HW in zip(batch.places, found, strict=True):
+            name, mask = f"{names[place]}.png", mask_HW.cpu().numpy()
+            write_atomically(
+                out / name,
+                lambda path, m=mask: palette_image(m, palette).save(path, format="PNG"),  # type: ignore[misc]
+            )
+            counts = np.bincount(mask.ravel(), minlength=len(classes))
+            largest = int(counts.argmax())
+            rows[place] = [name, classes[largest], f"{counts[largest] / mask.size:.4f}"]
+    return rows
+
+
+def _mask_names(model: AdaptedModel) -> list[str]:
+    assert isinstance(model.task, SegmentationTask)
+    count = model.task.num_classes or 0
+    names = model.record.get("class_names") or []
+    return [str(n) for n in names] if len(names) == count else [f"class {k}" for k in range(count)]
+
+
+def _palette(model: AdaptedModel) -> list[tuple[int, int, int]]:
+    return palette_of(len(_mask_names(model)), model.record.get("palette"))
+
+
+def _heads(model: AdaptedModel, top_k: int) -> list[str]:
+    """The columns between the file and the error."""
+    if isinstance(model.task, DepthTask):
+        return ["depth_file", "min_m", "max_m"]
+    if isinstance(model.task, SegmentationTask):
+        return ["mask_file", "largest_class", "share"]
+    return _class_heads(model, top_k)
 
 
 def _write_map(path: Path, depth_HW: Tensor, form: str) -> None:

@@ -3,6 +3,19 @@
 from kora.backbone.layer_summaries import LayerSummaries
 from kora.heads.classification import HeadInit, LinearHead
 from kora.heads.depth import DepthHead, LinearDepth
-from kora.heads.dpt import DPTDepth
+from kora.heads.dpt import DPTDepth, DPTSegmentation
+from kora.heads.queries import QuerySegmentation
+from kora.heads.segmentation import LinearSegmentation, SegmentationHead
 
-__all__ = ["DPTDepth", "DepthHead", "HeadInit", "LayerSummaries", "LinearDepth", "LinearHead"]
+__all__ = [
+    "DPTDepth",
+    "DPTSegmentation",
+    "DepthHead",
+    "HeadInit",
+    "LayerSummaries",
+    "LinearDepth",
+    "LinearHead",
+    "LinearSegmentation",
+    "QuerySegmentation",
+    "SegmentationHead",
+]

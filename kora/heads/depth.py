@@ -6,7 +6,6 @@ K bins, h and w height and width of the depth map.
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
@@ -16,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbone.vit import Backbone, Features
+from kora.heads.levels import arguments_of, checked_grid, four_blocks, require_cls
 
-__all__ = ["DepthHead", "LinearDepth", "depth_of_bins", "four_blocks"]
+__all__ = ["DepthHead", "LinearDepth", "depth_of_bins"]
 
 Levels = Literal[1, 4]
 
@@ -75,26 +75,19 @@ class DepthHead(nn.Module, ABC):
         """Depth in metres, float32 (B, h, w), always inside [min_depth_m, max_depth_m]."""
 
     def extra_repr(self) -> str:
-        names = inspect.signature(type(self)).parameters
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return arguments_of(self)
 
     def _adopt(self, backbone: Backbone, *, without_cls: str | None) -> None:
         """Store the grid; `without_cls` is the setting that avoids CLS, None if CLS is not read."""
         assert self.grid is None, "build() is called once"
-        if without_cls is not None and not backbone.has_cls:
-            raise ValueError(
-                f"{type(self).__name__} reads the CLS token, and '{backbone.name}' has none. Set "
-                f"model.head.init_args.{without_cls}, or take a backbone with a CLS token."
-            )
+        if without_cls is not None:
+            require_cls(type(self).__name__, backbone, without_cls)
         self.blocks(backbone.depth)  # raises if there are too few
         self.grid = backbone.grid
 
     def _check(self, features: Features, levels: int) -> tuple[int, int]:
         """Check that the features fit `build` and `blocks`; return rows and columns."""
-        assert self.grid is not None, "build() comes first"
-        assert len(features.levels) == levels, "the backbone was not asked for blocks()"
-        assert features.levels[0].patches.shape[1] == math.prod(self.grid), "tokens of another grid"
-        return self.grid
+        return checked_grid(features, self.grid, levels)
 
 
 class LinearDepth(DepthHead):
@@ -178,22 +171,6 @@ class LinearDepth(DepthHead):
         return depth_of_bins(
             logits_BKhw, min_depth_m=self.min_depth_m, max_depth_m=self.max_depth_m
         )
-
-
-def four_blocks(depth: int) -> tuple[int, ...]:
-    """Blocks floor(depth * k / 4) - 1 for k = 1 to 4: ends of four (nearly) equal parts.
-
-    12 blocks: 2, 5, 8, 11, as in DINOv2 and DPT; 24: 5, 11, 17, 23; 6: 0, 2, 3, 5.
-
-    Raises:
-        ValueError: For fewer than four blocks.
-    """
-    if depth < 4:
-        raise ValueError(
-            f"Four levels need four blocks, and the backbone has {depth}. Use LinearDepth with "
-            "levels: 1."
-        )
-    return tuple(depth * part // 4 - 1 for part in range(1, 5))
 
 
 def depth_of_bins(logits_BKhw: Tensor, *, min_depth_m: float, max_depth_m: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The DPT head: four levels of tokens as images of four sizes, fused from coarse to fine.
+"""The DPT heads: four levels of tokens as images of four sizes, fused from coarse to fine.
 
 Shapes: B images, N patch tokens (rows x columns of the grid), D width, C channels, K bins,
 F features, h and w height and width.
@@ -6,15 +6,17 @@ F features, h and w height and width.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kora.backbone.vit import Backbone, Features, Level
-from kora.heads.depth import DepthHead, depth_of_bins, four_blocks
+from kora.heads.depth import DepthHead, depth_of_bins
+from kora.heads.levels import four_blocks
+from kora.heads.segmentation import SegmentationHead
 
-__all__ = ["DPTDepth"]
+__all__ = ["DPTDepth", "DPTSegmentation"]
 
 ReadCls = Literal["project", "add", "ignore"]
 
@@ -64,17 +66,7 @@ class DPTDepth(DepthHead):
         use_bn: bool = False,
     ) -> None:
         super().__init__(min_depth_m=min_depth_m, max_depth_m=max_depth_m)
-        if features < 2:
-            raise ValueError(f"DPTDepth: features={features}, expected 2 or more (256 is usual).")
-        if readout not in get_args(ReadCls):
-            raise ValueError(
-                f"DPTDepth: readout='{readout}', expected one of {', '.join(get_args(ReadCls))}."
-            )
-        if channels is not None and (len(channels) != 4 or min(channels) < 1):
-            raise ValueError(
-                f"DPTDepth: channels={channels}, expected four numbers of 1 or more, or null for "
-                "an eighth, a quarter, a half and all of the backbone's width."
-            )
+        _check_arguments("DPTDepth", features, readout, channels)
         if bins is not None and bins < 2:
             raise ValueError(
                 f"DPTDepth: bins={bins}, expected 2 or more, or null for a sigmoid over the range."
@@ -92,40 +84,126 @@ class DPTDepth(DepthHead):
     def build(self, backbone: Backbone) -> None:
         """Create the convolutions."""
         self._adopt(backbone, without_cls=None if self.readout == "ignore" else "readout: ignore")
-        width, features = backbone.width, self.features
-        channels = self.channels or tuple(max(1, width // part) for part in (8, 4, 2, 1))
-        resizes = [_enlarge(channels[0], 4), _enlarge(channels[1], 2), nn.Identity()]
-        resizes.append(nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1))
-        self.reassemble = nn.ModuleList(
-            _Reassemble(width, count, features, self.readout, resize)
-            for count, resize in zip(channels, resizes, strict=True)
-        )
-        self.fuse = nn.ModuleList(
-            _Fuse(features, use_bn=self.use_bn, coarsest=number == 3) for number in range(4)
-        )
-        self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.conv2 = nn.Conv2d(features // 2, _LAST_CHANNELS, 3, padding=1)
-        self.conv3 = nn.Conv2d(_LAST_CHANNELS, self.bins or 1, 1)
+        _build(self, backbone.width, self.bins or 1)
 
     def forward(self, features: Features) -> Tensor:
         """Depth in metres, float32 (B, 16 * rows, 16 * columns)."""
-        grid = self._check(features, 4)
-        images = [
-            reassemble(level, grid)
-            for reassemble, level in zip(self.reassemble, features.levels, strict=True)
-        ]
-        rows, columns = images[0].shape[-2:]
-        sizes = [(2 * rows, 2 * columns), *(tuple(image.shape[-2:]) for image in images[:3])]
-        fused: Tensor | None = None
-        for number in (3, 2, 1, 0):
-            fused = self.fuse[number](images[number], fused, sizes[number])
-        x = F.interpolate(self.conv1(fused), scale_factor=2, mode="bilinear", align_corners=False)
-        x_BKhw: Tensor = self.conv3(self.conv2(x).relu())
+        x_BKhw = _fused(self, features, self._check(features, 4))
         limits = (self.min_depth_m, self.max_depth_m)
         if self.bins is not None:
             return depth_of_bins(x_BKhw, min_depth_m=limits[0], max_depth_m=limits[1])
         share_Bhw = x_BKhw[:, 0].float().sigmoid()
         return (limits[0] + (limits[1] - limits[0]) * share_Bhw).clamp(*limits)
+
+
+class DPTSegmentation(SegmentationHead):
+    """`DPTDepth` with one output a class: logits of 16 pixels along one side of a patch.
+
+    Source: Ranftl et al. 2021, arXiv:2103.13413, sections 3 and 4.2.
+
+    Args:
+        features: F, channels of the fusion.
+        readout: As for `DPTDepth`.
+        channels: As for `DPTDepth`.
+        use_bn: Batch normalisation in the residual convolutions, as the released segmentation
+            models have.
+        dropout: Probability with which whole channels are dropped before the last convolution, in
+            training.
+
+    Raises:
+        ValueError: For a number out of range, an unknown readout, or one that reads CLS with a
+            backbone that has none.
+    """
+
+    reads = ("levels",)
+
+    def __init__(
+        self,
+        *,
+        features: int = 256,
+        readout: ReadCls = "project",
+        channels: tuple[int, int, int, int] | None = None,
+        use_bn: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check_arguments("DPTSegmentation", features, readout, channels)
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"DPTSegmentation: dropout={dropout}, expected a probability in [0, 1)."
+            )
+        self.features = features
+        self.readout: ReadCls = readout
+        self.channels = channels
+        self.use_bn = use_bn
+        self.dropout = dropout
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """Four equally spaced blocks."""
+        return four_blocks(depth)
+
+    def build(self, backbone: Backbone, num_classes: int, composed: int | None = None) -> None:
+        """Create the convolutions."""
+        avoiding = None if self.readout == "ignore" else "readout: ignore"
+        self._adopt(backbone, without_cls=avoiding)
+        _build(self, backbone.width, num_classes)
+
+    def forward(self, features: Features) -> Tensor:
+        """Logits (B, K, 16 * rows, 16 * columns)."""
+        return _fused(self, features, self._check(features, 4), dropout=self.dropout)
+
+
+def _check_arguments(
+    head: str, features: int, readout: str, channels: tuple[int, ...] | None
+) -> None:
+    if features < 2:
+        raise ValueError(f"{head}: features={features}, expected 2 or more (256 is usual).")
+    if readout not in get_args(ReadCls):
+        raise ValueError(
+            f"{head}: readout='{readout}', expected one of {', '.join(get_args(ReadCls))}."
+        )
+    if channels is not None and (len(channels) != 4 or min(channels) < 1):
+        raise ValueError(
+            f"{head}: channels={channels}, expected four numbers of 1 or more, or null for an "
+            "eighth, a quarter, a half and all of the backbone's width."
+        )
+
+
+def _build(head: Any, width: int, outputs: int) -> None:
+    """Create the parts of a DPT head, which holds its arguments."""
+    features = head.features
+    channels = head.channels or tuple(max(1, width // part) for part in (8, 4, 2, 1))
+    resizes = [_enlarge(channels[0], 4), _enlarge(channels[1], 2), nn.Identity()]
+    resizes.append(nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1))
+    head.reassemble = nn.ModuleList(
+        _Reassemble(width, count, features, head.readout, resize)
+        for count, resize in zip(channels, resizes, strict=True)
+    )
+    head.fuse = nn.ModuleList(
+        _Fuse(features, use_bn=head.use_bn, coarsest=number == 3) for number in range(4)
+    )
+    head.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+    head.conv2 = nn.Conv2d(features // 2, _LAST_CHANNELS, 3, padding=1)
+    head.conv3 = nn.Conv2d(_LAST_CHANNELS, outputs, 1)
+
+
+def _fused(head: Any, features: Features, grid: tuple[int, int], *, dropout: float = 0.0) -> Tensor:
+    """What the last convolution gives, (B, K, 16 * rows, 16 * columns)."""
+    images = [
+        reassemble(level, grid)
+        for reassemble, level in zip(head.reassemble, features.levels, strict=True)
+    ]
+    rows, columns = images[0].shape[-2:]
+    sizes = [(2 * rows, 2 * columns), *(tuple(image.shape[-2:]) for image in images[:3])]
+    fused: Tensor | None = None
+    for number in (3, 2, 1, 0):
+        fused = head.fuse[number](images[number], fused, sizes[number])
+    x = F.interpolate(head.conv1(fused), scale_factor=2, mode="bilinear", align_corners=False)
+    x = head.conv2(x).relu()
+    if dropout:
+        x = F.dropout2d(x, dropout, head.training)
+    x_BKhw: Tensor = head.conv3(x)
+    return x_BKhw
 
 
 class _Reassemble(nn.Module):

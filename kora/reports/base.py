@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
+from kora.reports.audit_segmentation import SegmentationAudit
 from kora.tasks import AdapterTask
 
 __all__ = ["Report", "spread"]
@@ -27,7 +28,7 @@ class Report:
         self.task: Any = task
         self.datamodule = datamodule
 
-    def audit(self) -> Audit | DepthAudit | None:
+    def audit(self) -> Audit | DepthAudit | SegmentationAudit | None:
         """Whether these splits can support the metrics; None if nothing is known about them."""
         return None
 
@@ -60,11 +61,19 @@ class Report:
         """
         return []
 
+    def record(self) -> dict[str, Any]:
+        """What the adapter folder says of the classes, in plain types."""
+        return {"class_names": list(getattr(self.datamodule, "class_names", []))}
+
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Predictions for uint8 (B, 3, H, W) images; called on every process."""
+        return self.predict_batch({"image": images})
+
+    def predict_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predictions for the images of a batch; called on every process."""
         training = self.task.training
         self.task.eval()
-        batch = {"image": images.to(self.task.device)}
+        batch = {name: column.to(self.task.device) for name, column in batch.items()}
         try:
             with torch.inference_mode():
                 found: dict[str, Tensor] = self.task.predict_step(batch, 0)

@@ -51,7 +51,7 @@ def level_style(kind: str) -> tuple[str, str]:
 
     Greys, as colours belong to strategies.
     """
-    return ("--", LEVEL) if kind in ("majority", "mean_map") else (":", GREY)
+    return ("--", LEVEL) if kind in ("majority", "mean_map", "mode_map") else (":", GREY)
 
 
 def literal(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from kora.reports.base import Report
 from kora.reports.classification import ClassificationReport
 from kora.reports.depth import DepthReport
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.reports.segmentation import SegmentationReport
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
 
 __all__ = ["report_for"]
 
@@ -18,4 +19,6 @@ def report_for(task: AdapterTask, datamodule: Any) -> Report:
         return ClassificationReport(task, datamodule)
     if isinstance(task, DepthTask):
         return DepthReport(task, datamodule)
+    if isinstance(task, SegmentationTask):
+        return SegmentationReport(task, datamodule)
     return Report(task, datamodule)

@@ -30,15 +30,17 @@ def headline(protocol: Mapping[str, Any], backbone: str) -> str:
 def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
     """How predictions were measured, in one line; None if the protocol does not say.
 
-    An evaluation of another task than depth, or of another version, is listed key by key.
+    That of an unknown task, or of another version, is listed key by key.
     """
     evaluation = protocol.get("evaluation")
     if not evaluation:
         return None
     from kora.metrics.protocol import DepthProtocol  # it imports torch
+    from kora.metrics.segmentation_protocol import SegmentationProtocol
 
     try:
-        return DepthProtocol(**evaluation).sentence()
+        kind = SegmentationProtocol if "window" in evaluation else DepthProtocol
+        return kind(**evaluation).sentence()
     except (TypeError, ValueError):
         return ", ".join(f"{key} {value}" for key, value in evaluation.items())
 

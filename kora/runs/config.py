@@ -19,12 +19,13 @@ OURS = {
     "kora.adapters": (
         *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
     ),
-    "kora.heads": ("DepthHead", "LayerSummaries"),
-    "kora.losses": ("DepthLoss",),
+    "kora.heads": ("DepthHead", "LayerSummaries", "SegmentationHead"),
+    "kora.losses": ("DepthLoss", "SegmentationLoss"),
     "kora.tasks": ("AdapterTask",),
     "kora.backbone.vit": ("Backbone",),
     "kora.backbone.sharding": ("ShardedBackbone",),
     "kora.metrics.protocol": ("DepthProtocol",),
+    "kora.metrics.segmentation_protocol": ("SegmentationProtocol",),
     "datamodules": ("ImageDataModule", "Subset"),
 }
 #: Classes that moved: path in configs of earlier versions, and current path.

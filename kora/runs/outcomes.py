@@ -20,6 +20,7 @@ __all__ = ["OUTCOMES_NAME", "Outcomes", "collect", "read_outcomes", "write_outco
 
 OUTCOMES_NAME = "test_outcomes.safetensors"
 _VERSION = "1"
+_AREAS = ("overlap", "predicted", "true")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Outcomes:
     Args:
         index: (I,) the number of the image in the official split.
         columns: (I,) each: `label` and `prediction` of a classification; of depth, every metric of
-            the image by its name, and `pixels`, the number of valid ones.
+            the image by its name, and `pixels`, the number of valid ones. Of segmentation, the
+            pixels `overlap`, `predicted` and `true` of each class, (I, K) each.
     """
 
     index: NDArray[Any]
@@ -46,9 +48,16 @@ class Outcomes:
         if name == "accuracy" and "prediction" in self.columns:
             right = self.columns["label"] == self.columns["prediction"]
             return np.asarray(right, dtype=np.float64)
-        if name in self.columns and name not in ("label", "prediction", "pixels"):
+        if name in self.columns and name not in ("label", "prediction", "pixels", *_AREAS):
             return np.asarray(self.columns[name], dtype=np.float64)
         return None
+
+    @property
+    def areas(self) -> NDArray[np.int64] | None:
+        """Pixels (I, 3, K) of overlap, prediction and truth, by class; None without masks."""
+        if not set(_AREAS) <= set(self.columns):
+            return None
+        return np.stack([self.columns[name].astype(np.int64) for name in _AREAS], axis=1)
 
 
 def collect(batches: Sequence[Mapping[str, NDArray[Any]]]) -> Outcomes | None:
@@ -109,7 +118,10 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
         not columns
         or ("label" in columns) != ("prediction" in columns)
         or index.ndim != 1
-        or any(column.shape != index.shape for column in columns.values())
+        or any(
+            column.shape[:1] != index.shape or (column.ndim > 1) != (name in _AREAS)
+            for name, column in columns.items()
+        )
     ):
         raise DamagedFileError(f"{path} is damaged: its columns do not belong together. {_AGAIN}")
     return Outcomes(index, columns)

@@ -3,5 +3,6 @@
 from kora.tasks.base import AdapterTask
 from kora.tasks.classification import ClassificationTask
 from kora.tasks.depth import DepthTask
+from kora.tasks.segmentation import SegmentationTask
 
-__all__ = ["AdapterTask", "ClassificationTask", "DepthTask"]
+__all__ = ["AdapterTask", "ClassificationTask", "DepthTask", "SegmentationTask"]

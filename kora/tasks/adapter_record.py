@@ -12,7 +12,7 @@ from typing import Any
 from datamodules.recipe import ImageRecipe
 from kora.adapters import describe
 from kora.backbone.vit import Backbone
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
 
 __all__ = ["preprocessing", "recipe_of", "task_record"]
 
@@ -41,6 +41,12 @@ def _described(task: AdapterTask) -> dict[str, Any] | None:
             arguments["head_layers"] = describe(task.head_layers)
     elif type(task) is DepthTask:
         arguments = {"head": describe(task.head), "protocol": task.protocol.to_dict()}
+    elif type(task) is SegmentationTask:
+        arguments = {
+            "num_classes": task.num_classes,
+            "head": describe(task.head),
+            "protocol": task.protocol.to_dict(),
+        }
     else:
         return None
     return {"class_path": f"kora.tasks.{type(task).__name__}", "init_args": arguments}

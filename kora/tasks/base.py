@@ -29,7 +29,7 @@ from kora.adapters.folder import (
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.vit import Backbone, Features
 from kora.feature_cache.cache import KEPT, CacheOption, FeatureCache, Kind
-from kora.feature_cache.rules import note_changes
+from kora.feature_cache.rules import head_reads, note_changes
 from kora.tasks.callbacks import TASK_CALLBACKS
 from kora.tasks.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
 from kora.tasks.ranks import refuse_sharding
@@ -142,6 +142,12 @@ class AdapterTask(LightningModule):
         self.adapter.attach(self.backbone)
         note_changes(self.backbone, self.adapter)
         self.head = self.build_head()
+        if self.adapter.query_channels is not None and "query" not in head_reads(self):
+            raise ValueError(
+                f"{self.adapter.label} sends what it composed to the queries of a decoder, and "
+                f"{type(self.head).__name__} has none. Use model.head "
+                "kora.heads.QuerySegmentation, or another readout."
+            )
         if self.adapter_from is not None:
             self.source = load_adapter(self.adapter_from, self.adapter, self.backbone)
         if not self.adapter_trainable:

@@ -30,14 +30,17 @@ class Batch(NamedTuple):
 
 
 class ImageFiles(Dataset[dict[str, Any]]):
-    """Files as tensors (3, h, w) in [0, 1], prepared as the run prepared its own."""
+    """Files as tensors (3, h, w) in [0, 1], prepared as the run prepared its own.
+
+    `size` is that of the backbone; None leaves images at the size that the recipe gives them.
+    """
 
     def __init__(
         self,
         files: Sequence[Path],
         recipe: ImageRecipe,
         *,
-        size: tuple[int, int],
+        size: tuple[int, int] | None,
         interpolation: str,
     ) -> None:
         self.files = list(files)
@@ -54,7 +57,8 @@ class ImageFiles(Dataset[dict[str, Any]]):
         except UnreadableImageError as error:
             return {"place": place, "error": str(error)}
         pixels = torch.from_numpy(self.recipe.pixels(picture))
-        image = resized(pixels[None], self.size, self.interpolation)[0]
+        given = (pixels.shape[-2], pixels.shape[-1])
+        image = resized(pixels[None], self.size or given, self.interpolation)[0]
         size = self.recipe.shown((picture.height, picture.width))
         return {"place": place, "image": image, "size": size}
 

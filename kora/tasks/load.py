@@ -31,7 +31,7 @@ from kora.backbone.vit import Backbone
 from kora.console.errors import first_line
 from kora.runs.durable import expand
 from kora.runs.trust import build, build_arguments
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
 from kora.tasks.adapter_record import preprocessing, recipe_of
 from kora.tasks.image_files import image_files
 
@@ -122,11 +122,12 @@ class AdaptedModel(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K), or depth in metres (B, H, W), of uint8 images (B, 3, H, W), any size.
+        """Outputs for uint8 images (B, 3, H, W) of any size.
 
-        Images of another size than in training are first fitted by `recipe`, like a photo with
-        these pixels, so `model(images)` and `predict` agree. Depth is at the size of the images,
-        without what the recipe cuts off.
+        Of classes, logits (B, K); of depth, metres (B, H, W); of segmentation, scores (B, K, H, W),
+        whose highest is the class of a pixel. Images of another size than in training are first
+        fitted by `recipe`, like a photo with these pixels, so `model(images)` and `predict` agree.
+        Depth and scores are at the size of the images, without what the recipe cuts off.
 
         Raises:
             ValueError: For images of another type, range or shape.
@@ -138,6 +139,8 @@ class AdaptedModel(nn.Module):
         images = images.to(self.device)
         if isinstance(self.task, DepthTask):
             return self.task.at_size(self.task.flipped_mean(images), size)
+        if isinstance(self.task, SegmentationTask):
+            return torch.stack(list(self.task.scores_of({"image": images}, [size] * len(images))))
         output: Tensor = self.task(images)
         return output
 
@@ -169,10 +172,15 @@ class AdaptedModel(nn.Module):
             ValueError: If the model predicts no classes, or a folder holds no image.
             UnreadableImageError: If a picture cannot be read.
         """
-        if isinstance(self.task, DepthTask):
+        if isinstance(self.task, DepthTask | SegmentationTask):
+            what, gives, files = (
+                ("depth, which has no classes", "metres", "maps")
+                if isinstance(self.task, DepthTask)
+                else ("segmentation, whose classes are of pixels", "scores of each pixel", "masks")
+            )
             raise ValueError(
-                f"{self.folder} is a model of depth, which has no classes. Call the model itself: "
-                "it gives metres; or kora predict RUN --images FOLDER, which writes maps."
+                f"{self.folder} is a model of {what}. Call the model itself: it gives {gives}; or "
+                f"kora predict RUN --images FOLDER, which writes {files}."
             )
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k={top_k}, batch_size={batch_size}: expected 1 or more.")
@@ -419,7 +427,10 @@ def _task(
         )
     if not (isinstance(described, Mapping) and isinstance(described.get("init_args"), Mapping)):
         raise ValueError(f"{origin}: task is {described!r:.80}, expected class_path and init_args.")
-    kinds = {f"kora.tasks.{kind.__name__}": kind for kind in (ClassificationTask, DepthTask)}
+    kinds = {
+        f"kora.tasks.{kind.__name__}": kind
+        for kind in (ClassificationTask, DepthTask, SegmentationTask)
+    }
     kind = kinds.get(str(described.get("class_path")))
     if kind is None:
         named = described.get("class_path")

@@ -22,6 +22,7 @@ from kora.export.model_card import write_card
 from kora.loggers.wandb_record import end_wandb
 from kora.reports.audit import Audit
 from kora.reports.audit_depth import DepthAudit
+from kora.reports.audit_segmentation import SegmentationAudit
 from kora.reports.base import Report
 from kora.reports.curves import CURVES
 from kora.reports.fusion import FusionReport, fusion_report_for
@@ -76,7 +77,7 @@ class RunRecord(Callback):
         self.clock = clock
         self.report: Report | None = None
         self.fusion: FusionReport | None = None
-        self.audit: Audit | DepthAudit | None = None
+        self.audit: Audit | DepthAudit | SegmentationAudit | None = None
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
         self.peak_memory_mib = 0.0
@@ -229,7 +230,7 @@ class RunRecord(Callback):
                     **task_record(task, datamodule),
                     "experiment": self.experiment,
                     "seed": self.seed,
-                    "class_names": list(getattr(datamodule, "class_names", [])),
+                    **self.report.record(),
                     "metrics": {k: v for k, v in self.metrics.items() if v == v},
                 },
             )

@@ -23,7 +23,7 @@ from kora.cli.listing import (
     find_subclasses,
     is_grid,
 )
-from kora.heads import DepthHead
+from kora.heads import DepthHead, SegmentationHead
 from kora.losses import DepthLoss
 from tests.support.cli import REPOSITORY
 
@@ -59,9 +59,13 @@ def test_every_other_part_of_a_kora_is_listed() -> None:
     assert all(found.values())
 
 
-def test_every_depth_head_and_loss_is_listed() -> None:
-    heads = find_subclasses(REPOSITORY / "kora/heads", "DepthHead")
-    assert heads.keys() == exported(kora.heads, DepthHead)
+@pytest.mark.parametrize("base", [DepthHead, SegmentationHead])
+def test_every_head_of_a_dense_task_is_listed(base: type) -> None:
+    heads = find_subclasses(REPOSITORY / "kora/heads", base.__name__)
+    assert heads.keys() == exported(kora.heads, base)
+
+
+def test_every_loss_of_depth_is_listed() -> None:
     losses = find_subclasses(REPOSITORY / "kora", "DepthLoss")
     assert losses.keys() == exported(kora.losses, DepthLoss)
 
@@ -83,6 +87,7 @@ def test_every_exported_data_module_is_listed() -> None:
         ("kora/adapters", "Composer"),
         ("kora/adapters", "Readout"),
         ("kora/heads", "DepthHead"),
+        ("kora/heads", "SegmentationHead"),
         ("kora", "DepthLoss"),
         ("datamodules", "ImageDataModule"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kora.analysis.pooled import mean_iou, pooled_difference
 from kora.analysis.statistics import crossed_bootstrap
 from kora.compare.command import Comparison, compare
 from kora.compare.verdict import Difference
@@ -16,6 +17,7 @@ from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes, write_out
 from kora.runs.results import Run
 from tests.support.compare_factory import IMAGES, five_strategies, run_on_images
 from tests.support.comparisons import depth, run
+from tests.support.segmentation import areas
 
 
 def right(share: float, seed: int = 0) -> np.ndarray:
@@ -148,3 +150,23 @@ def test_runs_of_earlier_versions_get_one_word_together() -> None:
     runs = [run(strategy, k, 0.5) for strategy in ("LoRA", "KoRA", "LinearProbe") for k in (0, 1)]
     (note,) = (note for note in compare(runs).notes if OUTCOMES_NAME in note)
     assert " and 5 more: no test_outcomes" in note
+
+
+def test_miou_is_compared_by_areas_summed_over_drawn_images(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    kept = {name: areas(generator, share) for name, share in (("LinearProbe", 0.6), ("LoRA", 0.8))}
+    runs = []
+    for name, of_seeds in kept.items():
+        for seed, table in enumerate(of_seeds):
+            one = run(name, seed, 0.5, metrics={"test/miou": float(mean_iou(table.sum(axis=0)))})
+            folder = tmp_path / name / str(seed)
+            folder.mkdir(parents=True)
+            columns = dict(zip(("overlap", "predicted", "true"), table.swapaxes(0, 1), strict=True))
+            write_outcomes(folder, Outcomes(np.arange(len(table)), columns))
+            runs.append(Run(folder, one.result))
+    result = compare(runs)
+    assert result.metric == "test/miou"
+    found = difference(result, "LoRA")
+    expected = pooled_difference(kept["LoRA"], kept["LinearProbe"], mean_iou)
+    assert (found.bootstrap, found.p) == (expected.bootstrap, expected.p)
+    assert any("exchanged on random images" in note for note in result.notes)

@@ -29,13 +29,20 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 VIT_B, VIT_S, NANO = "vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_nano"
 BUDGETS = {
     "300k": (VIT_B, 300_000), "1200k": (VIT_B, 1_200_000), "nano_100k": (NANO, 100_000),
-    "nano_25k": (NANO, 25_000), "small_150k": (VIT_S, 150_000), "small_600k": (VIT_S, 600_000),
+    "nano_25k": (NANO, 25_000), "small_150k": (VIT_S, 150_000), "small_300k": (VIT_S, 300_000),
+    "small_600k": (VIT_S, 600_000),
 }  # fmt: skip
 SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
 OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine*.yaml
 ONE_SIZE = ("kora_over_lora",)  # in small_600k alone
 DENSE = (  # for depth
     "kora_tokens", "kora_side_tokens", "kora_refined_tokens", "kora_refined_injected_tokens"
+)  # fmt: skip
+
+SEGMENTS = (  # for segmentation: all of small_300k
+    "lora", "adapter_plus", "kora_tokens", "kora_refined_tokens", "kora_refined_spatial_tokens",
+    "kora_over_lora_tokens", "kora_over_lora_spatial_tokens", "kora_refined_queries",
+    "kora_over_lora_queries",
 )  # fmt: skip
 
 
@@ -74,6 +81,7 @@ def test_every_budget_has_the_same_strategies() -> None:
         wanted = SEARCHED if searched_alone else (*SEARCHED, *OTHERS)
         wanted += DENSE if BUDGETS[budget][0] == NANO else ()
         wanted += ONE_SIZE if budget == "small_600k" else ()
+        wanted = SEGMENTS if budget == "small_300k" else wanted
         names = sorted(path.stem for path in (FOLDER / budget).iterdir())
         assert names == sorted(wanted)
 

@@ -91,10 +91,52 @@ def test_maps_move_with_their_image_to_the_bit(augment: Augment) -> None:
         expected = channels_last[image, row, column]
         got = value.movedim(1, -1) if value.ndim == 4 else value
         assert torch.equal(got[inside], expected[inside]), name
-        assert not got[~inside].any(), name
+        outside = 255 if name == "mask" else 0
+        assert (got[~inside] == outside).all(), name
     assert torch.equal(moved["label"], batch["label"])
     assert torch.equal(moved["index"], batch["index"])
     assert inside.all() == (augment == "flip")
+
+
+def ramps(images: int, height: int = 60, width: int = 80) -> dict[str, torch.Tensor]:
+    """Images whose red is the column and green the row, and a mask of four quarters."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([columns, rows, rows * 0]).byte().expand(images, -1, -1, -1)
+    mask = ((rows >= height // 2) * 2 + (columns >= width // 2)).byte().expand(images, -1, -1)
+    return {"image": image.clone(), "mask": mask.clone(), "index": torch.arange(images)}
+
+
+def test_a_scaled_crop_shows_the_same_place_in_image_and_mask() -> None:
+    torch.manual_seed(0)
+    moved = augment_batch(ramps(64), augment="flip_resize_crop", crop=(48, 56))
+    assert moved["image"].shape == (64, 3, 48, 56)
+    assert moved["mask"].shape == (64, 48, 56)
+    inside = moved["mask"] != 255
+    column, row = moved["image"][:, 0].float(), moved["image"][:, 1].float()
+    quarter = (row >= 29.5).int() * 2 + (column >= 39.5).int()
+    clear = inside & ((row - 29.5).abs() > 2) & ((column - 39.5).abs() > 2)
+    assert torch.equal(quarter[clear], moved["mask"][clear].int())
+    assert 0.01 < (~inside).float().mean() < 0.5, "images below the crop are padded"
+    wide = (moved["image"][:, 0, 24].float().diff(dim=-1).abs().median(dim=-1)).values
+    assert {0, 1, 2} == set(wide.round().int().tolist()), "0.5 to 2 columns a pixel"
+
+
+def test_a_scaled_crop_leaves_the_padding_of_a_batch_out() -> None:
+    torch.manual_seed(0)
+    batch = ramps(16)
+    batch["image"][:, :, 30:] = 255
+    batch["mask"][:, 30:] = 255
+    batch["size"] = torch.tensor([[30, 80]]).expand(16, -1)
+    moved = augment_batch(batch, augment="flip_resize_crop", crop=(30, 40))
+    assert "size" not in moved
+    assert moved["image"][:, 1].amax() <= 116  # the grey of what lies outside
+    shown = moved["mask"] != 255
+    assert moved["image"][:, 1][shown].amax() < 30
+
+
+def test_a_depth_in_metres_is_not_scaled() -> None:
+    with pytest.raises(ValueError, match="no longer fit what is seen"):
+        augment_batch(coordinates(2), augment="flip_resize_crop")
 
 
 def test_beyond_the_frame_a_map_is_0_exactly_where_the_image_is_reflected() -> None:
@@ -150,10 +192,12 @@ def test_no_image_and_tiny_images_keep_their_shape(
     augment: Augment, shape: tuple[int, ...]
 ) -> None:
     images = torch.zeros(shape, dtype=torch.uint8)
-    batch = {"image": images, "depth_m": torch.ones(shape[0], *shape[2:])}
+    batch = {"image": images, "mask": torch.ones(shape[0], *shape[2:], dtype=torch.uint8)}
     moved = augment_batch(batch, augment=augment)
     assert moved["image"].shape == shape
-    assert torch.equal(moved["depth_m"], batch["depth_m"])  # below 8 pixels nothing is shifted
+    assert moved["mask"].shape == (shape[0], *shape[2:])
+    if "resize" not in augment:
+        assert torch.equal(moved["mask"], batch["mask"])  # below 8 pixels nothing is shifted
 
 
 FACTORS = (0.8, 1.0, 1.15)

@@ -15,7 +15,7 @@ from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
 from kora.heads.depth import LinearDepth
-from kora.tasks import DepthTask
+from kora.tasks import DepthTask, SegmentationTask
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.factory import kick
 
@@ -88,6 +88,25 @@ def test_depth_in_metres_can_be_exported(tmp_path: Path) -> None:
     written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")
     assert written.difference is not None
     assert written.difference < 1e-4
+
+
+@needs_extra
+@pytest.mark.slow
+def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Path) -> None:
+    for window in ("whole", "slide"):
+        (tmp_path / window).mkdir()
+        backbone = tiny_in_file("tiny_vit", tmp_path / window)
+        task = SegmentationTask(backbone, LoRA(2), num_classes=3, protocol=window)
+        task.build()
+        folder = write_folder(tmp_path / window / "adapter", kick(task), class_names=[])
+        model = kora.load_adapter(folder)
+        if window == "slide":
+            with pytest.raises(ValueError, match="evaluated with a sliding window"):
+                export(model, "onnx", tmp_path / "slide" / "out")
+            continue
+        written = export(model, "onnx", tmp_path / "whole" / "out")
+        assert written.difference is not None
+        assert written.difference < 1e-4
 
 
 @needs_extra

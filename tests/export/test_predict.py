@@ -19,7 +19,7 @@ from datamodules.recipe import ImageRecipe
 from kora.adapters import LoRA
 from kora.export import predict as predict_cli
 from kora.heads.depth import LinearDepth
-from kora.tasks import DepthTask
+from kora.tasks import DepthTask, SegmentationTask
 from tests.support.adapter_factory import kicked, write_fitted, write_folder
 from tests.support.cli import kora, started
 from tests.support.factory import kick
@@ -319,6 +319,32 @@ def test_depth_is_one_map_an_image_at_its_own_size(
     again = kora(capfd, "predict", depth_run, "--images", photos, "--out", out)
     assert again.code == 2
     assert "is there already" in again.err
+
+
+@pytest.mark.parametrize("window", ["whole", "slide"])
+def test_a_mask_is_a_palette_image_at_the_size_of_its_photo_with_a_legend(
+    window: str, tmp_path: Path, photos: Path, capfd: Capture
+) -> None:
+    names = ["road", "sky", "tree"]
+    task = SegmentationTask(kicked(None).backbone, LoRA(2), num_classes=3, protocol=window)
+    task.build()
+    write_folder(tmp_path / "run" / "adapter", kick(task, scale=0.5), class_names=names)
+    out = tmp_path / "masks"
+    done = kora(capfd, "predict", tmp_path / "run", "--images", photos, "--out", out)
+    assert done.code == 0, done.err
+    model = package.load_adapter(tmp_path / "run")
+    for row in rows(out / "predictions.csv"):
+        pixels = np.asarray(Image.open(photos / row["file"]).convert("RGB")).transpose(2, 0, 1)
+        expected = model(torch.from_numpy(pixels.copy())[None])[0].argmax(0).numpy()
+        with Image.open(out / row["mask_file"]) as image:
+            assert image.mode == "P"
+            mask = np.asarray(image)
+        assert mask.shape == expected.shape
+        assert (mask == expected).mean() > 0.999
+        largest = int(np.bincount(expected.ravel()).argmax())
+        assert row["largest_class"] == names[largest]
+        assert float(row["share"]) == pytest.approx((expected == largest).mean(), abs=1e-3)
+    assert (out / "legend.png").is_file()
 
 
 def test_depth_beyond_16_bits_of_millimetres_is_not_cut_off_silently(

@@ -88,7 +88,7 @@ def test_four_blocks_are_equally_spaced(depth: int, blocks: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("make", [DPTDepth, lambda: LinearDepth(levels=4)])
 def test_four_levels_of_three_blocks_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"has 3. Use LinearDepth with levels: 1"):
+    with pytest.raises(ValueError, match=r"has 3. Use a linear head with levels: 1"):
         make().blocks(3)
 
 

@@ -7,9 +7,17 @@ from typing import Any
 import torch
 
 from kora.backbone.vit import Backbone, Features, Level
-from kora.heads import DepthHead, DPTDepth, LinearDepth
+from kora.heads import (
+    DepthHead,
+    DPTDepth,
+    DPTSegmentation,
+    LinearDepth,
+    LinearSegmentation,
+    QuerySegmentation,
+    SegmentationHead,
+)
 
-__all__ = ["HEADS", "SMALL", "features_for", "made"]
+__all__ = ["HEADS", "SEGMENTERS", "SMALL", "features_for", "made", "made_segmenter"]
 
 HEADS = [LinearDepth, DPTDepth]
 SMALL: dict[type[DepthHead], dict[str, Any]] = {LinearDepth: {}, DPTDepth: {"features": 8}}
@@ -23,8 +31,31 @@ def made(kind: type[DepthHead], backbone: Backbone, *, seed: int = 4, **options:
     return head
 
 
+#: Small arguments of the segmentation heads.
+SEGMENTERS: dict[type[SegmentationHead], dict[str, Any]] = {
+    LinearSegmentation: {"levels": 4},
+    DPTSegmentation: {"features": 8},
+    QuerySegmentation: {"width": 16, "heads": 2},
+}
+
+
+def made_segmenter(
+    kind: type[SegmentationHead],
+    backbone: Backbone,
+    *,
+    classes: int = 5,
+    composed: int | None = None,
+    **options: Any,
+) -> SegmentationHead:
+    """A built head of seeded random numbers."""
+    torch.manual_seed(4)
+    head = kind(**{**SEGMENTERS[kind], **options})
+    head.build(backbone, classes, composed)
+    return head
+
+
 def features_for(
-    head: DepthHead, backbone: Backbone, *, images: int = 2, scale: float = 1.0
+    head: DepthHead | SegmentationHead, backbone: Backbone, *, images: int = 2, scale: float = 1.0
 ) -> Features:
     """Seeded noise of the shapes that this backbone gives to this head."""
     generator = torch.Generator().manual_seed(5)

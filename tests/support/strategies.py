@@ -304,6 +304,15 @@ STRATEGIES: dict[str, Entry] = {
         },
         everywhere=False,
     ),
+    "KoRA-spatial-tokens": Entry(
+        KoRA,
+        lambda: {
+            "node_form": PaperForm(2, pool="tokens", sites=["proj"], spatial=True),
+            "d_comp": 4,
+            "readout": TokenReadout(),
+        },
+        everywhere=False,
+    ),
     "KoRA-feedback-of-tokens": Entry(
         KoRA,
         lambda: {

@@ -16,6 +16,7 @@ __all__ = [
     "Composer",
     "DepthAttention",
     "DepthAverage",
+    "MaxMeanLast",
     "ResidualSequential",
     "Sequential",
     "Sum",
@@ -150,3 +151,22 @@ class DepthAverage(Composer):
     def _mean(self, found: Sequence[Tensor], logits_L: Tensor) -> Tensor:
         weights_J = torch.softmax(logits_L[: len(found)], dim=0)
         return torch.einsum("j,j...c->...c", weights_J, torch.stack(tuple(found)))
+
+
+class MaxMeanLast(Composer):
+    """c = W [max_i p_i; mean_i p_i; p_L] + b, number by number over the nodes.
+
+    Source: Rein (Wei et al. 2024, arXiv:2312.04265, section 3.3), which composes the tokens of its
+    layers so.
+    """
+
+    def build(self, num_nodes: int, d_comp: int) -> None:
+        """W (C, 3 C) and b."""
+        self.mix = nn.Linear(3 * d_comp, d_comp)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """L tensors (..., C), or the first few of them, to (..., C)."""
+        stacked = torch.stack(tuple(nodes))
+        parts = (stacked.amax(dim=0), stacked.mean(dim=0), nodes[-1])
+        composed: Tensor = self.mix(torch.cat(parts, dim=-1))
+        return composed

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from kora.adapters.arguments import require_choice, require_positive, require_probability
+from kora.adapters.graph.grid_mix import GridMix
 from kora.adapters.graph.node_matrices import NodeMatrix, PlainMatrix
 from kora.adapters.graph.nodes import Node, PaperNode, Pool, RefinedNode
 from kora.adapters.low_rank import LowRankDelta
@@ -69,9 +70,11 @@ class PaperForm(NodeForm):
         sites: See LoRA.
         blocks: Blocks with nodes; negative numbers count from the end; None means all.
         dropout: Probability with which inputs of A are dropped in training.
+        spatial: A 3x3 step over the grid of patches on A x (`GridMix`); only with `pool: tokens`.
 
     Raises:
-        ValueError: For a rank below 1, an unknown pool, or a dropout outside [0, 1).
+        ValueError: For a rank below 1, an unknown pool, a dropout outside [0, 1), or `spatial` with
+            another pool.
     """
 
     size_argument = "rank"
@@ -85,8 +88,10 @@ class PaperForm(NodeForm):
         sites: Sequence[str] = ALL_SITES,
         blocks: Sequence[int] | None = None,
         dropout: float = 0.0,
+        spatial: bool = False,
     ) -> None:
         super().__init__()
+        _require_tokens("PaperForm", pool, spatial)
         require_positive("PaperForm", rank=rank)
         require_probability("PaperForm", dropout=dropout)
         require_choice("PaperForm", "pool", pool, get_args(PaperPool))
@@ -96,6 +101,7 @@ class PaperForm(NodeForm):
         self.sites = sites
         self.blocks = blocks
         self.dropout = dropout
+        self.spatial = spatial
 
     @property
     def injection(self) -> PaperForm | None:
@@ -104,8 +110,8 @@ class PaperForm(NodeForm):
 
     @property
     def label(self) -> str:
-        """`KoRA`, or `KoRA-side` if nothing is injected."""
-        return f"KoRA{'' if self.inject else '-side'}"
+        """`KoRA`, or `KoRA-side` if nothing is injected; then `-spatial`, with that step."""
+        return f"KoRA{'' if self.inject else '-side'}{'-spatial' * self.spatial}"
 
     def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
         """A node at every site."""
@@ -114,6 +120,7 @@ class PaperForm(NodeForm):
             node = PaperNode(
                 site, rank=self.rank, d_comp=d_comp, alpha=alpha, inject=self.inject,
                 pool=self.pool, dropout=self.dropout,
+                mix=GridMix(self.rank, backbone) if self.spatial else None,
             )  # fmt: skip
             node.add_to(backbone, site)
             nodes[site.key] = node
@@ -164,9 +171,11 @@ class RefinedForm(NodeForm):
         node_dropout: Share of images for which a node sends zero in training.
         inject: LoRA in addition to the nodes, at the same or other sites; None makes a side
             network, which leaves the backbone as it is.
+        spatial: A 3x3 step over the grid of patches on p (`GridMix`); only with `pool: tokens`.
 
     Raises:
-        ValueError: For an unknown pool, or a probability outside [0, 1).
+        ValueError: For an unknown pool, a probability outside [0, 1), or `spatial` with another
+            pool.
     """
 
     def __init__(
@@ -180,8 +189,10 @@ class RefinedForm(NodeForm):
         dropout: float = 0.0,
         node_dropout: float = 0.0,
         inject: Injection | None = None,
+        spatial: bool = False,
     ) -> None:
         super().__init__()
+        _require_tokens("RefinedForm", pool, spatial)
         require_probability("RefinedForm", dropout=dropout, node_dropout=node_dropout)
         require_choice("RefinedForm", "pool", pool, get_args(Pool))
         # A tuple is not registered as a submodule: only what the nodes share is to train here.
@@ -194,6 +205,7 @@ class RefinedForm(NodeForm):
         self.dropout = dropout
         self.node_dropout = node_dropout
         self.inject = inject
+        self.spatial = spatial
         if inject is not None:
             self.size_argument = "inject.rank"
         elif self.matrix.size_argument is not None:
@@ -211,11 +223,16 @@ class RefinedForm(NodeForm):
 
     @property
     def label(self) -> str:
-        """`KoRA-refined`; with LoRA at its sites `-injected`, at others `KoRA-over-LoRA`."""
+        """`KoRA-refined`; with LoRA at its sites `-injected`, at others `KoRA-over-LoRA`.
+
+        Then `-spatial`, with that step.
+        """
+        step = "-spatial" * self.spatial
         if self.inject is None:
-            return "KoRA-refined"
+            return f"KoRA-refined{step}"
         places = [(list(one.sites), one.blocks and list(one.blocks)) for one in (self, self.inject)]
-        return "KoRA-refined-injected" if places[0] == places[1] else "KoRA-over-LoRA"
+        name = "KoRA-refined-injected" if places[0] == places[1] else "KoRA-over-LoRA"
+        return name + step
 
     def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
         """Nodes at their sites, and LoRA at its own."""
@@ -233,6 +250,7 @@ class RefinedForm(NodeForm):
                 node = RefinedNode(
                     site, d_comp=d_comp, pool=self.pool, matrix=self.matrix, norm=self.norm,
                     dropout=self.dropout, node_dropout=self.node_dropout, injected=delta,
+                    mix=GridMix(d_comp, backbone) if self.spatial else None,
                 )  # fmt: skip
                 node.add_to(backbone, site)
                 nodes[site.key] = node
@@ -244,3 +262,12 @@ class RefinedForm(NodeForm):
     def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
         """The penalty of the matrix."""
         return self.matrix.penalty(list(nodes.values()))
+
+
+def _require_tokens(form: str, pool: str, spatial: bool) -> None:
+    """Refuse a spatial step on tokens that were pooled into one vector."""
+    if spatial and pool != "tokens":
+        raise ValueError(
+            f"{form}: spatial: true looks at the neighbours of each patch, and pool='{pool}' keeps "
+            "one vector an image. Use pool='tokens'."
+        )

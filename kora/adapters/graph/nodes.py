@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kora.adapters.graph.grid_mix import GridMix
 from kora.adapters.graph.node_matrices import NodeMatrix
 from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.kernels import Update
@@ -91,14 +92,15 @@ class PaperNode(Node):
 
     Everything here is linear, so tokens are pooled first, exactly:
     mean_n(P B A x_n) = P B A mean_n(x_n). It keeps the pooled input (side network) or the pooled
-    A x (injected).
+    A x (injected). `mix` is a spatial step on A x of all tokens.
     """
 
     def __init__(
         self, site: Site, *, rank: int, d_comp: int, alpha: float, inject: bool, pool: Pool,
-        dropout: float = 0.0,
+        dropout: float = 0.0, mix: GridMix | None = None,
     ) -> None:  # fmt: skip
         super().__init__(inject=inject, pool=pool)
+        self.mix = mix
         self.delta: LowRankDelta = LowRankDelta(site, rank, alpha=alpha, dropout=dropout)
         self.project_CO = nn.Parameter(torch.empty(d_comp, site.d_out))
         nn.init.kaiming_uniform_(self.project_CO, a=math.sqrt(5))  # nn.Linear's start
@@ -106,14 +108,15 @@ class PaperNode(Node):
 
     def add_to(self, backbone: Backbone, site: Site) -> None:
         """Observe the site, and add to it if the node injects."""
-        wrap(backbone, site, self.observe, self.update if self.inject else None)
+        fused = self.inject and self.mix is None
+        wrap(backbone, site, self.observe, self.update if fused else None)
 
     def observe(self, x: Tensor) -> Tensor | None:
         """Called by the site with its input (B, N, I); returns alpha * o if the node injects."""
         if not self.inject:
             self._keep(x)
             return None
-        low = self.delta.low(x)
+        low = self._mixed(self.delta.low(x))
         self._keep(low)
         return self.delta.up(self.delta.alpha * low)
 
@@ -123,10 +126,15 @@ class PaperNode(Node):
 
     def vector(self, kept: Tensor) -> Tensor:
         """p, (B, C) or (B, N, C), from what was kept of a batch."""
-        low = kept if self.inject else self.delta.low(kept)
+        low = kept if self.inject else self._mixed(self.delta.low(kept))
         if self.pool == "tokens":  # (P B) low: no (B, N, O) is made, or kept for backward
             return F.linear(low, self.project_CO @ self.delta.up_OR)
         return F.linear(self.delta.up(low), self.project_CO)
+
+    def _mixed(self, low: Tensor) -> Tensor:
+        """A x, after the spatial step if there is one."""
+        mixed: Tensor = low if self.mix is None else self.mix(low)
+        return mixed
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """P B (C, R) and A (R, I)."""
@@ -138,14 +146,16 @@ class RefinedNode(Node):
 
     The norm is LayerNorm without parameters (or nothing), so that no site dominates because its
     tokens are longer. The form's `matrix` gives M_s (C, I). If a correction is injected at the
-    site, alpha B A x is added there as well.
+    site, alpha B A x is added there as well. `mix` is a spatial step on the p of all tokens.
     """
 
     def __init__(
         self, site: Site, *, d_comp: int, pool: Pool, matrix: NodeMatrix, norm: bool,
         dropout: float, node_dropout: float, injected: LowRankDelta | None,
+        mix: GridMix | None = None,
     ) -> None:  # fmt: skip
         super().__init__(inject=injected is not None, pool=pool)
+        self.mix = mix
         self._matrix = (matrix,)  # a tuple is not registered as a submodule
         self.starts_silent = matrix.starts_silent
         self.site_name = site.name
@@ -179,6 +189,8 @@ class RefinedNode(Node):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         p = self._times(x)
+        if self.mix is not None:
+            p = self.mix(p)
         if self.node_dropout and self.training:
             kept_B = torch.rand(len(p), *[1] * (p.ndim - 1), device=p.device) >= self.node_dropout
             p = p * kept_B / (1 - self.node_dropout)

@@ -16,7 +16,7 @@ from kora.adapters.arguments import require_choice
 from kora.adapters.base import ExtraChannels, ExtraInit
 from kora.backbone.vit import Features, Level
 
-__all__ = ["ClsReadout", "LogitReadout", "Readout", "TokenReadout"]
+__all__ = ["ClsReadout", "LogitReadout", "QueryReadout", "Readout", "TokenReadout"]
 
 Init = Literal["zero", "default"]
 
@@ -32,6 +32,9 @@ class Readout(nn.Module, ABC):
 
     #: Channels that it appends to the pooled vector, known once it is built.
     extra_channels: ExtraChannels | None = None
+
+    #: Width of the vector that it sends to the queries of a decoder, known once it is built.
+    query_channels: int | None = None
 
     #: Whether it starts at zero, so that it ignores c and passes no gradient to it.
     starts_closed: bool = False
@@ -129,6 +132,29 @@ class LogitReadout(Readout):
             composed = composed.mean(dim=1)
         pooled = torch.cat((features.pooled, alpha * composed.to(features.pooled.dtype)), dim=-1)
         return features._replace(pooled=pooled)
+
+
+class QueryReadout(Readout):
+    """The composition goes to the queries of a decoder: each adds its own map of alpha * c_L.
+
+    For the head `QuerySegmentation`, whose queries look for one class each; the map is part of that
+    head, and starts at zero. As in Rein (Wei et al. 2024, arXiv:2312.04265, section 3.3), what
+    adapters of several layers say is composed into the queries; there, its mean, maximum and last
+    are.
+    """
+
+    in_place = False
+    starts_closed = True
+
+    def build(self, d_comp: int, width: int) -> None:
+        """Nothing to create: the map is part of the head."""
+        self.query_channels = d_comp
+
+    def forward(self, features: Features, composed: Tensor, alpha: float) -> Features:
+        """Features with the query (B, C); for (B, T, C), the mean over tokens."""
+        if composed.ndim == 3:
+            composed = composed.mean(dim=1)
+        return features._replace(query=alpha * composed)
 
 
 class TokenReadout(Readout):

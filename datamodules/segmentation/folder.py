@@ -1,0 +1,363 @@
+"""Images and masks in folders.
+
+Shapes: N images of a part, n chosen images
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from datamodules.augment import resizes
+from datamodules.base import ImageDataModule, Part, Split
+from datamodules.download import expand_path, obtain_folder
+from datamodules.groups import group_numbers, groups_of, warn_of_shared_groups
+from datamodules.loading import ReadDataset, sides
+from datamodules.recipe import ImageRecipe
+from datamodules.segmentation.masks import IGNORED, Colours, MaskRecipe, read_colours
+from datamodules.segmentation.pairs import Layout, LayoutName, Pair, find_layout
+from datamodules.segmentation.reader import PairReader
+from datamodules.splits import IntArray, choose_train_and_validation, choose_whole_groups
+
+__all__ = ["SegmentationFolder"]
+
+MaskFit = Literal["stretch", "cover"]
+
+_PARTS: dict[LayoutName, tuple[str, str]] = {
+    "folder": ("train", "test"),
+    "voc2012": ("train", "val"),
+    "ade20k": ("training", "validation"),
+}
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+_TEST_SEED = 0  # so that every run has the same test images
+
+
+class SegmentationFolder(ImageDataModule):
+    """Images with a mask of classes, paired by name, in one of three layouts.
+
+    - Your own: `train/images`, `train/masks`, `test/images` and `test/masks`; or `images` and
+      `masks` alone, of which `test_fraction` become the test part, the same in every run.
+    - VOC2012 as in its archive (`ImageSets/Segmentation`, `JPEGImages`, `SegmentationClass`); its
+      `val` is the test part.
+    - ADE20K as in `ADEChallengeData2016` (`images`, `annotations`); its `validation` is the test
+      part.
+
+    Masks are 8-bit PNG whose values are classes (grey or palette), or RGB with `colors`. Batches
+    hold `image` uint8 (B, 3, H, W) and `mask` uint8 (B, H, W), 255 where nothing counts. Validation
+    and test masks keep their own size; smaller ones are padded with 255, and `mask_size` (B, 2)
+    holds their heights and widths.
+
+    Args:
+        root: Folder with one of the layouts.
+        image_size: Pixels (height, width) to which images are brought for `resize`, or one number
+            for a square; None: the size of the backbone, which a command fills in.
+        archive: A local archive to extract to `root` if that folder is missing or empty.
+        class_names: Names of the K classes, in the order of their values. None: those of `colors`,
+            of `classes.txt` in `root` (one a line), or of VOC2012 or ADE20K; else the masks are
+            searched for the highest value.
+        colors: CSV file with the lines name,r,g,b, for RGB masks; None: `class_dict.csv` in `root`,
+            if it is there.
+        ignore_index: Value in the files that neither trains nor counts; null: none.
+        reduce_zero_label: Ignore 0 as well, and count classes from 1. None: only for ADE20K, which
+            needs it.
+        train_dir: Name of the training part; None: that of the layout.
+        test_dir: Name of the test part; None: that of the layout.
+        val_dir: Name of a part whose images validate; None: they are taken from the training part.
+        test_fraction: Share of the images that test if the folder has no parts; with `groups`, in
+            whole groups.
+        resize: `stretch` brings each image to `image_size`; `cover` scales it until it covers that
+            size and keeps its proportions, for crops in training and for `window: slide`.
+        num_workers: Worker processes, which read the files.
+        **options: The options of every data module, see `ImageDataModule`.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    dataset_name: ClassVar[str] = "SegmentationFolder"
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        archive: str | None = None,
+        class_names: list[str] | None = None,
+        colors: str | None = None,
+        ignore_index: int | None = IGNORED,
+        reduce_zero_label: bool | None = None,
+        train_dir: str | None = None,
+        test_dir: str | None = None,
+        val_dir: str | None = None,
+        test_fraction: float = 0.2,
+        resize: MaskFit = "stretch",
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_workers=num_workers, **options)
+        if resize not in get_args(MaskFit):
+            raise ValueError(f"data.resize is {resize!r}; use stretch or cover.")
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"data.test_fraction is {test_fraction}; it must lie in (0, 1).")
+        if ignore_index is not None and not 0 <= ignore_index <= 255:
+            raise ValueError(f"data.ignore_index is {ignore_index}; use 0 to 255, or null.")
+        if class_names is not None and not 2 <= len(class_names) < IGNORED:
+            raise ValueError(
+                f"data.class_names has {len(class_names)} names; 2 to {IGNORED - 1} are expected."
+            )
+        if resize == "cover" and not resizes(self.augment):
+            raise ValueError(
+                "data.resize is cover, so images differ in size, and training needs crops of one "
+                "size. Set data.augment: flip_resize_crop_color, or data.resize: stretch."
+            )
+        self.image_size = sides(image_size)
+        self.resize: MaskFit = resize
+        self.root = expand_path(root, key="data.root")
+        self.archive = None if archive is None else expand_path(archive, key="data.archive")
+        self.colors = None if colors is None else expand_path(colors, key="data.colors")
+        self.ignore_index = ignore_index
+        self.val_dir = val_dir
+        self.test_fraction = test_fraction
+        self._reduce_zero_label = reduce_zero_label
+        self._given_names = class_names
+        self._given_parts = train_dir, test_dir
+
+    # -- what is there -------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Extract the archive, unless `root` exists."""
+        obtain_folder(self.root, archive=self.archive)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout of `root`; extracts the archive if that has not happened yet."""
+        self.prepare_data()
+        return find_layout(self.root)
+
+    @property
+    def official_parts(self) -> dict[Part, str]:  # type: ignore[override]
+        """What the two parts are called; a part cut out of a folder without parts has its share."""
+        train, test = self._given_parts
+        if not self.layout.parts:
+            share = f"{self.test_fraction:g} of the images"
+            return {"train": "all other images", "test": share}
+        first, second = _PARTS[self.layout.name]
+        if test is None and second not in self.layout.parts and "val" in self.layout.parts:
+            second = "val"
+        return {"train": train or first, "test": test or second}
+
+    @property
+    def reduce_zero_label(self) -> bool:
+        """Whether 0 is ignored and classes count from 1."""
+        asked = self._reduce_zero_label
+        return self.layout.name == "ade20k" if asked is None else asked
+
+    @cached_property
+    def palette(self) -> Colours | None:
+        """The colours of the classes, if a table gives them."""
+        return None if self._coloured is None else self._coloured[1]
+
+    @cached_property
+    def _coloured(self) -> tuple[list[str], Colours] | None:
+        usual = self.layout.root / "class_dict.csv"
+        file = self.colors or (usual if usual.is_file() else None)
+        return None if file is None else read_colours(file)
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """Names of the K classes."""
+        if self._given_names is not None:
+            return list(self._given_names)
+        if self._coloured is not None:
+            return self._coloured[0]
+        file = self.layout.root / "classes.txt"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+        if self.layout.name == "voc2012":
+            return list(_VOC)
+        if self.layout.name == "ade20k":
+            listed = _ade20k_names(self.layout.root / "objectInfo150.txt")
+            if listed is not None:
+                return listed
+        return [f"class {number}" for number in range(self._highest_value() + 1)]
+
+    @property
+    def mask_names(self) -> list[str]:  # type: ignore[override]
+        """Names of the K classes of the masks."""
+        return self.class_names
+
+    def _highest_value(self) -> int:
+        """The highest class in the masks of the training part."""
+        masks = MaskRecipe(IGNORED, self.ignore_index, self.reduce_zero_label, None)
+        pairs = self._part_pairs["train"]
+        highest = 0
+        for pair in tqdm(pairs, desc="Looking for classes in the masks", unit="mask", delay=2):
+            values = masks(pair.mask)
+            highest = max(highest, int(values[values != IGNORED].max(initial=0)))
+        if highest == 0:
+            raise ValueError(
+                f"The masks of {self.root} hold one class only, so there is nothing to tell apart. "
+                "Set data.class_names (and data.ignore_index, if that hides the others)."
+            )
+        return highest
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """K; extracts the archive if that has not happened yet."""
+        return len(self.class_names)
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """The recipe by which every image is read; nothing is cut off."""
+        return ImageRecipe(self.resize, self.image_size)
+
+    # -- splits --------------------------------------------------------------------------------
+
+    @cached_property
+    def _part_pairs(self) -> dict[Part, list[Pair]]:
+        """The pairs (N,) of both parts; those of `val_dir` come last in the training part."""
+        if self.layout.parts:
+            names = self.official_parts
+            if names["train"] == names["test"]:
+                raise ValueError(
+                    f"data.train_dir and data.test_dir are both {names['test']!r}: the test would "
+                    "use the training images."
+                )
+            pairs = {part: self.layout.pairs(name) for part, name in names.items()}
+            if self.val_dir is not None:
+                pairs["train"] = pairs["train"] + self._validation_pairs
+            return pairs
+        if self.val_dir is not None:
+            raise ValueError(f"data.val_dir is {self.val_dir!r}, and {self.root} has no parts.")
+        return self._cut(self.layout.pairs(None))
+
+    @cached_property
+    def _validation_pairs(self) -> list[Pair]:
+        if self.val_dir in self.official_parts.values():
+            raise ValueError(f"data.val_dir is {self.val_dir!r}, which trains or tests already.")
+        return self.layout.pairs(self.val_dir)
+
+    def _cut(self, pairs: list[Pair]) -> dict[Part, list[Pair]]:
+        """Pairs of a folder without parts, in a training and a test part."""
+        total = max(1, round(self.test_fraction * len(pairs)))
+        names = self._groups_of([pair.name for pair in pairs])
+        groups = np.arange(len(pairs)) if names is None else group_numbers(names)
+        labels = np.zeros(len(pairs), dtype=np.int64)
+        test = set(choose_whole_groups(labels, groups, None, total=total, seed=_TEST_SEED).tolist())
+        return {
+            "train": [pair for place, pair in enumerate(pairs) if place not in test],
+            "test": [pair for place, pair in enumerate(pairs) if place in test],
+        }
+
+    def _groups_of(self, names: Sequence[str]) -> list[str] | None:
+        return None if self.groups is None else groups_of(self.groups, names)
+
+    def image_names(self, part: Part) -> list[str]:
+        """Paths (N,) of the images below the folder of their part."""
+        return [pair.name for pair in self._part_pairs[part]]
+
+    def read_labels(self, part: Part) -> IntArray:
+        """Zeros (N,): an image has no class of its own."""
+        return np.zeros(len(self._part_pairs[part]), dtype=np.int64)
+
+    def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
+        """As for every data module; with `val_dir`, its images validate."""
+        names = self.group_names("train")
+        if names is not None:
+            warn_of_shared_groups(names, self.group_names("test"))
+        if self.val_dir is None:
+            return self._chosen(labels, None if names is None else group_numbers(names))
+        first = len(labels) - len(self._validation_pairs)
+        return self.with_validation(labels, np.arange(first, len(labels)))
+
+    def with_validation(self, labels: IntArray, val: IntArray) -> tuple[IntArray, IntArray]:
+        """Positions that train and that validate, if `val` are to validate."""
+        rest = labels.copy()
+        rest[val] = -1  # not in use
+        chosen, _ = choose_train_and_validation(
+            rest, self.subset, class_names=["image"], val_fraction=0, val_images=0,
+            seed=self.resolved_seed(),
+        )  # fmt: skip
+        return chosen, val
+
+    def _chosen(self, labels: IntArray, groups: IntArray | None) -> tuple[IntArray, IntArray]:
+        return choose_train_and_validation(
+            labels,
+            self.subset,
+            class_names=["image"],
+            val_fraction=self.val_fraction,
+            val_images=self.val_images,
+            seed=self.resolved_seed(),
+            groups=groups,
+        )
+
+    # -- reading -------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> MaskRecipe:
+        """How a mask is read."""
+        return MaskRecipe(self.num_classes, self.ignore_index, self.reduce_zero_label, self.palette)
+
+    def _reader(self, part: Part, *, trains: bool) -> PairReader:
+        return PairReader(self._part_pairs[part], self.recipe, self.masks, trains)
+
+    def read(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
+        return self._reader(part, trains=False).read(np.asarray(positions, dtype=np.int64))
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        reader = self._reader("test" if split == "test" else "train", trains=split == "train")
+        indices = self.indices(split)
+        return ReadDataset(reader, indices, labels=self.labels(split), indices=indices)
+
+    def masks_at(self, split: Split, positions: IntArray) -> Iterator[NDArray[np.uint8]]:
+        """Masks (H, W) at these places of a split, each at its own size; no image is read."""
+        reader = self._reader("test" if split == "test" else "train", trains=False)
+        chosen, title = self.indices(split)[positions], f"Counting pixels ({split})"
+        for number in tqdm(chosen, desc=title, unit="mask", delay=2, leave=False):
+            yield reader.mask(int(number))
+
+    # -- the record ----------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and sizes of all images and masks."""
+        digest = hashlib.sha256()
+        for part in ("train", "test"):
+            for pair in self._part_pairs[part]:
+                sizes = f" {pair.image.stat().st_size} {pair.mask.stat().st_size}\n"
+                digest.update(os.fsencode(f"{part}/{pair.name}") + sizes.encode())
+        return digest.hexdigest()
+
+    def protocol_extras(self) -> dict[str, Any]:
+        train, test = (self.official_parts[part] for part in ("train", "test"))
+        return {
+            "official_split": {"train": train, "val": self.val_dir or train, "test": test},
+            "layout": self.layout.name,
+            "classes": list(self.class_names),
+            "ignore_index": self.ignore_index,
+            "reduce_zero_label": self.reduce_zero_label,
+            "image_size": list(self.image_size),
+            "resize": self.resize,
+        }
+
+
+def _ade20k_names(file: Path) -> list[str] | None:
+    """The names in the list that comes with ADE20K: the last column, its first synonym."""
+    if not file.is_file():
+        return None
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]

@@ -1,0 +1,156 @@
+"""Which image has which mask, in three layouts of folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datamodules.loading import image_suffixes, visible_files
+
+__all__ = ["Layout", "LayoutName", "Pair", "find_layout"]
+
+LayoutName = Literal["folder", "voc2012", "ade20k"]
+_MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask; `name` is the path of the image below the folder of its part."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a folder.
+
+    Args:
+        name: `folder` is `images/` and `masks/`, in a folder for each part or without parts;
+            `voc2012` has lists in `ImageSets/Segmentation`; `ade20k` has `images/training` and
+            `annotations/training`.
+        root: The folder that holds it.
+        parts: The names of its parts; empty if there are none.
+    """
+
+    name: LayoutName
+    root: Path
+    parts: tuple[str, ...]
+
+    def pairs(self, part: str | None) -> list[Pair]:
+        """The pairs of a part, sorted by name; None is the whole of a folder without parts.
+
+        Raises:
+            FileNotFoundError: The part is not there, or an image has no mask.
+            ValueError: It holds no image, two files have one name, or a mask has no image.
+        """
+        if self.name == "voc2012":
+            assert part is not None
+            return self._listed(part)
+        if self.name == "ade20k":
+            assert part is not None
+            folders = self.root / "images" / part, self.root / "annotations" / part
+        else:
+            here = self.root if part is None else self.root / part
+            folders = here / "images", here / "masks"
+        for folder in folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"There is no folder {folder}. {self._expected()}")
+        return _by_name(*folders)
+
+    def _listed(self, part: str) -> list[Pair]:
+        file = self.root / "ImageSets/Segmentation" / f"{part}.txt"
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no list {file}. {self._expected()}")
+        found = []
+        for stem in file.read_text(encoding="utf-8").split():
+            image = self.root / "JPEGImages" / f"{stem}.jpg"
+            mask = self.root / "SegmentationClass" / f"{stem}.png"
+            for path in (image, mask):
+                if not path.is_file():
+                    raise FileNotFoundError(
+                        f"{file} names {stem}, and there is no {path}. Put it there, or remove the "
+                        "line."
+                    )
+            found.append(Pair(f"{stem}.jpg", image, mask))
+        if not found:
+            raise ValueError(f"{file} names no image. One name a line is expected.")
+        return found
+
+    def _expected(self) -> str:
+        parts = ", ".join(self.parts) or "none"
+        return f"Parts in {self.root}: {parts}. Set data.train_dir and data.test_dir to two of them"
+
+
+def find_layout(root: Path) -> Layout:
+    """The layout of a folder, from what is in it.
+
+    Raises:
+        FileNotFoundError: The folder is not there.
+        ValueError: It has none of the layouts.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root} (data.root).")
+    for here in (root, root / "VOCdevkit/VOC2012", root / "VOC2012"):
+        if (here / "ImageSets/Segmentation").is_dir():
+            lists = sorted((here / "ImageSets/Segmentation").glob("*.txt"))
+            return Layout("voc2012", here, tuple(path.stem for path in lists))
+    for here in (root, root / "ADEChallengeData2016"):
+        if (here / "annotations").is_dir() and (here / "images").is_dir():
+            return Layout("ade20k", here, _folders(here / "images"))
+    if (root / "images").is_dir() and (root / "masks").is_dir():
+        return Layout("folder", root, ())
+    parts = tuple(name for name in _folders(root) if (root / name / "images").is_dir())
+    if parts:
+        return Layout("folder", root, parts)
+    found = ", ".join(_folders(root)) or "none"
+    raise ValueError(
+        f"{root} has no layout that SegmentationFolder knows (folders in it: {found}). Expected "
+        "images/ and masks/, or train/images, train/masks, test/images and test/masks, or the "
+        "folders of VOC2012 or ADE20K."
+    )
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
+
+
+def _by_name(images: Path, masks: Path) -> list[Pair]:
+    """Pairs of images and masks with one path below their folders, less the ending."""
+    of_images = _named(images, image_suffixes())
+    of_masks = _named(masks, _MASK_SUFFIXES)
+    if not of_images:
+        raise ValueError(f"{images} holds no image.")
+    for mine, others, folder, what in (
+        (of_images, of_masks, masks, "mask"),
+        (of_masks, of_images, images, "image"),
+    ):
+        alone = sorted(mine.keys() - others.keys())
+        if alone:
+            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise FileNotFoundError(
+                f"{mine[alone[0]]} has no {what} {alone[0]} in {folder}{more}. A pair has one "
+                "name, less the ending. Put the file there, or remove its partner."
+            )
+    return [
+        Pair(path.relative_to(images).as_posix(), path, of_masks[key])
+        for key, path in sorted(of_images.items())
+    ]
+
+
+def _named(folder: Path, suffixes: Sequence[str] | frozenset[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in visible_files(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise ValueError(
+                f"{found[key]} and {path} have one name, so it is not clear which belongs to "
+                f"{key} of the other folder. Rename or remove one."
+            )
+        found[key] = path
+    return found

@@ -1,0 +1,87 @@
+"""Images and masks as batches.
+
+Shapes: B images a batch, H height, W width
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.recipe import ImageRecipe
+from datamodules.segmentation.masks import IGNORED, MaskError, MaskRecipe, resized_mask
+from datamodules.segmentation.pairs import Pair
+from datamodules.splits import IntArray
+
+__all__ = ["PairReader"]
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Reads pairs of an image and a mask; it can be pickled.
+
+    Args:
+        pairs: All pairs of a part; `read` gets their numbers.
+        recipe: How an image is read.
+        masks: How a mask is read.
+        trains: Give each mask the size of its image as the recipe makes it, for training. Without
+            it, a mask keeps its own size, at which it is evaluated.
+    """
+
+    pairs: Sequence[Pair]
+    recipe: ImageRecipe
+    masks: MaskRecipe
+    trains: bool
+
+    def read(self, numbers: IntArray) -> dict[str, Tensor]:
+        """`image` uint8 (B, 3, H, W) and `mask` uint8 (B, H, W).
+
+        Images of several sizes are padded with 0 at the right and below, masks with `IGNORED`.
+        `size` (B, 2) and `mask_size` (B, 2) are their true heights and widths, given unless each
+        image has the size of the recipe and each mask that of its image.
+
+        Raises:
+            UnreadableImageError: An image cannot be read.
+            MaskError: A mask cannot be used, or has another size than its image.
+        """
+        images, masks = zip(*(self._one(self.pairs[number]) for number in numbers), strict=True)
+        batch = {"image": _stacked(images, 0), "mask": _stacked(masks, IGNORED)}
+        if self.recipe.fit == "cover":
+            batch["size"] = torch.tensor([image.shape[-2:] for image in images])
+        if not self.trains:
+            batch["mask_size"] = torch.tensor([mask.shape for mask in masks])
+        return batch
+
+    def mask(self, number: int) -> NDArray[np.uint8]:
+        """The mask (H, W) of a pair at its own size; its image is not read."""
+        return self.masks(self.pairs[number].mask)
+
+    def _one(self, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        picture = self.recipe.open(pair.image)
+        mask_HW = self.masks(pair.mask)
+        if mask_HW.shape != (picture.height, picture.width):
+            raise MaskError(
+                f"The mask {pair.mask} is {mask_HW.shape[0]} x {mask_HW.shape[1]} pixels, and its "
+                f"image {pair.image} {picture.height} x {picture.width}. Give both one size."
+            )
+        pixels = self.recipe.pixels(picture)
+        return pixels, resized_mask(mask_HW, pixels.shape[-2:]) if self.trains else mask_HW
+
+
+def _stacked(arrays: Sequence[NDArray[np.uint8]], fill: int) -> Tensor:
+    """One tensor of arrays (..., H, W), the smaller ones padded."""
+    height, width = (max(array.shape[side] for array in arrays) for side in (-2, -1))
+    if all(array.shape[-2:] == (height, width) for array in arrays):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(np.stack(arrays))
+    whole = torch.full((len(arrays), *arrays[0].shape[:-2], height, width), fill, dtype=torch.uint8)
+    for row, array in enumerate(arrays):
+        whole[row, ..., : array.shape[-2], : array.shape[-1]] = torch.from_numpy(array.copy())
+    return whole

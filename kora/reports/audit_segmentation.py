@@ -1,0 +1,132 @@
+"""Audit of a segmentation run: can the masks of its splits support the metrics?
+
+Shapes: K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from datamodules.segmentation.statistics import MaskStatistics
+from kora.reports.audit import NO_VALIDATION, TITLES, Findings
+
+__all__ = ["SegmentationAudit", "audit_segmentation"]
+
+_FEW_IMAGES = 10
+_MOST_LISTED = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationAudit(Findings):
+    """What the masks of the splits can and cannot support."""
+
+    splits: Mapping[str, MaskStatistics]
+    class_names: Sequence[str]
+
+    what = "This data"
+    remedies = (
+        "Check that the data folder is complete, and data.ignore_index.",
+        "Correct the data, data.class_names or data.ignore_index, or split it otherwise.",
+    )
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Empty: the constant baselines are scored together with the model, pixel by pixel."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings in plain types, ready for JSON."""
+        return {
+            "class_names": list(self.class_names),
+            "splits": {name: found.to_dict() for name, found in self.splits.items()},
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+        }
+
+    def render(self) -> Table:
+        """A table of the splits and one of the classes; then problems and warnings."""
+        rows = []
+        for name, found in self.splits.items():
+            seen = int((found.pixels > 0).sum())
+            counts = (f"{found.of_images:,}", f"{found.images:,}", f"{1 - found.ignored_share:.1%}")
+            rows.append((TITLES[name], *counts, f"{seen} of {len(self.class_names)}"))
+        heads = ("images", "looked at", "counted", "classes")
+        return self.page("Audit of the masks", heads, rows, ("", self._classes()))
+
+    def _classes(self) -> Table:
+        table = Table(title="Share of the counted pixels", title_justify="left", box=None)
+        table.add_column("class")
+        for name in self.splits:
+            table.add_column(TITLES[name], justify="right")
+        shares = [found.pixels / max(1, found.pixels.sum()) for found in self.splits.values()]
+        order = np.argsort(-shares[0], kind="stable") if shares else np.arange(0)
+        for k in order[:_MOST_LISTED].tolist():
+            table.add_row(escape(self.class_names[k]), *(f"{share[k]:.2%}" for share in shares))
+        if len(self.class_names) > _MOST_LISTED:
+            table.add_row(f"and {len(self.class_names) - _MOST_LISTED} more")
+        return table
+
+
+def audit_segmentation(
+    splits: Mapping[str, MaskStatistics], *, class_names: Sequence[str]
+) -> SegmentationAudit:
+    """Examine the masks of those of the splits `train`, `val` and `test` that have images."""
+    fatal = [f"The {TITLES[s]} split is empty." for s in ("train", "test") if s not in splits]
+    problems: list[str] = []
+    warnings: list[str] = []
+    seen = {name: found.pixels > 0 for name, found in splits.items()}
+    for name, found in splits.items():
+        if not seen[name].any():
+            fatal.append(
+                f"Every pixel of the {found.images:,} masks of the {TITLES[name]} split is ignored."
+            )
+        elif seen[name].sum() == 1:
+            problems.append(
+                f"The {TITLES[name]} split shows one class only "
+                f"({class_names[found.majority]}): there is nothing to tell apart."
+            )
+        if found.all_ignored and seen[name].any():
+            warnings.append(
+                f"{found.all_ignored} of {found.images:,} masks of the {TITLES[name]} split are "
+                "ignored as a whole."
+            )
+        if name != "train" and found.of_images < _FEW_IMAGES:
+            warnings.append(
+                f"The {TITLES[name]} split has only {found.of_images} images: its metrics say "
+                "little."
+            )
+    if "train" in splits and "test" in splits:
+        unseen = seen["test"] & ~seen["train"]
+        if unseen.any() and splits["train"].images == splits["train"].of_images:
+            share = splits["test"].pixels[unseen].sum() / splits["test"].pixels.sum()
+            problems.append(
+                f"No training mask shows {_some(unseen, class_names)}, which is {share:.2%} of the "
+                "test pixels: it cannot be learned."
+            )
+        absent = ~(seen["test"] | seen["train"])
+        if absent.any():
+            warnings.append(
+                f"Neither training nor test masks show {_some(absent, class_names)}: mIoU is the "
+                "mean over the other classes, and over those that are predicted all the same."
+            )
+    if "val" not in splits:
+        warnings.append(NO_VALIDATION)
+    return SegmentationAudit(
+        splits=splits,
+        class_names=class_names,
+        problems=(*fatal, *problems),
+        warnings=tuple(warnings),
+        fatal=tuple(fatal),
+    )
+
+
+def _some(mask: Any, names: Sequence[str]) -> str:
+    """The first three classes of a mask (K,), and how many more there are."""
+    chosen = np.flatnonzero(mask)
+    text = ", ".join(f"'{names[k]}'" for k in chosen[:3])
+    return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"

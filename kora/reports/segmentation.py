@@ -1,0 +1,172 @@
+"""Report of a segmentation run: audit of the masks, pictures of fixed images, predicted masks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from kora.reports.audit_segmentation import SegmentationAudit, audit_segmentation
+from kora.reports.base import Report, spread
+from kora.reports.palette import coloured, palette_image, palette_of
+from kora.runs.durable import write_atomically
+
+__all__ = ["SegmentationReport"]
+
+_PICTURED = 4
+_LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
+Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and its predictions
+
+
+class SegmentationReport(Report):
+    """The report of a SegmentationTask."""
+
+    _baselines: dict[str, dict[str, float]] | None = None
+    _samples: Samples | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes of the masks."""
+        known = list(getattr(self.datamodule, "mask_names", None) or ())
+        return known or [f"class {number}" for number in range(self.task.num_classes)]
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """A colour for each class: that of the data, if it has colours."""
+        return palette_of(len(self.names), getattr(self.datamodule, "palette", None))
+
+    def audit(self) -> SegmentationAudit | None:
+        """The audit of the masks; None if the data module does not give them."""
+        data = self.datamodule
+        if data is None or getattr(data, "mask_names", None) is None:
+            return None
+        data.setup_splits()
+        self.evaluation("test")  # refuses a protocol of another split before training
+        splits = {
+            split: data.mask_statistics(split, most_images=most)
+            for split, most in _LOOKED_AT.items()
+            if len(data.indices(split))
+        }
+        return audit_segmentation(splits, class_names=self.names)
+
+    def gather(self, stage: str) -> None:
+        """Baseline scores of all processes, and after the test predictions of some images."""
+        self._baselines = self.task.baselines()
+        if stage == "test":
+            self._samples = self._predicted("test")
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores of the most frequent class, of all pixels and at each place of the picture."""
+        return self._baselines or {}
+
+    def evaluation(self, stage: str) -> dict[str, Any]:
+        """The SegmentationProtocol, with the name of the official part that was evaluated."""
+        parts = getattr(self.datamodule, "official_parts", {})
+        split = "val" if stage == "val" else str(parts.get("test", "test"))
+        found: dict[str, Any] = self.task.evaluation(split)
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Names and colours of the classes."""
+        given = getattr(self.datamodule, "palette", None)
+        return {"class_names": self.names, **({} if given is None else {"palette": self.palette})}
+
+    def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
+        """Fixed validation images after this epoch."""
+        samples = self._predicted("val")
+        if samples is None or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return None
+        path = folder / "val_masks" / f"epoch_{epoch:03d}.png"
+        return self._draw(samples, path, f"epoch {epoch}")
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Fixed test images with truth, prediction and mistakes; IoU by class, also as CSV."""
+        if self._samples is None:
+            return []
+        from kora.reports import figures_segmentation
+
+        made = [self._draw(self._samples, folder / "test_masks.png")]
+        if self.task.test_iou is not None:
+            iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.cpu().numpy()
+            self._write_classes(folder / "iou_by_class.csv", iou, shares)
+            path = folder / "iou_by_class.png"
+            made.append(figures_segmentation.class_bars(iou, self.names, shares, path))
+        return made
+
+    def _write_classes(self, path: Path, iou: Any, shares: Any) -> None:
+        def write(target: Path) -> None:
+            with target.open("w", newline="", encoding="utf-8") as file:
+                out = csv.writer(file)
+                out.writerow(["class", "iou", "share_of_pixels"])
+                for name, value, share in zip(self.names, iou, shares, strict=True):
+                    out.writerow([name, "" if value != value else f"{value:.6f}", f"{share:.6f}"])
+
+        write_atomically(path, write)
+
+    def sample_rows(self) -> list[dict[str, Any]]:
+        """Image, truth and prediction in colours, and the share of pixels that are right."""
+        if self._samples is None:
+            return []
+        rows = []
+        for image, truth, guess in _separate(self._samples):
+            counted = truth != 255
+            rows.append(
+                {
+                    "image": image.transpose(1, 2, 0),
+                    "truth": coloured(truth, self.palette),
+                    "prediction": coloured(guess, self.palette),
+                    "right": float((guess == truth)[counted].mean()) if counted.any() else 0.0,
+                }
+            )
+        return rows
+
+    def _predicted(self, split: str) -> Samples | None:
+        data = self.datamodule
+        if not hasattr(data, "samples") or not len(data.indices(split)):
+            return None
+        batch = data.samples(split, spread(len(data.indices(split)), _PICTURED))
+        return batch, self.predict_batch(batch)
+
+    def _draw(self, samples: Samples, path: Path, title: str = "") -> Path:
+        from kora.reports import figures_segmentation
+
+        images, truths, guesses = zip(*_separate(samples), strict=True)
+        return figures_segmentation.mask_grid(
+            images, truths, guesses, path, names=self.names, palette=self.palette, title=title
+        )
+
+    def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
+        """Write a palette PNG of each image to `predictions`, by its index, and `legend.png`."""
+        from kora.reports import figures_segmentation
+
+        out, number = folder / "predictions", 0
+        out.mkdir(exist_ok=True)
+        figures_segmentation.legend(self.names, self.palette, out / "legend.png")
+        for batch in batches:
+            for row, (mask, size) in enumerate(zip(batch["mask"], batch["mask_size"], strict=True)):
+                index = int(batch["index"][row]) if "index" in batch else number
+                image = palette_image(mask[: size[0], : size[1]].numpy(), self.palette)
+                write_atomically(
+                    out / f"{index:06d}.png",
+                    lambda path, image=image: image.save(path, format="PNG"),  # type: ignore[misc]
+                )
+                number += 1
+        return out
+
+
+def _separate(samples: Samples) -> list[tuple[Any, Any, Any]]:
+    """Image (3, H, W), truth and prediction (H, W) of each, without padding."""
+    batch, predicted = samples
+    found = []
+    for row, (high, wide) in enumerate(predicted["mask_size"].tolist()):
+        image = batch["image"][row]
+        if "size" in batch:
+            image = image[:, : int(batch["size"][row, 0]), : int(batch["size"][row, 1])]
+        truth, guess = batch["mask"][row, :high, :wide], predicted["mask"][row, :high, :wide]
+        found.append((image.numpy(), truth.numpy(), np.asarray(guess.cpu())))
+    return found
