@@ -116,6 +116,7 @@ class DPTSegmentation(SegmentationHead):
     """
 
     reads = ("levels",)
+    suffix = "-DPT"
 
     def __init__(
         self,

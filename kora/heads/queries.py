@@ -44,6 +44,7 @@ class QuerySegmentation(SegmentationHead):
     """
 
     reads = ("levels", "query")
+    suffix = "-queries"
 
     def __init__(
         self, *, width: int = 256, heads: int = 8, mlp_ratio: int = 4, dropout: float = 0.0

@@ -35,6 +35,9 @@ class SegmentationHead(nn.Module, ABC):
     #: Fields of `Features` that it reads; others need not be cached.
     reads: tuple[str, ...] = ("levels",)
 
+    #: What the name of a run adds for it: nothing for the linear head on four levels.
+    suffix: str
+
     def __init__(self) -> None:
         super().__init__()
         self.grid: tuple[int, int] | None = None
@@ -108,6 +111,7 @@ class LinearSegmentation(SegmentationHead):
             )
         self.levels: Levels = levels
         self.dropout = dropout
+        self.suffix = "" if levels == 4 else "-one-level"
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         """The last block, or four equally spaced ones."""

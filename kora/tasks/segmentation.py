@@ -51,7 +51,8 @@ class SegmentationTask(AdapterTask):
         backbone: The frozen vision transformer.
         adapter: The strategy; None trains the head alone.
         num_classes: K; None takes it from the data module.
-        head: LinearSegmentation, as DINOv2 evaluates; DPTSegmentation; or QuerySegmentation.
+        head: LinearSegmentation, as DINOv2 evaluates, by default on four levels; DPTSegmentation;
+            or QuerySegmentation.
         loss: The weights of its terms; cross-entropy by default.
         protocol: How the evaluation counts: `whole`, `slide`, or fields of a SegmentationProtocol.
 
@@ -79,9 +80,9 @@ class SegmentationTask(AdapterTask):
         self.protocol = protocol
         self.loss = SegmentationLoss() if loss is None else loss
         # In a list, so that it is not a submodule before `build` makes it one.
-        self._head_to_build: list[SegmentationHead] = [
-            LinearSegmentation() if head is None else head
-        ]
+        head = LinearSegmentation(levels=4) if head is None else head
+        self._head_to_build: list[SegmentationHead] = [head]
+        self._suffix = head.suffix
         self.val_metrics: SegmentationMetrics
         self.test_metrics: SegmentationMetrics
         self.constant_metrics: nn.ModuleDict
@@ -90,6 +91,11 @@ class SegmentationTask(AdapterTask):
         self.test_shares: Tensor | None = None
         self._majority = 0
         self._mode_map: Tensor | None = None  # uint8 (h, w)
+
+    @property
+    def label(self) -> str:
+        """The label of the strategy; then `-one-level`, `-DPT` or `-queries`, for such a head."""
+        return self.adapter.label.removesuffix(self._suffix) + self._suffix
 
     def build_head(self) -> nn.Module:
         """The head, sized for backbone and classes, and the metrics with it."""

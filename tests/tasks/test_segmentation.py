@@ -303,3 +303,19 @@ def test_a_head_without_queries_refuses_an_adapter_that_sends_to_them() -> None:
 def test_a_spatial_step_needs_every_token(form: Any) -> None:
     with pytest.raises(ValueError, match=r"spatial: true.*Use pool='tokens'"):
         form(spatial=True)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "head", "label"),
+    [
+        (LoRA(2), None, "LoRA"),
+        (LoRA(2), LinearSegmentation(levels=1), "LoRA-one-level"),
+        (LinearProbe(), DPTSegmentation(), "LinearProbe-DPT"),
+        (LinearProbe(), QuerySegmentation(), "LinearProbe-queries"),
+        (refined(QueryReadout()), QuerySegmentation(), "KoRA-refined-queries"),
+    ],
+)
+def test_runs_of_different_heads_have_different_names(
+    adapter: Strategy, head: Any, label: str
+) -> None:
+    assert unbuilt(adapter, head=head).label == label
