@@ -153,8 +153,7 @@ class SegmentationFolder(ImageDataModule):
         """What the two parts are called; a part cut out of a folder without parts has its share."""
         train, test = self._given_parts
         if not self.layout.parts:
-            share = f"{self.test_fraction:g} of the images"
-            return {"train": "all other images", "test": share}
+            return {"train": "train (drawn)", "test": f"test (drawn, {self.test_fraction:g})"}
         first, second = _PARTS[self.layout.name]
         if test is None and second not in self.layout.parts and "val" in self.layout.parts:
             second = "val"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from kora.adaptation import BACKBONE
 from kora.adaptation.audit import Audit, look_at
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
 from kora.adaptation.features import FeatureStore, SharedPass, fill
-from kora.adaptation.layout import Layout, find_pictures
+from kora.adaptation.layout import Layout, find_pictures, has_masks
 from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
@@ -39,6 +39,9 @@ from kora.runs.processes import Stop
 from kora.runs.results import read_results
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.batched_fit import Setting, fit_together, rows_of
+
+if TYPE_CHECKING:
+    from kora.adaptation.masks import AdaptedMasks
 
 __all__ = ["Adapted", "StoppedError", "adapt"]
 
@@ -116,13 +119,14 @@ def adapt(
     seed: int = 0,
     dry_run: bool = False,
     stop: Stop | None = None,
-) -> Adapted | None:
+) -> Adapted | AdaptedMasks | None:
     """Find the best strategy and settings for a folder of pictures, and train the model.
 
     Results of earlier calls are used again: the split, cached features, fits and runs.
 
     Args:
-        folder: `CLASS/*`, `train/CLASS/*` with `test` and maybe `val`, or a CSV of path and label.
+        folder: `CLASS/*`, `train/CLASS/*` with `test` and maybe `val`, or a CSV of path and label;
+            for a class of each pixel, `images` and `masks`, or `train` and `test` with these.
         backbone: A vision transformer of timm.
         weights: A `.safetensors` file; None fetches those of timm.
         minutes: Time for everything; None: what the strategies on cached features need.
@@ -140,13 +144,20 @@ def adapt(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes {minutes}: expected a number above 0.")
     place = expand(folder)
-    layout = find_pictures(place)
+    layout = None if has_masks(place) else find_pictures(place)
     home = Path("runs") / f"adapt_{place.resolve().stem}" if out is None else expand(out)
     home.mkdir(parents=True, exist_ok=True)
     lock = lock_at(home / ".lock")
     if not acquired(lock, timeout_s=0):
         raise RuntimeError(f"{home}: another kora adapt is at work there. Wait for it.")
     try:
+        if layout is None:
+            from kora.adaptation.masks import adapt_masks
+
+            return adapt_masks(
+                place, home, backbone=backbone, weights=_source(weights), minutes=minutes,
+                seed=seed, dry_run=dry_run, stop=stop or Stop(),
+            )  # fmt: skip
         whole = _Whole(layout, home, backbone, weights, minutes, seed, stop or Stop())
         return whole.run(dry_run=dry_run)
     finally:
@@ -169,7 +180,7 @@ class _Whole:
         self.began = time.monotonic()
         self.layout, self.home, self.seed, self.stop = layout, home, seed, stop
         self.minutes = minutes
-        source = "pretrained" if weights is None else str(expand(weights).absolute())
+        source = _source(weights)
         size = usual_size(backbone, source, most=_SIDE)
         self.arguments = {"name": backbone, "weights": source, "image_size": size}
         self.backbone = Backbone(
@@ -343,7 +354,7 @@ class _Whole:
         name = choice.candidate.name
         if trial_of is not None:
             name = f"trial_{name}_{choice.setting.lr:g}"
-        run, why = run_of(setup, name, config, stop=self.stop)
+        run, why = run_of(self.home, name, config, seed=self.seed, stop=self.stop)
         self._look_at_signals()
         if run is None:
             raise RuntimeError(f"{name}: {why}. Repeat the command to resume from here.")
@@ -398,6 +409,11 @@ class _Whole:
     def _look_at_signals(self) -> None:
         if self.stop.signal is not None:
             raise StoppedError("stopped. Repeat the command to resume from here.")
+
+
+def _source(weights: str | Path | None) -> str:
+    """The option `weights` of a backbone."""
+    return "pretrained" if weights is None else str(expand(weights).absolute())
 
 
 class _Precision(NamedTuple):

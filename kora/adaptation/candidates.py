@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
         found: dict[str, Any] = {}
         for name in self.files:
             found |= read_yaml(configs_folder() / f"{name}.yaml")["model"]["init_args"]
-        return {key: found[key] for key in ("adapter", "head_layers") if key in found}
+        return {key: found[key] for key in ("adapter", "head_layers", "head") if key in found}
 
     def strategy(self) -> Strategy:
         """The strategy object."""

@@ -50,7 +50,8 @@ def adapt_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "folder", metavar="FOLDER",
-        help="FOLDER/CLASS/*, FOLDER/train/CLASS/* with test/CLASS/*, or a CSV of path and label",
+        help="FOLDER/CLASS/*, FOLDER/train/CLASS/* with test/CLASS/*, or a CSV of path and label; "
+        "for a class of each pixel, images and masks of the same names",
     )  # fmt: skip
     parser.add_argument(
         "--backbone", default=BACKBONE, metavar="NAME",

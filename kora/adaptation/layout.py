@@ -10,7 +10,7 @@ from typing import NamedTuple
 from datamodules.image_table import TableRow, read_table
 from datamodules.loading import image_suffixes, visible_files
 
-__all__ = ["Layout", "find_pictures"]
+__all__ = ["Layout", "find_pictures", "has_masks"]
 
 #: Names of folders, and the part that they hold.
 _PARTS = {
@@ -20,7 +20,7 @@ _PARTS = {
 }  # fmt: skip
 #: Folders next to `images` in data sets of other tasks.
 _OTHER_TASKS = {
-    "masks": "segmentation", "labels": "detection or segmentation", "annotations": "detection",
+    "labels": "detection or segmentation", "annotations": "detection",
     "boxes": "detection", "depth": "depth",
 }  # fmt: skip
 #: Classifiers of more classes, many of them at once, would not fit into a laptop's memory.
@@ -48,6 +48,15 @@ class Layout(NamedTuple):
     def labels(self) -> list[str]:
         """The classes, sorted."""
         return sorted({row.label for row in self.rows})
+
+
+def has_masks(place: Path) -> bool:
+    """Whether a folder, or its training part, holds folders `images` and `masks`."""
+    trains = [name for name, part in _PARTS.items() if part == "train"]
+    return any(
+        (here / "images").is_dir() and (here / "masks").is_dir()
+        for here in (place, *(place / name for name in trains))
+    )
 
 
 def find_pictures(place: Path) -> Layout:
@@ -83,7 +92,8 @@ def _of_folder(folder: Path) -> Layout:
         if name in names and "images" in names:
             raise ValueError(
                 f"{folder} has folders 'images' and '{names[name].name}', as data for {task} do. "
-                "kora adapt learns classes so far: give it a folder for each class."
+                "kora adapt learns classes of pictures (a folder for each class) and of pixels "
+                "(images and masks of the same names)."
             )
     parts = {path: _PARTS[path.name.lower()] for path in inside if path.name.lower() in _PARTS}
     if "train" not in parts.values():

@@ -104,16 +104,16 @@ class Setup:
 
 
 def run_of(
-    setup: Setup, name: str, config: Mapping[str, Any], *, stop: Stop
+    out: Path, name: str, config: Mapping[str, Any], *, seed: int, stop: Stop
 ) -> tuple[Path | None, str]:
     """Run a config if it is not finished; returns the run folder, or None and the reason.
 
-    The config is written to `configs/<name>.yaml`, to look at and to run again.
+    The config is written to `out/configs/<name>.yaml`, to look at and to run again.
     """
-    file = setup.out / "configs" / f"{name}.yaml"
+    file = out / "configs" / f"{name}.yaml"
     write_text(file, yaml.safe_dump(dict(config), sort_keys=False))
-    job = Job(name, ("--config", str(file), f"{SEED_OPTION}{setup.seed}"))
-    log = setup.out / "logs" / f"{name}.log"
+    job = Job(name, ("--config", str(file), f"{SEED_OPTION}{seed}"))
+    log = out / "logs" / f"{name}.log"
     environment = dict(os.environ)
     outcome = run_job(
         job, resolved(file, job), stop=stop, say=lambda text: None, env=environment, log=log

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from kora.analysis.statistics import RESAMPLES
 
-__all__ = ["SCORES", "PooledDifference", "mean_iou", "pixel_accuracy", "pooled_difference"]
+__all__ = [
+    "SCORES",
+    "PooledDifference",
+    "mean_iou",
+    "pixel_accuracy",
+    "pooled_difference",
+    "pooled_interval",
+]
 
 Floats = NDArray[np.float64]
 _AT_ONCE = 20_000_000  # numbers at a time, which bounds the memory
@@ -58,6 +65,24 @@ class PooledDifference:
     bootstrap: tuple[float, float]
     p: float
     image_std: float
+
+
+def pooled_interval(
+    areas_I3K: NDArray[Any],
+    score: Callable[[NDArray[Any]], Floats],
+    *,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the score of one run, over images drawn anew."""
+    images = len(areas_I3K)
+    flat_IN = areas_I3K.reshape(images, -1).astype(np.float64)
+    generator, found = np.random.default_rng(0), []
+    for start in range(0, resamples, 1000):
+        size = min(1000, resamples - start)
+        weights_BI = generator.multinomial(images, np.full(images, 1 / images), size=size)
+        found.append(score((weights_BI @ flat_IN).reshape(size, *areas_I3K.shape[1:])))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def pooled_difference(

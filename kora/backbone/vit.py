@@ -23,7 +23,7 @@ import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm
 from kora.backbone.images import chosen_normalisation, resized
 from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable, tokens_in
 
-__all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "usual_size"]
+__all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "patch_of", "usual_size"]
 
 
 class Level(NamedTuple):
@@ -330,16 +330,22 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
         return None
     cfg = timm.get_pretrained_cfg(name)
     native = most if cfg is None else int(cfg.input_size[-1])
-    with torch.device("meta"):
-        embed = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
+    patch = patch_of(name)
     if patch is None:
         return None
     if weights != "pretrained":
         tokens = tokens_in(Path(os.path.expandvars(weights)).expanduser())
         if tokens is not None:
-            native = math.isqrt(tokens) * int(patch[0])
-    return min(native, most // int(patch[0]) * int(patch[0]))
+            native = math.isqrt(tokens) * patch
+    return min(native, most // patch * patch)
+
+
+def patch_of(name: str) -> int | None:
+    """Side of a patch in pixels; None for a model without patches."""
+    with torch.device("meta"):
+        embed = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    return None if patch is None else int(patch[0])
 
 
 #: Pixels a side: vit_tiny then has 262,144 patch tokens, too many for any attention.

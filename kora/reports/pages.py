@@ -10,9 +10,9 @@ from kora.console.identity import DARK, LIGHT
 __all__ = ["page_of"]
 
 
-def page_of(package: str) -> Template:
-    """The template `page.html` of a package, with the colours of light and dark screens."""
+def page_of(package: str, name: str = "page.html") -> Template:
+    """A template of a package, with the colours of light and dark screens."""
     loader = ChoiceLoader([PackageLoader(name, "") for name in (package, "kora.reports")])
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True)
     pages.globals |= {"light": LIGHT, "dark": DARK, "version": __version__}
-    return pages.get_template("page.html")
+    return pages.get_template(name)

@@ -48,7 +48,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(work: Path) -> Adapted:
     found = adapt(work / "photos", out=work / "out", **NANO)
-    assert found is not None
+    assert isinstance(found, Adapted)
     return found
 
 

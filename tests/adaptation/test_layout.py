@@ -110,9 +110,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "'Cat' and 'cat ' of .* differ only in case or spaces",
     ),
     "too many classes": (many, f"has {MOST_CLASSES + 1:,} classes, and kora adapt takes"),
-    "segmentation": (
-        lambda r: put(r, "images/1.jpg", "masks/1.png"),
-        "folders 'images' and 'masks', as data for segmentation do",
+    "depth": (
+        lambda r: put(r, "images/1.jpg", "depth/1.png"),
+        "folders 'images' and 'depth', as data for depth do",
     ),
     "a class in the test alone": (
         lambda r: put(r, *(f"{p}/1.jpg" for p in ("train/a", "train/b", "test/a", "test/c"))),
