@@ -31,8 +31,8 @@ def palette_of(num_classes: int, given: Colours | None = None) -> list[tuple[int
     if given is not None and len(given) == num_classes:
         return [(int(red), int(green), int(blue)) for red, green, blue in given]
     more = (
-        colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.45 + 0.5 * (number % 2), 0.95 - number % 3 / 4)
-        for number in range(num_classes - len(_FIRST))
+        colorsys.hsv_to_rgb(n * _GOLDEN % 1, 0.45 + 0.25 * (n % 3), 0.95 - 0.13 * (n % 5))
+        for n in range(num_classes - len(_FIRST))
     )
     further = [tuple(round(255 * part) for part in colour) for colour in more]
     return [*_FIRST[:num_classes], *further]  # type: ignore[list-item]
