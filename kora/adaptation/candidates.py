@@ -52,4 +52,5 @@ CACHED: Sequence[Candidate] = (
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
     Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and three layers composed"),
+    Candidate("BitFit", ("adapters/bitfit",), "biases alone, ahead on drawings"),
 )

@@ -60,7 +60,8 @@ _CACHED = (
 )
 #: Through the backbone, the most worthwhile first.
 _THROUGH = (Candidate("LoRA", ("adapters/lora",), "a linear head on four levels"),)
-_HEAD_LRS = (3e-3, 1e-3, 1e-2)
+#: Learning rates of the head of each, in the order in which they are tried.
+_HEAD_LRS = ((1e-2, 3e-3), (3e-3, 1e-3), (3e-2, 1e-2))
 _THROUGH_LRS = ((3e-3, 1e-3), (3e-3, 3e-4))  # of head and adapter
 
 
@@ -162,7 +163,11 @@ class _Masks:
         epochs = max(math.ceil(_STEPS[0] * _BATCH / images), min(20, _STEPS[1] * _BATCH // images))
         pass_s, through_s = self._times(images, epochs)
         fit_s = 2 * RUN_S + 0.1 * pass_s * epochs
-        trials = [Trial(one, rate, None) for rate in _HEAD_LRS for one in _CACHED]
+        trials = [
+            Trial(one, rate, None)
+            for rates in _HEAD_LRS
+            for one, rate in zip(_CACHED, rates, strict=True)
+        ]
         cached_s = pass_s + len(trials) * fit_s
         say("What will be tried, and about how long it takes here:")
         say(f"  1. one pass of the frozen backbone over all images: {_duration(pass_s)}")

@@ -38,7 +38,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(work: Path) -> AdaptedMasks:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(module, "_HEAD_LRS", (1e-2,))
+        monkeypatch.setattr(module, "_HEAD_LRS", ((1e-2, 1e-2),))
         monkeypatch.setattr(module, "_STEPS", (20, 20))
         found = adapt(work / "photos", out=work / "out", backbone="vit_nano")
     assert isinstance(found, AdaptedMasks)
