@@ -344,7 +344,10 @@ class _Masks:
             (run / "test_masks.png", "Test images, their masks, predictions and mistakes."),
             (run / "iou_by_class.png", "IoU of each class on the test images."),
         ]
-        again = f"kora adapt {self.place} --out {self.home} --seed {self.seed} --minutes 60"
+        again = f"kora adapt {self.place} --backbone {self.backbone['name']}"
+        if self.backbone["weights"] != "pretrained":
+            again += f" --weights {self.backbone['weights']}"
+        again += f" --out {self.home} --seed {self.seed} --minutes 60"
         html = page_of("kora.adaptation", "page_masks.html").render(
             name=self.place.resolve().name,
             sentence=text,

@@ -56,7 +56,8 @@ def mask_grid(
     )
     for row, (picture, truth, guess) in enumerate(zip(images, truths, predictions, strict=True)):
         image, of_truth, of_guess, of_mistakes = axes[4 * row : 4 * row + 4]
-        image.imshow(picture.transpose(1, 2, 0))
+        tall_px, wide_px = truth.shape  # the picture may have been stretched for the backbone
+        image.imshow(picture.transpose(1, 2, 0), extent=(0, wide_px, tall_px, 0))
         of_truth.imshow(coloured(truth, palette), interpolation="nearest")
         of_guess.imshow(coloured(guess, palette), interpolation="nearest")
         of_mistakes.imshow(_mistakes(picture, truth, guess, palette), interpolation="nearest")

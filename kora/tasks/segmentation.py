@@ -120,12 +120,16 @@ class SegmentationTask(AdapterTask):
         """K, from the argument or the data module.
 
         Raises:
-            ValueError: Neither has it.
+            ValueError: Neither has it, or they differ.
         """
-        if self.num_classes is None:
-            datamodule = getattr(self._trainer, "datamodule", None)
-            names = getattr(datamodule, "mask_names", None)
-            self.num_classes = len(names) if names else None
+        datamodule = getattr(self._trainer, "datamodule", None)
+        names = getattr(datamodule, "mask_names", None)
+        if names and self.num_classes not in (None, len(names)):
+            raise ValueError(
+                f"model.num_classes is {self.num_classes}, and the masks of the data have "
+                f"{len(names)} classes. Leave it out: it follows the data."
+            )
+        self.num_classes = len(names) if names else self.num_classes
         if self.num_classes is None:
             raise ValueError(
                 "The number of classes is not known: the data has no masks. SegmentationTask needs "

@@ -217,6 +217,11 @@ def test_data_without_masks_is_told_what_to_do(tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=1).fit(unbuilt(), mask_scenes(maps=["depth_m"]))
 
 
+def test_a_number_of_classes_that_is_not_the_datas_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"num_classes is 5, .* 4 classes"):
+        trainer(tmp_path, max_steps=1).fit(unbuilt(num_classes=5), mask_scenes())
+
+
 def test_a_probe_for_classifiers_is_refused() -> None:
     with pytest.raises(ValueError, match="MultiLayerProbe is for classifiers"):
         built(MultiLayerProbe())
