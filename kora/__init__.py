@@ -6,9 +6,10 @@ if TYPE_CHECKING:
     from kora.adaptation.adapt import adapt
     from kora.tasks.attach import attach
     from kora.tasks.load import load_adapter
+    from kora.tasks.multi import MultiTask
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adapt", "attach", "load_adapter"]
+__all__ = ["MultiTask", "__version__", "adapt", "attach", "load_adapter"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from kora.tasks.load import load_adapter
 
         return load_adapter
+    if name == "MultiTask":
+        from kora.tasks.multi import MultiTask
+
+        return MultiTask
     if name == "adapt":
         from kora.adaptation.adapt import adapt
 

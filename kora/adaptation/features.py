@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.loading import decode_images
 from datamodules.recipe import ImageRecipe
@@ -24,6 +24,7 @@ from kora import __version__
 from kora.adaptation.candidates import Candidate
 from kora.adapters import describe
 from kora.backbone.frozen_inputs import is_read
+from kora.backbone.layer_summaries import Together
 from kora.backbone.vit import Backbone
 from kora.console.say import say
 from kora.feature_cache.rules import head_reads
@@ -76,7 +77,7 @@ class SharedPass:
                 say(f"{task.label} is left out: {error}")
                 continue
             self.members.append(Member(candidate, task, backbone.layer_summaries))
-        backbone.layer_summaries = _Together([m.summaries for m in self.members if m.summaries])
+        backbone.layer_summaries = Together([m.summaries for m in self.members if m.summaries])
         self._widths: dict[str, tuple[int, ...]] | None = None
 
     @torch.no_grad()
@@ -147,22 +148,6 @@ class SharedPass:
             "timm": metadata.version("timm"),
             "kora": __version__,
         }
-
-
-class _Together(nn.Module):
-    """Takes the place of the summaries of one head; every pass collects those of all heads."""
-
-    def __init__(self, summaries: Sequence[Any]) -> None:
-        super().__init__()
-        self.summaries: Any = nn.ModuleList(summaries)
-        self.last: list[Tensor] = []
-
-    def begin(self) -> None:
-        for one in self.summaries:
-            one.begin()
-
-    def taken(self) -> None:
-        self.last = [one.taken() for one in self.summaries]
 
 
 class FeatureStore:

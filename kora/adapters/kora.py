@@ -197,6 +197,10 @@ class KoRA(Strategy):
             )
         return SidePass(self)
 
+    def shared_pass(self) -> FrozenPass:
+        """For any side network."""
+        return super().frozen_pass() if self.needs_backbone_grad else SidePass(self)
+
     def penalty(self) -> Tensor | None:
         """The node form's penalty, such as the overlap of its matrices; None for none."""
         return self.node_form.penalty(self._nodes())

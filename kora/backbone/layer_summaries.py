@@ -149,3 +149,21 @@ class LayerSummaries(nn.Module):
             return F.layer_norm(tokens, tokens.shape[-1:])
         normed: Tensor = backbone.model.norm(tokens)
         return normed
+
+
+class Together(nn.Module):
+    """Takes the place of the summaries of one head; every pass collects those of several."""
+
+    def __init__(self, summaries: Sequence[LayerSummaries]) -> None:
+        super().__init__()
+        self.summaries: Any = nn.ModuleList(summaries)
+        self.last: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Keep the summaries of the next pass."""
+        for one in self.summaries:
+            one.begin()
+
+    def taken(self) -> None:
+        """After the pass: keep the summaries of each head in `last`."""
+        self.last = [one.taken() for one in self.summaries]

@@ -204,6 +204,10 @@ class AdapterTask(LightningModule):
         output: Tensor = self.head(self.features(images))
         return output
 
+    def answer(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a user gets from the head's output for images of `size`; classes: the logits."""
+        return output
+
     def with_penalty(self, loss: Tensor) -> Tensor:
         """The loss to minimise, with the strategy's regulariser, logged as `train/penalty`."""
         penalty = self.adapter.penalty() if self.adapter_trainable else None

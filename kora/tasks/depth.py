@@ -134,6 +134,10 @@ class DepthTask(AdapterTask):
         limits = (self.protocol.min_depth_m, self.protocol.max_depth_m)
         return _resized(depth_Bhw, torch.Size(size)).clamp(*limits)
 
+    def answer(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Depth in metres (B, *size), inside the range of the protocol."""
+        return self.at_size(output.float(), size)
+
     def _truth(self, batch: Batch) -> Tensor:
         if "depth_m" not in batch:
             raise ValueError(

@@ -43,6 +43,7 @@ __all__ = [
     "adapter_folder",
     "load_adapter",
     "load_backbone",
+    "load_onto",
     "named_device",
     "run_of",
 ]
@@ -208,8 +209,12 @@ class AdaptedModel(nn.Module):
     @torch.inference_mode()
     def ranked(self, inputs: Tensor, top_k: int) -> list[tuple[Choice, ...]]:
         """The most probable classes of each input that `prepare` gave."""
-        best = self.task(inputs.to(self.device)).float().softmax(dim=-1)
-        best = best.topk(min(top_k, best.shape[-1]), dim=-1)
+        return self.named(self.task(inputs.to(self.device)), top_k)
+
+    def named(self, logits: Tensor, top_k: int) -> list[tuple[Choice, ...]]:
+        """The most probable classes by logits (B, K)."""
+        shares = logits.float().softmax(dim=-1)
+        best = shares.topk(min(top_k, shares.shape[-1]), dim=-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [
             tuple(Choice(self.name_of(k), p, k) for k, p in zip(labels, sure, strict=True))
@@ -254,9 +259,24 @@ def load_adapter(
         ValueError: If the frozen weights are not those of the run, or anything does not fit.
         RuntimeError: If a file is damaged, or weights cannot be fetched.
     """
+    return load_onto(path, None, weights=weights, trust=trust).to(device)
+
+
+def load_onto(
+    path: str | Path,
+    backbone: Backbone | None,
+    *,
+    weights: str | None = None,
+    trust: Sequence[str] = (),
+) -> AdaptedModel:
+    """As `load_adapter`, attached to this backbone, which may hold other adapters already.
+
+    Raises:
+        ValueError: Also if the run belongs to another backbone.
+    """
     folder = adapter_folder(path)
     try:
-        return _loaded(folder, weights, trust).to(device)
+        return _loaded(folder, backbone, weights, trust)
     except Exception as error:  # what a folder describes can fail anywhere
         if str(folder) in str(error):
             raise
@@ -266,7 +286,9 @@ def load_adapter(
         raise kind(f"{folder} cannot be used: {reason}") from error
 
 
-def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedModel:
+def _loaded(
+    folder: Path, given: Backbone | None, weights: str | None, trust: Sequence[str]
+) -> AdaptedModel:
     record = read_adapter_config(folder)
     origin = str(folder / ADAPTER_CONFIG)
     described = _without_sources(record["adapter"])
@@ -276,7 +298,10 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     if not trust:
         _check_sizes(record, head, tensors, folder)
     full = isinstance(adapter, FullFineTune)
-    backbone = _backbone(record, weights or ("random" if full else None), str(folder))
+    source = weights or ("random" if full else None)
+    backbone = _backbone(record, source, str(folder)) if given is None else given
+    if given is not None:
+        _require_same(given, record)
     if full:
         # It holds every weight itself: the weights that it started from are not needed.
         backbone.__dict__["sha256"] = record["backbone"]["sha256"]
@@ -297,6 +322,27 @@ def _loaded(folder: Path, weights: str | None, trust: Sequence[str]) -> AdaptedM
     if classes and named not in (0, classes):
         raise ValueError(f"{origin} has {named} class_names, and the head {classes} classes.")
     return AdaptedModel(task, record, folder)
+
+
+def _require_same(backbone: Backbone, record: Mapping[str, Any]) -> None:
+    """Refuse a run of a backbone that differs in more than its weights, which are checked anyway.
+
+    Raises:
+        ValueError: It does.
+    """
+    known = record["backbone"]
+    mine = {key: backbone.facts.get(key) for key in ("name", "image_size", "mean", "std")}
+    theirs = {key: known.get(key) for key in mine}
+    mine, theirs = (
+        {k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}
+        for facts in (mine, theirs)
+    )
+    other = [key for key in mine if mine[key] != theirs[key]]
+    if other:
+        raise ValueError(
+            f"its backbone has {other[0]} {theirs[other[0]]}, and the shared one "
+            f"{mine[other[0]]}. Train it on the same backbone"
+        )
 
 
 def load_backbone(

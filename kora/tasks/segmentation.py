@@ -218,6 +218,10 @@ class SegmentationTask(AdapterTask):
         """The scores (B, K, *size) of whole images (B, 3, h, w)."""
         return _averaged([_enlarged(each, size) for each in self._both(images)])
 
+    def answer(self, output: Tensor, size: Size) -> Tensor:
+        """Scores (B, K, *size)."""
+        return _enlarged(output, size)
+
     def _both(self, inputs: Tensor | Inputs) -> list[Tensor]:
         """Logits (B, K, h, w), and with `flip_tta` those of the mirrored images, mirrored."""
         seen = [self(inputs).float()]
