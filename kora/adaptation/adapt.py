@@ -28,7 +28,7 @@ from kora.adaptation.layout import Layout, find_pictures, has_masks
 from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
-from kora.adaptation.runs import Setup, run_of
+from kora.adaptation.runs import Setup, StoppedError, run_of
 from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched, simplest
 from kora.adaptation.split import Split, split_for
 from kora.backbone.vit import Backbone, usual_size
@@ -51,10 +51,6 @@ _THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-
 _MEMORY = 0.8  # share of all memory that may be used
 _MARGIN = 2.0  # standard errors; a strategy further behind gets no other settings
 _SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
-
-
-class StoppedError(RuntimeError):
-    """A signal came; finished work is kept."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from datamodules.recipe import ImageRecipe
 from kora.adaptation.candidates import Candidate
 from kora.adaptation.plan import RUN_S
 from kora.adaptation.progress import Progress
-from kora.adaptation.runs import run_of
+from kora.adaptation.runs import StoppedError, run_of
 from kora.analysis.pooled import mean_iou, pooled_difference, pooled_interval
 from kora.backbone.vit import Backbone, patch_of, usual_size
 from kora.console.say import say
@@ -262,8 +262,6 @@ class _Masks:
         return trial._replace(miou=miou, seconds=seconds)
 
     def _fitted(self, name: str, config: Mapping[str, Any]) -> Path:
-        from kora.adaptation.adapt import StoppedError
-
         run, why = run_of(self.home, name, config, seed=self.seed, stop=self.stop)
         if self.stop.signal is not None:
             raise StoppedError("stopped. Repeat the command to resume from here.")

@@ -19,9 +19,13 @@ from kora.runs.durable import write_text
 from kora.runs.processes import Stop
 from kora.training.batched_fit import Setting
 
-__all__ = ["THROUGH_BATCH_SIZE", "Setup", "run_of"]
+__all__ = ["THROUGH_BATCH_SIZE", "Setup", "StoppedError", "run_of"]
 
 THROUGH_BATCH_SIZE = 32
+
+
+class StoppedError(RuntimeError):
+    """A signal came; finished work is kept."""
 
 
 @dataclass(frozen=True)
