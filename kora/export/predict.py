@@ -10,8 +10,8 @@ import csv
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from kora.tasks import DepthTask, SegmentationTask
 from kora.tasks.image_files import Batch, ImageFiles, collate, image_files
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.tasks.merging import merged
+from kora.tasks.multi import MultiTask
 
 __all__ = ["predict_command", "predict_parser"]
 
@@ -44,39 +45,80 @@ def predict_command(args: Sequence[str]) -> None:
     own = predict_parser().parse_args(args)
     if not own.images:
         raise ValueError("--images is empty. Name a folder of images, or one; . for this folder.")
-    model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
+    options = {"weights": own.weights, "device": named_device(own.device)}
+    shared = None if len(own.run) == 1 else MultiTask(own.run, **options)
+    models = {"": load_adapter(own.run[0], **options)} if shared is None else shared.models_by_name
     folder = expand(own.images)
     out = expand(own.out or "predictions")
-    _check_out(model, out, own.depth_format)
+    outs = {name: out / name if name else out for name in models}
+    for name, model in models.items():
+        _check_out(model, outs[name], own.depth_format)
     files, others = image_files(folder)
     above = folder if folder.is_dir() else folder.parent
     names = [path.relative_to(above).as_posix() for path in files]
-    heads = _heads(model, own.top_k)
+    heads = {name: _heads(model, own.top_k) for name, model in models.items()}
     errors: dict[int, str] = {}
-    path = out / "predictions.csv"
-    with (
-        _Table(path, ["file", *heads, "error"], len(files)) as table,
-        merged(model.backbone, model.adapter),
-    ):
-        for batch in _batches(model, files, own.batch_size, own.num_workers):
-            rows: Rows = {place: [""] * len(heads) for place in batch.errors}
-            if batch.places and isinstance(model.task, DepthTask):
-                rows |= _write_depth(model.task, batch, names, out, own.depth_format)
-            elif batch.places and isinstance(model.task, SegmentationTask):
-                rows |= _write_masks(model, model.task, batch, names, out)
-            elif batch.places:
-                found = model.ranked(batch.images, own.top_k)
-                for place, top in zip(batch.places, found, strict=True):
-                    rows[place] = [
-                        text for one in top for text in (one.name, f"{one.probability:.6f}")
-                    ]
+    first = next(iter(models.values()))
+    with ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(
+                _Table(outs[name] / "predictions.csv", ["file", *columns, "error"], len(files))
+            )
+            for name, columns in heads.items()
+        }
+        if shared is None:
+            stack.enter_context(merged(first.backbone, first.adapter))
+        for batch in _batches(first, files, own.batch_size, own.num_workers):
             errors |= batch.errors
-            table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
-    if isinstance(model.task, SegmentationTask):
-        from kora.reports.figures_segmentation import legend
+            outputs = _outputs(shared, batch)
+            for name, model in models.items():
+                rows: Rows = {place: [""] * len(heads[name]) for place in batch.errors}
+                if batch.places:
+                    rows |= _rows(model, outputs.get(name), batch, names, outs[name], own)
+                table = tables[name]
+                table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
+    for name, model in models.items():
+        if isinstance(model.task, SegmentationTask):
+            from kora.reports.figures_segmentation import legend
 
-        legend(_mask_names(model), _palette(model), out / "legend.png")
-    _say(path, folder, names, errors, others)
+            legend(_mask_names(model), _palette(model), outs[name] / "legend.png")
+    for name in models:
+        _say(outs[name] / "predictions.csv", folder, names, errors, others)
+
+
+@torch.inference_mode()
+def _outputs(shared: MultiTask | None, batch: Batch) -> dict[str, Tensor]:
+    """What each head gives for a batch that runs share; empty for a single run."""
+    if shared is None or not batch.places:
+        return {}
+    return shared.outputs(batch.images.to(shared.backbone.mean.device))
+
+
+@torch.inference_mode()
+def _rows(
+    model: AdaptedModel, output: Tensor | None, batch: Batch, names: Sequence[str], out: Path,
+    own: argparse.Namespace,
+) -> Rows:  # fmt: skip
+    """The rows of the images of a batch, and their maps or masks; `output` is of a shared pass."""
+    task, images = model.task, batch.images.to(model.device)
+    if isinstance(task, DepthTask):
+        depth_Bhw = task.flipped_mean(images) if output is None else output
+        return _write_depth(task, depth_Bhw, batch, names, out, own.depth_format)
+    if isinstance(task, SegmentationTask):
+        found = (
+            task.masks_of({"image": images}, batch.sizes)
+            if output is None
+            else (
+                task.answer(output[row : row + 1], size)[0].argmax(dim=0).to(torch.uint8)
+                for row, size in enumerate(batch.sizes)
+            )
+        )
+        return _write_masks(model, found, batch, names, out)
+    ranked = model.ranked(images, own.top_k) if output is None else model.named(output, own.top_k)
+    return {
+        place: [text for one in top for text in (one.name, f"{one.probability:.6f}")]
+        for place, top in zip(batch.places, ranked, strict=True)
+    }
 
 
 def predict_parser() -> argparse.ArgumentParser:
@@ -92,7 +134,11 @@ def predict_parser() -> argparse.ArgumentParser:
         "kora predict --config RUN/config.yaml --ckpt_path FILE",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run's folder, or the folder adapter in it")
+    parser.add_argument(
+        "run", nargs="+",
+        help="a run's folder, or the folder adapter in it; several runs of one backbone that leave "
+        "it as it is (probes, KoRA-side) share one pass, and write into a folder each",
+    )  # fmt: skip
     parser.add_argument(
         "--images", required=True, metavar="PATH", help="a folder of images, or one"
     )
@@ -170,37 +216,35 @@ def _batches(
             bar.update(len(batch.places) + len(batch.errors))
 
 
-def _write_depth(task: DepthTask, batch: Batch, names: Sequence[str], out: Path, form: str) -> Rows:
+def _write_depth(
+    task: DepthTask, depth_Bhw: Tensor, batch: Batch, names: Sequence[str], out: Path, form: str
+) -> Rows:
     """Write a file for each image, named after the image with its suffix, so names are unique."""
-    with torch.inference_mode():
-        depth_Bhw = task.flipped_mean(batch.images.to(task.device))
-        rows: Rows = {}
-        for row, (place, size) in enumerate(zip(batch.places, batch.sizes, strict=True)):
-            depth_HW = task.at_size(depth_Bhw[row : row + 1], size)[0].cpu()
-            name = f"{names[place]}.{form}"
-            write_atomically(out / name, lambda path, d=depth_HW: _write_map(path, d, form))  # type: ignore[misc]
-            low, high = float(depth_HW.min()), float(depth_HW.max())
-            rows[place] = [name, f"{low:.3f}", f"{high:.3f}"]
+    rows: Rows = {}
+    for row, (place, size) in enumerate(zip(batch.places, batch.sizes, strict=True)):
+        depth_HW = task.at_size(depth_Bhw[row : row + 1].float(), size)[0].cpu()
+        name = f"{names[place]}.{form}"
+        write_atomically(out / name, lambda path, d=depth_HW: _write_map(path, d, form))  # type: ignore[misc]
+        low, high = float(depth_HW.min()), float(depth_HW.max())
+        rows[place] = [name, f"{low:.3f}", f"{high:.3f}"]
     return rows
 
 
 def _write_masks(
-    model: AdaptedModel, task: SegmentationTask, batch: Batch, names: Sequence[str], out: Path
+    model: AdaptedModel, found: Iterable[Tensor], batch: Batch, names: Sequence[str], out: Path
 ) -> Rows:
     """Write a palette PNG for each image, named as a depth map; rows name its largest class."""
     rows: Rows = {}
     classes, palette = _mask_names(model), _palette(model)
-    with torch.inference_mode():
-        found = task.masks_of({"image": batch.images.to(task.device)}, batch.sizes)
-        for place, mask_HW in zip(batch.places, found, strict=True):
-            name, mask = f"{names[place]}.png", mask_HW.cpu().numpy()
-            write_atomically(
-                out / name,
-                lambda path, m=mask: palette_image(m, palette).save(path, format="PNG"),  # type: ignore[misc]
-            )
-            counts = np.bincount(mask.ravel(), minlength=len(classes))
-            largest = int(counts.argmax())
-            rows[place] = [name, classes[largest], f"{counts[largest] / mask.size:.4f}"]
+    for place, mask_HW in zip(batch.places, found, strict=True):
+        name, mask = f"{names[place]}.png", mask_HW.cpu().numpy()
+        write_atomically(
+            out / name,
+            lambda path, m=mask: palette_image(m, palette).save(path, format="PNG"),  # type: ignore[misc]
+        )
+        counts = np.bincount(mask.ravel(), minlength=len(classes))
+        largest = int(counts.argmax())
+        rows[place] = [name, classes[largest], f"{counts[largest] / mask.size:.4f}"]
     return rows
 
 

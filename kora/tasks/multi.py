@@ -90,6 +90,11 @@ class MultiTask(nn.Module):
         backbone: Backbone = self.models[0].backbone  # type: ignore[assignment]
         return backbone
 
+    @property
+    def models_by_name(self) -> dict[str, AdaptedModel]:
+        """The model of each run."""
+        return {name: member.model for name, member in self.members.items()}
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The answer of each task to uint8 images (B, 3, H, W), by its name.
 

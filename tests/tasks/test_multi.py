@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from kora.backbone.vit import Backbone
 from kora.heads import DPTDepth, LinearDepth, QuerySegmentation
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
 from tests.support.adapter_factory import write_fitted
+from tests.support.cli import kora as command
 from tests.support.factory import kick
 
 RECIPE = ImageRecipe("crop", (40, 40))
@@ -114,6 +116,39 @@ def test_a_photo_gets_the_answer_of_each_task(runs: dict[str, Path], tmp_path: P
     assert len(found["layers"].top) == 2
     assert found["depth"].shape == found["masks"].shape == (40, 40)  # what the crop leaves
     assert found["masks"].dtype == np.uint8
+
+
+def test_kora_predict_with_several_runs_writes_what_each_writes_alone(
+    runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(50, 70), (64, 40)]):
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    (photos / "cut.png").write_bytes(b"no image")
+    chosen = [runs[name] for name in ("layers", "depth", "masks")]
+    said = command(capfd, "predict", *chosen, "--images", photos, "--out", tmp_path / "all")
+    assert said.code == 0, said.err
+    for name, folder in zip(("layers", "depth", "masks"), chosen, strict=True):
+        alone, beside = tmp_path / "alone" / name, tmp_path / "all" / name
+        told = command(capfd, "predict", folder, "--images", photos, "--out", alone)
+        assert told.code == 0, told.err
+        one, other = (rows_of(place / "predictions.csv") for place in (alone, beside))
+        assert [row["file"] for row in one] == [row["file"] for row in other]
+        assert [row["error"] for row in one] == [row["error"] for row in other]
+        for mine, theirs in zip(one, other, strict=True):
+            for key in mine:
+                if key in ("probability", "min_m", "max_m", "share") and mine[key]:
+                    assert float(mine[key]) == pytest.approx(float(theirs[key]), abs=2e-3)
+                else:
+                    assert mine[key] == theirs[key]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_list_of_runs_is_named_by_their_experiments(tmp_path: Path) -> None:
