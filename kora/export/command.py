@@ -22,8 +22,9 @@ from kora.export.model_card import write_card
 from kora.export.prepare import PREPARE
 from kora.runs.durable import expand, let_be_read
 from kora.tasks.load import AdaptedModel, load_adapter, run_of
+from kora.tasks.multi import MultiTask
 
-__all__ = ["RECORD", "export", "export_command", "export_parser"]
+__all__ = ["RECORD", "export", "export_command", "export_parser", "export_several"]
 
 RECORD = "export.json"
 
@@ -45,7 +46,11 @@ def export_parser() -> argparse.ArgumentParser:
         "than the tolerance is refused.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run's folder, or the folder adapter in it")
+    parser.add_argument(
+        "run", nargs="+",
+        help="a run's folder, or the folder adapter in it; several runs of one backbone that leave "
+        "it as it is (probes, KoRA-side) become one graph: --format onnx --out FOLDER",
+    )  # fmt: skip
     parser.add_argument(
         "--format", required=True, choices=tuple(_FORMATS),
         help="peft: adapter and head for Hugging Face's peft (LoRA, DoRA). timm: one state dict "
@@ -65,10 +70,22 @@ def export_parser() -> argparse.ArgumentParser:
 def export_command(args: Sequence[str]) -> None:
     """Parse the options, export, and print what was written and the largest difference."""
     own = export_parser().parse_args(args)
-    model = load_adapter(own.run, weights=own.weights)
-    default = run_of(model.folder) / "export" / own.format
-    out = default if own.out is None else expand(own.out)
-    written = export(model, own.format, out, tolerance=own.tolerance)
+    folders: list[Path] = []
+    if len(own.run) > 1:
+        if own.format != "onnx" or own.out is None:
+            raise ValueError(
+                "Several runs become one graph: kora export RUN RUN --format onnx --out FOLDER."
+            )
+        out = expand(own.out)
+        written = export_several(
+            MultiTask(own.run, weights=own.weights), out, tolerance=own.tolerance
+        )
+    else:
+        model = load_adapter(own.run[0], weights=own.weights)
+        default = run_of(model.folder) / "export" / own.format
+        out = default if own.out is None else expand(own.out)
+        written = export(model, own.format, out, tolerance=own.tolerance)
+        folders.append(model.folder)
     if written.difference is None:
         print("Not compared with the run's model: peft is not installed (pip install peft).")
     else:
@@ -79,7 +96,8 @@ def export_command(args: Sequence[str]) -> None:
     print(f"Written: {out}\n\nTo load it:")
     for line in (*written.load, *written.use):
         print(f"  {line.replace('FOLDER', str(out))}")
-    write_card(model.folder)
+    for folder in folders:
+        write_card(folder)
 
 
 def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None = None) -> Written:
@@ -93,6 +111,37 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
         OSError: If it cannot be written.
         RuntimeError: If the outputs differ by more than the tolerance.
     """
+
+    def record(written: Written, limit: float) -> dict[str, Any]:
+        return _record(model, form, written, limit)
+
+    return _placed(lambda folder: _FORMATS[form](model, folder), record, form, out, tolerance)
+
+
+def export_several(model: MultiTask, out: Path, *, tolerance: float | None = None) -> Written:
+    """Write one ONNX graph with an output for each task; errors are those of `export`."""
+
+    def record(written: Written, limit: float) -> dict[str, Any]:
+        tasks = {
+            name: {"adapter": one.record["adapter"], "class_names": one.class_names}
+            for name, one in model.models_by_name.items()
+        }
+        first = next(iter(model.models_by_name.values()))
+        return {**_record(first, "onnx", written, limit), "tasks": tasks}
+
+    return _placed(
+        lambda folder: export_onnx.write_several(model, folder), record, "onnx", out, tolerance
+    )
+
+
+def _placed(
+    write: Callable[[Path], Written],
+    record: Callable[[Written, float], dict[str, Any]],
+    form: str,
+    out: Path,
+    tolerance: float | None,
+) -> Written:
+    """Write into a temporary folder, compare, and rename it to `out`."""
     limit = TOLERANCES[form] if tolerance is None else tolerance
     if not 0 < limit < 1:
         raise ValueError(f"--tolerance {limit}: expected a share above 0 and below 1.")
@@ -103,9 +152,9 @@ def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        written = _FORMATS[form](model, temporary)
+        written = write(temporary)
         _check(written, form, limit)
-        text = json.dumps(_record(model, form, written, limit), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(record(written, limit), indent=2, allow_nan=False) + "\n"
         (temporary / RECORD).write_text(text, encoding="utf-8")
         for file in filter(Path.is_file, temporary.iterdir()):
             let_be_read(file)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.recipe import ImageRecipe
 from kora.console.errors import first_line
 from kora.export.check import Written, compared, compared_pictures, probe_pictures, worst
 from kora.export.graph_resize import fit_pixels, resize_pixels
@@ -27,8 +28,9 @@ from kora.export.prepare import USE, write_prepare
 from kora.export.timm_weights import merged_model, merged_state
 from kora.tasks import DepthTask, SegmentationTask
 from kora.tasks.load import AdaptedModel
+from kora.tasks.multi import MultiTask
 
-__all__ = ["GRAPH", "write"]
+__all__ = ["GRAPH", "write", "write_several"]
 
 GRAPH = "model.onnx"
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")
@@ -42,11 +44,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
     Raises:
         RuntimeError: If the extra is not installed, or torch cannot write this model as a graph.
     """
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing:
-        raise RuntimeError(
-            f"--format onnx needs {', '.join(missing)}: pip install 'kora-vit[onnx]'"
-        )
+    _require_extra()
     if isinstance(model.task, SegmentationTask) and model.task.protocol.window != "whole":
         raise ValueError(
             f"--format onnx: a graph holds one pass over the whole image, and {model.folder} was "
@@ -54,38 +52,70 @@ def write(model: AdaptedModel, folder: Path) -> Written:
         )
     graph, merged = _graph(model)
     output = "depth_m" if isinstance(model.task, DepthTask) else "logits"
-    path = folder / GRAPH
-    height, width = model.backbone.size
-    _trace(graph.eval(), _TWO.expand(2, 3, height + 3, width + 5).contiguous(), path, output)
+    run = _written(graph, model.backbone.size, folder, [output])
     write_prepare(model, folder, pixels=True)
-    run = _session(path)
     found = []
     with torch.inference_mode():
         for picture in probe_pictures(model.backbone):
             images = torch.stack([picture, picture.flip(-1), picture.flip(-2)])
-            found.append(compared(model(images), run(images.numpy())))
-        found.append(compared_pictures(model, folder, run))
+            found.append(compared(model(images), run(images.numpy())[0]))
+        found.append(compared_pictures(model, folder, lambda images: run(images)[0]))
     difference, largest = worst(found)
     return Written(
-        load=(
-            "import onnxruntime",
-            f"session = onnxruntime.InferenceSession('FOLDER/{GRAPH}')",
-        ),
-        use=(
-            *USE,
-            "images = prepare('photo.jpg')  # uint8 (1, 3, H, W)",
-            f"(outputs,) = session.run(['{output}'], {{'images': images}})",
-        ),
-        details={
-            "graph": GRAPH,
-            "input": "images",
-            "input_takes": "uint8 (B, 3, H, W), RGB, upright, any size",
-            "output": output,
-            "merged": merged,
-        },
+        load=_LOAD,
+        use=(*_USE, f"(outputs,) = session.run(['{output}'], {{'images': images}})"),
+        details={**_INPUT, "output": output, "merged": merged},
         difference=difference,
         largest=largest,
     )
+
+
+def write_several(model: MultiTask, folder: Path) -> Written:
+    """Write one `model.onnx` with an output for each task, and compare them in onnxruntime.
+
+    Raises:
+        RuntimeError: As `write`.
+    """
+    _require_extra()
+    names = list(model.members)
+    run = _written(_SharedGraph(model), model.backbone.size, folder, names)
+    write_prepare(next(iter(model.models_by_name.values())), folder, pixels=True)
+    found = []
+    with torch.inference_mode():
+        for picture in probe_pictures(model.backbone):
+            images = torch.stack([picture, picture.flip(-1)])
+            ours, theirs = model(images), run(images.numpy())
+            found += [compared(ours[name], one) for name, one in zip(names, theirs, strict=True)]
+    difference, largest = worst(found)
+    return Written(
+        load=_LOAD,
+        use=(*_USE, f"{', '.join(_identifiers(names))} = session.run(None, {{'images': images}})"),
+        details={**_INPUT, "outputs": names},
+        difference=difference,
+        largest=largest,
+    )
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        raise RuntimeError(
+            f"--format onnx needs {', '.join(missing)}: pip install 'kora-vit[onnx]'"
+        )
+
+
+def _identifiers(names: Sequence[str]) -> list[str]:
+    """Names of tasks as names of Python's variables."""
+    return ["".join(c if c.isalnum() else "_" for c in f"of_{name}") for name in names]
+
+
+_LOAD = ("import onnxruntime", f"session = onnxruntime.InferenceSession('FOLDER/{GRAPH}')")
+_USE = (*USE, "images = prepare('photo.jpg')  # uint8 (1, 3, H, W)")
+_INPUT = {
+    "graph": GRAPH,
+    "input": "images",
+    "input_takes": "uint8 (B, 3, H, W), RGB, upright, any size",
+}
 
 
 class _Graph(nn.Module):
@@ -109,11 +139,7 @@ class _Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to logits (B, K) or (B, K, H, W), or to depth in metres."""
-        pixels = fit_pixels(images, self.recipe)
-        if self.recipe.size == self.size:
-            x = pixels.float() / 255
-        else:
-            x = resize_pixels(pixels, self.size, self.interpolation)
+        x = _fitted(images, self.recipe, self.size, self.interpolation)
         output: Tensor
         if self.plain is not None:
             output = self.plain((x - self.mean) / self.std)
@@ -129,6 +155,41 @@ class _Graph(nn.Module):
         return output
 
 
+class _SharedGraph(nn.Module):
+    """The whole way from pixels to the outputs of several tasks, through one backbone."""
+
+    def __init__(self, model: MultiTask) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) uint8 to what each task gives, in the order of the tasks."""
+        backbone, recipe = self.model.backbone, self.model.recipe
+        x = _fitted(images, recipe, backbone.size, backbone.interpolation)
+        size = recipe.shown((images.shape[-2], images.shape[-1]))
+        return tuple(self.model.answers(x, [size]).values())
+
+
+def _fitted(
+    images: Tensor, recipe: ImageRecipe, size: tuple[int, int], interpolation: str
+) -> Tensor:
+    """Pixels in [0, 1], (B, 3, h, w), as the run prepares them."""
+    pixels = fit_pixels(images, recipe)
+    return (
+        pixels.float() / 255 if recipe.size == size else resize_pixels(pixels, size, interpolation)
+    )
+
+
+def _written(
+    graph: nn.Module, size: tuple[int, int], folder: Path, outputs: Sequence[str]
+) -> Callable[[Any], list[Tensor]]:
+    """Write a graph, and return a function that runs it on arrays (B, 3, H, W)."""
+    path = folder / GRAPH
+    pictures = _TWO.expand(2, 3, size[0] + 3, size[1] + 5).contiguous()
+    _trace(graph.eval(), pictures, path, outputs)
+    return _session(path)
+
+
 def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
     if not isinstance(model.task, DepthTask | SegmentationTask):
         try:
@@ -139,7 +200,7 @@ def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
     return _Graph(model, None), False
 
 
-def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
+def _trace(module: nn.Module, images: Tensor, path: Path, outputs: Sequence[str]) -> None:
     loud = logging.getLogger("torch.onnx")
     level = loud.level
     loud.setLevel(logging.ERROR)
@@ -152,7 +213,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
                 dynamo=True,
                 verbose=False,
                 input_names=["images"],
-                output_names=[output],
+                output_names=list(outputs),
                 dynamic_shapes=({0: _DIM("batch"), 2: _DIM("height"), 3: _DIM("width")},),
             )
             assert graph is not None
@@ -163,7 +224,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, output: str) -> None:
         loud.setLevel(level)
 
 
-def _session(path: Path) -> Callable[[Any], Tensor]:
+def _session(path: Path) -> Callable[[Any], list[Tensor]]:
     """A function that runs this graph in onnxruntime on arrays (B, 3, H, W)."""
     import onnxruntime
 
@@ -176,11 +237,11 @@ def _session(path: Path) -> Callable[[Any], Tensor]:
     except Exception as error:  # its errors are classes of a compiled module
         raise RuntimeError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
 
-    def run(images: Any) -> Tensor:
+    def run(images: Any) -> list[Tensor]:
         try:
-            (found,) = session.run(None, {"images": images})
+            found = session.run(None, {"images": images})
         except Exception as error:
             raise RuntimeError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
-        return torch.from_numpy(found)
+        return [torch.from_numpy(one) for one in found]
 
     return run

@@ -14,7 +14,7 @@ import kora
 from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
-from kora.heads.depth import LinearDepth
+from kora.heads.depth import LinearDepth, LinearSegmentation
 from kora.tasks import DepthTask, SegmentationTask
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.factory import kick
@@ -96,7 +96,8 @@ def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Pa
     for window in ("whole", "slide"):
         (tmp_path / window).mkdir()
         backbone = tiny_in_file("tiny_vit", tmp_path / window)
-        task = SegmentationTask(backbone, LoRA(2), num_classes=3, protocol=window)
+        head = LinearSegmentation(levels=1)
+        task = SegmentationTask(backbone, LoRA(2), num_classes=3, head=head, protocol=window)
         task.build()
         folder = write_folder(tmp_path / window / "adapter", kick(task), class_names=[])
         model = kora.load_adapter(folder)

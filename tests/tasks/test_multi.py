@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,20 @@ def test_a_run_that_cannot_share_the_pass_is_refused_with_the_reason(
 def test_one_run_alone_is_no_case_for_it(runs: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="found 1 runs, expected two or more"):
         kora.MultiTask([runs["kinds"]])
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")
+@pytest.mark.slow
+def test_one_graph_has_an_output_for_each_task(
+    runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [runs[name] for name in ("layers", "depth", "parts")]
+    out = tmp_path / "graph"
+    done = command(capfd, "export", *chosen, "--format", "onnx", "--out", out)
+    assert done.code == 0, done.err
+    record = json.loads((out / "export.json").read_text())
+    assert record["outputs"] == list(record["tasks"]) == ["layers", "depth", "parts"]
+    assert record["largest_difference"] < 1e-4 * max(1, record["largest_output"])
+    refused = command(capfd, "export", *chosen, "--format", "timm", "--out", out)
+    assert refused.code == 2
+    assert "--format onnx --out FOLDER" in refused.err
