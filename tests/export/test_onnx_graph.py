@@ -14,7 +14,7 @@ import kora
 from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
-from kora.heads.depth import LinearDepth, LinearSegmentation
+from kora.heads import LinearDepth, LinearSegmentation
 from kora.tasks import DepthTask, SegmentationTask
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.factory import kick
