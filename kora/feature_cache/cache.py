@@ -160,6 +160,8 @@ class FeatureCache:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if self.option is False or why_not(task, trainer, datamodule) is not None:
             return
+        if "val" not in task.cached_splits():  # the evaluation reads the images themselves
+            return
         try:
             filled = self._filled(task, trainer, "test", fill=False)
         except (UnwritableError, _UnsteadyError):

@@ -291,7 +291,8 @@ class SegmentationTask(AdapterTask):
         self.tested = [table]
         self._log(self.test_metrics, "test")
         for name, miou in self._of_groups(table).items():
-            self.log(f"test/miou_{name}", miou.float(), sync_dist=True)
+            plain = "".join(letter if letter.isalnum() else "_" for letter in name)
+            self.log(f"test/miou_{plain}", miou.float(), sync_dist=True)
         self.test_iou = self.test_metrics.iou()
         true_K = table["true"].sum(dim=0)
         self.test_shares = true_K / true_K.sum().clamp(min=1)
