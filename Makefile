@@ -124,6 +124,7 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers an
 	@python benchmarks/training_step.py $(ON) $(ROUNDS) --precision bfloat16 --out runs/bench/bfloat16
 	@python benchmarks/growth.py $(ON) $(ROUNDS) --out runs/bench
 	@python benchmarks/merged.py $(ON) $(ROUNDS) --out runs/bench
+	@python benchmarks/multi_task.py $(ON) $(ROUNDS) --out runs/bench
 	@python benchmarks/overhead.py $(ON) --out runs/bench
 	@python benchmarks/startup.py --out runs/bench
 	@python benchmarks/composers.py $(ON) --out runs/bench
