@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["FORMATS", "Fit", "FixedFit", "ImageRecipe", "Transparency", "UnreadableImageError"]
+__all__ = [
+    "FORMATS",
+    "Fit",
+    "FixedFit",
+    "ImageRecipe",
+    "Transparency",
+    "UnreadableImageError",
+    "upright_size",
+]
 
 FixedFit = Literal["crop", "stretch"]  # makes pictures of one size
 Fit = Literal[FixedFit, "cover"]
@@ -36,6 +44,7 @@ FORMATS = (
     "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 
+_ORIENTATION, _SWAPPED = 0x0112, (5, 6, 7, 8)  # EXIF: turned by a quarter
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of an array
 
 
@@ -169,6 +178,25 @@ class ImageRecipe:
             over = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
         return upright.convert("RGB")
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a picture, turned as its EXIF orientation says; its pixels are not read.
+
+    Raises:
+        UnreadableImageError: It cannot be opened.
+    """
+    try:
+        _require_file(path)
+        with Image.open(path, formats=_formats()) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) in _SWAPPED
+            width, height = opened.size
+    except Exception as error:  # a damaged file can raise anything
+        reason = _reason(error, path)
+        raise UnreadableImageError(
+            f"Cannot read {_name(path)} ({reason}). Replace or remove this file."
+        ) from error
+    return (width, height) if turned else (height, width)
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,14 @@ from datamodules.download import expand_path, obtain_folder
 from datamodules.groups import group_numbers, groups_of, warn_of_shared_groups
 from datamodules.loading import ReadDataset, sides
 from datamodules.recipe import ImageRecipe
-from datamodules.segmentation.masks import IGNORED, Colours, MaskRecipe, read_colours
+from datamodules.segmentation.masks import (
+    IGNORED,
+    Colours,
+    MaskRecipe,
+    read_colours,
+    read_lines,
+    require_names,
+)
 from datamodules.segmentation.pairs import Layout, LayoutName, Pair, find_layout
 from datamodules.segmentation.reader import PairReader
 from datamodules.splits import IntArray, choose_train_and_validation, choose_whole_groups
@@ -115,10 +123,8 @@ class SegmentationFolder(ImageDataModule):
             raise ValueError(f"data.test_fraction is {test_fraction}; it must lie in (0, 1).")
         if ignore_index is not None and not 0 <= ignore_index <= 255:
             raise ValueError(f"data.ignore_index is {ignore_index}; use 0 to 255, or null.")
-        if class_names is not None and not 2 <= len(class_names) < IGNORED:
-            raise ValueError(
-                f"data.class_names has {len(class_names)} names; 2 to {IGNORED - 1} are expected."
-            )
+        if class_names is not None:
+            require_names(class_names, "data.class_names")
         if resize == "cover" and not resizes(self.augment):
             raise ValueError(
                 "data.resize is cover, so images differ in size, and training needs crops of one "
@@ -174,7 +180,16 @@ class SegmentationFolder(ImageDataModule):
     def _coloured(self) -> tuple[list[str], Colours] | None:
         usual = self.layout.root / "class_dict.csv"
         file = self.colors or (usual if usual.is_file() else None)
-        return None if file is None else read_colours(file)
+        if file is None:
+            return None
+        if self.ignore_index not in (None, IGNORED) or self._reduce_zero_label:
+            raise ValueError(
+                f"{file} says which colours are classes, so data.ignore_index and "
+                "data.reduce_zero_label have no effect: black and white are ignored unless they "
+                "are a class. Leave them out."
+            )
+        names, colours = read_colours(file)
+        return require_names(names, str(file)), colours
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -185,8 +200,7 @@ class SegmentationFolder(ImageDataModule):
             return self._coloured[0]
         file = self.layout.root / "classes.txt"
         if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return require_names(read_lines(file), str(file))
         if self.layout.name == "voc2012":
             return list(_VOC)
         if self.layout.name == "ade20k":
@@ -204,14 +218,27 @@ class SegmentationFolder(ImageDataModule):
         """The highest class in the masks of the training part."""
         masks = MaskRecipe(IGNORED, self.ignore_index, self.reduce_zero_label, None)
         pairs = self._part_pairs["train"]
-        highest = 0
+        highest, ignored = 0, False
         for pair in tqdm(pairs, desc="Looking for classes in the masks", unit="mask", delay=2):
             values = masks(pair.mask)
             highest = max(highest, int(values[values != IGNORED].max(initial=0)))
+            ignored = ignored or bool((values == IGNORED).any())
         if highest == 0:
+            binary = ignored and self.ignore_index == IGNORED
             raise ValueError(
                 f"The masks of {self.root} hold one class only, so there is nothing to tell apart. "
-                "Set data.class_names (and data.ignore_index, if that hides the others)."
+                + (
+                    "They hold 0 and 255, and 255 means that a pixel does not count. If it is a "
+                    "class, write class_dict.csv beside the masks, with the lines "
+                    "background,0,0,0 and object,255,255,255."
+                    if binary
+                    else "Set data.class_names (and data.ignore_index, if that hides the others)."
+                )
+            )
+        if highest >= IGNORED - 1:
+            raise ValueError(
+                f"The masks of {self.root} hold the value {highest}; at most {IGNORED - 1} classes "
+                "are possible. Are they grey pictures, or JPEG?"
             )
         return highest
 
@@ -279,6 +306,15 @@ class SegmentationFolder(ImageDataModule):
         names = self.group_names("train")
         if names is not None:
             warn_of_shared_groups(names, self.group_names("test"))
+        unused = {"val", "valid", "validation"} & set(self.layout.parts)
+        unused -= set(self.official_parts.values())
+        if self.val_dir is None and unused and self.layout.name == "folder":
+            part = min(unused)
+            warnings.warn(
+                f"The images in {self.root / part} are not used: validation images are taken from "
+                f"the training part. To validate on them, set data.val_dir: {part}.",
+                stacklevel=2,
+            )
         if self.val_dir is None:
             return self._chosen(labels, None if names is None else group_numbers(names))
         first = len(labels) - len(self._validation_pairs)
@@ -310,6 +346,18 @@ class SegmentationFolder(ImageDataModule):
     @property
     def masks(self) -> MaskRecipe:
         """How a mask is read."""
+        first, index = int(self.reduce_zero_label), self.ignore_index
+        last = first + self.num_classes
+        if self.palette is None and index is not None and first <= index < last:
+            raise ValueError(
+                f"data.ignore_index is {index}, and so is the class "
+                f"'{self.class_names[index - first]}', which could never be right. "
+                + (
+                    "For masks whose 0 does not count use data.reduce_zero_label: true."
+                    if index == 0
+                    else "Give what does not count a value above those of the classes, such as 255."
+                )
+            )
         return MaskRecipe(self.num_classes, self.ignore_index, self.reduce_zero_label, self.palette)
 
     def _reader(self, part: Part, *, trains: bool) -> PairReader:

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["IGNORED", "Colours", "MaskError", "MaskRecipe", "read_colours", "resized_mask"]
+__all__ = [
+    "IGNORED",
+    "Colours",
+    "MaskError",
+    "MaskRecipe",
+    "read_colours",
+    "read_lines",
+    "require_names",
+    "resized_mask",
+]
 
 #: The class of pixels that neither train nor count, in every batch.
 IGNORED = 255
@@ -31,7 +40,8 @@ class MaskError(RuntimeError):
 class MaskRecipe:
     """From the file of a mask to its classes (H, W), uint8, with `IGNORED` where nothing counts.
 
-    A file is a grey or palette image whose values are classes, or RGB with `colours`.
+    A file is a grey or palette image whose values are classes. With `colours` it is RGB, or grey or
+    palette with colours that are all in the table; otherwise its values are classes all the same.
 
     Args:
         num_classes: K; every other value than 0 to K - 1 must be ignored.
@@ -69,7 +79,9 @@ class MaskRecipe:
                 "PNG whose values are the classes."
             )
         if image.mode in ("1", "L", "P"):
-            return np.array(image, dtype=np.uint8)
+            values: Mask = np.array(image, dtype=np.uint8)
+            in_colours = self.colours is not None and self._knows(image)
+            return self._of_colours(path, np.array(image.convert("RGB"))) if in_colours else values
         if self.colours is None:
             raise MaskError(
                 f"The mask {path} has colours (mode {image.mode}), and there is no table that says "
@@ -77,6 +89,12 @@ class MaskRecipe:
                 "convert the masks to 8-bit PNG whose values are the classes."
             )
         return self._of_colours(path, np.array(image.convert("RGB"), dtype=np.uint8))
+
+    def _knows(self, image: Image.Image) -> bool:
+        """Whether all colours of a grey or palette image are in the table."""
+        assert self.colours is not None
+        found = np.unique(_packed(np.array(image.convert("RGB"), dtype=np.uint8)))
+        return set(found.tolist()) <= {int(_packed(np.array(c))) for c in self.colours}
 
     def _of_colours(self, path: Path, rgb_HW3: Mask) -> Mask:
         assert self.colours is not None
@@ -108,10 +126,11 @@ class MaskRecipe:
         used = np.flatnonzero(np.bincount(values_HW.ravel(), minlength=256))
         wrong = used[known[used] < 0]
         if len(wrong):
+            nothing = "" if ignored is None else f", and {ignored} where nothing counts"
             raise MaskError(
                 f"The mask {path} has the value {wrong[-1]}, and there are {self.num_classes} "
-                f"classes: expected {first} to {self.num_classes - 1 + first}, and {ignored} where "
-                "nothing counts. Correct data.class_names, data.ignore_index or the file."
+                f"classes: expected {first} to {self.num_classes - 1 + first}{nothing}. Correct "
+                "the file, the names of the classes (classes.txt) or data.ignore_index."
             )
         mask: Mask = known.astype(np.uint8)[values_HW]
         return mask
@@ -126,8 +145,8 @@ def read_colours(file: Path) -> tuple[list[str], Colours]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no table {file} of the colours (data.colors).")
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(opened) if row]
+    lines = read_lines(file)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
     if rows and [cell.lower() for cell in rows[0][1:]] == ["r", "g", "b"]:
         rows = rows[1:]
     names: list[str] = []
@@ -145,6 +164,35 @@ def read_colours(file: Path) -> tuple[list[str], Colours]:
         names.append(row[0])
         colours.append(colour)
     return names, tuple(colours)
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text that hold anything.
+
+    Raises:
+        ValueError: It is not in UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8. Save it in UTF-8.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def require_names(names: Sequence[str], origin: str) -> list[str]:
+    """The names of the classes of masks, after a check.
+
+    Raises:
+        ValueError: There are fewer than 2 or more than 254, or two are equal.
+    """
+    if not 2 <= len(names) < IGNORED:
+        raise ValueError(
+            f"{origin} has {len(names)} classes; 2 to {IGNORED - 1} are expected, a name each."
+        )
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise ValueError(f"{origin} names the class {twice[0]!r} twice. Give each its own name.")
+    return list(names)
 
 
 def _packed(rgb: Mask) -> NDArray[np.int64]:

@@ -58,13 +58,22 @@ class Layout:
             folders = here / "images", here / "masks"
         for folder in folders:
             if not folder.is_dir():
-                raise FileNotFoundError(f"There is no folder {folder}. {self._expected()}")
+                near = folder.parent if folder.parent.is_dir() else self.root
+                found = ", ".join(_folders(near)) or "none"
+                raise FileNotFoundError(
+                    f"There is no folder {folder} (folders in {near}: {found}). A part has images "
+                    "and masks; data.train_dir, data.test_dir and data.val_dir name parts."
+                )
         return _by_name(*folders)
 
     def _listed(self, part: str) -> list[Pair]:
         file = self.root / "ImageSets/Segmentation" / f"{part}.txt"
         if not file.is_file():
-            raise FileNotFoundError(f"There is no list {file}. {self._expected()}")
+            lists = ", ".join(self.parts) or "none"
+            raise FileNotFoundError(
+                f"There is no list {file} (lists there: {lists}). data.train_dir, data.test_dir "
+                "and data.val_dir name lists."
+            )
         found = []
         for stem in file.read_text(encoding="utf-8").split():
             image = self.root / "JPEGImages" / f"{stem}.jpg"
@@ -79,10 +88,6 @@ class Layout:
         if not found:
             raise ValueError(f"{file} names no image. One name a line is expected.")
         return found
-
-    def _expected(self) -> str:
-        parts = ", ".join(self.parts) or "none"
-        return f"Parts in {self.root}: {parts}. Set data.train_dir and data.test_dir to two of them"
 
 
 def find_layout(root: Path) -> Layout:
@@ -99,9 +104,16 @@ def find_layout(root: Path) -> Layout:
             lists = sorted((here / "ImageSets/Segmentation").glob("*.txt"))
             return Layout("voc2012", here, tuple(path.stem for path in lists))
     for here in (root, root / "ADEChallengeData2016"):
-        if (here / "annotations").is_dir() and (here / "images").is_dir():
+        if (here / "annotations/training").is_dir() and (here / "images/training").is_dir():
             return Layout("ade20k", here, _folders(here / "images"))
     if (root / "images").is_dir() and (root / "masks").is_dir():
+        inside = sorted(set(_folders(root / "images")) & {"train", "training", "val", "test"})
+        if inside:
+            raise ValueError(
+                f"{root / 'images'} is divided into {' and '.join(inside)}, and KoRA expects the "
+                f"parts above: {inside[0]}/images and {inside[0]}/masks. Move the folders, or all "
+                "images would be mixed and split anew."
+            )
         return Layout("folder", root, ())
     parts = tuple(name for name in _folders(root) if (root / name / "images").is_dir())
     if parts:
@@ -110,7 +122,7 @@ def find_layout(root: Path) -> Layout:
     raise ValueError(
         f"{root} has no layout that SegmentationFolder knows (folders in it: {found}). Expected "
         "images/ and masks/, or train/images, train/masks, test/images and test/masks, or the "
-        "folders of VOC2012 or ADE20K."
+        "folders of VOC2012 or ADE20K. The folder of the masks is called masks."
     )
 
 
@@ -124,6 +136,11 @@ def _by_name(images: Path, masks: Path) -> list[Pair]:
     of_masks = _named(masks, _MASK_SUFFIXES)
     if not of_images:
         raise ValueError(f"{images} holds no image.")
+    if not of_masks:
+        known = ", ".join(_MASK_SUFFIXES)
+        raise ValueError(
+            f"{masks} holds no mask ({known}). JPEG changes values, so it is no format of masks."
+        )
     for mine, others, folder, what in (
         (of_images, of_masks, masks, "mask"),
         (of_masks, of_images, images, "image"),

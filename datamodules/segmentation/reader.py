@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.recipe import ImageRecipe
+from datamodules.recipe import ImageRecipe, upright_size
 from datamodules.segmentation.masks import IGNORED, MaskError, MaskRecipe, resized_mask
 from datamodules.segmentation.pairs import Pair
 from datamodules.splits import IntArray
@@ -59,19 +59,38 @@ class PairReader:
         return batch
 
     def mask(self, number: int) -> NDArray[np.uint8]:
-        """The mask (H, W) of a pair at its own size; its image is not read."""
-        return self.masks(self.pairs[number].mask)
+        """The mask (H, W) of a pair at its own size; of its image only the size is read.
+
+        Raises:
+            MaskError: The mask cannot be used, or has another size than its image.
+            UnreadableImageError: The image cannot be opened.
+        """
+        pair = self.pairs[number]
+        mask_HW = self.masks(pair.mask)
+        _require_size(pair, mask_HW.shape, upright_size(pair.image))
+        return mask_HW
 
     def _one(self, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         picture = self.recipe.open(pair.image)
         mask_HW = self.masks(pair.mask)
-        if mask_HW.shape != (picture.height, picture.width):
-            raise MaskError(
-                f"The mask {pair.mask} is {mask_HW.shape[0]} x {mask_HW.shape[1]} pixels, and its "
-                f"image {pair.image} {picture.height} x {picture.width}. Give both one size."
-            )
+        _require_size(pair, mask_HW.shape, (picture.height, picture.width))
         pixels = self.recipe.pixels(picture)
         return pixels, resized_mask(mask_HW, pixels.shape[-2:]) if self.trains else mask_HW
+
+
+def _require_size(pair: Pair, mask: Sequence[int], image: Sequence[int]) -> None:
+    """Refuse a mask of another size than its image."""
+    if tuple(mask) == tuple(image):
+        return
+    turned = (
+        " The image is turned by its EXIF tag, the mask is not: turn the mask, or remove the tag."
+        if tuple(mask) == tuple(reversed(image))
+        else ""
+    )
+    raise MaskError(
+        f"The mask {pair.mask} is {mask[0]} x {mask[1]} pixels, and its image {pair.image} "
+        f"{image[0]} x {image[1]}.{turned or ' Give both one size.'}"
+    )
 
 
 def _stacked(arrays: Sequence[NDArray[np.uint8]], fill: int) -> Tensor:

@@ -95,6 +95,15 @@ def _of_folder(folder: Path) -> Layout:
                 "kora adapt learns classes of pictures (a folder for each class) and of pixels "
                 "(images and masks of the same names)."
             )
+    for path in inside:
+        below = {one.name.lower(): one.name for one in _folders(path)}
+        other = next((name for name in ("masks", *_OTHER_TASKS) if name in below), None)
+        if path.name.lower() in _PARTS and "images" in below and other is not None:
+            raise ValueError(
+                f"{path} has folders '{below['images']}' and '{below[other]}', which are no "
+                "classes. For a class of each pixel, kora adapt expects folders named images and "
+                "masks; for classes of pictures, a folder for each class."
+            )
     parts = {path: _PARTS[path.name.lower()] for path in inside if path.name.lower() in _PARTS}
     if "train" not in parts.values():
         rows, notes = _of_classes(folder, folder, "")

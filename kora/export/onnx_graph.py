@@ -50,6 +50,7 @@ def write(model: AdaptedModel, folder: Path) -> Written:
             f"--format onnx: a graph holds one pass over the whole image, and {model.folder} was "
             "evaluated with a sliding window. Use kora predict, or train with protocol: whole."
         )
+    _require_fitted(model)
     graph, merged = _graph(model)
     output = "depth_m" if isinstance(model.task, DepthTask) else "logits"
     run = _written(graph, model.backbone.size, folder, [output])
@@ -77,9 +78,11 @@ def write_several(model: MultiTask, folder: Path) -> Written:
         RuntimeError: As `write`.
     """
     _require_extra()
-    names = list(model.members)
+    names, models = list(model.members), list(model.models_by_name.values())
+    _require_fitted(models[0])
     run = _written(_SharedGraph(model), model.backbone.size, folder, names)
-    write_prepare(next(iter(model.models_by_name.values())), folder, pixels=True)
+    dense = [one for one in models if isinstance(one.task, DepthTask | SegmentationTask)]
+    write_prepare((dense or models)[0], folder, pixels=True)
     found = []
     with torch.inference_mode():
         for picture in probe_pictures(model.backbone):
@@ -94,6 +97,19 @@ def write_several(model: MultiTask, folder: Path) -> Written:
         difference=difference,
         largest=largest,
     )
+
+
+def _require_fitted(model: AdaptedModel) -> None:
+    """Refuse a recipe whose sizes a graph does not compute.
+
+    Raises:
+        ValueError: For `cover`.
+    """
+    if model.recipe.fit == "cover":
+        raise ValueError(
+            f"--format onnx: {model.folder} reads images with data.resize: cover, which a graph "
+            "does not hold. Use kora predict, or train with data.resize: stretch."
+        )
 
 
 def _require_extra() -> None:

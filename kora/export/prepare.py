@@ -10,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules import recipe as recipe_module
+from datamodules.recipe import ImageRecipe
 from kora import __version__
+from kora.tasks import DepthTask, SegmentationTask
 from kora.tasks.load import AdaptedModel
 
 __all__ = ["PREPARE", "USE", "write_prepare"]
@@ -73,11 +75,14 @@ def write_prepare(model: AdaptedModel, folder: Path, *, pixels: bool) -> None:
     source = Path(recipe_module.__file__).read_text(encoding="utf-8")
     start = source.index("from __future__")
     names = source.index("__all__ = ")
-    end = source.index("\n", names) + 1
+    end = source.index("]\n", names) + 2
     imports = source[start:names].rstrip() + "\n"
     if not pixels:
         imports += "import torch\nimport torch.nn.functional as F\n"
     backbone, recipe = model.backbone, model.recipe
+    if pixels and isinstance(model.task, DepthTask | SegmentationTask):
+        # The graph fits pictures itself, and answers at their own size.
+        recipe = ImageRecipe(transparency=recipe.transparency)
     values = {**backbone.model.pretrained_cfg, **backbone.normalisation}
     foot = (_PIXELS if pixels else _TENSOR).format(
         fit=recipe.fit,

@@ -106,27 +106,37 @@ def dispatch(
 
 
 def run_task(
-    task: Task, *, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
+    task: Task, *, folder: Path, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
 ) -> Ended:
-    """Run a task up to its first failed run. Called in a thread, or on another machine."""
+    """Run a task up to its first failed run. Called in a thread, or on another machine.
+
+    Paths are relative to `folder`, as the working directory of the process changes while it parses
+    a config in another thread.
+    """
     outcomes: list[Outcome] = []
-    before = 0
+    before, log = 0, None if task.log is None else folder / task.log
     try:
         for job, config in task.runs:
-            before = task.log.stat().st_size if task.log and task.log.is_file() else 0
+            before = log.stat().st_size if log and log.is_file() else 0
 
             def say(text: str, name: str = job.name) -> None:
                 tell(Said(f"{name}: {text}"))
 
-            outcomes.append(run_job(job, config, stop=stop, say=say, env=env, log=task.log))
+            outcome = run_job(job, config, stop=stop, say=say, env=env, log=log, folder=folder)
+            outcomes.append(outcome._replace(folder=_shortened(outcome.folder, folder)))
             if outcomes[-1].folder is None:
                 break
     except Exception as error:  # such as no room for a log: only this task fails
         outcomes.append(Outcome(None, f"{type(error).__name__}: {error}"))
     said = ""
-    if outcomes[-1].folder is None and task.log is not None and task.log.is_file():
-        said = _last_error(task.log, before)
+    if outcomes[-1].folder is None and log is not None and log.is_file():
+        said = _last_error(log, before)
     return Ended(task.entry, outcomes, said)
+
+
+def _shortened(path: Path | None, folder: Path) -> Path | None:
+    """A path below `folder` without it, as people write it."""
+    return path.relative_to(folder) if path is not None and path.is_relative_to(folder) else path
 
 
 def _last_error(log: Path, start: int) -> str:

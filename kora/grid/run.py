@@ -42,6 +42,7 @@ def run_job(
     say: Callable[[str], None],
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
+    folder: Path | None = None,
 ) -> Outcome:
     """Finish a run: start it, resume it, or wait for the process that trains it.
 
@@ -52,7 +53,12 @@ def run_job(
         say: Called with the reason why it waits, or the checkpoint that it resumes from.
         env: Environment of its process; None: that of this one.
         log: File for its output; None: the output of this process.
+        folder: Working directory, to which paths are relative; None: that of this process. Name it
+            in a thread: a parser at work elsewhere may change that of the process.
     """
+    if folder is not None:
+        config = {**config, "runs_dir": str(folder / str(config["runs_dir"]))}
+        log = None if log is None else folder / log
     started = time.monotonic()
     with ExitStack() as exits:
         mine = exits.enter_context(
@@ -66,10 +72,11 @@ def run_job(
         last = last_checkpoint(config)
         args = ["fit", *job.args]
         if last is not None:
-            say(f"resumes from {last}")
+            shown = last.relative_to(folder) if folder and last.is_relative_to(folder) else last
+            say(f"resumes from {shown}")
             args += ["--ckpt_path", str(last)]
         output = None if log is None else exits.enter_context(_opened(log, job, last))
-        code = run_child(args, stop=stop, env=env, output=output, more_follow=True)
+        code = run_child(args, stop=stop, env=env, output=output, more_follow=True, folder=folder)
         found = None if code else find_finished_run(config)
     seconds = time.monotonic() - started
     if found is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -229,7 +230,7 @@ class _Reassemble(nn.Module):
         elif self.readout == "add":
             x_BND = x_BND + level.prefix[:, :1]
         # A view: the memory stays channels-last.
-        x_BDhw = x_BND.reshape(len(x_BND), *grid, -1).permute(0, 3, 1, 2)
+        x_BDhw = torch.unflatten(x_BND, 1, grid).permute(0, 3, 1, 2)
         image: Tensor = self.narrow(self.resize(self.project(x_BDhw)))
         return image
 

@@ -94,7 +94,7 @@ class QuerySegmentation(SegmentationHead):
             project(norm(level.patches))
             for norm, project, level in zip(self.norms, self.project, features.levels, strict=True)
         ]
-        query_BKE = self.query_KE.expand(len(tokens[0]), -1, -1)
+        query_BKE = self.query_KE.expand(tokens[0].shape[0], -1, -1)
         if features.query is not None:
             query_BKE = query_BKE + self.from_composed(features.query[:, None] * self.scale_KC)
         for layer, tokens_BNE in zip(self.layers, tokens, strict=True):

@@ -46,10 +46,10 @@ class SegmentationProtocol:
                 f"protocol.stride is {self.stride!r}, expected a share of the window in (0, 1]."
             )
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
-        if not self.scales or not all(0 < scale <= _MOST_SCALE for scale in self.scales):
+        if not self.scales or not all(1 <= scale <= _MOST_SCALE for scale in self.scales):
             raise ValueError(
-                f"protocol.scales is {list(self.scales)}, expected one or more numbers above 0 and "
-                f"up to {_MOST_SCALE:g}."
+                f"protocol.scales is {list(self.scales)}, expected one or more numbers from 1 to "
+                f"{_MOST_SCALE:g}: at 1 the image just covers the window."
             )
         if self.window == "whole" and self.scales != (1.0,):
             raise ValueError(

@@ -47,6 +47,12 @@ class SegmentationReport(Report):
             return None
         data.setup_splits()
         self.evaluation("test")  # refuses a protocol of another split before training
+        if self.task.protocol.window == "slide" and getattr(data, "resize", "") == "stretch":
+            raise ValueError(
+                "model.protocol.window is slide, and data.resize: stretch makes every image as "
+                "large as one window. Set data.resize: cover with an augmentation that crops "
+                "(flip_resize_crop_color), or window: whole."
+            )
         splits = {
             split: data.mask_statistics(split, most_images=most)
             for split, most in _LOOKED_AT.items()

@@ -89,6 +89,7 @@ def run_child(
     env: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
     more_follow: bool = False,
+    folder: Path | None = None,
 ) -> int:
     """Run `kora ARGS`; returns its exit code (negative: the signal that killed it).
 
@@ -99,9 +100,10 @@ def run_child(
         output: File for its output; None: the output of this process.
         more_follow: Fork each child from a fork server, which has imported torch, Lightning and
             timm. This saves seconds for all but the first. Only on Linux.
+        folder: Its working directory; None: that of this process.
     """
     start = _forked if more_follow and sys.platform == "linux" else _new
-    process = start(args, dict(os.environ if env is None else env), output)
+    process = start(args, dict(os.environ if env is None else env), output, folder or Path.cwd())
     told = False
     try:
         while True:
@@ -119,9 +121,12 @@ def run_child(
             process.wait()
 
 
-def _new(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> _Child:
+def _new(
+    args: Sequence[str], env: dict[str, str], output: IO[bytes] | None, folder: Path
+) -> _Child:
     return subprocess.Popen(
-        [sys.executable, *(["-P"] if _is_safe() else []), "-m", "kora", *args],
+        [sys.executable, *(["-P"] if _is_safe(folder) else []), "-m", "kora", *args],
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
@@ -130,9 +135,9 @@ def _new(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> 
     )
 
 
-def _is_safe() -> bool:
+def _is_safe(folder: Path) -> bool:
     """Whether this process imports nothing from the working directory; then children do not."""
-    return not {"", str(Path.cwd())} & set(sys.path)
+    return not {"", str(folder)} & set(sys.path)
 
 
 #: What a fit imports; the fork server imports it once. This starts no thread and no accelerator.
@@ -152,10 +157,12 @@ _SERVER_ENV = {"PYTHONSAFEPATH": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _forked(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> _Child:
+def _forked(
+    args: Sequence[str], env: dict[str, str], output: IO[bytes] | None, folder: Path
+) -> _Child:
     """As `_new`, but as a fork of the fork server, which ends with this process."""
     out, err = (1, 2) if output is None else (output.fileno(),) * 2
-    return _Fork(_Kora(list(args), env, out, err))
+    return _Fork(_Kora(list(args), env, out, err, folder))
 
 
 class _Fork:
@@ -167,7 +174,7 @@ class _Fork:
         self._process = context.Process(target=target)
         with _ONE_AT_A_TIME:
             before = {name: os.environ.get(name) for name in _SERVER_ENV}
-            os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe() else "")
+            os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe(target.folder) else "")
             # Python would run the main module of this process again in the child: give it kora's.
             program = sys.modules["__main__"]
             sys.modules["__main__"] = import_module("kora.__main__")
@@ -203,8 +210,11 @@ class _Fork:
 class _Kora:
     """`kora ARGS` in a fork, which is set up like a new process."""
 
-    def __init__(self, args: list[str], env: dict[str, str], out: int, err: int) -> None:
+    def __init__(
+        self, args: list[str], env: dict[str, str], out: int, err: int, folder: Path
+    ) -> None:
         self._args, self._env, self._streams = args, env, (out, err)
+        self.folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         """State for the fork server, with duplicates of the streams."""
@@ -213,6 +223,7 @@ class _Kora:
     def __call__(self) -> None:
         from kora.runs.uncollected import collect_again
 
+        os.chdir(self.folder)
         collect_again()
         _forget_exits()
         # Its own children start as usual: from a fork server, they would import torch again.

@@ -6,17 +6,25 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import kora
+from datamodules.recipe import ImageRecipe
 from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
-from kora.heads import LinearDepth, LinearSegmentation
+from kora.heads import DPTSegmentation, LinearDepth, LinearSegmentation, QuerySegmentation
 from kora.tasks import DepthTask, SegmentationTask
-from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
+from tests.support.adapter_factory import (
+    edit_record,
+    kicked,
+    tiny_in_file,
+    write_fitted,
+    write_folder,
+)
 from tests.support.factory import kick
 
 needs_extra = pytest.mark.skipif(
@@ -99,7 +107,10 @@ def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Pa
         head = LinearSegmentation(levels=1)
         task = SegmentationTask(backbone, LoRA(2), num_classes=3, head=head, protocol=window)
         task.build()
-        folder = write_folder(tmp_path / window / "adapter", kick(task), class_names=[])
+        # As a run writes it: its recipe stretches pictures; the graph answers at their own size.
+        recipe = ImageRecipe("stretch", (24, 40))
+        folder = write_fitted(tmp_path / window / "adapter", kick(task), recipe)
+        edit_record(folder, class_names=[])
         model = kora.load_adapter(folder)
         if window == "slide":
             with pytest.raises(ValueError, match="evaluated with a sliding window"):
@@ -108,6 +119,21 @@ def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Pa
         written = export(model, "onnx", tmp_path / "whole" / "out")
         assert written.difference is not None
         assert written.difference < 1e-4
+
+
+@needs_extra
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head", [QuerySegmentation(width=16, heads=2), DPTSegmentation(features=8)]
+)
+def test_heads_with_queries_and_dpt_take_any_number_of_images(head: Any, tmp_path: Path) -> None:
+    backbone = Backbone("vit_nano", image_size=32)  # with the four blocks that the heads read
+    task = SegmentationTask(backbone, num_classes=3, head=head)
+    task.build()
+    folder = write_folder(tmp_path / "adapter", kick(task), class_names=[])
+    written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")
+    assert written.difference is not None
+    assert written.difference < 1e-3
 
 
 @needs_extra

@@ -21,7 +21,8 @@ def test_a_name_stands_for_a_window() -> None:
         ({"windows": "slide"}, "protocol.windows is no field, expected any of split, window"),
         ({"window": "slide", "stride": 0}, r"expected a share of the window in \(0, 1\]"),
         ({"window": "slide", "scales": []}, "expected one or more numbers"),
-        ({"scales": [0.5, 1]}, "Use window: slide"),
+        ({"scales": [1, 1.5]}, "Use window: slide"),
+        ({"window": "slide", "scales": [0.5]}, "from 1 to 8: at 1 the image just covers"),
         ({"flip_tta": "yes"}, "expected true or false"),
         ({"split": ""}, "expected the name of a split"),
     ],
@@ -36,7 +37,7 @@ def test_what_means_nothing_is_refused(given: Any, said: str) -> None:
     [
         {"window": "slide"},
         {"window": "slide", "stride": 0.5},
-        {"window": "slide", "scales": [0.5, 1.0]},
+        {"window": "slide", "scales": [1.0, 1.5]},
         {"flip_tta": True},
         {"split": "val"},
     ],

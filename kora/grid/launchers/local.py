@@ -6,6 +6,7 @@ import queue
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from kora.grid.dispatch import Began, Ended, Said, Task, run_task
 from kora.grid.run import share_of_threads
@@ -27,6 +28,7 @@ class Here:
         self._pool = pool
         self._env = env if at_once == 1 else share_of_threads(at_once, env)
         self._stop = stop
+        self._folder = Path.cwd()
         self._events: queue.Queue[Began | Said | Ended] = queue.Queue()
 
     def start(self, task: Task) -> None:
@@ -35,7 +37,10 @@ class Here:
         self._pool.submit(self._run, task)
 
     def _run(self, task: Task) -> None:
-        self._events.put(run_task(task, stop=self._stop, env=self._env, tell=self._events.put))
+        ended = run_task(
+            task, folder=self._folder, stop=self._stop, env=self._env, tell=self._events.put
+        )
+        self._events.put(ended)
 
     def events(self) -> list[Began | Said | Ended]:
         """Wait for the next event."""

@@ -140,4 +140,4 @@ def _task(task: Task, folder: str, threads: int, told: Any) -> Ended:
     node = str(ray.get_runtime_context().get_node_id())
     told.put(Began(task.entry, f"{platform.node()} ({node[:8]})"))
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return run_task(task, stop=Stop(), env=env, tell=told.put)
+    return run_task(task, folder=Path(folder), stop=Stop(), env=env, tell=told.put)

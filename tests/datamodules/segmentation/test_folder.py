@@ -103,7 +103,7 @@ def test_groups_stay_on_one_side_of_the_test_and_of_validation(tmp_path: Path) -
 
 def test_a_part_of_its_own_can_validate(parts: Path) -> None:
     write_pairs(parts / "val", [f"v{n}" for n in range(3)])
-    data = opened(parts, val_dir="val", subset=None)
+    data = opened(parts, val_dir="val")
     assert data.protocol()["sizes"] == {"train": 12, "val": 3, "test": 5}
     names = data.image_names("train")
     assert {names[i] for i in data.indices("val")} == {"v0.png", "v1.png", "v2.png"}
@@ -198,6 +198,70 @@ def test_a_fault_is_one_line_that_names_the_file(parts: Path, spoil: Any, said: 
     with pytest.raises((MaskError, FileNotFoundError, ValueError), match=said) as caught:
         list(opened(parts, class_names=["a", "b", "c"], val_images=2).train_dataloader())
     assert "\n" not in str(caught.value)
+
+
+def test_a_validation_part_that_is_not_used_is_said(parts: Path) -> None:
+    write_pairs(parts / "val", ["v"])
+    with pytest.warns(UserWarning, match=r"val are not used.*data\.val_dir: val"):
+        opened(parts)
+
+
+def test_parts_below_images_are_not_mixed(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        for part in ("train", "test"):
+            (tmp_path / kind / part).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"divided into test and train.*test/images"):
+        opened(tmp_path)
+
+
+def test_binary_masks_of_0_and_255_are_told_how_to_count_and_do(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        mask = np.zeros((8, 8), np.uint8)
+        mask[:, 4:] = 255
+        write_pair(tmp_path, name, mask)
+    with pytest.raises(ValueError, match=r"background,0,0,0 and object,255,255,255"):
+        opened(tmp_path)
+    (tmp_path / "class_dict.csv").write_text("background,0,0,0\nobject,255,255,255\n")
+    data = opened(tmp_path)
+    assert data.class_names == ["background", "object"]
+    assert data.samples("test", [0])["mask"].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ignore_index": 1}, r"ignore_index is 1, and so is the class 'class 1'"),
+        ({"ignore_index": 0}, r"reduce_zero_label: true"),
+    ],
+)
+def test_a_class_that_is_ignored_is_refused(
+    parts: Path, options: dict[str, Any], said: str
+) -> None:
+    names = ["class 0", "class 1", "class 2"]
+    with pytest.raises(ValueError, match=said):
+        next(iter(opened(parts, class_names=names, **options).train_dataloader()))
+
+
+def test_options_that_a_table_of_colours_switches_off_are_refused(parts: Path) -> None:
+    (parts / "class_dict.csv").write_text("a,0,0,0\nb,1,1,1\nc,2,2,2\n")
+    with pytest.raises(ValueError, match="have no effect"):
+        opened(parts, ignore_index=7)
+
+
+def test_statistics_notice_a_mask_of_another_size_without_reading_the_image(parts: Path) -> None:
+    Image.new("L", (20, 24), 1).save(parts / "test/masks/e1.png")
+    with pytest.raises(MaskError, match=r"e1\.png is 24 x 20 pixels, and its image"):
+        opened(parts, val_images=2).mask_statistics("test")
+
+
+def test_an_image_that_its_tag_turns_away_from_its_mask_is_named(parts: Path) -> None:
+    path = parts / "train/images/t1.png"
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    with pytest.raises(MaskError, match="turned by its EXIF tag"):
+        opened(parts, val_fraction=0).mask_statistics("train")
 
 
 def test_a_folder_of_no_known_layout_says_what_is_expected(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.segmentation.masks import MaskError, MaskRecipe, read_colours
+from datamodules.segmentation.masks import MaskError, MaskRecipe, read_colours, require_names
 
 
 def saved(folder: Path, values: Any, mode: str | None = None) -> Path:
@@ -49,6 +49,41 @@ def test_colours_become_the_classes_of_their_table(tmp_path: Path) -> None:
     rgb = np.array([[[70, 130, 180], [128, 64, 128], [0, 0, 0]]], dtype=np.uint8)
     found = MaskRecipe(2, colours=colours)(saved(tmp_path, rgb))
     assert found.tolist() == [[1, 0, 255]]
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_with_colours_a_palette_or_grey_mask_is_read_by_its_colours(
+    tmp_path: Path, mode: str
+) -> None:
+    path = tmp_path / "mask.png"
+    if mode == "P":  # 0 is black and 1 is red, and the table begins with red
+        image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+        image.putdata([0, 1])
+        image.putpalette([0, 0, 0, 200, 0, 0] + [9] * 762)
+        image.save(path)
+        colours = ((200, 0, 0), (0, 0, 0))
+    else:
+        Image.fromarray(np.array([[255, 0]], dtype=np.uint8)).save(path)
+        colours = ((0, 0, 0), (255, 255, 255))
+    assert MaskRecipe(2, colours=colours)(path).tolist() == [[1, 0]]
+
+
+def test_values_of_classes_stay_so_beside_a_table_of_other_colours(tmp_path: Path) -> None:
+    path = saved(tmp_path, np.array([[0, 1]], dtype=np.uint8))
+    assert MaskRecipe(2, colours=((128, 64, 128), (70, 130, 180)))(path).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "has 0 classes; 2 to 254"),
+        ([str(n) for n in range(255)], "has 255 classes"),
+        (["sky", "sky"], "names the class 'sky' twice"),
+    ],
+)
+def test_names_that_no_mask_can_have_are_refused(names: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        require_names(names, "classes.txt")
 
 
 @pytest.mark.parametrize(
