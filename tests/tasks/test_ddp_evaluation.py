@@ -17,7 +17,7 @@ from lightning import Trainer
 from datamodules import Synthetic
 from kora.adapters import LoRA
 from kora.analysis.pooled import mean_iou
-from kora.heads import LinearDepth
+from kora.heads import LinearDepth, QuerySegmentation
 from kora.runs.outcomes import read_outcomes
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
 from kora.training.record import OutcomeRecord
@@ -46,7 +46,9 @@ def task(kind: str) -> AdapterTask:
     if kind == "classification":
         return ClassificationTask(nano(image_size=32), LoRA(2), **options)
     if kind == "segmentation":
-        return SegmentationTask(nano(image_size=32), LoRA(2), **options)
+        # Without the batch normalisation of the linear head, whose means are those of a process.
+        head = QuerySegmentation(width=16, heads=2)
+        return SegmentationTask(nano(image_size=32), LoRA(2), head=head, **options)
     return DepthTask(nano(image_size=32), LoRA(2), head=LinearDepth(), protocol="full", **options)
 
 
