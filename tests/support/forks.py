@@ -169,6 +169,8 @@ def fork_the_runs() -> None:
     kora.runs.processes._forked = _run
 
 
-def _run(args: Sequence[str], env: dict[str, str], output: IO[bytes] | None) -> Process:
+def _run(
+    args: Sequence[str], env: dict[str, str], output: IO[bytes] | None, folder: Path
+) -> Process:
     streams = (0, 1, 2) if output is None else (0, *(output.fileno(),) * 2)
-    return fork(partial(main, list(args)), ["kora", *args], streams, Path.cwd(), env)
+    return fork(partial(main, list(args)), ["kora", *args], streams, folder, env)
