@@ -92,15 +92,17 @@ class MaskRecipe:
 
     def _knows(self, image: Image.Image) -> bool:
         """Whether all colours of a grey or palette image are in the table."""
-        assert self.colours is not None
         found = np.unique(_packed(np.array(image.convert("RGB"), dtype=np.uint8)))
-        return set(found.tolist()) <= {int(_packed(np.array(c))) for c in self.colours}
+        return set(found.tolist()) <= self._class_of_packed().keys()
+
+    def _class_of_packed(self) -> dict[int, int]:
+        assert self.colours is not None
+        return {int(_packed(np.array(c))): k for k, c in enumerate(self.colours)}
 
     def _of_colours(self, path: Path, rgb_HW3: Mask) -> Mask:
-        assert self.colours is not None
         packed_HW = _packed(rgb_HW3)
         found, inverse = np.unique(packed_HW, return_inverse=True)
-        classes = {int(_packed(np.array(c))): k for k, c in enumerate(self.colours)}
+        classes = self._class_of_packed()
         of_found = np.empty(len(found), dtype=np.uint8)
         for place, value in enumerate(found.tolist()):
             if value in classes:

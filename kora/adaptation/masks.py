@@ -25,6 +25,7 @@ from kora.adaptation.candidates import Candidate
 from kora.adaptation.plan import RUN_S
 from kora.adaptation.progress import Progress
 from kora.adaptation.runs import StoppedError, run_of
+from kora.adaptation.words import LEVEL, duration, percent
 from kora.analysis.pooled import mean_iou, pooled_difference, pooled_interval
 from kora.backbone.vit import Backbone, patch_of, usual_size
 from kora.console.say import say
@@ -48,7 +49,6 @@ _ASPECT_OF = 50  # images whose proportions are read
 _BATCH = 8
 _STEPS = (200, 600)  # at least and at most, of a fit; epochs follow
 _PASSES = 2.5  # forward passes that a training step through the backbone costs
-_LEVEL = 0.05
 #: On cached features; the first is the rival of all others.
 _CACHED = (
     Candidate("LinearProbe", ("adapters/linear_probe",), "a linear head on four levels"),
@@ -170,18 +170,16 @@ class _Masks:
         ]
         cached_s = pass_s + len(trials) * fit_s
         say("What will be tried, and about how long it takes here:")
-        say(f"  1. one pass of the frozen backbone over all images: {_duration(pass_s)}")
+        say(f"  1. one pass of the frozen backbone over all images: {duration(pass_s)}")
         for number, one in enumerate(_CACHED, start=2):
             say(
                 f"  {number}. {one.name} ({one.why}), {len(_HEAD_LRS)} fits: "
-                f"{_duration(len(_HEAD_LRS) * fit_s)}"
+                f"{duration(len(_HEAD_LRS) * fit_s)}"
             )
         say(f"  {len(_CACHED) + 2}. train the best and the linear probe again, test")
         how = "as the minutes allow" if self.minutes else "only with --minutes"
         for one in _THROUGH:
-            say(
-                f"  {len(_CACHED) + 3}. {one.name} ({one.why}): {_duration(through_s)} a fit, {how}"
-            )
+            say(f"  {len(_CACHED) + 3}. {one.name} ({one.why}): {duration(through_s)} a fit, {how}")
         if dry_run:
             return None
         with Progress(max(cached_s + 2 * fit_s, 60 * (self.minutes or 0))) as progress:
@@ -318,8 +316,8 @@ class _Masks:
         blind = read_results(run).baselines["mode_map"]["miou"]
         text = (
             f"{name} gives each pixel one of {len(self.names)} classes with a mean IoU of "
-            f"{_percent(miou)} on {len(areas):,} test images (95 % interval {_percent(low)} to "
-            f"{_percent(high)}; the usual class of each place {_percent(blind)}"
+            f"{percent(miou)} on {len(areas):,} test images (95 % interval {percent(low)} to "
+            f"{percent(high)}; the usual class of each place {percent(blind)}"
         )
         if name == rival:
             text += "). No other strategy was better by validation."
@@ -331,10 +329,10 @@ class _Masks:
             points = (
                 f"{100 * (miou - other):+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
             )
-            text += f"; a linear probe {_percent(other)}). "
-            if found.p < _LEVEL and miou > other:
+            text += f"; a linear probe {percent(other)}). "
+            if found.p < LEVEL and miou > other:
                 text += f"Its lead over the linear probe, {points}, is more than chance."
-            elif found.p < _LEVEL:
+            elif found.p < LEVEL:
                 text += f"The linear probe is ahead on the test images: {points}."
             else:
                 text += f"Its difference from the linear probe, {points}, may be chance."
@@ -409,12 +407,3 @@ def _inline(path: Path) -> str:
     with Image.open(path):  # or raises what is wrong with it
         pass
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words."""
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"

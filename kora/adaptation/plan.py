@@ -14,6 +14,7 @@ from kora.adaptation.candidates import THROUGH
 from kora.adaptation.features import Member, SharedPass
 from kora.adaptation.search import BATCH_SIZE, epochs_for, fits_of
 from kora.adaptation.split import Split
+from kora.adaptation.words import duration
 from kora.console.say import say
 from kora.tasks.callbacks import time_over_float32
 from kora.training.batched_fit import Setting, fit_together
@@ -77,19 +78,19 @@ class Plan:
         if self.cached_s > self.minutes * 60:
             say(
                 f"--minutes {self.minutes:g} is less than the first {_FEWEST} strategies "
-                f"take: {_duration(self.cached_s)}. They are tried all the same."
+                f"take: {duration(self.cached_s)}. They are tried all the same."
             )
 
     def lines(self) -> list[str]:
         """The steps in words, in order."""
         kept = "one pass of the frozen backbone over pictures without features"
-        found = [f"{kept}: {_duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
+        found = [f"{kept}: {duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
         found += [
             f"{member.task.label} ({member.candidate.why}), {self.fits} fits: "
-            f"{_duration(self.search_s(member))}"
+            f"{duration(self.search_s(member))}"
             for member in self.members
         ]
-        found.append(f"train the best and the linear probe again, test: {_duration(2 * RUN_S)}")
+        found.append(f"train the best and the linear probe again, test: {duration(2 * RUN_S)}")
         found += [f"{m.task.label}: not within the minutes" for m in self.left_out]
         left = None if self.minutes is None else self.minutes * 60 - self.cached_s
         for candidate in THROUGH:
@@ -99,7 +100,7 @@ class Plan:
                 fits = left >= seconds + seconds / 0.8  # it may have to be trained again
                 how = "as the minutes allow" if fits else "not within the minutes"
                 left -= seconds * fits
-            found.append(f"{candidate.name} ({candidate.why}): {_duration(seconds)} a fit, {how}")
+            found.append(f"{candidate.name} ({candidate.why}): {duration(seconds)} a fit, {how}")
         return found
 
 
@@ -138,11 +139,6 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
     )
     plan.fit_into_minutes()
     return plan
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words."""
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -24,6 +24,7 @@ from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
 from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
+from kora.adaptation.words import LEVEL, percent
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
 from kora.console.tables import csv_text
@@ -40,7 +41,6 @@ PAGE = "index.html"
 _WORST = 24  # mistakes that are shown
 _ASKED = 400  # wrong pictures for which the model's confidence is computed
 _SIDE = 128  # pixels of a picture on the page
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -123,19 +123,19 @@ class Report:
         base = read_results(self.runs[self.chosen]).baselines
         guess = max(base[kind]["accuracy"] for kind in ("chance", "majority") if kind in base)
         text = (
-            f"{self.chosen} tells the {len(self.classes)} classes apart in {_percent(accuracy)} of "
-            f"{images:,} test pictures (95 % interval {_percent(low)} to {_percent(high)}; "
-            f"guessing {_percent(guess)}"
+            f"{self.chosen} tells the {len(self.classes)} classes apart in {percent(accuracy)} of "
+            f"{images:,} test pictures (95 % interval {percent(low)} to {percent(high)}; "
+            f"guessing {percent(guess)}"
         )
         if self.lead is None:
             return f"{text}). No other strategy was clearly better by validation."
         gain, below, above, p = self.lead
         labels, theirs = self.rival
-        text += f"; a linear probe {_percent((labels == theirs).mean())}). "
+        text += f"; a linear probe {percent((labels == theirs).mean())}). "
         points = f"{100 * gain:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
-        if p < _LEVEL and gain > 0:
+        if p < LEVEL and gain > 0:
             return f"{text}Its lead over the linear probe, {points}, is more than chance."
-        if p < _LEVEL:
+        if p < LEVEL:
             return f"{text}The linear probe is ahead on the test pictures: {points}."
         return f"{text}Its difference from the linear probe, {points}, may be chance."
 
@@ -250,10 +250,6 @@ class Report:
             ("export", f"kora export {run} --format onnx"),
             ("continue with more minutes", f"{self.command} --minutes 60"),
         ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _remark(one: Searched) -> str:

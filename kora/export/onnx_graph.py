@@ -183,7 +183,7 @@ class _SharedGraph(nn.Module):
         backbone, recipe = self.model.backbone, self.model.recipe
         x = _fitted(images, recipe, backbone.size, backbone.interpolation)
         size = recipe.shown((images.shape[-2], images.shape[-1]))
-        return tuple(self.model.answers(x, [size]).values())
+        return tuple(self.model.answers(x, size).values())
 
 
 def _fitted(

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SegmentationLoss", "dice_loss", "lovasz_loss"]
+from kora.metrics.areas import IGNORED
 
-_IGNORED = 255
+__all__ = ["SegmentationLoss", "dice_loss", "lovasz_loss"]
 
 
 class SegmentationLoss(nn.Module):
@@ -60,7 +60,7 @@ class SegmentationLoss(nn.Module):
         """The loss () of logits and a mask of classes, in which 255 does not count."""
         with torch.autocast(logits_BKHW.device.type, enabled=False):
             logits_BKHW, target_BHW = logits_BKHW.float(), mask_BHW.long()
-            counted_BHW = target_BHW != _IGNORED
+            counted_BHW = target_BHW != IGNORED
             loss = logits_BKHW.sum() * 0.0
             if not counted_BHW.any():
                 return loss
@@ -68,7 +68,7 @@ class SegmentationLoss(nn.Module):
                 loss = loss + self.cross_entropy * F.cross_entropy(
                     logits_BKHW,
                     target_BHW,
-                    ignore_index=_IGNORED,
+                    ignore_index=IGNORED,
                     label_smoothing=self.label_smoothing,
                 )
             if self.dice or self.lovasz:

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
 from kora.metrics.moments import MEASURES, MOMENTS, moments, pooled_moments
+from kora.metrics.order import each_once
 from kora.metrics.protocol import DepthProtocol, check_depths
 
 __all__ = ["DepthMetrics"]
@@ -130,8 +131,5 @@ class DepthMetrics(Metric):
         rows, keys = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
         if rows.device.type != "mps":  # which has no float64
             rows = rows.double()
-        order = keys[:, 0].argsort(stable=True)  # so that sums do not depend on the process
-        index = keys[order, 0]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = (index[1:] != index[:-1]) | (index[1:] < 0)
-        return rows[order[first]], keys[order[first]]
+        kept = each_once(keys[:, 0])
+        return rows[kept], keys[kept]

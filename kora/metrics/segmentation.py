@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from kora.metrics.areas import IGNORED, areas_of, boundary_of, boundary_width, iou_of, mean_iou
+from kora.metrics.order import each_once
 
 __all__ = ["SegmentationMetrics"]
 
@@ -134,8 +135,5 @@ class SegmentationMetrics(Metric):
         if len(self.rows) == 0:
             return self._no_rows(), torch.empty(0, dtype=torch.long, device=self.device)
         rows, index = dim_zero_cat(self.rows), dim_zero_cat(self.keys)
-        order = index.argsort(stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = (index[1:] != index[:-1]) | (index[1:] < 0)
-        return rows[order[first]], index[first]
+        kept = each_once(index)
+        return rows[kept], index[kept]

@@ -109,13 +109,13 @@ class MultiTask(nn.Module):
         size = self.recipe.shown(given)
         if self.recipe.size not in (None, given):
             images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
-        return self.answers(images.to(self.backbone.mean.device), [size] * len(images))
+        return self.answers(images.to(self.backbone.mean.device), size)
 
-    def answers(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """The answers for prepared images (B, 3, h, w), whose own sizes are all equal."""
+    def answers(self, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The answers for prepared images (B, 3, h, w), maps at this size."""
         outputs = self.outputs(images)
         return {
-            name: member.model.task.answer(outputs[name], sizes[0])
+            name: member.model.task.answer(outputs[name], size)
             for name, member in self.members.items()
         }
 
@@ -151,7 +151,7 @@ class MultiTask(nn.Module):
         opened = self.recipe.open(picture)
         size = self.recipe.shown((opened.height, opened.width))
         model = next(iter(self.members.values())).model
-        found = self.answers(model.prepare(opened).to(self.backbone.mean.device), [size])
+        found = self.answers(model.prepare(opened).to(self.backbone.mean.device), size)
         answers: dict[str, Any] = {}
         for name, member in self.members.items():
             task, value = member.model.task, found[name]
@@ -180,9 +180,10 @@ def _require_shareable(model: AdaptedModel, first: AdaptedModel) -> None:
             f"{first.recipe}: they see other pixels. Train both with the same data.resize and "
             "data.image_size."
         )
-    protocol = getattr(model.task, "protocol", None)
-    slides = isinstance(model.task, SegmentationTask) and model.task.protocol.window == "slide"
-    if isinstance(model.task, DepthTask | SegmentationTask) and (slides or protocol.flip_tta):  # type: ignore[union-attr]
+    task = model.task
+    slides = isinstance(task, SegmentationTask) and task.protocol.window == "slide"
+    mirrors = isinstance(task, DepthTask | SegmentationTask) and task.protocol.flip_tta
+    if slides or mirrors:
         raise ValueError(
             f"{model.folder} was evaluated on {'windows' if slides else 'mirrored images'} of each "
             "image, and a shared pass sees it once. Load it alone."
