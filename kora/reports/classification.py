@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kora.console.tables import text_cell
@@ -24,7 +25,6 @@ class ClassificationReport(Report):
     """The report of a ClassificationTask."""
 
     confusion: NDArray[np.int64] | None = None  # (K, K), true by predicted
-    samples: tuple[dict[str, Any], dict[str, Any]] | None = None  # images shown, predictions
 
     def audit(self) -> Audit | None:
         """The audit of the labels; None if the data module does not give them."""
@@ -47,7 +47,7 @@ class ClassificationReport(Report):
         if hasattr(data, "images"):
             labels = data.labels("test")
             shown = spread(len(labels), _PICTURED)
-            batch = {"image": data.images("test", shown), "label": labels[shown]}
+            batch = {"image": data.images("test", shown), "label": torch.from_numpy(labels[shown])}
             self.samples = batch, self.predict(batch["image"])
 
     def pictures(self, folder: Path) -> list[Path]:
@@ -62,7 +62,7 @@ class ClassificationReport(Report):
         batch, predicted = self.samples
         figures.sample_grid(
             batch["image"].numpy(),
-            batch["label"],
+            batch["label"].numpy(),
             predicted["prediction"].numpy(),
             names,
             samples,
@@ -86,7 +86,7 @@ class ClassificationReport(Report):
                 "right": bool(label == guess),
             }
             for image, label, guess, confidence in zip(
-                batch["image"], batch["label"], guesses, confidences, strict=True
+                batch["image"], batch["label"].tolist(), guesses, confidences, strict=True
             )
         ]
 

@@ -6,75 +6,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
-
 from kora.reports.audit_depth import DepthAudit, audit_depth
-from kora.reports.base import Report, spread
+from kora.reports.base import Report, Samples
 from kora.runs.durable import write_atomically
 
 __all__ = ["DepthReport"]
-
-_PICTURED = 4
-Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and its predictions
-_LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
 
 
 class DepthReport(Report):
     """The report of a DepthTask."""
 
-    _baselines: dict[str, dict[str, float]] | None = None
-    _samples: Samples | None = None
+    pictured = "depth"
 
     def audit(self) -> DepthAudit | None:
         """The audit of the depth statistics; None if the data module does not give them."""
         data = self.datamodule
         if data is None or not hasattr(data, "depth_statistics"):
             return None
-        data.setup_splits()
-        self.evaluation("test")  # refuses a protocol of another split before training
-        splits = {
-            split: data.depth_statistics(split, most_images=most)
-            for split, most in _LOOKED_AT.items()
-            if len(data.indices(split))
-        }
+        splits = self.statistics("depth_statistics")
         return audit_depth(splits, protocol=self.task.protocol, image_size=tuple(data.image_size))
 
-    def gather(self, stage: str) -> None:
-        """Baseline scores of all processes, and after the test predictions of some images."""
-        self._baselines = self.task.baselines()
-        if stage == "test":
-            self._samples = self._predicted("test")
+    def draw(self, samples: Samples, path: Path, title: str = "") -> Path:
+        """Images with truth, prediction and error."""
+        from kora.reports import figures_depth
 
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Scores of the mean training depth, everywhere and at each pixel."""
-        return self._baselines or {}
-
-    def evaluation(self, stage: str) -> dict[str, Any]:
-        """The DepthProtocol, with the name of the official part that was evaluated."""
-        parts = getattr(self.datamodule, "official_parts", {})
-        split = "val" if stage == "val" else str(parts.get("test", "test"))
-        found: dict[str, Any] = self.task.evaluation(split)
-        return found
-
-    def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
-        """Fixed validation images after this epoch."""
-        samples = self._predicted("val")
-        if samples is None or rank_zero_only.rank:  # type: ignore[attr-defined]
-            return None
-        return _draw(samples, folder / "val_depth" / f"epoch_{epoch:03d}.png", f"epoch {epoch}")
-
-    def pictures(self, folder: Path) -> list[Path]:
-        """Fixed test images with truth, prediction and error."""
-        return [] if self._samples is None else [_draw(self._samples, folder / "test_depth.png")]
+        batch, predicted = samples
+        return figures_depth.depth_grid(
+            batch["image"].numpy(),
+            batch["depth_m"].numpy(),
+            predicted["depth_m"].numpy(),
+            path,
+            title=title,
+        )
 
     def sample_rows(self) -> list[dict[str, Any]]:
         """Image, truth and prediction on one scale, and RMSE over every measured pixel."""
-        if self._samples is None:
+        if self.samples is None:
             return []
         from kora.reports import figures_depth
 
-        batch, predicted = self._samples
+        batch, predicted = self.samples
         truths, predictions = batch["depth_m"].numpy(), predicted["depth_m"].cpu().numpy()
         scale = figures_depth.depth_range(truths)
         _, rmse_m = figures_depth.errors_of(truths, predictions)
@@ -89,13 +60,6 @@ class DepthReport(Report):
                 batch["image"], truths, predictions, rmse_m, strict=True
             )
         ]
-
-    def _predicted(self, split: str) -> Samples | None:
-        data = self.datamodule
-        if not hasattr(data, "samples") or not len(data.indices(split)):
-            return None
-        batch = data.samples(split, spread(len(data.indices(split)), _PICTURED))
-        return batch, self.predict(batch["image"])
 
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
         """Write `index` (n,) and `depth_m` (n, H, W), float32 metres, to predictions.h5."""
@@ -123,16 +87,3 @@ class DepthReport(Report):
                     file["depth_m"].attrs["unit"] = "m"
 
         return write_atomically(folder / "predictions.h5", write)
-
-
-def _draw(samples: Samples, path: Path, title: str = "") -> Path:
-    from kora.reports import figures_depth
-
-    batch, predicted = samples
-    return figures_depth.depth_grid(
-        batch["image"].numpy(),
-        batch["depth_m"].numpy(),
-        predicted["depth_m"].numpy(),
-        path,
-        title=title,
-    )

@@ -8,26 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from kora.reports.audit_segmentation import SegmentationAudit, audit_segmentation
-from kora.reports.base import Report, spread
+from kora.reports.base import Report, Samples
 from kora.reports.palette import coloured, palette_image, palette_of
 from kora.runs.durable import write_atomically
 
 __all__ = ["SegmentationReport"]
 
-_PICTURED = 4
-_LOOKED_AT = {"train": 1000, "val": 200, "test": 200}
-Samples = tuple[dict[str, Tensor], dict[str, Tensor]]  # a batch, and its predictions
-
 
 class SegmentationReport(Report):
     """The report of a SegmentationTask."""
 
-    _baselines: dict[str, dict[str, float]] | None = None
-    _samples: Samples | None = None
+    pictured = "masks"
 
     @property
     def names(self) -> list[str]:
@@ -45,59 +38,26 @@ class SegmentationReport(Report):
         data = self.datamodule
         if data is None or getattr(data, "mask_names", None) is None:
             return None
-        data.setup_splits()
-        self.evaluation("test")  # refuses a protocol of another split before training
         if self.task.protocol.window == "slide" and getattr(data, "resize", "") == "stretch":
             raise ValueError(
                 "model.protocol.window is slide, and data.resize: stretch makes every image as "
                 "large as one window. Set data.resize: cover with an augmentation that crops "
                 "(flip_resize_crop_color), or window: whole."
             )
-        splits = {
-            split: data.mask_statistics(split, most_images=most)
-            for split, most in _LOOKED_AT.items()
-            if len(data.indices(split))
-        }
+        splits = self.statistics("mask_statistics")
         return audit_segmentation(splits, class_names=self.names)
-
-    def gather(self, stage: str) -> None:
-        """Baseline scores of all processes, and after the test predictions of some images."""
-        self._baselines = self.task.baselines()
-        if stage == "test":
-            self._samples = self._predicted("test")
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Scores of the most frequent class, of all pixels and at each place of the picture."""
-        return self._baselines or {}
-
-    def evaluation(self, stage: str) -> dict[str, Any]:
-        """The SegmentationProtocol, with the name of the official part that was evaluated."""
-        parts = getattr(self.datamodule, "official_parts", {})
-        split = "val" if stage == "val" else str(parts.get("test", "test"))
-        found: dict[str, Any] = self.task.evaluation(split)
-        return found
 
     def record(self) -> dict[str, Any]:
         """Names and colours of the classes."""
         given = getattr(self.datamodule, "palette", None)
         return {"class_names": self.names, **({} if given is None else {"palette": self.palette})}
 
-    def epoch_picture(self, folder: Path, epoch: int) -> Path | None:
-        """Fixed validation images after this epoch."""
-        samples = self._predicted("val")
-        if samples is None or rank_zero_only.rank:  # type: ignore[attr-defined]
-            return None
-        path = folder / "val_masks" / f"epoch_{epoch:03d}.png"
-        return self._draw(samples, path, f"epoch {epoch}")
-
     def pictures(self, folder: Path) -> list[Path]:
         """Fixed test images with truth, prediction and mistakes; IoU by class, also as CSV."""
-        if self._samples is None:
-            return []
-        from kora.reports import figures_segmentation
+        made = super().pictures(folder)
+        if made and self.task.test_iou is not None:
+            from kora.reports import figures_segmentation
 
-        made = [self._draw(self._samples, folder / "test_masks.png")]
-        if self.task.test_iou is not None:
             iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.cpu().numpy()
             self._write_classes(folder / "iou_by_class.csv", iou, shares)
             path = folder / "iou_by_class.png"
@@ -116,10 +76,10 @@ class SegmentationReport(Report):
 
     def sample_rows(self) -> list[dict[str, Any]]:
         """Image, truth and prediction in colours, and the share of pixels that are right."""
-        if self._samples is None:
+        if self.samples is None:
             return []
         rows = []
-        for image, truth, guess in _separate(self._samples):
+        for image, truth, guess in _separate(self.samples):
             counted = truth != 255
             rows.append(
                 {
@@ -131,14 +91,8 @@ class SegmentationReport(Report):
             )
         return rows
 
-    def _predicted(self, split: str) -> Samples | None:
-        data = self.datamodule
-        if not hasattr(data, "samples") or not len(data.indices(split)):
-            return None
-        batch = data.samples(split, spread(len(data.indices(split)), _PICTURED))
-        return batch, self.predict_batch(batch)
-
-    def _draw(self, samples: Samples, path: Path, title: str = "") -> Path:
+    def draw(self, samples: Samples, path: Path, title: str = "") -> Path:
+        """Images with truth, prediction and mistakes, and a legend."""
         from kora.reports import figures_segmentation
 
         images, truths, guesses = zip(*_separate(samples), strict=True)

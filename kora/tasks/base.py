@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from kora import __version__
-from kora.adapters import LinearProbe, Strategy
+from kora.adapters import LinearProbe, Strategy, describe
 from kora.adapters.checkpoint_files import require_record
 from kora.adapters.folder import (
     check_keys,
@@ -70,6 +71,10 @@ class AdapterTask(LightningModule):
 
     #: Quantity that chooses the best checkpoint, and whether `max` or `min` is best.
     monitor: tuple[str, str]
+    #: Rules of the evaluation, a dataclass with the field `split`; None: the metrics have none.
+    protocol: Any = None
+    #: Whether checkpoints record the head: for heads with settings that no tensor shows.
+    records_head = False
 
     def __init__(
         self,
@@ -115,6 +120,9 @@ class AdapterTask(LightningModule):
         self.loaded_step: int | None = None
         #: Outcomes of the images that this process tested: batches of columns (B,) with `index`.
         self.tested: list[dict[str, Tensor]] = []
+        #: Metrics of the constants, predictions that see no image, by the name of each.
+        self.constant_metrics = nn.ModuleDict()
+        self._constants_known = False
 
     @property
     def label(self) -> str:
@@ -242,6 +250,51 @@ class AdapterTask(LightningModule):
                 )
             rank_zero_warn(text)
 
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Score the constants as well in the command `validate`."""
+        if self.trainer.state.fn == "validate":
+            self._begin_constants()
+
+    def on_test_start(self) -> None:
+        """Score the constants as well as the model."""
+        self._begin_constants()
+
+    def _begin_constants(self) -> None:
+        for metrics in self.constant_metrics.values():
+            metrics.reset()  # type: ignore[operator]
+        self._constants_known = self.learn_constants(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def learn_constants(self, datamodule: Any) -> bool:
+        """Take what the constants predict from the training split; False if it cannot tell."""
+        return False
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of the constants, if they are known; call it on every process."""
+        if not self._constants_known:
+            return {}
+        return {
+            kind: {name: float(value) for name, value in metrics.compute().items()}  # type: ignore[operator]
+            for kind, metrics in self.constant_metrics.items()
+        }
+
+    def evaluation(self, split: str) -> dict[str, Any]:
+        """The protocol, with the name of the evaluated split; empty without one.
+
+        Raises:
+            ValueError: If the protocol is for another split.
+        """
+        if self.protocol is None:
+            return {}
+        if split != "val" and self.protocol.split not in (None, split):
+            raise ValueError(
+                f"model.protocol.split is '{self.protocol.split}', and this data evaluates on "
+                f"'{split}'. Use the data that the protocol means, or leave the split out."
+            )
+        found: dict[str, Any] = replace(self.protocol, split=split).to_dict()
+        return found
+
     # -- optimiser -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
@@ -299,7 +352,7 @@ class AdapterTask(LightningModule):
                 tensor.copy_(state_dict[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the hash of the frozen weights, which the file does not hold."""
+        """Record the hash of the frozen weights, which the file does not hold, and the head."""
         checkpoint["kora"] = {
             "kora_version": __version__,
             "backbone": self.backbone.name,
@@ -308,6 +361,7 @@ class AdapterTask(LightningModule):
             "normalisation": self.backbone.normalisation,
             "adapter": describe_whole(self.adapter),
             "source": self.source_record(),
+            **({"head": describe(self.head)} if self.records_head else {}),
         }
 
     def source_record(self) -> dict[str, Any] | None:
@@ -317,10 +371,11 @@ class AdapterTask(LightningModule):
         return {key: self.source.get(key) for key in ("folder", "experiment", "adapter")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other frozen weights.
+        """Refuse a checkpoint of other frozen weights, even if its tensors would fit.
 
         Raises:
-            ValueError: If strategy, its arguments, or the backbone's weights or scale differ.
+            ValueError: If strategy or head, their arguments, or the backbone's weights or scale
+                differ.
         """
         name = self._checkpoint_name()
         record = require_record(checkpoint, name)
@@ -337,6 +392,12 @@ class AdapterTask(LightningModule):
                 f"{name} belongs to images normalised with {theirs or _OWN}; this run has "
                 f"{self.backbone.normalisation or _OWN}. Set "
                 "model.backbone.mean and std as in the config.yaml of its run."
+            )
+        head = record.get("head")
+        if self.records_head and head not in (None, describe(self.head)):
+            raise ValueError(
+                f"{name} has the head {head}; this run has {describe(self.head)}. Make model.head "
+                "equal to it."
             )
         self.loaded_step = checkpoint.get("global_step")
         if self.source is None:  # a resume reads no source: its result is in the checkpoint

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import Strategy, describe
+from kora.adapters import Strategy
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.vit import Backbone
 from kora.heads import DepthHead, LinearDepth
@@ -43,6 +42,7 @@ class DepthTask(AdapterTask):
     """
 
     monitor = ("val/rmse_m", "min")
+    records_head = True
 
     def __init__(
         self,
@@ -153,15 +153,6 @@ class DepthTask(AdapterTask):
 
     # -- epochs --------------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Score the constants as well in the command `validate`."""
-        if self.trainer.state.fn == "validate":
-            self._prepare_constants()
-
-    def on_test_start(self) -> None:
-        """Score the constants as well as the model."""
-        self._prepare_constants()
-
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation part."""
         self._log(self.val_metrics, "val")
@@ -179,55 +170,14 @@ class DepthTask(AdapterTask):
         self.log(f"{stage}/skipped_images", float(metrics.skipped), sync_dist=True)
         metrics.reset()
 
-    def _prepare_constants(self) -> None:
-        for kind in self.constant_metrics:
-            self._constant(kind).reset()
-        statistics = getattr(self.trainer.datamodule, "depth_statistics", None)  # type: ignore[attr-defined]
-        if statistics is not None:
-            found = statistics("train")
-            self._mean_depth_m = float(found.mean_m)
-            self._mean_map = torch.as_tensor(found.mean_map).to(self.device)
-
-    # -- the record ----------------------------------------------------------------------------
-
-    def evaluation(self, split: str) -> dict[str, Any]:
-        """The protocol, with the name of the evaluated split.
-
-        Raises:
-            ValueError: If the protocol is for another split.
-        """
-        if split != "val" and self.protocol.split not in (None, split):
-            raise ValueError(
-                f"model.protocol.split is '{self.protocol.split}', and this data evaluates on "
-                f"'{split}'. Use the data that the protocol means, or leave the split out."
-            )
-        return replace(self.protocol, split=split).to_dict()
-
-    # -- checkpoints ---------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the head as well: its range and bins are settings that no tensor shows."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["kora"]["head"] = describe(self.head)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another head, even if its tensors would fit."""
-        super().on_load_checkpoint(checkpoint)
-        theirs, ours = checkpoint["kora"].get("head"), describe(self.head)
-        if theirs is not None and theirs != ours:
-            raise ValueError(
-                f"The checkpoint has the head {theirs}; this run has {ours}. Make model.head equal "
-                "to it."
-            )
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """The scores of the two constants; call it on every process."""
-        if self._mean_map is None:
-            return {}
-        return {
-            kind: {name: float(value) for name, value in self._constant(kind).compute().items()}
-            for kind in self.constant_metrics
-        }
+    def learn_constants(self, datamodule: Any) -> bool:
+        """The mean training depth, everywhere and at each pixel."""
+        if not hasattr(datamodule, "depth_statistics"):
+            return False
+        found = datamodule.depth_statistics("train")
+        self._mean_depth_m = float(found.mean_m)
+        self._mean_map = torch.as_tensor(found.mean_map).to(self.device)
+        return True
 
 
 def _resized(depth: Tensor, size: torch.Size) -> Tensor:

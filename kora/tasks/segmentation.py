@@ -6,14 +6,13 @@ Shapes: B images, K classes, H and W pixels of a mask or an image, h and w of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import Strategy, describe
+from kora.adapters import Strategy
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.images import resized
 from kora.backbone.vit import Backbone
@@ -61,6 +60,7 @@ class SegmentationTask(AdapterTask):
     """
 
     monitor = ("val/miou", "max")
+    records_head = True
 
     def __init__(
         self,
@@ -271,15 +271,6 @@ class SegmentationTask(AdapterTask):
 
     # -- epochs --------------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Score the constants as well in the command `validate`."""
-        if self.trainer.state.fn == "validate":
-            self._prepare_constants()
-
-    def on_test_start(self) -> None:
-        """Score the constants as well as the model."""
-        self._prepare_constants()
-
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation part."""
         self._log(self.val_metrics, "val")
@@ -321,55 +312,14 @@ class SegmentationTask(AdapterTask):
             for group in groups
         }
 
-    def _prepare_constants(self) -> None:
-        for kind in _CONSTANTS:
-            self._constant(kind).reset()
-        statistics = getattr(self.trainer.datamodule, "mask_statistics", None)  # type: ignore[attr-defined]
-        if statistics is not None:
-            found = statistics("train")
-            self._majority = found.majority
-            self._mode_map = torch.as_tensor(found.mode_map).to(self.device)
-
-    # -- the record ----------------------------------------------------------------------------
-
-    def evaluation(self, split: str) -> dict[str, Any]:
-        """The protocol, with the name of the evaluated split.
-
-        Raises:
-            ValueError: If the protocol is for another split.
-        """
-        if split != "val" and self.protocol.split not in (None, split):
-            raise ValueError(
-                f"model.protocol.split is '{self.protocol.split}', and this data evaluates on "
-                f"'{split}'. Use the data that the protocol means, or leave the split out."
-            )
-        return replace(self.protocol, split=split).to_dict()
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """The scores of the two constants; call it on every process."""
-        if self._mode_map is None:
-            return {}
-        return {
-            kind: {name: float(value) for name, value in self._constant(kind).compute().items()}
-            for kind in _CONSTANTS
-        }
-
-    # -- checkpoints ---------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the head as well: it has settings that no tensor shows."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["kora"]["head"] = describe(self.head)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another head, even if its tensors would fit."""
-        super().on_load_checkpoint(checkpoint)
-        theirs, ours = checkpoint["kora"].get("head"), describe(self.head)
-        if theirs is not None and theirs != ours:
-            raise ValueError(
-                f"The checkpoint has the head {theirs}; this run has {ours}. Make model.head equal "
-                "to it."
-            )
+    def learn_constants(self, datamodule: Any) -> bool:
+        """The most frequent class of the training masks, of all pixels and at each place."""
+        if not hasattr(datamodule, "mask_statistics"):
+            return False
+        found = datamodule.mask_statistics("train")
+        self._majority = found.majority
+        self._mode_map = torch.as_tensor(found.mode_map).to(self.device)
+        return True
 
 
 def _enlarged(logits_BKhw: Tensor, size: Sequence[int]) -> Tensor:

@@ -77,7 +77,7 @@ def test_sample_rows_are_the_pictured_images_with_their_error(report: DepthRepor
     report.gather("test")
     rows = report.sample_rows()
     assert len(rows) == 4
-    batch, predicted = report._samples or ({}, {})
+    batch, predicted = report.samples or ({}, {})
     for place, row in enumerate(rows):
         truth, guess = batch["depth_m"][place].numpy(), predicted["depth_m"][place].numpy()
         rmse = np.sqrt(np.mean((guess - truth)[truth > 0] ** 2))
