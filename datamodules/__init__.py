@@ -2,6 +2,7 @@
 
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR
+from datamodules.detection.folder import DetectionFolder
 from datamodules.image_folder import ImageFolder
 from datamodules.image_table import ImageTable
 from datamodules.nyu.depth_v2 import NYUDepthV2
@@ -14,6 +15,7 @@ from datamodules.tiny_imagenet import TinyImageNet
 __all__ = [
     "CIFAR",
     "CamVid",
+    "DetectionFolder",
     "ImageDataModule",
     "ImageFolder",
     "ImageTable",

@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import Augment, augment_batch, check_augment, draws_needed
 from datamodules.cache.option import describe_caches
 from datamodules.depth_statistics import DepthStatistics, spread_statistics
+from datamodules.detection.boxes import Boxes
+from datamodules.detection.statistics import BoxStatistics
 from datamodules.eval_sampling import evaluation_loader
 from datamodules.groups import (
     check_pattern,
@@ -94,6 +96,8 @@ class ImageDataModule(LightningDataModule):
     image_size: tuple[int, int]
     #: Names of the classes of `mask`, if batches hold it.
     mask_names: list[str] | None = None
+    #: Names of the classes of `boxes`, if batches hold them.
+    box_names: list[str] | None = None
     dataset_name: ClassVar[str]
     #: What the data set calls its two parts.
     official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
@@ -336,6 +340,36 @@ class ImageDataModule(LightningDataModule):
         """Masks (H, W) at these places of a split, each at its own size."""
         for position in positions:
             yield self.samples(split, [int(position)])["mask"][0].numpy()
+
+    def box_statistics(self, split: Split, *, most_images: int = 1000) -> BoxStatistics:
+        """Statistics of the boxes of a split, from at most `most_images` evenly spread images.
+
+        Raises:
+            ValueError: the data has no `boxes`, or the split no image.
+        """
+        self.setup_splits()
+        indices = self.indices(split)
+        if self.box_names is None or not len(indices):
+            raise ValueError(
+                f"The {split} split of {self.dataset_name} holds no image with boxes. Use "
+                "datamodules.DetectionFolder, or datamodules.Synthetic with data.maps: [boxes]."
+            )
+        places = np.linspace(0, len(indices) - 1, min(len(indices), most_images)).round()
+        return BoxStatistics.of_boxes(
+            self.boxes_at(split, places.astype(np.int64)),
+            num_classes=len(self.box_names),
+            of_images=len(indices),
+        )
+
+    def boxes_at(self, split: Split, positions: IntArray) -> Iterator[Boxes]:
+        """Boxes at these places of a split, in the own pixels of each picture."""
+        samples = self.samples(split, positions)
+        size = (int(samples["image"].shape[-2]), int(samples["image"].shape[-1]))
+        for boxes, labels in zip(samples["boxes"], samples["box_label"], strict=True):
+            own = labels >= 0
+            labels_N = labels[own].numpy()
+            nothing_N = np.zeros(len(labels_N), dtype=bool)
+            yield Boxes(size, boxes[own].numpy(), labels_N, nothing_N)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")

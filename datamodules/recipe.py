@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "FORMATS",
+    "GREY",
     "Fit",
     "FixedFit",
     "ImageRecipe",
@@ -31,8 +32,12 @@ __all__ = [
 ]
 
 FixedFit = Literal["crop", "stretch"]  # makes pictures of one size
-Fit = Literal[FixedFit, "cover"]
+Fit = Literal[FixedFit, "cover", "contain"]
 Transparency = Literal["white", "dropped"]
+
+#: What fills an image outside of its picture: the mean of ImageNet, which backbones normalise to
+#: nearly 0.
+GREY = (124, 116, 104)
 
 #: Pictures above `Image.MAX_IMAGE_PIXELS` are refused here, so Pillow's warning adds nothing.
 _VAST = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -76,7 +81,8 @@ class ImageRecipe:
     Args:
         fit: `crop` scales the picture to cover `size` and cuts the centre, `stretch` ignores its
             proportions, `cover` scales it to cover `size` and cuts nothing, so its size differs;
-            None keeps its size.
+            `contain` scales it to fit inside `size`, puts it at the top left and fills the rest
+            with `GREY`; None keeps its size.
         size: height and width in pixels; without `fit` a picture must have it already.
         transparency: `white` makes transparent pixels white; `dropped` shows the colours that are
             hidden there.
@@ -129,7 +135,7 @@ class ImageRecipe:
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """The fitted pixels (3, H, W) of what `open` gave."""
         if self.fit is not None and self.size is not None:
-            height, width = self.fitted((image.height, image.width))
+            height, width = self.fitted_content((image.height, image.width))
             high, wide = float(image.height), float(image.width)
             if self.fit == "crop":
                 ratio = width / height
@@ -141,6 +147,10 @@ class ImageRecipe:
                 ((width, height), (0, top, width, top + high)),
             ):
                 image = image.resize(size, Image.Resampling.BICUBIC, box=box)
+            if self.fit == "contain":
+                content = image
+                image = Image.new("RGB", (self.size[1], self.size[0]), GREY)
+                image.paste(content)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -155,6 +165,19 @@ class ImageRecipe:
             max(self.size[1], round(size[1] * scale)),
         )
 
+    def fitted_content(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width, within the pixels of a picture of `size`, that show the picture.
+
+        Less than `fitted` only for `contain`, whose rest is filled. In whole numbers, so that every
+        machine and every graph has the same: the other side is rounded, halves up.
+        """
+        if self.fit != "contain" or self.size is None:
+            return self.fitted(size)
+        (high, wide), (height, width) = self.size, size
+        if height * wide >= width * high:
+            return high, max(1, (2 * width * high + height) // (2 * height))
+        return max(1, (2 * height * wide + width) // (2 * width)), wide
+
     def shown(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (H, W) that the model sees of a picture of `size`: less what a crop cuts off."""
         return self.size if self.fit == "crop" and self.size is not None else size
@@ -168,7 +191,7 @@ class ImageRecipe:
             raise ValueError(f"it has no pixels: {image.height} x {image.width}")
         upright = ImageOps.exif_transpose(image)
         if self.fit is not None and self.size is not None:  # what `pixels` makes in between
-            height, width = self.fitted((upright.height, upright.width))
+            height, width = self.fitted_content((upright.height, upright.width))
             if width * max(height, upright.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(
                     f"{upright.height} x {upright.width} pixels are too thin to resize"

@@ -22,7 +22,9 @@ __all__ = [
     "allocate",
     "check_labels",
     "choose_subset",
+    "choose_test",
     "choose_train_and_validation",
+    "choose_train_beside",
     "choose_validation",
     "choose_whole_groups",
     "class_counts",
@@ -36,6 +38,7 @@ How = Literal["stratified", "random", "first"]
 
 # One random stream per purpose, so that changing the validation size leaves the subset as it was.
 _SUBSET_STREAM, _VALIDATION_STREAM = 0, 1
+_TEST_SEED = 0  # so that every run has the same test images
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,30 @@ def choose_train_and_validation(
         val = choose_whole_groups(labels, groups[in_use], taken, total=total, seed=seed)
     train = np.setdiff1d(np.arange(len(labels)), val) if taken is None else taken
     return in_use[train], in_use[val]
+
+
+def choose_train_beside(
+    labels: IntArray, val: IntArray, subset: Subset | None, *, class_names: Sequence[str], seed: int
+) -> IntArray:
+    """Positions that train, ascending, if the images at `val` validate."""
+    rest = labels.copy()
+    rest[val] = -1  # not in use
+    return choose_train_and_validation(
+        rest, subset, class_names=class_names, val_fraction=0, val_images=0, seed=seed
+    )[0]
+
+
+def choose_test(groups: IntArray, *, test_fraction: float) -> IntArray:
+    """Positions of the test part of images without parts, ascending; the same in every run.
+
+    Whole groups, given by the number (N,) of the group of each image.
+
+    Raises:
+        ValueError: no group can test.
+    """
+    labels = np.zeros(len(groups), dtype=np.int64)
+    total = max(1, round(test_fraction * len(groups)))
+    return choose_whole_groups(labels, groups, None, total=total, seed=_TEST_SEED)
 
 
 def check_labels(labels: IntArray, *, num_classes: int, source: str) -> IntArray:

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.augment import check_box_augment
 from datamodules.base import ImageDataModule, Part
 from datamodules.recipe import ImageRecipe
+from datamodules.scenes.boxes import solid_boxes
 from datamodules.scenes.render import CLASS_NAMES, MIN_SIZE, Style, render
+from datamodules.scenes.solids import KINDS
 from datamodules.splits import IntArray
 
 __all__ = ["SceneMap", "Synthetic"]
 
-SceneMap = Literal["depth_m", "mask"]
+SceneMap = Literal["depth_m", "mask", "boxes"]
 
 _MASK_NAMES = ("room", "labelled solid", "furniture", "more furniture")
 _BLOCK = 240  # images between two steps of the progress bar
@@ -46,7 +49,9 @@ class Synthetic(ImageDataModule):
         scene_seed: which scenes; `seed` only chooses the splits among them.
         maps: further entries of a batch: `depth_m`, float32 (B, H, W), metres along the optical
             axis; `mask`, uint8 (B, H, W), 0 room, 1 labelled solid, 2 and 3 furniture, and 255
-            where augmentation leaves the frame.
+            where augmentation leaves the frame; `boxes`, float32 (B, 3, 4), x1, y1, x2, y2 in
+            pixels around what shows of each solid, with `box_label`, int64 (B, 3), its shape, and
+            -1 for one of which fewer than 12 pixels show.
         **options: the options of every data module, see `ImageDataModule`.
 
     Raises:
@@ -90,19 +95,24 @@ class Synthetic(ImageDataModule):
         for name in maps or []:
             if name not in get_args(SceneMap):
                 raise ValueError(
-                    f"data.maps has {name!r}; it may hold {' and '.join(get_args(SceneMap))}."
+                    f"data.maps has {name!r}; it may hold {', '.join(get_args(SceneMap))}."
                 )
         self.style: Style = style
         self.image_size = (image_size, image_size)
         self.scene_seed = scene_seed
         self.maps: tuple[SceneMap, ...] = tuple(maps or ())
         self.mask_names = list(_MASK_NAMES) if "mask" in self.maps else None
+        self.box_names = list(KINDS) if "boxes" in self.maps else None
+        if self.box_names is not None:
+            check_box_augment(self.augment)
         self.class_names = list(CLASS_NAMES)
         self._part_images: dict[Part, int] = {"train": train_images, "test": test_images}
 
     @property
     def recipe(self) -> ImageRecipe:
         """With maps, nothing is cut off: they must cover the whole picture."""
+        if self.maps == ("boxes",):
+            return ImageRecipe("contain", self.image_size)
         return ImageRecipe() if self.maps else super().recipe
 
     def read_labels(self, part: Part) -> IntArray:
@@ -112,7 +122,8 @@ class Synthetic(ImageDataModule):
         blocks = [positions[i : i + _BLOCK] for i in range(0, len(positions), _BLOCK)] or [
             positions
         ]
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("image", *self.maps)}
+        names = ["image", *self.maps, *(["box_label"] if "boxes" in self.maps else [])]
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
         bar = tqdm(
             total=len(positions),
             desc=f"Rendering {self.style} scenes ({part})",
@@ -147,6 +158,10 @@ class Synthetic(ImageDataModule):
         }
 
     def _render(self, part: Part, positions: IntArray) -> dict[str, Tensor]:
-        return render(
+        rendered = render(
             positions, style=self.style, seed=self.scene_seed, split=part, size=self.image_size[0]
         )
+        if "boxes" in self.maps:
+            mask = rendered["mask"]
+            rendered |= solid_boxes(positions, mask, seed=self.scene_seed, split=part)
+        return rendered

@@ -8,10 +8,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +21,15 @@ from datamodules.locks import acquired, lock_at
 from datamodules.recipe import ImageRecipe
 from kora.adaptation import BACKBONE
 from kora.adaptation.audit import Audit, look_at
+from kora.adaptation.call import Call, StoppedError
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
 from kora.adaptation.features import FeatureStore, SharedPass, fill
-from kora.adaptation.layout import Layout, find_pictures, has_masks
+from kora.adaptation.layout import Layout, find_pictures, has_boxes, has_masks
 from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
-from kora.adaptation.runs import Setup, StoppedError, run_of
+from kora.adaptation.result import Adapted, Answer
+from kora.adaptation.runs import Setup, finished_run
 from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched, simplest
 from kora.adaptation.split import Split, split_for
 from kora.backbone.vit import Backbone, usual_size
@@ -37,11 +38,8 @@ from kora.feature_cache.cache import FeatureCache
 from kora.runs.durable import expand
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
-from kora.tasks.load import AdaptedModel, load_adapter, named_device
+from kora.tasks.load import named_device
 from kora.training.batched_fit import Setting, fit_together, rows_of
-
-if TYPE_CHECKING:
-    from kora.adaptation.masks import AdaptedMasks
 
 __all__ = ["Adapted", "StoppedError", "adapt"]
 
@@ -51,34 +49,6 @@ _THROUGH_SETTINGS = (Setting(2e-4, 1e-3), Setting(2e-4, 3e-4), Setting(1e-3, 3e-
 _MEMORY = 0.8  # share of all memory that may be used
 _MARGIN = 2.0  # standard errors; a strategy further behind gets no other settings
 _SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The result of `adapt`.
-
-    Args:
-        folder: Folder of everything that was made.
-        run: The run of the best strategy, with its adapter.
-        strategy: Name of the best strategy.
-        accuracy: Accuracy on the test pictures, which were used once.
-        interval: Its 95 % interval, over test pictures.
-        sentence: The result in words, with the linear probe and chance.
-        page: An HTML page for a browser.
-    """
-
-    folder: Path
-    run: Path
-    strategy: str
-    accuracy: float
-    interval: tuple[float, float]
-    sentence: str
-    page: Path
-
-    @cached_property
-    def model(self) -> AdaptedModel:
-        """The model, loaded from its run."""
-        return load_adapter(self.run)
 
 
 class Through(NamedTuple):
@@ -115,14 +85,15 @@ def adapt(
     seed: int = 0,
     dry_run: bool = False,
     stop: Stop | None = None,
-) -> Adapted | AdaptedMasks | None:
+) -> Answer | None:
     """Find the best strategy and settings for a folder of pictures, and train the model.
 
     Results of earlier calls are used again: the split, cached features, fits and runs.
 
     Args:
         folder: `CLASS/*`, `train/CLASS/*` with `test` and maybe `val`, or a CSV of path and label;
-            for a class of each pixel, `images` and `masks`, or `train` and `test` with these.
+            for a class of each pixel, `images` and `masks`, or `train` and `test` with these; for
+            boxes, COCO json, Pascal VOC or YOLO, as `datamodules.DetectionFolder` reads them.
         backbone: A vision transformer of timm.
         weights: A `.safetensors` file; None fetches those of timm.
         minutes: Time for everything; None: what the strategies on cached features need.
@@ -140,22 +111,25 @@ def adapt(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes {minutes}: expected a number above 0.")
     place = expand(folder)
-    layout = None if has_masks(place) else find_pictures(place)
+    masks, boxes = has_masks(place), has_boxes(place)
+    if masks and boxes:
+        say(f"{place} holds masks and boxes: masks are taken. For boxes, move the masks away.")
+    layout = None if masks or boxes else find_pictures(place)
     home = Path("runs") / f"adapt_{place.resolve().stem}" if out is None else expand(out)
     home.mkdir(parents=True, exist_ok=True)
     lock = lock_at(home / ".lock")
     if not acquired(lock, timeout_s=0):
         raise RuntimeError(f"{home}: another kora adapt is at work there. Wait for it.")
     try:
-        if layout is None:
-            from kora.adaptation.masks import adapt_masks
+        source = _source(weights)
+        call = Call(place, home, backbone, source, minutes, seed, Stop() if stop is None else stop)
+        if layout is not None:
+            return _Whole(layout, call).run(dry_run=dry_run)
+        from kora.adaptation.boxes import BOXES
+        from kora.adaptation.masks import MASKS
+        from kora.adaptation.trials import Trials
 
-            return adapt_masks(
-                place, home, backbone=backbone, weights=_source(weights), minutes=minutes,
-                seed=seed, dry_run=dry_run, stop=stop or Stop(),
-            )  # fmt: skip
-        whole = _Whole(layout, home, backbone, weights, minutes, seed, stop or Stop())
-        return whole.run(dry_run=dry_run)
+        return Trials(MASKS if masks else BOXES, call).run(dry_run=dry_run)
     finally:
         lock.release()
 
@@ -163,25 +137,13 @@ def adapt(
 class _Whole:
     """One call of `adapt`."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        home: Path,
-        backbone: str,
-        weights: str | Path | None,
-        minutes: float | None,
-        seed: int,
-        stop: Stop,
-    ) -> None:
-        self.began = time.monotonic()
-        self.layout, self.home, self.seed, self.stop = layout, home, seed, stop
-        self.minutes = minutes
-        source = _source(weights)
-        size = usual_size(backbone, source, most=_SIDE)
-        self.arguments = {"name": backbone, "weights": source, "image_size": size}
-        self.backbone = Backbone(
-            backbone, weights=source, image_size=size
-        )  # or raises what is missing
+    def __init__(self, layout: Layout, call: Call) -> None:
+        self.layout, self.call = layout, call
+        self.home, self.seed, self.minutes = call.home, call.seed, call.minutes
+        size = usual_size(call.backbone, call.weights, most=_SIDE)
+        self.arguments = {"name": call.backbone, "weights": call.weights, "image_size": size}
+        # Or raises what is missing.
+        self.backbone = Backbone(call.backbone, weights=call.weights, image_size=size)
         self.backbone.to(named_device("auto"))
         self.recipe = ImageRecipe("crop", self.backbone.size)
         self.classes = layout.labels
@@ -215,30 +177,25 @@ class _Whole:
             best = simplest(search, found)
             choice = _chosen(search, best, tried)
             runs = self._train_again(plan, choice, found[0], search, progress)
+        chosen = choice.candidate.name
         report = Report(
             layout=self.layout, audit=audit, split=self.split, classes=self.classes, search=search,
-            found=found, best=best, through=tried, chosen=choice.candidate.name, runs=runs,
-            probe=found[0].label, curve=self._curve(search, best), backbone=self.backbone.name,
-            seconds=time.monotonic() - self.began, home=self.home,
-            command=self._command(),
+            found=found, best=best, through=tried, chosen=chosen, runs=runs, probe=found[0].label,
+            curve=self._curve(search, best), backbone=self.backbone.name,
+            seconds=self.call.passed_s, home=self.home,
+            commands=self.call.commands(runs[chosen]),
         )  # fmt: skip
         page = write_report(report)
         accuracy, interval = report.accuracy
-        chosen = report.chosen
-        return Adapted(self.home, runs[chosen], chosen, accuracy, interval, report.sentence, page)
+        return Adapted(
+            self.home, runs[chosen], chosen, interval, report.sentence, page, accuracy=accuracy
+        )
 
     @cached_property
     def _kept(self) -> Tensor:
         """Cached features of the pictures that train or validate."""
         rows, _ = self.split.training()
         return self.store.rows([self.content[row.path] for row in rows])
-
-    def _command(self) -> str:
-        """The command of this call, without --minutes."""
-        words = ["kora", "adapt", str(self.layout.place), "--backbone", self.backbone.name]
-        if self.arguments["weights"] != "pretrained":
-            words += ["--weights", str(self.arguments["weights"])]
-        return " ".join([*words, "--out", str(self.home), "--seed", str(self.seed)])
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -301,7 +258,7 @@ class _Whole:
                 mine = [one for one in tried if one.candidate == candidate]
                 expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
                 again = max([expected, *(one.seconds for one in tried)]) / 0.8
-                left = self.minutes * 60 - (time.monotonic() - self.began) - 2 * RUN_S
+                left = self.call.left_s - 2 * RUN_S
                 if left < expected + again or (mine and _behind(mine, best, pictures)):
                     continue
                 progress.part(f"training {candidate.name} through the backbone", expected)
@@ -336,8 +293,8 @@ class _Whole:
             StoppedError: A signal came.
         """
         setup = Setup(
-            self.home, self.split.file.absolute(), self.layout.root.absolute(), self.arguments,
-            self.backbone.size, self.seed,
+            self.call, self.split.file.absolute(), self.layout.root.absolute(), self.arguments,
+            self.backbone.size,
         )  # fmt: skip
         own_val = bool(self.split.of("val"))
         config = setup.config(
@@ -350,11 +307,7 @@ class _Whole:
         name = choice.candidate.name
         if trial_of is not None:
             name = f"trial_{name}_{choice.setting.lr:g}"
-        run, why = run_of(self.home, name, config, seed=self.seed, stop=self.stop)
-        self._look_at_signals()
-        if run is None:
-            raise RuntimeError(f"{name}: {why}. Repeat the command to resume from here.")
-        return run
+        return finished_run(self.call, name, config)
 
     def _keep_for(self, candidate: Candidate, config: dict[str, Any]) -> None:
         """Put the features that a strategy reads where its run finds them."""
@@ -391,20 +344,14 @@ class _Whole:
             found.append((len(some), right))
         return found
 
-    # -- signals -------------------------------------------------------------------------------
-
     def _watched(self, step: Callable[..., object]) -> Callable[..., object]:
         """A step of the progress bar that raises `StoppedError` after a signal."""
 
         def moved(*args: float) -> None:
-            self._look_at_signals()
+            self.call.require_no_signal()
             step(*args)
 
         return moved
-
-    def _look_at_signals(self) -> None:
-        if self.stop.signal is not None:
-            raise StoppedError("stopped. Repeat the command to resume from here.")
 
 
 def _source(weights: str | Path | None) -> str:

@@ -9,6 +9,7 @@ from kora.adapters import Strategy
 from kora.runs.config_files import configs_folder
 from kora.runs.trust import build
 from kora.runs.yaml_files import read_yaml
+from kora.training.batched_fit import Setting
 
 __all__ = ["CACHED", "THROUGH", "Candidate"]
 
@@ -20,11 +21,13 @@ class Candidate(NamedTuple):
         name: Name of its runs.
         files: Presets; later ones win.
         why: Why it is tried, for people.
+        settings: Learning rates in the order in which they are tried; empty: they are searched.
     """
 
     name: str
     files: tuple[str, ...]
     why: str
+    settings: tuple[Setting, ...] = ()
 
     @property
     def model(self) -> dict[str, Any]:

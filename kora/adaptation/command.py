@@ -45,13 +45,14 @@ def adapt_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kora adapt",
         description="From a folder of pictures to the model that is best by validation, with its "
-        "accuracy on test pictures. Repeat the command after a stop: it uses what is finished.",
+        "score on test pictures. Repeat the command after a stop: it uses what is finished.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "folder", metavar="FOLDER",
         help="FOLDER/CLASS/*, FOLDER/train/CLASS/* with test/CLASS/*, or a CSV of path and label; "
-        "for a class of each pixel, images and masks of the same names",
+        "for a class of each pixel, images and masks of the same names; for boxes, COCO json, "
+        "Pascal VOC XML or YOLO txt",
     )  # fmt: skip
     parser.add_argument(
         "--backbone", default=BACKBONE, metavar="NAME",

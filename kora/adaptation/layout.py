@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.detection.layouts import find_layout
 from datamodules.image_table import TableRow, read_table
 from datamodules.loading import image_suffixes, visible_files
 
-__all__ = ["Layout", "find_pictures", "has_masks"]
+__all__ = ["Layout", "find_pictures", "has_boxes", "has_masks"]
 
 #: Names of folders, and the part that they hold.
 _PARTS = {
@@ -59,6 +60,16 @@ def has_masks(place: Path) -> bool:
     )
 
 
+def has_boxes(place: Path) -> bool:
+    """Whether a folder holds boxes of objects, as `datamodules.DetectionFolder` finds them."""
+    try:
+        parts = find_layout(place).parts
+    except (OSError, ValueError):  # what reads the folder next says what is wrong
+        return False
+    # XML files among the pictures of class folders are no parts.
+    return not parts or any(name.startswith("train") for name in parts)
+
+
 def find_pictures(place: Path) -> Layout:
     """The pictures of `FOLDER/CLASS/*`, `FOLDER/train/CLASS/*` (and `test`, `val`) or of a CSV.
 
@@ -92,8 +103,9 @@ def _of_folder(folder: Path) -> Layout:
         if name in names and "images" in names:
             raise ValueError(
                 f"{folder} has folders 'images' and '{names[name].name}', as data for {task} do. "
-                "kora adapt learns classes of pictures (a folder for each class) and of pixels "
-                "(images and masks of the same names)."
+                "kora adapt learns classes of pictures (a folder for each class), of pixels "
+                "(images and masks of the same names), and boxes (COCO json, Pascal VOC XML or "
+                "YOLO txt)."
             )
     for path in inside:
         below = {one.name.lower(): one.name for one in _folders(path)}
@@ -102,7 +114,8 @@ def _of_folder(folder: Path) -> Layout:
             raise ValueError(
                 f"{path} has folders '{below['images']}' and '{below[other]}', which are no "
                 "classes. For a class of each pixel, kora adapt expects folders named images and "
-                "masks; for classes of pictures, a folder for each class."
+                "masks; for boxes, COCO json, Pascal VOC XML or YOLO txt; for classes of pictures, "
+                "a folder for each class."
             )
     parts = {path: _PARTS[path.name.lower()] for path in inside if path.name.lower() in _PARTS}
     if "train" not in parts.values():

@@ -19,7 +19,7 @@ from kora.console.say import say
 from kora.tasks.callbacks import time_over_float32
 from kora.training.batched_fit import Setting, fit_together
 
-__all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for"]
+__all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for", "seconds_of"]
 
 RUN_S = 6.0  # of a run on cached features, most of it to start
 THROUGH_EPOCHS = 10
@@ -110,7 +110,7 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
     device = backbone.mean.device
     images = torch.zeros(_PICTURES, 3, *backbone.size, dtype=torch.uint8, device=device)
     shared.read(images[:2])
-    each_s = _seconds(lambda: shared.read(images)) / _PICTURES
+    each_s = seconds_of(lambda: shared.read(images)) / _PICTURES
     rows, folds = split.training()
     learn = int((folds != folds.max()).sum())
     steps = epochs_for(len(rows)) * math.ceil(learn / BATCH_SIZE)
@@ -122,7 +122,7 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
             [Setting(1e-3, 1e-3)] * _FITS, batch_size=BATCH_SIZE, seed=0,
         )  # fmt: skip
         run(epochs=1)
-        timed = _seconds(partial(run, epochs=_STEPS))
+        timed = seconds_of(partial(run, epochs=_STEPS))
         fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
     ratio = time_over_float32(torch.bfloat16) if device.type == "cpu" else 1.0
     in_float32 = device.type == "cpu" and ratio > _WORTH_IT
@@ -141,7 +141,7 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
     return plan
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
     """Seconds of the shortest of a few runs."""
     found = []
     for _ in range(_TIMES):

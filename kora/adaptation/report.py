@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from datamodules.recipe import ImageRecipe, UnreadableImageError
 from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
+from kora.adaptation.pages import PAGE, inline_png
 from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
-from kora.adaptation.words import LEVEL, percent
+from kora.adaptation.words import Lead, answer, percent
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
 from kora.console.tables import csv_text
@@ -35,9 +36,8 @@ from kora.runs.outcomes import read_outcomes
 from kora.runs.results import read_results
 from kora.tasks.load import load_adapter
 
-__all__ = ["PAGE", "Report", "write_report"]
+__all__ = ["Report", "write_report"]
 
-PAGE = "index.html"
 _WORST = 24  # mistakes that are shown
 _ASKED = 400  # wrong pictures for which the model's confidence is computed
 _SIDE = 128  # pixels of a picture on the page
@@ -63,7 +63,7 @@ class Report:
         seconds: How long everything took.
         backbone: Its name in timm.
         home: Folder of everything.
-        command: The command that resumes it.
+        commands: What to do next, with the command for it.
     """
 
     layout: Layout
@@ -81,7 +81,7 @@ class Report:
     seconds: float
     backbone: str
     home: Path
-    command: str
+    commands: Sequence[tuple[str, str]]
 
     @cached_property
     def outcome(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -106,38 +106,26 @@ class Report:
         return right / len(labels), wilson(right, len(labels))
 
     @cached_property
-    def lead(self) -> tuple[float, float, float, float] | None:
-        """Lead over the linear probe in the test: mean, interval, p; None if that is chosen."""
+    def lead(self) -> Lead | None:
+        """Lead over the linear probe in the test; None if that is chosen."""
         if self.chosen == self.probe:
             return None
         (labels, mine), (_, theirs) = self.outcome, self.rival
         gain = (labels == mine).astype(float) - (labels == theirs)
-        low, high = crossed_bootstrap(gain[None])
-        return float(gain.mean()), low, high, sign_flip_p(gain)
+        probe = float((labels == theirs).mean())
+        return Lead(probe, float(gain.mean()), crossed_bootstrap(gain[None]), sign_flip_p(gain))
 
     @cached_property
     def sentence(self) -> str:
         """The answer, in words."""
-        accuracy, (low, high) = self.accuracy
-        images = len(self.outcome[0])
+        accuracy, interval = self.accuracy
         base = read_results(self.runs[self.chosen]).baselines
         guess = max(base[kind]["accuracy"] for kind in ("chance", "majority") if kind in base)
-        text = (
+        claim = (
             f"{self.chosen} tells the {len(self.classes)} classes apart in {percent(accuracy)} of "
-            f"{images:,} test pictures (95 % interval {percent(low)} to {percent(high)}; "
-            f"guessing {percent(guess)}"
+            f"{len(self.outcome[0]):,} test pictures"
         )
-        if self.lead is None:
-            return f"{text}). No other strategy was clearly better by validation."
-        gain, below, above, p = self.lead
-        labels, theirs = self.rival
-        text += f"; a linear probe {percent((labels == theirs).mean())}). "
-        points = f"{100 * gain:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})"
-        if p < LEVEL and gain > 0:
-            return f"{text}Its lead over the linear probe, {points}, is more than chance."
-        if p < LEVEL:
-            return f"{text}The linear probe is ahead on the test pictures: {points}."
-        return f"{text}Its difference from the linear probe, {points}, may be chance."
+        return answer(claim, interval, f"guessing {percent(guess)}", self.lead, of="pictures")
 
     @cached_property
     def by_class(self) -> list[dict[str, Any]]:
@@ -241,16 +229,6 @@ class Report:
             )
         return rows
 
-    @property
-    def commands(self) -> list[tuple[str, str]]:
-        """Commands for what to do next."""
-        run = self.runs[self.chosen]
-        return [
-            ("predict", f"kora predict {run} --images FOLDER --out predictions"),
-            ("export", f"kora export {run} --format onnx"),
-            ("continue with more minutes", f"{self.command} --minutes 60"),
-        ]
-
 
 def _remark(one: Searched) -> str:
     if not one.finished:
@@ -277,13 +255,18 @@ def write_report(report: Report) -> Path:
         for told in [tried.predictions >= 0]
     ]
     write_text(report.home / "search.csv", csv_text(rows, list(rows[0])))
-    accuracy, (low, high) = report.accuracy
     html = page_of("kora.adaptation").render(
-        report=report, accuracy=accuracy, low=low, high=high, curve=_curve(report),
+        name=report.layout.root.name,
+        sentence=report.sentence,
+        commands=report.commands,
+        run=report.runs[report.chosen],
+        python='.predict("new.jpg")',
+        report=report,
+        curve=_curve(report),
         mistakes=_mistakes(report),
-        matrix=_png(report.runs[report.chosen] / "confusion_matrix.png"),
+        matrix=inline_png(report.runs[report.chosen] / "confusion_matrix.png"),
         notes=[*report.layout.notes, *report.audit.sentences(), *report.split.notes],
-    )  # fmt: skip
+    )
     return write_text(report.home / PAGE, html)
 
 
@@ -340,9 +323,3 @@ def _thumbnail(path: Path) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _png(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

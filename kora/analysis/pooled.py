@@ -1,6 +1,6 @@
-"""Statistics of scores that are no mean over images: they follow from areas summed over all images.
+"""Statistics of scores that are no mean over images: of areas or boxes of all images together.
 
-Images are drawn, or the two models exchanged on them, and the areas are summed anew each time.
+Images are drawn, or the two models exchanged on them, and the score is computed anew each time.
 
 Shapes: S seeds, I images, K classes, B resamples
 """
@@ -8,18 +8,23 @@ Shapes: S seeds, I images, K classes, B resamples
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kora.analysis.average_precision import mean_ap
 from kora.analysis.statistics import RESAMPLES
+from kora.runs.outcomes import Outcomes
 
 __all__ = [
     "SCORES",
     "PooledDifference",
+    "PooledScore",
     "mean_iou",
     "pixel_accuracy",
     "pooled_difference",
@@ -27,6 +32,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Scores = Callable[[NDArray[Any]], Floats]  # from weights (B, I) of images to (B,)
 _AT_ONCE = 20_000_000  # numbers at a time, which bounds the memory
 
 
@@ -47,10 +53,51 @@ def pixel_accuracy(areas_3K: NDArray[Any]) -> Floats:
     return share
 
 
+@dataclass(frozen=True)
+class PooledScore:
+    """A score of a set of images.
+
+    Args:
+        kept: What the outcomes of a run must hold, in words.
+        table: Takes it from the outcomes; None if they lack it.
+        of: From tables of images to a function, which gives the score for weights (B, I) of the
+            images of all tables. A weight is how often an image counts.
+        resamples: Number of draws; fewer where the score takes longer.
+    """
+
+    kept: str
+    table: Callable[[Outcomes], Any]
+    of: Callable[[Sequence[Any]], Scores]
+    resamples: int = RESAMPLES
+
+    def value(self, table: Any) -> float:
+        """The score of all images of a table."""
+        return float(self.of([table])(np.ones((1, len(table))))[0])
+
+
+def _summed(score: Callable[[NDArray[Any]], Floats]) -> PooledScore:
+    """A score that follows from areas (..., 3, K), summed over images."""
+
+    def of(tables_I3K: Sequence[NDArray[Any]]) -> Scores:
+        areas_I3K = np.concatenate(tables_I3K).astype(np.float64)
+        return lambda weights_BI: score(np.tensordot(weights_BI, areas_I3K, axes=1))
+
+    return PooledScore("areas of classes", attrgetter("areas"), of)
+
+
+def _of_boxes(thresholds: Sequence[int]) -> PooledScore:
+    return PooledScore(
+        "boxes", attrgetter("boxes"), partial(mean_ap, thresholds=thresholds), resamples=2000
+    )
+
+
 #: Scores by the name of their metric.
-SCORES: dict[str, Callable[[NDArray[Any]], Floats]] = {
-    "miou": mean_iou,
-    "pixel_accuracy": pixel_accuracy,
+SCORES: dict[str, PooledScore] = {
+    "miou": _summed(mean_iou),
+    "pixel_accuracy": _summed(pixel_accuracy),
+    "map": _of_boxes(range(10)),
+    "map_50": _of_boxes([0]),
+    "map_75": _of_boxes([5]),
 }
 
 
@@ -67,63 +114,55 @@ class PooledDifference:
     image_std: float
 
 
-def pooled_interval(
-    areas_I3K: NDArray[Any],
-    score: Callable[[NDArray[Any]], Floats],
-    *,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
+def pooled_interval(table: Any, score: PooledScore) -> tuple[float, float]:
     """95 % bootstrap interval of the score of one run, over images drawn anew."""
-    images = len(areas_I3K)
-    flat_IN = areas_I3K.reshape(images, -1).astype(np.float64)
+    images, scores = len(table), score.of([table])
     generator, found = np.random.default_rng(0), []
-    for start in range(0, resamples, 1000):
-        size = min(1000, resamples - start)
-        weights_BI = generator.multinomial(images, np.full(images, 1 / images), size=size)
-        found.append(score((weights_BI @ flat_IN).reshape(size, *areas_I3K.shape[1:])))
+    for start in range(0, score.resamples, 1000):
+        size = min(1000, score.resamples - start)
+        found.append(scores(generator.multinomial(images, np.full(images, 1 / images), size=size)))
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
     return float(low), float(high)
 
 
 def pooled_difference(
-    first_SI3K: NDArray[Any],
-    second_SI3K: NDArray[Any],
-    score: Callable[[NDArray[Any]], Floats],
-    *,
-    resamples: int = RESAMPLES,
+    first: Sequence[Any], second: Sequence[Any], score: PooledScore
 ) -> PooledDifference:
-    """Statistics of score(first) - score(second), the mean over seeds.
+    """Statistics of score(first) - score(second), the mean over seeds; a table of images a seed.
 
     The bootstrap draws seeds and images anew, each with replacement (crossed, as in
     `crossed_bootstrap`). The p-value is two-sided and exchanges the two models on random images,
     with all seeds: (1 + as extreme) / (1 + resamples).
     """
-    seeds, images = first_SI3K.shape[:2]
-    shape = first_SI3K.shape[2:]
-    flat = [
-        np.moveaxis(areas, 0, 1).reshape(images, -1).astype(np.float64)
-        for areas in (first_SI3K, second_SI3K)
-    ]
+    seeds, images, resamples = len(first), len(first[0]), score.resamples
+    pairs = list(zip(first, second, strict=True))
+    apart = [(score.of([one]), score.of([other])) for one, other in pairs]
+    together = [score.of(pair) for pair in pairs]
 
-    def scores(summed_BN: NDArray[Any]) -> Floats:
-        return score(summed_BN.reshape(len(summed_BN), seeds, *shape))
+    def differences(weights_BI: NDArray[Any]) -> Floats:
+        return np.stack([one(weights_BI) - other(weights_BI) for one, other in apart], axis=1)
+
+    def exchanged(swapped_BI: NDArray[Any]) -> Floats:
+        kept_BI = 1 - swapped_BI
+        ours, theirs = np.hstack([kept_BI, swapped_BI]), np.hstack([swapped_BI, kept_BI])
+        found_SB = np.stack([scores(ours) - scores(theirs) for scores in together])
+        means_B: Floats = found_SB.mean(axis=0)
+        return means_B
 
     generator = np.random.default_rng(0)
-    observed = float((scores(flat[0].sum(0)[None]) - scores(flat[1].sum(0)[None])).mean())
+    observed = float(differences(np.ones((1, images))).mean())
     crossed, over_images = np.empty(resamples), np.empty(resamples)
     extreme = 0
-    step = max(1, _AT_ONCE // max(images, flat[0].shape[1]))
+    step = max(1, _AT_ONCE // (2 * images))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         weights_BI = generator.multinomial(images, np.full(images, 1 / images), size=size)
         weights_BS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        found_BS = scores(weights_BI @ flat[0]) - scores(weights_BI @ flat[1])
+        found_BS = differences(weights_BI)
         crossed[start : start + size] = (weights_BS * found_BS).sum(axis=1) / seeds
         over_images[start : start + size] = found_BS.mean(axis=1)
         swapped_BI = generator.integers(0, 2, size=(size, images)).astype(np.float64)
-        moved_BN = swapped_BI @ (flat[1] - flat[0])
-        exchanged = scores(flat[0].sum(0) + moved_BN) - scores(flat[1].sum(0) - moved_BN)
-        extreme += int((np.abs(exchanged.mean(axis=1)) >= abs(observed) * (1 - 1e-9)).sum())
+        extreme += int((np.abs(exchanged(swapped_BI)) >= abs(observed) * (1 - 1e-9)).sum())
     low, high = np.quantile(crossed, [0.025, 0.975])
     return PooledDifference(
         bootstrap=(float(low), float(high)),

@@ -41,7 +41,8 @@ def compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metric",
-        help="default: test/accuracy of classification, test/rmse_m of depth, test/miou of masks",
+        help="default: test/accuracy of classification, test/rmse_m of depth, test/miou of masks, "
+        "test/map of boxes",
     )
     parser.add_argument(
         "--by", default="strategy", metavar="WHAT",

@@ -152,6 +152,7 @@ KINDS = {
     "parts": ("Parts of KoRA", "", "adapters"),
     "heads": ("Heads of depth (model.head)", "DepthHead", "heads"),
     "segmentation": ("Heads of segmentation (model.head)", "SegmentationHead", "heads"),
+    "detection": ("Heads of detection (model.head)", "DetectionHead", "heads"),
     "losses": ("Losses of depth (model.loss)", "DepthLoss", "losses"),
     "data": ("Data modules (data)", "ImageDataModule", ""),
 }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kora.console.tables import csv_text
-from kora.runs.outcomes import Outcomes
+from kora.runs.outcomes import TRUTHS, Outcomes
 from kora.runs.results import Run
 
 __all__ = [
@@ -166,9 +166,11 @@ def differing_csv(answers: Iterable[tuple[str, Answers]]) -> str:
 
 
 def same_images(one: Outcomes, other: Outcomes) -> bool:
-    """Whether two runs were tested on the same images, with the same labels if there are any."""
-    labels: tuple[Any, Any] = one.columns.get("label"), other.columns.get("label")
-    return np.array_equal(one.index, other.index) and np.array_equal(*labels)
+    """Whether two runs were tested on the same images with the same truth, as far as it is kept."""
+    truths: list[tuple[Any, Any]] = [
+        (one.columns.get(name), other.columns.get(name)) for name in TRUTHS
+    ]
+    return np.array_equal(one.index, other.index) and all(np.array_equal(*two) for two in truths)
 
 
 def _classified(run: Run, read: Callable[[Path], Outcomes | None]) -> Outcomes | None:

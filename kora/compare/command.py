@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 _USUAL_REFERENCE = "LinearProbe"
-#: Of classification, of depth, of segmentation.
-_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m", "test/miou")
+#: Of classification, of depth, of segmentation, of detection.
+_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m", "test/miou", "test/map")
 
 
 def compare(
@@ -52,9 +52,9 @@ def compare(
 ) -> Comparison:
     """Compare runs on one metric, with a group for each value of `by`.
 
-    The default metric is that of the task: test/accuracy, test/rmse_m or test/miou. Differences
-    are from the group `reference`; None means LinearProbe, if there is one. If a group and seed
-    have several versions, the newest counts, and a note says so.
+    The default metric is that of the task: test/accuracy, test/rmse_m, test/miou or test/map.
+    Differences are from the group `reference`; None means LinearProbe, if there is one. If a group
+    and seed have several versions, the newest counts, and a note says so.
 
     Raises:
         ValueError: no run; an unknown grouping, metric or reference; or runs that must not be

@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.analysis.pooled import SCORES, pooled_difference
+from kora.analysis.pooled import SCORES, PooledScore, pooled_difference
 from kora.analysis.statistics import RESAMPLES, crossed_bootstrap, holm, sign_flip_p, t_half_width
 from kora.compare.answers import same_images
 from kora.compare.comparison import Group
@@ -40,6 +41,7 @@ def with_differences(
     read: Read = read_outcomes,
 ) -> tuple[list[Group], list[str]]:
     """Groups with their difference from the group `reference`, and notes on its computation."""
+    score = SCORES.get(metric.removeprefix("test/"))
     notes: list[str] = []
     silent: list[Path] = []
     baseline = {run.result.seed: run for run in runs[reference]}
@@ -58,8 +60,8 @@ def with_differences(
         )
         try:
             pairs = [(mine[seed], baseline[seed]) for seed in seeds]
-            if metric.removeprefix("test/") in SCORES:
-                difference = _by_areas(difference, pairs, metric, read)
+            if score is not None:
+                difference = _pooled(difference, pairs, metric, score, read)
             else:
                 difference = _by_image(difference, _image_differences(pairs, metric, read))
         except _NoFileError as error:
@@ -76,7 +78,7 @@ def with_differences(
             "of kora), so there is no bootstrap interval and no p-value. Run again, with the test, "
             "to have them."
         )
-    explained = _explained(list(found.values()), pooled=metric.removeprefix("test/") in SCORES)
+    explained = _explained(list(found.values()), score)
     return (
         [replace(group, difference=found.get(group.name)) for group in groups],
         [*explained, *notes],
@@ -104,37 +106,41 @@ def _kept(pairs: Sequence[tuple[Run, Run]], read: Read) -> dict[Path, Outcomes]:
     return {folder: outcomes for folder, outcomes in kept.items() if outcomes is not None}
 
 
-def _by_areas(
-    difference: Difference, pairs: Sequence[tuple[Run, Run]], metric: str, read: Read
+def _pooled(
+    difference: Difference,
+    pairs: Sequence[tuple[Run, Run]],
+    metric: str,
+    score: PooledScore,
+    read: Read,
 ) -> Difference:
-    """With the statistics of a score that follows from areas summed over the images."""
-    kept, score = _kept(pairs, read), SCORES[metric.removeprefix("test/")]
+    """With the statistics of a score of all images together."""
+    kept = _kept(pairs, read)
     first: Outcomes | None = None
-    areas: dict[Path, NDArray[np.int64]] = {}
+    tables: dict[Path, Any] = {}
     for run in {run.folder: run for pair in pairs for run in pair}.values():
         outcomes = kept[run.folder]
         first = first or outcomes
-        found, known = outcomes.areas, first.areas
-        if found is None or known is None or not len(found):
+        table = score.table(outcomes)
+        if table is None or not len(table):
             raise _NotKeptError(
-                f"{run.folder}: {OUTCOMES_NAME} holds no areas of classes, so {metric} has no "
+                f"{run.folder}: {OUTCOMES_NAME} holds no {score.kept}, so {metric} has no "
                 "bootstrap interval and no p-value."
             )
-        if found.shape != known.shape or not np.array_equal(first.index, outcomes.index):
+        if not same_images(first, outcomes):
             raise _NotKeptError(f"{run.folder}: {_OTHER_IMAGES}")
-        value = float(score(found.sum(axis=0)))
+        value = score.value(table)
         if not np.isclose(value, _value(run, metric), rtol=1e-5, atol=1e-6):
             raise _NotKeptError(
-                f"{run.folder}: {metric} of the areas in {OUTCOMES_NAME} is {value:.6g}, and the "
-                f"run has {_value(run, metric):.6g}: the file is of another test. No bootstrap "
-                "interval and no p-value."
+                f"{run.folder}: {metric} of the {score.kept} in {OUTCOMES_NAME} is {value:.6g}, "
+                f"and the run has {_value(run, metric):.6g}: the file is of another test. No "
+                "bootstrap interval and no p-value."
             )
-        areas[run.folder] = found
-    mine, theirs = (np.stack([areas[pair[side].folder] for pair in pairs]) for side in (0, 1))
+        tables[run.folder] = table
+    mine, theirs = ([tables[pair[side].folder] for pair in pairs] for side in (0, 1))
     pooled = pooled_difference(mine, theirs, score)
     return replace(
         difference,
-        images=mine.shape[1],
+        images=len(mine[0]),
         bootstrap=pooled.bootstrap,
         p=pooled.p,
         image_std=pooled.image_std,
@@ -191,21 +197,22 @@ def _by_image(difference: Difference, difference_SI: NDArray[np.float64]) -> Dif
     )
 
 
-def _explained(differences: Sequence[Difference], *, pooled: bool) -> list[str]:
+def _explained(differences: Sequence[Difference], score: PooledScore | None) -> list[str]:
     tested = [d for d in differences if d.p is not None]
     if not tested:
         return []
     notes = []
+    draws = RESAMPLES if score is None else score.resamples
     if any(d.bootstrap for d in tested):
         notes.append(
-            f"Bootstrap: 95 % percentile interval of the difference over {RESAMPLES:,} draws of "
+            f"Bootstrap: 95 % percentile interval of the difference over {draws:,} draws of "
             f"seeds and of the {tested[0].images:,} test images, each drawn anew (crossed)."
             + (" With one common seed, of images alone." if any(d.n == 1 for d in tested) else "")
         )
     number = f"for {len(tested)} comparisons" if len(tested) > 1 else "for 1 comparison"
     how = (
-        "the two models are exchanged on random images, with all common seeds, and areas summed"
-        if pooled
+        "the two models are exchanged on random images, with all common seeds"
+        if score is not None
         else "in each image the sign of the difference, averaged over common seeds, is flipped"
     )
     notes.append(

@@ -28,7 +28,10 @@ _BASELINE_NAMES = {
 
 def is_rate(metric: str) -> bool:
     """Whether a metric is a share in [0, 1], which reads best in per cent."""
-    return bool(_RATE_WORDS & set(re.split(r"[/_]", metric.lower())))
+    words = re.split(r"[/_]", metric.lower())
+    # `test/map_50` is a mean average precision, `mean_map` a baseline of depth.
+    first = metric.lower().rpartition("/")[2].partition("_")[0]
+    return bool(_RATE_WORDS & set(words)) or first in ("map", "mar")
 
 
 def named_metric(metric: str) -> str:

@@ -16,17 +16,22 @@ from torch import Tensor
 from kora.backbone.vit import Backbone
 from kora.export.prepare import PREPARE
 from kora.heads import LinearHead
+from kora.heads.detection import Boxes
 from kora.tasks.load import AdaptedModel
 
 __all__ = [
     "Written",
     "compared",
+    "compared_boxes",
     "compared_pictures",
     "creation",
     "linear_head",
     "probe_pictures",
     "worst",
 ]
+
+
+_NEAR = 1e-3  # of a score
 
 
 class Written(NamedTuple):
@@ -62,12 +67,15 @@ def _probe(number: int, size: tuple[int, int]) -> Tensor:
 
 
 def compared_pictures(
-    model: AdaptedModel, folder: Path, theirs: Callable[[Any], Tensor]
+    model: AdaptedModel,
+    folder: Path,
+    theirs: Callable[[Any], Any],
+    compare: Callable[[Any, Any], tuple[float, float]] | None = None,
 ) -> tuple[float, float]:
     """Compare the run's model with an export and its `prepare.py`, on pictures of many sizes."""
     prepare = runpy.run_path(str(folder / PREPARE))["prepare"]
     found = [
-        compared(model(picture[None]), theirs(prepare(picture)))
+        (compare or compared)(model(picture[None]), theirs(prepare(picture)))
         for picture in probe_pictures(model.backbone)
     ]
     return worst(found)
@@ -83,6 +91,39 @@ def compared(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     assert ours.shape == theirs.shape, f"shapes of outputs: {ours.shape}, exported {theirs.shape}"
     difference = (ours.float() - theirs.float()).abs().max().item()
     return (difference if difference == difference else float("inf")), ours.abs().max().item()
+
+
+def compared_boxes(
+    ours: Sequence[Boxes], theirs: Sequence[Tensor], *, least: float
+) -> tuple[float, float]:
+    """The largest difference between a box and the most similar one of the other side.
+
+    And the highest score of `ours`, which is 0 if there was no box to compare.
+
+    It is that of the scores, or of the corners as a share of the largest one of the image. Two
+    boxes may be missing if their scores are within 0.001 of the lowest one of the other side, or of
+    `least`, below which none is kept: there, rounding decides which is.
+    """
+    found, scores = [0.0], [0.0]
+    for row, mine in enumerate(ours):
+        scores += mine["scores"].tolist()
+        there = theirs[2][row] >= 0
+        names = ("boxes", "scores", "labels")
+        other = {name: part[row][there] for name, part in zip(names, theirs, strict=True)}
+        farthest = max([1.0, *mine["boxes"].flatten().tolist()])
+        for one, two in ((mine, other), (other, mine)):
+            corners_nm = (one["boxes"][:, None] - two["boxes"]).abs().amax(dim=-1) / farthest
+            differs_nm = corners_nm.maximum((one["scores"][:, None] - two["scores"]).abs())
+            differs_nm[one["labels"][:, None] != two["labels"]] = float("inf")
+            nobody_n1 = torch.full((len(one["labels"]), 1), float("inf"))
+            differs_n = torch.cat([differs_nm, nobody_n1], dim=1).amin(dim=1)
+            lowest_2 = torch.tensor([least, *two["scores"].sort().values[:1].tolist()])
+            near_n = ((one["scores"][:, None] - lowest_2).abs() <= _NEAR).any(dim=1)
+            missing_n = near_n & (differs_n > _NEAR)
+            if int(missing_n.sum()) <= 2:
+                differs_n = differs_n[~missing_n]
+            found += differs_n.tolist()
+    return max(found), max(scores)
 
 
 def linear_head(model: AdaptedModel, form: str) -> LinearHead:

@@ -80,12 +80,13 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-#: By the name of a task: what the hub calls it, its main metric, and what its outputs are.
-_TASKS = {
-    "DepthTask": ("depth-estimation", "test/rmse_m", "depth in metres"),
-    "SegmentationTask": ("image-segmentation", "test/miou", "the class of each pixel"),
+#: By the name of a task: what the hub calls it, its main metrics, and what its outputs are.
+_TASKS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "DepthTask": ("depth-estimation", ("test/rmse_m",), "depth in metres"),
+    "SegmentationTask": ("image-segmentation", ("test/miou",), "the class of each pixel"),
+    "DetectionTask": ("object-detection", ("test/map", "test/map_50"), "objects with their boxes"),
 }
-_CLASSES = ("image-classification", "test/accuracy", "")
+_CLASSES = ("image-classification", ("test/accuracy",), "")
 
 
 def _kind(record: Mapping[str, Any]) -> str:
@@ -99,17 +100,18 @@ def _head(
     """The head of a card, which the hub reads, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind, metric, _ = _TASKS.get(_kind(record), _CLASSES)
-    value = None if result is None else result.metrics.get(metric)
-    short = metric.partition("/")[2]
+    kind, metrics, _ = _TASKS.get(_kind(record), _CLASSES)
+    known = {} if result is None else result.metrics
+    values = {m.partition("/")[2]: known[m] for m in metrics if known.get(m) is not None}
     data = "unknown" if result is None else str(result.protocol.get("dataset", "unknown"))
-    measured = {} if value is None else {
+    measured = {} if not values else {
         "model_name": name,
         "eval_results": [
             EvalResult(
                 task_type=kind, dataset_type=data, dataset_name=data, dataset_split="test",
                 metric_type=short, metric_value=value,
             )
+            for short, value in values.items()
         ],
     }  # fmt: skip
     head = ModelCardData(
@@ -118,7 +120,7 @@ def _head(
         pipeline_tag=kind,
         base_model=(record.get("weights") or {}).get("hub"),
         tags=["kora", "timm", "adapter", name],
-        metrics=[short],
+        metrics=[metric.partition("/")[2] for metric in metrics],
         **measured,  # type: ignore[arg-type]
     )
     return f"---\n{head.to_yaml()}\n---"
@@ -129,6 +131,9 @@ def _example(record: Mapping[str, Any], quoted: str) -> str:
     if _kind(record) not in _TASKS:
         lines.append('prediction = model.predict("photo.jpg")')
         lines.append('print(f"{prediction.name}: {prediction.probability:.0%}")')
+    if _kind(record) == "DetectionTask":
+        lines.append('for found in model.detect("photo.jpg"):')
+        lines.append('    print(f"{found.name}: {found.score:.2f} at {found.box}")')
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
@@ -137,6 +142,11 @@ def _intended(record: Mapping[str, Any]) -> str:
         return (
             "Pictures like those it was trained on, of the classes above. Each pixel gets one of "
             "them, whatever it shows."
+        )
+    if _kind(record) == "DetectionTask":
+        return (
+            "Pictures like those it was trained on, with objects of the classes above. Objects of "
+            "other classes are missed or take a wrong name, and the scores are not calibrated."
         )
     if _kind(record) == "DepthTask":
         return (
@@ -178,9 +188,18 @@ def _call(record: Mapping[str, Any]) -> str:
             "crop": "cut to its centre",
             "stretch": "stretched",
             "cover": "scaled to cover",
+            "contain": "scaled to fit inside, and filled up with grey,",
             None: "taken",
         }[recipe.fit]
         how += f", {cut} at {recipe.size[0]}x{recipe.size[1]} pixels"
+    if _kind(record) == "DetectionTask":
+        return (
+            '`model.detect("photo.jpg")` gives the objects in one picture, the best first, with '
+            "boxes x1, y1, x2, y2 in its own pixels. `model(images)` gives for each of the uint8 "
+            "images (B, 3, H, W) a dict of `boxes` (n, 4), `scores` and `labels` (n,). Each is "
+            f"{how} as in training, then resized and normalised for the backbone. `kora predict` "
+            "writes COCO's json and pictures of a folder of images."
+        )
     if _kind(record) == "SegmentationTask":
         return (
             "`model(images).argmax(1)` gives the class of each pixel (B, H, W), for uint8 images "

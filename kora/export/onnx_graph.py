@@ -3,9 +3,10 @@
 The graph takes uint8 images (B, 3, H, W) of any size and any number, in RGB and upright, as
 `prepare.py` gives them; it fits, resizes and normalises them itself, as the run does. If the
 adapter can be folded into the weights, timm's plain model follows; otherwise (KoRA) the graph
-contains the adapter.
+contains the adapter. Detectors give boxes in pixels of the images, after suppression.
 
-Shapes: B images, K classes, H and W pixels of an image, h and w those at which the backbone runs.
+Shapes: B images, K classes, n boxes of an image, H and W pixels of an image, h and w those at which
+the backbone runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,19 @@ from torch import Tensor, nn
 
 from datamodules.recipe import ImageRecipe
 from kora.console.errors import first_line
-from kora.export.check import Written, compared, compared_pictures, probe_pictures, worst
+from kora.export import graph_boxes
+from kora.export.check import (
+    Written,
+    compared,
+    compared_boxes,
+    compared_pictures,
+    probe_pictures,
+    worst,
+)
 from kora.export.graph_resize import fit_pixels, resize_pixels
 from kora.export.prepare import USE, write_prepare
 from kora.export.timm_weights import merged_model, merged_state
-from kora.tasks import DepthTask, SegmentationTask
+from kora.tasks import ClassificationTask, DepthTask, DetectionTask, SegmentationTask
 from kora.tasks.load import AdaptedModel
 from kora.tasks.multi import MultiTask
 
@@ -52,20 +62,23 @@ def write(model: AdaptedModel, folder: Path) -> Written:
         )
     _require_fitted(model)
     graph, merged = _graph(model)
-    output = "depth_m" if isinstance(model.task, DepthTask) else "logits"
-    run = _written(graph, model.backbone.size, folder, [output])
+    outputs = _output_names(model)
+    run = _written(graph, model.backbone.size, folder, outputs, _labels_of([model]))
     write_prepare(model, folder, pixels=True)
     found = []
     with torch.inference_mode():
         for picture in probe_pictures(model.backbone):
             images = torch.stack([picture, picture.flip(-1), picture.flip(-2)])
-            found.append(compared(model(images), run(images.numpy())[0]))
-        found.append(compared_pictures(model, folder, lambda images: run(images)[0]))
+            found.append(_compared(model, model(images), run(images.numpy())))
+        found.append(compared_pictures(model, folder, run, partial(_compared, model)))
     difference, largest = worst(found)
+    named = {"output": outputs[0]} if len(outputs) == 1 else {"outputs": outputs}
+    given = "(outputs,)" if len(outputs) == 1 else ", ".join(outputs)
+    hint = _HINT if isinstance(model.task, DetectionTask) else ""
     return Written(
         load=_LOAD,
-        use=(*_USE, f"(outputs,) = session.run(['{output}'], {{'images': images}})"),
-        details={**_INPUT, "output": output, "merged": merged},
+        use=(*_USE, f"{given} = session.run({outputs}, {{'images': images}}){hint}"),
+        details={**_INPUT, **named, "merged": merged},
         difference=difference,
         largest=largest,
     )
@@ -78,25 +91,54 @@ def write_several(model: MultiTask, folder: Path) -> Written:
         RuntimeError: As `write`.
     """
     _require_extra()
-    names, models = list(model.members), list(model.models_by_name.values())
+    models = list(model.models_by_name.values())
     _require_fitted(models[0])
-    run = _written(_SharedGraph(model), model.backbone.size, folder, names)
-    dense = [one for one in models if isinstance(one.task, DepthTask | SegmentationTask)]
+    outputs = {
+        name: [f"{name}_{part}" for part in _BOXES]
+        if isinstance(one.task, DetectionTask)
+        else [name]
+        for name, one in model.models_by_name.items()
+    }
+    flat = [output for some in outputs.values() for output in some]
+    run = _written(_SharedGraph(model), model.backbone.size, folder, flat, _labels_of(models))
+    dense = [one for one in models if not isinstance(one.task, ClassificationTask)]
     write_prepare((dense or models)[0], folder, pixels=True)
     found = []
     with torch.inference_mode():
         for picture in probe_pictures(model.backbone):
             images = torch.stack([picture, picture.flip(-1)])
-            ours, theirs = model(images), run(images.numpy())
-            found += [compared(ours[name], one) for name, one in zip(names, theirs, strict=True)]
+            ours, theirs = model(images), iter(run(images.numpy()))
+            found += [
+                _compared(one, ours[name], [next(theirs) for _ in outputs[name]])
+                for name, one in model.models_by_name.items()
+            ]
     difference, largest = worst(found)
     return Written(
         load=_LOAD,
-        use=(*_USE, f"{', '.join(_identifiers(names))} = session.run(None, {{'images': images}})"),
-        details={**_INPUT, "outputs": names},
+        use=(*_USE, f"{', '.join(_identifiers(flat))} = session.run(None, {{'images': images}})"),
+        details={**_INPUT, "outputs": flat},
         difference=difference,
         largest=largest,
     )
+
+
+def _output_names(model: AdaptedModel) -> list[str]:
+    if isinstance(model.task, DetectionTask):
+        return list(_BOXES)
+    return ["depth_m" if isinstance(model.task, DepthTask) else "logits"]
+
+
+def _labels_of(models: Sequence[AdaptedModel]) -> int:
+    """A number above all labels of boxes, and of levels, which Faster R-CNN separates likewise."""
+    found = [one.task.num_classes or 0 for one in models if isinstance(one.task, DetectionTask)]
+    return max([_MOST_LEVELS, *found])
+
+
+def _compared(model: AdaptedModel, ours: Any, theirs: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest difference of what a model and its graph give, and the largest output."""
+    if isinstance(model.task, DetectionTask):
+        return compared_boxes(ours, theirs, least=model.task.protocol.score_threshold)
+    return compared(ours, theirs[0])
 
 
 def _require_fitted(model: AdaptedModel) -> None:
@@ -125,6 +167,9 @@ def _identifiers(names: Sequence[str]) -> list[str]:
     return ["".join(c if c.isalnum() else "_" for c in f"of_{name}") for name in names]
 
 
+_BOXES = ("boxes", "scores", "labels")
+_HINT = "  # x1, y1, x2, y2; the label is -1 where there is no box"
+_MOST_LEVELS = 4
 _LOAD = ("import onnxruntime", f"session = onnxruntime.InferenceSession('FOLDER/{GRAPH}')")
 _USE = (*USE, "images = prepare('photo.jpg')  # uint8 (1, 3, H, W)")
 _INPUT = {
@@ -153,8 +198,11 @@ class _Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 to logits (B, K) or (B, K, H, W), or to depth in metres."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, 3, H, W) uint8 to logits (B, K) or (B, K, H, W), to depth in metres, or to boxes.
+
+        Boxes are (B, n, 4) with scores (B, n) and labels (B, n).
+        """
         x = _fitted(images, self.recipe, self.size, self.interpolation)
         output: Tensor
         if self.plain is not None:
@@ -165,6 +213,10 @@ class _Graph(nn.Module):
         elif isinstance(self.task, SegmentationTask):
             size = self.recipe.shown((images.shape[-2], images.shape[-1]))
             output = self.task.whole_scores(x, size)
+        elif isinstance(self.task, DetectionTask):
+            levels: Any = self.task(x)
+            head: Any = self.task.head
+            return graph_boxes.own_boxes(head, levels, images, self.recipe)
         else:
             assert self.task is not None
             output = self.task(x)
@@ -183,7 +235,15 @@ class _SharedGraph(nn.Module):
         backbone, recipe = self.model.backbone, self.model.recipe
         x = _fitted(images, recipe, backbone.size, backbone.interpolation)
         size = recipe.shown((images.shape[-2], images.shape[-1]))
-        return tuple(self.model.answers(x, size).values())
+        outputs = self.model.outputs(x)
+        found: list[Tensor] = []
+        for name, one in self.model.models_by_name.items():
+            head: Any = one.head
+            if isinstance(one.task, DetectionTask):
+                found += graph_boxes.own_boxes(head, outputs[name], images, recipe)
+            else:
+                found.append(one.answer(outputs[name], size))
+        return tuple(found)
 
 
 def _fitted(
@@ -197,17 +257,17 @@ def _fitted(
 
 
 def _written(
-    graph: nn.Module, size: tuple[int, int], folder: Path, outputs: Sequence[str]
+    graph: nn.Module, size: tuple[int, int], folder: Path, outputs: Sequence[str], num_labels: int
 ) -> Callable[[Any], list[Tensor]]:
     """Write a graph, and return a function that runs it on arrays (B, 3, H, W)."""
     path = folder / GRAPH
     pictures = _TWO.expand(2, 3, size[0] + 3, size[1] + 5).contiguous()
-    _trace(graph.eval(), pictures, path, outputs)
+    _trace(graph.eval(), pictures, path, outputs, num_labels)
     return _session(path)
 
 
 def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
-    if not isinstance(model.task, DepthTask | SegmentationTask):
+    if isinstance(model.task, ClassificationTask):
         try:
             state = merged_state(model)
         except ValueError:  # the adapter cannot be folded in: the graph contains it
@@ -216,7 +276,9 @@ def _graph(model: AdaptedModel) -> tuple[_Graph, bool]:
     return _Graph(model, None), False
 
 
-def _trace(module: nn.Module, images: Tensor, path: Path, outputs: Sequence[str]) -> None:
+def _trace(
+    module: nn.Module, images: Tensor, path: Path, outputs: Sequence[str], num_labels: int
+) -> None:
     loud = logging.getLogger("torch.onnx")
     level = loud.level
     loud.setLevel(logging.ERROR)
@@ -231,6 +293,7 @@ def _trace(module: nn.Module, images: Tensor, path: Path, outputs: Sequence[str]
                 input_names=["images"],
                 output_names=list(outputs),
                 dynamic_shapes=({0: _DIM("batch"), 2: _DIM("height"), 3: _DIM("width")},),
+                custom_translation_table=graph_boxes.translations(num_labels),
             )
             assert graph is not None
             graph.save(str(path), external_data=False)

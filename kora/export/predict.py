@@ -25,9 +25,11 @@ from tqdm import tqdm
 
 from datamodules.loading import begin_worker
 from kora.console.tables import text_cell, visible
+from kora.export.box_files import BoxFiles
+from kora.heads.detection import Boxes
 from kora.reports.palette import palette_image, palette_of
 from kora.runs.durable import expand, plainly, write_atomically
-from kora.tasks import DepthTask, SegmentationTask
+from kora.tasks import ClassificationTask, DepthTask, DetectionTask, SegmentationTask
 from kora.tasks.image_files import Batch, ImageFiles, collate, image_files
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.tasks.merging import merged
@@ -66,6 +68,11 @@ def predict_command(args: Sequence[str]) -> None:
             )
             for name, columns in heads.items()
         }
+        boxes = {
+            name: stack.enter_context(BoxFiles(model, outs[name], files, names))
+            for name, model in models.items()
+            if isinstance(model.task, DetectionTask)
+        }
         if shared is None:
             stack.enter_context(merged(first.backbone, first.adapter))
         for batch in _batches(first, files, own.batch_size, own.num_workers):
@@ -73,7 +80,9 @@ def predict_command(args: Sequence[str]) -> None:
             outputs = _outputs(shared, batch)
             for name, model in models.items():
                 rows: Rows = {place: [""] * len(heads[name]) for place in batch.errors}
-                if batch.places:
+                if batch.places and name in boxes:
+                    rows |= boxes[name].add(batch, _boxes(model, outputs.get(name), batch))
+                elif batch.places:
                     rows |= _rows(model, outputs.get(name), batch, names, outs[name], own)
                 table = tables[name]
                 table.add([[names[k], *rows[k], errors.get(k, "")] for k in sorted(rows)])
@@ -84,14 +93,24 @@ def predict_command(args: Sequence[str]) -> None:
             legend(_mask_names(model), _palette(model), outs[name] / "legend.png")
     for name in models:
         _say(outs[name] / "predictions.csv", folder, names, errors, others)
+    for name in boxes:
+        print(f"Boxes: {outs[name] / 'predictions.json'}; images.json beside it is their data set.")
 
 
 @torch.inference_mode()
-def _outputs(shared: MultiTask | None, batch: Batch) -> dict[str, Tensor]:
+def _outputs(shared: MultiTask | None, batch: Batch) -> dict[str, Any]:
     """What each head gives for a batch that runs share; empty for a single run."""
     if shared is None or not batch.places:
         return {}
     return shared.outputs(batch.images.to(shared.backbone.mean.device))
+
+
+@torch.inference_mode()
+def _boxes(model: AdaptedModel, output: Any, batch: Batch) -> list[Boxes]:
+    """The boxes of each image of a batch, in its own pixels; `output` is of a shared pass."""
+    assert isinstance(model.task, DetectionTask)
+    levels: Any = model.task(batch.images.to(model.device)) if output is None else output
+    return model.task.own_boxes(levels, batch.sizes, model.recipe)
 
 
 @torch.inference_mode()
@@ -127,7 +146,9 @@ def predict_parser() -> argparse.ArgumentParser:
         prog="kora predict",
         description="Predictions of a finished run for a folder of images, at any depth there. "
         "Classes: predictions.csv with file, class_name, probability and error. Depth and "
-        "segmentation: also a map or a mask for each image, at its own size. Images that cannot be "
+        "segmentation: also a map or a mask for each image, at its own size. Detection: also "
+        "predictions.json and images.json, as COCO's tools read them, and the first 100 images "
+        "with the boxes whose score is at least 0.3. Images that cannot be "
         "read are named, counted, and have a row with the error. Rows are written as they come, to "
         "predictions.csv.part, which is renamed at the end: if the command is stopped or killed, "
         "the finished rows are there. Without --images, kora predict is a command on a config: "
@@ -178,10 +199,11 @@ def _check_out(model: AdaptedModel, out: Path, depth_format: str) -> None:
     """Check the output folder before any work is done."""
     if out.suffix == ".csv" or (out.exists() and not out.is_dir()):
         raise ValueError(f"--out {out} is a file; name a folder, for predictions.csv in it.")
-    if not isinstance(model.task, DepthTask | SegmentationTask):
+    if isinstance(model.task, ClassificationTask):
         return
     if out.is_dir() and any(out.iterdir()):
-        kind = "depth maps" if isinstance(model.task, DepthTask) else "masks"
+        kinds = {DepthTask: "depth maps", SegmentationTask: "masks", DetectionTask: "pictures"}
+        kind = kinds[type(model.task)]
         raise ValueError(f"--out {out} is there already. Name a new folder for the {kind}.")
     if not isinstance(model.task, DepthTask):
         return
@@ -265,6 +287,8 @@ def _heads(model: AdaptedModel, top_k: int) -> list[str]:
         return ["depth_file", "min_m", "max_m"]
     if isinstance(model.task, SegmentationTask):
         return ["mask_file", "largest_class", "share"]
+    if isinstance(model.task, DetectionTask):
+        return list(BoxFiles.heads)
     return _class_heads(model, top_k)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from datamodules import recipe as recipe_module
 from datamodules.recipe import ImageRecipe
 from kora import __version__
-from kora.tasks import DepthTask, SegmentationTask
+from kora.tasks import ClassificationTask
 from kora.tasks.load import AdaptedModel
 
 __all__ = ["PREPARE", "USE", "write_prepare"]
@@ -80,7 +80,7 @@ def write_prepare(model: AdaptedModel, folder: Path, *, pixels: bool) -> None:
     if not pixels:
         imports += "import torch\nimport torch.nn.functional as F\n"
     backbone, recipe = model.backbone, model.recipe
-    if pixels and isinstance(model.task, DepthTask | SegmentationTask):
+    if pixels and not isinstance(model.task, ClassificationTask):
         # The graph fits pictures itself, and answers at their own size.
         recipe = ImageRecipe(transparency=recipe.transparency)
     values = {**backbone.model.pretrained_cfg, **backbone.normalisation}

@@ -38,6 +38,7 @@ from kora.feature_cache.rules import (
     pays,
     why_not,
 )
+from kora.feature_cache.shared import kept_elsewhere
 from kora.feature_cache.table import Layout, Table, open_table
 from kora.lightning_internals import train_loaders
 
@@ -279,10 +280,18 @@ class FeatureCache:
         if not may_fill:
             return None
         self._require_room(missing * layout.row_bytes, folder)
-        done = layout.rows - missing
+        named, room = _named(inputs.split, inputs.view), f"{_space(layout)} in {folder}"
+        elsewhere = kept_elsewhere(folder, of, layout)
+        if elsewhere is not None:
+            say(f"feature cache, {named}: {room}, taken from {elsewhere.table.folder.name}.")
+            table.fill_missing(elsewhere.of_rows)
+            if inputs.agree(table):
+                return table
+            say(f"{folder} does not match these images: it is filled anew.")
+            table = Table(folder, of, layout)
+        done = layout.rows - len(table.missing)
         more = f", of which {done:,} images are done" if done else ""
-        named = _named(inputs.split, inputs.view)
-        say(f"feature cache, {named}: {_space(layout)} in {folder}{more}.")
+        say(f"feature cache, {named}: {room}{more}.")
         table.fill_missing(
             lambda rows: ((some, layout.pack(tensors)) for some, tensors in inputs.of_rows(rows))
         )

@@ -8,6 +8,7 @@ AdaBins (arXiv:2011.14141) and DINOv2 (arXiv:2304.07193).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DepthProtocol", "check_depths", "masked_median"]
+__all__ = ["DepthProtocol", "check_depths", "check_split", "known_fields", "masked_median"]
 
 Align = Literal["none", "median", "scale_shift"]
 Average = Literal["image", "pixel"]
@@ -71,11 +72,7 @@ class DepthProtocol:
             )
         if not isinstance(self.flip_tta, bool):
             raise ValueError(f"protocol.flip_tta is {self.flip_tta!r}, expected true or false.")
-        if self.split is not None and not (isinstance(self.split, str) and self.split.strip()):
-            raise ValueError(
-                f"protocol.split is {self.split!r}, expected the name of a split, such as "
-                "'test', or null to take what the data module says."
-            )
+        check_split(self.split)
 
     @classmethod
     def preset(cls, name: str) -> DepthProtocol:
@@ -102,12 +99,7 @@ class DepthProtocol:
             return cls.preset(given)
         own = dict(given)
         base = own.pop("preset", None)
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in own if name not in known]
-        if unknown:
-            raise ValueError(
-                f"protocol.{unknown[0]} is no field, expected any of preset, {', '.join(known)}."
-            )
+        known_fields(cls, own, "preset")
         if base is None and "crop" not in own:
             raise ValueError(
                 f"protocol gives {', '.join(own) or 'nothing'}, but neither preset nor crop. "
@@ -186,6 +178,23 @@ class DepthProtocol:
             "averaged with the mirrored image" if self.flip_tta else "no flip",
         ]
         return ", ".join([*([f"split {self.split}"] if self.split else []), *parts])
+
+
+def check_split(split: str | None) -> None:
+    """Raises ValueError unless the field `split` of a protocol is a name or None."""
+    if split is not None and not (isinstance(split, str) and split.strip()):
+        raise ValueError(
+            f"protocol.split is {split!r}, expected the name of a split, such as 'test', or null "
+            "to take what the data module says."
+        )
+
+
+def known_fields(protocol: Any, given: Mapping[str, Any], *others: str) -> None:
+    """Raises ValueError if a name is no field of the class of a protocol, nor one of `others`."""
+    known = [*others, *(field.name for field in fields(protocol))]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"protocol.{unknown[0]} is no field, expected any of {', '.join(known)}.")
 
 
 def check_depths(prediction_Bhw: Tensor, target_BHW: Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from kora.metrics.protocol import check_split, known_fields
+
 __all__ = ["SegmentationProtocol"]
 
 Window = Literal["whole", "slide"]
@@ -58,11 +60,7 @@ class SegmentationProtocol:
             )
         if not isinstance(self.flip_tta, bool):
             raise ValueError(f"protocol.flip_tta is {self.flip_tta!r}, expected true or false.")
-        if self.split is not None and not (isinstance(self.split, str) and self.split.strip()):
-            raise ValueError(
-                f"protocol.split is {self.split!r}, expected the name of a split, such as "
-                "'test', or null to take what the data module says."
-            )
+        check_split(self.split)
 
     @classmethod
     def read(cls, given: str | dict[str, Any]) -> SegmentationProtocol:
@@ -72,12 +70,7 @@ class SegmentationProtocol:
             ValueError: An unknown field, or an invalid value.
         """
         own = {"window": given} if isinstance(given, str) else dict(given)
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in own if name not in known]
-        if unknown:
-            raise ValueError(
-                f"protocol.{unknown[0]} is no field, expected any of {', '.join(known)}."
-            )
+        known_fields(cls, own)
         return replace(cls(), **own)
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Majority:
 class Findings:
     """What an audit found: `fatal` stops a run, `problems` too unless allowed, `warnings` never."""
 
+    splits: Mapping[str, Any]  # the statistics of each
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     fatal: tuple[str, ...] = ()
@@ -82,6 +83,22 @@ class Findings:
                 f"{self.what} cannot support the metrics:\n{_listed(self.problems)}\n"
                 f"{self.remedies[1]} To run it knowingly all the same, set allow_degenerate: true."
             )
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores without learning that the splits alone tell; others are scored with the model."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings in plain types, ready for JSON."""
+        return {
+            "splits": {name: found.to_dict() for name, found in self.splits.items()},
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+        }
+
+    def render(self) -> Table:
+        """The findings for a terminal."""
+        raise NotImplementedError(f"{type(self).__name__} has no render.")
 
     def page(
         self,

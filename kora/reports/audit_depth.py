@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -32,18 +31,6 @@ class DepthAudit(Findings):
         "Check that the data folder is complete, its unit (metres), and model.protocol.",
         "Correct the data or model.protocol.",
     )
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Empty: the constant baselines are scored together with the model, pixel by pixel."""
-        return {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The findings in plain types, ready for JSON."""
-        return {
-            "splits": {name: found.to_dict() for name, found in self.splits.items()},
-            "problems": list(self.problems),
-            "warnings": list(self.warnings),
-        }
 
     def render(self, *, histogram: bool = False) -> Table:
         """A table of the splits; then a histogram if asked for, problems and warnings."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from datamodules.segmentation.statistics import MaskStatistics
 from kora.reports.audit import NO_VALIDATION, TITLES, Findings
 
-__all__ = ["SegmentationAudit", "audit_segmentation"]
+__all__ = ["SegmentationAudit", "audit_segmentation", "some_of"]
 
 _FEW_IMAGES = 10
 _MOST_LISTED = 30
@@ -35,18 +35,9 @@ class SegmentationAudit(Findings):
         "Correct the data, data.class_names or data.ignore_index, or split it otherwise.",
     )
 
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Empty: the constant baselines are scored together with the model, pixel by pixel."""
-        return {}
-
     def to_dict(self) -> dict[str, Any]:
         """The findings in plain types, ready for JSON."""
-        return {
-            "class_names": list(self.class_names),
-            "splits": {name: found.to_dict() for name, found in self.splits.items()},
-            "problems": list(self.problems),
-            "warnings": list(self.warnings),
-        }
+        return {"class_names": list(self.class_names), **super().to_dict()}
 
     def render(self) -> Table:
         """A table of the splits and one of the classes; then problems and warnings."""
@@ -105,13 +96,13 @@ def audit_segmentation(
         if unseen.any() and splits["train"].images == splits["train"].of_images:
             share = splits["test"].pixels[unseen].sum() / splits["test"].pixels.sum()
             problems.append(
-                f"No training mask shows {_some(unseen, class_names)}, which is {share:.2%} of the "
-                "test pixels: it cannot be learned."
+                f"No training mask shows {some_of(unseen, class_names)}, which is {share:.2%} of "
+                "the test pixels: it cannot be learned."
             )
         absent = ~(seen["test"] | seen["train"])
         if absent.any():
             warnings.append(
-                f"Neither training nor test masks show {_some(absent, class_names)}: mIoU is the "
+                f"Neither training nor test masks show {some_of(absent, class_names)}: mIoU is the "
                 "mean over the other classes, and over those that are predicted all the same."
             )
     if "val" not in splits:
@@ -125,7 +116,7 @@ def audit_segmentation(
     )
 
 
-def _some(mask: Any, names: Sequence[str]) -> str:
+def some_of(mask: Any, names: Sequence[str]) -> str:
     """The first three classes of a mask (K,), and how many more there are."""
     chosen = np.flatnonzero(mask)
     text = ", ".join(f"'{names[k]}'" for k in chosen[:3])

@@ -11,9 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from kora.reports.audit import Audit
-from kora.reports.audit_depth import DepthAudit
-from kora.reports.audit_segmentation import SegmentationAudit
+from kora.reports.audit import Findings
 from kora.tasks import AdapterTask
 
 __all__ = ["Report", "Samples", "spread"]
@@ -40,7 +38,7 @@ class Report:
         self.samples: Samples | None = None
         self._baselines: dict[str, dict[str, float]] = {}
 
-    def audit(self) -> Audit | DepthAudit | SegmentationAudit | None:
+    def audit(self) -> Findings | None:
         """Whether these splits can support the metrics; None if nothing is known about them."""
         return None
 

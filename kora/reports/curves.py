@@ -13,7 +13,13 @@ __all__ = ["CURVES", "Curve", "best_step", "read_curves", "tested_place"]
 Curve = tuple[list[int], list[float]]  # steps and values
 
 #: Metrics drawn for training and validation, with the labels of their axes.
-CURVES = {"loss": "loss", "accuracy": "accuracy", "rmse_m": "RMSE of depth (m)", "miou": "mIoU"}
+CURVES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "rmse_m": "RMSE of depth (m)",
+    "miou": "mIoU",
+    "map": "mAP",
+}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

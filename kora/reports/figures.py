@@ -44,7 +44,7 @@ def learning_curves(
     *,
     tested_step: int | None = None,
 ) -> Path:
-    """Draw loss and accuracy, depth error or mIoU over the optimiser's steps, from a `metrics.csv`.
+    """Draw loss and main metric over the optimiser's steps, from a `metrics.csv`.
 
     Metrics that the file lacks are left out. A diamond is a test value, at the step of the tested
     checkpoint (`tested_step`, as in results.json); without it, at the step of the best validation,
@@ -62,12 +62,13 @@ def learning_curves(
     drawn = {name: stages for name, stages in drawn.items() if stages}
     if not any(stage != "test" for stages in drawn.values() for stage in stages):
         raise ValueError(
-            f"{metrics_csv}: no loss, accuracy, rmse_m or miou of training or validation in it; it "
-            f"has: {', '.join(curves) or 'no values'}. Give the metrics.csv of a `kora fit` run."
+            f"{metrics_csv}: no loss, accuracy, rmse_m, miou or map of training or validation "
+            f"in it; it has: {', '.join(curves) or 'no values'}. Give the metrics.csv of a "
+            "`kora fit` run."
         )
     figure, axes = new_figure(len(drawn), size=(4.6 * len(drawn), 3.6))
     last_step = max(steps[-1] for stages in drawn.values() for steps, _ in stages.values())
-    monitored = next((n for n in ("accuracy", "rmse_m", "miou") if f"val/{n}" in curves), "loss")
+    monitored = next((n for n in CURVES if n != "loss" and f"val/{n}" in curves), "loss")
     tested = tested_place(curves, monitored, tested_step)
     for axis, (name, stages) in zip(axes, drawn.items(), strict=True):
         for stage, (steps, values) in stages.items():

@@ -35,12 +35,14 @@ def evaluation_sentence(protocol: Mapping[str, Any]) -> str | None:
     evaluation = protocol.get("evaluation")
     if not evaluation:
         return None
+    from kora.metrics.detection_protocol import DetectionProtocol
     from kora.metrics.protocol import DepthProtocol  # it imports torch
     from kora.metrics.segmentation_protocol import SegmentationProtocol
 
+    kinds = {"window": SegmentationProtocol, "nms_iou": DetectionProtocol, "crop": DepthProtocol}
+    kind: Any = next((kind for key, kind in kinds.items() if key in evaluation), DepthProtocol)
     try:
-        kind = SegmentationProtocol if "window" in evaluation else DepthProtocol
-        return kind(**evaluation).sentence()
+        return str(kind(**evaluation).sentence())
     except (TypeError, ValueError):
         return ", ".join(f"{key} {value}" for key, value in evaluation.items())
 

@@ -19,11 +19,12 @@ OURS = {
     "kora.adapters": (
         *("Strategy", "Composer", "Readout", "NodeForm", "NodeMatrix", "Injection", "Feedback"),
     ),
-    "kora.heads": ("DepthHead", "LayerSummaries", "SegmentationHead"),
+    "kora.heads": ("DepthHead", "DetectionHead", "LayerSummaries", "SegmentationHead"),
     "kora.losses": ("DepthLoss", "SegmentationLoss"),
     "kora.tasks": ("AdapterTask",),
     "kora.backbone.vit": ("Backbone",),
     "kora.backbone.sharding": ("ShardedBackbone",),
+    "kora.metrics.detection_protocol": ("DetectionProtocol",),
     "kora.metrics.protocol": ("DepthProtocol",),
     "kora.metrics.segmentation_protocol": ("SegmentationProtocol",),
     "datamodules": ("ImageDataModule", "Subset"),

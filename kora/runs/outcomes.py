@@ -1,6 +1,6 @@
 """Results of a run for each test image, in one small file, to compare runs image by image.
 
-Shapes: I test images
+Shapes: I test images, K classes, D predicted boxes of an image
 """
 
 from __future__ import annotations
@@ -16,11 +16,41 @@ from numpy.typing import NDArray
 
 from kora.runs.durable import DamagedFileError, read_checked, write_atomically
 
-__all__ = ["OUTCOMES_NAME", "Outcomes", "collect", "read_outcomes", "write_outcomes"]
+__all__ = [
+    "OUTCOMES_NAME",
+    "TRUTHS",
+    "BoxOutcomes",
+    "Outcomes",
+    "collect",
+    "read_outcomes",
+    "write_outcomes",
+]
 
 OUTCOMES_NAME = "test_outcomes.safetensors"
 _VERSION = "1"
 _AREAS = ("overlap", "predicted", "true")
+_BOXES = ("box_score", "box_class", "box_hits", "box_ignored")
+_TRUE_BOXES = "box_true"
+#: Columns that two models have in common, if they have them at all.
+TRUTHS = ("label", "true", _TRUE_BOXES)
+_WIDE = {*_AREAS, *_BOXES, _TRUE_BOXES}  # more than a number of each image
+
+
+@dataclass(frozen=True)
+class BoxOutcomes:
+    """What each predicted box found; bit 0 is of IoU 0.50, bit 9 of 0.95.
+
+    Images with fewer than D boxes are filled with boxes that are ignored at every threshold.
+    """
+
+    score: NDArray[np.float32]  # (I, D)
+    classes: NDArray[np.int64]  # (I, D)
+    hits: NDArray[np.int64]  # (I, D) bits: it finds a true box of its class
+    ignored: NDArray[np.int64]  # (I, D) bits: it counts neither as a hit nor as a mistake
+    true: NDArray[np.int64]  # (I, K) number of true boxes of each class
+
+    def __len__(self) -> int:
+        return len(self.true)  # images
 
 
 @dataclass(frozen=True)
@@ -31,7 +61,9 @@ class Outcomes:
         index: (I,) the number of the image in the official split.
         columns: (I,) each: `label` and `prediction` of a classification; of depth, every metric of
             the image by its name, and `pixels`, the number of valid ones. Of segmentation, the
-            pixels `overlap`, `predicted` and `true` of each class, (I, K) each.
+            pixels `overlap`, `predicted` and `true` of each class, (I, K) each. Of detection,
+            `box_score`, `box_class`, `box_hits` and `box_ignored` of each predicted box, (I, D)
+            each, and `box_true`, (I, K): see `BoxOutcomes`.
     """
 
     index: NDArray[Any]
@@ -48,7 +80,7 @@ class Outcomes:
         if name == "accuracy" and "prediction" in self.columns:
             right = self.columns["label"] == self.columns["prediction"]
             return np.asarray(right, dtype=np.float64)
-        if name in self.columns and name not in ("label", "prediction", "pixels", *_AREAS):
+        if name in self.columns and name not in {"label", "prediction", "pixels"} | _WIDE:
             return np.asarray(self.columns[name], dtype=np.float64)
         return None
 
@@ -58,6 +90,14 @@ class Outcomes:
         if not set(_AREAS) <= set(self.columns):
             return None
         return np.stack([self.columns[name].astype(np.int64) for name in _AREAS], axis=1)
+
+    @property
+    def boxes(self) -> BoxOutcomes | None:
+        """What each predicted box found; None without boxes."""
+        if not {*_BOXES, _TRUE_BOXES} <= set(self.columns):
+            return None
+        score, *others = (self.columns[name] for name in (*_BOXES, _TRUE_BOXES))
+        return BoxOutcomes(score, *(column.astype(np.int64) for column in others))
 
 
 def collect(batches: Sequence[Mapping[str, NDArray[Any]]]) -> Outcomes | None:
@@ -114,12 +154,15 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
             "KoRA that wrote it, or test the run again with kora test."
         )
     index = columns.pop("index", np.empty(0))
+    boxes = {columns[name].shape for name in _BOXES if name in columns}
     if (
         not columns
         or ("label" in columns) != ("prediction" in columns)
+        or len(boxes) > 1
+        or len({*_BOXES, _TRUE_BOXES} & set(columns)) not in (0, 5)
         or index.ndim != 1
         or any(
-            column.shape[:1] != index.shape or (column.ndim > 1) != (name in _AREAS)
+            column.shape[:1] != index.shape or (column.ndim > 1) != (name in _WIDE)
             for name, column in columns.items()
         )
     ):

@@ -12,7 +12,13 @@ from typing import Any
 from datamodules.recipe import ImageRecipe
 from kora.adapters import describe
 from kora.backbone.vit import Backbone
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
+from kora.tasks import (
+    AdapterTask,
+    ClassificationTask,
+    DepthTask,
+    DetectionTask,
+    SegmentationTask,
+)
 
 __all__ = ["preprocessing", "recipe_of", "task_record"]
 
@@ -41,7 +47,7 @@ def _described(task: AdapterTask) -> dict[str, Any] | None:
             arguments["head_layers"] = describe(task.head_layers)
     elif type(task) is DepthTask:
         arguments = {"head": describe(task.head), "protocol": task.protocol.to_dict()}
-    elif type(task) is SegmentationTask:
+    elif type(task) is SegmentationTask or type(task) is DetectionTask:
         arguments = {
             "num_classes": task.num_classes,
             "head": describe(task.head),

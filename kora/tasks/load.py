@@ -29,15 +29,23 @@ from kora.adapters.hub import downloaded, is_on_hub
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
 from kora.console.errors import first_line
+from kora.heads.detection import Boxes
 from kora.runs.durable import expand
 from kora.runs.trust import build, build_arguments
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
+from kora.tasks import (
+    AdapterTask,
+    ClassificationTask,
+    DepthTask,
+    DetectionTask,
+    SegmentationTask,
+)
 from kora.tasks.adapter_record import preprocessing, recipe_of
 from kora.tasks.image_files import image_files
 
 __all__ = [
     "AdaptedModel",
     "Choice",
+    "Detection",
     "Picture",
     "Prediction",
     "adapter_folder",
@@ -65,6 +73,15 @@ class Prediction(NamedTuple):
     label: int
     top: tuple[Choice, ...]  # as many as were asked for, the most probable first
     source: str = ""  # the file, if the picture was one
+
+
+class Detection(NamedTuple):
+    """An object that was found in a picture."""
+
+    name: str  # of its class; the number if the data had no names
+    score: float
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the picture
+    label: int
 
 
 #: A picture as `predict` takes it: see `ImageRecipe`.
@@ -122,13 +139,15 @@ class AdaptedModel(nn.Module):
         """The device of the weights."""
         return next(self.parameters()).device
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | list[Boxes]:
         """Outputs for uint8 images (B, 3, H, W) of any size.
 
         Of classes, logits (B, K); of depth, metres (B, H, W); of segmentation, scores (B, K, H, W),
-        whose highest is the class of a pixel. Images of another size than in training are first
-        fitted by `recipe`, like a photo with these pixels, so `model(images)` and `predict` agree.
-        Depth and scores are at the size of the images, without what the recipe cuts off.
+        whose highest is the class of a pixel; of detection, for each image a dict of `boxes`
+        (n, 4), which are x1, y1, x2, y2, `scores` (n,) and `labels` (n,), the best first. Images of
+        another size than in training are first fitted by `recipe`, like a photo with these pixels,
+        so `model(images)`, `predict` and `detect` agree. Depth, scores and boxes are at the size of
+        the images, without what the recipe cuts off.
 
         Raises:
             ValueError: For images of another type, range or shape.
@@ -142,8 +161,14 @@ class AdaptedModel(nn.Module):
             return self.task.at_size(self.task.flipped_mean(images), size)
         if isinstance(self.task, SegmentationTask):
             return torch.stack(list(self.task.scores_of({"image": images}, [size] * len(images))))
-        output: Tensor = self.task(images)
-        return output
+        answer: Tensor | list[Boxes] = self.answer(self.task(images), size)
+        return answer
+
+    def answer(self, output: Any, size: tuple[int, int]) -> Any:
+        """What `forward` gives, from the head's output for pictures of this size."""
+        if isinstance(self.task, DetectionTask):
+            return self.task.own_boxes(output, [size] * len(output[0]), self.recipe)
+        return self.task.answer(output, size)
 
     @overload
     def predict(
@@ -173,16 +198,12 @@ class AdaptedModel(nn.Module):
             ValueError: If the model predicts no classes, or a folder holds no image.
             UnreadableImageError: If a picture cannot be read.
         """
-        if isinstance(self.task, DepthTask | SegmentationTask):
-            what, gives, files = (
-                ("depth, which has no classes", "metres", "maps")
-                if isinstance(self.task, DepthTask)
-                else ("segmentation, whose classes are of pixels", "scores of each pixel", "masks")
-            )
-            raise ValueError(
-                f"{self.folder} is a model of {what}. Call the model itself: it gives {gives}; or "
-                f"kora predict RUN --images FOLDER, which writes {files}."
-            )
+        for kind, (what, call, files) in _NO_CLASS_OF_A_PICTURE.items():
+            if isinstance(self.task, kind):
+                raise ValueError(
+                    f"{self.folder} is a model of {what}. Call {call}; or kora predict RUN "
+                    f"--images FOLDER, which writes {files}."
+                )
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k={top_k}, batch_size={batch_size}: expected 1 or more.")
         several, single = _several(pictures)
@@ -196,6 +217,32 @@ class AdaptedModel(nn.Module):
                 Prediction(*top[0], top, name) for top, name in zip(ranked, names, strict=True)
             ]
         return found[0] if single else found
+
+    @torch.inference_mode()
+    def detect(self, picture: Picture) -> list[Detection]:
+        """The objects in one picture, the best first, with boxes in its own pixels, upright.
+
+        Raises:
+            ValueError: If the model predicts no boxes.
+            UnreadableImageError: If the picture cannot be read.
+        """
+        if not isinstance(self.task, DetectionTask):
+            raise ValueError(
+                f"{self.folder} is a model of {type(self.task).__name__}, which finds no boxes. "
+                "Use predict for classes, or call the model itself."
+            )
+        opened = self.recipe.open(picture)
+        size = self.recipe.shown((opened.height, opened.width))
+        output = self.task(self.prepare(opened).to(self.device))
+        return self.detected(self.answer(output, size)[0])
+
+    def detected(self, boxes: Boxes) -> list[Detection]:
+        """The boxes of one image, as `forward` gives them, with the names of their classes."""
+        columns = (boxes[key].tolist() for key in ("scores", "boxes", "labels"))
+        return [
+            Detection(self.name_of(label), score, tuple(box), label)
+            for score, box, label in zip(*columns, strict=True)
+        ]
 
     def prepare(self, picture: Picture) -> Tensor:
         """A picture as the backbone reads it: (1, 3, h, w) in [0, 1], before the normalisation.
@@ -224,6 +271,22 @@ class AdaptedModel(nn.Module):
     def name_of(self, label: int) -> str:
         """Name of a class, or its number if the data had no names."""
         return self.class_names[label] if self.class_names else str(label)
+
+
+#: By task: what it predicts instead of classes, what to call, and what the command writes.
+_NO_CLASS_OF_A_PICTURE: dict[type[AdapterTask], tuple[str, str, str]] = {
+    DepthTask: ("depth, which has no classes", "the model itself: it gives metres", "maps"),
+    SegmentationTask: (
+        "segmentation, whose classes are of pixels",
+        "the model itself: it gives scores of each pixel",
+        "masks",
+    ),
+    DetectionTask: (
+        "detection, whose classes are of boxes",
+        "detect(picture): it gives boxes with their classes",
+        "predictions.json",
+    ),
+}
 
 
 def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
@@ -317,7 +380,7 @@ def _loaded(
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(head[name])
-    classes = task.num_classes if isinstance(task, ClassificationTask) else 0
+    classes = task.num_classes if isinstance(task, ClassificationTask | DetectionTask) else 0
     named = len(record.get("class_names") or ())
     if classes and named not in (0, classes):
         raise ValueError(f"{origin} has {named} class_names, and the head {classes} classes.")
@@ -475,7 +538,7 @@ def _task(
         raise ValueError(f"{origin}: task is {described!r:.80}, expected class_path and init_args.")
     kinds = {
         f"kora.tasks.{kind.__name__}": kind
-        for kind in (ClassificationTask, DepthTask, SegmentationTask)
+        for kind in (ClassificationTask, DepthTask, DetectionTask, SegmentationTask)
     }
     kind = kinds.get(str(described.get("class_path")))
     if kind is None:

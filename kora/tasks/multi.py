@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kora.backbone.images import check_images
 from kora.backbone.layer_summaries import Together
 from kora.backbone.vit import Backbone
-from kora.tasks import ClassificationTask, DepthTask, SegmentationTask
+from kora.tasks import ClassificationTask, DepthTask, DetectionTask, SegmentationTask
 from kora.tasks.load import AdaptedModel, Picture, Prediction, load_onto
 
 __all__ = ["Member", "MultiTask"]
@@ -95,11 +95,11 @@ class MultiTask(nn.Module):
         """The model of each run."""
         return {name: member.model for name, member in self.members.items()}
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Any]:
         """The answer of each task to uint8 images (B, 3, H, W), by its name.
 
-        Logits (B, K) of classes, metres (B, H, W) of depth, scores (B, K, H, W) of segmentation, as
-        `AdaptedModel` gives them.
+        Logits (B, K) of classes, metres (B, H, W) of depth, scores (B, K, H, W) of segmentation,
+        and the boxes of each image, as `AdaptedModel` gives them.
 
         Raises:
             ValueError: For images of another type, range or shape.
@@ -111,15 +111,14 @@ class MultiTask(nn.Module):
             images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
         return self.answers(images.to(self.backbone.mean.device), size)
 
-    def answers(self, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The answers for prepared images (B, 3, h, w), maps at this size."""
+    def answers(self, images: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """The answers for prepared images (B, 3, h, w), maps and boxes at this size."""
         outputs = self.outputs(images)
         return {
-            name: member.model.task.answer(outputs[name], size)
-            for name, member in self.members.items()
+            name: member.model.answer(outputs[name], size) for name, member in self.members.items()
         }
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Any]:
         """What each head gives for images (B, 3, H, W), from one pass of the backbone."""
         members = list(self.members.values())
         halves = [member.model.adapter.shared_pass() for member in members]
@@ -143,7 +142,7 @@ class MultiTask(nn.Module):
         """The answer of each task to one picture, by its name.
 
         A `Prediction` of classes, metres (H, W) of depth, the class of each pixel (H, W) of
-        segmentation; arrays are NumPy's.
+        segmentation, a list of `Detection`; arrays are NumPy's.
 
         Raises:
             UnreadableImageError: If the picture cannot be read.
@@ -158,6 +157,8 @@ class MultiTask(nn.Module):
             if isinstance(task, ClassificationTask):
                 top = member.model.named(value, top_k)[0]
                 answers[name] = Prediction(*top[0], top)
+            elif isinstance(task, DetectionTask):
+                answers[name] = member.model.detected(value[0])
             elif isinstance(task, SegmentationTask):
                 answers[name] = value[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
             else:
@@ -178,7 +179,7 @@ def _require_shareable(model: AdaptedModel, first: AdaptedModel) -> None:
         raise ValueError(
             f"{model.folder} prepares images by {model.recipe}, and {first.folder} by "
             f"{first.recipe}: they see other pixels. Train both with the same data.resize and "
-            "data.image_size."
+            "data.image_size, or on Synthetic with the same data.maps."
         )
     task = model.task
     slides = isinstance(task, SegmentationTask) and task.protocol.window == "slide"

@@ -20,9 +20,7 @@ from kora.adapters import describe
 from kora.adapters.folder import save_adapter
 from kora.export.model_card import write_card
 from kora.loggers.wandb_record import end_wandb
-from kora.reports.audit import Audit
-from kora.reports.audit_depth import DepthAudit
-from kora.reports.audit_segmentation import SegmentationAudit
+from kora.reports.audit import Findings
 from kora.reports.base import Report
 from kora.reports.curves import CURVES
 from kora.reports.fusion import FusionReport, fusion_report_for
@@ -77,7 +75,7 @@ class RunRecord(Callback):
         self.clock = clock
         self.report: Report | None = None
         self.fusion: FusionReport | None = None
-        self.audit: Audit | DepthAudit | SegmentationAudit | None = None
+        self.audit: Findings | None = None
         self.parameters: ParameterReport | None = None
         self.metrics: dict[str, float] = {}
         self.peak_memory_mib = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from kora.adaptation import masks as module
 from kora.adaptation.adapt import adapt
 from kora.adaptation.layout import has_masks
-from kora.adaptation.masks import AdaptedMasks
+from kora.adaptation.result import AdaptedMasks
 from kora.analysis.pooled import mean_iou
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import read_results
+from kora.training.batched_fit import Setting
 from tests.support.segmentation import write_pair, write_pairs
 
 
@@ -38,8 +40,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(work: Path) -> AdaptedMasks:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(module, "_HEAD_LRS", ((1e-2, 1e-2),))
-        monkeypatch.setattr(module, "_STEPS", (20, 20))
+        cached = [one._replace(settings=(Setting(1e-2, 1e-2),)) for one in module.MASKS.cached]
+        short = replace(module.MASKS, cached=cached, steps=(20, 20))
+        monkeypatch.setattr(module, "MASKS", short)
         found = adapt(work / "photos", out=work / "out", backbone="vit_nano")
     assert isinstance(found, AdaptedMasks)
     return found

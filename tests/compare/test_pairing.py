@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from kora.analysis.pooled import mean_iou, pooled_difference
+from kora.analysis.pooled import SCORES, mean_iou, pooled_difference
 from kora.analysis.statistics import crossed_bootstrap
 from kora.compare.command import Comparison, compare
 from kora.compare.verdict import Difference
@@ -17,6 +19,7 @@ from kora.runs.outcomes import OUTCOMES_NAME, Outcomes, read_outcomes, write_out
 from kora.runs.results import Run
 from tests.support.compare_factory import IMAGES, five_strategies, run_on_images
 from tests.support.comparisons import depth, run
+from tests.support.detections import detections, kept_of, measured, moved
 from tests.support.segmentation import areas
 
 
@@ -153,8 +156,8 @@ def test_runs_of_earlier_versions_get_one_word_together() -> None:
 
 
 def test_miou_is_compared_by_areas_summed_over_drawn_images(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    kept = {name: areas(generator, share) for name, share in (("LinearProbe", 0.6), ("LoRA", 0.8))}
+    shares = (("LinearProbe", 0.6), ("LoRA", 0.8))  # of the same true areas
+    kept = {name: areas(np.random.default_rng(0), share) for name, share in shares}
     runs = []
     for name, of_seeds in kept.items():
         for seed, table in enumerate(of_seeds):
@@ -167,6 +170,46 @@ def test_miou_is_compared_by_areas_summed_over_drawn_images(tmp_path: Path) -> N
     result = compare(runs)
     assert result.metric == "test/miou"
     found = difference(result, "LoRA")
-    expected = pooled_difference(kept["LoRA"], kept["LinearProbe"], mean_iou)
+    expected = pooled_difference(kept["LoRA"], kept["LinearProbe"], SCORES["miou"])
     assert (found.bootstrap, found.p) == (expected.bootstrap, expected.p)
     assert any("exchanged on random images" in note for note in result.notes)
+
+
+def with_boxes(tmp_path: Path, noise: Mapping[str, float]) -> list[Run]:
+    """Runs of detection whose boxes are off by some pixels, on 40 images of the same truth."""
+    runs = []
+    for name, pixels in noise.items():
+        for seed in range(2):
+            predictions, truths = detections(7, images=40, noise=0)
+            generator = torch.Generator().manual_seed(seed)
+            for found in predictions:
+                found["boxes"] = moved(found["boxes"], pixels, generator)
+            metrics = measured(predictions, truths)
+            value = float(metrics.compute()["map"])
+            folder = tmp_path / name / str(seed)
+            folder.mkdir(parents=True)
+            write_outcomes(folder, kept_of(metrics))
+            runs.append(Run(folder, run(name, seed, 0.5, metrics={"test/map": value}).result))
+    return runs
+
+
+def test_map_is_compared_by_the_boxes_of_drawn_images(tmp_path: Path) -> None:
+    result = compare(with_boxes(tmp_path, {"LinearProbe": 8, "LoRA": 4}))
+    assert result.metric == "test/map"
+    found = difference(result, "LoRA")
+    assert found.p == pytest.approx(1 / 2001), "no exchange of the two is as extreme"
+    assert found.bootstrap is not None
+    assert 0 < found.bootstrap[0] < found.mean < found.bootstrap[1]
+    assert any("over 2,000 draws" in note for note in result.notes)
+    assert result.groups[0].name == "LoRA", "more is better"
+
+
+def test_boxes_of_another_truth_or_of_another_test_are_not_compared(tmp_path: Path) -> None:
+    runs = with_boxes(tmp_path, {"LinearProbe": 8, "LoRA": 8})
+    kept = read_outcomes(runs[0].folder)
+    assert kept is not None
+    for name, words in (("box_true", "on other images or labels"), ("box_hits", "of another test")):
+        changed = {**kept.columns, name: kept.columns[name] // 2}
+        write_outcomes(runs[0].folder, Outcomes(kept.index, changed))
+        notes = compare(runs).notes
+        assert any(words in note for note in notes), notes

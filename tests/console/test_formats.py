@@ -16,6 +16,8 @@ def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
     assert format_metric("test/loss", None) == "–"
     assert all(is_rate(f"test/{name}") for name in ("delta1", "delta2", "delta3"))
     assert not any(is_rate(f"test/{name}") for name in ERRORS)
+    assert all(is_rate(f"test/{name}") for name in ("map", "map_50", "map_small", "mar_100"))
+    assert not is_rate("baseline/mean_map/rmse_m"), "the mean depth map"
     assert format_metric("val/delta3", 0.98765) == "98.77 %"
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules.augment import Augment, augment_batch, check_augment, recolour
+from datamodules.recipe import GREY, ImageRecipe
 
 HEIGHT, WIDTH = 32, 24
 MOVING = ("flip", "flip_crop", "flip_crop_color")
@@ -198,6 +199,109 @@ def test_no_image_and_tiny_images_keep_their_shape(
     assert moved["mask"].shape == (shape[0], *shape[2:])
     if "resize" not in augment:
         assert torch.equal(moved["mask"], batch["mask"])  # below 8 pixels nothing is shifted
+
+
+def boxed(images: int, *, own: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
+    """Black images of 48 x 64 pixels, of each of which two boxes are red and green."""
+    generator = torch.Generator().manual_seed(0)
+    high, wide = (48, 64) if own is None else ImageRecipe("contain", (48, 64)).fitted_content(own)
+    image = torch.zeros(images, 3, 48, 64, dtype=torch.uint8)
+    image += torch.tensor(GREY, dtype=torch.uint8).view(3, 1, 1)
+    image[:, :, :high, :wide] = 0
+    boxes = torch.zeros(images, 3, 4)
+    for row in range(images):
+        for place in range(2):
+            x, y = (int(torch.randint(0, n - 12, (), generator=generator)) for n in (wide, high))
+            image[row, :2, y : y + 12, x : x + 12] = 0
+            image[row, place, y : y + 12, x : x + 12] = 250
+            boxes[row, place] = torch.tensor([x, y, x + 12, y + 12])
+    batch = {"image": image, "boxes": boxes, "index": torch.arange(images)}
+    batch["box_label"] = torch.tensor([0, 1, -1]).expand(images, -1).clone()
+    batch["box_crowd"] = torch.tensor([False, True, False]).expand(images, -1).clone()
+    if own is not None:
+        shown = ImageRecipe("contain", (48, 64)).fitted_content(own)
+        batch["size"] = torch.tensor(shown).expand(images, -1)
+    return batch
+
+
+@pytest.mark.parametrize("own", [None, (480, 320), (30, 90)])
+@pytest.mark.parametrize("augment", ["flip", "flip_resize_crop"])
+def test_boxes_stay_on_their_objects(augment: Augment, own: tuple[int, int] | None) -> None:
+    torch.manual_seed(0)
+    batch = boxed(128, own=own)
+    moved = augment_batch(batch, augment=augment)
+    found = 0
+    for row in range(128):
+        for place, (x1, y1, x2, y2) in enumerate(moved["boxes"][row].tolist()):
+            if moved["box_label"][row, place] < 0:
+                assert (x1, y1, x2, y2) == (0, 0, 0, 0)
+                assert not moved["box_crowd"][row, place]
+                continue
+            assert moved["box_label"][row, place] == place
+            assert moved["box_crowd"][row, place] == (place == 1)
+            assert 0 <= x1 < x2 <= 64
+            assert 0 <= y1 < y2 <= 48
+            pixels = moved["image"][row].long()
+            coloured = (pixels[place] > 150) & (pixels[1 - place] < 60) & (pixels[2] < 60)
+            rows, columns = torch.nonzero(coloured, as_tuple=True)
+            other = batch["boxes"][row, 1]
+            first = batch["boxes"][row, 0]
+            apart = (first[:2] - other[:2]).abs().max() >= 12
+            if place == 1 or apart:  # the second is drawn over the first
+                ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                assert [x1, y1, x2, y2] == pytest.approx([float(e) for e in ends], abs=1.5)
+                found += 1
+    assert found > 100
+
+
+def test_a_mirrored_image_is_that_of_the_mirrored_picture_with_its_filling() -> None:
+    picture = torch.randint(0, 256, (3, 50, 30), dtype=torch.uint8)
+    recipe = ImageRecipe("contain", (40, 56))
+    image = torch.from_numpy(recipe(picture))
+    batch = {
+        "image": image[None],
+        "boxes": torch.tensor([[[2.0, 5, 10, 20], [0, 0, 0, 0]]]),
+        "box_label": torch.tensor([[4, -1]]),
+        "size": torch.tensor([[40, 24]]),
+    }
+    moved = augment_batch(batch, augment="flip", draws_BK=torch.zeros(1, 7))
+    expected = torch.from_numpy(recipe(picture.flip(-1)))
+    assert (moved["image"][0].int() - expected.int()).abs().max() <= 1
+    assert recipe.fitted_content((50, 30)) == (40, 24)
+    assert moved["boxes"].tolist() == [[[14, 5, 22, 20], [0, 0, 0, 0]]]
+    assert torch.equal(moved["size"], batch["size"])
+
+
+def test_a_box_of_which_less_than_a_quarter_remains_is_dropped() -> None:
+    # At scale 2, a place of 0 shows the upper left quarter: 24 x 32 of 48 x 64 pixels.
+    boxes = [[24.0, 0, 56, 10], [25.0, 0, 57, 10], [0.0, 0, 64, 48], [40.0, 30, 50, 40]]
+    batch = {
+        "image": torch.zeros(1, 3, 48, 64, dtype=torch.uint8),
+        "boxes": torch.tensor([boxes]),
+        "box_label": torch.tensor([[0, 1, 2, 3]]),
+    }
+    draws = torch.tensor([[0.9, 0, 0, 0, 0, 0, 0, 1]])
+    moved = augment_batch(batch, augment="flip_resize_crop", draws_BK=draws)
+    assert moved["box_label"].tolist() == [[0, -1, 2, -1]]
+    assert moved["boxes"][0].tolist() == [[48, 0, 64, 20], [0] * 4, [0, 0, 64, 48], [0] * 4]
+
+
+def test_a_window_shows_a_box_if_the_image_has_one() -> None:
+    torch.manual_seed(0)
+    batch = boxed(256)
+    batch["box_label"][:, 1] = -1  # one small object an image
+    batch["box_label"][0] = -1
+    moved = augment_batch(batch, augment="flip_resize_crop")
+    shows = (moved["box_label"] >= 0).any(1)
+    assert not shows[0]
+    assert shows[1:].all()
+    assert torch.equal(batch["boxes"], boxed(256)["boxes"]), "the batch itself is left alone"
+
+
+@pytest.mark.parametrize("augment", ["flip_crop", "flip_crop_color"])
+def test_boxes_are_not_reflected(augment: Augment) -> None:
+    with pytest.raises(ValueError, match=r"reflects images at the border.*Use flip, flip_resize"):
+        augment_batch(boxed(2), augment=augment)
 
 
 FACTORS = (0.8, 1.0, 1.15)

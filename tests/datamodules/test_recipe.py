@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from datamodules import CIFAR, ImageFolder, Synthetic, TinyImageNet
-from datamodules.recipe import ImageRecipe, UnreadableImageError
+from datamodules import CIFAR, DetectionFolder, ImageFolder, Synthetic, TinyImageNet
+from datamodules.recipe import GREY, ImageRecipe, UnreadableImageError
 from tests.support.picture_factory import bad_files, scene, write_photos
 
 CROP = ImageRecipe("crop", (48, 40))
@@ -68,6 +68,31 @@ def test_crop_keeps_proportions_and_stretch_keeps_everything() -> None:
     stretched = ImageRecipe("stretch", (20, 20))(pixels)
     assert stretched[..., :5].min() > 200
     assert stretched[..., 8:].max() < 50
+
+
+@pytest.mark.parametrize("size", [(20, 60), (60, 20), (96, 80), (10, 9), (300, 1)])
+def test_contain_shows_the_whole_picture_at_the_top_left_and_fills_the_rest(
+    size: tuple[int, int],
+) -> None:
+    photo, recipe = scene(8, size), ImageRecipe("contain", (48, 40))
+    high, wide = recipe.fitted_content(size)
+    assert recipe.fitted(size) == (48, 40)
+    assert high == 48 or wide == 40
+    assert high / wide == pytest.approx(size[0] / size[1], rel=0.03) or wide == 1
+    pixels = recipe(photo)
+    assert pixels.shape == (3, 48, 40)
+    content = ImageRecipe("stretch", (high, wide))(photo)
+    assert np.array_equal(pixels[:, :high, :wide], content)
+    rest = np.concatenate([pixels[:, high:].reshape(3, -1), pixels[:, :, wide:].reshape(3, -1)], 1)
+    assert (rest == np.array(GREY)[:, None]).all()
+
+
+def test_only_contain_shows_less_than_the_whole_of_its_pixels() -> None:
+    recipes = [*RECIPES, ImageRecipe("cover", (48, 40))]
+    for recipe in recipes:
+        assert recipe.fitted_content((33, 97)) == recipe.fitted((33, 97))
+    assert ImageRecipe("contain", (48, 40)).fitted_content((33, 97)) == (14, 40)  # 13.6
+    assert ImageRecipe("contain", (100, 100)).fitted_content((200, 41)) == (100, 21)  # 20.5
 
 
 @pytest.mark.parametrize("size", [(60, 100), (100, 60), (48, 40), (300, 41), (20, 21)])
@@ -201,10 +226,13 @@ def test_every_data_module_says_what_a_photo_must_undergo_to_look_like_its_own()
     assert CIFAR("data", variant=10).recipe == ImageRecipe("crop", (32, 32))
     assert Synthetic(image_size=48).recipe == ImageRecipe("crop", (48, 48))
     assert Synthetic(maps=["depth_m"]).recipe == ImageRecipe()  # a map of the whole picture
+    assert Synthetic(maps=["boxes"]).recipe == ImageRecipe("contain", (64, 64))
+    assert DetectionFolder("data", image_size=(20, 30)).recipe == ImageRecipe("contain", (20, 30))
     folder = ImageFolder("data", image_size=(20, 30), resize="stretch")
     assert folder.recipe == ImageRecipe("stretch", (20, 30))
 
 
 def test_an_image_of_the_size_of_the_data_is_left_as_it_is() -> None:
     image = np.asarray(scene(7, (64, 64)))
-    assert np.array_equal(ImageRecipe("crop", (64, 64))(image), image.transpose(2, 0, 1))
+    for fit in ("crop", "contain"):
+        assert np.array_equal(ImageRecipe(fit, (64, 64))(image), image.transpose(2, 0, 1))

@@ -36,6 +36,47 @@ def test_maps_are_left_out_unless_asked_for() -> None:
     assert set(next(iter(data.test_dataloader()))) == {"image", "label", "index"}
 
 
+def test_boxes_enclose_what_shows_of_each_solid_and_leave_the_pictures_alone() -> None:
+    data, plain = make(maps=["boxes", "mask"]), make(maps=["mask"])
+    data.setup("test")
+    plain.setup("test")
+    sample, other = data.samples("test", range(48)), plain.samples("test", range(48))
+    assert torch.equal(sample["image"], other["image"])
+    assert sample["boxes"].dtype == torch.float32
+    assert data.box_names == ["sphere", "box", "cylinder", "cone", "torus", "pyramid"]
+    assert plain.box_names is None
+    hidden = 0
+    for mask, boxes, labels, label in zip(
+        sample["mask"], sample["boxes"], sample["box_label"], sample["label"], strict=True
+    ):
+        assert labels[0] == label // 2  # the labelled solid
+        for number, (box, kind) in enumerate(zip(boxes.tolist(), labels, strict=True), 1):
+            rows, columns = torch.nonzero(mask == number, as_tuple=True)
+            if len(rows) < 12:
+                assert (box, int(kind)) == ([0, 0, 0, 0], -1)
+                hidden += len(rows) > 0
+                continue
+            ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            assert box == [float(end) for end in ends]
+    assert hidden
+
+
+def test_statistics_of_boxes_are_those_of_the_scenes() -> None:
+    data = make(maps=["boxes"], val_fraction=0)
+    found = data.box_statistics("train")
+    labels = data.samples("train", range(120))["box_label"]
+    assert found.boxes.tolist() == [int((labels == kind).sum()) for kind in range(6)]
+    assert (found.empty, found.crowd, found.outside) == (0, 0, 0)
+    with pytest.raises(ValueError, match=r"no image with boxes.*data\.maps: \[boxes\]"):
+        make().box_statistics("train")
+
+
+def test_an_augmentation_that_reflects_is_refused_with_boxes() -> None:
+    make(augment="flip_crop")
+    with pytest.raises(ValueError, match=r"data\.augment is flip_crop, which reflects"):
+        make(augment="flip_crop", maps=["boxes"])
+
+
 def test_validation_scenes_are_training_scenes_and_no_test_scene_is_either() -> None:
     data = make(val_fraction=0.2)
     data.setup()
@@ -112,7 +153,7 @@ def test_a_long_rendering_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> Non
         ({"scene_seed": -2}, r"data\.scene_seed is -2"),
         ({"train_images": 0}, r"data\.train_images is 0; it must be at least 12"),
         ({"test_images": 11}, r"data\.test_images is 11; it must be at least 12"),
-        ({"maps": ["depth"]}, r"data\.maps has 'depth'; it may hold depth_m and mask"),
+        ({"maps": ["depth"]}, r"data\.maps has 'depth'; it may hold depth_m, mask, boxes"),
         ({"batch_size": 0}, r"data\.batch_size is 0"),
     ],
 )

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.recipe import ImageRecipe
 from kora.adapters import FullFineTune, KoRA, LoRA, PaperForm
 from kora.console.formats import format_metric
 from kora.export.model_card import CARD, write_card
-from tests.support.adapter_factory import CLASSES, kicked, tiny_in_file, write_folder
+from tests.support.adapter_factory import (
+    CLASSES,
+    edit_record,
+    kicked,
+    tiny_in_file,
+    write_fitted,
+    write_folder,
+)
 from tests.support.cli import REPOSITORY, fit_in, here, kora, results, tiny_config, write_config
+from tests.support.detectors import NAMES, detector
 from tests.support.documents import blocks, run_bash
 from tests.support.kept import kept
 from tests.support.picture_factory import scene
@@ -109,6 +118,19 @@ def test_a_folder_without_its_run_says_what_it_knows(tmp_path: Path) -> None:
     assert ", ".join(CLASSES) in card
     assert "Data and protocol" not in card
     assert "Other weights are refused" in card
+
+
+def test_the_card_of_a_detector_says_how_to_get_boxes(tmp_path: Path) -> None:
+    recipe = ImageRecipe("contain", (24, 40))
+    folder = write_fitted(tmp_path / "adapter", detector(), recipe)
+    edit_record(folder, class_names=NAMES, metrics={"test/map": 0.25, "test/map_50": 0.5})
+    card = write_card(folder).read_text()
+    head = card.partition("\n---")[0]
+    assert "pipeline_tag: object-detection" in head
+    assert "- map\n- map_50\n" in head
+    assert 'for found in model.detect("photo.jpg"):' in card
+    assert "scaled to fit inside, and filled up with grey, at 24x40 pixels" in card
+    assert f"| test/map | {format_metric('test/map', 0.25)} |" in card
 
 
 def test_a_name_in_a_card_is_a_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
 from kora.heads import DPTSegmentation, LinearDepth, LinearSegmentation, QuerySegmentation
-from kora.tasks import DepthTask, SegmentationTask
+from kora.tasks import DepthTask, DetectionTask, SegmentationTask
 from tests.support.adapter_factory import (
     edit_record,
     kicked,
@@ -25,12 +25,19 @@ from tests.support.adapter_factory import (
     write_fitted,
     write_folder,
 )
+from tests.support.detectors import NAMES, detector
 from tests.support.factory import kick
 
 needs_extra = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
     reason="needs the extra: pip install 'kora-vit[onnx]'",
 )
+
+
+def write_boxes(folder: Path, task: DetectionTask, recipe: ImageRecipe) -> Path:
+    """The adapter folder of a detector, with the names of its classes."""
+    edit_record(write_fitted(folder, task, recipe), class_names=NAMES)
+    return folder
 
 
 class OneBatch(Strategy):
@@ -119,6 +126,27 @@ def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Pa
         written = export(model, "onnx", tmp_path / "whole" / "out")
         assert written.difference is not None
         assert written.difference < 1e-4
+
+
+@needs_extra
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["FCOS", "FasterRCNN"])
+def test_boxes_can_be_exported_with_their_suppression(kind: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    recipe = ImageRecipe("contain", (24, 40))
+    model = kora.load_adapter(write_boxes(tmp_path / "adapter", detector(kind, LoRA(2)), recipe))
+    written = export(model, "onnx", tmp_path / "out")
+    assert written.difference is not None
+    assert written.difference < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert [one.name for one in session.get_outputs()] == ["boxes", "scores", "labels"]
+    images = torch.randint(0, 256, (5, 3, 70, 30), dtype=torch.uint8)
+    boxes, scores, labels = session.run(None, {"images": images.numpy()})
+    for row, expected in enumerate(model(images)):
+        assert (labels[row] >= 0).sum() == len(expected["labels"]) > 0
+        assert boxes[row].max() == pytest.approx(float(expected["boxes"].max()), abs=1e-3)
+        assert scores[row].max() == pytest.approx(float(expected["scores"].max()), abs=1e-4)
 
 
 @needs_extra

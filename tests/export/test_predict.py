@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import time
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import COCO
 from numpy.typing import NDArray
 from PIL import Image
 
 import kora as package
 from datamodules.recipe import ImageRecipe
 from kora.adapters import LoRA
+from kora.export import box_files
 from kora.export import predict as predict_cli
 from kora.heads.depth import LinearDepth
 from kora.tasks import DepthTask, SegmentationTask
-from tests.support.adapter_factory import kicked, write_fitted, write_folder
+from tests.support.adapter_factory import edit_record, kicked, write_fitted, write_folder
 from tests.support.cli import kora, started
+from tests.support.detectors import NAMES, detector
 from tests.support.factory import kick
 from tests.support.picture_factory import bad_files, write_photos
 
@@ -345,6 +349,55 @@ def test_a_mask_is_a_palette_image_at_the_size_of_its_photo_with_a_legend(
         assert row["largest_class"] == names[largest]
         assert float(row["share"]) == pytest.approx((expected == largest).mean(), abs=1e-3)
     assert (out / "legend.png").is_file()
+
+
+def test_boxes_are_written_as_coco_reads_them_and_drawn_on_the_first_photos(
+    tmp_path: Path, photos: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_fitted(tmp_path / "run/adapter", detector(), ImageRecipe("contain", (24, 40)))
+    edit_record(folder, class_names=NAMES)
+    (photos / "cut.jpg").write_bytes(b"no image")
+    monkeypatch.setattr(box_files, "_MOST_PICTURES", 2)
+    out = tmp_path / "boxes"
+    done = kora(capfd, "predict", tmp_path / "run", "--images", photos, "--out", out)
+    assert done.code == 0, done.err
+    assert str(out / "predictions.json") in done.out
+    known = COCO(str(out / "images.json"))
+    found = known.loadRes(str(out / "predictions.json"))
+    assert [known.cats[k]["name"] for k in sorted(known.cats)] == NAMES
+    model = package.load_adapter(folder)
+    files = {row["file"]: row for row in rows(out / "predictions.csv")}
+    assert len(known.imgs) == len(files) - 1
+    for number, image in known.imgs.items():
+        expected = model.detect(photos / image["file_name"])
+        mine = found.imgToAnns[number]
+        assert [one["category"] for one in mine] == [one.name for one in expected]
+        for one, other in zip(mine, expected, strict=True):
+            left, top, wide, high = one["bbox"]
+            assert (left, top, left + wide, top + high) == pytest.approx(other.box, abs=0.02)
+            assert one["score"] == pytest.approx(other.score, abs=1e-4)
+            assert left + wide <= image["width"] + 0.01
+            assert top + high <= image["height"] + 0.01
+        row = files[image["file_name"]]
+        assert (row["boxes"], row["best_class"]) == (str(len(expected)), expected[0].name)
+    drawn = [name for name, row in files.items() if row["picture_file"]]
+    assert drawn == ["0.png", "1.png"]
+    with Image.open(out / "0.png.jpg") as image:
+        assert image.size == (60, 40)
+    again = kora(capfd, "predict", tmp_path / "run", "--images", photos, "--out", out)
+    assert "is there already. Name a new folder for the pictures" in again.err
+
+
+def test_without_a_box_the_files_are_there_and_empty(
+    tmp_path: Path, photos: Path, capfd: Capture
+) -> None:
+    write_folder(tmp_path / "run/adapter", detector(surer=-20), class_names=[])
+    out = tmp_path / "boxes"
+    done = kora(capfd, "predict", tmp_path / "run", "--images", photos, "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads((out / "predictions.json").read_text()) == []
+    found = rows(out / "predictions.csv")
+    assert {(row["boxes"], row["best_class"]) for row in found} == {("0", "")}
 
 
 def test_depth_beyond_16_bits_of_millimetres_is_not_cut_off_silently(

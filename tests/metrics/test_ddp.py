@@ -1,4 +1,4 @@
-"""Depth metrics on two processes give what they give on one."""
+"""Metrics of depth and detection on two processes give what they give on one."""
 
 import os
 import warnings
@@ -10,8 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from kora.metrics.depth import DepthMetrics
+from kora.metrics.detection import DetectionMetrics
 from kora.metrics.protocol import DepthProtocol
 from tests.support.depth_metrics import FULL, PIXEL, scenes, values
+from tests.support.detections import detections
 
 # As a sampler deals seven images to two processes: the second repeats image 0 to be as long.
 SHARES = (([0, 2, 4], [6]), ([1, 3], [5, 0]))
@@ -27,6 +29,17 @@ def measured(protocol: DepthProtocol, batches: Any) -> DepthMetrics:
     return metrics
 
 
+def detected(batches: Any) -> dict[str, Any]:
+    """Everything that the metrics of detection give."""
+    predictions, truths = detections(images=7)
+    metrics = DetectionMetrics(3)
+    for part in batches:
+        metrics.update(
+            [predictions[i] for i in part], [truths[i] for i in part], torch.tensor(part)
+        )
+    return {**metrics.compute(), "ap": metrics.per_class(), **metrics.per_image()}
+
+
 def _process(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -40,6 +53,10 @@ def _process(rank: int, folder: str) -> None:
     found = {
         name: (values(metrics), metrics.images, metrics.skipped, metrics.per_image())
         for name, metrics in cases.items()
+    }
+    found |= {
+        "detected": detected(SHARES[rank]),
+        "detected alone": detected(ALONE[rank]),
     }
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
@@ -61,3 +78,6 @@ def test_two_processes_give_to_the_last_digit_what_one_gives(tmp_path: Path) -> 
             assert (its_images, its_skipped) == (images, skipped)
             assert table["index"].tolist() == alone.per_image()["index"].tolist()
             assert torch.equal(table["rmse_m"], alone.per_image()["rmse_m"])
+        for name, batches in (("detected", [list(range(7))]), ("detected alone", ALONE[0])):
+            for key, value in detected(batches).items():
+                assert torch.equal(found[name][key].nan_to_num(-1), value.nan_to_num(-1)), key

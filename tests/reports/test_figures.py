@@ -91,7 +91,7 @@ def test_learning_curves_say_what_is_wrong_with_the_file(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
         figures.learning_curves(tmp_path / "nothing.csv", tmp_path / "x.png")
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,0,0.1\n")
-    with pytest.raises(ValueError, match=r"no loss, accuracy, rmse_m or miou.*it has: lr"):
+    with pytest.raises(ValueError, match=r"no loss, accuracy, rmse_m, miou or map.*it has: lr"):
         figures.learning_curves(tmp_path / "metrics.csv", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 

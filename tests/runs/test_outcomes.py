@@ -50,6 +50,40 @@ def test_metrics_that_are_no_mean_over_images_have_no_outcomes() -> None:
     assert depth.values("test/pixels") is None
 
 
+BOXES = {
+    "box_score": np.array([[0.9, 0.2]] * 3, dtype=np.float32),
+    "box_class": np.array([[1, 0]] * 3),
+    "box_hits": np.array([[1023, 1]] * 3),
+    "box_ignored": np.array([[0, 1022]] * 3),
+    "box_true": np.array([[1, 0, 2]] * 3),
+}
+
+
+def test_boxes_are_read_as_written(tmp_path: Path) -> None:
+    write_outcomes(tmp_path, Outcomes(INDEX, BOXES))
+    found = read_outcomes(tmp_path)
+    assert found is not None
+    assert (found.columns["box_hits"].dtype, found.areas) == (np.uint16, None)
+    assert found.boxes is not None
+    assert len(found.boxes) == 3
+    boxes = found.boxes
+    kept = (boxes.score, boxes.classes, boxes.hits, boxes.ignored, boxes.true)
+    assert all(np.array_equal(*two) for two in zip(kept, BOXES.values(), strict=True))
+    assert all(found.values(f"test/{name}") is None for name in ("map", *BOXES))
+    assert outcomes().boxes is None
+
+
+@pytest.mark.parametrize("name", list(BOXES))
+def test_boxes_of_which_something_lacks_are_told(name: str, tmp_path: Path) -> None:
+    path = tmp_path / OUTCOMES_NAME
+    without = {other: column for other, column in BOXES.items() if other != name}
+    fewer = {**BOXES, name: np.ascontiguousarray(BOXES[name][:, 0])}
+    for columns in (without, fewer):
+        save_file({"index": INDEX, **columns}, path, {"kora_outcomes": "1"})
+        with pytest.raises(DamagedFileError, match="columns do not belong together"):
+            read_outcomes(tmp_path)
+
+
 def test_a_run_that_left_none_has_none(tmp_path: Path) -> None:
     assert read_outcomes(tmp_path) is None
 

@@ -18,9 +18,15 @@ import kora
 from datamodules import Synthetic
 from kora.adapters import KoRA, LinearProbe, LoRA, PaperForm, Strategy, Sum, TokenReadout
 from kora.backbone.vit import Backbone
-from kora.heads import LinearSegmentation
+from kora.heads import FCOSHead, LinearSegmentation
 from kora.reports.of_task import report_for
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
+from kora.tasks import (
+    AdapterTask,
+    ClassificationTask,
+    DepthTask,
+    DetectionTask,
+    SegmentationTask,
+)
 from tests.support.adapter_factory import write_folder
 from tests.support.factory import kick, nano
 from tests.support.tasks import trainer
@@ -38,6 +44,10 @@ class Kind:
 KINDS = {
     "classification": Kind(ClassificationTask, {"num_classes": 12}, []),
     "depth": Kind(DepthTask, {"protocol": "full"}, ["depth_m"]),
+    # Untrained detectors are not sure of anything: every box counts.
+    "detection": Kind(
+        DetectionTask, {"num_classes": 6, "protocol": {"score_threshold": 0.0}}, ["boxes"]
+    ),
     "segmentation": Kind(SegmentationTask, {"num_classes": 4}, ["mask"]),
 }
 every_task = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -52,6 +62,8 @@ def data_for(kind: Kind) -> Synthetic:
 
 def unbuilt(kind: Kind, adapter: Strategy, **options: Any) -> AdapterTask:
     seed_everything(2, verbose=False)
+    if kind.task is DetectionTask:
+        options = {"head": FCOSHead(channels=32), **options}
     return kind.task(nano(image_size=32), adapter, **kind.options, **options)
 
 

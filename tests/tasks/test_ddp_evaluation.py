@@ -16,10 +16,17 @@ from lightning import Trainer
 
 from datamodules import Synthetic
 from kora.adapters import LoRA
+from kora.analysis.average_precision import mean_ap
 from kora.analysis.pooled import mean_iou
-from kora.heads import LinearDepth, QuerySegmentation
-from kora.runs.outcomes import read_outcomes
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
+from kora.heads import FCOSHead, LinearDepth, QuerySegmentation
+from kora.runs.outcomes import Outcomes, read_outcomes
+from kora.tasks import (
+    AdapterTask,
+    ClassificationTask,
+    DepthTask,
+    DetectionTask,
+    SegmentationTask,
+)
 from kora.training.record import OutcomeRecord
 from tests.support.factory import nano
 from tests.support.two_ranks import QUIET, on_two_ranks
@@ -32,6 +39,7 @@ MEANS = {
     "classification": "test/accuracy",
     "depth": "test/rmse_m",
     "segmentation": "test/miou",
+    "detection": "test/map",
 }
 
 
@@ -49,12 +57,27 @@ def task(kind: str) -> AdapterTask:
         # Without the batch normalisation of the linear head, whose means are those of a process.
         head = QuerySegmentation(width=16, heads=2)
         return SegmentationTask(nano(image_size=32), LoRA(2), head=head, **options)
+    if kind == "detection":
+        every = {"score_threshold": 0.0}  # an untrained detector is not sure of anything
+        head = FCOSHead(channels=32)
+        return DetectionTask(nano(image_size=32), LoRA(2), head=head, protocol=every, **options)
     return DepthTask(nano(image_size=32), LoRA(2), head=LinearDepth(), protocol="full", **options)
+
+
+def from_outcomes(outcomes: Outcomes, metric: str) -> float:
+    """The metric, computed from what is kept of each image."""
+    if outcomes.areas is not None:
+        return float(mean_iou(outcomes.areas.sum(0)))
+    if outcomes.boxes is not None:
+        return float(mean_ap([outcomes.boxes])(np.ones((1, len(outcomes.boxes))))[0])
+    return float(np.mean(outcomes.values(metric)))
 
 
 def scores(kind: str, **devices: Any) -> dict[str, float]:
     """All that validation within a fit, and then a test, told."""
-    maps: list[Any] = {"depth": ["depth_m"], "segmentation": ["mask"]}.get(kind, [])
+    maps: list[Any] = {
+        "depth": ["depth_m"], "segmentation": ["mask"], "detection": ["boxes"],
+    }.get(kind, [])  # fmt: skip
     data = Synthetic(image_size=32, batch_size=4, maps=maps, seed=0, **SIZES)
     torch.manual_seed(5)
     folder = Path(tempfile.mkdtemp())
@@ -68,9 +91,7 @@ def scores(kind: str, **devices: Any) -> dict[str, float]:
         found["confusion"] = float(model.test_confusion.compute().sum())
     outcomes = read_outcomes(folder)  # on the first process only
     if outcomes is not None:
-        areas = outcomes.areas
-        mean = np.mean(outcomes.values(MEANS[kind])) if areas is None else mean_iou(areas.sum(0))
-        found["outcomes"] = float(mean)
+        found["outcomes"] = from_outcomes(outcomes, MEANS[kind])
         found["images"] = float((outcomes.index == np.arange(17)).sum())
     return found
 

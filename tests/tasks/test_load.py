@@ -29,6 +29,8 @@ from tests.support.adapter_factory import (
     write_fitted,
     write_folder,
 )
+from tests.support.detectors import DETECTORS, detector
+from tests.support.detectors import NAMES as OBJECTS
 from tests.support.factory import built, kick, nano
 from tests.support.picture_factory import bad_files, write_photos
 from tests.support.strategies import STRATEGIES
@@ -190,6 +192,49 @@ def test_a_depth_model_gives_metres_at_the_size_of_the_images(
     assert model(images).shape == (3, 48, 40)
     with pytest.raises(ValueError, match="model of depth, which has no classes"):
         model.predict(images)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_a_detector_gives_boxes_in_pixels_of_the_images(kind: str, tmp_path: Path) -> None:
+    task = detector(kind, LoRA(2))
+    recipe = ImageRecipe("contain", (24, 40))
+    folder = write_fitted(tmp_path / "adapter", task, recipe)
+    edit_record(folder, class_names=OBJECTS)
+    model = kora.load_adapter(folder)
+    picture = torch.randint(0, 256, (3, 70, 30), dtype=torch.uint8)
+    fitted = torch.from_numpy(recipe(picture))[None]
+    with torch.no_grad():
+        own, shown = torch.tensor([[70, 30]]), torch.tensor([recipe.fitted_content((70, 30))])
+        (expected,) = task.boxes_of({"image": fitted, "own_size": own, "size": shown})
+        (found,) = model(picture[None])
+    assert len(found["labels"])
+    assert found["boxes"][:, 3].max() > 40  # beyond the fitted pixels
+    torch.testing.assert_close(found, expected)
+    objects = model.detect(picture)
+    assert [one.box for one in objects] == [tuple(box) for box in found["boxes"].tolist()]
+    assert [one.name for one in objects] == [OBJECTS[label] for label in found["labels"]]
+    assert objects[0].score == max(one.score for one in objects)
+    with pytest.raises(ValueError, match=r"classes are of boxes\. Call detect\(picture\)"):
+        model.predict(picture)
+    edit_record(folder, class_names=OBJECTS[:2])
+    with pytest.raises(ValueError, match="has 2 class_names, and the head 3 classes"):
+        kora.load_adapter(folder)
+
+
+def test_a_box_in_the_filling_of_an_image_is_none() -> None:
+    task, recipe = detector(), ImageRecipe("contain", (40, 40))
+    levels: Any = task(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    (whole,) = task.own_boxes(levels, [(40, 40)], recipe)
+    (left,) = task.own_boxes(levels, [(40, 10)], recipe)  # 8 columns of the backbone's 32
+    inside = whole["boxes"][:, 0] < 10
+    assert 0 < int(inside.sum()) < len(inside)
+    assert left["scores"].tolist() == whole["scores"][inside].tolist()
+    assert left["boxes"][:, 2].max() == 10
+
+
+def test_a_classifier_finds_no_boxes(fitted: AdaptedModel, photos: list[Path]) -> None:
+    with pytest.raises(ValueError, match=r"ClassificationTask, which finds no boxes\. Use predict"):
+        fitted.detect(photos[0])
 
 
 def test_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -> None:

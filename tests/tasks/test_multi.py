@@ -31,9 +31,16 @@ from kora.adapters import (
 )
 from kora.backbone.vit import Backbone
 from kora.heads import DPTDepth, LinearDepth, QuerySegmentation
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask, SegmentationTask
+from kora.tasks import (
+    AdapterTask,
+    ClassificationTask,
+    DepthTask,
+    DetectionTask,
+    SegmentationTask,
+)
 from tests.support.adapter_factory import write_fitted
 from tests.support.cli import kora as command
+from tests.support.detectors import DETECTORS
 from tests.support.factory import kick
 
 RECIPE = ImageRecipe("crop", (40, 40))
@@ -59,6 +66,7 @@ TASKS: dict[str, Callable[[Backbone], AdapterTask]] = {
     "parts": lambda b: SegmentationTask(
         b, refined(), num_classes=4, head=QuerySegmentation(width=16, heads=2)
     ),
+    "boxes": lambda b: DetectionTask(b, tokens(), num_classes=3, head=DETECTORS["FCOS"]()),
 }
 
 
@@ -118,6 +126,9 @@ def test_a_photo_gets_the_answer_of_each_task(runs: dict[str, Path], tmp_path: P
     assert len(found["layers"].top) == 2
     assert found["depth"].shape == found["masks"].shape == (40, 40)  # what the crop leaves
     assert found["masks"].dtype == np.uint8
+    boxes = kora.load_adapter(runs["boxes"]).detect(tmp_path / "photo.png")
+    assert [one.label for one in found["boxes"]] == [one.label for one in boxes]
+    assert found["boxes"][0].box == pytest.approx(boxes[0].box, abs=1e-3)
 
 
 def test_kora_predict_with_several_runs_writes_what_each_writes_alone(
@@ -130,10 +141,11 @@ def test_kora_predict_with_several_runs_writes_what_each_writes_alone(
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
     (photos / "cut.png").write_bytes(b"no image")
-    chosen = [runs[name] for name in ("layers", "depth", "masks")]
+    names = ("layers", "depth", "masks", "boxes")
+    chosen = [runs[name] for name in names]
     said = command(capfd, "predict", *chosen, "--images", photos, "--out", tmp_path / "all")
     assert said.code == 0, said.err
-    for name, folder in zip(("layers", "depth", "masks"), chosen, strict=True):
+    for name, folder in zip(names, chosen, strict=True):
         alone, beside = tmp_path / "alone" / name, tmp_path / "all" / name
         told = command(capfd, "predict", folder, "--images", photos, "--out", alone)
         assert told.code == 0, told.err
@@ -142,7 +154,7 @@ def test_kora_predict_with_several_runs_writes_what_each_writes_alone(
         assert [row["error"] for row in one] == [row["error"] for row in other]
         for mine, theirs in zip(one, other, strict=True):
             for key in mine:
-                if key in ("probability", "min_m", "max_m", "share") and mine[key]:
+                if key in ("probability", "min_m", "max_m", "share", "score") and mine[key]:
                     assert float(mine[key]) == pytest.approx(float(theirs[key]), abs=2e-3)
                 else:
                     assert mine[key] == theirs[key]
@@ -209,12 +221,14 @@ def test_one_run_alone_is_no_case_for_it(runs: dict[str, Path]) -> None:
 def test_one_graph_has_an_output_for_each_task(
     runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = [runs[name] for name in ("layers", "depth", "parts")]
+    chosen = [runs[name] for name in ("layers", "depth", "parts", "boxes")]
     out = tmp_path / "graph"
     done = command(capfd, "export", *chosen, "--format", "onnx", "--out", out)
     assert done.code == 0, done.err
     record = json.loads((out / "export.json").read_text())
-    assert record["outputs"] == list(record["tasks"]) == ["layers", "depth", "parts"]
+    assert list(record["tasks"]) == ["layers", "depth", "parts", "boxes"]
+    parts = ["boxes_boxes", "boxes_scores", "boxes_labels"]
+    assert record["outputs"] == ["layers", "depth", "parts", *parts]
     assert record["largest_difference"] < 1e-4 * max(1, record["largest_output"])
     refused = command(capfd, "export", *chosen, "--format", "timm", "--out", out)
     assert refused.code == 2

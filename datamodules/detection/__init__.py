@@ -1,0 +1,1 @@
+"""Images with boxes of objects: files, layouts, parts and statistics."""

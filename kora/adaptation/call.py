@@ -1,0 +1,70 @@
+"""One call of `kora adapt`: its options, its clock, and the commands that follow it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kora.runs.processes import Stop
+
+__all__ = ["Call", "StoppedError"]
+
+
+class StoppedError(RuntimeError):
+    """A signal came; finished work is kept."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The options of a call, checked.
+
+    Args:
+        place: The folder or table of images.
+        home: Folder of everything that is made.
+        backbone: Its name in timm.
+        weights: A file, or `pretrained`.
+        minutes: Time for everything; None: what the strategies on cached features need.
+        seed: Of the splits and fits.
+        stop: Whether a signal came.
+        began: When, by `time.monotonic`.
+    """
+
+    place: Path
+    home: Path
+    backbone: str
+    weights: str
+    minutes: float | None
+    seed: int
+    stop: Stop
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left of the minutes; below 0 without minutes."""
+        return 60 * (self.minutes or 0) - self.passed_s
+
+    def require_no_signal(self) -> None:
+        """Check for a signal.
+
+        Raises:
+            StoppedError: One came.
+        """
+        if self.stop.signal is not None:
+            raise StoppedError("stopped. Repeat the command to resume from here.")
+
+    def commands(self, run: Path, predictions: str = "predictions") -> list[tuple[str, str]]:
+        """What to do next with the best run, with the command for it."""
+        words = ["kora", "adapt", str(self.place), "--backbone", self.backbone]
+        words += [] if self.weights == "pretrained" else ["--weights", self.weights]
+        words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes 60"]
+        return [
+            ("predict", f"kora predict {run} --images FOLDER --out {predictions}"),
+            ("export", f"kora export {run} --format onnx"),
+            ("continue with more minutes", " ".join(words)),
+        ]

@@ -1,0 +1,93 @@
+"""Claims about Pascal VOC's XML: what is refused, in one line that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.detection.layouts import Source
+from datamodules.detection.voc import read_voc
+from tests.support.detection import objects, write_voc
+
+BOMB = (
+    '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+    "<annotation><object><name>&b;</name></object></annotation>"
+)
+
+
+def source(root: Path, **files: str) -> Source:
+    write_voc(root, objects(4))
+    for name, text in files.items():
+        (root / "annotations" / f"{name}.xml").write_text(text)
+    return Source(root / "images", root / "annotations")
+
+
+def one(box: str = "", **replaced: str) -> str:
+    """A file of one object whose corners are 2, 3, 12 and 13 if not replaced."""
+    corners = {"xmin": "2", "ymin": "3", "xmax": "12", "ymax": "13", **replaced}
+    inside = box or "".join(f"<{name}>{value}</{name}>" for name, value in corners.items())
+    found = f"<object><name>cat</name><bndbox>{inside}</bndbox></object>"
+    size = "<size><width>40</width><height>24</height></size>"
+    return f"<annotation>{size}{found}</annotation>"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "declares a document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "declares a document type"),
+        ("<annotation>", "cannot be read as XML"),
+        (one(xmax="1"), "object 1: .*wrong way round"),
+        (one(xmin="41", xmax="50"), "object 1: .*lies outside of its image"),
+        (one(xmin="two"), "bndbox/xmin is 'two'; expected a number"),
+        (one("<xmin>2</xmin>"), "object 1: it has no name or no bndbox"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/annotations/p1\.xml.*{said}") as caught:
+        read_voc(source(tmp_path, p1=text))
+    assert "\n" not in str(caught.value)
+
+
+def test_shares_where_pixels_are_expected_are_noticed(tmp_path: Path) -> None:
+    text = one(xmin="0.1", ymin="0.2", xmax="0.4", ymax="0.9")
+    files = source(tmp_path, **dict.fromkeys(("p1", "p2", "p3"), text))
+    with pytest.raises(ValueError, match=r"no number of any box is above 1.*p1\.png"):
+        read_voc(files)
+
+
+def test_a_file_without_an_image_is_refused(tmp_path: Path) -> None:
+    files = source(tmp_path)
+    (tmp_path / "images/p1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 images are not in .*images, such as p1"):
+        read_voc(files)
+
+
+def test_an_image_without_a_file_is_not_used_and_one_without_objects_is(tmp_path: Path) -> None:
+    files = source(tmp_path)
+    (tmp_path / "annotations/p1.xml").unlink()
+    with pytest.warns(UserWarning, match="1 of 4 images in .* have no XML file"):
+        pictures = read_voc(files).pictures
+    assert [picture.name for picture in pictures] == ["p0.png", "p2.png", "p3.png"]
+    assert pictures[0].boxes.corners.shape == (0, 4)
+
+
+def test_a_difficult_object_is_like_a_crowd(tmp_path: Path) -> None:
+    text = one().replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+    boxes = read_voc(source(tmp_path, p1=text)).pictures[1].boxes
+    assert boxes.crowd.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("p1\nnone\n", r"names none, and there is no .*none\.xml"),
+        ("p1\np2\np1\n", "names p1 twice"),
+    ],
+)
+def test_a_wrong_line_of_a_list_is_named(tmp_path: Path, lines: str, said: str) -> None:
+    files, listed = source(tmp_path), tmp_path / "train.txt"
+    listed.write_text(lines)
+    with pytest.raises((FileNotFoundError, ValueError), match=said):
+        read_voc(Source(files.images, files.boxes, listed))
