@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.loading import ArrayDataset
+from datamodules.loading import ArrayDataset, ReadDataset
 from datamodules.splits import IntArray
 
 __all__ = ["ReplaceableDataset"]
@@ -51,13 +51,18 @@ class ReplaceableDataset(Dataset[Any]):
         return wished if self.replacement is None else 0
 
     def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
-        """Whole batches of `source` without `image`, which is decoded only if maps need it."""
+        """Whole batches of `source` without `image`, which is decoded only if its reader must."""
         if isinstance(self.source, ArrayDataset):
             columns = self.source.columns
             return ArrayDataset({k: column for k, column in columns.items() if k != "image"})
         known = {"label": torch.from_numpy(labels), "index": torch.from_numpy(indices)}
         if set(self.source[0]) <= {"image", *known}:
             return ArrayDataset(known)
+        reader: Any = getattr(self.source, "reader", None)
+        lean = reader.without_images() if hasattr(reader, "without_images") else None
+        if lean is not None:
+            numbers = self.source.numbers
+            return ReadDataset(lean, numbers, labels=labels, indices=indices)
         return _WithoutImages(ReplaceableDataset(self.source, self._collate))
 
 

@@ -6,7 +6,7 @@ Shapes: B images a batch, N boxes of an image, H height, W width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ class BoxReader:
         pictures: All pictures of a part; `read` gets their numbers.
         recipe: How an image is read; it gives all the same size.
         crowds: Whether the data has crowd regions, so that batches hold `box_crowd`.
+        images: Whether batches hold `image`; without it, no image is read.
     """
 
     pictures: Sequence[Picture]
     recipe: ImageRecipe
     crowds: bool
+    images: bool = True
 
     def read(self, numbers: IntArray) -> dict[str, Tensor]:
         """`image` uint8 (B, 3, H, W), and its boxes, padded to the most that one of them has.
@@ -55,13 +57,19 @@ class BoxReader:
             boxes[row, own] = self._fitted(picture.boxes)
             labels[row, own] = picture.boxes.labels
             crowds[row, own] = picture.boxes.crowd
-        images = np.stack([self._pixels(picture) for picture in pictures])
         sizes = np.array([picture.boxes.size for picture in pictures], dtype=np.int64)
         shown = [self.recipe.fitted_content(picture.boxes.size) for picture in pictures]
-        batch = {"image": images, "boxes": boxes, "box_label": labels, "own_size": sizes}
+        batch = {"boxes": boxes, "box_label": labels, "own_size": sizes}
         batch["size"] = np.array(shown, dtype=np.int64)
-        batch |= {"box_crowd": crowds} if self.crowds else {}
+        if self.crowds:
+            batch["box_crowd"] = crowds
+        if self.images:
+            batch["image"] = np.stack([self._pixels(picture) for picture in pictures])
         return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+    def without_images(self) -> BoxReader | None:
+        """A reader of the boxes alone."""
+        return replace(self, images=False)
 
     def boxes(self, number: int) -> Boxes:
         """The boxes of a picture in its own pixels; of its image only the size is read.

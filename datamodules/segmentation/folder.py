@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datamodules.augment import resizes
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import expand_path, obtain_folder
-from datamodules.groups import group_numbers, groups_of, warn_of_shared_groups
+from datamodules.groups import group_numbers, groups_of
 from datamodules.loading import ReadDataset, sides
 from datamodules.recipe import ImageRecipe
 from datamodules.segmentation.masks import (
@@ -35,7 +35,7 @@ from datamodules.segmentation.masks import (
 )
 from datamodules.segmentation.pairs import Layout, LayoutName, Pair, find_layout
 from datamodules.segmentation.reader import PairReader
-from datamodules.splits import IntArray, choose_train_and_validation, choose_whole_groups
+from datamodules.splits import IntArray, choose_test, choose_train_beside
 
 __all__ = ["SegmentationFolder"]
 
@@ -51,7 +51,6 @@ _VOC = (
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
-_TEST_SEED = 0  # so that every run has the same test images
 
 
 class SegmentationFolder(ImageDataModule):
@@ -280,11 +279,9 @@ class SegmentationFolder(ImageDataModule):
 
     def _cut(self, pairs: list[Pair]) -> dict[Part, list[Pair]]:
         """Pairs of a folder without parts, in a training and a test part."""
-        total = max(1, round(self.test_fraction * len(pairs)))
         names = self._groups_of([pair.name for pair in pairs])
         groups = np.arange(len(pairs)) if names is None else group_numbers(names)
-        labels = np.zeros(len(pairs), dtype=np.int64)
-        test = set(choose_whole_groups(labels, groups, None, total=total, seed=_TEST_SEED).tolist())
+        test = set(choose_test(groups, test_fraction=self.test_fraction).tolist())
         return {
             "train": [pair for place, pair in enumerate(pairs) if place not in test],
             "test": [pair for place, pair in enumerate(pairs) if place in test],
@@ -303,9 +300,6 @@ class SegmentationFolder(ImageDataModule):
 
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """As for every data module; with `val_dir`, its images validate."""
-        names = self.group_names("train")
-        if names is not None:
-            warn_of_shared_groups(names, self.group_names("test"))
         unused = {"val", "valid", "validation"} & set(self.layout.parts)
         unused -= set(self.official_parts.values())
         if self.val_dir is None and unused and self.layout.name == "folder":
@@ -316,30 +310,15 @@ class SegmentationFolder(ImageDataModule):
                 stacklevel=2,
             )
         if self.val_dir is None:
-            return self._chosen(labels, None if names is None else group_numbers(names))
+            return super().choose_train_and_val(labels)
         first = len(labels) - len(self._validation_pairs)
         return self.with_validation(labels, np.arange(first, len(labels)))
 
     def with_validation(self, labels: IntArray, val: IntArray) -> tuple[IntArray, IntArray]:
         """Positions that train and that validate, if `val` are to validate."""
-        rest = labels.copy()
-        rest[val] = -1  # not in use
-        chosen, _ = choose_train_and_validation(
-            rest, self.subset, class_names=["image"], val_fraction=0, val_images=0,
-            seed=self.resolved_seed(),
-        )  # fmt: skip
-        return chosen, val
-
-    def _chosen(self, labels: IntArray, groups: IntArray | None) -> tuple[IntArray, IntArray]:
-        return choose_train_and_validation(
-            labels,
-            self.subset,
-            class_names=["image"],
-            val_fraction=self.val_fraction,
-            val_images=self.val_images,
-            seed=self.resolved_seed(),
-            groups=groups,
-        )
+        seed, names = self.resolved_seed(), ["image"]
+        train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
+        return train, val
 
     # -- reading -------------------------------------------------------------------------------
 

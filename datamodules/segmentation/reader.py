@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,12 +32,14 @@ class PairReader:
         masks: How a mask is read.
         trains: Give each mask the size of its image as the recipe makes it, for training. Without
             it, a mask keeps its own size, at which it is evaluated.
+        images: Whether batches hold `image`; without it, no image is decoded.
     """
 
     pairs: Sequence[Pair]
     recipe: ImageRecipe
     masks: MaskRecipe
     trains: bool
+    images: bool = True
 
     def read(self, numbers: IntArray) -> dict[str, Tensor]:
         """`image` uint8 (B, 3, H, W) and `mask` uint8 (B, H, W).
@@ -50,13 +52,22 @@ class PairReader:
             UnreadableImageError: An image cannot be read.
             MaskError: A mask cannot be used, or has another size than its image.
         """
-        images, masks = zip(*(self._one(self.pairs[number]) for number in numbers), strict=True)
-        batch = {"image": _stacked(images, 0), "mask": _stacked(masks, IGNORED)}
-        if self.recipe.fit == "cover":
-            batch["size"] = torch.tensor([image.shape[-2:] for image in images])
+        if not self.images:
+            masks = [self._fitted(self.mask(int(number))) for number in numbers]
+            batch = {"mask": _stacked(masks, IGNORED)}
+        else:
+            pairs = [self._one(self.pairs[number]) for number in numbers]
+            images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+            batch = {"image": _stacked(images, 0), "mask": _stacked(masks, IGNORED)}
+            if self.recipe.fit == "cover":
+                batch["size"] = torch.tensor([image.shape[-2:] for image in images])
         if not self.trains:
             batch["mask_size"] = torch.tensor([mask.shape for mask in masks])
         return batch
+
+    def without_images(self) -> PairReader | None:
+        """A reader of the masks alone; None if batches must say how large their images are."""
+        return None if self.recipe.fit == "cover" else replace(self, images=False)
 
     def mask(self, number: int) -> NDArray[np.uint8]:
         """The mask (H, W) of a pair at its own size; of its image only the size is read.
@@ -74,8 +85,12 @@ class PairReader:
         picture = self.recipe.open(pair.image)
         mask_HW = self.masks(pair.mask)
         _require_size(pair, mask_HW.shape, (picture.height, picture.width))
-        pixels = self.recipe.pixels(picture)
-        return pixels, resized_mask(mask_HW, pixels.shape[-2:]) if self.trains else mask_HW
+        return self.recipe.pixels(picture), self._fitted(mask_HW)
+
+    def _fitted(self, mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A mask at the size of its image as the recipe makes it, if it trains."""
+        size = self.recipe.fitted((mask_HW.shape[0], mask_HW.shape[1]))
+        return resized_mask(mask_HW, size) if self.trains else mask_HW
 
 
 def _require_size(pair: Pair, mask: Sequence[int], image: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from datamodules import DetectionFolder
+from datamodules.base import Split
 from datamodules.recipe import UnreadableImageError
 from tests.support.detection import (
     NAMES,
@@ -338,3 +339,19 @@ def test_a_stretched_image_has_stretched_boxes(tmp_path: Path) -> None:
         expected = torch.tensor([r[1:] for r in truth[Path(name).stem]]).view(-1, 4)
         has = batch["box_label"][row] >= 0
         torch.testing.assert_close((batch["boxes"][row] / scale)[has], expected.float())
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_a_cache_of_features_needs_besides_is_read_without_images(
+    split: Split, tmp_path: Path
+) -> None:
+    write_coco(tmp_path, objects(8))
+    data = opened(tmp_path, val_fraction=0)
+    dataset, rows = data.loader_dataset(split), range(len(data.indices(split)))
+    whole = dataset.__getitems__(rows)
+    rest = dataset.without_images(labels=data.labels(split), indices=data.indices(split))
+    for image in (tmp_path / "images").glob("*.png"):
+        image.unlink()
+    lean = rest.__getitems__(rows)
+    assert whole.keys() - lean.keys() == {"image"}
+    assert all(torch.equal(lean[name], whole[name]) for name in lean)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules import SegmentationFolder
+from datamodules.base import Split
 from datamodules.segmentation.masks import MaskError
 from tests.support.segmentation import masked, write_pair, write_pairs
 
@@ -281,3 +282,17 @@ def test_reading_a_batch_does_not_depend_on_the_workers(parts: Path) -> None:
     alone = [b["image"] for b in opened(parts, val_images=2).test_dataloader()]
     shared = [b["image"] for b in opened(parts, val_images=2, num_workers=1).test_dataloader()]
     assert all(torch.equal(*pair) for pair in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_a_cache_of_features_needs_besides_is_the_same_without_images(
+    split: Split, parts: Path
+) -> None:
+    data = opened(parts)
+    dataset, rows = data.loader_dataset(split), range(len(data.indices(split)))
+    whole = dataset.__getitems__(rows)
+    lean = dataset.without_images(
+        labels=data.labels(split), indices=data.indices(split)
+    ).__getitems__(rows)
+    assert whole.keys() - lean.keys() == {"image"}
+    assert all(torch.equal(lean[name], whole[name]) for name in lean)
