@@ -136,8 +136,9 @@ def config_keys(fit: ArgumentParser) -> str:
             rows = list(_arguments(kind))
             shown.append(f"### {kind.__name__}\n\n{_first_line(kind)}\n\n{_table(rows)}")
     shown.append(
-        "## The trainer\n\n`trainer.*` are the arguments of Lightning's `Trainer`. Set by default "
-        "here: `enable_model_summary: false`, `log_every_n_steps: 5`.\n"
+        "## The trainer\n\nThe arguments of Lightning's `Trainer`, with the defaults of `kora "
+        "fit`.\n\n"
+        + _table(_of_the_trainer(fit))
     )
     return "\n".join(shown)
 
@@ -155,10 +156,20 @@ def _of_the_parser(parser: Any) -> Iterator[tuple[str, str, str]]:
         yield name, _default(action.default), _OURS.get(name, action.help.split(" (type:")[0])
 
 
+def _of_the_trainer(parser: Any) -> Iterator[tuple[str, str, str]]:
+    """Option, default and the first sentence of Lightning's words."""
+    for action in parser._actions:
+        name = action.option_strings[-1].removeprefix("--") if action.option_strings else ""
+        if name.startswith("trainer.") and name.count(".") == 1 and action.help:
+            said = re.sub(r":\w+:|`(?=`)", "", " ".join(action.help.split(" (type:")[0].split()))
+            yield name.rstrip("+"), _default(action.default), said.split(". ")[0].rstrip(".")
+
+
 def _classes() -> Iterator[tuple[str, str, list[type]]]:
     """Sections of classes that a config may name."""
     tasks, backbone = import_module("kora.tasks"), import_module("kora.backbone.vit")
-    yield "Tasks", "At `model`.", [tasks.ClassificationTask, tasks.DepthTask]
+    names = (name for name in tasks.__all__ if name != "AdapterTask")
+    yield "Tasks", "At `model`.", [getattr(tasks, name) for name in names]
     yield "The backbone", "At `model.backbone`.", [backbone.Backbone]
     homes = [import_module(name) for name in PACKAGES]
     for kind, (title, *_) in KINDS.items():
