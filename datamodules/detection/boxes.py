@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Annotations", "Boxes", "Picture", "own_boxes", "require_images", "require_pixels"]
+__all__ = [
+    "MOST_SHARE",
+    "Annotations",
+    "Boxes",
+    "Picture",
+    "own_boxes",
+    "require_images",
+    "require_pixels",
+    "text_of",
+]
+
+#: Shares of width and height may be rounded, and be a little above 1.
+MOST_SHARE = 1.01
 
 _ROUNDING = 0.5  # pixels by which a box may exceed its image without being counted
 _SHOWN = 3  # files that a message names
@@ -113,20 +125,32 @@ def own_boxes(
 
 
 def require_pixels(pictures: Sequence[Picture], source: Path) -> None:
-    """Refuse boxes that are shares of the image where pixels are expected: all are at most 1.
+    """Refuse boxes that are shares of the image where pixels are expected: all are about 1 or less.
 
     Raises:
         ValueError: They are.
     """
     first = next((picture for picture in pictures if len(picture.boxes.corners)), None)
-    if first is None or any((p.boxes.corners > 1).any() for p in pictures):
+    if first is None or any((p.boxes.corners > MOST_SHARE).any() for p in pictures):
         return
     found = ", ".join(f"{value:g}" for value in first.boxes.corners[0])
     raise ValueError(
-        f"{source}: no number of any box is above 1, such as ({found}) of the image {first.name}: "
-        "they are shares of width and height, and pixels are expected. Multiply them by the sizes "
-        "of the images, or write YOLO files."
+        f"{source}: no number of any box is above {MOST_SHARE}, such as ({found}) of the image "
+        f"{first.name}: they are shares of width and height, and pixels are expected. Multiply "
+        "them by the sizes of the images, or write YOLO files."
     )
+
+
+def text_of(file: Path) -> str:
+    """A text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: It cannot be read as such.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as text in UTF-8.") from error
 
 
 def require_images(paths: Sequence[Path], source: Path, folder: Path) -> None:

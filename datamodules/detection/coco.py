@@ -24,7 +24,12 @@ from datamodules.recipe import upright_size
 
 __all__ = ["read_coco"]
 
-_TABLES = ("images", "annotations", "categories")
+#: The tables, and the keys that each of their entries needs.
+_TABLES = {
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 
 
 def read_coco(source: Source) -> Annotations:
@@ -40,9 +45,8 @@ def read_coco(source: Source) -> Annotations:
     content = _read_json(file)
     try:
         return _annotations(content, source)
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file}: an entry is not as in COCO's json ({reason}).") from error
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{file}: an entry is not as in COCO's json ({error}).") from error
 
 
 def _annotations(content: Mapping[str, Any], source: Source) -> Annotations:
@@ -52,14 +56,14 @@ def _annotations(content: Mapping[str, Any], source: Source) -> Annotations:
     for number, row in rows.items():
         if row["image_id"] not in images:
             raise ValueError(
-                f"{file}: the annotation {number} is of the image {row['image_id']}, which 'images'"
-                " does not list. Add the image, or remove the annotation."
+                f"{file}: the annotation {number} is of the image {row['image_id']!r}, which "
+                "'images' does not list. Add the image, or remove the annotation."
             )
         if row["category_id"] not in categories:
-            known = ", ".join(str(key) for key in list(categories)[:10])
+            known = ", ".join(repr(key) for key in list(categories)[:10])
             raise ValueError(
-                f"{file}: the annotation {number} has the category_id {row['category_id']}, and the"
-                f" ids in 'categories' are {known}. Correct it, or add the category."
+                f"{file}: the annotation {number} has the category_id {row['category_id']!r}, and "
+                f"the ids in 'categories' are {known}. Correct it, or add the category."
             )
         of_image[row["image_id"]].append(row)
     groups = {row.get("supercategory") for row in categories.values()}
@@ -105,12 +109,14 @@ def _picture(
                 f"{name(place)}: the bbox is {str(box)[:60]}; expected [x, y, width, height]."
             ) from error
         corners_N4[place] = left, top, left + width, top + height
+        if row.get("iscrowd") not in (0, 1, None):
+            raise ValueError(f"{name(place)}: iscrowd is {row['iscrowd']!r}; expected 0 or 1.")
     boxes = own_boxes(
         corners_N4,
         labels=[places[row["category_id"]] for row in rows],
         size=size if min(size) > 0 else upright_size(path),
         name=name,
-        crowd=[bool(row.get("iscrowd", 0)) for row in rows],
+        crowd=[bool(row.get("iscrowd")) for row in rows],
     )
     return Picture(path.relative_to(source.images).as_posix(), path, boxes)
 
@@ -138,7 +144,13 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 def _by_id(entries: Sequence[Any], table: str, file: Path) -> dict[Any, Mapping[str, Any]]:
     """The entries of a table by their ids."""
     found: dict[Any, Mapping[str, Any]] = {}
-    for entry in entries:
+    for place, entry in enumerate(entries):
+        missing = [key for key in _TABLES[table] if key not in entry]
+        if missing:
+            which = f" (id {entry['id']})" if "id" in entry else ""
+            raise ValueError(
+                f"{file}: the entry {place} of {table!r}{which} has no {missing[0]!r}. Add it."
+            )
         if entry["id"] in found:
             raise ValueError(
                 f"{file}: the id {entry['id']} is twice in {table!r}. Give each entry its own id."

@@ -136,15 +136,20 @@ class DetectionFolder(ImageDataModule):
     def _part(self, *beginnings: str) -> str:
         """The part with the shortest name that begins so."""
         parts = sorted(self.layout.parts, key=len)
-        found = (part for start in beginnings for part in parts if part.startswith(start))
+        found = (part for start in beginnings for part in parts if part.lower().startswith(start))
         return next(found, beginnings[0])
 
     @cached_property
     def _annotations(self) -> dict[str, Annotations]:
         """What the files of each part in use say, by the name of the part; "" of all."""
         if not self.layout.parts:
-            if self.val_dir is not None:
-                raise ValueError(f"data.val_dir is {self.val_dir!r}, and {self.root} has no parts.")
+            given = zip(("train", "test", "val"), (*self._given_parts, self.val_dir), strict=True)
+            for key, name in given:
+                if name is not None:
+                    raise ValueError(
+                        f"data.{key}_dir is {name!r}, and {self.root} has no parts: folders whose "
+                        "names begin with train, val or test."
+                    )
             return {"": self._read_part("")}
         names = list(self.official_parts.values())
         names += [] if self.val_dir is None else [self.val_dir]
@@ -285,9 +290,9 @@ class DetectionFolder(ImageDataModule):
             names = ["image"]
             train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
             return train, val
-        unused = [name for name in self.layout.parts if name.startswith("val")]
-        in_use = any("val" in name for name in self.official_parts.values())  # as in trainval
-        if unused and not in_use:
+        unused = [name for name in self.layout.parts if name.lower().startswith("val")]
+        in_use = any("val" in name.lower() for name in self.official_parts.values())
+        if unused and not in_use:  # trainval uses it
             warnings.warn(
                 f"The images of the part {unused[0]} of {self.root} are not used: validation "
                 f"images are taken from the training part. To validate on them, set data.val_dir: "

@@ -121,7 +121,7 @@ def _beside(root: Path, names: tuple[str, ...], suffix: str) -> dict[str, Source
         images = here / "images"
         for boxes in (here / name for name in names):
             if images.is_dir() and any(p.suffix.lower() == suffix for p in visible_files(boxes)):
-                parts = [name for name in _folders(images) if name.startswith(_PARTS)]
+                parts = [name for name in _folders(images) if name.lower().startswith(_PARTS)]
                 return {p: Source(images / p, boxes / p) for p in parts} or {
                     "": Source(images, boxes)
                 }

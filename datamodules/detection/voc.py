@@ -5,6 +5,7 @@ Source: Everingham et al. 2010, "The Pascal visual object classes (VOC) challeng
 
 from __future__ import annotations
 
+import math
 import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -20,6 +21,7 @@ from datamodules.detection.boxes import (
     own_boxes,
     require_images,
     require_pixels,
+    text_of,
 )
 from datamodules.detection.layouts import Source
 from datamodules.loading import image_suffixes, visible_files
@@ -90,7 +92,13 @@ def _files(source: Source) -> tuple[list[Path], list[Path]]:
                 stacklevel=2,
             )
     else:
-        names = source.listed.read_text(encoding="utf-8").split()
+        names = text_of(source.listed).split()
+        outside = [n for n in names if ".." in Path(n).parts or Path(n).is_absolute()]
+        if outside:
+            raise ValueError(
+                f"{source.listed} names {outside[0]}, which leads out of {source.boxes}. Remove "
+                "the line."
+            )
         files = [source.boxes / f"{name}.xml" for name in names]
         missing = [file for file in files if not file.is_file()]
         if missing:
@@ -118,7 +126,9 @@ def _read_xml(file: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
     except (OSError, ET.ParseError, ValueError, LookupError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{file}: cannot be read as XML ({reason}).") from error
-    height, width = (_number(root, f"size/{side}", file) for side in ("height", "width"))
+    if root.tag != "annotation":
+        raise ValueError(f"{file}: its root is <{root.tag[:60]}>; expected <annotation>.")
+    height, width = (int(_number(root, f"size/{n}", file) or 0) for n in ("height", "width"))
     objects = []
     for place, found in enumerate(root.findall("object"), 1):
         name = (found.findtext("name") or "").strip()
@@ -130,12 +140,18 @@ def _read_xml(file: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
                 f"with {', '.join(_CORNERS)}."
             )
         objects.append(_Object(name, numbers, _number(found, "difficult", file) == 1))
-    return (int(height), int(width)) if height and width else None, objects
+    return (height, width) if min(height, width) > 0 else None, objects
 
 
 def _number(element: Any, path: str, file: Path) -> float | None:
+    """A finite number; None if it is not there."""
     text = element.findtext(path)
+    if text is None:
+        return None
     try:
-        return None if text is None else float(text)
-    except ValueError as error:
-        raise ValueError(f"{file}: {path} is {text[:40]!r}; expected a number.") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{file}: {path} is {text[:40]!r}; expected a number.")
+    return number

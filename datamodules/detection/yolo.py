@@ -8,14 +8,13 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from datamodules.detection.boxes import Annotations, Picture, own_boxes
+from datamodules.detection.boxes import MOST_SHARE, Annotations, Picture, own_boxes, text_of
 from datamodules.detection.layouts import Source
 from datamodules.loading import image_suffixes, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_yolo", "yolo_names"]
 
-_MOST = 1.01  # shares may be rounded
 _LISTS = ("classes.txt",)
 
 
@@ -26,13 +25,14 @@ def read_yolo(source: Source, names: list[str]) -> Annotations:
         ValueError: A line is no box, its class is unknown, or a box is in pixels or wrong.
     """
     paths = [p for p in visible_files(source.images) if p.suffix.lower() in image_suffixes()]
-    files = {path: source.boxes / path.relative_to(source.images) for path in paths}
-    files = {path: file.with_suffix(".txt") for path, file in files.items()}
-    _require_partners(source, set(files.values()))
+    files = {_stem(p, source.boxes): p for p in visible_files(source.boxes) if _is_text(p)}
+    stems = {path: _stem(path, source.images) for path in paths}
+    alone = files.keys() - set(stems.values())
+    _require_partners(source, [file for stem, file in files.items() if stem in alone])
     pictures = []
-    for path, file in tqdm(files.items(), desc="Reading boxes", unit="file", delay=2):
-        size = upright_size(path)
-        rows = _rows(file, len(names)) if file.is_file() else []
+    for path, stem in tqdm(stems.items(), desc="Reading boxes", unit="file", delay=2):
+        size, file = upright_size(path), files.get(stem)
+        rows = [] if file is None else _rows(file, len(names))
         boxes = own_boxes(
             [
                 (
@@ -51,13 +51,18 @@ def read_yolo(source: Source, names: list[str]) -> Annotations:
     return Annotations(source.boxes, names, True, pictures)
 
 
-def _require_partners(source: Source, expected: set[Path]) -> None:
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == ".txt"
+
+
+def _stem(path: Path, folder: Path) -> str:
+    """The path below a folder, less the ending, which an image and its boxes share."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _require_partners(source: Source, without: list[Path]) -> None:
     """Refuse boxes without an image."""
-    alone = [
-        path
-        for path in visible_files(source.boxes)
-        if path.suffix == ".txt" and path.name not in _LISTS and path not in expected
-    ]
+    alone = [path for path in without if path.name not in _LISTS]
     if alone:
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise FileNotFoundError(
@@ -69,11 +74,7 @@ def _require_partners(source: Source, expected: set[Path]) -> None:
 def _rows(file: Path, classes: int) -> list[tuple[int, int, float, float, float, float]]:
     """Number of the line, class, centre and size of each box."""
     rows = []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as text in UTF-8.") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_of(file).splitlines(), 1):
         if not line.strip():
             continue
         where, words = f"{file}, line {number}", line.split()
@@ -90,7 +91,7 @@ def _rows(file: Path, classes: int) -> list[tuple[int, int, float, float, float,
                 f"{where}: the class {label} is unknown; there are {classes}, 0 to {classes - 1}. "
                 "Correct it, or the names of the classes (data.yaml or classes.txt)."
             )
-        if max(x, y, w, h) > _MOST:
+        if max(x, y, w, h) > MOST_SHARE:
             raise ValueError(
                 f"{where}: {max(x, y, w, h):g} is above 1, so the box is in pixels, and shares of "
                 "width and height are expected. Divide it by the size of the image."
@@ -110,8 +111,7 @@ def yolo_names(root: Path, labels: Path) -> list[str] | None:
             return _names_of(_read_yaml(file), file)
     for file in (root / "classes.txt", root / "labels/classes.txt", labels / "classes.txt"):
         if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return [line.strip() for line in text_of(file).splitlines() if line.strip()]
     return None
 
 

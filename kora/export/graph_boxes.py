@@ -34,7 +34,7 @@ def own_boxes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`boxes` (B, n, 4) in pixels of `images` (B, 3, H, W), `scores` and `labels` (B, n).
 
-    The best come first. Where there is none, the label is -1, and score and box are 0.
+    The best come first. Then, where there is none, the label is -1, and score and box are 0.
     """
     assert head.size is not None
     boxes_Bn4, scores_Bn, labels_Bn = found_boxes(head, levels)
@@ -49,10 +49,13 @@ def own_boxes(
         most.append(whole.float())
     boxes_Bn4 = (boxes_Bn4 * torch.stack([*factors, *factors])).minimum(torch.stack([*most, *most]))
     there_Bn = (scores_Bn > 0) & (boxes_Bn4[..., 2:] > boxes_Bn4[..., :2]).all(dim=-1)
+    # Those that lie in the filling were among the best.
+    scores_Bn, at_Bn = torch.where(there_Bn, scores_Bn, 0.0).topk(scores_Bn.shape[1])
+    there_Bn = scores_Bn > 0
     return (
-        torch.where(there_Bn[..., None], boxes_Bn4, 0.0),
-        torch.where(there_Bn, scores_Bn, 0.0),
-        torch.where(there_Bn, labels_Bn, -1),
+        torch.where(there_Bn[..., None], _rows(boxes_Bn4, at_Bn), 0.0),
+        scores_Bn,
+        torch.where(there_Bn, labels_Bn.gather(1, at_Bn), -1),
     )
 
 

@@ -47,6 +47,7 @@ def test_they_are_given_in_pixels_of_the_picture(fit: Fit | None) -> None:
         for row, expected in enumerate(known):
             there = labels[row] >= 0
             assert there.any()
+            assert there[: len(expected["scores"])].all()  # those that are none come last
             assert not boxes[row][~there].any()
             assert not scores[row][~there].any()
             torch.testing.assert_close(boxes[row][there], expected["boxes"])

@@ -106,6 +106,12 @@ def test_the_usual_boxes_are_scored_beside_the_model(tmp_path: Path) -> None:
     assert 0 < found["map_50"] < 1
 
 
+def test_the_command_validate_scores_the_usual_boxes(tmp_path: Path) -> None:
+    model = task(num_classes=6)
+    trainer(tmp_path, enable_checkpointing=False).validate(model, scenes(), verbose=False)
+    assert 0 < model.baselines()["usual_boxes"]["map_50"] < 1
+
+
 def test_the_number_of_classes_follows_the_data(tmp_path: Path) -> None:
     model = task()
     trainer(tmp_path, enable_checkpointing=False).test(model, scenes(), verbose=False)

@@ -29,6 +29,11 @@ def shares(content: Content) -> None:
         row["bbox"] = [0.2, 0.3, 0.25, 0.5]
 
 
+def rounded_shares(content: Content) -> None:
+    shares(content)
+    first(content, bbox=[0.333334, 0.3, 0.666667, 0.5])
+
+
 def another_set(content: Content) -> None:
     for number, image in enumerate(content["images"]):
         image["file_name"] = f"other{number}.jpg"
@@ -39,7 +44,8 @@ def first(content: Content, **change: Any) -> None:
 
 
 FAULTS: list[tuple[Callable[[Content], Any], str]] = [
-    (shares, r"no number of any box is above 1, such as \(0\.2, .*p1\.png: they are shares"),
+    (rounded_shares, "they are shares of width and height"),
+    (shares, r"no number of any box is above 1\.01, such as \(0\.2, .*p1\.png: they are shares"),
     (lambda c: first(c, bbox=[9, 9, -4, 5]), r"annotation 100 of the image 1 .*wrong way round"),
     (lambda c: first(c, bbox=[9, 9, float("nan"), 5]), "annotation 100 .* is not finite"),
     (lambda c: first(c, bbox=[9, 9, 5]), r"annotation 100 .*bbox is \[9, 9, 5\]; expected \[x, y"),
@@ -47,6 +53,12 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     (lambda c: first(c, bbox=[50, 9, 5, 5]), "annotation 100 .*lies outside of its image, .*24 x"),
     (lambda c: first(c, category_id=9), r"annotation 100 has the category_id 9, .* are 7, 3"),
     (lambda c: first(c, image_id=77), r"annotation 100 is of the image 77, which 'images'"),
+    (lambda c: first(c, image_id="1"), "annotation 100 is of the image '1', which"),
+    (lambda c: first(c, category_id="3"), "has the category_id '3', .* are 7, 3"),
+    (lambda c: first(c, iscrowd="0"), "annotation 100 .*iscrowd is '0'; expected 0 or 1"),
+    (lambda c: c["annotations"][0].pop("image_id"), r"\(id 100\) has no 'image_id'"),
+    (lambda c: c["annotations"][1].pop("id"), "entry 1 of 'annotations' has no 'id'"),
+    (lambda c: c["categories"][1].pop("name"), r"entry 1 of 'categories' \(id 3\) has no 'name'"),
     (lambda c: first(c, image_id=[1]), "an entry is not as in COCO's json"),
     (lambda c: first(c, id=101), "the id 101 is twice in 'annotations'"),
     (lambda c: c["images"][1].update(id=0), "the id 0 is twice in 'images'"),
@@ -55,7 +67,7 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     (lambda c: c["images"][1].update(file_name="/a.png"), "file_name of the image 1 leads out"),
     (lambda c: c["images"][1].update(file_name="new.png"), r"1 of 4 images .*such as new\.png"),
     (another_set, r"4 of 4 images .*other0\.jpg, other1\.jpg, other2\.jpg\. .*another set\?"),
-    (lambda c: c["images"][1].pop("id"), "an entry is not as in COCO's json .no 'id'"),
+    (lambda c: c["images"][1].pop("id"), "entry 1 of 'images' has no 'id'"),
     (lambda c: c["images"][1].update(height="x"), "the size of the image 1 is no number"),
     (lambda c: c.pop("annotations"), "has no list 'annotations'"),
     (lambda c: c.update(images={}), "has no list 'images'"),

@@ -194,6 +194,24 @@ def test_yolo_with_parts_below_images(tmp_path: Path) -> None:
     assert data.class_names == ["kitten", "puppy"]
 
 
+def test_parts_below_images_may_have_capitals(tmp_path: Path) -> None:
+    for part, count in (("Train", 8), ("Test", 3)):
+        write_yolo(tmp_path / part, objects(count, prefix=part))
+        for kind in ("images", "labels"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / part / kind).rename(tmp_path / kind / part)
+        (tmp_path / part).rmdir()
+    data = opened(tmp_path, val_images=1, class_names=NAMES)
+    assert data.official_parts == {"train": "Train", "test": "Test"}
+
+
+@pytest.mark.parametrize("option", ["train_dir", "test_dir", "val_dir"])
+def test_a_part_of_a_folder_without_parts_is_refused(tmp_path: Path, option: str) -> None:
+    write_yolo(tmp_path, objects(8))
+    with pytest.raises(ValueError, match=rf"data\.{option} is 'b', and .* has no parts"):
+        opened(tmp_path, **{option: "b"})
+
+
 def test_given_names_put_the_classes_in_their_order(tmp_path: Path) -> None:
     write_coco(tmp_path, objects(8))
     plain = opened(tmp_path, val_fraction=0)

@@ -41,6 +41,9 @@ def one(box: str = "", **replaced: str) -> str:
         (one(xmax="1"), "object 1: .*wrong way round"),
         (one(xmin="41", xmax="50"), "object 1: .*lies outside of its image"),
         (one(xmin="two"), "bndbox/xmin is 'two'; expected a number"),
+        (one().replace("40<", "inf<"), "size/width is 'inf'; expected a number"),
+        (one().replace("24<", "nan<"), "size/height is 'nan'; expected a number"),
+        ("<html/>", "its root is <html>; expected <annotation>"),
         (one("<xmin>2</xmin>"), "object 1: it has no name or no bndbox"),
     ],
 )
@@ -84,10 +87,21 @@ def test_a_difficult_object_is_like_a_crowd(tmp_path: Path) -> None:
     [
         ("p1\nnone\n", r"names none, and there is no .*none\.xml"),
         ("p1\np2\np1\n", "names p1 twice"),
+        ("p1\n../annotations/p2\n", r"names \.\./annotations/p2, which leads out of .*annotations"),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path: Path, lines: str, said: str) -> None:
     files, listed = source(tmp_path), tmp_path / "train.txt"
     listed.write_text(lines)
     with pytest.raises((FileNotFoundError, ValueError), match=said):
+        read_voc(Source(files.images, files.boxes, listed))
+
+
+def test_a_list_may_have_a_byte_order_mark_and_is_utf_8(tmp_path: Path) -> None:
+    files, listed = source(tmp_path), tmp_path / "train.txt"
+    listed.write_bytes(b"\xef\xbb\xbfp1\r\np2\r\n")
+    found = read_voc(Source(files.images, files.boxes, listed)).pictures
+    assert [picture.name for picture in found] == ["p1.png", "p2.png"]
+    listed.write_bytes(b"p1\n\xe4\n")
+    with pytest.raises(ValueError, match=r"train\.txt: cannot be read as text in UTF-8"):
         read_voc(Source(files.images, files.boxes, listed))

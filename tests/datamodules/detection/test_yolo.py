@@ -75,3 +75,16 @@ def test_a_table_of_names_that_is_none_is_refused(tmp_path: Path, text: str, sai
     with pytest.raises(ValueError, match=rf"data\.yaml: .*{said}") as caught:
         yolo_names(tmp_path, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes(b"k\xe4t\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: cannot be read as text in UTF-8"):
+        yolo_names(tmp_path, tmp_path)
+
+
+def test_an_ending_in_capitals_is_read(tmp_path: Path) -> None:
+    files = source(tmp_path)
+    (tmp_path / "labels/p2.txt").rename(tmp_path / "labels/p2.TXT")
+    found = read_yolo(files, NAMES).pictures
+    assert [len(picture.boxes.labels) for picture in found] == [0, 1, 2, 2]
