@@ -121,10 +121,10 @@ def _beside(root: Path, names: tuple[str, ...], suffix: str) -> dict[str, Source
         images = here / "images"
         for boxes in (here / name for name in names):
             if images.is_dir() and any(p.suffix.lower() == suffix for p in visible_files(boxes)):
-                parts = [name for name in _folders(images) if name.lower().startswith(_PARTS)]
-                return {p: Source(images / p, boxes / p) for p in parts} or {
-                    "": Source(images, boxes)
-                }
+                both = [name for name in _folders(images) if (boxes / name).is_dir()]
+                if any(name.lower().startswith(_PARTS) for name in both):
+                    return {part: Source(images / part, boxes / part) for part in both}
+                return {"": Source(images, boxes)}
         return {}
 
     return _each(root, one)

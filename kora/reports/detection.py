@@ -108,14 +108,25 @@ class DetectionReport(Report):
     def write_predictions(self, folder: Path, batches: Sequence[Any]) -> Path:
         """Write predictions.json, as COCO's tools read results; an image's id is its index."""
         rows: list[dict[str, Any]] = []
+        names = self._image_names()
         for batch in batches:
             numbers = batch.get("index", np.arange(len(batch["labels"])))
-            for row, number in enumerate(numbers):
-                rows += coco_results(batch, row, int(number), self.names)
+            for row, number in enumerate(numbers.tolist()):
+                named = {} if names is None else {"file_name": names[number]}
+                found = coco_results(batch, row, number, self.names)
+                rows += [{**one, **named} for one in found]
         text = json.dumps(rows)
         return write_atomically(
             folder / "predictions.json", lambda path: path.write_text(text, encoding="utf-8")
         )
+
+    def _image_names(self) -> Sequence[str] | None:
+        """Paths of the test images, if the data has files."""
+        try:
+            found: Sequence[str] = self.datamodule.image_names("test")
+        except (AttributeError, ValueError):
+            return None
+        return found
 
 
 def coco_results(
@@ -131,8 +142,8 @@ def coco_results(
             "image_id": image_id,
             "category_id": label,
             "category": names[label],
-            "bbox": [round(side, 2) for side in box],
-            "score": round(score, 4),
+            "bbox": [round(side, 4) for side in box],
+            "score": round(score, 6),
         }
         for box, label, score in zip(boxes_n4.tolist(), labels, scores, strict=True)
     ]

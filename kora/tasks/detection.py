@@ -165,7 +165,7 @@ class DetectionTask(AdapterTask):
         if self._constants_known:
             sizes = self._own_sizes(batch)
             guesses = [
-                {**self._usual, "boxes": self._usual["boxes"] * _corners(size, self.device)}
+                {**self._usual, "boxes": self._usual["boxes"] * _factors(size, self.device)}
                 for size in sizes
             ]
             self.constant_metrics[_CONSTANT].update(guesses, truths, index)  # type: ignore[operator]
@@ -183,7 +183,7 @@ class DetectionTask(AdapterTask):
         for size in sizes:
             pixels, content = recipe.fitted(size), recipe.fitted_content(size)
             ratios = [size[n] / content[n] * pixels[n] / seen[n] for n in (0, 1)]
-            factors.append(_corners(ratios, levels[0].device))
+            factors.append(_factors(ratios, levels[0].device))
         return self._in_pictures(levels, torch.stack(factors), sizes)
 
     def _in_pictures(
@@ -194,7 +194,7 @@ class DetectionTask(AdapterTask):
         for one, factor_4, size in zip(
             self._head.detections(levels), factors_B4, sizes, strict=True
         ):
-            boxes_n4 = (one["boxes"] * factor_4).minimum(_corners(size, factor_4.device))
+            boxes_n4 = (one["boxes"] * factor_4).minimum(_factors(size, factor_4.device))
             there_n = (boxes_n4[:, 2:] > boxes_n4[:, :2]).all(dim=1)
             found.append({n: v[there_n] for n, v in {**one, "boxes": boxes_n4}.items()})
         return found
@@ -238,7 +238,7 @@ class DetectionTask(AdapterTask):
     def _to_backbone(self, batch: Batch) -> Tensor:
         """Factors (B, 4) from boxes in `image` to pixels of the backbone's input."""
         size, seen = self._image_size(batch), self.backbone.size
-        factor_4 = _corners((seen[0] / size[0], seen[1] / size[1]), self.device)
+        factor_4 = _factors((seen[0] / size[0], seen[1] / size[1]), self.device)
         return factor_4.expand(len(next(iter(batch.values()))), 4)
 
     def to_own(self, batch: Batch) -> Tensor:
@@ -297,7 +297,7 @@ _DATA = (
 )
 
 
-def _corners(size: Sequence[float], device: torch.device) -> Tensor:
+def _factors(size: Sequence[float], device: torch.device) -> Tensor:
     """(height, width) as width, height, width, height, to scale x1, y1, x2, y2."""
     height, width = float(size[0]), float(size[1])
     return torch.tensor([width, height, width, height], device=device)

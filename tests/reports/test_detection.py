@@ -121,7 +121,8 @@ def test_predictions_are_results_of_coco(report: DetectionReport, tmp_path: Path
     assert {row["image_id"] for row in rows} == {7, 9}
     first, box = rows[0], batch["boxes"][0, 0]
     assert first["bbox"] == pytest.approx(
-        [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], abs=0.01
+        [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], abs=1e-3
     )
     assert first["category"] == NAMES[first["category_id"]]
+    assert first["file_name"] == report.datamodule.image_names("test")[first["image_id"]]
     assert first["score"] == pytest.approx(float(batch["scores"][0, 0]), abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -373,3 +374,17 @@ def test_what_a_cache_of_features_needs_besides_is_read_without_images(
     lean = rest.__getitems__(rows)
     assert whole.keys() - lean.keys() == {"image"}
     assert all(torch.equal(lean[name], whole[name]) for name in lean)
+
+
+def test_parts_of_any_name_can_test(tmp_path: Path) -> None:
+    parts = {"train": objects(8), "holdout": objects(4, prefix="h")}
+    for part, truth in parts.items():
+        write_images(tmp_path / "images" / part, truth)
+        write_yolo(tmp_path / part, truth)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / part / "labels").rename(tmp_path / "labels" / part)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    for part in parts:
+        shutil.rmtree(tmp_path / part)
+    data = opened(tmp_path, test_dir="holdout", val_images=2)
+    assert data.protocol()["sizes"] == {"train": 6, "val": 2, "test": 4}
