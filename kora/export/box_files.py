@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kora.heads.detection import Boxes
 from kora.reports.detection import coco_results
-from kora.reports.palette import palette_of
+from kora.reports.palette import palette_of, text_on
 from kora.runs.durable import write_atomically
 from kora.tasks import DetectionTask
 from kora.tasks.image_files import Batch
@@ -134,7 +134,5 @@ def drawn(picture: Image.Image, found: Boxes, names: Sequence[str]) -> Image.Ima
         right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
         at = min(x1, max(0, made.width - right)), max(0, y1 - bottom - line)
         draw.rectangle((at[0], at[1], at[0] + right, at[1] + bottom), fill=colours[label])
-        red, green, blue = colours[label]
-        light = 0.3 * red + 0.6 * green + 0.1 * blue > 140
-        draw.text(at, text, fill="black" if light else "white", font=font)
+        draw.text(at, text, fill=text_on(colours[label]), font=font)
     return made

@@ -104,7 +104,7 @@ def compared_boxes(
     It is that of the scores, or of the corners as a share of the largest one of the image. Two
     boxes may be missing if their scores are within 0.001 of the lowest one of the other side, or of
     `least`, below which none is kept: there, rounding decides which is. So may one box in ten of
-    all: which of two overlapping proposals of nearly the same score stays is a matter of rounding, too.
+    all: rounding also decides which of two overlapping proposals of nearly the same score stays.
     """
     found, scores = [0.0], [0.0]
     for row, mine in enumerate(ours):

@@ -5,7 +5,6 @@ Shapes: n boxes of an image
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from kora.reports.audit_detection import DetectionAudit, audit_detection
 from kora.reports.base import Report, Samples
+from kora.reports.by_class import class_bars, write_classes
 from kora.runs.durable import write_atomically
 
 __all__ = ["DetectionReport", "coco_results"]
@@ -46,24 +46,13 @@ class DetectionReport(Report):
         """Fixed test images with true and predicted boxes; AP by class, also as CSV."""
         made = super().pictures(folder)
         if made and self.task.test_ap is not None:
-            from kora.reports import figures_detection
-
             precision = self.task.test_ap.cpu().numpy()
-            boxes = self.task.test_boxes.cpu().numpy()
-            self._write_classes(folder / "ap_by_class.csv", precision, boxes)
-            path = folder / "ap_by_class.png"
-            made.append(figures_detection.class_bars(precision, self.names, boxes, path))
+            boxes = self.task.test_boxes.tolist()
+            heads = "class", "ap", "boxes"
+            write_classes(folder / "ap_by_class.csv", heads, self.names, precision, boxes)
+            notes, path = [f"{number:,} boxes" for number in boxes], folder / "ap_by_class.png"
+            made.append(class_bars(precision, self.names, notes, path, score="AP"))
         return made
-
-    def _write_classes(self, path: Path, precision: Any, boxes: Any) -> None:
-        def write(target: Path) -> None:
-            with target.open("w", newline="", encoding="utf-8") as file:
-                out = csv.writer(file)
-                out.writerow(["class", "ap", "boxes"])
-                for name, value, number in zip(self.names, precision, boxes, strict=True):
-                    out.writerow([name, "" if value != value else f"{value:.6f}", int(number)])
-
-        write_atomically(path, write)
 
     def draw(self, samples: Samples, path: Path, title: str = "") -> Path:
         """Images with true and predicted boxes."""

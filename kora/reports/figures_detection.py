@@ -1,4 +1,4 @@
-"""Pictures of detection, as PNG files: predicted boxes next to the true ones, and AP by class.
+"""Pictures of detection, as PNG files: predicted boxes next to the true ones.
 
 Shapes: K classes, n boxes of an image, H and W pixels
 """
@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from kora.reports.canvas import BLUE, GREY, PERCENT, literal, new_figure, save
-from kora.reports.palette import Colours, palette_of
+from kora.reports.canvas import literal, new_figure, save
+from kora.reports.palette import Colours, palette_of, text_on
 
-__all__ = ["SHOWN_FROM", "box_grid", "class_bars"]
+__all__ = ["SHOWN_FROM", "box_grid"]
 
 Array = NDArray[Any]
 Boxes = Mapping[str, Array]  # `boxes` (n, 4) in pixels of the image, `labels` (n,), maybe `scores`
@@ -77,32 +77,8 @@ def _draw(axis: Axes, found: Boxes, names: Sequence[str], palette: Colours) -> N
         text = textwrap.shorten(literal(names[int(label)]), 18, placeholder="…")
         if "scores" in found:
             text += f" {float(found['scores'][place]):.2f}"
-        light = 0.3 * red + 0.6 * green + 0.1 * blue > 0.55
         axis.text(
             x1, y1, text, fontsize=6, va="bottom", ha="left", clip_on=True, in_layout=False,
-            color="black" if light else "white",
+            color=text_on(palette[int(label)]),
             bbox={"facecolor": (red, green, blue), "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
-
-
-def class_bars(precision: Array, names: Sequence[str], boxes: Array, out_png: str | Path) -> Path:
-    """Draw average precision (K,) by class, the best first, with the number (K,) of true boxes.
-
-    A class without a true box (NaN) is left out.
-    """
-    known = np.flatnonzero(np.isfinite(precision))
-    order = known[np.argsort(-precision[known], kind="stable")]
-    figure, (axis,) = new_figure(1, size=(6.5, 0.6 + 0.24 * max(1, len(order))))
-    axis.barh(range(len(order)), precision[order], color=BLUE, height=0.7)
-    labels = [textwrap.shorten(literal(names[k]), 28, placeholder="…") for k in order]
-    axis.set_yticks(range(len(order)), labels, fontsize=8)
-    for place, k in enumerate(order):
-        text = f"{100 * precision[k]:.1f} %  ({int(boxes[k]):,} boxes)"
-        axis.text(float(precision[k]) + 0.01, place, text, va="center", fontsize=7, color=GREY)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.35)
-    axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.set_xlabel("test AP")
-    axis.spines[["top", "right"]].set_visible(False)
-    return save(figure, out_png)

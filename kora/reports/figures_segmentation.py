@@ -1,4 +1,4 @@
-"""Pictures of segmentation, as PNG files: predictions next to truths, and IoU by class.
+"""Pictures of segmentation, as PNG files: predictions next to truths.
 
 Shapes: n images, K classes, H and W pixels
 """
@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from kora.reports.canvas import BLUE, GREY, PERCENT, literal, new_figure, save
+from kora.reports.canvas import literal, new_figure, save
 from kora.reports.palette import IGNORED_COLOUR, Colours, coloured
 
-__all__ = ["class_bars", "legend", "mask_grid"]
+__all__ = ["legend", "mask_grid"]
 
 Array = NDArray[Any]
 
@@ -90,29 +90,6 @@ def legend(names: Sequence[str], palette: Colours, out_png: str | Path) -> Path:
     axis.axis("off")
     handles = [_patch(colour, name) for colour, name in zip(palette, names, strict=True)]
     axis.legend(handles=handles, ncols=4, loc="center", frameon=False, fontsize=9)
-    return save(figure, out_png)
-
-
-def class_bars(iou: Array, names: Sequence[str], shares: Array, out_png: str | Path) -> Path:
-    """Draw IoU (K,) by class, the best first, with its share (K,) of the pixels of the truth.
-
-    A class in neither truth nor prediction (NaN) is left out.
-    """
-    known = np.flatnonzero(np.isfinite(iou))
-    order = known[np.argsort(-iou[known], kind="stable")]
-    figure, (axis,) = new_figure(1, size=(6.5, 0.6 + 0.24 * len(order)))
-    axis.barh(range(len(order)), iou[order], color=BLUE, height=0.7)
-    labels = [textwrap.shorten(literal(names[k]), 28, placeholder="…") for k in order]
-    axis.set_yticks(range(len(order)), labels, fontsize=8)
-    for place, k in enumerate(order):
-        text = f"{100 * iou[k]:.1f} %  ({100 * shares[k]:.2g} % of the pixels)"
-        axis.text(float(iou[k]) + 0.01, place, text, va="center", fontsize=7, color=GREY)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.35)
-    axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.set_xlabel("test IoU")
-    axis.spines[["top", "right"]].set_visible(False)
     return save(figure, out_png)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["IGNORED_COLOUR", "Colours", "coloured", "palette_image", "palette_of"]
+__all__ = ["IGNORED_COLOUR", "Colours", "coloured", "palette_image", "palette_of", "text_on"]
 
 Colours = Sequence[Sequence[int]]
 
@@ -36,6 +36,12 @@ def palette_of(num_classes: int, given: Colours | None = None) -> list[tuple[int
     )
     further = [tuple(round(255 * part) for part in colour) for colour in more]
     return [*_FIRST[:num_classes], *further]  # type: ignore[list-item]
+
+
+def text_on(colour: Sequence[int]) -> str:
+    """Black or white, whichever can be read on a colour (red, green, blue)."""
+    red, green, blue = colour
+    return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 140 else "white"
 
 
 def coloured(mask_HW: NDArray[Any], palette: Colours) -> NDArray[np.uint8]:

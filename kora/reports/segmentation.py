@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from kora.reports.audit_segmentation import SegmentationAudit, audit_segmentation
 from kora.reports.base import Report, Samples
+from kora.reports.by_class import class_bars, write_classes
 from kora.reports.palette import coloured, palette_image, palette_of
 from kora.runs.durable import write_atomically
 
@@ -56,23 +56,13 @@ class SegmentationReport(Report):
         """Fixed test images with truth, prediction and mistakes; IoU by class, also as CSV."""
         made = super().pictures(folder)
         if made and self.task.test_iou is not None:
-            from kora.reports import figures_segmentation
-
             iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.cpu().numpy()
-            self._write_classes(folder / "iou_by_class.csv", iou, shares)
+            heads, told = ("class", "iou", "share_of_pixels"), [f"{share:.6f}" for share in shares]
+            write_classes(folder / "iou_by_class.csv", heads, self.names, iou, told)
+            notes = [f"{100 * share:.2g} % of the pixels" for share in shares]
             path = folder / "iou_by_class.png"
-            made.append(figures_segmentation.class_bars(iou, self.names, shares, path))
+            made.append(class_bars(iou, self.names, notes, path, score="IoU"))
         return made
-
-    def _write_classes(self, path: Path, iou: Any, shares: Any) -> None:
-        def write(target: Path) -> None:
-            with target.open("w", newline="", encoding="utf-8") as file:
-                out = csv.writer(file)
-                out.writerow(["class", "iou", "share_of_pixels"])
-                for name, value, share in zip(self.names, iou, shares, strict=True):
-                    out.writerow([name, "" if value != value else f"{value:.6f}", f"{share:.6f}"])
-
-        write_atomically(path, write)
 
     def sample_rows(self) -> list[dict[str, Any]]:
         """Image, truth and prediction in colours, and the share of pixels that are right."""

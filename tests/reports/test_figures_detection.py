@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kora.reports.figures_detection import box_grid, class_bars
+from kora.reports.figures_detection import box_grid
 from kora.reports.palette import palette_of
 
 
@@ -42,11 +42,3 @@ def test_predicted_boxes_are_drawn_from_a_score_on(
 def test_a_row_is_as_high_as_its_image(tmp_path: Path) -> None:
     pixels = drawn(tmp_path, score=0.9)
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx((0.75 + 1.6) / 2, rel=0.1)
-
-
-def test_a_class_without_a_box_has_no_bar(tmp_path: Path) -> None:
-    names = ["a", "b", "c"]
-    known = class_bars(np.array([0.5, 0.2, 0.1]), names, np.array([4, 2, 1]), tmp_path / "a.png")
-    less = class_bars(np.array([0.5, np.nan, 0.1]), names, np.array([4, 0, 1]), tmp_path / "b.png")
-    heights = [Image.open(path).height for path in (known, less)]
-    assert heights[1] < heights[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kora.reports.figures_segmentation import _mistakes, class_bars, legend, mask_grid
+from kora.reports.figures_segmentation import _mistakes, legend, mask_grid
 from kora.reports.palette import IGNORED_COLOUR, coloured, palette_image, palette_of
 
 
@@ -60,15 +60,3 @@ def test_a_grid_of_images_of_several_sizes_with_strange_names_is_drawn(tmp_path:
         assert min(picture.size) > 300
     with Image.open(legend(names, palette_of(3), tmp_path / "legend.png")) as picture:
         assert picture.width > 500
-
-
-def test_a_class_that_never_occurs_has_no_bar(tmp_path: Path) -> None:
-    heights = []
-    for number in (2, 8):
-        iou = np.full(10, np.nan)
-        iou[:number] = 0.5
-        names = [f"class {k}" for k in range(10)]
-        path = class_bars(iou, names, np.full(10, 0.1), tmp_path / f"{number}.png")
-        with Image.open(path) as picture:
-            heights.append(picture.height)
-    assert heights[0] < heights[1]
