@@ -137,7 +137,8 @@ def config_keys(fit: ArgumentParser) -> str:
             shown.append(f"### {kind.__name__}\n\n{_first_line(kind)}\n\n{_table(rows)}")
     shown.append(
         "## The trainer\n\nThe arguments of Lightning's `Trainer`, with the defaults of `kora "
-        "fit`.\n\n" + _table(_of_the_trainer(fit))
+        "fit`. Each experiment of ours sets `max_epochs`; without it Lightning trains 1,000.\n\n"
+        + _table(_of_the_trainer(fit))
     )
     return "\n".join(shown)
 
