@@ -27,7 +27,7 @@ from kora.backbone.frozen_inputs import is_read
 from kora.backbone.layer_summaries import Together
 from kora.backbone.vit import Backbone
 from kora.console.say import say
-from kora.feature_cache.rules import head_reads
+from kora.feature_cache.rules import kept_fields
 from kora.runs.durable import write_atomically
 from kora.tasks import ClassificationTask
 
@@ -91,7 +91,7 @@ class SharedPass:
         found: dict[str, Tensor] = {}
         for member, half in zip(self.members, halves, strict=True):
             own = layers.pop(0) if member.summaries is not None else None
-            reads = head_reads(member.task)
+            reads = kept_fields(member.task)
             for name, tensor in half.taken(features._replace(layers=own)).items():
                 if is_read(name, reads):
                     found[_name(member.candidate, name)] = tensor

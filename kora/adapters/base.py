@@ -156,14 +156,6 @@ class Strategy(nn.Module, ABC):
             f"{self.label} changes what the backbone computes, so its features change with training"
         )
 
-    def shared_pass(self) -> FrozenPass:
-        """As `frozen_pass`, for several strategies that share one pass; it may keep whole tokens.
-
-        Raises:
-            ValueError: As `frozen_pass`.
-        """
-        return self.frozen_pass()
-
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What trains, by name: freezing, optimiser, counts, files and reports all use it."""
         yield from self.named_parameters()

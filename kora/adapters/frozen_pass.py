@@ -22,6 +22,12 @@ class FrozenPass:
     base class gives the frozen features.
     """
 
+    #: Whether the inputs hold all tokens of many layers, which a GPU computes faster than they are
+    #: read.
+    keeps_tokens = False
+    #: Fields of `Features` that `features` changes besides the pooled vector and the levels.
+    reads: tuple[str, ...] = ()
+
     def key(self) -> dict[str, Any]:
         """What `inputs` depends on besides backbone and images, in plain types."""
         return {}

@@ -187,18 +187,7 @@ class KoRA(Strategy):
         return adapted
 
     def frozen_pass(self) -> FrozenPass:
-        """For a side network whose nodes keep no whole tokens."""
-        if self.needs_backbone_grad:
-            return super().frozen_pass()
-        if self.node_form.pool in WHOLE:
-            raise ValueError(
-                f"adapter.node_form.pool is '{self.node_form.pool}': a cache of all tokens of "
-                "every site takes longer to read than the backbone takes to compute them"
-            )
-        return SidePass(self)
-
-    def shared_pass(self) -> FrozenPass:
-        """For any side network."""
+        """For a side network."""
         return super().frozen_pass() if self.needs_backbone_grad else SidePass(self)
 
     def penalty(self) -> Tensor | None:
@@ -233,6 +222,8 @@ class SidePass(FrozenPass):
 
     def __init__(self, kora: KoRA) -> None:
         self.kora = kora
+        self.keeps_tokens = kora.node_form.pool in WHOLE
+        self.reads = ("patches", "prefix") if kora.readout.per_token else ()
 
     def key(self) -> dict[str, Any]:
         """Which nodes there are, and how they pool."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from datamodules.loading import begin_worker
 from datamodules.splits import IntArray
 from kora.backbone.frozen_inputs import is_read
-from kora.feature_cache.rules import head_reads
+from kora.feature_cache.rules import kept_fields
 from kora.feature_cache.table import Layout, Table
 
 __all__ = ["ComputedInputs"]
@@ -99,7 +99,7 @@ class ComputedInputs:
         task, adapter = self.task, self.task.adapter
         if self.view is not None:
             batch = self.trainer.datamodule.augmented(batch, self.view)  # type: ignore[attr-defined]
-        reads = head_reads(task)
+        reads = kept_fields(task)
         images = batch["image"].to(task.device)
         training = adapter.training
         adapter.eval()

@@ -22,6 +22,7 @@ __all__ = [
     "identity",
     "is_all",
     "is_all_but_augmented",
+    "kept_fields",
     "note_changes",
     "pays",
     "why_not",
@@ -57,6 +58,11 @@ def head_reads(task: Any) -> tuple[str, ...]:
     return tuple(task.head.reads)
 
 
+def kept_fields(task: Any) -> tuple[str, ...]:
+    """The fields of `Features` that a cache keeps: those that head and strategy read."""
+    return tuple(dict.fromkeys((*head_reads(task), *task.adapter.frozen_pass().reads)))
+
+
 def note_changes(backbone: Backbone, adapter: Strategy) -> None:
     """Record on a backbone that this strategy, attached to it, changes what it computes.
 
@@ -87,6 +93,12 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
             )
     if backbone.training:
         return "the backbone is in training mode"
+    device = trainer.strategy.root_device.type
+    if adapter.frozen_pass().keeps_tokens and device != "cpu":
+        return (
+            f"{adapter.label} reads all tokens of every site, which {device} computes faster than "
+            "they are read"
+        )
     if isinstance(trainer.strategy, ShardedBackbone):
         return "the backbone is in shards, which no process can run alone"
     if not isinstance(datamodule, ImageDataModule):
@@ -138,7 +150,7 @@ def identity(
     view: int | None = None,
 ) -> dict[str, Any]:
     """All that the numbers of a split, or of an augmented view of it, depend on, in plain types."""
-    backbone, protocol, reads = task.backbone, datamodule.protocol(), head_reads(task)
+    backbone, protocol, reads = task.backbone, datamodule.protocol(), kept_fields(task)
     return {
         "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
         "interpolation": backbone.interpolation,

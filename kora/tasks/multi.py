@@ -121,7 +121,7 @@ class MultiTask(nn.Module):
     def outputs(self, images: Tensor) -> dict[str, Any]:
         """What each head gives for images (B, 3, H, W), from one pass of the backbone."""
         members = list(self.members.values())
-        halves = [member.model.adapter.shared_pass() for member in members]
+        halves = [member.model.adapter.frozen_pass() for member in members]
         for half in halves:
             half.listen()
         features = self.backbone(images)
@@ -169,7 +169,7 @@ class MultiTask(nn.Module):
 def _require_shareable(model: AdaptedModel, first: AdaptedModel) -> None:
     """Refuse a run that cannot share its pass of the backbone with that of `first`."""
     try:
-        model.adapter.shared_pass()
+        model.adapter.frozen_pass()
     except ValueError as error:
         raise ValueError(
             f"{model.folder} cannot share a pass: {error}. Probes and side networks (KoRA-side, "

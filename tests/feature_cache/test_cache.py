@@ -24,7 +24,7 @@ from kora.adapters import FullFineTune, KoRA, LinearProbe, LoRA, PaperForm, Stra
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone
 from kora.feature_cache.cache import KEPT, FeatureCache
-from kora.feature_cache.rules import cache_folder
+from kora.feature_cache.rules import cache_folder, why_not
 from kora.heads import LinearDepth
 from kora.tasks import AdapterTask, ClassificationTask, DepthTask
 from tests.support.data_factory import write_class_folders
@@ -289,12 +289,6 @@ def test_damage_is_noticed_said_in_a_line_and_filled_anew(
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any], str]] = {
     "an adapter in the backbone": (lambda: classifier(LoRA(2)), {}, {}, "LoRA changes what"),
     "an injected KoRA": (lambda: classifier(KoRA(PaperForm(2), 2)), {}, {}, "KoRA changes what"),
-    "all tokens": (
-        lambda: classifier(KoRA(PaperForm(2, inject=False, pool="tokens"), 2)),
-        {},
-        {},
-        "pool is 'tokens'",
-    ),
     "augmentation": (
         lambda: classifier(LinearProbe()), {"augment": "flip"}, {}, "data.augment is 'flip'",
     ),
@@ -651,3 +645,16 @@ def test_two_processes_share_it_and_lose_nothing(
         )
         assert found["True"]["values"] == pytest.approx(found["False"]["values"], abs=1e-4)
     assert sum(found["computed"] for found in ranks) == 52, "each image by one of them"
+
+
+@pytest.mark.parametrize("pool", ["mean", "tokens"])
+def test_all_tokens_of_all_sites_are_not_kept_where_a_gpu_computes_them(pool: Any) -> None:
+    task = classifier(KoRA(PaperForm(2, inject=False, pool=pool), 2), num_classes=12)
+    task.build()
+    task.eval()
+    trainer = Trainer(**QUIET)
+    assert why_not(task, trainer, scenes()) is None
+    trainer.strategy._root_device = torch.device("meta")  # any but the CPU
+    said = why_not(task, trainer, scenes())
+    assert (said is None) == (pool == "mean")
+    assert said is None or "all tokens of every site, which meta computes faster" in said

@@ -124,12 +124,20 @@ def test_a_fit_that_was_cut_in_two_equals_one_that_was_not(kind: Kind, tmp_path:
         assert torch.equal(values(second)[name], value), name
 
 
+def side() -> Strategy:
+    """A side network: of tokens, where it can be seen."""
+    return KoRA(PaperForm(2, inject=False, pool="tokens"), readout=TokenReadout())
+
+
+@pytest.mark.parametrize("strategy", [LinearProbe, side])
 @every_task
-def test_cached_features_give_the_result_of_the_images(kind: Kind, tmp_path: Path) -> None:
+def test_cached_features_give_the_result_of_the_images(
+    kind: Kind, strategy: Callable[[], Strategy], tmp_path: Path
+) -> None:
     found, metrics = [], []
     for cache in (True, False):
         task = unbuilt(
-            kind, LinearProbe(), feature_cache=cache, feature_cache_folder=str(tmp_path / "cache")
+            kind, strategy(), feature_cache=cache, feature_cache_folder=str(tmp_path / "cache")
         )
         fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
         fit.fit(task, data_for(kind))
