@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augment, augment_batch, check_augment, draws_needed
 from datamodules.cache.option import describe_caches
-from datamodules.depth_statistics import DepthStatistics, spread_statistics
+from datamodules.depth_statistics import DepthStatistics, spread_places, spread_statistics
 from datamodules.detection.boxes import Boxes
 from datamodules.detection.statistics import BoxStatistics
 from datamodules.eval_sampling import evaluation_loader
@@ -322,18 +322,17 @@ class ImageDataModule(LightningDataModule):
             ValueError: the data has no `mask`, or the split no image.
         """
         self.setup_splits()
-        indices = self.indices(split)
-        if self.mask_names is None or not len(indices):
+        images = len(self.indices(split))
+        if self.mask_names is None or not images:
             raise ValueError(
                 f"The {split} split of {self.dataset_name} holds no image with a mask. Use "
                 "datamodules.SegmentationFolder, or datamodules.Synthetic with data.maps: [mask]."
             )
-        places = np.linspace(0, len(indices) - 1, min(len(indices), most_images)).round()
         return MaskStatistics.of_masks(
-            self.masks_at(split, places.astype(np.int64)),
+            self.masks_at(split, spread_places(images, most_images)),
             num_classes=len(self.mask_names),
             image_size=self.image_size,
-            of_images=len(indices),
+            of_images=images,
         )
 
     def masks_at(self, split: Split, positions: IntArray) -> Iterator[NDArray[np.uint8]]:
@@ -348,17 +347,16 @@ class ImageDataModule(LightningDataModule):
             ValueError: the data has no `boxes`, or the split no image.
         """
         self.setup_splits()
-        indices = self.indices(split)
-        if self.box_names is None or not len(indices):
+        images = len(self.indices(split))
+        if self.box_names is None or not images:
             raise ValueError(
                 f"The {split} split of {self.dataset_name} holds no image with boxes. Use "
                 "datamodules.DetectionFolder, or datamodules.Synthetic with data.maps: [boxes]."
             )
-        places = np.linspace(0, len(indices) - 1, min(len(indices), most_images)).round()
         return BoxStatistics.of_boxes(
-            self.boxes_at(split, places.astype(np.int64)),
+            self.boxes_at(split, spread_places(images, most_images)),
             num_classes=len(self.box_names),
-            of_images=len(indices),
+            of_images=images,
         )
 
     def boxes_at(self, split: Split, positions: IntArray) -> Iterator[Boxes]:

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.splits import IntArray
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["DepthStatistics", "histogram_table", "spread_statistics"]
+__all__ = ["DepthStatistics", "histogram_table", "spread_places", "spread_statistics"]
 
 _BIN_M = 0.5
 _BINS = 20
@@ -78,6 +80,11 @@ class DepthStatistics:
         return {name: value for name, value in vars(self).items() if name != "mean_map"}
 
 
+def spread_places(images: int, most: int) -> IntArray:
+    """At most `most` places of `images`, evenly spread."""
+    return np.linspace(0, images - 1, min(images, most)).round().astype(np.int64)
+
+
 def spread_statistics(data: Any, split: str, *, most_images: int) -> DepthStatistics:
     """Statistics of a split of a data module, from at most `most_images` evenly spread images.
 
@@ -87,7 +94,7 @@ def spread_statistics(data: Any, split: str, *, most_images: int) -> DepthStatis
     of_images = len(data.indices(split))
     if of_images == 0:
         raise ValueError(f"The {split} split of {data.dataset_name} holds no image.")
-    places = np.linspace(0, of_images - 1, min(of_images, most_images)).round().astype(np.int64)
+    places = spread_places(of_images, most_images)
     first = data.samples(split, places[:1])
     if "depth_m" not in first:
         raise ValueError(

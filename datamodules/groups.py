@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from datamodules.splits import IntArray
+from datamodules.splits import IntArray, choose_test
 
-__all__ = ["check_pattern", "group_numbers", "groups_of", "warn_of_shared_groups"]
+__all__ = ["check_pattern", "cut_parts", "group_numbers", "groups_of", "warn_of_shared_groups"]
+
+_Image = TypeVar("_Image")
 
 
 def check_pattern(pattern: str) -> str:
@@ -57,6 +60,21 @@ def group_numbers(names: Sequence[str]) -> IntArray:
     """(N,) the number of the group of each image; one without a name is alone."""
     unnamed = [name or f"\0{place}" for place, name in enumerate(names)]
     return np.unique(unnamed, return_inverse=True)[1].astype(np.int64)
+
+
+def cut_parts(
+    images: Sequence[_Image], names: Sequence[str], pattern: str | None, *, test_fraction: float
+) -> dict[Literal["train", "test"], list[_Image]]:
+    """The images of a folder without parts in a training and a test part, the same in every run.
+
+    `names` (N,) are their paths; with a `pattern`, whole groups test.
+    """
+    groups = np.arange(len(names)) if pattern is None else group_numbers(groups_of(pattern, names))
+    test = set(choose_test(groups, test_fraction=test_fraction).tolist())
+    return {
+        "train": [image for place, image in enumerate(images) if place not in test],
+        "test": [image for place, image in enumerate(images) if place in test],
+    }
 
 
 def warn_of_shared_groups(train: Sequence[str], test: Sequence[str] | None) -> None:

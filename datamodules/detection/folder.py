@@ -28,10 +28,10 @@ from datamodules.detection.reader import BoxReader
 from datamodules.detection.voc import read_voc
 from datamodules.detection.yolo import read_yolo, yolo_names
 from datamodules.download import expand_path, obtain_folder
-from datamodules.groups import group_numbers, groups_of
+from datamodules.groups import cut_parts
 from datamodules.loading import ReadDataset, sides
 from datamodules.recipe import ImageRecipe
-from datamodules.splits import IntArray, choose_test, choose_train_beside
+from datamodules.splits import IntArray, choose_train_beside
 
 __all__ = ["DetectionFolder"]
 
@@ -238,13 +238,8 @@ class DetectionFolder(ImageDataModule):
                 )
             return {"train": train + (val[0] if val else []), "test": test}
         pictures = listed[""]
-        names = self._groups_of([picture.name for picture in pictures])
-        groups = np.arange(len(pictures)) if names is None else group_numbers(names)
-        test_places = set(choose_test(groups, test_fraction=self.test_fraction).tolist())
-        return {
-            "train": [p for place, p in enumerate(pictures) if place not in test_places],
-            "test": [p for place, p in enumerate(pictures) if place in test_places],
-        }
+        names = [picture.name for picture in pictures]
+        return cut_parts(pictures, names, self.groups, test_fraction=self.test_fraction)
 
     def _labelled(self, part: Annotations) -> list[Picture]:
         """The pictures of a part, their labels places in `class_names`."""
@@ -268,9 +263,6 @@ class DetectionFolder(ImageDataModule):
         return [
             replace(p, boxes=replace(p.boxes, labels=new[p.boxes.labels])) for p in part.pictures
         ]
-
-    def _groups_of(self, names: Sequence[str]) -> list[str] | None:
-        return None if self.groups is None else groups_of(self.groups, names)
 
     def image_names(self, part: Part) -> list[str]:
         """Paths (N,) of the images below the folder of their part."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datamodules.augment import resizes
 from datamodules.base import ImageDataModule, Part, Split
 from datamodules.download import expand_path, obtain_folder
-from datamodules.groups import group_numbers, groups_of
+from datamodules.groups import cut_parts
 from datamodules.loading import ReadDataset, sides
 from datamodules.recipe import ImageRecipe
 from datamodules.segmentation.masks import (
@@ -35,7 +35,7 @@ from datamodules.segmentation.masks import (
 )
 from datamodules.segmentation.pairs import Layout, LayoutName, Pair, find_layout
 from datamodules.segmentation.reader import PairReader
-from datamodules.splits import IntArray, choose_test, choose_train_beside
+from datamodules.splits import IntArray, choose_train_beside
 
 __all__ = ["SegmentationFolder"]
 
@@ -269,26 +269,15 @@ class SegmentationFolder(ImageDataModule):
             return pairs
         if self.val_dir is not None:
             raise ValueError(f"data.val_dir is {self.val_dir!r}, and {self.root} has no parts.")
-        return self._cut(self.layout.pairs(None))
+        whole = self.layout.pairs(None)
+        paths = [pair.name for pair in whole]
+        return cut_parts(whole, paths, self.groups, test_fraction=self.test_fraction)
 
     @cached_property
     def _validation_pairs(self) -> list[Pair]:
         if self.val_dir in self.official_parts.values():
             raise ValueError(f"data.val_dir is {self.val_dir!r}, which trains or tests already.")
         return self.layout.pairs(self.val_dir)
-
-    def _cut(self, pairs: list[Pair]) -> dict[Part, list[Pair]]:
-        """Pairs of a folder without parts, in a training and a test part."""
-        names = self._groups_of([pair.name for pair in pairs])
-        groups = np.arange(len(pairs)) if names is None else group_numbers(names)
-        test = set(choose_test(groups, test_fraction=self.test_fraction).tolist())
-        return {
-            "train": [pair for place, pair in enumerate(pairs) if place not in test],
-            "test": [pair for place, pair in enumerate(pairs) if place in test],
-        }
-
-    def _groups_of(self, names: Sequence[str]) -> list[str] | None:
-        return None if self.groups is None else groups_of(self.groups, names)
 
     def image_names(self, part: Part) -> list[str]:
         """Paths (N,) of the images below the folder of their part."""

@@ -18,7 +18,21 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 
-__all__ = ["NO_VALIDATION", "TITLES", "Audit", "Findings", "Majority", "SplitCoverage", "audit"]
+__all__ = [
+    "NO_VALIDATION",
+    "TITLES",
+    "Audit",
+    "Findings",
+    "Majority",
+    "SplitCoverage",
+    "audit",
+    "class_table",
+    "few_images",
+    "some_of",
+]
+
+_FEW_IMAGES = 10
+_MOST_LISTED = 30  # classes
 
 IntArray = NDArray[np.int64]
 
@@ -118,6 +132,48 @@ class Findings:
         for part in (table, *below, *problems, *warnings):
             page.add_row(part)
         return page
+
+
+def few_images(split: str, images: int) -> list[str]:
+    """A warning if a split that measures has few images."""
+    if split == "train" or images >= _FEW_IMAGES:
+        return []
+    return [f"The {TITLES[split]} split has only {images} images: its metrics say little."]
+
+
+def class_table(
+    title: str,
+    class_names: Sequence[str],
+    splits: Iterable[str],
+    counts: Sequence[NDArray[Any]],
+    texts: Sequence[Sequence[str]],
+) -> Table:
+    """What each split has of each class, as texts; the class with the most in training first.
+
+    Args:
+        title: Of the table.
+        class_names: Names of the K classes.
+        splits: Names of the splits.
+        counts: (K,) of each split.
+        texts: These counts in words.
+    """
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("class")
+    for name in splits:
+        table.add_column(TITLES[name], justify="right")
+    order = np.argsort(-counts[0], kind="stable") if counts else np.arange(0)
+    for k in order[:_MOST_LISTED].tolist():
+        table.add_row(escape(class_names[k]), *(of_split[k] for of_split in texts))
+    if len(class_names) > _MOST_LISTED:
+        table.add_row(f"and {len(class_names) - _MOST_LISTED} more")
+    return table
+
+
+def some_of(mask: Any, names: Sequence[str]) -> str:
+    """The first three classes of a mask (K,), and how many more there are."""
+    chosen = np.flatnonzero(mask)
+    text = ", ".join(f"'{names[k]}'" for k in chosen[:3])
+    return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"
 
 
 @dataclass(frozen=True, kw_only=True)

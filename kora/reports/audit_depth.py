@@ -13,11 +13,9 @@ from rich.table import Table
 
 from datamodules.depth_statistics import DepthStatistics, histogram_table
 from kora.metrics.protocol import DepthProtocol
-from kora.reports.audit import NO_VALIDATION, TITLES, Findings
+from kora.reports.audit import NO_VALIDATION, TITLES, Findings, few_images
 
 __all__ = ["DepthAudit", "audit_depth"]
-
-_FEW_IMAGES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +78,8 @@ def audit_depth(
             )
     if "val" not in splits:
         warnings.append(NO_VALIDATION)
-    for name in ("val", "test"):
-        if name in splits and splits[name].of_images < _FEW_IMAGES:
-            warnings.append(
-                f"The {TITLES[name]} split has only {splits[name].of_images} images: its metrics "
-                "say little."
-            )
+    for name, found in splits.items():
+        warnings += few_images(name, found.of_images)
     return DepthAudit(
         splits=splits,
         problems=(*fatal, *problems),

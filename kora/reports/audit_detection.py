@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from datamodules.detection.statistics import BoxStatistics
-from kora.reports.audit import NO_VALIDATION, TITLES, Findings
-from kora.reports.audit_segmentation import some_of
+from kora.reports.audit import (
+    NO_VALIDATION,
+    TITLES,
+    Findings,
+    class_table,
+    few_images,
+    some_of,
+)
 
 __all__ = ["DetectionAudit", "audit_detection"]
-
-_FEW_IMAGES = 10
-_MOST_LISTED = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +52,9 @@ class DetectionAudit(Findings):
         return self.page("Audit of the boxes", heads, rows, ("", self._classes()))
 
     def _classes(self) -> Table:
-        table = Table(title="Boxes of each class", title_justify="left", box=None)
-        table.add_column("class")
-        for name in self.splits:
-            table.add_column(TITLES[name], justify="right")
         boxes = [found.boxes for found in self.splits.values()]
-        order = np.argsort(-boxes[0], kind="stable") if boxes else np.arange(0)
-        for k in order[:_MOST_LISTED].tolist():
-            table.add_row(escape(self.class_names[k]), *(f"{counts[k]:,}" for counts in boxes))
-        if len(self.class_names) > _MOST_LISTED:
-            table.add_row(f"and {len(self.class_names) - _MOST_LISTED} more")
-        return table
+        texts = [[f"{count:,}" for count in of_split] for of_split in boxes]
+        return class_table("Boxes of each class", self.class_names, self.splits, boxes, texts)
 
 
 def audit_detection(
@@ -79,11 +72,7 @@ def audit_detection(
                 f"{found.outside:,} boxes of the {TITLES[name]} split reach beyond their image, "
                 "and were clipped."
             )
-        if name != "train" and found.of_images < _FEW_IMAGES:
-            warnings.append(
-                f"The {TITLES[name]} split has only {found.of_images} images: its metrics say "
-                "little."
-            )
+        warnings += few_images(name, found.of_images)
     if "train" in splits and "test" in splits:
         trained, tested = (splits[name].boxes > 0 for name in ("train", "test"))
         unseen, absent = tested & ~trained, ~(tested | trained)

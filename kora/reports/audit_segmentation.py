@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from datamodules.segmentation.statistics import MaskStatistics
-from kora.reports.audit import NO_VALIDATION, TITLES, Findings
+from kora.reports.audit import (
+    NO_VALIDATION,
+    TITLES,
+    Findings,
+    class_table,
+    few_images,
+    some_of,
+)
 
-__all__ = ["SegmentationAudit", "audit_segmentation", "some_of"]
-
-_FEW_IMAGES = 10
-_MOST_LISTED = 30
+__all__ = ["SegmentationAudit", "audit_segmentation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +52,11 @@ class SegmentationAudit(Findings):
         return self.page("Audit of the masks", heads, rows, ("", self._classes()))
 
     def _classes(self) -> Table:
-        table = Table(title="Share of the counted pixels", title_justify="left", box=None)
-        table.add_column("class")
-        for name in self.splits:
-            table.add_column(TITLES[name], justify="right")
         shares = [found.pixels / max(1, found.pixels.sum()) for found in self.splits.values()]
-        order = np.argsort(-shares[0], kind="stable") if shares else np.arange(0)
-        for k in order[:_MOST_LISTED].tolist():
-            table.add_row(escape(self.class_names[k]), *(f"{share[k]:.2%}" for share in shares))
-        if len(self.class_names) > _MOST_LISTED:
-            table.add_row(f"and {len(self.class_names) - _MOST_LISTED} more")
-        return table
+        texts = [[f"{share:.2%}" for share in of_split] for of_split in shares]
+        return class_table(
+            "Share of the counted pixels", self.class_names, self.splits, shares, texts
+        )
 
 
 def audit_segmentation(
@@ -86,11 +82,7 @@ def audit_segmentation(
                 f"{found.all_ignored} of {found.images:,} masks of the {TITLES[name]} split are "
                 "ignored as a whole."
             )
-        if name != "train" and found.of_images < _FEW_IMAGES:
-            warnings.append(
-                f"The {TITLES[name]} split has only {found.of_images} images: its metrics say "
-                "little."
-            )
+        warnings += few_images(name, found.of_images)
     if "train" in splits and "test" in splits:
         unseen = seen["test"] & ~seen["train"]
         if unseen.any() and splits["train"].images == splits["train"].of_images:
@@ -114,10 +106,3 @@ def audit_segmentation(
         warnings=tuple(warnings),
         fatal=tuple(fatal),
     )
-
-
-def some_of(mask: Any, names: Sequence[str]) -> str:
-    """The first three classes of a mask (K,), and how many more there are."""
-    chosen = np.flatnonzero(mask)
-    text = ", ".join(f"'{names[k]}'" for k in chosen[:3])
-    return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"

@@ -96,30 +96,14 @@ class DetectionTask(AdapterTask):
                 f"{self.adapter.label} is for classifiers: for detection, use LinearProbe, or KoRA "
                 "with a TokenReadout. The pyramid reads the patch tokens of the last block."
             )
-        num_classes = self._known_classes()
+        num_classes = self.agreed_classes(self.num_classes, "box", _DATA)
+        self.num_classes = num_classes
         head = self._head_to_build.pop()
         head.build(self.backbone, num_classes, self.protocol)
         self.backbone.levels = head.blocks(self.backbone.depth)
         self.val_metrics, self.test_metrics = (DetectionMetrics(num_classes) for _ in range(2))
         self.constant_metrics = nn.ModuleDict({_CONSTANT: DetectionMetrics(num_classes)})
         return head
-
-    def _known_classes(self) -> int:
-        """K, from the argument or the data module.
-
-        Raises:
-            ValueError: Neither has it, or they differ.
-        """
-        names = getattr(getattr(self._trainer, "datamodule", None), "box_names", None)
-        if names and self.num_classes not in (None, len(names)):
-            raise ValueError(
-                f"model.num_classes is {self.num_classes}, and the boxes of the data have "
-                f"{len(names)} classes. Leave it out: it follows the data."
-            )
-        self.num_classes = len(names) if names else self.num_classes
-        if self.num_classes is None:
-            raise ValueError(f"The number of classes is not known: the data has no boxes. {_DATA}")
-        return self.num_classes
 
     # -- steps ---------------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ Size = tuple[int, int]
 
 _CONSTANTS = ("majority", "mode_map")
 _MOST_GROUPS = 10
+_DATA = (
+    "SegmentationTask needs data with masks: datamodules.SegmentationFolder, or "
+    "datamodules.Synthetic with data.maps: [mask]."
+)
 
 
 class SegmentationTask(AdapterTask):
@@ -105,7 +109,8 @@ class SegmentationTask(AdapterTask):
                 "KoRA with a TokenReadout or a QueryReadout. The heads read several levels by "
                 "themselves (LinearSegmentation: levels: 4)."
             )
-        num_classes = self._known_classes()
+        num_classes = self.agreed_classes(self.num_classes, "mask", _DATA)
+        self.num_classes = num_classes
         head = self._head_to_build.pop()
         head.build(self.backbone, num_classes, self.adapter.query_channels)
         self.backbone.levels = head.blocks(self.backbone.depth)
@@ -115,28 +120,6 @@ class SegmentationTask(AdapterTask):
             {kind: SegmentationMetrics(num_classes, boundary=True) for kind in _CONSTANTS}
         )
         return head
-
-    def _known_classes(self) -> int:
-        """K, from the argument or the data module.
-
-        Raises:
-            ValueError: Neither has it, or they differ.
-        """
-        datamodule = getattr(self._trainer, "datamodule", None)
-        names = getattr(datamodule, "mask_names", None)
-        if names and self.num_classes not in (None, len(names)):
-            raise ValueError(
-                f"model.num_classes is {self.num_classes}, and the masks of the data have "
-                f"{len(names)} classes. Leave it out: it follows the data."
-            )
-        self.num_classes = len(names) if names else self.num_classes
-        if self.num_classes is None:
-            raise ValueError(
-                "The number of classes is not known: the data has no masks. SegmentationTask needs "
-                "data with masks: datamodules.SegmentationFolder, or datamodules.Synthetic with "
-                "data.maps: [mask]."
-            )
-        return self.num_classes
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -249,11 +232,7 @@ class SegmentationTask(AdapterTask):
 
     def _truth(self, batch: Batch) -> Tensor:
         if "mask" not in batch:
-            raise ValueError(
-                f"Batches hold {', '.join(batch)} and no mask. SegmentationTask needs data with "
-                "masks: datamodules.SegmentationFolder, or datamodules.Synthetic with data.maps: "
-                "[mask]."
-            )
+            raise ValueError(f"Batches hold {', '.join(batch)} and no mask. {_DATA}")
         return batch["mask"]
 
     def _guess(self, kind: str, truth_HW: Tensor) -> Tensor:
