@@ -104,14 +104,14 @@ results-photos: $(VENV)/.dev  ## every strategy after equal searches on real pho
 results-refined: $(VENV)/.dev  ## the refined KoRA: ablations, CIFAR-10, scenes (a day on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@$(BIN)/kora grid --config configs/grids/refine_ablation.yaml --jobs 2
-	@$(BIN)/kora tune --config configs/grids/refine_cifar10_cpu.yaml --jobs 2
-	@$(BIN)/kora grid --config runs/tune_refine_cifar10_cpu/best.yaml --jobs 2
-	@$(BIN)/kora tune --config configs/grids/refine.yaml --jobs 2
-	@$(BIN)/kora grid --config runs/tune_refine/best.yaml --jobs 2
+	@$(BIN)/kora tune --config configs/grids/cifar10.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_cifar10/best.yaml --jobs 2
+	@$(BIN)/kora tune --config configs/grids/scenes.yaml --jobs 2
+	@$(BIN)/kora grid --config runs/tune_scenes/best.yaml --jobs 2
 	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --metric best_val/accuracy --reference refine_ablation_as_it_is \
 	  --out runs/refine_ablation
-	@$(BIN)/kora compare runs/refine_cifar10_5 runs/refine_cifar10_50 --against images --out runs/refine_cifar10
-	@$(BIN)/kora compare runs/refine
+	@$(BIN)/kora compare runs/cifar10_5 runs/cifar10_50 --against images --out runs/cifar10
+	@$(BIN)/kora compare runs/scenes
 
 # Ratios on one core each, as in benchmarks/README.md; the tables are printed one after the other.
 # REPEATS sets the rounds of what takes long, and DEVICE=cuda measures on a GPU what is not of the CPU alone.

@@ -11,7 +11,15 @@ import numpy as np
 from kora.compare.comparison import Comparison
 from kora.console.formats import format_metric, is_rate
 from kora.console.identity import Look, looks
-from kora.reports.canvas import GREY, level_style, literal, metric_along, new_figure, save
+from kora.reports.canvas import (
+    GREY,
+    legend_below,
+    level_style,
+    literal,
+    metric_along,
+    new_figure,
+    save,
+)
 
 __all__ = ["comparison"]
 
@@ -74,7 +82,7 @@ def comparison(
     axis.set_title(literal("\n".join(headline)), fontsize=8, color=GREY)
     metric_along(axis.xaxis, result.metric)
     axis.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend_below(figure)
     return save(figure, out_png)
 
 

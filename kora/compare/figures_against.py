@@ -14,7 +14,15 @@ from kora.compare.comparison import Comparison, Group
 from kora.compare.inline_svg import hover
 from kora.console.formats import format_metric, is_rate
 from kora.console.identity import Look, looks
-from kora.reports.canvas import GREY, level_style, literal, metric_along, new_figure, save
+from kora.reports.canvas import (
+    GREY,
+    legend_below,
+    level_style,
+    literal,
+    metric_along,
+    new_figure,
+    save,
+)
 
 __all__ = ["AGAINST", "Point", "against", "amounts", "draw_lines"]
 
@@ -68,7 +76,7 @@ def against(
     _levels(axis, comparisons)
     if is_rate(metrics[0]):
         axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend_below(figure)
     return save(figure, out_png)
 
 

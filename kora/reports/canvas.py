@@ -32,6 +32,7 @@ __all__ = [
     "ORANGE",
     "PERCENT",
     "RED",
+    "legend_below",
     "level_style",
     "literal",
     "metric_along",
@@ -57,6 +58,15 @@ def level_style(kind: str) -> tuple[str, str]:
 def literal(text: str) -> str:
     """A name escaped for matplotlib, which would read $...$ as mathematics."""
     return text.replace("$", r"\$")
+
+
+def legend_below(figure: Figure) -> None:
+    """Put the legend below the axes, in four columns, or in fewer where they are too wide."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def metric_along(side: Axis, metric: str) -> None:

@@ -50,6 +50,20 @@ def drawn(result: Comparison, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return found[0].axes[0], texts
 
 
+def test_a_long_legend_stays_within_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Group("LoRA", (0, 1), (0.58, 0.59), 0.585, 0.01, 0.02, 10, 1.0, 1.0)
+    far = {"mean_depth": 1.2, "mean_map": 1.0}
+    few = {"common_seeds": (0,), "baselines": far, "metric": "test/rmse_m"}
+    axis, texts = drawn(comparison(groups=(one,), **few), tmp_path, monkeypatch)
+    assert "seed that not all have" in texts
+    figure = axis.figure
+    width = figure.legends[0].get_window_extent().width
+    assert len(figure.legends) == 1
+    assert width <= figure.bbox.width
+
+
 def test_groups_that_lie_close_together_are_shown_close_and_baselines_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

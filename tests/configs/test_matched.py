@@ -1,7 +1,7 @@
 """Every fragment below configs/adapters/matched has the number of parameters that it is there for.
 
 Its folder states the budget in thousands, on ViT-B/16 (`300k`) or on the backbone before it
-(`nano_100k`, `small_150k` on ViT-S/14); its first comment the count.
+(`nano_100k`, `small_600k` on ViT-S/14); its first comment the count.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 VIT_B, VIT_S, NANO = "vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_nano"
 BUDGETS = {
     "300k": (VIT_B, 300_000), "1200k": (VIT_B, 1_200_000), "nano_100k": (NANO, 100_000),
-    "nano_25k": (NANO, 25_000), "small_150k": (VIT_S, 150_000), "small_300k": (VIT_S, 300_000),
-    "small_600k": (VIT_S, 600_000),
+    "small_300k": (VIT_S, 300_000), "small_600k": (VIT_S, 600_000),
 }  # fmt: skip
 SEARCHED = ("adapter_plus", "kora", "kora_refined", "kora_refined_injected", "kora_side", "lora")
-OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in configs/grids/refine*.yaml
+OTHERS = ("bottleneck", "dora", "low_rank_fusion", "vpt")  # not in the searches of configs/grids
 ONE_SIZE = ("kora_over_lora",)  # in small_600k alone
 DENSE = (  # for depth
     "kora_tokens", "kora_side_tokens", "kora_refined_tokens", "kora_refined_injected_tokens"
@@ -77,8 +76,7 @@ def strategy_of(path: Path) -> Strategy:
 def test_every_budget_has_the_same_strategies() -> None:
     assert {path.parent for path in FILES} == {FOLDER / budget for budget in BUDGETS}
     for budget in BUDGETS:
-        searched_alone = BUDGETS[budget][0] == VIT_S or budget == "nano_25k"
-        wanted = SEARCHED if searched_alone else (*SEARCHED, *OTHERS)
+        wanted = SEARCHED if BUDGETS[budget][0] == VIT_S else (*SEARCHED, *OTHERS)
         wanted += DENSE if BUDGETS[budget][0] == NANO else ()
         wanted += ONE_SIZE if budget == "small_600k" else ()
         wanted = SEGMENTS if budget == "small_300k" else wanted
