@@ -20,10 +20,14 @@ import torch
 from torch import Tensor, nn
 
 import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
+from kora.backbone.frozen_cast import autocast_type
 from kora.backbone.images import chosen_normalisation, resized
 from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable, tokens_in
 
 __all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "patch_of", "usual_size"]
+
+
+_FEW_TOKENS = 300  # of plain attention, whose memory grows with their square
 
 
 class Level(NamedTuple):
@@ -161,6 +165,7 @@ class Backbone(nn.Module):
         self.changes: list[str] = []
         self._create_kwargs = kwargs
         self.model = model
+        self._fusing = [it for it in model.modules() if getattr(it, "fused_attn", False)]
         cfg = model.pretrained_cfg
         self.image_size: int | tuple[int, int] = kwargs.get("img_size") or cfg["input_size"][-1]
         #: Blocks (0-based) that every pass returns as `Features.levels`: what the head reads.
@@ -286,6 +291,19 @@ class Backbone(nn.Module):
             x = (resized(images, self.size, self.interpolation) - self.mean) / self.std
         return x.to(next(self.model.parameters()).dtype)
 
+    def _choose_attention(self, x: Tensor) -> None:
+        """Take timm's plain attention where it is faster than torch's fused one.
+
+        That is on a CPU in bfloat16, where the fused backward takes a fifth of a training step
+        (docs/results/performance.md). With many tokens the fused one saves memory.
+        """
+        if torch.compiler.is_compiling():
+            return
+        plain = x.device.type == "cpu" and autocast_type(x) == torch.bfloat16
+        plain = plain and math.prod(self.grid) <= _FEW_TOKENS
+        for module in self._fusing:
+            module.fused_attn = not plain
+
     def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:
         """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well.
 
@@ -296,6 +314,7 @@ class Backbone(nn.Module):
         """
         levels = self.levels if levels is None else levels
         x = self.preprocess(images)
+        self._choose_attention(x)
         prefix = self.num_prefix_tokens
         if self.layer_summaries is not None:
             self.layer_summaries.begin()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import timm.layers
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -299,3 +301,36 @@ def test_weights_run_at_their_own_size_or_the_largest_that_is_wished(
         weights = str(tmp_path / "w.safetensors")
         save_file({"pos_embed": torch.zeros(shape)}, weights)
     assert usual_size(name, weights, most=224) == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "bfloat16", "fused"), [(64, False, 6), (64, True, 0), (256, True, 6)]
+)
+def test_attention_is_plain_in_bfloat16_with_few_tokens_and_else_fused(
+    side: int, bfloat16: bool, fused: int, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = nano(image_size=side)
+    calls: list[int] = []
+    real = F.scaled_dot_product_attention
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        pooled = backbone(images).pooled
+    assert len(calls) == fused
+    torch.testing.assert_close(pooled.float(), backbone(images).pooled, rtol=0.05, atol=0.05)
+    assert len(calls) == fused + 6  # float32 is fused again
+
+
+def test_attention_that_the_user_unfused_stays_plain(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm.layers.set_fused_attn(False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    try:
+        assert nano(keep_classifier=True)(images).pooled.shape == (len(images), 128)
+    finally:
+        timm.layers.set_fused_attn(True)
