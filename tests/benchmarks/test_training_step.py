@@ -39,7 +39,7 @@ def test_all_contenders_step_in_turn_and_the_counts_hold(precision: str, tmp_pat
     assert gflop["KoRA on CLS"] <= 1.01 * gflop["LoRA"]  # it needs no mean of the last block
     assert gflop["KoRA-side"] < 0.55 * gflop["KoRA"]
     # With so few tokens the casts of the weights are most of what bfloat16 keeps.
-    most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.12)
+    most, more = (0.7, 1.03) if precision == "float32" else (0.85, 1.15)
     assert kept["LoRA"] <= most * kept["LoRA of peft"]
     assert kept["KoRA"] <= more * kept[FLOOR]
     assert kept["KoRA on CLS"] <= more * kept["LoRA"]
