@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--first-cases", action="store_true", help="the first case of each test")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    # One more than cores: some tests wait for processes most of their time.
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--first-cases"):  # not every strategy on every family, say
         items[:] = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()

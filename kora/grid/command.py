@@ -18,6 +18,7 @@ from kora.grid.options import (
     fill_launcher_options,
     launcher,
     picked,
+    queue_of,
 )
 from kora.grid.plan import (
     AT_WORK,
@@ -52,12 +53,15 @@ def grid(args: Sequence[str]) -> None:
     entries = _plan(path, planned, own.only)
     of = f" of {len(planned.jobs())}" if own.only else ""
     _say_where_it_stands(path, entries, of)
+    # Runs of other processes come last: they may be finished by then.
+    waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
     if own.dry_run:
         for entry in entries:
             print(listed(entry))
+        queue = queue_of(own)
+        if queue is not None and waiting:
+            print(queue.shown([_task(entry, _log(path, entry)) for entry in waiting]))
         return
-    # Runs of other processes come last: they may be finished by then.
-    waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
     logs = _logs(path, own, waiting)
     ends = _run(own, entries, waiting, logs, environment) if waiting else {}
     folders = [
@@ -104,10 +108,10 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
     own = grid_parser().parse_args(args)
     if own.jobs < 1:
         raise ValueError(f"--jobs {own.jobs}: expected 1 or more runs at once.")
-    if own.launcher == "ray" and own.jobs != 1:
+    if own.launcher != "local" and own.jobs != 1:
         raise ValueError(
-            "--jobs is for this machine alone. With --launcher ray, the cores of the cluster and "
-            "--num_cpus decide how many runs there are at once. Leave --jobs out."
+            f"--jobs is for this machine alone. With --launcher {own.launcher}, the cores of the "
+            "cluster and --num_cpus decide how many runs there are at once. Leave --jobs out."
         )
     fill_launcher_options(own)
     return own
@@ -133,10 +137,18 @@ def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict
     """The log file of each run; none if runs print here, one after another."""
     if own.launcher == "local" and own.jobs == 1:
         return {}
-    logs = {e.number: log_path(path, e.job, e.number, e.config["runs_dir"]) for e in waiting}
+    logs = {e.number: _log(path, e) for e in waiting}
     for folder in dict.fromkeys(log.parent for log in logs.values()):
         say(f"the output of the runs goes into {folder}")
     return logs
+
+
+def _log(path: Path, entry: Entry) -> Path:
+    return log_path(path, entry.job, entry.number, entry.config["runs_dir"])
+
+
+def _task(entry: Entry, log: Path | None) -> Task:
+    return Task(replace(entry, folder=None), [(entry.job, entry.config)], log)
 
 
 def _run(
@@ -147,7 +159,7 @@ def _run(
     environment: dict[str, str],
 ) -> dict[int, Ended]:
     """Run what is not finished; exits here after a signal."""
-    at_once = None if own.launcher == "ray" else own.jobs
+    at_once = own.jobs if own.launcher == "local" else None
     view = GridView(entries, at_once=at_once, live=bool(logs))
     rest = list(waiting)
     ends = {e.number: Ended(e, [Outcome(None, "stopped")]) for e in waiting}
@@ -156,12 +168,10 @@ def _run(
         if not rest:
             return None
         entry = rest[0]
-        if at_once is not None:  # Ray gets all of them at once, in any order
+        if at_once is not None:  # a cluster gets all of them at once, in any order
             entry = next((one for one in rest if not _is_elsewhere(one)), entry)
         rest.remove(entry)
-        return Task(
-            replace(entry, folder=None), [(entry.job, entry.config)], logs.get(entry.number)
-        )
+        return _task(entry, logs.get(entry.number))
 
     def ended(one: Ended) -> None:
         ends[one.entry.number] = one

@@ -106,12 +106,13 @@ def dispatch(
 
 
 def run_task(
-    task: Task, *, folder: Path, stop: Stop, env: Mapping[str, str], tell: Callable[[Said], None]
-) -> Ended:
+    task: Task, *, folder: Path, stop: Stop, env: Mapping[str, str],
+    tell: Callable[[Said], None], more_follow: bool = True,
+) -> Ended:  # fmt: skip
     """Run a task up to its first failed run. Called in a thread, or on another machine.
 
     Paths are relative to `folder`, as the working directory of the process changes while it parses
-    a config in another thread.
+    a config in another thread. `more_follow`: whether this process runs more tasks.
     """
     outcomes: list[Outcome] = []
     before, log = 0, None if task.log is None else folder / task.log
@@ -122,7 +123,10 @@ def run_task(
             def say(text: str, name: str = job.name) -> None:
                 tell(Said(f"{name}: {text}"))
 
-            outcome = run_job(job, config, stop=stop, say=say, env=env, log=log, folder=folder)
+            outcome = run_job(
+                job, config, stop=stop, say=say, env=env, log=log, folder=folder,
+                more_follow=more_follow,
+            )  # fmt: skip
             outcomes.append(outcome._replace(folder=_shortened(outcome.folder, folder)))
             if outcomes[-1].folder is None:
                 break

@@ -8,18 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kora.grid.dispatch import Launcher
+from kora.grid.launchers.batch import InQueue, Queue
 from kora.grid.launchers.local import here
 from kora.runs.processes import Stop
 
 __all__ = [
+    "LAUNCHERS",
     "add_file_options",
     "add_launcher_options",
     "fill_launcher_options",
     "launcher",
     "picked",
+    "queue_of",
 ]
 
-_RAY = {"ray_address": None, "num_cpus": 1.0, "num_gpus": 0.0, "retries": 3}
+LAUNCHERS = ("local", "ray", "slurm")
+#: Options of launchers: the default, and who has it.
+_OF = {
+    "ray_address": (None, ("ray",)),
+    "num_cpus": (1.0, ("ray", "slurm")),
+    "num_gpus": (0.0, ("ray", "slurm")),
+    "retries": (3, ("ray",)),
+    "sbatch": ((), ("slurm",)),
+    "on_stop": ("leave", ("slurm",)),
+}
 
 
 def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
@@ -61,48 +73,80 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
 
 
 def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add `--launcher`, and the options of Ray."""
+    """Add `--launcher`, and the options of those that are not this machine."""
     parser.add_argument(
-        "--launcher", choices=("local", "ray"), default="local",
-        help="ray: on the machines of a Ray cluster that share this folder",
+        "--launcher", choices=LAUNCHERS, default="local",
+        help="ray: on the machines of a Ray cluster that share this folder; slurm: as a job array "
+        "of a SLURM cluster",
     )  # fmt: skip
     parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: that of this machine")
-    parser.add_argument("--num_cpus", type=float, help=f"cores a {what} on ray (default 1)")
-    parser.add_argument("--num_gpus", type=float, help=f"GPUs a {what} on ray (default 0)")
+    parser.add_argument("--num_cpus", type=float, help=f"cores a {what} on a cluster (default 1)")
+    parser.add_argument("--num_gpus", type=float, help=f"GPUs a {what} on a cluster (default 0)")
     parser.add_argument(
         "--retries", type=int, metavar="N",
-        help=f"how often a {what} resumes elsewhere if its machine or worker dies (default 3)",
+        help=f"how often a {what} resumes elsewhere on ray if its machine or worker dies "
+        "(default 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sbatch", nargs="+", action="extend", metavar="KEY=VALUE",
+        help="options of sbatch, such as partition=gpu time=4:00:00",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on_stop", choices=("leave", "stop"),
+        help="what Ctrl-C does with the jobs on slurm (default: leave); the same command finds "
+        "them again",
     )  # fmt: skip
 
 
 def fill_launcher_options(own: argparse.Namespace) -> None:
-    """Refuse options without effect, and set the defaults of Ray.
+    """Refuse options without effect, and set the defaults of launchers.
 
     Raises:
-        ValueError: An option of Ray is below 0, or given without `--launcher ray`.
+        ValueError: An option is below 0, or its launcher was not asked for.
     """
-    for name, default in _RAY.items():
+    for name, (default, launchers) in _OF.items():
         given = getattr(own, name)
-        if given is not None and own.launcher != "ray":
-            raise ValueError(f"--{name} has no effect without --launcher ray. Leave it out.")
+        if given is not None and own.launcher not in launchers:
+            which = " or ".join(f"--launcher {one}" for one in launchers)
+            raise ValueError(f"--{name} has no effect without {which}. Leave it out.")
         if isinstance(given, int | float) and given < 0:
             raise ValueError(f"--{name} {given:g}: expected 0 or more.")
         setattr(own, name, default if given is None else given)
+
+
+def queue_of(own: argparse.Namespace) -> Queue | None:
+    """The queue that the launcher puts jobs in; None for the others.
+
+    Raises:
+        ValueError: What it needs is not installed, or not reached from here.
+    """
+    if own.launcher == "slurm":
+        from kora.grid.launchers.slurm import Slurm
+
+        return Slurm(num_cpus=own.num_cpus, num_gpus=own.num_gpus, options=own.sbatch)
+    return None
 
 
 @contextmanager
 def launcher(
     own: argparse.Namespace, env: Mapping[str, str], stop: Stop, *, at_once: int | None
 ) -> Iterator[Launcher]:
-    """The launcher that was asked for; `at_once` None: as many tasks as Ray has room for."""
-    if own.launcher != "ray":
+    """The launcher that was asked for; `at_once` None: as many tasks as there is room for.
+
+    Raises:
+        ValueError: What it needs is not installed, or not reached from here.
+        RuntimeError: There is no such cluster.
+    """
+    if own.launcher == "ray":
+        from kora.grid.launchers.ray_cluster import OnRay, cluster
+
+        with cluster(own.ray_address) as ray:
+            yield OnRay(
+                ray, num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
+                at_once=at_once, stop=stop,
+            )  # fmt: skip
+    elif queue := queue_of(own):
+        yield InQueue(queue, stop, at_once=at_once, leave=own.on_stop == "leave")
+    else:
         with here(at_once or 1, env, stop) as local:
             yield local
-        return
-    from kora.grid.launchers.ray_cluster import OnRay, cluster
-
-    with cluster(own.ray_address) as ray:
-        yield OnRay(
-            ray, num_cpus=own.num_cpus, num_gpus=own.num_gpus, retries=own.retries,
-            at_once=at_once, stop=stop,
-        )  # fmt: skip

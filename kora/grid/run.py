@@ -43,6 +43,7 @@ def run_job(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     folder: Path | None = None,
+    more_follow: bool = True,
 ) -> Outcome:
     """Finish a run: start it, resume it, or wait for the process that trains it.
 
@@ -55,6 +56,7 @@ def run_job(
         log: File for its output; None: the output of this process.
         folder: Working directory, to which paths are relative; None: that of this process. Name it
             in a thread: a parser at work elsewhere may change that of the process.
+        more_follow: Whether this process runs more of them, see `run_child`.
     """
     if folder is not None:
         config = {**config, "runs_dir": str(folder / str(config["runs_dir"]))}
@@ -76,7 +78,9 @@ def run_job(
             say(f"resumes from {shown}")
             args += ["--ckpt_path", str(last)]
         output = None if log is None else exits.enter_context(_opened(log, job, last))
-        code = run_child(args, stop=stop, env=env, output=output, more_follow=True, folder=folder)
+        code = run_child(
+            args, stop=stop, env=env, output=output, more_follow=more_follow, folder=folder
+        )
         found = None if code else find_finished_run(config)
     seconds = time.monotonic() - started
     if found is not None:

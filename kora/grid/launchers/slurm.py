@@ -1,0 +1,197 @@
+"""Tasks as elements of SLURM's job arrays, on machines that share the folder of the runs.
+
+Each call submits one array for its new tasks. `runs/grid_NAME/slurm/` has the list of its tasks and
+its script, which is written before it is submitted: the array is found again by its job name,
+whenever this process dies. A run saves and queues its job again at the time limit
+(kora/training/preemption.py), and SLURM does after a node failure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kora.grid.dispatch import Ended, Task
+from kora.grid.launchers.batch import QueueError, Seen, task_key
+from kora.grid.launchers.job import ENDED, ending_of, read_ending, write_list
+from kora.grid.run import Outcome
+from kora.runs.durable import write_text
+
+__all__ = ["Slurm", "script"]
+
+#: States in squeue of a job that will never run (again).
+_OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+_RUNS = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED"}
+_JOB = "kora-JOB"
+_ANSWER_S = 60.0
+_SHARED_S = 30.0  # until a shared folder shows what another machine wrote
+
+
+class Slurm:
+    """The queue of a SLURM cluster.
+
+    Args:
+        num_cpus: Cores of a task, and its number of threads.
+        num_gpus: GPUs of a task.
+        options: More options of sbatch, such as `partition=gpu`.
+        look_s: Seconds between two looks at the queue, at most.
+
+    Raises:
+        ValueError: There is no sbatch, or an option is none of sbatch's form.
+    """
+
+    name = "SLURM"
+
+    def __init__(
+        self, *, num_cpus: float, num_gpus: float, options: Sequence[str] = (), look_s: float = 10.0
+    ) -> None:
+        for program in ("sbatch", "squeue", "scancel"):
+            if shutil.which(program) is None:
+                raise ValueError(
+                    f"--launcher slurm: there is no {program} here. Call it where you would call "
+                    "sbatch, on a login node of the cluster."
+                )
+        for option in options:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]*(=\S+)?", option):
+                raise ValueError(
+                    f"--sbatch {option}: expected KEY=VALUE as in sbatch's options without the "
+                    "dashes, such as partition=gpu."
+                )
+        self.look_s = look_s
+        self._options = (
+            f"cpus-per-task={max(1, int(num_cpus))}",
+            *([f"gpus={num_gpus:g}"] if num_gpus else []),
+            *options,
+        )
+
+    def shown(self, tasks: Sequence[Task]) -> str:
+        """The script that `submit` would give to sbatch."""
+        return script(_JOB, _folder(tasks[0]) / f"{_JOB}.json", len(tasks), self._options)
+
+    def submit(self, tasks: Sequence[Task]) -> list[str]:
+        """Submit tasks as one array."""
+        folder = _folder(tasks[0])
+        job = f"kora-{_of(folder)}-{secrets.token_hex(4)}"
+        listed = folder / f"{job}.json"
+        write_list(listed, [(task_key(task), task) for task in tasks])
+        path = write_text(listed.with_suffix(".sh"), script(job, listed, len(tasks), self._options))
+        done = _called("sbatch", "--parsable", str(path))
+        if done.returncode:
+            listed.unlink()
+            raise ValueError(f"sbatch refused {path}: {_said(done)}")
+        return [f"{job}_{number}" for number in range(len(tasks))]
+
+    def known(self, tasks: Sequence[Task]) -> list[str | None]:
+        """The elements of earlier arrays for these tasks that are still in the queue."""
+        seen, there = self.look(), dict[str, str]()
+        for path in _folder(tasks[0]).glob("kora-*.json"):
+            if path.name.endswith(ENDED):
+                continue
+            for number, told in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+                job = f"{path.stem}_{number}"
+                if job in seen:
+                    there[told["key"]] = job
+        return [there.get(task_key(task)) for task in tasks]
+
+    def look(self) -> dict[str, Seen]:
+        """The elements of arrays of this user that wait or run, as JOB-NAME_NUMBER."""
+        done = _called("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%j|%K|%T|%N|%r")
+        if done.returncode:
+            raise QueueError(f"squeue does not answer: {_said(done)}.")
+        seen: dict[str, Seen] = {}
+        for line in done.stdout.splitlines():
+            name, number, state, node, reason = (*line.strip().split("|", 4), "", "", "", "")[:5]
+            if name.startswith("kora-") and state not in _OVER:
+                runs = state in _RUNS
+                seen[f"{name}_{number}"] = Seen(runs, node, "" if reason == "None" else reason)
+        return seen
+
+    def ended(self, task: Task, job: str) -> Ended:
+        """What the job wrote when it ended; if nothing, that it left the queue without a word."""
+        name, _, number = job.rpartition("_")
+        path = ending_of(_folder(task) / f"{name}.json", int(number))
+        end = time.monotonic() + _SHARED_S
+        while (told := read_ending(path, task)) is None and time.monotonic() < end:
+            time.sleep(0.5)
+        if told is not None:
+            return told
+        why = (
+            f"killed, or never started: its job {job} left the queue without a word. See "
+            f"{path.parent}, and whether the machines share that folder"
+        )
+        return Ended(task.entry, [Outcome(None, why)])
+
+    def stop(self, jobs: Sequence[str]) -> None:
+        """Cancel the arrays of jobs."""
+        for name in _arrays(jobs):
+            _called("scancel", "--me", f"--name={name}")
+
+    def how_to_stop(self, jobs: Sequence[str]) -> str:
+        """The commands that cancel the arrays of jobs."""
+        return "; ".join(f"scancel --me --name={name}" for name in _arrays(jobs))
+
+
+def script(job: str, listed: Path, count: int, options: Sequence[str]) -> str:
+    """The script of an array of `count` tasks."""
+    folder = listed.parent
+    python = shlex.join([sys.executable, "-P", "-m", "kora.grid.launchers.job", str(listed)])
+    lines = [
+        f"--job-name={job}",
+        f"--array=0-{count - 1}",
+        f"--output={folder}/{job}_%a.out",
+        "--open-mode=append",
+        "--ntasks=1",
+        "--requeue",
+        "--signal=USR1@120",
+        *(f"--{option}" for option in options),
+    ]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH {line}" for line in lines),
+            "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun does not inherit it
+            f'exec srun --quiet {python} "$SLURM_ARRAY_TASK_ID"',
+            "",
+        ]
+    )
+
+
+def _arrays(jobs: Sequence[str]) -> list[str]:
+    return sorted({job.rpartition("_")[0] for job in jobs})
+
+
+def _folder(task: Task) -> Path:
+    assert task.log is not None  # as with every launcher but `local`
+    return task.log.parent / "slurm"
+
+
+def _of(folder: Path) -> str:
+    """The name of the grid or search whose logs are beside a folder."""
+    logs = folder.parent
+    return (logs.parent if logs.name == "logs" else logs).name.removeprefix("grid_")
+
+
+def _called(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_ANSWER_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return said[-1].rstrip(".") if said else f"exit code {done.returncode}"

@@ -1,0 +1,148 @@
+"""kora grid --launcher slurm: an array of jobs that outlives the command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kora.grid.dispatch import Ended, Task
+from kora.grid.file import Job
+from kora.grid.launchers.batch import QueueError
+from kora.grid.launchers.job import ending_of
+from kora.grid.launchers.slurm import Slurm, script
+from kora.grid.plan import NEW, Entry
+from tests.support.cli import kora, results, started
+from tests.support.grids import LONG, gone, runs_of_kora, write_grid
+from tests.support.slurm import slurm
+
+__all__ = ["gone", "slurm"]
+
+Capture = pytest.CaptureFixture[str]
+
+
+def queue(*options: str) -> Slurm:
+    return Slurm(num_cpus=2, num_gpus=1, options=options, look_s=0.1)
+
+
+@pytest.mark.slow
+def test_the_array_is_left_found_again_and_comes_back_as_run_folders(
+    here: Path, capfd: Capture, slurm: Path, gone: None
+) -> None:
+    name = write_grid(here, vary={"model.adapter.rank": [1, 1000]}, set=LONG)
+    options = ("grid", "--config", name, "--launcher", "slurm", "--sbatch", "partition=main")
+    with started(*options, log=here / "out.txt") as process:
+        end = time.monotonic() + 120
+        while not list(here.glob("runs/tiny/*/seed*/version_*/checkpoints/last.ckpt")):
+            assert process.poll() is None, (here / "out.txt").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, (here / "out.txt").read_text()
+    text = (here / "out.txt").read_text()
+    assert "2 jobs submitted to SLURM: kora-grid-" in text
+    assert "go on in SLURM; to stop them: scancel --me --name=kora-grid-" in text
+    assert runs_of_kora(here), "the run goes on"
+    (array,) = slurm.iterdir()
+    asked = json.loads((array / "options.json").read_text())
+    assert asked["array"] == "0-1"
+    assert asked["partition"] == "main"
+
+    (here / "hurry").touch()
+    outcome = kora(capfd, *options)
+    assert outcome.code == 1
+    assert "rank=1, seed 0: is already SLURM job kora-grid-" in outcome.out
+    assert "1 jobs submitted" in outcome.out  # the one that has failed
+    assert "failed, exit code 2: rank=1000, seed 0" in outcome.out
+    assert "002_rank=1000-seed_0.log: kora: error: " in outcome.err
+    (folder,) = here.glob("runs/tiny/LoRA/seed0/version_*")
+    assert results(folder)["finished"]
+    assert "Run folder" in (here / "runs/grid_grid/001_rank=1-seed_0.log").read_text()
+
+
+@pytest.mark.slow
+def test_asked_for_a_stop_cancels_the_jobs_which_save_a_checkpoint(
+    here: Path, capfd: Capture, slurm: Path, gone: None
+) -> None:
+    name = write_grid(here, set=LONG)
+    options = ("grid", "--config", name, "--launcher", "slurm")
+    with started(*options, "--on_stop", "stop", log=here / "out.txt") as process:
+        end = time.monotonic() + 120
+        while not list(here.glob("runs/tiny/*/seed*/version_*/checkpoints/last.ckpt")):
+            assert process.poll() is None, (here / "out.txt").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    while runs_of_kora(here) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert "stopped by SIGTERM after step" in next(here.glob("runs/grid_grid/*.log")).read_text()
+    assert "to resume" in kora(capfd, "grid", "--config", name, "--dry_run").out
+
+
+def task(here: Path) -> Task:
+    job = Job("one", ("--help",))
+    config: dict[str, Any] = {"trainer": {}, "model": {}}
+    entry = Entry(1, job, config, NEW, None)
+    return Task(entry, [(job, config)], here / "grid_x/001_one.log")
+
+
+def test_a_refusal_is_told_in_sbatchs_words_and_nothing_is_left(here: Path, slurm: Path) -> None:
+    (slurm / "refuse").write_text("Batch job submission failed: Invalid partition name.")
+    with pytest.raises(ValueError, match=r"sbatch refused .*: .*Invalid partition name$"):
+        queue("partition=gpus").submit([task(here)])
+    assert not list(here.glob("grid_x/slurm/*.json"))
+
+
+def test_a_job_that_leaves_without_a_word_is_told_as_killed(
+    here: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kora.grid.launchers.slurm._SHARED_S", 0.0)
+    (why,) = (one.why for one in queue().ended(task(here), "kora-x-12345678_0").outcomes)
+    assert why.startswith("killed, or never started: its job kora-x-12345678_0 left the queue")
+    assert "share that folder" in why
+    path = ending_of(here / "grid_x/slurm/kora-x-12345678.json", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"outcomes": [{"folder": "a", "why": "", "seconds": 2.0}], "error": ""}')
+    ended = queue().ended(task(here), "kora-x-12345678_0")
+    assert isinstance(ended, Ended)
+    assert ended.outcomes[-1].folder == Path("a")
+
+
+def test_a_controller_that_is_away_is_no_end_of_the_jobs(slurm: Path) -> None:
+    assert queue().look() == {}  # the job of someone else is not ours
+    (slurm / "silent").touch()
+    with pytest.raises(QueueError, match="Unable to contact slurm controller"):
+        queue().look()
+
+
+def test_the_script_asks_for_what_was_asked(tmp_path: Path) -> None:
+    asked = ["cpus-per-task=2", "gpus=1", "time=4:00:00", "exclusive"]
+    text = script("kora-x", tmp_path / "a b.json", 3, asked)
+    for option in ("array=0-2", "job-name=kora-x", "requeue", "signal=USR1@120", *asked):
+        assert f"\n#SBATCH --{option}\n" in text
+    assert f"'{tmp_path}/a b.json'" in text
+
+
+def test_without_slurm_or_with_an_option_of_another_form_it_is_refused(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    options = ("grid", "--config", write_grid(here), "--launcher", "slurm")
+    with monkeypatch.context() as alone:
+        alone.setenv("PATH", "/nowhere")
+        outcome = kora(capfd, *options)
+    assert outcome.code == 2
+    assert "there is no sbatch here" in outcome.err
+    request.getfixturevalue("slurm")
+    outcome = kora(capfd, *options, "--sbatch", "--partition=gpu")
+    assert outcome.code == 2
+    outcome = kora(capfd, *options, "--sbatch", "partition gpu")
+    assert outcome.code == 2
+    assert "expected KEY=VALUE" in outcome.err
+    outcome = kora(capfd, *options[:3], "--on_stop", "leave")
+    assert outcome.code == 2
+    assert "--on_stop has no effect without --launcher slurm" in outcome.err
