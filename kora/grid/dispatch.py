@@ -13,7 +13,7 @@ from kora.grid.run import Outcome, run_job
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
 
-__all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "run_task"]
+__all__ = ["Began", "Ended", "Launcher", "Said", "Task", "dispatch", "last_error", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,14 @@ def _shortened(path: Path | None, folder: Path) -> Path | None:
 
 
 def _last_error(log: Path, start: int) -> str:
-    """The last error in a log after byte `start`: kora's line, or the last of a traceback."""
+    """The last error in a log after byte `start`."""
     with log.open("rb") as file:
         file.seek(start)
-        text = file.read().decode(errors="replace")
+        return last_error(file.read().decode(errors="replace"))
+
+
+def last_error(text: str) -> str:
+    """The last error in a log: kora's line, or the last of a traceback."""
     said = [line for line in text.splitlines() if line.startswith("kora: error: ")]
     if not said and "Traceback (most recent call last):" in text:
         said = [line for line in text.splitlines() if line.strip()]

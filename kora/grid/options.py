@@ -22,7 +22,7 @@ __all__ = [
     "queue_of",
 ]
 
-LAUNCHERS = ("local", "ray", "slurm")
+LAUNCHERS = ("local", "ray", "slurm", "lightning")
 #: Options of launchers: the default, and who has it.
 _OF = {
     "ray_address": (None, ("ray",)),
@@ -30,7 +30,13 @@ _OF = {
     "num_gpus": (0.0, ("ray", "slurm")),
     "retries": (3, ("ray",)),
     "sbatch": ((), ("slurm",)),
-    "on_stop": ("leave", ("slurm",)),
+    "on_stop": ("leave", ("slurm", "lightning")),
+    "machine": ("A100", ("lightning",)),
+    "studio": (None, ("lightning",)),
+    "studio_folder": (None, ("lightning",)),
+    "teamspace": (None, ("lightning",)),
+    "interruptible": (False, ("lightning",)),
+    "max_cost": (None, ("lightning",)),
 }
 
 
@@ -77,7 +83,7 @@ def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--launcher", choices=LAUNCHERS, default="local",
         help="ray: on the machines of a Ray cluster that share this folder; slurm: as a job array "
-        "of a SLURM cluster",
+        "of a SLURM cluster; lightning: each as a job of Lightning AI",
     )  # fmt: skip
     parser.add_argument("--ray_address", metavar="HOST:PORT", help="default: that of this machine")
     parser.add_argument("--num_cpus", type=float, help=f"cores a {what} on a cluster (default 1)")
@@ -93,8 +99,26 @@ def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--on_stop", choices=("leave", "stop"),
-        help="what Ctrl-C does with the jobs on slurm (default: leave); the same command finds "
-        "them again",
+        help="what Ctrl-C does with the jobs on slurm or lightning (default: leave); the same "
+        "command finds them again",
+    )  # fmt: skip
+    lightning = parser.add_argument_group("with --launcher lightning")
+    lightning.add_argument("--machine", metavar="NAME", help="such as L4 or A100 (default)")
+    lightning.add_argument(
+        "--studio", metavar="NAME", help="whose snapshot runs; default: this one"
+    )
+    lightning.add_argument("--teamspace", metavar="OWNER/NAME", help="default: that of the Studio")
+    lightning.add_argument(
+        "--studio_folder", metavar="FOLDER",
+        help="folder in the Studio in which to run (default: this one in a Studio, else its home)",
+    )  # fmt: skip
+    lightning.add_argument(
+        "--interruptible", action="store_true", default=None,
+        help="cheaper machines that may be taken away; the job then starts again",
+    )  # fmt: skip
+    lightning.add_argument(
+        "--max_cost", type=float, metavar="DOLLARS",
+        help="stop all jobs when together they have cost as much",
     )  # fmt: skip
 
 
@@ -124,6 +148,13 @@ def queue_of(own: argparse.Namespace) -> Queue | None:
         from kora.grid.launchers.slurm import Slurm
 
         return Slurm(num_cpus=own.num_cpus, num_gpus=own.num_gpus, options=own.sbatch)
+    if own.launcher == "lightning":
+        from kora.grid.launchers.lightning_jobs import LightningJobs
+
+        return LightningJobs(
+            machine=own.machine, studio=own.studio, teamspace=own.teamspace,
+            folder=own.studio_folder, interruptible=own.interruptible, max_cost=own.max_cost,
+        )  # fmt: skip
     return None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from kora.grid.dispatch import Ended, Task
 from kora.grid.file import Job
-from kora.grid.launchers.batch import QueueError
+from kora.grid.launchers.batch import QueueError, Refused
 from kora.grid.launchers.job import ending_of
 from kora.grid.launchers.slurm import Slurm, script
 from kora.grid.plan import NEW, Entry
@@ -93,8 +93,10 @@ def task(here: Path) -> Task:
 
 def test_a_refusal_is_told_in_sbatchs_words_and_nothing_is_left(here: Path, slurm: Path) -> None:
     (slurm / "refuse").write_text("Batch job submission failed: Invalid partition name.")
-    with pytest.raises(ValueError, match=r"sbatch refused .*: .*Invalid partition name$"):
-        queue("partition=gpus").submit([task(here)])
+    (refused,) = queue("partition=gpus").submit([task(here)])
+    assert isinstance(refused, Refused)
+    assert refused.why.startswith("sbatch refused ")
+    assert refused.why.endswith("Invalid partition name")
     assert not list(here.glob("grid_x/slurm/*.json"))
 
 

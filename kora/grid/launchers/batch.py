@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kora.grid.dispatch import Began, Ended, Said, Task
@@ -14,7 +15,7 @@ from kora.grid.run import Outcome
 from kora.runs.processes import Stop
 from kora.runs.search import config_hash
 
-__all__ = ["InQueue", "Queue", "QueueError", "Seen", "task_key"]
+__all__ = ["InQueue", "Queue", "QueueError", "Refused", "Seen", "grid_of", "task_key"]
 
 _STEP_S = 0.2
 _FIRST_S = 1.0  # to the next look after news; then it doubles
@@ -22,6 +23,12 @@ _FIRST_S = 1.0  # to the next look after news; then it doubles
 
 class QueueError(RuntimeError):
     """The queue did not answer, or not as expected; it may later."""
+
+
+class Refused(NamedTuple):
+    """The queue does not take a task."""
+
+    why: str
 
 
 class Seen(NamedTuple):
@@ -47,12 +54,8 @@ class Queue(Protocol):
     def shown(self, tasks: Sequence[Task]) -> str:
         """What `submit` would do, in the words of the queue."""
 
-    def submit(self, tasks: Sequence[Task]) -> list[str]:
-        """Submit tasks; returns the names of their jobs, which stay the same when run again.
-
-        Raises:
-            ValueError: The queue does not take them; says why. None of them was submitted.
-        """
+    def submit(self, tasks: Sequence[Task]) -> Sequence[str | Refused]:
+        """Submit tasks; returns the names of their jobs, which stay the same when run again."""
 
     def known(self, tasks: Sequence[Task]) -> list[str | None]:
         """For each task, the job of an earlier call that is still in the queue.
@@ -70,6 +73,12 @@ class Queue(Protocol):
 
     def ended(self, task: Task, job: str) -> Ended:
         """How a job that has left the queue ended; fetches its run folders if need be."""
+
+    def cost(self) -> float | None:
+        """What the jobs of this call have cost so far, in US dollars; None: not known."""
+
+    def too_dear(self) -> str | None:
+        """Why no more may be spent; None if it may."""
 
     def stop(self, jobs: Sequence[str]) -> None:
         """Ask jobs to end; they save a checkpoint first."""
@@ -105,6 +114,7 @@ class InQueue:
         self._told: dict[str, str] = {}
         self._silent = False
         self._pause = _FIRST_S
+        self._done = 0
 
     def start(self, task: Task) -> None:
         """Submit a task with the next call of `events`, together with others."""
@@ -118,23 +128,32 @@ class InQueue:
             return self._stopped()
         found: list[Began | Said | Ended] = []
         try:
-            if self._new:
-                found += self._submitted()
-            seen = self._queue.look()
+            self._collect(found)
         except QueueError as error:
             if not self._silent:
                 found.append(Said(f"{error} Looking again."))
             self._silent = True
-            return found
-        self._silent = False
+        else:
+            self._silent = False
+        self._pause = _FIRST_S if found else min(2 * self._pause, self._queue.look_s)
+        return found
+
+    def _collect(self, found: list[Began | Said | Ended]) -> None:
+        """Add what has changed in the queue."""
+        if self._new:
+            found += self._submitted()
+        seen = self._queue.look()
+        dear = self._queue.too_dear()
+        if dear is not None and self._jobs:
+            found += self._over(f"stopped: {dear}")
         for job, task in list(self._jobs.items()):
             if job in seen:
                 found += self._news(job, task, seen[job])
             else:
-                del self._jobs[job]
                 found.append(self._queue.ended(task, job))
-        self._pause = _FIRST_S if found else min(2 * self._pause, self._queue.look_s)
-        return found
+                del self._jobs[job]
+                self._done += 1
+                found += self._spent()
 
     def _submitted(self) -> list[Began | Said | Ended]:
         found: list[Began | Said | Ended] = []
@@ -149,14 +168,34 @@ class InQueue:
                 found.append(
                     Said(f"{task.entry.job.name}: is already {self._queue.name} job {job}")
                 )
-        if rest:
-            try:
-                names = self._queue.submit(rest)
-            except ValueError as error:
-                return found + [Ended(task.entry, [Outcome(None, str(error))]) for task in rest]
-            self._jobs.update(zip(names, rest, strict=True))
-            found.append(Said(f"{len(rest)} jobs submitted to {self._queue.name}: {_span(names)}"))
+        if not rest:
+            return found
+        submitted: dict[str, Task] = {}
+        for task, name in zip(rest, self._queue.submit(rest), strict=True):
+            if isinstance(name, Refused):
+                found.append(Ended(task.entry, [Outcome(None, name.why)]))
+            else:
+                submitted[name] = task
+        self._jobs.update(submitted)
+        if submitted:
+            names = _span(list(submitted))
+            found.append(Said(f"{len(submitted)} jobs submitted to {self._queue.name}: {names}"))
         return found
+
+    def _spent(self) -> list[Said]:
+        cost = self._queue.cost()
+        if cost is None:
+            return []
+        rest = cost / self._done * len(self._jobs)
+        return [Said(f"cost so far: {cost:.2f} US dollars; the rest about {rest:.2f}")]
+
+    def _over(self, why: str) -> list[Began | Said | Ended]:
+        """Stop all jobs."""
+        self._queue.stop(list(self._jobs))
+        over = [*self._jobs.values(), *self._new]
+        self._jobs.clear()
+        self._new.clear()
+        return [Ended(task.entry, [Outcome(None, why)]) for task in over]
 
     def _news(self, job: str, task: Task, seen: Seen) -> list[Began | Said | Ended]:
         now = f"runs {seen.where}" if seen.runs else f"waits {seen.why}"
@@ -173,16 +212,19 @@ class InQueue:
             time.sleep(_STEP_S)
 
     def _stopped(self) -> list[Began | Said | Ended]:
-        jobs, found = list(self._jobs), list[Began | Said | Ended]()
+        jobs, found, left = list(self._jobs), list[Began | Said | Ended](), list[Task]()
         if jobs and self._leave:
+            left = list(self._jobs.values())
             how = self._queue.how_to_stop(jobs)
             found.append(Said(f"{len(jobs)} jobs go on in {self._queue.name}; to stop them: {how}"))
-        elif jobs:
-            self._queue.stop(jobs)
-        over = [*self._jobs.values(), *self._new]
-        self._jobs.clear()
-        self._new.clear()
-        return found + [Ended(task.entry, [Outcome(None, "stopped")]) for task in over]
+            self._jobs.clear()
+        over = [Ended(task.entry, [Outcome(None, "stopped")]) for task in left]
+        return [*found, *over, *self._over("stopped")]
+
+
+def grid_of(logs: Path) -> str:
+    """The name of the grid or search that has its logs in a folder."""
+    return (logs.parent if logs.name == "logs" else logs).name.removeprefix("grid_")
 
 
 def _span(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kora.grid.dispatch import Ended, Task
-from kora.grid.launchers.batch import QueueError, Seen, task_key
+from kora.grid.launchers.batch import QueueError, Refused, Seen, grid_of, task_key
 from kora.grid.launchers.job import ENDED, ending_of, read_ending, write_list
 from kora.grid.run import Outcome
 from kora.runs.durable import write_text
@@ -79,17 +79,17 @@ class Slurm:
         """The script that `submit` would give to sbatch."""
         return script(_JOB, _folder(tasks[0]) / f"{_JOB}.json", len(tasks), self._options)
 
-    def submit(self, tasks: Sequence[Task]) -> list[str]:
+    def submit(self, tasks: Sequence[Task]) -> Sequence[str | Refused]:
         """Submit tasks as one array."""
         folder = _folder(tasks[0])
-        job = f"kora-{_of(folder)}-{secrets.token_hex(4)}"
+        job = f"kora-{grid_of(folder.parent)}-{secrets.token_hex(4)}"
         listed = folder / f"{job}.json"
         write_list(listed, [(task_key(task), task) for task in tasks])
         path = write_text(listed.with_suffix(".sh"), script(job, listed, len(tasks), self._options))
         done = _called("sbatch", "--parsable", str(path))
         if done.returncode:
             listed.unlink()
-            raise ValueError(f"sbatch refused {path}: {_said(done)}")
+            return [Refused(f"sbatch refused {path}: {_said(done)}")] * len(tasks)
         return [f"{job}_{number}" for number in range(len(tasks))]
 
     def known(self, tasks: Sequence[Task]) -> list[str | None]:
@@ -131,6 +131,12 @@ class Slurm:
             f"{path.parent}, and whether the machines share that folder"
         )
         return Ended(task.entry, [Outcome(None, why)])
+
+    def cost(self) -> None:
+        """SLURM does not say."""
+
+    def too_dear(self) -> None:
+        """Nothing is paid for."""
 
     def stop(self, jobs: Sequence[str]) -> None:
         """Cancel the arrays of jobs."""
@@ -175,12 +181,6 @@ def _arrays(jobs: Sequence[str]) -> list[str]:
 def _folder(task: Task) -> Path:
     assert task.log is not None  # as with every launcher but `local`
     return task.log.parent / "slurm"
-
-
-def _of(folder: Path) -> str:
-    """The name of the grid or search whose logs are beside a folder."""
-    logs = folder.parent
-    return (logs.parent if logs.name == "logs" else logs).name.removeprefix("grid_")
 
 
 def _called(*command: str) -> subprocess.CompletedProcess[str]:
