@@ -20,6 +20,7 @@ _OWN = {
     "cka": "kora.inspect.cka",
     "compare": "kora.cli.compare",
     "completion": "kora.cli.completion",
+    "dashboard": "kora.cli.dashboard",
     "data": "kora.cli.params",
     "export": "kora.export.command",
     "grid": "kora.grid.command",

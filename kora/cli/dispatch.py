@@ -40,6 +40,7 @@ Train and compare adapters on frozen vision transformers.
   grid      every combination of options and seeds     kora grid --config GRID [--jobs N]
   tune      the same search of settings for each       kora tune --config GRID [--jobs N]
   compare   a table over finished runs with intervals  kora compare RUNS...
+  dashboard the view of a W&B project that compares    kora dashboard ENTITY/PROJECT
   cka       how alike layers are, of one run or two    kora cka RUN [RUN2]
   paper     the KoRA paper's tables beside runs        kora paper table2 --runs runs
   inspect   what each node or update has become        kora inspect RUN [--images N]
@@ -142,6 +143,7 @@ _COMMANDS: dict[str, Command] = {
     "grid": _in("kora.grid.command", "grid"),
     "tune": _in("kora.tune.command", "tune"),
     "compare": _in("kora.cli.compare", "compare"),
+    "dashboard": _in("kora.cli.dashboard", "dashboard"),
     "cka": _in("kora.inspect.cka", "cka_command"),
     "paper": _in("kora.paper.command", "paper_command"),
     "inspect": _in("kora.inspect.command", "inspect_command"),
@@ -157,7 +159,9 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
 _NARROWEST = 20
 
 #: Commands that read files in which classes may be named.
-_NAMES_CLASSES = set(_COMMANDS) - {"adapt", "compare", "completion", "init", "list", "paper"}
+_NAMES_CLASSES = set(_COMMANDS) - {
+    "adapt", "compare", "completion", "dashboard", "init", "list", "paper"
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:

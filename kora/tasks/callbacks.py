@@ -20,6 +20,7 @@ __all__ = [
     "TASK_CALLBACKS",
     "FlushedDenormals",
     "KeptInputs",
+    "LearningRates",
     "SlowBfloat16",
     "are_flushed",
     "flushed",
@@ -144,4 +145,17 @@ def _seconds(left: Tensor, right: Tensor) -> float:
     return time.perf_counter() - began
 
 
-TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FlushedDenormals, SlowBfloat16)
+class LearningRates(Callback):
+    """Logs the learning rates of adapter and head at the steps that are logged."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Log those that this step uses, as `train/lr_adapter` and `train/lr_head`."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (trainer.global_step + 1) % every:
+            return
+        for group in trainer.optimizers[0].param_groups if trainer.optimizers else ():
+            if "name" in group:
+                pl_module.log(f"train/lr_{group['name']}", float(group["lr"]))
+
+
+TASK_CALLBACKS = (MergedEvaluation, KeptInputs, FlushedDenormals, SlowBfloat16, LearningRates)

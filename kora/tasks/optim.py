@@ -24,7 +24,7 @@ def parameter_groups(
 
     Not decayed are tensors with fewer than two dimensions (biases, norms, gates, scales), and
     those in `undecayed` (as timm names them: position embeddings, CLS and register tokens). The
-    head (`head.*`) has its own learning rate if one is given.
+    head (`head.*`) has its own learning rate if one is given. Groups are named `adapter` or `head`.
     """
     groups: list[dict[str, Any]] = []
     for head in (False, True):
@@ -37,7 +37,7 @@ def parameter_groups(
             ]
             if not members:
                 continue
-            group: dict[str, Any] = {"params": members}
+            group: dict[str, Any] = {"params": members, "name": "head" if head else "adapter"}
             if not decay:
                 group["weight_decay"] = 0.0
             if head and head_lr is not None:

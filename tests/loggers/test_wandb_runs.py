@@ -6,23 +6,22 @@ The server here answers what `wandb.Api` asks, with configs and files of real of
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
 from kora.loggers.wandb_runs import RESULTS_KEY, Address, address_of, record_of
 from tests.support.cli import all_ended, tiny_config, write_config
 from tests.support.wandb_files import KEY, config_of, offline_folder, without_login
+from tests.support.wandb_project import node, server
+
+__all__ = ["server"]
 
 # -- addresses and records -----------------------------------------------------------------------
 
@@ -54,115 +53,7 @@ def test_a_run_that_was_synced_after_a_crash_counts_with_its_record() -> None:
     assert record_of(run) == ("{}", "")
 
 
-# -- a server ------------------------------------------------------------------------------------
-
-
-class Project(http.server.BaseHTTPRequestHandler):
-    """The GraphQL of a W&B server with one project, `me/kora`, whose runs the test sets."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/graphql":  # telemetry of W&B
-            self.send(b"{}")
-            return
-        asked = json.loads(body)
-        named = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-        operation = named[1] if named else ""
-        variables = asked.get("variables") or {}
-        server.asked.append(operation)
-        answer = getattr(self, operation, None)
-        data = answer(variables) if answer else {}
-        self.send(json.dumps({"data": data}).encode())
-
-    def Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        viewer = {"id": "VmlldzoxMjM=", "entity": "me", "username": "me", "flags": "{}"}
-        return {"viewer": {**viewer, "teams": {"edges": []}}}
-
-    GetDefaultEntity = Viewer
-
-    def Runs(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        server: Any = self.server
-        if (variables["entity"], variables["project"]) != ("me", "kora"):
-            return {"project": None}
-        first = int(variables.get("cursor") or 0)
-        end = first + min(variables["perPage"], server.page)
-        edges = [
-            {"node": {"projectId": "1", **run}, "cursor": str(first + place + 1)}
-            for place, run in enumerate(server.runs[first:end])
-        ]
-        more = {"endCursor": str(end), "hasNextPage": end < len(server.runs)}
-        runs = {"edges": edges, "pageInfo": more}
-        count = len(server.runs)
-        return {"project": {"internalId": "1", "runCount": count, "readOnly": True, "runs": runs}}
-
-    def RunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        server: Any = self.server
-        folder = server.folders[variables["name"]]
-        edges = [
-            {
-                "node": {
-                    "id": name, "name": name, "sizeBytes": str((folder / name).stat().st_size),
-                    "url": f"{server.url}/files/{variables['name']}/{name}", "directUrl": "",
-                    "mimetype": "", "updatedAt": "2026-01-01T00:00:00", "md5": "",
-                },
-                "cursor": name,
-            }
-            for name in variables["fileNames"]
-            if (folder / name).is_file()
-        ]  # fmt: skip
-        files = {"edges": edges, "pageInfo": {"endCursor": "", "hasNextPage": False}}
-        run = {"fileCount": len(edges), "files": files}
-        return {"project": {"internalId": "1", "run": run}}
-
-    def do_GET(self) -> None:
-        server: Any = self.server
-        _, _, run, name = unquote(self.path.partition("?")[0]).split("/", 3)
-        server.asked.append(name)
-        if server.without_files:
-            self.send(b"gone", code=404)
-        else:
-            self.send((server.folders[run] / name).read_bytes())
-
-    def send(self, content: bytes, *, code: int = 200) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Project) as it:
-        server: Any = it
-        server.daemon_threads = True
-        server.asked, server.runs, server.folders, server.page = [], [], {}, 3
-        server.without_files = False
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def node(identity: str, config: dict[str, Any], state: str = "finished") -> dict[str, Any]:
-    """A run as the server tells of it."""
-    told = {name: {"desc": None, "value": value} for name, value in config.items() if name}
-    empty = dict.fromkeys(("sweepName", "commit", "description", "notes", "heartbeatAt"))
-    return {
-        **empty, "id": f"Run:{identity}", "name": identity, "displayName": f"run {identity}",
-        "state": state, "tags": [], "group": "", "jobType": "fit", "readOnly": True,
-        "createdAt": "2026-01-01T00:00:00", "config": json.dumps(told), "summaryMetrics": "{}",
-        "systemMetrics": "{}", "historyLineCount": 1, "historyKeys": None,
-        "user": {"name": "me", "username": "me"},
-    }  # fmt: skip
+# -- against a server ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +217,28 @@ def test_without_login_or_server_nobody_waits(tmp_path: Path, server: Any) -> No
     done = kora(tmp_path, "compare", "--wandb", "me/kora", server=nobody)
     assert done.returncode == 1
     assert "does not answer" in done.stderr
+
+
+# -- the dashboard -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_saved_and_the_next_call_updates_it(trained: Path, server: Any) -> None:
+    pytest.importorskip("wandb_workspaces")
+    put(server, trained)
+    for _ in range(2):
+        done = kora(trained, "dashboard", "me/kora/tiny", "--report", server=server)
+        assert done.returncode == 0, done.stderr
+    assert "view:   " in done.stdout
+    assert "report: " in done.stdout
+    view, report = server.views.values()  # one of each, not two
+    assert view["displayName"] == report["displayName"] == "kora: tiny"
+    section = json.loads(view["spec"])["section"]
+    (runs,) = section["runSets"]
+    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+    wanted = {(one["key"]["name"], one["value"]) for one in runs["filters"]["filters"]}
+    assert wanted == {("jobType", "fit"), ("experiment", "tiny")}
+    assert len(section["customRunColors"]) == 2
+    text = json.dumps(json.loads(report["spec"]))
+    assert "LoRA and LinearProbe are not told apart" in text
+    assert "test/accuracy" in text

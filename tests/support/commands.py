@@ -82,8 +82,10 @@ def assert_accepted(command: str, capfd: pytest.CaptureFixture[str], *, runs: bo
         else:
             os.environ["PL_GLOBAL_SEED"] = seed
     err = capfd.readouterr().err
-    # These rightly miss runs that nobody has trained here, and pictures.
-    reads_runs = ("adapt", "cka", "compare", "export", "inspect", "paper", "predict", "push")
+    # These rightly miss runs that nobody has trained here, pictures, and a login.
+    reads_runs = (
+        "adapt", "cka", "compare", "dashboard", "export", "inspect", "paper", "predict", "push"
+    )  # fmt: skip
     found = name == "grid" and any(arg.startswith("runs/tune_") for arg in args)  # by kora tune
     missing = (name in reads_runs or found) and "usage:" not in err
     assert not code or missing, f"{command}\n{err}"

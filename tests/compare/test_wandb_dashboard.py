@@ -1,0 +1,62 @@
+"""The view of a W&B project: what `kora dashboard --dry_run` prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kora.compare.wandb_dashboard import METRICS, shown, view_of
+from kora.console.identity import looks
+from kora.loggers.wandb_runs import Address
+from tests.support.cli import kora
+
+Capture = pytest.CaptureFixture[str]
+
+
+def panels(view: Any) -> dict[str, dict[str, Any]]:
+    bank = json.loads(shown(view))["spec"]["section"]["panelBankConfig"]
+    return {
+        panel["config"].get("chartTitle") or panel["viewType"]: panel["config"]
+        for section in bank["sections"]
+        for panel in section["panels"]
+    }
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_panels_name_what_a_run_logs(metric: str) -> None:
+    pytest.importorskip("wandb_workspaces")
+    found = panels(view_of(Address("me", "kora"), metric))
+    assert found[f"Test {metric}"]["metrics"] == [f"summary_metrics.test/{metric}"]
+    assert found[f"Validation {metric}"]["groupArea"] == "stddev"
+    assert found["Learning rates"]["metrics"] == ["train/lr_adapter", "train/lr_head"]
+    assert ("Training accuracy" in found) == (metric == "accuracy")
+    assert found["By trainable parameters"]["xAxisLogScale"]
+
+
+def test_strategies_have_the_colours_of_the_pictures() -> None:
+    pytest.importorskip("wandb_workspaces")
+    view = view_of(Address("me", "kora", "demo"), "accuracy", ["LoRA"])
+    colours = json.loads(shown(view))["spec"]["section"]["customRunColors"]
+    assert list(colours.values()) == [looks(["LoRA"])["LoRA"].hex]
+
+
+def test_without_a_login_a_library_or_an_experiment_it_says_what_to_do(
+    here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(here / "netrc"))
+    outcome = kora(capfd, "dashboard", "me/kora")
+    assert outcome.code == 2
+    assert "Run `wandb login` once" in outcome.err
+    outcome = kora(capfd, "dashboard", "me/kora", "--report")
+    assert outcome.code == 2
+    assert "--report is about one experiment" in outcome.err
+    assert kora(capfd, "dashboard", "kora").code == 2
+    monkeypatch.setattr("kora.cli.dashboard.find_spec", lambda name: None)
+    outcome = kora(capfd, "dashboard", "me/kora")
+    assert outcome.code == 2
+    assert "pip install 'kora-vit[wandb-workspaces]'" in outcome.err
