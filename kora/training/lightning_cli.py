@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -29,6 +30,7 @@ from kora.training.checkpoints import best_and_last, with_checked_io
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
+from kora.training.nodes import refuse_other_processes
 from kora.training.parser import KoraParser, fill_image_size, of_the_parser, remembering
 from kora.training.progress import ProgressBar, without_noise
 from kora.training.record import OutcomeRecord, RunRecord
@@ -187,6 +189,7 @@ class KoraCLI(Cli):
         """The trainer, with the run folder, its loggers and the record."""
         task, options = self.model, self.initialised("trainer")
         assert isinstance(task, AdapterTask)
+        refuse_other_processes(options, os.environ)
         task.checkpoint = self.options.get("ckpt_path")
         config = self.resolved()
         self._provide_sources(task, options, config)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-__all__ = ["QUIET", "on_two_ranks"]
+__all__ = ["QUIET", "free_port", "on_two_ranks"]
 
 #: Options of a Trainer that writes and shows nothing.
 QUIET: dict[str, Any] = {
@@ -24,15 +24,20 @@ QUIET: dict[str, Any] = {
 }
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def on_two_ranks(function: Callable[[int], Any], folder: Path) -> list[Any]:
     """What `function(rank)` returns on each process: tensors and plain types.
 
     The function is found by its name, so it stands at the top of a test file.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (function, str(folder), port)
+    arguments = (function, str(folder), free_port())
     mp.start_processes(_process, args=arguments, nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
