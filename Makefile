@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help docs notebooks install demo test test-fast test-floors test-newest lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench faults clean
+.PHONY: help docs notebooks install demo test test-fast test-floors test-newest lint types format ci pretrain-nano results results-depth results-matched results-photos results-refined bench gpu-check faults clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -131,6 +131,9 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers an
 	@python benchmarks/feature_cache.py $(ON) $(ROUNDS)
 	@python benchmarks/nyu_loading.py $(ROUNDS)
 	@python benchmarks/image_loading.py $(ROUNDS)
+
+gpu-check: $(VENV)/.dev  ## on a machine with a GPU: correctness, a killed run, benchmarks; one page in runs/gpu_check
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove .venv and caches; never runs/ or data/
 	rm -rf $(VENV) $(VENV)-floors $(VENV)-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
