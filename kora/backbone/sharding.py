@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -16,12 +17,17 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from kora.backbone.sites import SiteLinear
 from kora.backbone.vit import Backbone
+from kora.console.say import say
 
 __all__ = ["ShardedBackbone"]
 
 
 class ShardedBackbone(DDPStrategy):
     """DDP with the blocks of the frozen backbone cut into one shard a device.
+
+    On several nodes each has all shards (HSDP): blocks are gathered within a node, never over the
+    network. A device holds its shards and one whole block at a time, also while they are made.
+    Says so if the whole backbone would take less than half of a GPU: then `ddp` is faster.
 
     Its options are those of `lightning.pytorch.strategies.DDPStrategy`. Needs torch 2.7 or newer.
     Source: `torch.distributed.fsdp.fully_shard` (FSDP2).
@@ -31,15 +37,39 @@ class ShardedBackbone(DDPStrategy):
     """
 
     def model_to_device(self) -> None:
-        """Shard after the move to the device, and let DDP ignore what is sharded."""
-        super().model_to_device()
+        """Shard the blocks one by one from the CPU, then move the rest; DDP ignores the shards."""
         task: Any = self.lightning_module
         if getattr(task, "backbone", None) is not None:
-            shard_blocks(task, self.root_device.type, self.world_size)
+            shape = (self.num_nodes, self.world_size // self.num_nodes)
+            shard_blocks(task, self.root_device.type, shape)
+        super().model_to_device()
+        if self.root_device.type == "cuda" and self.is_global_zero:
+            total = torch.cuda.get_device_properties(self.root_device).total_memory
+            hint = not_needed(task, total)
+            if hint is not None:
+                say(hint)
 
 
-def shard_blocks(task: LightningModule, device: str, devices: int) -> None:
-    """Shard the blocks of `task.backbone` over all devices; a second call changes nothing."""
+def not_needed(task: LightningModule, memory: int) -> str | None:
+    """Why the backbone need not be in shards on a device with so many bytes; None if it may."""
+    backbone: Any = task.backbone
+    whole = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    if whole > memory / 2:
+        return None
+    return (
+        f"the frozen backbone takes {whole / 2**30:.1f} of {memory / 2**30:.0f} GiB on each "
+        "device. It fits whole: trainer.strategy: ddp is faster, as it gathers nothing."
+    )
+
+
+def shard_blocks(task: LightningModule, device: str, shape: tuple[int, int]) -> None:
+    """Shard the blocks of `task.backbone`; a second call changes nothing.
+
+    Args:
+        task: Its weights may still be on the CPU.
+        device: Kind of the devices that get the shards.
+        shape: Nodes, and devices of each.
+    """
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
 
@@ -55,7 +85,11 @@ def shard_blocks(task: LightningModule, device: str, devices: int) -> None:
             "frozen: use trainer.strategy: ddp."
         )
     _ = backbone.sha256  # hash the whole weights; no process has them afterwards
-    mesh = init_device_mesh(device, (devices,))
+    nodes, devices = shape
+    if nodes == 1:
+        mesh = init_device_mesh(device, (devices,))
+    else:
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("nodes", "devices"))
     for block in blocks:
         for module in block.modules():
             if isinstance(module, SiteLinear):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading import ArrayDataset, as_is
 from kora.adapters import FullFineTune, LoRA
-from kora.backbone.sharding import ShardedBackbone
+from kora.backbone.sharding import ShardedBackbone, not_needed
 from kora.backbone.sites import SiteLinear
 from kora.tasks import ClassificationTask
 from tests.support.armed import run
@@ -53,6 +53,13 @@ def test_a_process_holds_half_of_the_frozen_blocks_after_a_step(tmp_path: Path) 
         assert seen["whole_trainables"]
         assert seen["held"] < 0.55 * seen["whole"]  # shards of few rows are not quite equal
     assert sum(seen["held"] for seen in both) == both[0]["whole"]
+
+
+def test_a_backbone_that_fits_whole_is_told_and_a_large_one_is_not() -> None:
+    task = built(LoRA(2), backbone=tiny("tiny_vit"))
+    whole = sum(p.numel() * p.element_size() for p in task.backbone.parameters())
+    assert not_needed(task, int(1.9 * whole)) is None
+    assert "trainer.strategy: ddp is faster" in str(not_needed(task, 2 * whole))
 
 
 def refusal(rank: int) -> str:

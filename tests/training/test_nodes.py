@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kora.training.nodes import refuse_other_processes
+from tests.support.armed import run
 from tests.support.cli import results, tiny_config, write_config
 from tests.support.two_ranks import free_port
 
@@ -62,10 +63,14 @@ def test_what_fits_or_cannot_be_known_is_let_be(
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_processes_train_one_run(here: Path) -> None:
-    trainer = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "num_nodes": 2}
+def test_two_nodes_of_two_processes_train_as_one_node(here: Path) -> None:
+    # The frozen blocks are in shards within each node; what trains is whole, as with `ddp`.
+    sharded = {"class_path": "kora.sharding.ShardedBackbone"}
     config = tiny_config()
-    config["trainer"] |= trainer
+    config["data"]["init_args"]["batch_size"] = 12
+    config["trainer"] |= {
+        "accelerator": "cpu", "strategy": sharded, "devices": 2, "num_nodes": 2
+    }  # fmt: skip
     write_config(here / "tiny.yaml", config)
     port = free_port()
     with ExitStack() as exits:
@@ -84,3 +89,9 @@ def test_two_nodes_of_two_processes_train_one_run(here: Path) -> None:
     assert results(folder)["finished"]
     assert "Run folder" in (here / "0.txt").read_text()
     assert "Run folder" not in (here / "1.txt").read_text()
+    one = ("--trainer.num_nodes", "1", "--trainer.strategy", "ddp", "--data.batch_size", "24")
+    code, said = run(here, "fit", "--config", "tiny.yaml", "--runs_dir", "alone", *one)
+    assert code == 0, said
+    (alone,) = here.glob("alone/tiny/LoRA/seed0/version_*")
+    mine, theirs = results(folder)["metrics"], results(alone)["metrics"]
+    assert mine["test/loss"] == pytest.approx(theirs["test/loss"], rel=1e-5)
