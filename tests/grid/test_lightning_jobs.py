@@ -204,6 +204,35 @@ def test_a_busy_server_a_quota_a_slow_start_and_a_deleted_job(
     assert "is no longer in the teamspace; was it deleted?" in ended.outcomes[0].why
 
 
+def test_tasks_outlast_a_silent_server_and_none_is_submitted_twice(
+    here: Path, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, "sleep 60")
+    stop = Stop()
+    launcher = InQueue(queue(), stop, at_once=None, leave=False)
+    for name in ("one", "two"):
+        launcher.start(task(here, name=name))
+    submit = LightningJobs.submit
+
+    def cut_off(self: LightningJobs, tasks: Any) -> Any:
+        submit(self, tasks)
+        monkeypatch.setattr(LightningJobs, "submit", submit)
+        raise QueueError("Lightning AI does not answer: no.")
+
+    monkeypatch.setattr(LightningJobs, "submit", cut_off)
+    said = [str(event) for event in launcher.events()]
+    assert "does not answer: no. Looking again" in said[0]
+    said = [str(event) for event in launcher.events()]
+    assert sum("is already Lightning AI job" in text for text in said) == 2
+    assert len(lightning_ai.jobs) == 2
+    stop.ask(signal.SIGTERM)
+    lightning_ai.silent = True
+    told, *over = launcher.events()
+    assert "does not answer" in str(told)
+    assert "2 jobs go on in Lightning AI; to stop them: lightning job stop" in str(told)
+    assert len(over) == 2
+
+
 def test_a_completed_job_without_its_run_folder_is_no_success(
     here: Path, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,11 @@ class InQueue:
         seen = self._queue.look()
         dear = self._queue.too_dear()
         if dear is not None and self._jobs:
-            found += self._over(f"stopped: {dear}")
+            self._queue.stop(list(self._jobs))
+            found += [
+                Ended(it.entry, [Outcome(None, f"stopped: {dear}")]) for it in self._jobs.values()
+            ]
+            self._jobs.clear()
         for job, task in list(self._jobs.items()):
             if job in seen:
                 found += self._news(job, task, seen[job])
@@ -157,10 +161,8 @@ class InQueue:
 
     def _submitted(self) -> list[Began | Said | Ended]:
         found: list[Began | Said | Ended] = []
-        there = self._queue.known(self._new)  # the tasks stay where they are if it fails
-        tasks, self._new = self._new, []
         rest = []
-        for task, job in zip(tasks, there, strict=True):
+        for task, job in zip(self._new, self._queue.known(self._new), strict=True):
             if job is None:
                 rest.append(task)
             else:
@@ -168,18 +170,21 @@ class InQueue:
                 found.append(
                     Said(f"{task.entry.job.name}: is already {self._queue.name} job {job}")
                 )
+        self._new = rest  # they stay if the queue does not answer; what it has taken is then known
         if not rest:
             return found
         submitted: dict[str, Task] = {}
-        for task, name in zip(rest, self._queue.submit(rest), strict=True):
+        names = self._queue.submit(rest)
+        self._new = []
+        for task, name in zip(rest, names, strict=True):
             if isinstance(name, Refused):
                 found.append(Ended(task.entry, [Outcome(None, name.why)]))
             else:
                 submitted[name] = task
         self._jobs.update(submitted)
         if submitted:
-            names = _span(list(submitted))
-            found.append(Said(f"{len(submitted)} jobs submitted to {self._queue.name}: {names}"))
+            which = _span(list(submitted))
+            found.append(Said(f"{len(submitted)} jobs submitted to {self._queue.name}: {which}"))
         return found
 
     def _spent(self) -> list[Said]:
@@ -188,14 +193,6 @@ class InQueue:
             return []
         rest = cost / self._done * len(self._jobs)
         return [Said(f"cost so far: {cost:.2f} US dollars; the rest about {rest:.2f}")]
-
-    def _over(self, why: str) -> list[Began | Said | Ended]:
-        """Stop all jobs."""
-        self._queue.stop(list(self._jobs))
-        over = [*self._jobs.values(), *self._new]
-        self._jobs.clear()
-        self._new.clear()
-        return [Ended(task.entry, [Outcome(None, why)]) for task in over]
 
     def _news(self, job: str, task: Task, seen: Seen) -> list[Began | Said | Ended]:
         now = f"runs {seen.where}" if seen.runs else f"waits {seen.why}"
@@ -212,14 +209,20 @@ class InQueue:
             time.sleep(_STEP_S)
 
     def _stopped(self) -> list[Began | Said | Ended]:
-        jobs, found, left = list(self._jobs), list[Began | Said | Ended](), list[Task]()
-        if jobs and self._leave:
-            left = list(self._jobs.values())
-            how = self._queue.how_to_stop(jobs)
-            found.append(Said(f"{len(jobs)} jobs go on in {self._queue.name}; to stop them: {how}"))
-            self._jobs.clear()
-        over = [Ended(task.entry, [Outcome(None, "stopped")]) for task in left]
-        return [*found, *over, *self._over("stopped")]
+        tasks, found = [*self._jobs.values(), *self._new], list[Began | Said | Ended]()
+        if self._jobs:
+            said = f"{len(self._jobs)} jobs go on in {self._queue.name}; to stop them: "
+            said += self._queue.how_to_stop(list(self._jobs))
+            try:
+                if not self._leave:
+                    self._queue.stop(list(self._jobs))
+                    said = ""
+            except QueueError as error:
+                said = f"{error} {said}"
+            found += [Said(said)] if said else []
+        self._jobs.clear()
+        self._new.clear()
+        return [*found, *(Ended(task.entry, [Outcome(None, "stopped")]) for task in tasks)]
 
 
 def grid_of(logs: Path) -> str:

@@ -327,7 +327,7 @@ def _why_not(error: Exception, studio: str | None, teamspace: str | None) -> str
 def _stem(task: Task) -> str:
     assert task.log is not None
     grid = re.sub(r"[^a-z0-9]+", "-", grid_of(task.log.parent).lower()).strip("-")
-    return f"kora-{grid}-{task_key(task)[:8]}"
+    return f"kora-{grid[:30]}-{task_key(task)[:8]}"
 
 
 def _moved(found: Path, strategy: Path) -> Path:

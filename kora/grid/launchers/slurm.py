@@ -194,4 +194,6 @@ def _called(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
     said = (done.stderr or done.stdout).strip().splitlines()
-    return said[-1].rstrip(".") if said else f"exit code {done.returncode}"
+    if not said:
+        return f"exit code {done.returncode}"
+    return re.sub(r"^\w+: error: ", "", said[-1]).rstrip(".")
