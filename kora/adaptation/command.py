@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kora.adaptation import BACKBONE
+from kora.grid.options import add_lightning_options, fill_launcher_options
 from kora.runs.processes import Stop
 
 __all__ = ["adapt_command", "adapt_parser"]
@@ -16,11 +17,21 @@ def adapt_command(args: Sequence[str]) -> None:
     """Run the command, and print its result.
 
     Raises:
-        As `kora.adaptation.adapt.adapt`.
+        As `kora.adaptation.adapt.adapt`, or as `adapt_on_lightning`.
     """
     own = adapt_parser().parse_args(args)
-    from kora.adaptation.adapt import StoppedError, adapt
+    fill_launcher_options(own)
     from kora.console.say import say
+
+    if own.launcher == "lightning":
+        from kora.adaptation.elsewhere import adapt_on_lightning
+
+        with Stop.on_signals() as stop:
+            adapt_on_lightning(own, stop=stop)
+        if stop.signal is not None:
+            sys.exit(stop.exit_code)
+        return
+    from kora.adaptation.adapt import StoppedError, adapt
 
     with Stop.on_signals() as stop:
         try:
@@ -76,4 +87,13 @@ def adapt_parser() -> argparse.ArgumentParser:
         "--dry_run", "--dry-run", action="store_true",
         help="look at the pictures, and print what would be tried and how long it takes",
     )  # fmt: skip
+    parser.add_argument(
+        "--launcher", choices=("local", "lightning"), default="local",
+        help="lightning: as a job of Lightning AI, with the FOLDER of that name in the Studio",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on_stop", choices=("leave", "stop"),
+        help="what Ctrl-C does with the job on lightning (default: leave)",
+    )  # fmt: skip
+    add_lightning_options(parser)
     return parser

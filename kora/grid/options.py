@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kora.grid.dispatch import Launcher
 from kora.grid.launchers.batch import InQueue, Queue
@@ -16,8 +17,10 @@ __all__ = [
     "LAUNCHERS",
     "add_file_options",
     "add_launcher_options",
+    "add_lightning_options",
     "fill_launcher_options",
     "launcher",
+    "lightning_options",
     "picked",
     "queue_of",
 ]
@@ -102,6 +105,11 @@ def add_launcher_options(parser: argparse.ArgumentParser, what: str) -> None:
         help="what Ctrl-C does with the jobs on slurm or lightning (default: leave); the same "
         "command finds them again",
     )  # fmt: skip
+    add_lightning_options(parser)
+
+
+def add_lightning_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `--launcher lightning`."""
     lightning = parser.add_argument_group("with --launcher lightning")
     lightning.add_argument("--machine", metavar="NAME", help="such as L4 or A100 (default)")
     lightning.add_argument(
@@ -129,13 +137,21 @@ def fill_launcher_options(own: argparse.Namespace) -> None:
         ValueError: An option is below 0, or its launcher was not asked for.
     """
     for name, (default, launchers) in _OF.items():
-        given = getattr(own, name)
+        given = getattr(own, name, None)  # kora adapt has only those of lightning
         if given is not None and own.launcher not in launchers:
             which = " or ".join(f"--launcher {one}" for one in launchers)
             raise ValueError(f"--{name} has no effect without {which}. Leave it out.")
         if isinstance(given, int | float) and given < 0:
             raise ValueError(f"--{name} {given:g}: expected 0 or more.")
         setattr(own, name, default if given is None else given)
+
+
+def lightning_options(own: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `LightningJobs`."""
+    return {
+        "machine": own.machine, "studio": own.studio, "teamspace": own.teamspace,
+        "folder": own.studio_folder, "interruptible": own.interruptible, "max_cost": own.max_cost,
+    }  # fmt: skip
 
 
 def queue_of(own: argparse.Namespace) -> Queue | None:
@@ -151,10 +167,7 @@ def queue_of(own: argparse.Namespace) -> Queue | None:
     if own.launcher == "lightning":
         from kora.grid.launchers.lightning_jobs import LightningJobs
 
-        return LightningJobs(
-            machine=own.machine, studio=own.studio, teamspace=own.teamspace,
-            folder=own.studio_folder, interruptible=own.interruptible, max_cost=own.max_cost,
-        )  # fmt: skip
+        return LightningJobs(**lightning_options(own))
     return None
 
 

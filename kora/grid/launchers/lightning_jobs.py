@@ -14,7 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,7 @@ class LightningJobs:
         """The shell command of a job; `set -e` is on there."""
         ours = f"{configs_folder().parent}/"
         runs = [
-            shlex.join(
-                ["kora", "fit", *(a.removeprefix(ours) for a in job.args), "--resume", "auto"]
-            )
-            for job, _ in task.runs
+            shlex.join(word.removeprefix(ours) for word in self._words(job)) for job, _ in task.runs
         ]
         command = " && ".join([f"cd {shlex.quote(str(self._folder))}", *runs])
         for name, value in os.environ.items():
@@ -139,6 +136,9 @@ class LightningJobs:
                     "which every job sees as an environment variable."
                 )
         return command
+
+    def _words(self, job: Job) -> list[str]:
+        return ["kora", "fit", *job.args, "--resume", "auto"]
 
     def known(self, tasks: Sequence[Task]) -> list[str | None]:
         """The newest job of each task, if it has not failed: its run folders can be fetched."""
@@ -222,33 +222,39 @@ class LightningJobs:
         there = find_finished_run(config)
         if there is not None:  # an earlier call fetched it
             return Outcome(there)
-        end = time.monotonic() + _ARRIVES_S
         experiment = Path(config["runs_dir"]) / config["experiment"]
-        Path(config["runs_dir"]).mkdir(parents=True, exist_ok=True)
+        for where in self._looks(job, experiment, Path(config["runs_dir"])):
+            found = find_finished_run({**config, "runs_dir": str(where)})
+            if found is not None:
+                return Outcome(_moved(found, _strategy(experiment, found)))
+        why = (
+            f"job {job.name} is completed, but {experiment} of {run.name} is not among what it "
+            f"wrote. Look at {job.link}; delete the job to train again"
+        )
+        return Outcome(None, why)
+
+    def _looks(self, job: Any, folder: Path, beside: Path) -> Iterator[Path]:
+        """Folders with copies of a folder that a job wrote, one after another, for a while."""
+        end = time.monotonic() + _ARRIVES_S
+        beside.mkdir(parents=True, exist_ok=True)
         while True:
-            with tempfile.TemporaryDirectory(dir=config["runs_dir"], prefix=".fetched-") as where:
-                self._copy(job, experiment, Path(where) / config["experiment"])
-                found = find_finished_run({**config, "runs_dir": where})
-                if found is not None:
-                    return Outcome(_moved(found, experiment / found.relative_to(where).parts[1]))
+            with tempfile.TemporaryDirectory(dir=beside, prefix=".fetched-") as where:
+                self._copy(job, folder, Path(where) / folder.relative_to(beside))
+                yield Path(where)
             if time.monotonic() > end:
-                why = (
-                    f"job {job.name} is completed, but {experiment} of {run.name} is not among "
-                    f"what it wrote. Look at {job.link}; delete the job to train again"
-                )
-                return Outcome(None, why)
+                return
             time.sleep(min(self.look_s, 10.0))
 
-    def _copy(self, job: Any, experiment: Path, to: Path) -> None:
-        """Copy an experiment that a job wrote, if there is one already."""
+    def _copy(self, job: Any, folder: Path, to: Path) -> None:
+        """Copy a folder that a job wrote, if there is one already."""
         drive = _DRIVE / job.name
         if drive.is_dir():
-            source = drive / self._folder / experiment
+            source = drive / self._folder / folder
             if source.is_dir():
                 shutil.copytree(source, to)
             return
         try:
-            job.download_artifacts(to, str(self._folder / experiment))
+            job.download_artifacts(to, str(self._folder / folder))
         except Exception as error:  # the SDK's errors have no common class
             if not isinstance(error, RuntimeError):
                 raise QueueError(f"{job.name} cannot be fetched: {first_line(error)}") from error
@@ -328,6 +334,11 @@ def _stem(task: Task) -> str:
     assert task.log is not None
     grid = re.sub(r"[^a-z0-9]+", "-", grid_of(task.log.parent).lower()).strip("-")
     return f"kora-{grid[:30]}-{task_key(task)[:8]}"
+
+
+def _strategy(experiment: Path, found: Path) -> Path:
+    """The folder of a run's strategy below an experiment: .../STRATEGY/seedN/version_M."""
+    return experiment / found.parts[-3]
 
 
 def _moved(found: Path, strategy: Path) -> Path:

@@ -1,0 +1,80 @@
+"""`kora adapt FOLDER --launcher lightning`: the command as one job, and its results here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kora.console.say import say
+from kora.grid.dispatch import Ended, Said, Task
+from kora.grid.file import Job
+from kora.grid.launchers.batch import InQueue
+from kora.grid.launchers.lightning_jobs import LightningJobs
+from kora.grid.options import lightning_options
+from kora.grid.plan import NEW, Entry
+from kora.grid.run import Outcome
+from kora.runs.processes import Stop
+
+__all__ = ["adapt_on_lightning"]
+
+_OPTIONS = ("backbone", "weights", "minutes", "out", "seed")
+
+
+class _Adapts(LightningJobs):
+    """A job that runs `kora adapt`, whose folder of results is fetched."""
+
+    def _words(self, job: Job) -> list[str]:
+        return ["kora", "adapt", *job.args]
+
+    def _fetched(self, job: Any, run: Job, config: Mapping[str, Any]) -> Outcome:
+        out = Path(config["experiment"])
+        for where in self._looks(job, out, out.parent):
+            if (where / out.name / "index.html").is_file():
+                (where / out.name).rename(out)
+                return Outcome(out)
+        return Outcome(None, f"job {job.name} is completed, but wrote no {out}. Look at {job.link}")
+
+
+def adapt_on_lightning(own: argparse.Namespace, *, stop: Stop) -> None:
+    """Run the command in a Studio's snapshot, and fetch its results.
+
+    Raises:
+        ValueError: What a job needs is missing, or the results are here already.
+        RuntimeError: The job failed.
+    """
+    out = Path(own.out or Path("runs") / f"adapt_{Path(own.folder).name}")
+    if out.exists():
+        raise ValueError(f"{out} is here already. Name another folder for the results with --out.")
+    given = {name: getattr(own, name) for name in _OPTIONS}
+    words = [own.folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+    job = Job(f"kora adapt {own.folder}", tuple(map(str, words)))
+    # What the job computes, for its name; and where its results are.
+    config = {"trainer": {}, "model": {}, "data": {"adapt": words}, "experiment": str(out)}
+    entry = Entry(1, job, config, NEW, None)
+    task = Task(entry, [(job, config)], out.with_name(f"{out.name}_job") / "output.log")
+    queue = _Adapts(**lightning_options(own))
+    if own.dry_run:
+        print(queue.shown([task]))
+        return
+    launcher = InQueue(queue, stop, at_once=None, leave=own.on_stop == "leave")
+    launcher.start(task)
+    ended: Ended | None = None
+    while ended is None:
+        for event in launcher.events():
+            if isinstance(event, Ended):
+                ended = event
+            else:
+                say(event.text if isinstance(event, Said) else f"runs: {event.where}")
+    if stop.signal is not None:
+        say("stopped. Repeat the command to find the job again.")
+        return
+    last = ended.outcomes[-1]
+    if last.folder is None:
+        raise RuntimeError(f"{last.why}. {ended.error or f'Its output is in {task.log}.'}")
+    assert task.log is not None
+    lines = task.log.read_text(encoding="utf-8").splitlines()
+    (*_, page) = (k for k, line in enumerate(lines) if line.startswith("kora: page:"))
+    say(lines[page - 1].removeprefix("kora: "))  # what it found
+    say(f"page:     {last.folder / 'index.html'}")
