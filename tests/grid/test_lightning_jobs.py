@@ -122,10 +122,11 @@ def test_a_job_is_found_again_by_its_name_and_a_failed_one_is_tried_anew(
     here: Path, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = task(here)
-    instead(monkeypatch, "false")
+    instead(monkeypatch, "echo 'bash: kora: command not found'; false")
     launcher = InQueue(queue(), Stop(), at_once=None, leave=True)
     launcher.start(one)
     (ended,), _ = until_ended(launcher)
+    assert ended.error == "bash: kora: command not found"
     (first,) = (job["name"] for job in lightning_ai.jobs.values())
     assert ended.outcomes[0].why == f"job {first} failed"
     assert first.startswith("kora-my-")

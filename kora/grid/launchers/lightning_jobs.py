@@ -206,16 +206,16 @@ class LightningJobs:
         return Ended(task.entry, outcomes, said)
 
     def _fetch_log(self, task: Task, job: Any) -> str:
-        """Write the log of a job into that of the task; returns its last error."""
+        """Write the log of a job into that of the task; returns its last error, or last line."""
         assert task.log is not None
         try:
-            text = str(job.logs)
+            text = str(job.logs).rstrip()
         except Exception as error:  # the SDK's errors have no common class
             return f"its log cannot be fetched: {first_line(error)}"
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("a", encoding="utf-8") as file:
-            file.write(f"=== {job.name}: {job.link}\n{text.rstrip()}\n")
-        return last_error(text)
+            file.write(f"=== {job.name}: {job.link}\n{text}\n")
+        return last_error(text) or text.rpartition("\n")[2]
 
     def _fetched(self, job: Any, run: Job, config: Mapping[str, Any]) -> Outcome:
         """Fetch a run folder of a completed job, once it has appeared."""
