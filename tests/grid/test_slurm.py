@@ -16,7 +16,8 @@ from kora.grid.launchers.batch import QueueError, Refused
 from kora.grid.launchers.job import ending_of
 from kora.grid.launchers.slurm import Slurm, script
 from kora.grid.plan import NEW, Entry
-from tests.support.cli import kora, results, started
+from tests.support.cli import kora, started
+from tests.support.forks import Process
 from tests.support.grids import LONG, gone, runs_of_kora, write_grid
 from tests.support.slurm import slurm
 
@@ -29,55 +30,41 @@ def queue(*options: str) -> Slurm:
     return Slurm(num_cpus=2, num_gpus=1, options=options, look_s=0.1)
 
 
-@pytest.mark.slow
-def test_the_array_is_left_found_again_and_comes_back_as_run_folders(
-    here: Path, capfd: Capture, slurm: Path, gone: None
-) -> None:
-    name = write_grid(here, vary={"model.adapter.rank": [1, 1000]}, set=LONG)
-    options = ("grid", "--config", name, "--launcher", "slurm", "--sbatch", "partition=main")
-    with started(*options, log=here / "out.txt") as process:
-        end = time.monotonic() + 120
-        while not list(here.glob("runs/tiny/*/seed*/version_*/checkpoints/last.ckpt")):
-            assert process.poll() is None, (here / "out.txt").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, (here / "out.txt").read_text()
-    text = (here / "out.txt").read_text()
-    assert "2 jobs submitted to SLURM: kora-grid-" in text
-    assert "go on in SLURM; to stop them: scancel --me --name=kora-grid-" in text
-    assert runs_of_kora(here), "the run goes on"
-    (array,) = slurm.iterdir()
-    asked = json.loads((array / "options.json").read_text())
-    assert asked["array"] == "0-1"
-    assert asked["partition"] == "main"
-
-    (here / "hurry").touch()
-    outcome = kora(capfd, *options)
-    assert outcome.code == 1
-    assert "rank=1, seed 0: is already SLURM job kora-grid-" in outcome.out
-    assert "1 jobs submitted" in outcome.out  # the one that has failed
-    assert "failed, exit code 2: rank=1000, seed 0" in outcome.out
-    assert "002_rank=1000-seed_0.log: kora: error: " in outcome.err
-    (folder,) = here.glob("runs/tiny/LoRA/seed0/version_*")
-    assert results(folder)["finished"]
-    assert "Run folder" in (here / "runs/grid_grid/001_rank=1-seed_0.log").read_text()
+def until_saved(here: Path, process: Process) -> None:
+    """Wait for a checkpoint of a run."""
+    end = time.monotonic() + 120
+    while not list(here.glob("runs/tiny/*/seed*/version_*/checkpoints/last.ckpt")):
+        assert process.poll() is None, (here / "out.txt").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_asked_for_a_stop_cancels_the_jobs_which_save_a_checkpoint(
+def test_the_array_is_left_found_again_and_cancelled_if_that_is_asked_for(
     here: Path, capfd: Capture, slurm: Path, gone: None
 ) -> None:
     name = write_grid(here, set=LONG)
-    options = ("grid", "--config", name, "--launcher", "slurm")
-    with started(*options, "--on_stop", "stop", log=here / "out.txt") as process:
-        end = time.monotonic() + 120
-        while not list(here.glob("runs/tiny/*/seed*/version_*/checkpoints/last.ckpt")):
-            assert process.poll() is None, (here / "out.txt").read_text()
-            assert time.monotonic() < end
+    options = ("grid", "--config", name, "--launcher", "slurm", "--sbatch", "partition=main")
+    log = here / "out.txt"
+    with started(*options, log=log) as process:
+        until_saved(here, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, log.read_text()
+    assert "1 jobs submitted to SLURM: kora-grid-" in log.read_text()
+    assert "go on in SLURM; to stop them: scancel --me --name=kora-grid-" in log.read_text()
+    assert runs_of_kora(here), "the run goes on"
+    (array,) = slurm.iterdir()
+    asked = json.loads((array / "options.json").read_text())
+    assert asked["array"] == "0-0"
+    assert asked["partition"] == "main"
+
+    with started(*options, "--on_stop", "stop", log=log) as process:
+        end = time.monotonic() + 60
+        while "is already SLURM job kora-grid-" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=60) == 130, log.read_text()
     while runs_of_kora(here) and time.monotonic() < end:
         time.sleep(0.1)
     assert "stopped by SIGTERM after step" in next(here.glob("runs/grid_grid/*.log")).read_text()
