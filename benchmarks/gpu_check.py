@@ -93,8 +93,8 @@ def seconds(folder: Path) -> float:
 
 def compared(strategy: str, device: str, out: Path) -> list[list[str]]:
     """A row for each way to train a strategy: its losses beside those of the CPU in float32."""
-    base = out / "cpu" / strategy
-    if run(fit(base, strategy, "cpu", "--trainer.precision", "32-true"), out / "logs" / f"{strategy}-cpu.log"):
+    base, log = out / "cpu" / strategy, out / "logs" / f"{strategy}-cpu.log"
+    if run(fit(base, strategy, "cpu", "--trainer.precision", "32-true"), log):
         return [[strategy, "CPU", "failed", "", "", "no"]]
     expected, rows = losses(base), []
     for name, options, allowed in WAYS:

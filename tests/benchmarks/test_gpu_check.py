@@ -23,9 +23,10 @@ def test_a_row_says_how_far_the_losses_are_and_whether_that_is_too_far(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (_, _, allowed) = gpu_check.WAYS[1]
-    monkeypatch.setattr(gpu_check, "WAYS", [("bfloat16", ["--trainer.precision", "bf16-mixed"], 0.0)])
-    ((name, precision, far, _, _, good),) = gpu_check.compared("linear_probe", "cpu", tmp_path)
-    assert (name, precision, good) == ("linear_probe", "bfloat16", "no")
+    precision = ["--trainer.precision", "bf16-mixed"]
+    monkeypatch.setattr(gpu_check, "WAYS", [("bfloat16", precision, 0.0)])
+    ((name, way, far, _, _, good),) = gpu_check.compared("linear_probe", "cpu", tmp_path)
+    assert (name, way, good) == ("linear_probe", "bfloat16", "no")
     assert 0 < float(far) < allowed
 
 
