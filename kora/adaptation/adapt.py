@@ -19,7 +19,7 @@ from torch import Tensor
 from datamodules.image_table import ImageTable
 from datamodules.locks import acquired, lock_at
 from datamodules.recipe import ImageRecipe
-from kora.adaptation import BACKBONE
+from kora.adaptation import BACKBONE, results_folder
 from kora.adaptation.audit import Audit, look_at
 from kora.adaptation.call import Call, StoppedError
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
@@ -115,7 +115,7 @@ def adapt(
     if masks and boxes:
         say(f"{place} holds masks and boxes: masks are taken. For boxes, move the masks away.")
     layout = None if masks or boxes else find_pictures(place)
-    home = Path("runs") / f"adapt_{place.resolve().stem}" if out is None else expand(out)
+    home = results_folder(place) if out is None else expand(out)
     home.mkdir(parents=True, exist_ok=True)
     lock = lock_at(home / ".lock")
     if not acquired(lock, timeout_s=0):

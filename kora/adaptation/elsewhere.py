@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kora.adaptation import results_folder
 from kora.console.say import say
 from kora.grid.dispatch import Ended, Said, Task
 from kora.grid.file import Job
@@ -44,7 +45,7 @@ def adapt_on_lightning(own: argparse.Namespace, *, stop: Stop) -> None:
         ValueError: What a job needs is missing, or the results are here already.
         RuntimeError: The job failed.
     """
-    out = Path(own.out or Path("runs") / f"adapt_{Path(own.folder).name}")
+    out = Path(own.out) if own.out else results_folder(Path(own.folder))
     if out.exists():
         raise ValueError(f"{out} is here already. Name another folder for the results with --out.")
     given = {name: getattr(own, name) for name in _OPTIONS}

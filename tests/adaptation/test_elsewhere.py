@@ -31,6 +31,13 @@ def test_the_call_is_that_of_kora_adapt_in_the_studio(
     assert "--studio has no effect without --launcher lightning" in refused.err
 
 
+def test_the_results_of_a_table_are_looked_for_where_kora_adapt_writes_them(
+    here: Path, capfd: Capture, lightning_ai: LightningAI
+) -> None:
+    done = kora(capfd, "adapt", "photos.csv", *OPTIONS, "--dry_run")
+    assert "Job.run(name='kora-adapt-photos-job-" in done.out
+
+
 def test_the_results_come_back_once_and_a_failure_is_told(
     here: Path, capfd: Capture, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
