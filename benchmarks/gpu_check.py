@@ -21,14 +21,13 @@ import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import torch
 
 import kora
-from benchmarks.measuring import chosen_device, table
+from benchmarks.measuring import chosen_device, machine, table
 from kora.runs.durable import write_text
 
 #: Files of configs/adapters: one of each kind of strategy.
@@ -136,15 +135,12 @@ def resumed(device: str, out: Path) -> list[str]:
 
 def of_machine(device: torch.device) -> list[str]:
     """What the page says of the machine."""
-    lines = [
-        f"kora {kora.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.platform()}, {date.today()}"
-    ]
+    lines = [f"kora {kora.__version__}, {platform.platform()}, {date.today()}", machine(device)]
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         lines.append(
-            f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute capability {card.major}."
-            f"{card.minor}, CUDA {torch.version.cuda}"
+            f"{card.total_memory / 2**30:.0f} GiB, compute capability {card.major}.{card.minor}, "
+            f"CUDA {torch.version.cuda}"
         )
     return lines
 
@@ -169,7 +165,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip_benchmarks", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
     own = parser.parse_args(args)
-    device: Any = chosen_device(parser, own)
+    device = chosen_device(parser, own)
     out = own.out / time.strftime("%Y%m%d-%H%M%S")
     rows: list[list[str]] = []
     for strategy in own.strategies:

@@ -7,7 +7,10 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-__all__ = ["dashboard", "dashboard_parser"]
+__all__ = ["METRICS", "dashboard", "dashboard_parser"]
+
+#: What the tests of the tasks measure.
+METRICS = ("accuracy", "rmse_m", "miou", "map")
 
 
 def dashboard(args: Sequence[str]) -> None:
@@ -64,7 +67,7 @@ def dashboard_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT[/EXPERIMENT]")
     parser.add_argument(
-        "--metric", choices=("accuracy", "rmse_m", "miou", "map"), default="accuracy",
+        "--metric", choices=METRICS, default="accuracy",
         help="of classification (default), depth, segmentation or detection",
     )  # fmt: skip
     parser.add_argument(

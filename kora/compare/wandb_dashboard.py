@@ -17,13 +17,12 @@ from kora.compare.comparison import Comparison
 from kora.console.errors import first_line
 from kora.console.identity import looks
 from kora.loggers.wandb_runs import Address
-from kora.loggers.wandb_server import has_credentials, server_answers, wandb_base_url
+from kora.loggers.wandb_server import require_server
 
-__all__ = ["METRICS", "compared", "report_of", "save_report", "save_view", "shown", "view_of"]
+__all__ = ["compared", "report_of", "save_report", "save_view", "shown", "view_of"]
 
-#: What the test of a task measures.
-METRICS = ("accuracy", "rmse_m", "miou", "map")
 _REPORTS = "wandb_workspaces.reports.v2"
+_NO_LOGIN = " --dry_run needs none."
 _GROUP = "Group"  # in W&B the group of a run is EXPERIMENT/STRATEGY
 _SPREAD = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
@@ -33,7 +32,7 @@ def view_of(where: Address, metric: str, strategies: Sequence[str] = ()) -> Any:
 
     Args:
         where: Project, and the experiment whose runs are shown.
-        metric: One of `METRICS`.
+        metric: What the test of the task measures, without `test/`.
         strategies: Those whose groups get the colours that they have everywhere in KoRA.
     """
     wr, ws = import_module(_REPORTS), import_module("wandb_workspaces.workspaces")
@@ -174,7 +173,7 @@ def save_view(view: Any) -> str:
         RuntimeError: W&B does not answer.
     """
     internal = import_module("wandb_workspaces.workspaces.internal")
-    _require_server(f"{view.entity}/{view.project}")
+    require_server(f"{view.entity}/{view.project}", login=_NO_LOGIN)
     digest = hashlib.sha256(f"kora dashboard {view.name}".encode()).hexdigest()[:11]
     view._internal_name = f"nw-{digest}-v"
     try:
@@ -197,7 +196,7 @@ def save_report(report: Any) -> str:
     import wandb
 
     path = f"{report.entity}/{report.project}"
-    _require_server(path)
+    require_server(path, login=_NO_LOGIN)
     try:
         for one in wandb.Api().reports(path):
             if one.display_name == report.title:
@@ -207,17 +206,6 @@ def save_report(report: Any) -> str:
         raise ValueError(f"{_no_project(path)} ({first_line(error)})") from error
     report.save()
     return str(report.url)
-
-
-def _require_server(path: str) -> None:
-    base_url = wandb_base_url()
-    if not has_credentials():
-        raise ValueError(
-            f"{path}: there is no login at {base_url}. Run `wandb login` once, or set "
-            "WANDB_API_KEY. --dry_run needs none."
-        )
-    if not server_answers(base_url):
-        raise RuntimeError(f"{path}: W&B at {base_url} does not answer. Try again later.")
 
 
 def _no_project(path: str) -> str:

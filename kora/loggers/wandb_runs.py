@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kora.console.errors import first_line
-from kora.loggers.wandb_server import has_credentials, server_answers, wandb_base_url
+from kora.loggers.wandb_server import require_server
 from kora.runs.durable import write_text
 from kora.runs.outcomes import OUTCOMES_NAME
 from kora.runs.results import RESULTS_NAME
@@ -92,17 +92,7 @@ def fetch_runs(where: Address) -> tuple[list[Path], list[str]]:
         ValueError: no login, no such project, or no run with a record in it.
         RuntimeError: the server does not answer, or refuses.
     """
-    base_url = wandb_base_url()
-    if not has_credentials():
-        raise ValueError(
-            f"--wandb {where}: there is no login at {base_url}. Run `wandb login` once, or set "
-            "WANDB_API_KEY."
-        )
-    if not server_answers(base_url):
-        raise RuntimeError(
-            f"--wandb {where}: W&B at {base_url} does not answer. Try again later, or compare the "
-            "run folders themselves."
-        )
+    base_url = require_server(f"--wandb {where}", later=", or compare the run folders themselves")
     folder = run_cache() / where.entity / where.project
     found: list[tuple[Path, Any, str]] = []
     notes: dict[str, list[str]] = {}

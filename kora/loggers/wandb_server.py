@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-__all__ = ["has_credentials", "server_answers", "wandb_base_url"]
+__all__ = ["has_credentials", "require_server", "server_answers", "wandb_base_url"]
 
 #: Limits of the check: seconds in all, and bytes of an answer that are read.
 _LOOK_S, _LONGEST = 5.0, 1 << 16
@@ -41,6 +41,29 @@ def has_credentials() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return any(found.authenticators(host) is not None for host in hosts)
+
+
+def require_server(what: str, *, login: str = "", later: str = "") -> str:
+    """The server that W&B talks to, if there is a login and it answers.
+
+    Args:
+        what: What the errors are about.
+        login: Completes the error if there is no login.
+        later: Completes the error if it does not answer, behind "Try again later".
+
+    Raises:
+        ValueError: There is no login.
+        RuntimeError: The server does not answer.
+    """
+    base_url = wandb_base_url()
+    if not has_credentials():
+        raise ValueError(
+            f"{what}: there is no login at {base_url}. Run `wandb login` once, or set "
+            f"WANDB_API_KEY.{login}"
+        )
+    if not server_answers(base_url):
+        raise RuntimeError(f"{what}: W&B at {base_url} does not answer. Try again later{later}.")
+    return base_url
 
 
 def server_answers(base_url: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kora.compare.wandb_dashboard import METRICS, shown, view_of
+from kora.cli.dashboard import METRICS
+from kora.compare.wandb_dashboard import shown, view_of
 from kora.console.identity import looks
 from kora.loggers.wandb_runs import Address
 from tests.support.cli import kora

@@ -105,7 +105,6 @@ def test_a_run_folder_is_fetched_from_the_drive_to_the_next_free_version(
         return at if at.is_dir() and not (at / "mine").exists() else None
 
     monkeypatch.setattr(lightning_jobs, "find_finished_run", found)
-    monkeypatch.setattr(lightning_jobs, "read_results", lambda folder: None)
     launcher = InQueue(queue(folder="lab"), Stop(), at_once=None, leave=True)
     launcher.start(one)
     (ended,), said = until_ended(launcher)

@@ -24,7 +24,7 @@ from kora.grid.file import Job
 from kora.grid.launchers.batch import QueueError, Refused, Seen, grid_of, task_key
 from kora.grid.run import Outcome
 from kora.runs.config_files import configs_folder
-from kora.runs.results import read_results, run_versions
+from kora.runs.results import run_versions
 from kora.runs.search import find_finished_run
 
 __all__ = ["LightningJobs"]
@@ -354,5 +354,4 @@ def _moved(found: Path, strategy: Path) -> Path:
             continue
         target = parent / f"version_{number}"
         os.replace(found, target)
-        read_results(target)
         return target
