@@ -34,7 +34,10 @@ ORDER = (
     ("cli",),
 )
 #: What is imported without torch, so that commands that only read runs start soon,
-WITHOUT_TORCH = ("kora.runs", "kora.console", "kora.compare", "kora.paper", "kora.cli.dispatch")
+WITHOUT_TORCH = (
+    "kora.runs", "kora.console", "kora.compare", "kora.paper", "kora.cli.dispatch",
+    "kora.cli.dashboard", "kora.adaptation.command",
+)  # fmt: skip
 #: but for a line that is printed once however many processes train.
 WITH_TORCH = ("kora.console.say",)
 #: What earlier versions called other modules; only files of users name them.

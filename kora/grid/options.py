@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kora.grid.dispatch import Launcher
-from kora.grid.launchers.batch import InQueue, Queue
-from kora.grid.launchers.local import here
 from kora.runs.processes import Stop
+
+if TYPE_CHECKING:  # importing them takes seconds, and `kora adapt --help` needs none
+    from kora.grid.dispatch import Launcher
+    from kora.grid.launchers.batch import Queue
 
 __all__ = [
     "LAUNCHERS",
@@ -190,7 +191,11 @@ def launcher(
                 at_once=at_once, stop=stop,
             )  # fmt: skip
     elif queue := queue_of(own):
+        from kora.grid.launchers.batch import InQueue
+
         yield InQueue(queue, stop, at_once=at_once, leave=own.on_stop == "leave")
     else:
+        from kora.grid.launchers.local import here
+
         with here(at_once or 1, env, stop) as local:
             yield local
