@@ -77,7 +77,8 @@ class Direction(LowRankDelta):
         super().__init__(site, rank, **options)
         self.rows = (0, site.d_out) if site.rows is None else site.rows
         # B is zero, so this is the norm of W alone; A and B need no storage.
-        square_O = torch.linalg.vector_norm(weight_OI[slice(*self.rows)].detach(), dim=1).square()
+        rows_OI = weight_OI[slice(*self.rows)].detach().float()
+        square_O = torch.linalg.vector_norm(rows_OI, dim=1).square()
         self.magnitude_O = nn.Parameter(square_O.clamp_min(1e-12).sqrt())
 
     @torch.no_grad()

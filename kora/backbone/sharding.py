@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from kora.backbone.rewrites import Rewritten
 from kora.backbone.sites import SiteLinear
 from kora.backbone.vit import Backbone
 from kora.console.say import say
@@ -26,7 +27,9 @@ class ShardedBackbone(DDPStrategy):
     """DDP with the blocks of the frozen backbone cut into one shard a device.
 
     On several nodes each has all shards (HSDP): blocks are gathered within a node, never over the
-    network. A device holds its shards and one whole block at a time, also while they are made.
+    network. A device holds its shards and one whole block at a time, also while they are made. With
+    mixed precision the shards have the type in which autocast computes. A backbone of a local
+    `.safetensors` file is read block by block; the processes of a machine share its pages.
     Says so if the whole backbone would take less than half of a GPU: then `ddp` is faster.
 
     Its options are those of `lightning.pytorch.strategies.DDPStrategy`. Needs torch 2.7 or newer.
@@ -41,7 +44,9 @@ class ShardedBackbone(DDPStrategy):
         task: Any = self.lightning_module
         if getattr(task, "backbone", None) is not None:
             shape = (self.num_nodes, self.world_size // self.num_nodes)
-            shard_blocks(task, self.root_device.type, shape)
+            half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+            dtype = half.get(str(self.precision_plugin.precision), torch.float32)
+            shard_blocks(task, self.root_device.type, shape, dtype)
         super().model_to_device()
         if self.root_device.type == "cuda" and self.is_global_zero:
             total = torch.cuda.get_device_properties(self.root_device).total_memory
@@ -62,13 +67,16 @@ def not_needed(task: LightningModule, memory: int) -> str | None:
     )
 
 
-def shard_blocks(task: LightningModule, device: str, shape: tuple[int, int]) -> None:
+def shard_blocks(
+    task: LightningModule, device: str, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> None:
     """Shard the blocks of `task.backbone`; a second call changes nothing.
 
     Args:
-        task: Its weights may still be on the CPU.
+        task: Its weights may still be on the CPU, or on disk.
         device: Kind of the devices that get the shards.
         shape: Nodes, and devices of each.
+        dtype: Of the blocks' matrices: the type in which autocast computes.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
@@ -94,6 +102,23 @@ def shard_blocks(task: LightningModule, device: str, shape: tuple[int, int]) -> 
         for module in block.modules():
             if isinstance(module, SiteLinear):
                 module.cast.keeps = False  # a copy would stay whole after resharding
+        _hold(block, dtype, but=trained)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+    for part in backbone.model.children():
+        if part is not backbone.model.blocks:
+            _hold(part, torch.float32, but=trained)
     sharded = [n for n, p in task.named_parameters() if isinstance(p, DTensor)]
     task._ddp_params_and_buffers_to_ignore = sharded  # type: ignore[assignment]  # DDP's own name
+
+
+def _hold(module: nn.Module, dtype: torch.dtype, *, but: set[nn.Parameter]) -> None:
+    """Give the frozen matrices of linear layers memory of their own, in this type.
+
+    Those that a strategy rewrites get float32: it computes with the weight itself.
+    """
+    for part in module.modules():
+        rewritten = isinstance(part, SiteLinear | Rewritten) and part.rewrites
+        for layer in part.children():
+            if type(layer) is nn.Linear and layer.weight not in but:
+                kept = torch.float32 if rewritten else dtype
+                layer.weight.data = layer.weight.data.to(kept, copy=True)

@@ -11,6 +11,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,13 @@ from torch import Tensor, nn
 import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
 from kora.backbone.frozen_cast import autocast_type
 from kora.backbone.images import chosen_normalisation, resized
-from kora.backbone.weights import by_hand, load_file_exactly, require_fetchable, tokens_in
+from kora.backbone.weights import (
+    by_hand,
+    load_file_exactly,
+    require_fetchable,
+    tokens_in,
+    without_memory,
+)
 
 __all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "patch_of", "usual_size"]
 
@@ -96,7 +103,8 @@ class Backbone(nn.Module):
         kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
         if image_size is not None:
             kwargs["img_size"] = image_size
-        model = _create(name, kwargs)
+        with nullcontext() if weights in ("random", "pretrained") else without_memory():
+            model = _create(name, kwargs)
         if weights != "random":
             _load(model, name, weights, kwargs)
         self.keep_classifier = keep_classifier

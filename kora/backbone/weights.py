@@ -5,15 +5,59 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 
-__all__ = ["by_hand", "is_reachable", "load_file_exactly", "require_fetchable", "tokens_in"]
+__all__ = [
+    "by_hand", "is_reachable", "load_file_exactly", "matrices_on_disk", "require_fetchable",
+    "tokens_in", "without_memory",
+]  # fmt: skip
+
+_on_disk: ContextVar[bool] = ContextVar("matrices stay on disk", default=False)
+
+
+@contextmanager
+def matrices_on_disk() -> Iterator[None]:
+    """Backbones that are built inside leave the matrices of their weights file on disk.
+
+    Their memory is that of the file, mapped, in the file's type: read when it is used, and one copy
+    for all processes of a machine. For a backbone that is cut into shards before it computes.
+    """
+    token = _on_disk.set(True)
+    try:
+        yield
+    finally:
+        _on_disk.reset(token)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Within `matrices_on_disk`, parameters made inside wait on the meta device for their file.
+
+    Buffers are real. Elsewhere this does nothing: models draw their random start, and seeds give
+    the adapters that they always gave.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    if _on_disk.get():
+        nn.Module.register_parameter = register_empty  # type: ignore
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def load_file_exactly(model: Any, name: str, path: Path) -> None:
@@ -71,7 +115,12 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
             f"Weights file {path} does not belong to '{name}': {'; '.join(wrong[:3])}{more}. "
             "Set model.backbone.name to the architecture that the file was saved from."
         )
-    model.load_state_dict(state)
+    if not _on_disk.get():
+        model.load_state_dict(state)
+        return
+    matrices = {f"{at}.weight" for at, m in model.named_modules() if type(m) is nn.Linear}
+    kept = {k: v if k in matrices else v.to(have[k].dtype, copy=True) for k, v in state.items()}
+    model.load_state_dict(kept, assign=True)
 
 
 def tokens_in(path: Path) -> int | None:

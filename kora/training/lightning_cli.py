@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (so that short class names are known)
 from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
+from kora.backbone.weights import matrices_on_disk
 from kora.console.say import say
 from kora.lightning_internals import Cli
 from kora.loggers.run_folder import claim_run_folder, make_loggers
@@ -171,6 +173,14 @@ class KoraCLI(Cli):
                 f"source: {source} does not exist. Name the config of the source stage, relative "
                 "to where you are."
             )
+
+    def instantiate_classes(self) -> None:
+        """Build task, data and trainer; a backbone stays on disk if it will be sharded."""
+        strategy = self.options.trainer.get("strategy")
+        kind = strategy.get("class_path") if hasattr(strategy, "get") else strategy
+        sharded = str(kind).rpartition(".")[2] == "ShardedBackbone"
+        with matrices_on_disk() if sharded else nullcontext():
+            super().instantiate_classes()
 
     @property
     def source_stages(self) -> SourceStages:
