@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kora.start_up import import_torchmetrics_in_parts
+
 if TYPE_CHECKING:
     from kora.adaptation.adapt import adapt
     from kora.tasks.attach import attach
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["MultiTask", "__version__", "adapt", "attach", "load_adapter"]
+
+import_torchmetrics_in_parts()
 
 
 def __getattr__(name: str) -> Any:

@@ -26,10 +26,11 @@ from datamodules.archives import extract_archive
 from datamodules.recipe import ImageRecipe
 from kora.adapters import LoRA
 from kora.adapters.checkpoint_files import read_checkpoint
-from kora.adapters.folder import read_adapter_config, read_adapter_tensors
+from kora.adapters.folder import read_adapter_tensors
 from kora.backbone.weights import load_file_exactly
 from kora.cli.dispatch import _told
 from kora.loggers.wandb_run import keep_run_id, wandb_run_id
+from kora.runs.adapter_config import read_adapter_config
 from kora.runs.outcomes import read_outcomes, write_outcomes
 from tests.support.adapter_factory import kicked, write_folder
 from tests.support.cli import kora as run_command

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from datamodules.detection.boxes import Annotations, Picture, own_boxes, require_images
@@ -86,6 +85,8 @@ def _values(file: Path) -> NDArray[np.int64]:
 
 def _boxes(values_HW: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
     """The corners around each value above 0."""
+    from scipy.ndimage import find_objects  # takes a quarter of a second
+
     for place in find_objects(values_HW):
         if place is not None:
             rows, columns = place

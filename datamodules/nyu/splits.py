@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from datamodules.base import Part
@@ -34,6 +33,8 @@ def read_official_split(path: Path, *, frames: int, source: Path) -> dict[Part, 
         ValueError: it is no split of these frames.
     """
     try:
+        import scipy.io  # takes a tenth of a second
+
         held: dict[str, Any] = scipy.io.loadmat(path)
     except Exception as error:  # damaged bytes can make the parser raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__

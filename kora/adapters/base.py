@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -22,7 +22,15 @@ from kora.adapters.frozen_pass import FrozenPass
 from kora.backbone.layer_summaries import LayerSummaries
 from kora.backbone.vit import Backbone, Features
 
-__all__ = ["EarlierRuns", "ExtraChannels", "ExtraInit", "Strategy", "place_of", "resized"]
+__all__ = [
+    "EarlierRuns",
+    "ExtraChannels",
+    "ExtraInit",
+    "Strategy",
+    "first_block",
+    "place_of",
+    "resized",
+]
 
 ExtraInit = Literal["zero", "orthogonal"]
 
@@ -156,6 +164,13 @@ class Strategy(nn.Module, ABC):
             f"{self.label} changes what the backbone computes, so its features change with training"
         )
 
+    def untouched_blocks(self) -> int:
+        """How many blocks, from the first, it neither changes nor reads; asked after `attach`.
+
+        A fit may keep what enters the next block (kora/feature_cache). 0 is always right.
+        """
+        return 0
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What trains, by name: freezing, optimiser, counts, files and reports all use it."""
         yield from self.named_parameters()
@@ -202,6 +217,12 @@ def _with(obj: nn.Module, argument: str, value: int) -> nn.Module:
     arguments[name] = _with(arguments[name], inner, value) if inner else value
     made: nn.Module = type(obj)(**arguments)
     return made
+
+
+def first_block(keys: Iterable[str]) -> int:
+    """The first block among keys of sites (`b03_qkv`); 0 if there is none."""
+    blocks = [place_of(key)[0] for key in keys]
+    return min((int(block) for block in blocks if block.isdigit()), default=0)
 
 
 def place_of(name: str) -> tuple[str, str]:

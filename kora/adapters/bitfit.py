@@ -64,6 +64,12 @@ class BitFit(Strategy):
         for name in self._names:
             yield name, self._backbone[0].model.get_parameter(name)
 
+    def untouched_blocks(self) -> int:
+        """Those before its first bias; none if one before the blocks trains."""
+        before = any(name.startswith(("patch_embed.", "norm_pre.")) for name in self._names)
+        blocks = [int(name.split(".")[1]) for name in self._names if name.startswith("blocks.")]
+        return 0 if before else min(blocks, default=0)
+
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The backbone's weights, which include the trained biases."""
         return plain_state(backbone)

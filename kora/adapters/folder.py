@@ -17,26 +17,22 @@ from kora import __version__
 from kora.adapters import Strategy, describe
 from kora.adapters.checkpoint_files import read_checkpoint, require_record
 from kora.backbone.vit import Backbone
+from kora.runs.adapter_config import ADAPTER_CONFIG, ADAPTER_FORMAT, read_adapter_config
 from kora.runs.config import with_defaults
 from kora.runs.durable import (
     expand,
-    has_other_content,
     plainly,
     record_sha256,
     write_atomically,
     write_text,
 )
-from kora.runs.record_types import check_types
 
 __all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_FORMAT",
     "ADAPTER_WEIGHTS",
     "check_keys",
     "check_same_adapter",
     "describe_whole",
     "load_adapter",
-    "read_adapter_config",
     "read_adapter_tensors",
     "recall_adapter",
     "save_adapter",
@@ -44,80 +40,12 @@ __all__ = [
     "write_record",
 ]
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_FORMAT = 1
 
 _DTYPES = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
     torch.uint8, torch.int32, torch.int64, torch.bool,
 }  # fmt: skip
-
-#: Keys of every record, with their types.
-_RECORD = (
-    ("adapter", "class_path", str),
-    ("adapter", "init_args", dict),
-    ("backbone", "name", str),
-    ("backbone", "sha256", str),
-)
-
-#: Keys that only newer versions write, with their types.
-_TYPES = {
-    "a text": "class_names.* weights.source preprocessing.steps.*.step",
-    "a list": "preprocessing.steps",
-    "a table of values": "preprocessing.steps.*",
-    "a number below 1e100": "metrics.*",
-}
-_TYPES_OR_NONE = {
-    "a list": "class_names",
-    "a table of values": "weights metrics preprocessing task",
-}
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The JSON of an adapter folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is of another format.
-        RuntimeError: If it cannot be read, or its content has changed.
-    """
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}. Every run writes one as "
-            "runs/<experiment>/<strategy>/seed<k>/version_<n>/adapter."
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same_format = record["format"] == ADAPTER_FORMAT
-        if same_format:
-            _check_types(record)
-            for source in record["adapter"].get("sources", ()):  # a fusion keeps theirs
-                _check_types(source)
-            check_types(record, _TYPES, _TYPES_OR_NONE)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        absent = isinstance(error, KeyError)
-        reason = f"key {error} is missing" if absent else str(error).rstrip(".")
-        raise RuntimeError(f"{path} is damaged: {reason}. Train the adapter again.") from error
-    if same_format and has_other_content(record):
-        raise RuntimeError(
-            f"{path} is damaged or was edited: its content does not match its record_sha256. Copy "
-            "it again or train the adapter again; to keep an edit, delete the key record_sha256."
-        )
-    if not same_format:
-        raise ValueError(
-            f"{path} is of format {record['format']!r}, written by kora "
-            f"{record.get('kora_version')}; this version reads format {ADAPTER_FORMAT}. Train the "
-            "adapter again, or use that version."
-        )
-    return record
-
-
-def _check_types(record: Any) -> None:
-    for part, key, kind in _RECORD:
-        if not isinstance(record[part][key], kind):
-            raise TypeError(f"{part}.{key} is {record[part][key]!r}, no {kind.__name__}")
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""A forward pass through an unchanged backbone in two halves, of which the first can be cached.
+"""A forward pass in two halves, of which the first can be cached: it never changes.
 
-Shapes: B images.
+Shapes: B images, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from kora.backbone.frozen_inputs import Inputs, features_from, named_features
 from kora.backbone.vit import Backbone, Features
 
-__all__ = ["FrozenPass"]
+__all__ = ["FrozenPass", "PrefixPass"]
 
 
 class FrozenPass:
@@ -47,3 +47,28 @@ class FrozenPass:
     def features(self, inputs: Inputs) -> Features:
         """What `Strategy.forward` returns, from inputs that may come from a cache."""
         return features_from(inputs)
+
+
+class PrefixPass(FrozenPass):
+    """The blocks before the first that a strategy changes or reads, and the rest of its pass."""
+
+    keeps_tokens = True
+
+    def __init__(self, strategy: Any, backbone: Backbone, blocks: int) -> None:
+        self.strategy = strategy
+        self.backbone = backbone
+        self.blocks = blocks
+
+    def key(self) -> dict[str, Any]:
+        """How many blocks there are."""
+        return {"blocks": self.blocks}
+
+    def inputs(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+        """The tokens (B, T, D) that enter the next block."""
+        return {"tokens": backbone.entering(images, self.blocks)}
+
+    def features(self, inputs: Inputs) -> Features:
+        """What the strategy's `forward` returns."""
+        with self.backbone.from_block(self.blocks, inputs["tokens"]) as images:
+            features: Features = self.strategy(self.backbone, images)
+        return features

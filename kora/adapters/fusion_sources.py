@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from kora.adapters.bottleneck import Bottleneck
 from kora.adapters.folder import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
-    read_adapter_config,
     read_adapter_tensors,
 )
 from kora.adapters.lora import LoRA
@@ -32,6 +30,7 @@ from kora.backbone.insertion_points import (
 )
 from kora.backbone.sites import Site, find_sites
 from kora.backbone.vit import Backbone
+from kora.runs.adapter_config import ADAPTER_CONFIG, read_adapter_config
 from kora.runs.durable import expand
 
 __all__ = ["FusionSource", "Spot", "is_there", "read_sources", "recalled"]

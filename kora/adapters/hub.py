@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from kora.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from kora.adapters.folder import ADAPTER_WEIGHTS
+from kora.runs.adapter_config import ADAPTER_CONFIG
 
 __all__ = ["CARD", "downloaded", "endpoint", "is_on_hub", "require_repository"]
 

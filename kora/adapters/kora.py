@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters.arguments import require_effect, require_positive
-from kora.adapters.base import Strategy
+from kora.adapters.base import Strategy, first_block
 from kora.adapters.frozen_pass import FrozenPass
 from kora.adapters.graph.composers import Composer, Sequential
 from kora.adapters.graph.feedback import Feedback
@@ -189,6 +189,10 @@ class KoRA(Strategy):
     def frozen_pass(self) -> FrozenPass:
         """For a side network."""
         return super().frozen_pass() if self.needs_backbone_grad else SidePass(self)
+
+    def untouched_blocks(self) -> int:
+        """Those before its first node or injection."""
+        return first_block([*self.nodes, *self.silent])
 
     def penalty(self) -> Tensor | None:
         """The node form's penalty, such as the overlap of its matrices; None for none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters.arguments import require_effect, require_positive, require_probability
-from kora.adapters.base import Strategy
+from kora.adapters.base import Strategy, first_block
 from kora.adapters.low_rank import LowRankDelta
 from kora.backbone.rewrites import plain_state
 from kora.backbone.sites import ALL_SITES, find_sites, wrap
@@ -78,6 +78,10 @@ class LoRA(Strategy):
             delta = LowRankDelta(site, self.rank, alpha=self.alpha, dropout=self.dropout)
             self.deltas[site.key] = delta
             wrap(backbone, site, delta, delta.update)
+
+    def untouched_blocks(self) -> int:
+        """Those before its first site."""
+        return first_block(self.deltas)
 
     @torch.no_grad()
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import hashlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -312,6 +312,43 @@ class Backbone(nn.Module):
         for module in self._fusing:
             module.fused_attn = not plain
 
+    def entering(self, images: Tensor, block: int) -> Tensor:
+        """Tokens (B, P + N, D) that enter a block, for (B, 3, H, W) images; computes no more."""
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise _ReachedError
+
+        hook = self.model.blocks[block].register_forward_pre_hook(stop, prepend=True)
+        try:
+            self(images, levels=())
+        except _ReachedError:
+            return found[0]
+        finally:
+            hook.remove()
+        raise RuntimeError(f"block {block} of {self.name} was not called")
+
+    @contextmanager
+    def from_block(self, block: int, tokens: Tensor) -> Iterator[Tensor]:
+        """Passes within the block begin at this block of the model, with tokens that enter it.
+
+        Yields:
+            Images to pass: their values do not matter.
+        """
+        skipped = list(self.model.blocks)[:block]
+        hook = self.model.blocks[block].register_forward_pre_hook(
+            lambda _, inputs: (tokens, *inputs[1:]), prepend=True
+        )
+        for one in skipped:
+            one.forward = _unchanged
+        try:
+            yield tokens.new_zeros(len(tokens), 3, *self.size)
+        finally:
+            hook.remove()
+            for one in skipped:
+                del one.forward
+
     def forward(self, images: Tensor, levels: Sequence[int] | None = None) -> Features:
         """Features of (B, 3, H, W) images; `levels` names blocks (0-based) to return as well.
 
@@ -346,6 +383,15 @@ class Backbone(nn.Module):
         chosen = tuple(taken[number] for number in levels)  # in the order asked for
         layers = None if self.layer_summaries is None else self.layer_summaries.taken()
         return Features(pooled, tokens[:, prefix:], tokens[:, :prefix], chosen, layers)
+
+
+class _ReachedError(Exception):
+    """Ends a pass at the block that it was for."""
+
+
+def _unchanged(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In the place of a block whose output nobody needs."""
+    return x
 
 
 def usual_size(name: str, weights: str, *, most: int) -> int | None:

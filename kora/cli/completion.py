@@ -17,20 +17,20 @@ __all__ = ["command_parsers", "completion_parser", "main"]
 #: Module with the parser of each command that has its own.
 _OWN = {
     "adapt": "kora.adaptation.command",
-    "cka": "kora.inspect.cka",
+    "cka": "kora.inspect.options",
     "compare": "kora.cli.compare",
     "completion": "kora.cli.completion",
     "dashboard": "kora.cli.dashboard",
     "data": "kora.cli.params",
-    "export": "kora.export.command",
+    "export": "kora.export.options",
     "grid": "kora.grid.command",
     "init": "kora.cli.init",
-    "inspect": "kora.inspect.command",
+    "inspect": "kora.inspect.options",
     "list": "kora.cli.listing",
     "paper": "kora.paper.command",
     "params": "kora.cli.params",
-    "predict": "kora.export.predict",
-    "push": "kora.export.hub",
+    "predict": "kora.export.options",
+    "push": "kora.export.options",
     "tune": "kora.tune.command",
 }
 #: Kind of path that an option takes, by the name of its value in the help.

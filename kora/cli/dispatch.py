@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from kora import __version__
 from kora.console.errors import explain, hint
 
-__all__ = ["FIT_USAGE", "USAGE", "main"]
+__all__ = ["FIT_USAGE", "MEASURE_USAGE", "USAGE", "main"]
 
 USAGE = """\
 usage: kora COMMAND [options]
@@ -84,6 +84,22 @@ Train, choose the best checkpoint by validation, test it once, and record the ru
   --print_config                     the config that these words make
 """
 
+#: Of `kora validate` and `kora test`.
+MEASURE_USAGE = """\
+usage: kora {command} --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt [options]
+
+Measure a checkpoint on the {part}, and record the result as a run.
+
+  --config FILE                      the config of its run; later files and options win
+  --ckpt_path FILE                   the checkpoint
+  --data.root FOLDER                 where the images are now
+  --data.eval_batch_size N           images a step
+  --trainer.accelerator NAME         auto, cpu or gpu
+  --trainer.precision NAME           32-true or bf16-mixed, say
+
+  --help all                         every option
+"""
+
 Command = Callable[[Sequence[str]], None]
 
 
@@ -104,8 +120,10 @@ def _imported(module: str) -> Any:
 
 def _lightning(command: str) -> Command:
     def run(args: Sequence[str]) -> None:
-        if command == "fit" and list(args) in (["--help"], ["-h"]):
-            print(FIT_USAGE, end="")
+        if list(args) in (["--help"], ["-h"]):
+            part = {"validate": "validation part", "test": "test set"}.get(command, "")
+            usage = MEASURE_USAGE.format(command=command, part=part)
+            print(FIT_USAGE if command == "fit" else usage, end="")
             return
         if list(args) == ["--help", "all"]:
             args = ["--help"]
@@ -120,37 +138,67 @@ def _predict(args: Sequence[str]) -> None:
     if args and args[0].startswith("-") and (not named or list(args) == ["--help", "all"]):
         _lightning("predict")(args)
         return
-    _imported("kora.export.predict").predict_command(args)
+    _in("kora.export.predict", "predict_command", options="kora.export.options")(args)
 
 
-def _in(module: str, name: str) -> Command:
-    """The command that a module has, which is imported when it runs."""
+def _in(module: str, name: str, *, options: str | None = None, finished: bool = False) -> Command:
+    """The command that a module has, which is imported when it runs.
+
+    Args:
+        module: Its module.
+        name: Its function: NAME_command, or NAME.
+        options: A module without torch that has NAME_parser. Help, mistakes in the options and
+            folders that are no runs are then told before the command's own module is imported.
+        finished: Whether it needs the results of a run, and not the adapter alone.
+    """
 
     def run(args: Sequence[str]) -> None:
+        if options is not None:
+            parser = getattr(import_module(options), f"{name.removesuffix('_command')}_parser")()
+            _require_runs(parser.parse_known_args(args)[0], finished=finished)
         getattr(_imported(module), name)(args)
 
     return run
+
+
+def _require_runs(own: Any, *, finished: bool) -> None:
+    """Refuse folders that are no runs, as the command would."""
+    named = getattr(own, "run", [])
+    for run in [named] if isinstance(named, str) else named:
+        if run.startswith("hf:/"):
+            continue
+        from kora.runs.adapter_config import local_adapter_folder, read_adapter_config, run_of
+        from kora.runs.durable import expand
+        from kora.runs.results import read_results
+
+        if finished:
+            read_results(run_of(expand(run)))
+        else:
+            read_adapter_config(local_adapter_folder(run))
 
 
 _COMMANDS: dict[str, Command] = {
     "adapt": _in("kora.adaptation.command", "adapt_command"),
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
-    "export": _in("kora.export.command", "export_command"),
-    "push": _in("kora.export.hub", "push_command"),
+    "export": _in("kora.export.command", "export_command", options="kora.export.options"),
+    "push": _in("kora.export.hub", "push_command", options="kora.export.options"),
     "params": _in("kora.cli.params", "params"),
     "data": _in("kora.cli.params", "data"),
     "grid": _in("kora.grid.command", "grid"),
     "tune": _in("kora.tune.command", "tune"),
     "compare": _in("kora.cli.compare", "compare"),
     "dashboard": _in("kora.cli.dashboard", "dashboard"),
-    "cka": _in("kora.inspect.cka", "cka_command"),
+    "cka": _in("kora.inspect.cka", "cka_command", options="kora.inspect.options", finished=True),
     "paper": _in("kora.paper.command", "paper_command"),
-    "inspect": _in("kora.inspect.command", "inspect_command"),
+    "inspect": _in("kora.inspect.command", "inspect_command", options="kora.inspect.options"),
     "list": _in("kora.cli.listing", "main"),
     "init": _in("kora.cli.init", "main"),
     "completion": _in("kora.cli.completion", "main"),
 }
+
+#: Commands with the options of a config.
+_TAKES_CONFIG = ("fit", "validate", "test", "params", "data")
 
 #: Variables that tell which process of a run this is.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
@@ -222,6 +270,10 @@ def _command(args: list[str]) -> None:
                 code=2,
             )
     args = [args[0], *_with_configs(args[1:])]
+    if args[0] in _TAKES_CONFIG:
+        from kora.cli.spelling import refuse_mistyped
+
+        refuse_mistyped(args[1:])
     from kora.runs.trust import policy_for, split_trust
 
     with policy_for(args):

@@ -7,24 +7,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from kora.cli.cache import fill_cache
-from kora.cli.match import as_options, matched
-from kora.reports.audit_depth import DepthAudit
-from kora.reports.of_task import report_for
-from kora.reports.parameters import parameter_report
-from kora.training.lightning_cli import parse
-
 __all__ = ["data", "data_parser", "params", "params_parser"]
 
 
 def params(args: Sequence[str]) -> None:
     """Count what a config would train. No weights and no data are needed."""
     own, rest = params_parser().parse_known_args(args)
+
+    import torch
+    from rich.console import Console
+
+    from kora.cli.match import as_options, matched
+    from kora.reports.parameters import parameter_report
+
     if own.match is not None:
         matched(own.config, own.match, rest, target=own.target, as_json=own.json)
         return
@@ -50,6 +45,16 @@ def params(args: Sequence[str]) -> None:
 def data(args: Sequence[str]) -> None:
     """Describe or prepare the data of a config."""
     own, rest = data_parser().parse_known_args(args)
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from kora.cli.cache import fill_cache
+    from kora.cli.match import as_options
+    from kora.reports.audit_depth import DepthAudit
+    from kora.reports.of_task import report_for
+
     args = ["fit", *as_options(own.config), *rest]
     if own.action == "cache":
         fill_cache(args)
@@ -125,6 +130,8 @@ def data_parser() -> argparse.ArgumentParser:
 
 def _instantiate(args: Sequence[str]) -> tuple[Any, Any]:
     """Data module and model of a config, without a trainer and without fetching weights."""
+    from kora.training.lightning_cli import parse
+
     cli = parse(args)
     cli.options.model.init_args.backbone.init_args.weights = "random"
     made = cli.parser.instantiate(cli.config)[cli.command]

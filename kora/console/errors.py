@@ -50,8 +50,9 @@ def first_line(error: BaseException) -> str:
 
 def hint(name: str, known: Iterable[str]) -> str:
     """A space and a sentence that suggests the nearest known name; "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    by_lower_case = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f" Did you mean '{by_lower_case[near[0]]}'?" if near else ""
 
 
 def explain(message: str, known_keys: Iterable[str]) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
-
-from lightning.pytorch.utilities import rank_zero_only
 
 from kora.console.tables import visible
 
 __all__ = ["say"]
 
+#: Where Lightning reads the rank of a process, the first that is set.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
-@rank_zero_only
+
 def say(text: str, *, aside: bool = False) -> None:
     """Print a line on the first rank; with `aside` to stderr, away from what programs read."""
-    print(f"kora: {visible(text)}", file=sys.stderr if aside else sys.stdout, flush=True)
+    if _rank() == 0:
+        print(f"kora: {visible(text)}", file=sys.stderr if aside else sys.stdout, flush=True)
+
+
+def _rank() -> int:
+    """The rank of this process: Lightning's own if it runs, without importing it if not."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if lightning is not None:
+        return int(lightning.rank_zero_only.rank)
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,12 +18,14 @@ from kora.export import peft_adapter as export_peft
 from kora.export import timm_weights as export_timm
 from kora.export.check import Written
 from kora.export.model_card import write_card
+from kora.export.options import TOLERANCES, export_parser
 from kora.export.prepare import PREPARE
+from kora.runs.adapter_config import run_of
 from kora.runs.durable import expand, let_be_read
-from kora.tasks.load import AdaptedModel, load_adapter, run_of
+from kora.tasks.load import AdaptedModel, load_adapter
 from kora.tasks.multi import MultiTask
 
-__all__ = ["RECORD", "export", "export_command", "export_parser", "export_several"]
+__all__ = ["RECORD", "export", "export_command", "export_several"]
 
 RECORD = "export.json"
 
@@ -33,38 +34,6 @@ _FORMATS: dict[str, Callable[[AdaptedModel, Path], Written]] = {
     "timm": export_timm.write,
     "onnx": export_onnx.write,
 }
-#: Largest difference that is accepted, as a share of the largest output (at least of 1).
-TOLERANCES = {"peft": 1e-5, "timm": 1e-5, "onnx": 1e-4}
-
-
-def export_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="kora export",
-        description="Write a finished run for other libraries. The export's outputs are compared "
-        "with those of the run's own model on a batch of probe images, and a larger difference "
-        "than the tolerance is refused.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run", nargs="+",
-        help="a run's folder, or the folder adapter in it; several runs of one backbone that leave "
-        "it as it is (probes, KoRA-side) become one graph: --format onnx --out FOLDER",
-    )  # fmt: skip
-    parser.add_argument(
-        "--format", required=True, choices=tuple(_FORMATS),
-        help="peft: adapter and head for Hugging Face's peft (LoRA, DoRA). timm: one state dict "
-        "for timm's plain model (LoRA, DoRA, SSF, BitFit, FullFineTune, LinearProbe). onnx: a "
-        "graph (needs pip install 'kora-vit[onnx]')",
-    )  # fmt: skip
-    parser.add_argument("--out", metavar="FOLDER", help="default: RUN/export/FORMAT")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
-    parser.add_argument(
-        "--tolerance", type=float, metavar="SHARE",
-        help="largest difference accepted, as a share of the largest output (at least of 1); "
-        "default: " + ", ".join(f"{value:g} for {name}" for name, value in TOLERANCES.items()),
-    )  # fmt: skip
-    return parser
 
 
 def export_command(args: Sequence[str]) -> None:

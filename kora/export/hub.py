@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kora.adapters.folder import ADAPTER_WEIGHTS, read_adapter_config, write_record
+from kora.adapters.folder import ADAPTER_WEIGHTS, write_record
 from kora.adapters.hub import endpoint, require_repository
 from kora.console.say import say
 from kora.export.model_card import write_card
+from kora.export.options import push_parser
+from kora.runs.adapter_config import read_adapter_config, run_of
 from kora.runs.results import RESULTS_NAME, read_results
-from kora.tasks.load import adapter_folder, run_of
+from kora.tasks.load import adapter_folder
 
-__all__ = ["push", "push_command", "push_parser"]
-
-
-def push_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="kora push",
-        description="Put the adapter folder of a run on the Hugging Face hub: JSON, safetensors "
-        "and a model card. The token is that of HF_TOKEN, or of `hf auth login`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or the folder adapter in it")
-    parser.add_argument("repository", metavar="OWNER/NAME")
-    parser.add_argument("--private", action="store_true", help="only you may read it")
-    parser.add_argument("--license", metavar="NAME", help="of the adapter, such as apache-2.0")
-    return parser
+__all__ = ["push", "push_command"]
 
 
 def push_command(args: Sequence[str]) -> None:

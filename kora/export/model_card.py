@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kora.adapters.folder import read_adapter_config
 from kora.adapters.hub import CARD
 from kora.compare.command import compare
 from kora.compare.comparison import Comparison
 from kora.console.formats import baseline_name, format_metric
 from kora.console.tables import in_markdown, markdown_table
 from kora.reports.summary import evaluation_sentence, split_sizes
+from kora.runs.adapter_config import read_adapter_config
 from kora.runs.durable import write_text
 from kora.runs.results import RESULTS_NAME, Run, RunResult, find_runs, read_results
 from kora.tasks.adapter_record import recipe_of

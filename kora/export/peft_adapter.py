@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kora.adapters import LoRA, LowRankDelta
 from kora.adapters.dora import Direction, DoRA
-from kora.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from kora.adapters.folder import ADAPTER_WEIGHTS
 from kora.backbone.rewrites import frozen_layer, plain_state
 from kora.backbone.sites import Site, find_sites
 from kora.export.check import (
@@ -35,6 +35,7 @@ from kora.export.check import (
 )
 from kora.export.prepare import USE, write_prepare
 from kora.export.timm_weights import classifier_names, with_head
+from kora.runs.adapter_config import ADAPTER_CONFIG
 from kora.tasks.load import AdaptedModel
 
 __all__ = ["write"]

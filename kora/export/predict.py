@@ -26,6 +26,7 @@ from tqdm import tqdm
 from datamodules.loading import begin_worker
 from kora.console.tables import text_cell, visible
 from kora.export.box_files import BoxFiles
+from kora.export.options import predict_parser
 from kora.heads.detection import Boxes
 from kora.reports.palette import palette_image, palette_of
 from kora.runs.durable import expand, plainly, write_atomically
@@ -35,7 +36,7 @@ from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.tasks.merging import merged
 from kora.tasks.multi import MultiTask
 
-__all__ = ["predict_command", "predict_parser"]
+__all__ = ["predict_command"]
 
 _LIMIT_M = 65.535  # of 16 bits in millimetres
 
@@ -138,61 +139,6 @@ def _rows(
         place: [text for one in top for text in (one.name, f"{one.probability:.6f}")]
         for place, top in zip(batch.places, ranked, strict=True)
     }
-
-
-def predict_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="kora predict",
-        description="Predictions of a finished run for a folder of images, at any depth there. "
-        "Classes: predictions.csv with file, class_name, probability and error. Depth and "
-        "segmentation: also a map or a mask for each image, at its own size. Detection: also "
-        "predictions.json and images.json, as COCO's tools read them, and the first 100 images "
-        "with the boxes whose score is at least 0.3. Images that cannot be "
-        "read are named, counted, and have a row with the error. Rows are written as they come, to "
-        "predictions.csv.part, which is renamed at the end: if the command is stopped or killed, "
-        "the finished rows are there. Without --images, kora predict is a command on a config: "
-        "kora predict --config RUN/config.yaml --ckpt_path FILE",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run", nargs="+",
-        help="a run's folder, or the folder adapter in it; several runs of one backbone that leave "
-        "it as it is (probes, KoRA-side) share one pass, and write into a folder each",
-    )  # fmt: skip
-    parser.add_argument(
-        "--images", required=True, metavar="PATH", help="a folder of images, or one"
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="where to write; default: predictions")
-    parser.add_argument(
-        "--depth_format", choices=("png", "npy"), default="png",
-        help="png: 16 bits, millimetres, up to 65.535 m. npy: float32, metres",
-    )  # fmt: skip
-    parser.add_argument(
-        "--top_k", type=positive, default=1, metavar="K",
-        help="classes named for each image, the most probable first",
-    )  # fmt: skip
-    parser.add_argument("--batch_size", type=positive, default=64, metavar="N")
-    parser.add_argument(
-        "--num_workers", type=not_negative, default=2, metavar="N", help="loader processes"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
-    return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
-    return number
-
-
-def not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number}, expected 0 or more")
-    return number
 
 
 def _check_out(model: AdaptedModel, out: Path, depth_format: str) -> None:

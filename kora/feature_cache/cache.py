@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from kora.feature_cache.rules import (
     is_all,
     is_all_but_augmented,
     pays,
+    prefix_blocks,
     why_not,
 )
 from kora.feature_cache.shared import kept_elsewhere
@@ -157,14 +159,21 @@ class FeatureCache:
                 loader.num_workers = loader.dataset.workers(loader.num_workers)
 
     def begin_test(self, task: Any, trainer: Trainer) -> None:
-        """As `begin`, for the test images, if their table exists: none is filled."""
+        """As `begin`, for the test images, after a fit that read its images from tables.
+
+        The other runs of a grid then read this table. Without such a fit none is filled, as each
+        image is read once.
+        """
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if self.option is False or why_not(task, trainer, datamodule) is not None:
             return
+        if prefix_blocks(task):  # it is merged for the test, which costs less than rows
+            return
         if "val" not in task.cached_splits():  # the evaluation reads the images themselves
             return
+        fitted = bool(self.splits) and is_all(trainer.limit_test_batches)
         try:
-            filled = self._filled(task, trainer, "test", fill=False)
+            filled = self._filled(task, trainer, "test", fill=fitted)
         except (UnwritableError, _UnsteadyError):
             return
         if filled is not None:
@@ -229,7 +238,9 @@ class FeatureCache:
         of = identity(task, trainer, datamodule, split=split, kind=self.kind, view=view)
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
-        name = f"{_plain(task.backbone.name)}-{_plain(task.adapter.label)}-{digest[:24]}"
+        blocks = prefix_blocks(task)
+        reader = f"first_{blocks}_blocks" if blocks else _plain(task.adapter.label)
+        name = f"{_plain(task.backbone.name)}-{reader}-{digest[:24]}"
         return root / name, of
 
     def _filled(
@@ -280,6 +291,8 @@ class FeatureCache:
         if not may_fill:
             return None
         self._require_room(missing * layout.row_bytes, folder)
+        if inputs.keeps_tokens and self.option is not True:
+            _require_memory(layout.rows * layout.row_bytes)
         named, room = _named(inputs.split, inputs.view), f"{_space(layout)} in {folder}"
         elsewhere = kept_elsewhere(folder, of, layout)
         if elsewhere is not None:
@@ -307,6 +320,21 @@ class FeatureCache:
             f"the feature cache needs {_size(needed)}, and {folder.parent} has {_size(free)} free"
             f"{share}. Make room, set model.feature_cache_folder to another disk, or take "
             "model.feature_cache_dtype: bfloat16, which needs half."
+        )
+
+
+def free_memory() -> int:
+    """Bytes of memory that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _require_memory(needed: int) -> None:
+    free = free_memory()
+    if needed > free / 2:
+        raise UnwritableError(
+            f"tokens take {_size(needed)}, more than half of the free memory ({_size(free)}), so "
+            "each epoch would read them from the disk. Set model.feature_cache: on to keep them "
+            "all the same."
         )
 
 

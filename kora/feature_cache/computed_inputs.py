@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from datamodules.loading import begin_worker
 from datamodules.splits import IntArray
 from kora.backbone.frozen_inputs import is_read
-from kora.feature_cache.rules import kept_fields
+from kora.feature_cache.rules import kept_fields, pass_of
 from kora.feature_cache.table import Layout, Table
 
 __all__ = ["ComputedInputs"]
@@ -43,6 +43,11 @@ class ComputedInputs:
         self.split = split
         self.images = 0
         self._dataset = trainer.datamodule.loader_dataset(split)  # type: ignore[attr-defined]
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether they hold all tokens of some layer."""
+        return pass_of(self.task).keeps_tokens
 
     def layout(self, kind: str) -> Layout:
         """The layout of the table of the split."""
@@ -107,7 +112,7 @@ class ComputedInputs:
             # As in the task's own forward pass, which may skip tokens.
             leaner = getattr(task, "last_block", None) or nullcontext()
             with torch.no_grad(), self.trainer.precision_plugin.forward_context(), leaner:
-                inputs = adapter.frozen_pass().inputs(task.backbone, images)
+                inputs = pass_of(task).inputs(task.backbone, images)
         finally:
             adapter.train(training)
         return {name: tensor for name, tensor in inputs.items() if is_read(name, reads)}

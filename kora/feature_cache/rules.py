@@ -13,6 +13,7 @@ from lightning import Trainer
 from datamodules.base import ImageDataModule
 from kora import __version__
 from kora.adapters import Strategy, describe
+from kora.adapters.frozen_pass import FrozenPass, PrefixPass
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone, Features
 
@@ -24,7 +25,9 @@ __all__ = [
     "is_all_but_augmented",
     "kept_fields",
     "note_changes",
+    "pass_of",
     "pays",
+    "prefix_blocks",
     "why_not",
 ]
 
@@ -58,9 +61,39 @@ def head_reads(task: Any) -> tuple[str, ...]:
     return tuple(task.head.reads)
 
 
+def pass_of(task: Any) -> FrozenPass:
+    """The pass of a task in two halves, of which a cache keeps the first.
+
+    Raises:
+        ValueError: Its strategy changes the backbone from the first block on.
+    """
+    blocks = prefix_blocks(task)
+    if blocks:
+        return PrefixPass(task.adapter, task.backbone, blocks)
+    kept: FrozenPass = task.adapter.frozen_pass()
+    return kept
+
+
+def prefix_blocks(task: Any) -> int:
+    """How many blocks stand before all that strategy and head change or read.
+
+    0 also for a strategy that changes nothing: of that, a cache keeps more.
+    """
+    adapter, backbone = task.adapter, task.backbone
+    if not backbone.changes:
+        return 0
+    own = _owner(type(adapter), "forward") < _owner(type(adapter), "untouched_blocks")
+    if own or len(backbone.changes) > 1 or backbone.layer_summaries or task.compile_module:
+        return 0
+    return int(min([adapter.untouched_blocks(), *backbone.levels]))
+
+
 def kept_fields(task: Any) -> tuple[str, ...]:
     """The fields of `Features` that a cache keeps: those that head and strategy read."""
-    return tuple(dict.fromkeys((*head_reads(task), *task.adapter.frozen_pass().reads)))
+    kept = pass_of(task)
+    if isinstance(kept, PrefixPass):
+        return ()
+    return tuple(dict.fromkeys((*head_reads(task), *kept.reads)))
 
 
 def note_changes(backbone: Backbone, adapter: Strategy) -> None:
@@ -80,9 +113,10 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
     With `augmented=False`, as if the data module augmented nothing.
     """
     adapter, backbone = task.adapter, task.backbone
-    if backbone.changes:
+    blocks = prefix_blocks(task)
+    if backbone.changes and not blocks:
         return str(backbone.changes[0])
-    if _owner(type(adapter), "forward") < _owner(type(adapter), "frozen_pass"):
+    if not blocks and _owner(type(adapter), "forward") < _owner(type(adapter), "frozen_pass"):
         return f"{type(adapter).__name__} has a forward of its own, which may read the images"
     kind = type(task)
     for step in ("training_step", "validation_step", "forward", "features"):
@@ -94,9 +128,9 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
     if backbone.training:
         return "the backbone is in training mode"
     device = trainer.strategy.root_device.type
-    if adapter.frozen_pass().keeps_tokens and device != "cpu":
+    if pass_of(task).keeps_tokens and device != "cpu":
         return (
-            f"{adapter.label} reads all tokens of every site, which {device} computes faster than "
+            f"{adapter.label} reads all tokens of its blocks, which {device} computes faster than "
             "they are read"
         )
     if isinstance(trainer.strategy, ShardedBackbone):
@@ -151,14 +185,15 @@ def identity(
 ) -> dict[str, Any]:
     """All that the numbers of a split, or of an augmented view of it, depend on, in plain types."""
     backbone, protocol, reads = task.backbone, datamodule.protocol(), kept_fields(task)
+    kept = pass_of(task)
     return {
         "backbone": {key: value for key, value in backbone.facts.items() if key != "weights"},
         "interpolation": backbone.interpolation,
         "levels": list(backbone.levels) if "levels" in reads else [],
         "layers": describe(backbone.layer_summaries) if "layers" in reads else None,
         "reads": sorted(reads),
-        "adapter": type(task.adapter).__qualname__,
-        "inputs": task.adapter.frozen_pass().key(),
+        "adapter": type(kept if isinstance(kept, PrefixPass) else task.adapter).__qualname__,
+        "inputs": kept.key(),
         "data": {key: value for key, value in protocol.items() if key not in _CHOICE},
         "split": [protocol["official_split"][split], protocol["sha256"][split]],
         "precision": str(trainer.precision),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +21,17 @@ from kora import __version__
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
-from kora.export.predict import not_negative
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
+from kora.inspect.options import ADVISED_IMAGES, cka_parser
+from kora.runs.adapter_config import run_of
 from kora.runs.durable import expand, write_text
 from kora.runs.results import RunResult, read_results
-from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device, run_of
+from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device
 
-__all__ = ["cka_command", "cka_parser"]
+__all__ = ["cka_command"]
 
 SCHEMA = 1
-_ADVISED = 1000
 _KINDS: dict[Kind, str] = {"mean": "the mean of the patch tokens", "cls": "the CLS token"}
 _NOISE_IMAGES = 32  # the batch size at which CKA is often reported
 
@@ -82,44 +82,11 @@ def cka_command(args: Sequence[str]) -> None:
             f"The last batch held {left_out} of the images, fewer than the {LEAST_IMAGES} that the "
             "unbiased estimate needs, and was left out."
         )
-    if images - left_out >= _ADVISED:
+    if images - left_out >= ADVISED_IMAGES:
         notes.append(_of_bias(runs[0].model.backbone.width))
     _show(found, notes, own.features)
     for path in _write(found, [*warnings, *notes], own, folders, out):
         print(f"wrote {path}")
-
-
-def cka_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="kora cka",
-        description="Centered kernel alignment (linear, unbiased, from minibatches, float64) "
-        "between all layers of a run's model, between the model and its frozen backbone, and "
-        "between two runs, on the test images of RUN. Writes cka.json, cka.csv and heat maps.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("run2", metavar="RUN2", nargs="?", help="another run, compared with RUN")
-    parser.add_argument(
-        "--images", type=int, metavar="N",
-        help=f"test images, drawn at random; {_ADVISED} or more are advised (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--features", choices=get_args(Kind), default="mean",
-        help="for each layer the mean over its patch tokens, or its CLS token (default: mean)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch_size", type=int, default=64, metavar="B",
-        help=f"images of a minibatch, {LEAST_IMAGES} or more (default: 64)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=not_negative, default=0, metavar="S",
-        help="for the order of the images and the bootstrap (default: 0)",
-    )  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/cka")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
-    return parser
 
 
 def _check(own: argparse.Namespace) -> None:
@@ -196,9 +163,9 @@ def _number(wanted: int | None, there: int) -> int:
 
 def _warnings(runs: Sequence[_Run], datamodule: Any, images: int) -> list[str]:
     said = []
-    if images < _ADVISED:
+    if images < ADVISED_IMAGES:
         said.append(
-            f"{images} images; {_ADVISED} or more are advised. "
+            f"{images} images; {ADVISED_IMAGES} or more are advised. "
             + _of_bias(runs[0].model.backbone.width)
         )
     if has_changed(datamodule, runs[0].result):

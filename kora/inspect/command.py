@@ -14,9 +14,9 @@ from kora import __version__
 from kora.adapters import KoRA, describe
 from kora.analysis.quantity import Place, Quantity, Spectrum
 from kora.console.tables import csv_text
-from kora.export.predict import positive
 from kora.inspect.data import image_batches, run_data, spread, training_batch
 from kora.inspect.figures import place_maps, spectrum_maps
+from kora.inspect.options import inspect_parser
 from kora.inspect.readings import (
     ReadOut,
     gradient_quantities,
@@ -25,11 +25,12 @@ from kora.inspect.readings import (
     read_out,
     require_readable,
 )
+from kora.runs.adapter_config import run_of
 from kora.runs.durable import expand, write_text
-from kora.tasks.load import AdaptedModel, load_adapter, named_device, run_of
+from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 
-__all__ = ["inspect_command", "inspect_parser"]
+__all__ = ["inspect_command"]
 
 _SCHEMA = 1
 _FAINT = 1e-6
@@ -47,29 +48,6 @@ def inspect_command(args: Sequence[str]) -> None:
     for line in [*_findings(model, read), *read.notes]:
         print(f"kora: {line}")
     print(f"Read-outs: {', '.join(path.name for path in written)} in {out}")
-
-
-def inspect_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="kora inspect",
-        description="Numbers and heat maps by block and site. KoRA: what each node contributes to "
-        "c_L, the norm of its p, the gradient that reached it in training, the singular values of "
-        "P B A or M. LoRA, DoRA, GatedKoRA: norm and singular values of each update. Fusion: the "
-        "attention. Bottleneck, VPT, SSF, BitFit: norms of what they add or change.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", help="a run's folder")
-    parser.add_argument(
-        "--images", type=positive, default=256, metavar="N",
-        help="number of images of the split, evenly spread (256)",
-    )  # fmt: skip
-    parser.add_argument("--split", choices=("test", "val"), default="test")
-    parser.add_argument("--out", metavar="DIR", help="where to write (RUN/inspect)")
-    parser.add_argument("--batch_size", type=positive, default=32, metavar="N")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--weights", metavar="FILE", help="where the backbone's weights are now")
-    return parser
 
 
 def _read(model: AdaptedModel, run: Path, own: argparse.Namespace) -> tuple[ReadOut, int]:

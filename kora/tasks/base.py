@@ -30,7 +30,7 @@ from kora.adapters.folder import (
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.vit import Backbone, Features
 from kora.feature_cache.cache import KEPT, CacheOption, FeatureCache, Kind
-from kora.feature_cache.rules import head_reads, note_changes
+from kora.feature_cache.rules import head_reads, note_changes, pass_of
 from kora.tasks.callbacks import TASK_CALLBACKS
 from kora.tasks.optim import Schedule, fuse_on_cpu, parameter_groups, schedule_factor
 from kora.tasks.ranks import refuse_sharding
@@ -226,7 +226,7 @@ class AdapterTask(LightningModule):
         if isinstance(images, Tensor):
             features: Features = self.adapter(self.backbone, images)
             return features
-        return self.adapter.frozen_pass().features(images)
+        return pass_of(self).features(images)
 
     def forward(self, images: Tensor | Inputs) -> Tensor:
         """The head's output for images (B, 3, H, W), or for their cached features."""

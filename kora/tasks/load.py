@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from kora.adapters import FullFineTune, Strategy
 from kora.adapters import folder as adapter_files
 from kora.adapters.folder import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_keys,
-    read_adapter_config,
     read_adapter_tensors,
 )
 from kora.adapters.hub import downloaded, is_on_hub
@@ -30,6 +28,11 @@ from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
 from kora.console.errors import first_line
 from kora.heads.detection import Boxes
+from kora.runs.adapter_config import (
+    ADAPTER_CONFIG,
+    local_adapter_folder,
+    read_adapter_config,
+)
 from kora.runs.durable import expand
 from kora.runs.trust import build, build_arguments
 from kora.tasks import (
@@ -53,7 +56,6 @@ __all__ = [
     "load_backbone",
     "load_onto",
     "named_device",
-    "run_of",
 ]
 
 
@@ -443,14 +445,7 @@ def adapter_folder(path: str | Path) -> Path:
     """The adapter folder of a path: the path itself, that of a run, or one from the hub."""
     if is_on_hub(path):
         return downloaded(path)
-    folder = expand(path)
-    inner = folder / "adapter"
-    return inner if (inner / ADAPTER_CONFIG).is_file() else folder
-
-
-def run_of(folder: Path) -> Path:
-    """The folder of a run, also if the folder `adapter` in it was named."""
-    return folder.parent if folder.name == "adapter" else folder
+    return local_adapter_folder(path)
 
 
 def _without_sources(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from datamodules.locks import acquired, lock_at
 from kora.runs.search import config_hash, find_at_work
 
 __all__ = ["alone_with", "is_taken"]
@@ -32,6 +31,8 @@ def alone_with(
     Yields:
         False if waiting was given up.
     """
+    from datamodules.locks import acquired
+
     lock = _lock_of(config)
     announced = False
 
@@ -57,6 +58,8 @@ def alone_with(
 
 def is_taken(config: Mapping[str, Any]) -> bool:
     """Whether another process runs a config now; does not wait."""
+    from datamodules.locks import acquired
+
     lock = _lock_of(config)
     try:
         return not acquired(lock, timeout_s=0) or find_at_work(config) is not None
@@ -65,6 +68,8 @@ def is_taken(config: Mapping[str, Any]) -> bool:
 
 
 def _lock_of(config: Mapping[str, Any]) -> FileLock:
+    from datamodules.locks import lock_at
+
     folder = Path(config["runs_dir"]) / config["experiment"] / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return lock_at(folder / f"{config_hash(config)[:16]}.lock")

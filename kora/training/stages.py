@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from kora.adapters.checkpoint_files import read_checkpoint, require_record
-from kora.adapters.folder import ADAPTER_CONFIG, read_adapter_config
 from kora.console.say import say
 from kora.loggers.wandb_run import SWEEP_VARIABLES
+from kora.runs.adapter_config import ADAPTER_CONFIG, read_adapter_config
 from kora.runs.config_files import find_config
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from datamodules.locks import acquired, has_locks, lock_at
 from kora.console.errors import first_line
 from kora.tune.file import Dimension, Tuning
 from kora.tune.plan import Combination
@@ -154,6 +153,8 @@ def opened(folder: Path, found: Sequence[Combination], tuning: Tuning) -> Iterat
         import optuna
     except ImportError as error:
         raise ValueError("kora tune needs Optuna: pip install 'kora-vit[tune]'") from error
+    from datamodules.locks import acquired, lock_at
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STUDIES
@@ -211,6 +212,8 @@ def _require_tables(file: Path) -> None:
 
 def _address(file: Path) -> str:
     """Address of the database, which needs no locks of its own: only one process uses it."""
+    from datamodules.locks import has_locks
+
     return (
         f"sqlite:///{file}"
         if has_locks(file.parent)

@@ -37,7 +37,7 @@ def metrics(run: Path) -> dict[str, float]:
     return dict(results(run)["metrics"])
 
 
-def test_it_fills_both_splits_and_a_fit_computes_nothing(side: Path, capfd: Capture) -> None:
+def test_it_fills_both_splits_and_a_fit_computes_only_its_test(side: Path, capfd: Capture) -> None:
     told = kora(capfd, "data", "cache", "--config", side, "--data.batch_size", "9")
     assert told.code == 0, told.err
     assert "feature cache, train: 36 images x 21.5 KiB = 774 KiB in " in told.out
@@ -53,9 +53,9 @@ def test_it_fills_both_splits_and_a_fit_computes_nothing(side: Path, capfd: Capt
     record = results(SEED0 / "version_0")
     assert record["feature_cache"] == {
         "dtype": "float32",
-        "splits": ["train", "val"],
+        "splits": ["train", "val", "test"],
         "bytes_an_image": 22016,
-        "images_computed": 0,
+        "images_computed": 24,  # of the test
         "seconds": record["seconds"]["feature_cache"],
     }
 
@@ -77,7 +77,7 @@ def test_runs_with_and_without_it_are_runs_of_one_config_with_one_result(
     assert kora(capfd, "fit", "--config", side, "--model.feature_cache", "off").code == 0
     kept, images = SEED0 / "version_0", SEED0 / "version_1"
     assert metrics(kept) == pytest.approx(metrics(images), abs=1e-4)
-    assert results(kept)["feature_cache"]["images_computed"] == 48
+    assert results(kept)["feature_cache"]["images_computed"] == 48 + 24
     assert results(images)["feature_cache"] is None
     assert results(kept)["seconds"]["feature_cache"] > 0, "the clock of the fit leaves it out"
     assert "feature_cache" not in results(images)["seconds"]

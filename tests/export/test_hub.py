@@ -11,8 +11,8 @@ import yaml
 
 import kora as package
 from kora.adapters import LoRA
-from kora.adapters.folder import read_adapter_config
 from kora.export.hub import push
+from kora.runs.adapter_config import read_adapter_config
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.cli import kora
 from tests.support.hub_server import Hub, serving_hub

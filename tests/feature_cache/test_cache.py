@@ -26,7 +26,8 @@ from kora.backbone.vit import Backbone
 from kora.feature_cache.cache import KEPT, FeatureCache
 from kora.feature_cache.rules import cache_folder, why_not
 from kora.heads import LinearDepth
-from kora.tasks import AdapterTask, ClassificationTask, DepthTask
+from kora.tasks import ClassificationTask, DepthTask
+from tests.support.cached import SIZES, Watch, classifier, fitted, scenes, values
 from tests.support.data_factory import write_class_folders
 from tests.support.factory import kick
 from tests.support.families import tiny
@@ -35,61 +36,11 @@ from tests.support.two_ranks import QUIET, on_two_ranks
 
 pytestmark = pytest.mark.runs
 
-SIZES: dict[str, Any] = {"train_images": 52, "test_images": 13, "val_images": 12, "batch_size": 9}
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "LinearProbe": LinearProbe,
     "KoRA": lambda: KoRA(PaperForm(4, inject=False), 4),
     "KoRA-cls": lambda: KoRA(PaperForm(4, inject=False, pool="cls", sites=["q", "fc1"]), 4),
 }
-
-
-class Watch(Callback):
-    """Losses and images of every training batch, what a batch holds, and passes of the backbone."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.images: list[list[int]] = []
-        self.held: set[frozenset[str]] = set()
-        self.passes = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        def count(*_: Any) -> None:
-            self.passes += 1
-
-        pl_module.backbone.model.register_forward_hook(count)
-        pl_module.backbone.register_forward_hook(count)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        self.losses.append(float(outputs["loss"]))
-        self.images.append(batch["index"].tolist())
-        self.held.add(frozenset(batch))
-
-
-def scenes(**options: Any) -> Synthetic:
-    return Synthetic(image_size=32, seed=0, **{**SIZES, **options})
-
-
-def classifier(strategy: Strategy, backbone: Backbone | None = None, **options: Any) -> Any:
-    torch.manual_seed(2)
-    return ClassificationTask(backbone or tiny("tiny_vit"), strategy, **options)
-
-
-def fitted(
-    task: AdapterTask, data: Any = None, *, trainer: dict[str, Any] | None = None
-) -> tuple[Watch, Trainer]:
-    watch = Watch()
-    options: dict[str, Any] = {**QUIET, "max_epochs": 2, **(trainer or {})}
-    callbacks = [watch, *options.pop("callbacks", [])]
-    made = Trainer(**options, callbacks=callbacks)
-    torch.manual_seed(5)
-    made.fit(task, datamodule=scenes() if data is None else data)
-    return watch, made
-
-
-def values(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @pytest.fixture
@@ -113,14 +64,21 @@ def test_every_loss_and_the_order_of_images_are_those_without_it(
     assert (images.passes > 0, kept.passes) == (True, 0), "the first epoch reads it already"
 
 
-def test_a_test_after_it_reads_images(folder: str) -> None:
-    found = []
-    for option in (False, True):
-        task = classifier(LinearProbe(), feature_cache=option, feature_cache_folder=folder)
-        data = scenes()
+def test_a_test_after_a_fit_keeps_its_features_for_the_next_runs(folder: str) -> None:
+    found, passes = [], []
+    for option, place in ((False, folder), (True, folder), (True, folder)):
+        task = classifier(LinearProbe(), feature_cache=option, feature_cache_folder=place)
+        data = scenes(num_workers=1)
         _, trainer = fitted(task, data)
+        seen: list[int] = []
+        task.backbone.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         found.append(trainer.test(task, datamodule=data, verbose=False)[0])
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
+        passes.append(len(seen))
+        assert "image" in next(iter(data.test_dataloader())), "they are given back"
+    assert found[1:] == [pytest.approx(found[0], abs=1e-4)] * 2
+    assert passes[2] <= 1, "some images are compared with their rows"
+    assert passes[1] > passes[2]
+    assert [one.split for one in task.feature_cache.splits] == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +127,11 @@ def test_as_many_epochs_as_views_do_not_pay_and_maps_are_not_moved(folder: str) 
         fitted(task, scenes(maps=["depth_m"], **data), trainer={"max_epochs": 3})
 
 
-def test_a_test_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
+def test_a_test_without_a_fit_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
     task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
     data = scenes(num_workers=1)
     _, trainer = fitted(task, data)
+    task.feature_cache.splits = []
     plain = trainer.test(task, datamodule=data, verbose=False)[0]
     assert len(list(Path(folder).glob("tiny_vit-*"))) == 2, "training and validation"
     with torch.no_grad():
@@ -183,9 +142,6 @@ def test_a_test_reads_a_table_that_is_there_and_fills_none(folder: str) -> None:
     task.backbone.register_forward_hook(lambda *_: passes.append(1))
     assert trainer.test(task, datamodule=data, verbose=False)[0] == pytest.approx(plain, abs=1e-4)
     assert len(passes) <= 1, "some images are compared with their rows"
-    assert [one.split for one in task.feature_cache.splits] == ["train", "val", "test"]
-    images_again = next(iter(data.test_dataloader()))
-    assert "image" in images_again, "they are given back"
 
 
 @pytest.mark.parametrize("head", [LinearDepth, lambda: LinearDepth(levels=1, cls=False)])

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from datamodules.recipe import ImageRecipe
 from kora.adapters import Strategy
-from kora.adapters.folder import ADAPTER_CONFIG, save_adapter
+from kora.adapters.folder import save_adapter
 from kora.backbone.vit import Backbone
+from kora.runs.adapter_config import ADAPTER_CONFIG
 from kora.tasks import AdapterTask, ClassificationTask
 from kora.tasks.adapter_record import preprocessing, task_record
 from tests.support.factory import built, kick
