@@ -132,38 +132,43 @@ def _lightning(command: str) -> Command:
     return run
 
 
-def _predict(args: Sequence[str]) -> None:
-    """Images by a run, unless the words begin with the options of a config: by Lightning."""
+def _is_of_a_config(args: Sequence[str]) -> bool:
+    """Whether the words of `kora predict` are the options of a config, for Lightning."""
     named = any(arg.split("=")[0] in ("--images", "--help", "-h") for arg in args)
-    if args and args[0].startswith("-") and (not named or list(args) == ["--help", "all"]):
+    return bool(args) and args[0].startswith("-") and (not named or list(args) == ["--help", "all"])
+
+
+def _predict(args: Sequence[str]) -> None:
+    """Images by a run, or a data set by Lightning."""
+    if _is_of_a_config(args):
         _lightning("predict")(args)
-        return
-    _in("kora.export.predict", "predict_command", options="kora.export.options")(args)
+    else:
+        _imported("kora.export.predict").predict_command(args)
 
 
-def _in(module: str, name: str, *, options: str | None = None, finished: bool = False) -> Command:
-    """The command that a module has, which is imported when it runs.
-
-    Args:
-        module: Its module.
-        name: Its function: NAME_command, or NAME.
-        options: A module without torch that has NAME_parser. Help, mistakes in the options and
-            folders that are no runs are then told before the command's own module is imported.
-        finished: Whether it needs the results of a run, and not the adapter alone.
-    """
+def _in(module: str, name: str) -> Command:
+    """The command that a module has, which is imported when it runs."""
 
     def run(args: Sequence[str]) -> None:
-        if options is not None:
-            parser = getattr(import_module(options), f"{name.removesuffix('_command')}_parser")()
-            _require_runs(parser.parse_known_args(args)[0], finished=finished)
         getattr(_imported(module), name)(args)
 
     return run
 
 
-def _require_runs(own: Any, *, finished: bool) -> None:
-    """Refuse folders that are no runs, as the command would."""
-    named = getattr(own, "run", [])
+#: Modules without torch that have COMMAND_parser. Help, mistakes in the options and folders that
+#: are no runs are told before the command's own module is imported.
+_OPTIONS = {
+    **dict.fromkeys(("export", "predict", "push"), "kora.export.options"),
+    **dict.fromkeys(("cka", "inspect"), "kora.inspect.options"),
+}
+
+
+def _check_early(command: str, args: Sequence[str]) -> None:
+    """Parse the options of a command on runs, and refuse folders that are none, as it would."""
+    if command not in _OPTIONS or (command == "predict" and _is_of_a_config(args)):
+        return
+    parser = getattr(import_module(_OPTIONS[command]), f"{command}_parser")()
+    named = getattr(parser.parse_known_args(args)[0], "run", [])
     for run in [named] if isinstance(named, str) else named:
         if run.startswith("hf:/"):
             continue
@@ -171,7 +176,7 @@ def _require_runs(own: Any, *, finished: bool) -> None:
         from kora.runs.durable import expand
         from kora.runs.results import read_results
 
-        if finished:
+        if command == "cka":  # needs the results, and not the adapter alone
             read_results(run_of(expand(run)))
         else:
             read_adapter_config(local_adapter_folder(run))
@@ -181,17 +186,17 @@ _COMMANDS: dict[str, Command] = {
     "adapt": _in("kora.adaptation.command", "adapt_command"),
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
-    "export": _in("kora.export.command", "export_command", options="kora.export.options"),
-    "push": _in("kora.export.hub", "push_command", options="kora.export.options"),
+    "export": _in("kora.export.command", "export_command"),
+    "push": _in("kora.export.hub", "push_command"),
     "params": _in("kora.cli.params", "params"),
     "data": _in("kora.cli.params", "data"),
     "grid": _in("kora.grid.command", "grid"),
     "tune": _in("kora.tune.command", "tune"),
     "compare": _in("kora.cli.compare", "compare"),
     "dashboard": _in("kora.cli.dashboard", "dashboard"),
-    "cka": _in("kora.inspect.cka", "cka_command", options="kora.inspect.options", finished=True),
+    "cka": _in("kora.inspect.cka", "cka_command"),
     "paper": _in("kora.paper.command", "paper_command"),
-    "inspect": _in("kora.inspect.command", "inspect_command", options="kora.inspect.options"),
+    "inspect": _in("kora.inspect.command", "inspect_command"),
     "list": _in("kora.cli.listing", "main"),
     "init": _in("kora.cli.init", "main"),
     "completion": _in("kora.cli.completion", "main"),
@@ -259,6 +264,8 @@ def _command(args: list[str]) -> None:
     if command is None:
         near = hint(args[0], _COMMANDS)
         _fail(f"there is no command '{args[0]}'.{near} `kora --help` lists them.", code=2)
+    if args[1:] in (["--help"], ["-h"]):
+        _check_early(args[0], args[1:])
     if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
         command(args[1:])
         return
@@ -276,6 +283,7 @@ def _command(args: list[str]) -> None:
         refuse_mistyped(args[1:])
     from kora.runs.trust import policy_for, split_trust
 
+    _check_early(args[0], split_trust(args[1:])[0])
     with policy_for(args):
         command(split_trust(args[1:])[0])
 

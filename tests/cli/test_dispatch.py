@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import kora as package
 from datamodules.recipe import UnreadableImageError
 from kora.backbone.vit import Backbone
-from kora.cli.dispatch import _told
+from kora.cli.dispatch import USAGE, _told
 from kora.training.lightning_cli import parse
 from tests.support.cli import REPOSITORY, kora, start, tiny_config, write_config
 from tests.support.comparisons import FILES
@@ -303,3 +303,25 @@ def test_an_error_from_a_loader_process_is_told_as_it_was_worded() -> None:
     raised = UnreadableImageError(f"Caught UnreadableImageError in worker 0.\nOriginal {trace}")
     assert str(_told(raised)) == words
     assert str(_told(UnreadableImageError(words))) == words
+
+
+def test_help_and_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    """All in one process, as only the first to import it would be seen to."""
+    told = [[command, "--help"] for command in re.findall(r"^  (\w+)  ", USAGE, re.MULTILINE)]
+    told += [
+        [*words, "nowhere", *more]
+        for words, more in (
+            (["predict"], ["--images", "photos"]), (["export"], ["--format", "timm"]),
+            (["inspect"], []), (["cka"], []), (["push"], ["me/cats"]), (["compare"], []),
+            (["fit", "--config"], []), (["grid", "--config"], []), (["tune", "--config"], []),
+        )
+    ]  # fmt: skip
+    code = "import sys\nfrom kora.cli.dispatch import main\n"
+    code += f"for words in {told!r}:\n    try: main(words)\n    except SystemExit: pass\n"
+    code += "    assert 'torch' not in sys.modules, words\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(told) > 20
+    assert done.stderr.count("kora: error: ") == 9
