@@ -55,8 +55,15 @@ def side() -> Strategy:
     return KoRA(PaperForm(8, inject=False), 8)
 
 
+def late() -> Strategy:
+    """LoRA in the last two blocks: those before are computed once."""
+    return LoRA(8, blocks=[-2, -1])
+
+
 CONTENDERS = [
     Contender("LoRA", lambda: LoRA(8), IMAGES),
+    Contender("LoRA, last 2 blocks", late, IMAGES),
+    Contender("LoRA, last 2 blocks", late, "float32"),
     Contender("linear probe", LinearProbe, IMAGES),
     Contender("linear probe", LinearProbe, "float32"),
     Contender("KoRA-side", side, IMAGES),

@@ -1,7 +1,8 @@
-"""How soon the command answers: `kora --help`, `--version`, `list` and `fit --help all`.
+"""How soon the command answers: help, lists, mistakes, and what it imports before a fit begins.
 
 Each is a process of its own, from its start to its end, all in turn; beside them `import torch`
-alone, and the `fit --help` of a command of one line on LightningCLI.
+alone, the imports of a fit without kora, and the `fit --help` of a command of one line on
+LightningCLI.
 
     python benchmarks/startup.py [--repeats 5] [--json FILE] [--out FOLDER]
 """
@@ -37,18 +38,27 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 KORA = (sys.executable, "-m", "kora")
 STOCK = "from lightning.pytorch.cli import LightningCLI; LightningCLI()"
 TORCH = "import torch"
+LIBRARIES = "import torch, timm, lightning.pytorch"
 COMMANDS = {
     "kora --help": (*KORA, "--help"),
     "kora --version": (*KORA, "--version"),
     "kora list": (*KORA, "list"),
+    "kora grid --help": (*KORA, "grid", "--help"),
+    "kora predict --help": (*KORA, "predict", "--help"),
+    "kora fit --model.head_lrr": (*KORA, "fit", "--config", "quickstart", "--model.head_lrr=1"),
+    "kora inspect nowhere": (*KORA, "inspect", "nowhere"),
     "kora fit --help all": (*KORA, "fit", "--help", "all"),
     "LightningCLI fit --help": (sys.executable, "-c", STOCK, "fit", "--help"),
     TORCH: (sys.executable, "-c", TORCH),
+    LIBRARIES: (sys.executable, "-c", LIBRARIES),
+    "the same after import kora": (sys.executable, "-c", f"import kora; {LIBRARIES}"),
 }
+#: What a mistake exits with.
+CODES = {"kora fit --model.head_lrr": 2, "kora inspect nowhere": 1}
 
 
-def spent(command: Sequence[str]) -> dict[str, float]:
-    """Wall and processor seconds of a command."""
+def spent(command: Sequence[str], code: int = 0) -> dict[str, float]:
+    """Wall and processor seconds of a command, which ends with this code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -56,7 +66,7 @@ def spent(command: Sequence[str]) -> dict[str, float]:
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - begun
-    if done.returncode:
+    if done.returncode != code:
         raise RuntimeError(f"{' '.join(command)} ends with {done.returncode}: {done.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -72,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, Any]] = {n: {"seconds": [], "cpu seconds": []} for n in COMMANDS}
     for repeat in range(own.repeats + 1):  # the first fills the page cache
         for name, command in COMMANDS.items():
-            for kind, number in spent(command).items():
+            for kind, number in spent(command, CODES.get(name, 0)).items():
                 if repeat:
                     found[name][kind].append(number)
         print(f"\rround {repeat} of {own.repeats}", end="", file=sys.stderr, flush=True)

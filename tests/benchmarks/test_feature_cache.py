@@ -16,6 +16,8 @@ def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_pa
     found = {(one["name"], one["reads"]): one for one in record["contenders"]}
     assert list(found) == [
         ("LoRA", "images"),
+        ("LoRA, last 2 blocks", "images"),
+        ("LoRA, last 2 blocks", "float32"),
         ("linear probe", "images"),
         ("linear probe", "float32"),
         ("KoRA-side", "images"),
@@ -29,7 +31,12 @@ def test_cached_epochs_have_the_losses_of_images_and_read_what_is_counted(tmp_pa
     assert found["linear probe", "float32"]["bytes_an_image"] == 4 * 128
     assert found["KoRA-side", "float32"]["bytes_an_image"] == 4 * (128 + nodes)
     assert found["KoRA-side", "bfloat16"]["bytes_an_image"] == 2 * (128 + nodes)
-    for key in (("linear probe", "float32"), ("KoRA-side", "float32")):
+    assert found["LoRA, last 2 blocks", "float32"]["bytes_an_image"] == 4 * 128 * 65
+    for key in (
+        ("LoRA, last 2 blocks", "float32"),
+        ("linear probe", "float32"),
+        ("KoRA-side", "float32"),
+    ):
         assert found[key]["largest loss difference"] <= 1e-4
         # No time is asserted but this one, which a busy machine does not turn round.
         assert found[key]["lora / this"][1] > 1
