@@ -80,7 +80,13 @@ def _files(source: Source) -> tuple[list[Path], list[Path]]:
     images: dict[str, Path] = {}
     for path in visible_files(source.images):
         if path.suffix.lower() in image_suffixes():
-            images[path.relative_to(source.images).with_suffix("").as_posix()] = path
+            stem = path.relative_to(source.images).with_suffix("").as_posix()
+            if stem in images:
+                raise ValueError(
+                    f"{images[stem]} and {path.name} have one name, and one XML file. Keep one of "
+                    "the images."
+                )
+            images[stem] = path
     if source.listed is None:
         files = [p for p in visible_files(source.boxes) if p.suffix.lower() == ".xml"]
         names = [file.relative_to(source.boxes).with_suffix("").as_posix() for file in files]

@@ -111,7 +111,13 @@ def yolo_names(root: Path, labels: Path) -> list[str] | None:
             return _names_of(_read_yaml(file), file)
     for file in (root / "classes.txt", root / "labels/classes.txt", labels / "classes.txt"):
         if file.is_file():
-            return [line.strip() for line in text_of(file).splitlines() if line.strip()]
+            names = [line.strip() for line in text_of(file).rstrip().splitlines()]
+            if "" in names:
+                raise ValueError(
+                    f"{file}, line {names.index('') + 1} is empty, so it is not clear which number "
+                    "the next class has. Remove the line, or name its class."
+                )
+            return names
     return None
 
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-__all__ = ["METRICS", "dashboard", "dashboard_parser"]
+from kora.console.formats import HEADLINES
 
-#: What the tests of the tasks measure.
-METRICS = ("accuracy", "rmse_m", "miou", "map")
+__all__ = ["dashboard", "dashboard_parser"]
 
 
 def dashboard(args: Sequence[str]) -> None:
@@ -67,7 +66,7 @@ def dashboard_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT[/EXPERIMENT]")
     parser.add_argument(
-        "--metric", choices=METRICS, default="accuracy",
+        "--metric", choices=HEADLINES, default="accuracy",
         help="of classification (default), depth, segmentation or detection",
     )  # fmt: skip
     parser.add_argument(

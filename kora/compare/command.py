@@ -25,7 +25,7 @@ from kora.compare.pairing import with_differences
 from kora.compare.selection import load_runs, newest
 from kora.compare.setting_differences import setting_differences, training_note
 from kora.compare.verdict import RULE, Difference, verdict
-from kora.console.formats import format_metric, is_rate
+from kora.console.formats import HEADLINES, format_metric, is_rate
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
 
@@ -39,8 +39,7 @@ __all__ = [
 ]
 
 _USUAL_REFERENCE = "LinearProbe"
-#: Of classification, of depth, of segmentation, of detection.
-_DEFAULT_METRICS = ("test/accuracy", "test/rmse_m", "test/miou", "test/map")
+_DEFAULT_METRICS = tuple(f"test/{name}" for name in HEADLINES)
 
 
 def compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "HEADLINES",
     "baseline_name",
     "format_metric",
     "format_number",
@@ -13,6 +14,9 @@ __all__ = [
     "is_rate",
     "named_metric",
 ]
+
+#: The metric by which runs of a task are compared: classification, depth, segmentation, detection.
+HEADLINES = ("accuracy", "rmse_m", "miou", "map")
 
 _RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "iou", "miou"} | {
     f"delta{power}" for power in (1, 2, 3)

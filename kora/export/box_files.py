@@ -104,7 +104,8 @@ class BoxFiles:
             return ""
         picture = self.model.recipe.open(self.files[place])
         made = drawn(picture, found, self.classes)
-        name = f"{self.names[place]}.jpg"
+        own = str(self.names[place])
+        name = own if own.lower().endswith((".jpg", ".jpeg")) else f"{own}.jpg"
         write_atomically(
             self.folder / name, lambda path: made.save(path, format="JPEG", quality=90)
         )

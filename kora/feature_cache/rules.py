@@ -83,7 +83,9 @@ def prefix_blocks(task: Any) -> int:
     if not backbone.changes:
         return 0
     own = _owner(type(adapter), "forward") < _owner(type(adapter), "untouched_blocks")
-    if own or len(backbone.changes) > 1 or backbone.layer_summaries or task.compile_module:
+    # Checkpointing would call blocks again in backward, when they no longer begin with kept tokens.
+    called_again = task.compile_module or backbone.model.grad_checkpointing
+    if own or len(backbone.changes) > 1 or backbone.layer_summaries or called_again:
         return 0
     return int(min([adapter.untouched_blocks(), *backbone.levels]))
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.metrics.areas import IGNORED
+from datamodules.segmentation.masks import IGNORED
 
 __all__ = ["SegmentationLoss", "dice_loss", "lovasz_loss"]
 

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORED", "areas_of", "boundary_of", "boundary_width", "iou_of", "mean_iou"]
+from datamodules.segmentation.masks import IGNORED
 
-#: The class of pixels that do not count.
-IGNORED = 255
+__all__ = ["areas_of", "boundary_of", "boundary_width", "iou_of", "mean_iou"]
 
 #: Width of a boundary, as a share of the diagonal of the image (Cheng et al., arXiv:2103.16562).
 _BOUNDARY = 0.02

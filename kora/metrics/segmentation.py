@@ -16,7 +16,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from kora.metrics.areas import IGNORED, areas_of, boundary_of, boundary_width, iou_of, mean_iou
+from datamodules.segmentation.masks import IGNORED
+from kora.metrics.areas import areas_of, boundary_of, boundary_width, iou_of, mean_iou
 from kora.metrics.order import each_once
 
 __all__ = ["SegmentationMetrics"]

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from datamodules.segmentation.masks import IGNORED
 from kora.reports.canvas import literal, new_figure, save
 from kora.reports.palette import IGNORED_COLOUR, Colours, coloured
 
@@ -63,7 +64,7 @@ def mask_grid(
         of_mistakes.imshow(_mistakes(picture, truth, guess, palette), interpolation="nearest")
         for axis in (image, of_truth, of_guess, of_mistakes):
             axis.set(xticks=[], yticks=[])
-        counted = truth != 255
+        counted = truth != IGNORED
         right = float((guess == truth)[counted].mean()) if counted.any() else None
         said = "nothing counts" if right is None else f"{100 * right:.1f} % right"
         of_mistakes.set_title(said, loc="right", fontsize=8)
@@ -102,7 +103,7 @@ def _mistakes(
     columns = np.arange(truth.shape[1]) * grey_hw.shape[1] // truth.shape[1]
     grey_HW = 255 - _DIMMED * (255 - grey_hw[rows][:, columns])
     shown = np.repeat(grey_HW[..., None], 3, axis=2).astype(np.uint8)
-    wrong = (truth != 255) & (guess != truth)
+    wrong = (truth != IGNORED) & (guess != truth)
     shown[wrong] = coloured(guess, palette)[wrong]
     return shown
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.segmentation.masks import IGNORED
 from kora.reports.audit_segmentation import SegmentationAudit, audit_segmentation
 from kora.reports.base import Report, Samples
 from kora.reports.by_class import class_bars, write_classes
@@ -70,7 +71,7 @@ class SegmentationReport(Report):
             return []
         rows = []
         for image, truth, guess in _separate(self.samples):
-            counted = truth != 255
+            counted = truth != IGNORED
             rows.append(
                 {
                     "image": image.transpose(1, 2, 0),

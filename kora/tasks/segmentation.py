@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.segmentation.masks import IGNORED
 from kora.adapters import Strategy
 from kora.backbone.frozen_inputs import Inputs
 from kora.backbone.images import resized
 from kora.backbone.vit import Backbone
 from kora.heads import LinearSegmentation, SegmentationHead
 from kora.losses import SegmentationLoss
-from kora.metrics.areas import IGNORED, mean_iou
+from kora.metrics.areas import mean_iou
 from kora.metrics.segmentation import SegmentationMetrics
 from kora.metrics.segmentation_protocol import SegmentationProtocol
 from kora.tasks.base import AdapterTask

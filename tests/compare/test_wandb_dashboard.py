@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kora.cli.dashboard import METRICS
 from kora.compare.wandb_dashboard import shown, view_of
+from kora.console.formats import HEADLINES
 from kora.console.identity import looks
 from kora.loggers.wandb_runs import Address
 from tests.support.cli import kora
@@ -26,7 +26,7 @@ def panels(view: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", HEADLINES)
 def test_the_panels_name_what_a_run_logs(metric: str) -> None:
     pytest.importorskip("wandb_workspaces")
     found = panels(view_of(Address("me", "kora"), metric))

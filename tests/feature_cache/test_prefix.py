@@ -113,6 +113,14 @@ def test_a_strategy_with_a_forward_of_its_own_must_not_get_empty_images() -> Non
     assert prefix_blocks(task) == 0
 
 
+def test_blocks_that_are_computed_again_in_backward_need_their_images() -> None:
+    task = classifier(LATE["LoRA"](), num_classes=7)
+    task.build()
+    assert prefix_blocks(task) == 1
+    task.backbone.model.set_grad_checkpointing(True)
+    assert prefix_blocks(task) == 0
+
+
 @pytest.mark.parametrize(("levels", "blocks"), [((1,), 1), ((0, 1), 0)])
 def test_a_head_that_reads_an_early_level_leaves_less_to_keep(
     levels: tuple[int, ...], blocks: int

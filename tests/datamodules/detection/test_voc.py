@@ -67,6 +67,13 @@ def test_a_file_without_an_image_is_refused(tmp_path: Path) -> None:
         read_voc(files)
 
 
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = source(tmp_path)
+    (tmp_path / "images/p1.jpeg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"p1\.\w+ and p1\.\w+ have one name, and one XML file"):
+        read_voc(files)
+
+
 def test_an_image_without_a_file_is_not_used_and_one_without_objects_is(tmp_path: Path) -> None:
     files = source(tmp_path)
     (tmp_path / "annotations/p1.xml").unlink()

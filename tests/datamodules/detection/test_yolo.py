@@ -83,6 +83,14 @@ def test_classes_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
         yolo_names(tmp_path, tmp_path)
 
 
+def test_an_empty_line_among_the_classes_would_shift_them_and_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, line 2 is empty"):
+        yolo_names(tmp_path, tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n\n")
+    assert yolo_names(tmp_path, tmp_path) == ["cat", "dog"]
+
+
 def test_an_ending_in_capitals_is_read(tmp_path: Path) -> None:
     files = source(tmp_path)
     (tmp_path / "labels/p2.txt").rename(tmp_path / "labels/p2.TXT")
