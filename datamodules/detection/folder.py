@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import check_box_augment
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import Part, Split
 from datamodules.detection.boxes import Annotations, Boxes, Picture
 from datamodules.detection.coco import read_coco
 from datamodules.detection.instances import read_instances
@@ -27,18 +27,18 @@ from datamodules.detection.layouts import Layout, Source, find_layout
 from datamodules.detection.reader import BoxReader
 from datamodules.detection.voc import read_voc
 from datamodules.detection.yolo import read_yolo, yolo_names
-from datamodules.download import expand_path, obtain_folder
 from datamodules.groups import cut_parts
-from datamodules.loading import ReadDataset, sides
+from datamodules.in_parts import _FolderInParts
+from datamodules.loading import ReadDataset
 from datamodules.recipe import ImageRecipe
-from datamodules.splits import IntArray, choose_train_beside
+from datamodules.splits import IntArray
 
 __all__ = ["DetectionFolder"]
 
 BoxFit = Literal["contain", "stretch"]
 
 
-class DetectionFolder(ImageDataModule):
+class DetectionFolder(_FolderInParts):
     """Images with boxes of objects, in one of four layouts, found by what is there.
 
     - COCO json: `annotations/instances_train2017.json` beside `train2017`; `annotations.json`
@@ -61,21 +61,12 @@ class DetectionFolder(ImageDataModule):
 
     Args:
         root: Folder with one of the layouts.
-        image_size: Pixels (height, width) of the images, or one number for a square; None: the size
-            of the backbone, which a command fills in.
-        archive: A local archive to extract to `root` if that folder is missing or empty.
         class_names: Names of the K classes, in their order, among those in the files. None: all in
             the files of the training part.
-        train_dir: Name of the training part; None: the first that begins with train.
-        test_dir: Name of the test part; None: one that begins with test, else with val.
-        val_dir: Name of a part whose images validate; None: they are taken from the training part.
-        test_fraction: Share of the images that test if the folder has no parts; with `groups`, in
-            whole groups.
         resize: `contain` fits each image inside `image_size` with its proportions, and fills the
             rest with grey; `stretch` ignores its proportions, as other tasks on the same images may
             (`kora.MultiTask`).
-        num_workers: Worker processes, which read the files.
-        **options: The options of every data module, see `ImageDataModule`.
+        **options: The options of every folder in parts, and of every data module.
 
     Raises:
         ValueError: An option is out of range.
@@ -87,37 +78,18 @@ class DetectionFolder(ImageDataModule):
         self,
         root: str,
         *,
-        image_size: int | tuple[int, int] | None = None,
-        archive: str | None = None,
         class_names: list[str] | None = None,
-        train_dir: str | None = None,
-        test_dir: str | None = None,
-        val_dir: str | None = None,
-        test_fraction: float = 0.2,
         resize: BoxFit = "contain",
-        num_workers: int = 2,
         **options: Any,
     ) -> None:
-        super().__init__(num_workers=num_workers, **options)
+        super().__init__(root, **options)
         if resize not in get_args(BoxFit):
             raise ValueError(f"data.resize is {resize!r}; use contain or stretch.")
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"data.test_fraction is {test_fraction}; it must lie in (0, 1).")
         check_box_augment(self.augment)
-        self.image_size = sides(image_size)
         self.resize: BoxFit = resize
-        self.root = expand_path(root, key="data.root")
-        self.archive = None if archive is None else expand_path(archive, key="data.archive")
-        self.val_dir = val_dir
-        self.test_fraction = test_fraction
         self._given_names = None if class_names is None else _own_names(class_names)
-        self._given_parts = train_dir, test_dir
 
     # -- what is there -------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Extract the archive, unless `root` exists."""
-        obtain_folder(self.root, archive=self.archive)
 
     @cached_property
     def layout(self) -> Layout:
@@ -213,11 +185,6 @@ class DetectionFolder(ImageDataModule):
         return self.class_names
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        """K; extracts the archive if that has not happened yet."""
-        return len(self.class_names)
-
-    @property
     def recipe(self) -> ImageRecipe:
         """The recipe by which every image is read; nothing is cut off."""
         return ImageRecipe(self.resize, self.image_size)
@@ -268,20 +235,13 @@ class DetectionFolder(ImageDataModule):
         """Paths (N,) of the images below the folder of their part."""
         return [picture.name for picture in self._pictures[part]]
 
-    def read_labels(self, part: Part) -> IntArray:
-        """Zeros (N,): an image has no class of its own."""
-        return np.zeros(len(self._pictures[part]), dtype=np.int64)
-
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """As for every data module; with `val_dir`, its images validate."""
         if self.val_dir is not None:
             val = np.arange(
                 len(labels) - len(self._annotations[self.val_dir].pictures), len(labels)
             )
-            seed = self.resolved_seed()
-            names = ["image"]
-            train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
-            return train, val
+            return self.with_validation(labels, val)
         unused = [name for name in self.layout.parts if name.lower().startswith("val")]
         in_use = any("val" in name.lower() for name in self.official_parts.values())
         if unused and not in_use:  # trainval uses it

@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import resizes
-from datamodules.base import ImageDataModule, Part, Split
-from datamodules.download import expand_path, obtain_folder
+from datamodules.base import Part, Split
+from datamodules.download import expand_path
 from datamodules.groups import cut_parts
-from datamodules.loading import ReadDataset, sides
+from datamodules.in_parts import _FolderInParts
+from datamodules.loading import ReadDataset
 from datamodules.recipe import ImageRecipe
 from datamodules.segmentation.masks import (
     IGNORED,
@@ -35,7 +36,7 @@ from datamodules.segmentation.masks import (
 )
 from datamodules.segmentation.pairs import Layout, LayoutName, Pair, find_layout
 from datamodules.segmentation.reader import PairReader
-from datamodules.splits import IntArray, choose_train_beside
+from datamodules.splits import IntArray
 
 __all__ = ["SegmentationFolder"]
 
@@ -53,7 +54,7 @@ _VOC = (
 )  # fmt: skip
 
 
-class SegmentationFolder(ImageDataModule):
+class SegmentationFolder(_FolderInParts):
     """Images with a mask of classes, paired by name, in one of three layouts.
 
     - Your own: `train/images`, `train/masks`, `test/images` and `test/masks`; or `images` and
@@ -70,9 +71,6 @@ class SegmentationFolder(ImageDataModule):
 
     Args:
         root: Folder with one of the layouts.
-        image_size: Pixels (height, width) to which images are brought for `resize`, or one number
-            for a square; None: the size of the backbone, which a command fills in.
-        archive: A local archive to extract to `root` if that folder is missing or empty.
         class_names: Names of the K classes, in the order of their values. None: those of `colors`,
             of `classes.txt` in `root` (one a line), or of VOC2012 or ADE20K; else the masks are
             searched for the highest value.
@@ -81,15 +79,9 @@ class SegmentationFolder(ImageDataModule):
         ignore_index: Value in the files that neither trains nor counts; null: none.
         reduce_zero_label: Ignore 0 as well, and count classes from 1. None: only for ADE20K, which
             needs it.
-        train_dir: Name of the training part; None: that of the layout.
-        test_dir: Name of the test part; None: that of the layout.
-        val_dir: Name of a part whose images validate; None: they are taken from the training part.
-        test_fraction: Share of the images that test if the folder has no parts; with `groups`, in
-            whole groups.
         resize: `stretch` brings each image to `image_size`; `cover` scales it until it covers that
             size and keeps its proportions, for crops in training and for `window: slide`.
-        num_workers: Worker processes, which read the files.
-        **options: The options of every data module, see `ImageDataModule`.
+        **options: The options of every folder in parts, and of every data module.
 
     Raises:
         ValueError: An option is out of range.
@@ -101,25 +93,16 @@ class SegmentationFolder(ImageDataModule):
         self,
         root: str,
         *,
-        image_size: int | tuple[int, int] | None = None,
-        archive: str | None = None,
         class_names: list[str] | None = None,
         colors: str | None = None,
         ignore_index: int | None = IGNORED,
         reduce_zero_label: bool | None = None,
-        train_dir: str | None = None,
-        test_dir: str | None = None,
-        val_dir: str | None = None,
-        test_fraction: float = 0.2,
         resize: MaskFit = "stretch",
-        num_workers: int = 2,
         **options: Any,
     ) -> None:
-        super().__init__(num_workers=num_workers, **options)
+        super().__init__(root, **options)
         if resize not in get_args(MaskFit):
             raise ValueError(f"data.resize is {resize!r}; use stretch or cover.")
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"data.test_fraction is {test_fraction}; it must lie in (0, 1).")
         if ignore_index is not None and not 0 <= ignore_index <= 255:
             raise ValueError(f"data.ignore_index is {ignore_index}; use 0 to 255, or null.")
         if class_names is not None:
@@ -129,23 +112,13 @@ class SegmentationFolder(ImageDataModule):
                 "data.resize is cover, so images differ in size, and training needs crops of one "
                 "size. Set data.augment: flip_resize_crop_color, or data.resize: stretch."
             )
-        self.image_size = sides(image_size)
         self.resize: MaskFit = resize
-        self.root = expand_path(root, key="data.root")
-        self.archive = None if archive is None else expand_path(archive, key="data.archive")
         self.colors = None if colors is None else expand_path(colors, key="data.colors")
         self.ignore_index = ignore_index
-        self.val_dir = val_dir
-        self.test_fraction = test_fraction
         self._reduce_zero_label = reduce_zero_label
         self._given_names = class_names
-        self._given_parts = train_dir, test_dir
 
     # -- what is there -------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Extract the archive, unless `root` exists."""
-        obtain_folder(self.root, archive=self.archive)
 
     @cached_property
     def layout(self) -> Layout:
@@ -242,11 +215,6 @@ class SegmentationFolder(ImageDataModule):
         return highest
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        """K; extracts the archive if that has not happened yet."""
-        return len(self.class_names)
-
-    @property
     def recipe(self) -> ImageRecipe:
         """The recipe by which every image is read; nothing is cut off."""
         return ImageRecipe(self.resize, self.image_size)
@@ -283,10 +251,6 @@ class SegmentationFolder(ImageDataModule):
         """Paths (N,) of the images below the folder of their part."""
         return [pair.name for pair in self._part_pairs[part]]
 
-    def read_labels(self, part: Part) -> IntArray:
-        """Zeros (N,): an image has no class of its own."""
-        return np.zeros(len(self._part_pairs[part]), dtype=np.int64)
-
     def choose_train_and_val(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """As for every data module; with `val_dir`, its images validate."""
         unused = {"val", "valid", "validation"} & set(self.layout.parts)
@@ -302,12 +266,6 @@ class SegmentationFolder(ImageDataModule):
             return super().choose_train_and_val(labels)
         first = len(labels) - len(self._validation_pairs)
         return self.with_validation(labels, np.arange(first, len(labels)))
-
-    def with_validation(self, labels: IntArray, val: IntArray) -> tuple[IntArray, IntArray]:
-        """Positions that train and that validate, if `val` are to validate."""
-        seed, names = self.resolved_seed(), ["image"]
-        train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
-        return train, val
 
     # -- reading -------------------------------------------------------------------------------
 

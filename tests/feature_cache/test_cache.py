@@ -613,4 +613,4 @@ def test_all_tokens_of_all_sites_are_not_kept_where_a_gpu_computes_them(pool: An
     trainer.strategy._root_device = torch.device("meta")  # any but the CPU
     said = why_not(task, trainer, scenes())
     assert (said is None) == (pool == "mean")
-    assert said is None or "all tokens of every site, which meta computes faster" in said
+    assert said is None or "all tokens of its blocks, which meta computes faster" in said

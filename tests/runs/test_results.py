@@ -219,7 +219,7 @@ def test_commit_is_that_of_the_source_tree_marked_when_dirty_else_none(tmp_path:
     package = tmp_path / "kora"
     (package / "runs").mkdir(parents=True)
     source = Path(kora.__file__).parent
-    for name in ("__init__.py", "runs/__init__.py", "runs/provenance.py"):
+    for name in ("__init__.py", "start_up.py", "runs/__init__.py", "runs/provenance.py"):
         (package / name).write_text((source / name).read_text())
     assert commit_seen_by(tmp_path) == "None"  # no repository
 
