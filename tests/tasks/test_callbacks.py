@@ -120,4 +120,5 @@ def test_float16_is_refused_where_it_is_emulated(
 
 
 def test_the_ratio_is_measured() -> None:
-    assert 0.01 < slow_bfloat16.time_over_float32(torch.bfloat16) < 100
+    # Processors without a product in bfloat16 take 40 to 190 times as long.
+    assert 0.01 < slow_bfloat16.time_over_float32(torch.bfloat16) < 1000
