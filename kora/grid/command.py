@@ -30,6 +30,7 @@ from kora.grid.plan import (
     entry_for,
     listed,
     refuse_equal,
+    require_writable,
 )
 from kora.grid.run import Outcome, log_path
 from kora.grid.view import GridView
@@ -62,6 +63,7 @@ def grid(args: Sequence[str]) -> None:
         if queue is not None and waiting:
             print(queue.shown([_task(entry, _log(path, entry)) for entry in waiting]))
         return
+    require_writable(entry.config for entry in waiting)
     logs = _logs(path, own, waiting)
     ends = _run(own, entries, waiting, logs, environment) if waiting else {}
     folders = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from kora.runs.search import (
     last_checkpoint,
 )
 
-__all__ = ["Entry", "all_resolved", "entry_for", "listed", "refuse_equal", "resolved"]
+__all__ = [
+    "Entry", "all_resolved", "entry_for", "listed", "refuse_equal", "require_writable", "resolved",
+]  # fmt: skip
 
 FINISHED, AT_WORK, RESUME, NEW = "finished", "at work", "to resume", "to run"
 
@@ -91,6 +94,24 @@ def all_resolved(path: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
                 known[tuple(rest)] = resolved(path, job)
             configs.append({**copy.deepcopy(known[tuple(rest)]), "seed_everything": int(seed)})
     return configs
+
+
+def require_writable(configs: Iterable[Mapping[str, Any]]) -> None:
+    """Make the `runs_dir` of each config, and try it, before any run starts or costs anything.
+
+    Raises:
+        RuntimeError: One cannot be made or written.
+    """
+    for folder in sorted({str(config["runs_dir"]) for config in configs}):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RuntimeError(
+                f"runs_dir: {folder} cannot be written ({error.strerror}). Choose another folder: "
+                "--set runs_dir=FOLDER."
+            ) from error
 
 
 def refuse_equal(path: Path, jobs: Sequence[Job], configs: Sequence[dict[str, Any]]) -> None:

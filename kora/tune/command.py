@@ -19,6 +19,7 @@ from kora.grid.options import (
     launcher,
     picked,
 )
+from kora.grid.plan import require_writable
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
 from kora.tune.file import Tuning, read_tuning
@@ -52,6 +53,7 @@ def tune(args: Sequence[str]) -> None:
     if own.dry_run:
         _dry_run(chosen, tuning, folder)
         return
+    require_writable(one.config for one in chosen)
     with opened(folder, found, tuning) as searches:
         mine = [search for search in searches if search.combination.name in names]
         trouble = _run(path, mine, folder, own, environment)

@@ -34,6 +34,19 @@ def test_a_dry_run_lists_the_commands_and_starts_none(here: Path, capfd: Capture
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("launcher", [(), ("--launcher", "ray")])
+def test_a_folder_of_runs_that_cannot_be_written_is_one_error_and_nothing_starts(
+    launcher: tuple[str, ...], here: Path, capfd: Capture
+) -> None:
+    (here / "taken").touch()
+    name = write_grid(here, vary={"model.adapter.rank": [1, 2]}, set={"runs_dir": "taken"})
+    outcome = kora(capfd, "grid", "--config", name, *launcher)
+    assert outcome.code == 1
+    assert "runs_dir: taken cannot be written (File exists). Choose another" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert "run 1 of" not in outcome.out
+
+
 def test_a_whole_name_picks_that_one_alone() -> None:
     names = {"5+lora": "5+lora", "5+lora_layers": "5+lora_layers"}
     assert picked(Path("g.yaml"), "run", names, ["5+lora"]) == {"5+lora"}
