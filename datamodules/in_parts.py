@@ -69,10 +69,6 @@ class _FolderInParts(ImageDataModule):
         """K; extracts the archive if that has not happened yet."""
         return len(self.class_names)
 
-    def image_names(self, part: Part) -> list[str]:
-        """Paths (N,) of the images below the folder of their part."""
-        raise NotImplementedError
-
     def read_labels(self, part: Part) -> IntArray:
         """Zeros (N,): an image has no class of its own."""
         return np.zeros(len(self.image_names(part)), dtype=np.int64)

@@ -219,9 +219,9 @@ def _with(obj: nn.Module, argument: str, value: int) -> nn.Module:
     return made
 
 
-def first_block(keys: Iterable[str]) -> int:
-    """The first block among keys of sites (`b03_qkv`); 0 if there is none."""
-    blocks = [place_of(key)[0] for key in keys]
+def first_block(names: Iterable[str]) -> int:
+    """The first block that names of trainables, or keys of sites, contain; 0 if there is none."""
+    blocks = [place_of(name)[0] for name in names]
     return min((int(block) for block in blocks if block.isdigit()), default=0)
 
 

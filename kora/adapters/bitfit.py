@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from kora.adapters.base import Strategy
+from kora.adapters.base import Strategy, first_block
 from kora.backbone.rewrites import plain_state
 from kora.backbone.sites import require_blocks
 from kora.backbone.vit import Backbone
@@ -67,8 +67,7 @@ class BitFit(Strategy):
     def untouched_blocks(self) -> int:
         """Those before its first bias; none if one before the blocks trains."""
         before = any(name.startswith(("patch_embed.", "norm_pre.")) for name in self._names)
-        blocks = [int(name.split(".")[1]) for name in self._names if name.startswith("blocks.")]
-        return 0 if before else min(blocks, default=0)
+        return 0 if before else first_block(self._names)
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The backbone's weights, which include the trained biases."""

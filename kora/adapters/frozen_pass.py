@@ -27,6 +27,9 @@ class FrozenPass:
     keeps_tokens = False
     #: Fields of `Features` that `features` changes besides the pooled vector and the levels.
     reads: tuple[str, ...] = ()
+    #: Name of a part of the backbone if its output is all that is kept, whatever strategy and head
+    #: make of it; then both share the tables of others.
+    prefix: str | None = None
 
     def key(self) -> dict[str, Any]:
         """What `inputs` depends on besides backbone and images, in plain types."""
@@ -58,6 +61,7 @@ class PrefixPass(FrozenPass):
         self.strategy = strategy
         self.backbone = backbone
         self.blocks = blocks
+        self.prefix = f"first_{blocks}_blocks"
 
     def key(self) -> dict[str, Any]:
         """How many blocks there are."""

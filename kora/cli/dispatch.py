@@ -264,9 +264,8 @@ def _command(args: list[str]) -> None:
     if command is None:
         near = hint(args[0], _COMMANDS)
         _fail(f"there is no command '{args[0]}'.{near} `kora --help` lists them.", code=2)
-    if args[1:] in (["--help"], ["-h"]):
-        _check_early(args[0], args[1:])
     if args[0] not in _NAMES_CLASSES or args[1:] in (["--help"], ["-h"]):
+        _check_early(args[0], args[1:])  # prints the help
         command(args[1:])
         return
     for name in _RANKS:

@@ -50,9 +50,8 @@ def first_line(error: BaseException) -> str:
 
 def hint(name: str, known: Iterable[str]) -> str:
     """A space and a sentence that suggests the nearest known name; "" if none is near."""
-    by_lower_case = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
-    return f" Did you mean '{by_lower_case[near[0]]}'?" if near else ""
+    near = _close(name, known)
+    return "" if near is None else f" Did you mean '{near}'?"
 
 
 def explain(message: str, known_keys: Iterable[str]) -> str:
@@ -141,12 +140,18 @@ def _deepest(text: str) -> str:
     return ("expected " if plain != wanted else "") + " or ".join(wanted)
 
 
+def _close(name: str, known: Iterable[str]) -> str | None:
+    """The nearest name, ignoring case; None if none is near."""
+    lowered = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None
+
+
 def _nearest(name: str, candidates: list[str]) -> str | None:
     """The nearest candidate, ignoring case; dotted names part by part."""
-    lowered = {candidate.lower(): candidate for candidate in candidates}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    if near:
-        return lowered[near[0]]
+    near = _close(name, candidates)
+    if near is not None:
+        return near
     head, dot, rest = name.partition(".")
     heads = sorted({candidate.partition(".")[0] for candidate in candidates})
     close = difflib.get_close_matches(head, heads, n=1) if dot and head not in heads else []

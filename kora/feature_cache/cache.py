@@ -36,8 +36,8 @@ from kora.feature_cache.rules import (
     identity,
     is_all,
     is_all_but_augmented,
+    pass_of,
     pays,
-    prefix_blocks,
     why_not,
 )
 from kora.feature_cache.shared import kept_elsewhere
@@ -167,7 +167,7 @@ class FeatureCache:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if self.option is False or why_not(task, trainer, datamodule) is not None:
             return
-        if prefix_blocks(task):  # it is merged for the test, which costs less than rows
+        if pass_of(task).prefix:  # it is merged for the test, which costs less than rows
             return
         if "val" not in task.cached_splits():  # the evaluation reads the images themselves
             return
@@ -238,9 +238,8 @@ class FeatureCache:
         of = identity(task, trainer, datamodule, split=split, kind=self.kind, view=view)
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         root = cache_folder() if self.folder is None else Path(self.folder).expanduser()
-        blocks = prefix_blocks(task)
-        reader = f"first_{blocks}_blocks" if blocks else _plain(task.adapter.label)
-        name = f"{_plain(task.backbone.name)}-{reader}-{digest[:24]}"
+        reader = pass_of(task).prefix or task.adapter.label
+        name = f"{_plain(task.backbone.name)}-{_plain(reader)}-{digest[:24]}"
         return root / name, of
 
     def _filled(
@@ -324,8 +323,9 @@ class FeatureCache:
 
 
 def free_memory() -> int:
-    """Bytes of memory that nobody uses."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that nobody uses; of all memory where the system does not say (macOS)."""
+    known = "SC_AVPHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _require_memory(needed: int) -> None:

@@ -93,7 +93,7 @@ def prefix_blocks(task: Any) -> int:
 def kept_fields(task: Any) -> tuple[str, ...]:
     """The fields of `Features` that a cache keeps: those that head and strategy read."""
     kept = pass_of(task)
-    if isinstance(kept, PrefixPass):
+    if kept.prefix:
         return ()
     return tuple(dict.fromkeys((*head_reads(task), *kept.reads)))
 
@@ -194,7 +194,7 @@ def identity(
         "levels": list(backbone.levels) if "levels" in reads else [],
         "layers": describe(backbone.layer_summaries) if "layers" in reads else None,
         "reads": sorted(reads),
-        "adapter": type(kept if isinstance(kept, PrefixPass) else task.adapter).__qualname__,
+        "adapter": kept.prefix or type(task.adapter).__qualname__,
         "inputs": kept.key(),
         "data": {key: value for key, value in protocol.items() if key not in _CHOICE},
         "split": [protocol["official_split"][split], protocol["sha256"][split]],

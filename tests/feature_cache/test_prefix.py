@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,3 +145,11 @@ def test_auto_keeps_only_what_the_memory_holds(
     forced = classifier(LATE["LoRA"](), feature_cache=True, feature_cache_folder=folder)
     seen, _ = fitted(forced)
     assert seen.held == {frozenset({"label", "index", KEPT})}
+
+
+def test_where_the_system_does_not_say_what_is_free_all_memory_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = cache.free_memory()
+    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES")  # as on macOS
+    assert cache.free_memory() > free > 0
