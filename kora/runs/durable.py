@@ -19,7 +19,7 @@ import secrets
 import shutil
 import socket
 import stat
-import time
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ def remove_checked(path: Path) -> None:
 def sweep(folder: Path) -> list[Path]:
     """Remove the temporary files that dead processes left in a folder; returns them.
 
-    Files of other machines are removed after a day: whether their process lives is unknown here.
+    Files of other machines are removed after a day, by the clock of the disk: whether their process
+    lives is unknown here, and clocks of machines differ.
     """
     swept = []
     for path in folder.glob(".kora-*.tmp"):
@@ -250,8 +251,9 @@ def _is_stray(path: Path, host: str, process: int) -> bool:
     if host == socket.gethostname():
         return process == os.getpid() or not _is_alive(process)
     try:
-        return time.time() - path.stat().st_mtime > _FOREIGN_SECONDS
-    except FileNotFoundError:
+        with tempfile.TemporaryFile(dir=path.parent) as now:
+            return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime > _FOREIGN_SECONDS
+    except OSError:  # it is gone, or the folder takes no file
         return False
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from kora.grid.launchers.slurm import Slurm
 from kora.grid.options import LAUNCHERS
 from kora.grid.plan import NEW, Entry, resolved
 from kora.runs.processes import Stop
+from kora.runs.results import RESULTS_NAME, read_results, write_results
 from kora.runs.search import find_finished_run
 from tests.support.cli import tiny_config, write_config
 from tests.support.lightning_ai import OWNER, STUDIO, TEAMSPACE, lightning_ai
@@ -62,9 +66,20 @@ def test_each_launcher_has_a_contract() -> None:
     assert {*NEEDS, "ray"} == set(LAUNCHERS)
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS))
-def test_a_run_ends_one_fails_alone_and_none_is_trained_twice(
-    name: str, here: Path, request: pytest.FixtureRequest
+def set_clock_of_what_ran(folder: Path, days: int) -> None:
+    """As if the machine that wrote the files had a clock that differs by so many days."""
+    for path in folder.rglob("*"):
+        then = path.stat().st_mtime + days * 24 * 3600
+        os.utime(path, (then, then))
+        if path.name == RESULTS_NAME:
+            result = read_results(path.parent)
+            created = datetime.fromisoformat(result.created) + timedelta(days=days)
+            write_results(path.parent, replace(result, created=created.isoformat()))
+
+
+@pytest.mark.parametrize(("name", "days"), [("lightning", -3), ("local", 3), ("slurm", 3)])
+def test_a_run_ends_one_fails_alone_and_none_is_trained_twice_whatever_the_clocks(
+    name: str, days: int, here: Path, request: pytest.FixtureRequest
 ) -> None:
     running = NEEDS[name] and request.getfixturevalue(NEEDS[name])
     write_config(here / "tiny.yaml", tiny_config())
@@ -87,6 +102,7 @@ def test_a_run_ends_one_fails_alone_and_none_is_trained_twice(
     assert found["bad"].outcomes[0].folder is None
     assert "1 to 128" in found["bad"].error, "the last line of its log"
     assert "Run folder" in Path("runs/grid_g/1.log").read_text()
+    set_clock_of_what_ran(Path("runs"), days)
     with launcher(name, stop) as where:  # another grid, or the same again
         again = ended(where, tasks[:1])
     assert again["good"].outcomes[0].folder == find_finished_run(tasks[0].runs[0][1])

@@ -135,6 +135,21 @@ def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == kept
 
 
+def test_a_file_that_a_machine_with_another_clock_writes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".kora-other-host-1-0123abcd.tmp"
+    path.write_bytes(b"half")
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 24 * 3600)  # of this machine
+    assert sweep(tmp_path) == []
+    ahead = clock() + 3 * 24 * 3600
+    os.utime(path, (ahead, ahead))  # by the clock of the other
+    monkeypatch.undo()
+    assert sweep(tmp_path) == []
+    assert names(tmp_path) == [path.name]
+
+
 def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", size_mib=4) as disk:
         old = b"o" * 2 * MIB
