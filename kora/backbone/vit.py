@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,8 +103,8 @@ class Backbone(nn.Module):
         kwargs: dict[str, Any] = {} if keep_classifier else {"num_classes": 0}
         if image_size is not None:
             kwargs["img_size"] = image_size
-        with nullcontext() if weights in ("random", "pretrained") else without_memory():
-            model = _create(name, kwargs)
+        local = weights not in ("random", "pretrained")
+        model = without_memory(lambda: _create(name, kwargs)) if local else _create(name, kwargs)
         if weights != "random":
             _load(model, name, weights, kwargs)
         self.keep_classifier = keep_classifier

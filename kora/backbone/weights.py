@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -38,13 +38,14 @@ def matrices_on_disk() -> Iterator[None]:
         _on_disk.reset(token)
 
 
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Within `matrices_on_disk`, parameters made inside wait on the meta device for their file.
+def without_memory(make: Callable[[], Any]) -> Any:
+    """A model whose parameters, within `matrices_on_disk`, wait on the meta device for their file.
 
-    Buffers are real. Elsewhere this does nothing: models draw their random start, and seeds give
-    the adapters that they always gave.
+    Elsewhere it is made as usual: it draws its random start, and seeds give the adapters that they
+    always gave.
     """
+    if not _on_disk.get():
+        return make()
     register = nn.Module.register_parameter
 
     def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -52,12 +53,15 @@ def without_memory() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
         register(module, name, param)
 
-    if _on_disk.get():
-        nn.Module.register_parameter = register_empty  # type: ignore
+    nn.Module.register_parameter = register_empty  # type: ignore
     try:
-        yield
+        model = make()
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+    for module in model.modules():  # older versions of timm leave what no file has for later
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    return model
 
 
 def load_file_exactly(model: Any, name: str, path: Path) -> None:

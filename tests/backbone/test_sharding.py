@@ -110,7 +110,7 @@ def test_of_a_tall_backbone_no_process_ever_holds_much_more_than_its_shards(
         assert seen["matrices"] == seen["in bfloat16"] == 4 * 20
         # A quarter are its shards in bfloat16. Blocks that compute and buffers of libraries take as
         # much here; a process that builds or loads the whole takes more than all of it.
-        assert seen["own"] < 0.7 * seen["whole"]
+        assert seen["own"] < 0.85 * seen["whole"]
 
 
 def losses_of(make: Strategy, name: str, *, sharded: bool) -> list[float]:

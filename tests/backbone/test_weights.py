@@ -19,7 +19,9 @@ from torch import Tensor
 
 from kora.adapters import LoRA
 from kora.backbone.vit import Backbone
+from kora.backbone.weights import matrices_on_disk
 from tests.support.factory import built, nano
+from tests.support.families import TINY
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,23 @@ def test_a_file_is_loaded_to_the_bit_and_its_classifier_left_out(tiny_file: Path
     state, stored = load(tiny_file).model.state_dict(), load_file(tiny_file)
     assert stored.keys() - state.keys() == {"head.weight", "head.bias"}
     assert all(torch.equal(state[key], stored[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_matrices_left_on_disk_make_the_same_backbone(name: str, tmp_path: Path) -> None:
+    size = TINY[name][1]
+    path = tmp_path / "weights.safetensors"
+    save_file(Backbone(name, weights="random", image_size=size).model.state_dict(), path)
+    usual = load(path, name, size)
+    with matrices_on_disk():
+        mapped = load(path, name, size)
+    for kind in ("named_parameters", "named_buffers"):
+        pairs = zip(getattr(usual, kind)(), getattr(mapped, kind)(), strict=True)
+        for (key, a), (other, b) in pairs:
+            assert key == other
+            assert torch.equal(a, b), key
+    images = torch.rand(2, 3, size, size)
+    assert torch.equal(usual(images).pooled, mapped(images).pooled)
 
 
 def test_the_classifier_of_a_file_is_loaded_where_it_is_kept(tiny_file: Path) -> None:
