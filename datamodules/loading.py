@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -31,6 +31,7 @@ from datamodules.splits import IntArray
 __all__ = [
     "ArrayDataset",
     "FileDataset",
+    "LateDataset",
     "ReadDataset",
     "Reader",
     "as_is",
@@ -94,6 +95,48 @@ class ArrayDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         picked = torch.as_tensor(rows, dtype=torch.int64)
         return {name: column.index_select(0, picked) for name, column in self.columns.items()}
+
+
+class LateDataset(ArrayDataset):
+    """An ArrayDataset that makes each image when it is first read.
+
+    Nothing needs the images that cached features replace.
+
+    Args:
+        make: Returns the images (B, 3, H, W) at these rows (B,).
+        known: The other columns.
+    """
+
+    def __init__(self, make: Callable[[IntArray], Tensor], known: dict[str, Tensor]) -> None:
+        super().__init__(known)
+        self._make = make
+        self._images: Tensor | None = None
+        #: Which images (n,) are in memory.
+        self.made = np.zeros(len(self), dtype=np.bool_)
+
+    def make(self, rows: Sequence[int] | IntArray | None = None) -> Tensor:
+        """Make the missing images of these rows, or of all; returns (n, 3, H, W) with gaps."""
+        wanted = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
+        missing = wanted[~self.made[wanted]]
+        if len(missing) or self._images is None:
+            images = self._make(missing)
+            if self._images is None:
+                self._images = images.new_empty((len(self), *images.shape[1:]))
+            self._images[torch.from_numpy(missing)] = images
+            self.made[missing] = True
+        return self._images
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: column[0] for name, column in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        picked = torch.as_tensor(rows, dtype=torch.int64)
+        images = self.make(rows).index_select(0, picked)
+        return {"image": images, **super().__getitems__(rows)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.make()
+        return {**self.__dict__, "_make": None}
 
 
 class FileDataset(Dataset[dict[str, Any]]):

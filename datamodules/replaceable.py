@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.loading import ArrayDataset, ReadDataset
+from datamodules.loading import ArrayDataset, LateDataset, ReadDataset
 from datamodules.splits import IntArray
 
 __all__ = ["ReplaceableDataset"]
@@ -49,6 +49,11 @@ class ReplaceableDataset(Dataset[Any]):
     def workers(self, wished: int) -> int:
         """Number of workers: none for a replacement, which needs no decoding."""
         return wished if self.replacement is None else 0
+
+    def read_ahead(self) -> None:
+        """Read what would be read late into memory, unless it is replaced."""
+        if self.replacement is None and isinstance(self.source, LateDataset):
+            self.source.make()
 
     def without_images(self, *, labels: IntArray, indices: IntArray) -> Any:
         """Whole batches of `source` without `image`, which is decoded only if its reader must."""

@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import check_box_augment
-from datamodules.base import ImageDataModule, Part
+from datamodules.base import ImageDataModule, Part, Split
+from datamodules.loading import LateDataset
 from datamodules.recipe import ImageRecipe
 from datamodules.scenes.boxes import solid_boxes
 from datamodules.scenes.render import CLASS_NAMES, MIN_SIZE, Style, render
@@ -35,10 +37,10 @@ _LONG = 2000  # images from which a bar is worth showing
 class Synthetic(ImageDataModule):
     """Rendered rooms with one labelled solid: 6 shapes, plain or striped, make 12 classes.
 
-    `setup` renders them into memory, about a thousand images of 64 pixels a second. Training and
-    test images never share a scene. The same index and `scene_seed` in two styles are one scene in
-    two appearances; to adapt to scenes that the source stage has not seen, give the target its own
-    `scene_seed`.
+    They are rendered into memory, about a thousand images of 64 pixels a second; without maps, when
+    they are first read. Training and test images never share a scene. The same index and
+    `scene_seed` in two styles are one scene in two appearances; to adapt to scenes that the source
+    stage has not seen, give the target its own `scene_seed`.
 
     Args:
         style: studio (even light, plain walls), paint (flat tones and outlines), or night (dim
@@ -138,6 +140,18 @@ class Synthetic(ImageDataModule):
                     column.append(rendered[name])
                 bar.update(len(block))
         return {name: torch.cat(column) for name, column in columns.items()}
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        """Without maps, an image is rendered when it is first read."""
+        if self.maps:
+            return super().make_dataset(split)
+        part: Part = "test" if split == "test" else "train"
+        positions = self.indices(split)
+        known = {
+            "label": torch.from_numpy(self.labels(split)),
+            "index": torch.from_numpy(positions),
+        }
+        return LateDataset(lambda rows: self.read(part, positions[rows])["image"], known)
 
     def fingerprint(self) -> str:
         """SHA-256 of the options and of one scene a class, which differs if the renderer does."""

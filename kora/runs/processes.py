@@ -149,6 +149,7 @@ _IMPORTED = [
     "datamodules",
     "kora.reports.figures",
     "wandb.sdk.launch",
+    "kora.training.warm",
 ]
 #: Variables of the fork server itself; each child gets its own environment. With the second one,
 #: asking torch for GPUs does not start any.

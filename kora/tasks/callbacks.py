@@ -35,8 +35,9 @@ class KeptInputs(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Fill the cache, or open it."""
+        """Fill the cache, or open it; then read what it does not replace, before clocks run."""
         pl_module.feature_cache.begin(pl_module, trainer)
+        _read_ahead(trainer, "train", "val")
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Restore the images."""
@@ -48,11 +49,20 @@ class KeptInputs(Callback):
         """Open the table of the test images, if there is one, before data loaders start."""
         if stage == "test" and pl_module.head is not None:
             pl_module.feature_cache.begin_test(pl_module, trainer)
+            _read_ahead(trainer, "test")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Restore the images of the test."""
         if stage == "test":
             pl_module.feature_cache.end(trainer)
+
+
+def _read_ahead(trainer: Trainer, *splits: str) -> None:
+    """Have images in memory before clocks run and the workers of loaders start."""
+    datasets = getattr(trainer.datamodule, "loader_datasets", {})  # type: ignore[attr-defined]
+    for split in splits:
+        if split in datasets:
+            datasets[split].read_ahead()
 
 
 def are_flushed() -> bool:

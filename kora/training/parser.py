@@ -21,7 +21,7 @@ from kora.runs.config import current
 from kora.runs.trust import is_of_a_run
 from kora.runs.yaml_files import read_yaml
 
-__all__ = ["KoraParser", "fill_image_size", "of_the_parser", "remembering"]
+__all__ = ["KoraParser", "fill_image_size", "of_the_parser", "remember", "remembering"]
 
 
 class _Memory(NamedTuple):
@@ -53,6 +53,11 @@ def remembering() -> Iterator[None]:
         yield
     finally:
         _memory.reset(before)
+
+
+def remember() -> None:
+    """Remember in this process, and in its forks, from now on; see `remembering`."""
+    _memory.set(_Memory({}, {}))
 
 
 def of_the_parser(command: str) -> dict[str, Any]:

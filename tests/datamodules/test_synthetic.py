@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,35 @@ def test_the_protocol_names_style_and_scenes() -> None:
     )
 
 
+def test_images_are_rendered_once_and_only_those_that_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered: list[int] = []
+    render = Synthetic._render
+
+    def counting(self: Synthetic, part: Any, positions: Any) -> Any:
+        rendered.extend(positions.tolist())
+        return render(self, part, positions)
+
+    monkeypatch.setattr(Synthetic, "_render", counting)
+    data = make(val_fraction=0)
+    data.setup("fit")
+    assert rendered == []
+    dataset = data.loader_dataset("train")
+    first = dataset.source[5]
+    some = dataset.__getitems__([7, 5, 7])
+    assert rendered == data.indices("train")[[5, 7]].tolist()
+    whole = pickle.loads(pickle.dumps(dataset)).__getitems__(range(len(dataset)))
+    assert sorted(rendered) == data.indices("train").tolist()
+    assert torch.equal(some["image"], whole["image"][[7, 5, 7]])
+    assert all(torch.equal(first[name], column[5]) for name, column in whole.items())
+    assert torch.equal(whole["image"], data.read("train", data.indices("train"))["image"])
+
+
 def test_a_long_rendering_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    make(train_images=2040, val_fraction=0).setup("fit")
+    data = make(train_images=2040, val_fraction=0)
+    data.setup("fit")
+    data.loader_dataset("train").read_ahead()
     assert "Rendering studio scenes (train)" in capsys.readouterr().err
 
 

@@ -197,8 +197,11 @@ def test_a_second_run_computes_nothing_and_is_the_same_to_the_bit(folder: str) -
     make, options = STRATEGIES["KoRA"], {"feature_cache": True, "feature_cache_folder": folder}
     first, second = classifier(make(), **options), classifier(make(), **options)
     one, _ = fitted(first)
-    two, _ = fitted(second, scenes(batch_size=9, num_workers=2))
+    data = scenes(batch_size=9, num_workers=2)
+    two, _ = fitted(second, data)
     assert two.losses == one.losses
+    for dataset in data.loader_datasets.values():
+        assert dataset.source.made.sum() == 8  # those that are compared with their rows
     assert first.feature_cache.record()["images_computed"] == 52
     assert second.feature_cache.record()["images_computed"] == 0
 
