@@ -132,6 +132,7 @@ class GridView:
     def ended(self, entry: Entry, outcome: Outcome) -> None:
         """A run finished, failed or was stopped."""
         self._running.pop(entry.number, None)
+        self._begun.add(entry.number)
         self.estimate.ended(entry, finished=outcome.folder is not None)
         self._ended += 1
         if outcome.folder is None:

@@ -9,13 +9,15 @@ Shapes: S settings, n images, B images a batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim import AdamW
+from torch.overrides import TorchFunctionMode
 
 from datamodules.sampling import EpochShuffle
 from kora.backbone.frozen_inputs import Inputs
@@ -33,11 +35,13 @@ class Setting(NamedTuple):
         head_lr: Learning rate of the head.
         lr: Learning rate of the adapter, if it has anything to train.
         weight_decay: Of both.
+        dropouts: A probability for each of the `stand_ins` of `fit_together`.
     """
 
     head_lr: float
     lr: float
     weight_decay: float = 0.01
+    dropouts: tuple[float, ...] = ()
 
 
 class Trained(NamedTuple):
@@ -70,7 +74,10 @@ def fit_together(
     epochs: int,
     batch_size: int,
     seed: int,
+    stand_ins: Sequence[float] = (),
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     after_step: Callable[[int, int], object] = lambda done, steps: None,
+    after_epoch: Callable[[int, Trained], object] = lambda epoch, trained: None,
 ) -> Trained:
     """Train a task with every setting, each from the task's own tensors, which do not change.
 
@@ -84,7 +91,10 @@ def fit_together(
         epochs: How often each image is seen.
         batch_size: B, images a step.
         seed: Seed of the order of the images.
+        stand_ins: Probabilities of dropout in the task that stand for those of each setting.
+        autocast: Makes the context of the forward passes.
         after_step: Called with the number of finished steps, and of all.
+        after_epoch: Called with the number of the epoch, from 0, and the tensors as they are.
 
     Raises:
         ValueError: The strategy has a regulariser, which is not supported here.
@@ -111,6 +121,8 @@ def fit_together(
     steps = epochs * batches
     factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
     order = EpochShuffle(len(labels), seed=seed)
+    shares = [torch.tensor([one.dropouts[at] for one in settings]) for at in range(len(stand_ins))]
+    dropouts = dict(zip(stand_ins, shares, strict=True))
     was_training = task.training
     task.train()
     try:
@@ -119,10 +131,11 @@ def fit_together(
                 order.set_epoch(epoch)
                 for at, places in enumerate(torch.split(torch.tensor(list(order)), batch_size)):
                     step = epoch * batches + at
-                    logits_SBK = _each(task, stacked, rows_of(inputs, places))
+                    with autocast():
+                        logits_SBK = _each(task, stacked, rows_of(inputs, places), dropouts)
                     target_SB = labels[places].expand(len(settings), -1)
                     losses = F.cross_entropy(
-                        logits_SBK.flatten(0, 1), target_SB.flatten(),
+                        logits_SBK.flatten(0, 1).float(), target_SB.flatten(),
                         label_smoothing=task.label_smoothing, reduction="sum",
                     )  # fmt: skip
                     torch.autograd.backward(losses / len(places))
@@ -135,6 +148,8 @@ def fit_together(
                     for tensor in stacked.values():
                         tensor.grad = None
                     after_step(step + 1, steps)
+                detached = {name: tensor.detach() for name, tensor in stacked.items()}
+                after_epoch(epoch, Trained(detached))
     finally:
         task.train(was_training)
     return Trained({name: tensor.detach() for name, tensor in stacked.items()})
@@ -145,16 +160,38 @@ def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
     return {name: tensor[places] for name, tensor in inputs.items()}
 
 
-def _each(task: ClassificationTask, stacked: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    """Logits (S, B, K) of the same images by every fit."""
+def _each(
+    task: ClassificationTask,
+    stacked: Mapping[str, Tensor],
+    inputs: Inputs,
+    dropouts: Mapping[float, Tensor] | None = None,
+) -> Tensor:
+    """Logits (S, B, K) of the same images by every fit; `dropouts` are (S,) of each stand-in."""
     module = _AdapterAndHead(task)
 
-    def one(tensors: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = functional_call(module, tensors, (inputs,))
+    def one(tensors: dict[str, Tensor], shares: dict[float, Tensor]) -> Tensor:
+        with _Dropouts(shares) if shares else nullcontext():
+            logits: Tensor = functional_call(module, tensors, (inputs,))
         return logits
 
-    found: Tensor = vmap(one, randomness="different")(dict(stacked))
+    found: Tensor = vmap(one, randomness="different")(dict(stacked), dict(dropouts or {}))
     return found
+
+
+class _Dropouts(TorchFunctionMode):
+    """Dropout with a probability that is a tensor, for the number that stands for it."""
+
+    def __init__(self, shares: Mapping[float, Tensor]) -> None:
+        super().__init__()
+        self._shares = shares
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        share = self._shares.get(kwargs.get("p")) if func is F.dropout else None
+        if share is None or not kwargs.get("training", True):
+            return func(*args, **kwargs)
+        (x,) = args
+        return x * (torch.rand_like(x) >= share) / (1 - share)
 
 
 class _AdapterAndHead(nn.Module):

@@ -22,6 +22,7 @@ from kora.grid.options import (
 from kora.grid.plan import require_writable
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
+from kora.tune.batch import TOGETHER, trainer_of_batches
 from kora.tune.file import Tuning, read_tuning
 from kora.tune.plan import Combination, combinations
 from kora.tune.report import equality, failures, rows, write_best, write_report
@@ -38,6 +39,11 @@ def tune(args: Sequence[str]) -> None:
         ValueError: the search or one of its combinations is not accepted; nothing was started.
         RuntimeError: some combinations could not be searched; the others were.
     """
+    if args[:1] == [TOGETHER]:
+        from kora.tune.together import train_list  # imports torch
+
+        train_list(Path(args[1]))
+        return
     own = _options(args)
     path = Path(own.config)
     environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
@@ -144,9 +150,12 @@ def _run(
         launcher(own, environment, stop, at_once=own.jobs) as where,
         view,
     ):
+        here = own.launcher == "local"
+        together = trainer_of_batches(logs, environment, stop) if here else None
         trouble = run_trials(
-            path, searches, entries, launcher=where, logs=logs, view=view, stop=stop
-        )
+            path, searches, entries,
+            launcher=where, logs=logs, view=view, stop=stop, together=together,
+        )  # fmt: skip
     if stop.signal is not None:
         say("stopped. Repeat the command to resume the trials that are not finished.")
         sys.exit(stop.exit_code)

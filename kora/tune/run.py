@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kora.grid.dispatch import Ended, Launcher, Task, dispatch
@@ -16,6 +16,7 @@ from kora.grid.run import Outcome
 from kora.grid.view import GridView
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
+from kora.tune.batch import Together
 from kora.tune.study import Search, Trial
 
 __all__ = ["Trouble", "entries_of", "run_trials"]
@@ -63,11 +64,18 @@ def run_trials(
     logs: Path,
     view: GridView,
     stop: Stop,
+    together: Together | None = None,
 ) -> Trouble:
-    """Run the missing trials. Combinations take turns, so parallel trials differ in theirs."""
+    """Run the missing trials. Combinations take turns, so parallel trials differ in theirs.
+
+    First, `together` trains those that can be trained in one batched fit.
+    """
     of = {search.combination.name: search for search in searches}
-    lost = {name: deque(search.open()) for name, search in of.items()}
     todo = deque(entry for entry in entries if entry.state != FINISHED)
+    if together is not None:
+        for search in searches:
+            _run_batches(search, todo, together, view=view, stop=stop)
+    lost = {name: deque(search.open()) for name, search in of.items()}
     trials: dict[int, Trial] = {}
     times: dict[tuple[str, int], int] = {}
     trouble = Trouble()
@@ -112,6 +120,34 @@ def run_trials(
 
     dispatch(give, ended, launcher, view=view, stop=stop)
     return trouble
+
+
+def _run_batches(
+    search: Search, todo: deque[Entry], together: Together, *, view: GridView, stop: Stop
+) -> None:
+    """Train the missing trials of a combination in batches, as far as that is possible."""
+    name = search.combination.name
+    while stop.signal is None:
+        some = [entry for entry in todo if entry.job.kind == name][: search.at_once]
+        if len(some) < 2:
+            return
+        trials = [search.again(trial) for trial in search.open()][: len(some)]
+        trials += [search.ask() for _ in range(len(some) - len(trials))]
+        jobs = [Job(f"{name}, trial {trial.number}", (), name) for trial in trials]
+        told = [replace(entry, job=job) for entry, job in zip(some, jobs, strict=True)]
+        view.say(f"{name}: trials {trials[0].number} to {trials[-1].number} train together.")
+        found = together(search, trials)
+        if stop.signal is not None:
+            return
+        if found.why:
+            view.say(f"{name}: no, its trials train one by one: {found.why.rstrip('.')}.")
+            return
+        seconds = round(found.seconds / len(trials), 3)
+        for entry, trial, value in zip(told, trials, found.scores, strict=True):
+            why = "" if value is not None else "its loss is not a finite number"
+            search.tell(trial, value, seconds=seconds, folders=[], why=why)
+            todo.remove(next(one for one in todo if one.number == entry.number))
+            view.ended(entry, Outcome(None if why else Path(), why, seconds))
 
 
 def _runs(path: Path, search: Search, trial: Trial) -> list[tuple[Job, Mapping[str, object]]]:

@@ -26,6 +26,7 @@ __all__ = ["STUDIES", "Search", "Trial", "opened"]
 STUDIES = "studies.sqlite3"
 #: Random trials, before the sampler uses their results.
 _STARTUP = {"tpe": 5, "gp": 4}
+_BATCH = 8
 #: Finished trials before a range is widened: the best of one or two says little.
 _BEFORE_WIDENING = 4
 _PATIENCE_S = 60.0
@@ -72,6 +73,15 @@ class Search:
         if self.tuning.sampler != "grid":
             return self.tuning.trials
         return min(self.tuning.trials, math.prod(len(d.choices) for d in self.combination.space))
+
+    @property
+    def at_once(self) -> int:
+        """Number of trials that a batched fit trains at most, before the sampler knows more."""
+        startup = _STARTUP.get(self.tuning.sampler)
+        if startup is None:  # it learns nothing from results
+            return 64
+        over = sum(one.state != "open" for one in self.trials())
+        return _BATCH if over >= startup else startup - over
 
     def trials(self) -> list[Trial]:
         """The trials that count, by number: the first `wanted`, even if there are more."""
