@@ -9,7 +9,13 @@ from kora.runs.config_files import find_config
 from kora.training.lightning_cli import parse
 from kora.training.parser import remember
 
-__all__: list[str] = []
+__all__ = ["build_parser"]
 
-remember()
-parse(["fit", "--config", find_config("quickstart")])
+
+def build_parser() -> None:
+    """Build the parser of `kora fit`, which this process and its forks then remember."""
+    remember()
+    parse(["fit", "--config", find_config("quickstart")])
+
+
+build_parser()
