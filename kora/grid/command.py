@@ -34,7 +34,7 @@ from kora.grid.plan import (
 )
 from kora.grid.run import Outcome, log_path
 from kora.grid.view import GridView
-from kora.runs.processes import Stop
+from kora.runs.processes import Stop, start_server
 from kora.training.config_lock import is_taken
 
 __all__ = ["grid", "grid_parser"]
@@ -51,6 +51,8 @@ def grid(args: Sequence[str]) -> None:
     path = Path(own.config)
     environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
     planned = read_grid(path, own.overrides)
+    if own.launcher == "local" and not own.dry_run:
+        start_server()  # it imports torch while this process does
     entries = _plan(path, planned, own.only)
     of = f" of {len(planned.jobs())}" if own.only else ""
     _say_where_it_stands(path, entries, of)

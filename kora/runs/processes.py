@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import subprocess
@@ -19,13 +20,14 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from runpy import run_module
 from typing import IO, Any, Protocol
 
-__all__ = ["PARENT_PID", "Stop", "run_child", "tie_to_parent"]
+__all__ = ["PARENT_PID", "Stop", "run_child", "start_server", "tie_to_parent"]
 
 _LOOK_S = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -166,16 +168,36 @@ def _forked(
     return _Fork(_Kora(list(args), env, out, err, folder))
 
 
+def start_server() -> None:
+    """Have a fork server begin its imports, if forks will follow; returns at once (Linux only)."""
+    if sys.platform == "linux":
+        with _server_of(Path.cwd()):
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _server_of(folder: Path) -> Iterator[multiprocessing.context.ForkServerContext]:
+    """Where a fork server may be started, for a child that works in this folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    with _ONE_AT_A_TIME:
+        before = {name: os.environ.get(name) for name in _SERVER_ENV}
+        os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe(folder) else "")
+        try:
+            yield context
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
 class _Fork:
     """A fork of the fork server, as a `_Child`."""
 
     def __init__(self, target: _Kora) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_IMPORTED)
-        self._process = context.Process(target=target)
-        with _ONE_AT_A_TIME:
-            before = {name: os.environ.get(name) for name in _SERVER_ENV}
-            os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe(target.folder) else "")
+        with _server_of(target.folder) as context:
+            self._process = context.Process(target=target)
             # Python would run the main module of this process again in the child: give it kora's.
             program = sys.modules["__main__"]
             sys.modules["__main__"] = import_module("kora.__main__")
@@ -183,10 +205,6 @@ class _Fork:
                 self._process.start()
             finally:
                 sys.modules["__main__"] = program
-                for name, value in before.items():
-                    os.environ.pop(name)
-                    if value is not None:
-                        os.environ[name] = value
 
     def wait(self, timeout: float | None = None) -> int:
         wait([self._process.sentinel], timeout)

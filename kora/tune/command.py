@@ -21,7 +21,7 @@ from kora.grid.options import (
 )
 from kora.grid.plan import require_writable
 from kora.grid.view import GridView
-from kora.runs.processes import Stop
+from kora.runs.processes import Stop, start_server
 from kora.tune.batch import TOGETHER, trainer_of_batches
 from kora.tune.file import Tuning, read_tuning
 from kora.tune.plan import Combination, combinations
@@ -48,6 +48,8 @@ def tune(args: Sequence[str]) -> None:
     path = Path(own.config)
     environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
     tuning = read_tuning(path, own.overrides, trials=own.trials)
+    if own.launcher == "local" and not own.dry_run:
+        start_server()  # it imports torch while this process does
     found = combinations(path, tuning)
     folder = Path(str(found[0].config["runs_dir"])) / f"tune_{path.stem}"
     seeds = f" of {len(tuning.grid.seeds)} seeds" * (len(tuning.grid.seeds) > 1)

@@ -1,0 +1,180 @@
+"""How the seconds that a user waits for grow: of a search, a grid and `kora adapt`.
+
+Each is a command, from its start to its last line, with features cached:
+
+* search: trials of `kora tune` of one strategy on the quickstart, five epochs each.
+* grid: runs of `kora grid`, linear probes on the quickstart, five epochs each.
+* adapt: pictures of `kora adapt` with the embedded backbone.
+
+    python benchmarks/waiting.py [--only search grid adapt] [--repeats 3] [--json FILE]
+        [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.measuring import (
+    add_options,
+    chosen_device,
+    machine,
+    seconds,
+    shown,
+    spread,
+    table,
+    write,
+)
+from datamodules import Synthetic
+from kora.reports.canvas import BLUE, GREEN, ORANGE, new_figure, save
+from kora.runs.results import find_runs, read_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GROWS = {"search": "trials of a search", "grid": "runs of a grid", "adapt": "pictures"}
+SIZES = {"search": (1, 8, 64), "grid": (2, 4, 8), "adapt": (120, 240, 480)}
+SEARCHED = ("linear_probe", "multi_layer_probe", "kora_side")
+SETTINGS = {"source": None, "trainer.max_epochs": 5, "trainer.precision": "32-true"}
+
+Line = list[list[float]]  # median, lowest and highest seconds at each size
+
+
+def command(folder: Path, *args: str) -> Callable[[], None]:
+    """A call of kora in a folder; raises an error if it fails."""
+
+    def call() -> None:
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "disabled"}
+        done = subprocess.run(
+            [sys.executable, "-m", "kora", *args], cwd=folder, env=env, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"kora {' '.join(args)} ends with {done.returncode}: {done.stderr}")
+
+    return call
+
+
+def line(call: Callable[[int, int], Callable[[], None]], what: str, repeats: int) -> Line:
+    """Seconds at each size; a first call of the smallest fills the caches."""
+    sizes, device = SIZES[what], torch.device("cpu")
+    call(sizes[0], 0)()
+    took = [[seconds(call(size, n), device) for n in range(1, repeats + 1)] for size in sizes]
+    return [spread(one) for one in took]
+
+
+def searches(folder: Path, repeats: int) -> dict[str, Line]:
+    """`kora tune` with more and more trials, by strategy."""
+
+    def call(strategy: str, trials: int, number: int) -> Callable[[], None]:
+        name = f"{strategy}_{trials}_{number}"
+        search = {
+            "base": "quickstart", "vary": {"config": [f"configs/adapters/{strategy}.yaml"]},
+            "seeds": [0], "set": {**SETTINGS, "experiment": name},
+            "tune": {
+                "trials": trials, "sampler": "random",
+                "space": {"model.head_lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+            },
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(search))
+        return command(folder, "tune", "--config", f"{name}.yaml")
+
+    return {one: line(partial(call, one), "search", repeats) for one in SEARCHED}
+
+
+def grids(folder: Path, repeats: int) -> dict[str, Line]:
+    """`kora grid` with more and more seeds."""
+
+    def call(runs: int, number: int) -> Callable[[], None]:
+        name = f"grid_{runs}_{number}"
+        grid = {
+            "base": "quickstart", "vary": {"config": ["configs/adapters/linear_probe.yaml"]},
+            "seeds": list(range(runs)), "set": {**SETTINGS, "experiment": name},
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
+        return command(folder, "grid", "--config", f"{name}.yaml")
+
+    return {"kora grid": line(call, "grid", repeats)}
+
+
+def adapts(folder: Path, repeats: int) -> dict[str, Line]:
+    """`kora adapt` with more and more pictures."""
+    most = max(SIZES["adapt"])
+    data = Synthetic(image_size=64, train_images=most, test_images=12, val_fraction=0)
+    pictures = data.read("train", np.arange(most))["image"].numpy()
+
+    def call(count: int, number: int) -> Callable[[], None]:
+        root = folder / f"pictures_{count}_{number}"
+        for at in range(count):
+            file = root / f"class_{at % 12:02d}" / f"{at:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures[at].transpose(1, 2, 0)).save(file)
+        return command(folder, "adapt", root.name, "--backbone", "vit_nano")
+
+    return {"kora adapt": line(call, "adapt", repeats)}
+
+
+MEASURED = {"search": searches, "grid": grids, "adapt": adapts}
+
+
+def rendered(what: str, lines: dict[str, Line]) -> str:
+    """A table with the seconds at each size, and of one more."""
+    sizes = SIZES[what]
+    rows = [
+        [name, *map(shown, one), f"{(one[-1][0] - one[0][0]) / (sizes[-1] - sizes[0]):.2f}"]
+        for name, one in lines.items()
+    ]
+    return table([GROWS[what], *map(str, sizes), "one more"], rows)
+
+
+def drawn(path: Path, found: dict[str, dict[str, Line]]) -> Path:
+    """A panel for each command: seconds against what grows."""
+    figure, axes = new_figure(len(found), size=(4.2 * len(found), 3.4))
+    for axis, (what, lines) in zip(axes, found.items(), strict=True):
+        for (name, one), colour in zip(lines.items(), (BLUE, ORANGE, GREEN), strict=False):
+            axis.plot(SIZES[what], [three[0] for three in one], "o-", color=colour, label=name)
+        axis.set(xlabel=GROWS[what], ylabel="seconds", ylim=(0, None))
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Measure, print tables, and write JSON and a picture where asked."""
+    parser = argparse.ArgumentParser(description="How the seconds that a user waits for grow.")
+    add_options(parser, repeats=3, devices=("cpu",))
+    parser.add_argument("--only", nargs="+", choices=GROWS, default=list(GROWS))
+    own = parser.parse_args(args)
+    chosen_device(parser, own)
+    found: dict[str, dict[str, Line]] = {}
+    more: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for what in own.only:
+            folder = Path(temporary, what)
+            folder.mkdir()
+            found[what] = MEASURED[what](folder, own.repeats)
+            print(f"\nSeconds against {GROWS[what]}\n\n{rendered(what, found[what])}")
+            if what == "grid":
+                runs = find_runs([folder / "runs"])
+                fit_s = statistics.median(read_results(run).seconds["fit"] for run in runs)
+                more["fit_seconds"] = fit_s
+                print(f"\nThe fit of a run takes {fit_s:.2f} s.")
+    print(f"\n{machine()}")
+    write(own, "waiting", {"lines": found, **more}, partial(drawn, found=found))
+
+
+if __name__ == "__main__":
+    main()
