@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,7 @@ def fork(
             os.environ.clear()
             os.environ.update(environment)
         sys.argv = words
+        forkserver.ensure_running = lambda: None  # there is the one of this process
         program()
         code = 0
     except SystemExit as stop:
