@@ -126,7 +126,8 @@ bench: $(VENV)/.dev  ## the benchmarks of benchmarks/README.md (their numbers an
 	@python benchmarks/merged.py $(ON) $(ROUNDS) --out runs/bench
 	@python benchmarks/multi_task.py $(ON) $(ROUNDS) --out runs/bench
 	@python benchmarks/overhead.py $(ON) --out runs/bench
-	@python benchmarks/startup.py --out runs/bench
+	@python benchmarks/startup.py --first_prediction --out runs/bench
+	@python benchmarks/waiting.py $(ROUNDS) --out runs/bench
 	@python benchmarks/composers.py $(ON) --out runs/bench
 	@python benchmarks/feature_cache.py $(ON) $(ROUNDS)
 	@python benchmarks/nyu_loading.py $(ROUNDS)

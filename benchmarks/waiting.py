@@ -68,10 +68,12 @@ def command(folder: Path, *args: str) -> Callable[[], None]:
     return call
 
 
-def line(call: Callable[[int, int], Callable[[], None]], what: str, repeats: int) -> Line:
-    """Seconds at each size; a first call of the smallest fills the caches."""
+def line(
+    call: Callable[[int, int], Callable[[], None]], what: str, repeats: int, *, first: int = 0
+) -> Line:
+    """Seconds at each size; a first call of the size at this place fills the caches."""
     sizes, device = SIZES[what], torch.device("cpu")
-    call(sizes[0], 0)()
+    call(sizes[first], 0)()
     took = [[seconds(call(size, n), device) for n in range(1, repeats + 1)] for size in sizes]
     return [spread(one) for one in took]
 
@@ -107,7 +109,7 @@ def grids(folder: Path, repeats: int) -> dict[str, Line]:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
         return command(folder, "grid", "--config", f"{name}.yaml")
 
-    return {"kora grid": line(call, "grid", repeats)}
+    return {"kora grid": line(call, "grid", repeats, first=-1)}
 
 
 def adapts(folder: Path, repeats: int) -> dict[str, Line]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ def fit_together(
         after_epoch: Called with the number of the epoch, from 0, and the tensors as they are.
 
     Raises:
-        ValueError: The strategy has a regulariser, which is not supported here.
+        ValueError: The strategy has a regulariser, or a stand-in goes into no dropout of torch's.
     """
     if task.adapter.penalty() is not None:
         raise ValueError(f"{task.label} has a regulariser: train it with kora fit.")
@@ -121,8 +121,11 @@ def fit_together(
     steps = epochs * batches
     factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
     order = EpochShuffle(len(labels), seed=seed)
-    shares = [torch.tensor([one.dropouts[at] for one in settings]) for at in range(len(stand_ins))]
+    columns = zip(*(one.dropouts for one in settings), strict=True)
+    shares = [torch.tensor(column, device=labels.device) for column in columns]
     dropouts = dict(zip(stand_ins, shares, strict=True))
+    if stand_ins:
+        _require_dropouts(task, stacked, rows_of(inputs, slice(2)), dropouts)
     was_training = task.training
     task.train()
     try:
@@ -178,8 +181,28 @@ def _each(
     return found
 
 
+def _require_dropouts(
+    task: ClassificationTask,
+    stacked: Mapping[str, Tensor],
+    inputs: Inputs,
+    dropouts: Mapping[float, Tensor],
+) -> None:
+    """Refuse a stand-in that the task does not give to torch's dropout in training."""
+    was_training = task.training
+    task.train()
+    _Dropouts.met.clear()
+    with torch.no_grad():
+        _each(task, stacked, inputs, dropouts)
+    task.train(was_training)
+    if _Dropouts.met != set(dropouts):
+        raise ValueError(f"{task.label} has a dropout that is not torch's: train it with kora fit.")
+
+
 class _Dropouts(TorchFunctionMode):
     """Dropout with a probability that is a tensor, for the number that stands for it."""
+
+    #: The numbers that it replaced.
+    met: ClassVar[set[float]] = set()
 
     def __init__(self, shares: Mapping[float, Tensor]) -> None:
         super().__init__()
@@ -191,6 +214,7 @@ class _Dropouts(TorchFunctionMode):
         if share is None or not kwargs.get("training", True):
             return func(*args, **kwargs)
         (x,) = args
+        self.met.add(kwargs["p"])
         return x * (torch.rand_like(x) >= share) / (1 - share)
 
 

@@ -34,12 +34,14 @@ _AS_USUAL: dict[str, Sequence[Any]] = {
     "model.optimizer.amsgrad": [None, False],
     "model.optimizer.maximize": [None, False],
     "model.optimizer.eps": [None, 1e-8],
+    "model.optimizer.betas": [None, [0.9, 0.999], (0.9, 0.999)],
     "model.adapter_from": [None],
     "model.adapter_trainable": [True],
     "model.compile": [False],
     "source": [None],
     "trainer.strategy": ["auto"],
     "trainer.num_nodes": [1],
+    "trainer.devices": [1, "1", "auto"],
     "trainer.precision": [None, "32-true", "bf16-mixed", "16-mixed"],
     "trainer.accumulate_grad_batches": [1],
     "trainer.gradient_clip_val": [None],
@@ -86,6 +88,8 @@ def _scores(rows: Sequence[Sequence[str]], metric: str) -> list[float | None]:
         value = first.get(key)
         if value not in usual and not (value in ([], {}) and None in usual):
             raise CannotError(f"{key} is {value!r}")
+    if first["trainer.accelerator"] != "cpu" and torch.cuda.device_count() > 1:
+        raise CannotError("trainer.devices may be several GPUs")
     keys = dict.fromkeys(key for one in configs for key in [*first, *one])
     differ = [key for key in keys if any(one.get(key) != first.get(key) for one in configs)]
     dropouts = [key for key in differ if key.endswith("dropout")]
@@ -138,18 +142,6 @@ class _Instead(Callback):
         """Refuse a strategy that changes the backbone, before anything of it is kept."""
         if pl_module.backbone.changes:
             raise CannotError(str(pl_module.backbone.changes[0]))
-        there = [
-            module.dropout
-            for part in (pl_module.adapter, pl_module.head)
-            for module in part.modules()
-            if isinstance(getattr(module, "dropout", None), float)
-        ]
-        if not set(self.stand_ins) <= set(there):
-            raise CannotError("they differ in a dropout that is none of torch's")
-        if pl_module.adapter.penalty() is not None:
-            raise CannotError(f"{pl_module.label} has a regulariser")
-        if trainer.world_size > 1:
-            raise CannotError("trainer.devices is above 1")
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Train on the tables that stand for the images."""
@@ -175,12 +167,15 @@ class _Instead(Callback):
             found.append(self._judged(pl_module, logits_SnK, labels["val"]))
 
         assert trainer.max_epochs is not None
-        trained = fit_together(
-            pl_module, inputs["train"], labels["train"], self.settings,
-            epochs=trainer.max_epochs, batch_size=data.batch_size, seed=data.resolved_seed(),
-            stand_ins=self.stand_ins, autocast=trainer.precision_plugin.forward_context,
-            after_epoch=judge,
-        )  # fmt: skip
+        try:
+            trained = fit_together(
+                pl_module, inputs["train"], labels["train"], self.settings,
+                epochs=trainer.max_epochs, batch_size=data.batch_size, seed=data.resolved_seed(),
+                stand_ins=self.stand_ins, autocast=trainer.precision_plugin.forward_context,
+                after_epoch=judge,
+            )  # fmt: skip
+        except ValueError as error:  # a regulariser, or a dropout of its own
+            raise CannotError(str(error)) from error
         if not found:
             raise CannotError("no epoch validates")
         sign = 1 if pl_module.monitor[1] == "max" else -1

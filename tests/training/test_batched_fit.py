@@ -92,3 +92,18 @@ def test_a_regulariser_is_refused() -> None:
             built(Pulled()), {"pooled": torch.randn(4, 32)}, torch.zeros(4, dtype=torch.int64),
             SETTINGS, epochs=1, batch_size=4, seed=0,
         )  # fmt: skip
+
+
+def test_each_fit_has_its_own_dropout_and_another_kind_of_dropout_is_refused() -> None:
+    task = built(LinearProbe())
+    task.head.dropout = stand_in = 1 / 1024
+    inputs, labels = {"pooled": torch.ones(6, 32)}, torch.arange(6)
+    settings = [Setting(1e-2, 1e-2, 0.0, (share,)) for share in (0.0, 0.5, 0.0)]
+    options = {"epochs": 1, "batch_size": 6, "seed": 0, "stand_ins": [stand_in]}
+    found = fit_together(task, inputs, labels, settings, **options)
+    without, with_half, again = found.tensors["head.linear.weight"]
+    torch.testing.assert_close(without, again, rtol=0, atol=1e-6)
+    assert not torch.allclose(without, with_half, atol=1e-3)
+    task.head.dropout = 0.0
+    with pytest.raises(ValueError, match="LinearProbe has a dropout that is not torch's"):
+        fit_together(task, inputs, labels, settings, **options)

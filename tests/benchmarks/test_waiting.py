@@ -1,0 +1,31 @@
+"""The benchmark of waiting runs in its smallest form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import waiting
+from tests.support.benchmarks import refused, written
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
+
+
+@pytest.mark.slow
+def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(waiting.SIZES, "grid", (1, 2))
+    record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "grid")
+    one, two = record["lines"]["grid"]["kora grid"]
+    assert 0 < record["fit_seconds"] < one[0]
+    assert f"| kora grid | {one[0]:.3f}" in printed
+    assert len(two) == 3
+
+
+def test_a_command_that_fails_is_an_error_and_no_time(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"kora grid --config none\.yaml ends with 2"):
+        waiting.command(tmp_path, "grid", "--config", "none.yaml")()
+
+
+def test_a_wrong_option_is_one_clear_error() -> None:
+    assert "invalid choice" in refused("waiting", "--only", "all")
