@@ -49,7 +49,8 @@ class KeptInputs(Callback):
         """Open the table of the test images, if there is one, before data loaders start."""
         if stage == "test" and pl_module.head is not None:
             pl_module.feature_cache.begin_test(pl_module, trainer)
-            _read_ahead(trainer, "test")
+        if stage != "fit":  # see on_fit_start
+            _read_ahead(trainer, "val" if stage == "validate" else "test")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Restore the images of the test."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,11 +124,11 @@ def fit_together(
     columns = zip(*(one.dropouts for one in settings), strict=True)
     shares = [torch.tensor(column, device=labels.device) for column in columns]
     dropouts = dict(zip(stand_ins, shares, strict=True))
-    if stand_ins:
-        _require_dropouts(task, stacked, rows_of(inputs, slice(2)), dropouts)
+    trained = Trained({name: tensor.detach() for name, tensor in stacked.items()})  # as they move
     was_training = task.training
     task.train()
     try:
+        _require_dropouts(task, rows_of(inputs, slice(2)), stand_ins)
         with flushed(labels.device):
             for epoch in range(epochs):
                 order.set_epoch(epoch)
@@ -151,11 +151,10 @@ def fit_together(
                     for tensor in stacked.values():
                         tensor.grad = None
                     after_step(step + 1, steps)
-                detached = {name: tensor.detach() for name, tensor in stacked.items()}
-                after_epoch(epoch, Trained(detached))
+                after_epoch(epoch, trained)
     finally:
         task.train(was_training)
-    return Trained({name: tensor.detach() for name, tensor in stacked.items()})
+    return trained
 
 
 def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
@@ -181,32 +180,23 @@ def _each(
     return found
 
 
-def _require_dropouts(
-    task: ClassificationTask,
-    stacked: Mapping[str, Tensor],
-    inputs: Inputs,
-    dropouts: Mapping[float, Tensor],
-) -> None:
-    """Refuse a stand-in that the task does not give to torch's dropout in training."""
-    was_training = task.training
-    task.train()
-    _Dropouts.met.clear()
-    with torch.no_grad():
-        _each(task, stacked, inputs, dropouts)
-    task.train(was_training)
-    if _Dropouts.met != set(dropouts):
+def _require_dropouts(task: ClassificationTask, inputs: Inputs, stand_ins: Sequence[float]) -> None:
+    """Refuse a stand-in that the task, in training, does not give to torch's dropout."""
+    met = _Dropouts(dict.fromkeys(stand_ins, torch.zeros(())))
+    with torch.no_grad(), met:
+        _AdapterAndHead(task)(inputs)
+    if met.replaced != set(stand_ins):
         raise ValueError(f"{task.label} has a dropout that is not torch's: train it with kora fit.")
 
 
 class _Dropouts(TorchFunctionMode):
     """Dropout with a probability that is a tensor, for the number that stands for it."""
 
-    #: The numbers that it replaced.
-    met: ClassVar[set[float]] = set()
-
     def __init__(self, shares: Mapping[float, Tensor]) -> None:
         super().__init__()
         self._shares = shares
+        #: The numbers that it has met.
+        self.replaced: set[float] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -214,7 +204,7 @@ class _Dropouts(TorchFunctionMode):
         if share is None or not kwargs.get("training", True):
             return func(*args, **kwargs)
         (x,) = args
-        self.met.add(kwargs["p"])
+        self.replaced.add(kwargs["p"])
         return x * (torch.rand_like(x) >= share) / (1 - share)
 
 

@@ -5,7 +5,7 @@ Its forks take that parser; each would spend half a second on its own.
 
 from __future__ import annotations
 
-from kora.runs.config_files import find_config
+from kora.runs.config_files import configs_folder
 from kora.training.lightning_cli import parse
 from kora.training.parser import remember
 
@@ -15,7 +15,8 @@ __all__ = ["build_parser"]
 def build_parser() -> None:
     """Build the parser of `kora fit`, which this process and its forks then remember."""
     remember()
-    parse(["fit", "--config", find_config("quickstart")])
+    # By its path: a file of the user with this name, and a mistake in it, would end the server.
+    parse(["fit", "--config", str(configs_folder() / "quickstart.yaml")])
 
 
 build_parser()

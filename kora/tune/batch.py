@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kora.grid.dispatch import last_error
+from kora.grid.launchers.job import ENDED
 from kora.runs.durable import write_text
 from kora.runs.processes import Stop, run_child
 from kora.tune.study import Search, Trial
@@ -61,4 +62,4 @@ def trainer_of_batches(logs: Path, env: Mapping[str, str], stop: Stop) -> Togeth
 
 def ended_of(path: Path) -> Path:
     """The file with what came of a list of trials."""
-    return path.with_suffix(".ended.json")
+    return path.with_suffix(ENDED)

@@ -94,7 +94,7 @@ def run_trials(
                 trouble.mistakes[name] = str(error)
                 continue
             trials[entry.number] = trial
-            job = Job(f"{name}, trial {trial.number}", (), name)
+            job = _job(name, trial)
             log = logs / f"{search.combination.slug}_{trial.number:03d}.log"
             return Task(Entry(entry.number, job, {}, NEW, None), runs, log)
         return None
@@ -133,8 +133,6 @@ def _run_batches(
             return
         trials = [search.again(trial) for trial in search.open()][: len(some)]
         trials += [search.ask() for _ in range(len(some) - len(trials))]
-        jobs = [Job(f"{name}, trial {trial.number}", (), name) for trial in trials]
-        told = [replace(entry, job=job) for entry, job in zip(some, jobs, strict=True)]
         view.say(f"{name}: trials {trials[0].number} to {trials[-1].number} train together.")
         found = together(search, trials)
         if stop.signal is not None:
@@ -143,11 +141,17 @@ def _run_batches(
             view.say(f"{name}: no, its trials train one by one: {found.why.rstrip('.')}.")
             return
         seconds = round(found.seconds / len(trials), 3)
-        for entry, trial, value in zip(told, trials, found.scores, strict=True):
+        for entry, trial, value in zip(some, trials, found.scores, strict=True):
             why = "" if value is not None else "its loss is not a finite number"
             search.tell(trial, value, seconds=seconds, folders=[], why=why)
-            todo.remove(next(one for one in todo if one.number == entry.number))
-            view.ended(entry, Outcome(None if why else Path(), why, seconds))
+            todo.remove(entry)
+            outcome = Outcome(None if why else Path(), why, seconds)  # a folder says it is done
+            view.ended(replace(entry, job=_job(name, trial)), outcome)
+
+
+def _job(name: str, trial: Trial) -> Job:
+    """A trial, for the view."""
+    return Job(f"{name}, trial {trial.number}", (), name)
 
 
 def _runs(path: Path, search: Search, trial: Trial) -> list[tuple[Job, Mapping[str, object]]]:

@@ -42,12 +42,13 @@ _AS_USUAL: dict[str, Sequence[Any]] = {
     "trainer.strategy": ["auto"],
     "trainer.num_nodes": [1],
     "trainer.devices": [1, "1", "auto"],
-    "trainer.precision": [None, "32-true", "bf16-mixed", "16-mixed"],
+    "trainer.precision": [None, "32-true", "bf16-mixed"],
     "trainer.accumulate_grad_batches": [1],
     "trainer.gradient_clip_val": [None],
     "trainer.max_steps": [-1],
     "trainer.max_time": [None],
     "trainer.limit_train_batches": [None, 1.0],
+    "trainer.overfit_batches": [None, 0, 0.0],
     "trainer.limit_val_batches": [None, 1.0],
     "trainer.val_check_interval": [None, 1.0],
     "trainer.callbacks": [None],
@@ -86,7 +87,9 @@ def _scores(rows: Sequence[Sequence[str]], metric: str) -> list[float | None]:
     first = configs[0]
     for key, usual in _AS_USUAL.items():
         value = first.get(key)
-        if value not in usual and not (value in ([], {}) and None in usual):
+        # By type as well: for Lightning, 1 is one batch, and 1.0 is all of them.
+        same = any(type(value) is type(one) and value == one for one in usual)
+        if not same and not (value in ([], {}) and None in usual):
             raise CannotError(f"{key} is {value!r}")
     if first["trainer.accelerator"] != "cpu" and torch.cuda.device_count() > 1:
         raise CannotError("trainer.devices may be several GPUs")

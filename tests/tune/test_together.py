@@ -102,6 +102,8 @@ def test_a_search_trains_them_together_and_the_rest_one_by_one_and_says_why(
         (["--model.optimizer=torch.optim.SGD"], "model.optimizer.class_path is 'torch.optim.SGD'"),
         (["--data.augment=flip"], "their features are not cached"),
         (["--model.feature_cache=off"], "their features are not cached"),
+        (["--trainer.limit_train_batches=1"], "trainer.limit_train_batches is 1"),
+        (["--trainer.precision=16-mixed"], "trainer.precision is '16-mixed'"),
         (["--trainer.precision=64-true"], "trainer.precision is '64-true'"),
     ],
 )
