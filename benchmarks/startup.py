@@ -100,13 +100,13 @@ def first_predictions(folder: Path) -> dict[str, tuple[str, ...]]:
     return {n: (sys.executable, "-c", code) for n, code in zip(names, filled, strict=True)}
 
 
-def spent(command: Sequence[str], code: int = 0) -> dict[str, float]:
-    """Wall and processor seconds of a command, which ends with this code."""
+def spent(command: Sequence[str], code: int = 0, *, folder: Path = REPOSITORY) -> dict[str, float]:
+    """Wall and processor seconds of a command in a folder, which ends with this code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - begun
     if done.returncode != code:

@@ -13,9 +13,7 @@ Each is a command, from its start to its last line, with features cached:
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +24,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image
 
@@ -34,17 +31,16 @@ from benchmarks.measuring import (
     add_options,
     chosen_device,
     machine,
-    seconds,
     shown,
     spread,
     table,
     write,
 )
+from benchmarks.startup import KORA, spent
 from datamodules import Synthetic
 from kora.reports.canvas import BLUE, GREEN, ORANGE, new_figure, save
 from kora.runs.results import find_runs, read_results
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 GROWS = {"search": "trials of a search", "grid": "runs of a grid", "adapt": "pictures"}
 SIZES = {"search": (1, 8, 64), "grid": (2, 4, 8), "adapt": (120, 240, 480)}
 SEARCHED = ("linear_probe", "multi_layer_probe", "kora_side")
@@ -53,35 +49,21 @@ SETTINGS = {"source": None, "trainer.max_epochs": 5, "trainer.precision": "32-tr
 Line = list[list[float]]  # median, lowest and highest seconds at each size
 
 
-def command(folder: Path, *args: str) -> Callable[[], None]:
-    """A call of kora in a folder; raises an error if it fails."""
+def line(call: Callable[[int, int], Sequence[str]], folder: Path, what: str, repeats: int) -> Line:
+    """Seconds of the command at each size; a first call fills the caches of all seeds."""
+    sizes = SIZES[what]
 
-    def call() -> None:
-        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "disabled"}
-        done = subprocess.run(
-            [sys.executable, "-m", "kora", *args], cwd=folder, env=env, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"kora {' '.join(args)} ends with {done.returncode}: {done.stderr}")
+    def took(size: int, number: int) -> float:
+        return spent((*KORA, *call(size, number)), folder=folder)["seconds"]
 
-    return call
-
-
-def line(
-    call: Callable[[int, int], Callable[[], None]], what: str, repeats: int, *, first: int = 0
-) -> Line:
-    """Seconds at each size; a first call of the size at this place fills the caches."""
-    sizes, device = SIZES[what], torch.device("cpu")
-    call(sizes[first], 0)()
-    took = [[seconds(call(size, n), device) for n in range(1, repeats + 1)] for size in sizes]
-    return [spread(one) for one in took]
+    took(sizes[-1] if what == "grid" else sizes[0], 0)
+    return [spread([took(size, n) for n in range(1, repeats + 1)]) for size in sizes]
 
 
 def searches(folder: Path, repeats: int) -> dict[str, Line]:
     """`kora tune` with more and more trials, by strategy."""
 
-    def call(strategy: str, trials: int, number: int) -> Callable[[], None]:
+    def call(strategy: str, trials: int, number: int) -> tuple[str, ...]:
         name = f"{strategy}_{trials}_{number}"
         search = {
             "base": "quickstart", "vary": {"config": [f"configs/adapters/{strategy}.yaml"]},
@@ -92,24 +74,24 @@ def searches(folder: Path, repeats: int) -> dict[str, Line]:
             },
         }  # fmt: skip
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(search))
-        return command(folder, "tune", "--config", f"{name}.yaml")
+        return "tune", "--config", f"{name}.yaml"
 
-    return {one: line(partial(call, one), "search", repeats) for one in SEARCHED}
+    return {one: line(partial(call, one), folder, "search", repeats) for one in SEARCHED}
 
 
 def grids(folder: Path, repeats: int) -> dict[str, Line]:
     """`kora grid` with more and more seeds."""
 
-    def call(runs: int, number: int) -> Callable[[], None]:
+    def call(runs: int, number: int) -> tuple[str, ...]:
         name = f"grid_{runs}_{number}"
         grid = {
             "base": "quickstart", "vary": {"config": ["configs/adapters/linear_probe.yaml"]},
             "seeds": list(range(runs)), "set": {**SETTINGS, "experiment": name},
         }  # fmt: skip
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
-        return command(folder, "grid", "--config", f"{name}.yaml")
+        return "grid", "--config", f"{name}.yaml"
 
-    return {"kora grid": line(call, "grid", repeats, first=-1)}
+    return {"kora grid": line(call, folder, "grid", repeats)}
 
 
 def adapts(folder: Path, repeats: int) -> dict[str, Line]:
@@ -118,15 +100,15 @@ def adapts(folder: Path, repeats: int) -> dict[str, Line]:
     data = Synthetic(image_size=64, train_images=most, test_images=12, val_fraction=0)
     pictures = data.read("train", np.arange(most))["image"].numpy()
 
-    def call(count: int, number: int) -> Callable[[], None]:
+    def call(count: int, number: int) -> tuple[str, ...]:
         root = folder / f"pictures_{count}_{number}"
         for at in range(count):
             file = root / f"class_{at % 12:02d}" / f"{at:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pictures[at].transpose(1, 2, 0)).save(file)
-        return command(folder, "adapt", root.name, "--backbone", "vit_nano")
+        return "adapt", root.name, "--backbone", "vit_nano"
 
-    return {"kora adapt": line(call, "adapt", repeats)}
+    return {"kora adapt": line(call, folder, "adapt", repeats)}
 
 
 MEASURED = {"search": searches, "grid": grids, "adapt": adapts}

@@ -23,8 +23,11 @@ def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_command_that_fails_is_an_error_and_no_time(tmp_path: Path) -> None:
+    def call(size: int, number: int) -> tuple[str, ...]:
+        return "grid", "--config", "none.yaml"
+
     with pytest.raises(RuntimeError, match=r"kora grid --config none\.yaml ends with 2"):
-        waiting.command(tmp_path, "grid", "--config", "none.yaml")()
+        waiting.line(call, tmp_path, "grid", 1)
 
 
 def test_a_wrong_option_is_one_clear_error() -> None:
