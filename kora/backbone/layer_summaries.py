@@ -101,6 +101,11 @@ class LayerSummaries(nn.Module):
                 block.register_forward_hook(partial(self._output, backbone, number))
         backbone.layer_summaries = self
 
+    @property
+    def first_block(self) -> int:
+        """The first block that it reads; asked after `install`."""
+        return min(number for number, _ in self._order)
+
     def begin(self) -> None:
         """Keep the summaries of the next pass, but not those that backward recomputes."""
         self._awaited = {number for number, _ in self._order}

@@ -85,9 +85,11 @@ def prefix_blocks(task: Any) -> int:
     own = _owner(type(adapter), "forward") < _owner(type(adapter), "untouched_blocks")
     # Checkpointing would call blocks again in backward, when they no longer begin with kept tokens.
     called_again = task.compile_module or backbone.model.grad_checkpointing
-    if own or len(backbone.changes) > 1 or backbone.layer_summaries or called_again:
+    if own or len(backbone.changes) > 1 or called_again:
         return 0
-    return int(min([adapter.untouched_blocks(), *backbone.levels]))
+    summaries = backbone.layer_summaries
+    read = [] if summaries is None else [summaries.first_block]
+    return int(min([adapter.untouched_blocks(), *backbone.levels, *read]))
 
 
 def kept_fields(task: Any) -> tuple[str, ...]:

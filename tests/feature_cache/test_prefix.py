@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from kora.backbone.vit import Backbone
 from kora.feature_cache import cache
 from kora.feature_cache.cache import KEPT
 from kora.feature_cache.rules import prefix_blocks
-from kora.heads import LinearDepth
+from kora.heads import LayerSummaries, LinearDepth
 from kora.tasks import DepthTask
 from tests.support.cached import classifier, fitted, scenes, values
 from tests.support.families import tiny
@@ -130,6 +131,29 @@ def test_a_head_that_reads_an_early_level_leaves_less_to_keep(
     task.build()
     task.backbone.levels = levels
     assert prefix_blocks(task) == blocks
+
+
+@pytest.mark.parametrize("layer", ["proj", "block"])
+def test_a_head_of_several_layers_leaves_the_blocks_before_them(
+    layer: Literal["proj", "block"], folder: str
+) -> None:
+    losses = []
+    for option in (False, True):
+        options = {"feature_cache": option, "feature_cache_folder": folder}
+        head_layers = LayerSummaries(layer, cls_blocks=[1], mean_blocks=[1])
+        task = classifier(LATE["LoRA"](), head_layers=head_layers, **options)
+        seen, _ = fitted(task)
+        losses.append(seen.losses)
+        assert prefix_blocks(task) == 1
+        assert seen.held == {frozenset({"label", "index", KEPT if option else "image"})}
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-4)
+
+
+def test_a_head_that_reads_an_early_layer_leaves_nothing() -> None:
+    head_layers = LayerSummaries("proj", mean_blocks=[0, 1])
+    task = classifier(LATE["LoRA"](), num_classes=7, head_layers=head_layers)
+    task.build()
+    assert prefix_blocks(task) == 0
 
 
 def test_auto_keeps_only_what_the_memory_holds(
