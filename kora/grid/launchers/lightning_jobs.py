@@ -82,6 +82,7 @@ class LightningJobs:
         for task in tasks:
             name = f"{_stem(task)}-1"
             call = {"name": name, "command": self._command(task), **self._asked()}
+            call["machine"] = self._machine.name
             said = ", ".join(f"{key}={value!r}" for key, value in call.items())
             lines.append(f"Job.run({said}, studio={self._studio.name!r})")
         price = self._machine.interruptible_cost if self._interruptible else self._machine.cost
