@@ -1,1 +1,1 @@
-"""Forms that are tried and not part of the package; `docs/research/composition.md` says what they showed."""
+"""Forms that are tried and not part of the package: docs/research/composition.md has the results."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kora.adapters import Feedback, ResidualSequential
+from kora.adapters.graph.composers import ResidualSequential
+from kora.adapters.graph.feedback import Feedback
 
 __all__ = ["DeafFeedback", "DeafResidual"]
 

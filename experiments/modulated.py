@@ -1,4 +1,4 @@
-"""LoRA whose corrections are scaled by what adapters have seen: its own, or those of earlier layers.
+"""LoRA whose corrections are scaled by what adapters have seen: their own, or earlier ones too.
 
 Shapes: B images, N tokens, I input width, O output width, R rank, C d_comp, E experts.
 """

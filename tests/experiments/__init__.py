@@ -1,0 +1,1 @@
+"""Tests of the experiments; they mirror the paths of the code."""
