@@ -1,1 +1,1 @@
-"""Forms that are tried and not part of the package: docs/research/composition.md has the results."""
+"""Forms that are tried, outside of the package: docs/research/composition.md has the results."""
