@@ -48,7 +48,7 @@ from datamodules.splits import (
     index_sha256,
 )
 
-__all__ = ["ImageDataModule", "Part", "Split"]
+__all__ = ["ImageDataModule", "Part", "Split", "part_of"]
 
 Split = Literal["train", "val", "test"]
 Part = Literal["train", "test"]  # the two official parts; "val" is always cut out of "train"
@@ -211,7 +211,7 @@ class ImageDataModule(LightningDataModule):
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
         """The data set of a split. Decodes it into memory once; override to stream from disk."""
-        columns = self.read(_part(split), self.indices(split))
+        columns = self.read(part_of(split), self.indices(split))
         return ArrayDataset(
             {
                 **columns,
@@ -292,7 +292,7 @@ class ImageDataModule(LightningDataModule):
 
     def labels(self, split: Split) -> IntArray:
         """Labels (n,) of a split, in the order of `indices`."""
-        return self._part_labels[_part(split)][self.indices(split)]
+        return self._part_labels[part_of(split)][self.indices(split)]
 
     def images(self, split: Split, positions: Sequence[int] | IntArray) -> Tensor:
         """uint8 images (n, 3, H, W) at these places of a split (0 is its first image)."""
@@ -304,7 +304,7 @@ class ImageDataModule(LightningDataModule):
         dataset = self._datasets.get(split)
         if isinstance(dataset, ArrayDataset | ReadDataset):
             return dataset.__getitems__(rows)
-        return self.read(_part(split), self.indices(split)[rows])
+        return self.read(part_of(split), self.indices(split)[rows])
 
     def depth_statistics(self, split: Split, *, most_images: int = 1000) -> DepthStatistics:
         """Statistics of the depth of a split, from at most `most_images` evenly spread images.
@@ -423,7 +423,7 @@ class ImageDataModule(LightningDataModule):
         return {
             "dataset": self.dataset_name,
             "num_classes": self.num_classes,
-            "official_split": {s: self.official_parts[_part(s)] for s in _SPLITS},
+            "official_split": {s: self.official_parts[part_of(s)] for s in _SPLITS},
             "sizes": {s: len(self.indices(s)) for s in _SPLITS},
             "subset": None if self.subset is None else asdict(self.subset),
             "val_fraction": self.val_fraction,
@@ -454,7 +454,7 @@ class ImageDataModule(LightningDataModule):
         splits: dict[str, dict[str, Any]] = {}
         for split in _SPLITS:
             counts = class_counts(self.labels(split), num_classes=self.num_classes)
-            splits[split] = {**counts, "official_split": self.official_parts[_part(split)]}
+            splits[split] = {**counts, "official_split": self.official_parts[part_of(split)]}
         return {
             "dataset": self.dataset_name,
             "num_classes": self.num_classes,
@@ -481,5 +481,6 @@ class ImageDataModule(LightningDataModule):
         return evaluation_loader(options, self.trainer if shared else None)
 
 
-def _part(split: Split) -> Part:
+def part_of(split: Split) -> Part:
+    """The official part from which a split is taken."""
     return "test" if split == "test" else "train"

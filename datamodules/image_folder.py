@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path, obtain_folder
@@ -160,7 +160,7 @@ class ImageFolder(ImageDataModule):
         return {"image": self._files(part).decode(positions)}
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        part: Part = "test" if split == "test" else "train"
+        part = part_of(split)
         files, labels, indices = self._files(part), self.labels(split), self.indices(split)
         height, width = self.image_size
         name = f"{self.root.absolute().name}.{self.part_dirs[part]}".replace(os.sep, "_")

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
@@ -218,7 +218,7 @@ class ImageTable(ImageDataModule):
         return {"image": self._files(part).decode(positions)}
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        part: Part = "test" if split == "test" else "train"
+        part = part_of(split)
         files, labels, indices = self._files(part), self.labels(split), self.indices(split)
         height, width = self.image_size
         name = f"{self.table.stem}.{part}.{height}x{width}.{self.resize}.cache"

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import check_box_augment
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.loading import LateDataset
 from datamodules.recipe import ImageRecipe
 from datamodules.scenes.boxes import solid_boxes
@@ -145,7 +145,7 @@ class Synthetic(ImageDataModule):
         """Without maps, an image is rendered when it is first read."""
         if self.maps:
             return super().make_dataset(split)
-        part: Part = "test" if split == "test" else "train"
+        part = part_of(split)
         positions = self.indices(split)
         known = {
             "label": torch.from_numpy(self.labels(split)),

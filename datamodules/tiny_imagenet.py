@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_images
 from datamodules.download import expand_path, obtain_folder
@@ -115,7 +115,7 @@ class TinyImageNet(ImageDataModule):
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
         if self.cache is not None:
-            part: Part = "test" if split == "test" else "train"
+            part = part_of(split)
             dataset = cached_images(
                 self.cache / f"{_FOLDER}.{self.official_parts[part]}.cache",
                 self._files(part),

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import check_box_augment
-from datamodules.base import Part, Split
+from datamodules.base import Part, Split, part_of
 from datamodules.detection.boxes import Annotations, Boxes, Picture
 from datamodules.detection.coco import read_coco
 from datamodules.detection.instances import read_instances
@@ -266,13 +266,13 @@ class DetectionFolder(_FolderInParts):
         return self._reader(part).read(np.asarray(positions, dtype=np.int64))
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        reader = self._reader("test" if split == "test" else "train")
+        reader = self._reader(part_of(split))
         indices = self.indices(split)
         return ReadDataset(reader, indices, labels=self.labels(split), indices=indices)
 
     def boxes_at(self, split: Split, positions: IntArray) -> Iterator[Boxes]:
         """Boxes at these places of a split, in the own pixels of each picture; no image is read."""
-        reader = self._reader("test" if split == "test" else "train")
+        reader = self._reader(part_of(split))
         chosen, title = self.indices(split)[positions], f"Counting boxes ({split})"
         for number in tqdm(chosen, desc=title, unit="image", delay=2, leave=False):
             yield reader.boxes(int(number))

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.download import download as fetch
 from datamodules.download import expand_path, obtain_folder
 from datamodules.loading import ReadDataset
@@ -144,7 +144,7 @@ class NYUDepthV2(ImageDataModule):
         return reader.read(frames[np.asarray(positions, dtype=np.int64)])
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        reader, frames = self.layout.reader_of("test" if split == "test" else "train")
+        reader, frames = self.layout.reader_of(part_of(split))
         indices = self.indices(split)
         return ReadDataset(reader, frames[indices], labels=self.labels(split), indices=indices)
 

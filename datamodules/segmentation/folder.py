@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.augment import resizes
-from datamodules.base import Part, Split
+from datamodules.base import Part, Split, part_of
 from datamodules.download import expand_path
 from datamodules.groups import cut_parts
 from datamodules.in_parts import _FolderInParts
@@ -293,13 +293,13 @@ class SegmentationFolder(_FolderInParts):
         return self._reader(part, trains=False).read(np.asarray(positions, dtype=np.int64))
 
     def make_dataset(self, split: Split) -> Dataset[Any]:
-        reader = self._reader("test" if split == "test" else "train", trains=split == "train")
+        reader = self._reader(part_of(split), trains=split == "train")
         indices = self.indices(split)
         return ReadDataset(reader, indices, labels=self.labels(split), indices=indices)
 
     def masks_at(self, split: Split, positions: IntArray) -> Iterator[NDArray[np.uint8]]:
         """Masks (H, W) at these places of a split, each at its own size; no image is read."""
-        reader = self._reader("test" if split == "test" else "train", trains=False)
+        reader = self._reader(part_of(split), trains=False)
         chosen, title = self.indices(split)[positions], f"Counting pixels ({split})"
         for number in tqdm(chosen, desc=title, unit="mask", delay=2, leave=False):
             yield reader.mask(int(number))
