@@ -49,11 +49,11 @@ CACHED: Sequence[Candidate] = (
     Candidate(
         "MultiLayerProbe-block", ("adapters/multi_layer_probe_dinov2",), "as DINOv2 evaluates"
     ),
-    Candidate("KoRA-refined", ("adapters/kora_refined",), "composes six layers"),
+    Candidate("KoRA-refined", ("adapters/kora_refined",), "nodes on six layers"),
 )
 #: Through the backbone: minutes a fit; the most worthwhile first (docs/results/photos.md).
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
-    Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and three layers composed"),
+    Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and nodes on three layers"),
     Candidate("BitFit", ("adapters/bitfit",), "biases alone, ahead on drawings"),
 )
