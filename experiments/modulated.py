@@ -37,7 +37,7 @@ class ModulatedLoRA(Strategy):
     * `hears: nothing`: c is zero, so s = w.
 
     Sources: h + B (s * A x) with s of the image is the hypothesis of docs/research/composition.md;
-    a bank of B over layers, with routing, is that of Lily (Zhong et al. 2024, arXiv:2407.09946).
+    a bank of B over layers, with routing, is that of Lily (Findings of ACL 2025).
 
     Args:
         rank: R of A (R, I) and B (O, R).
