@@ -6,10 +6,9 @@ Shapes: as in `kora/adapters/graph/`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kora.adapters.graph.composers import ResidualSequential
 from kora.adapters.graph.feedback import Feedback
@@ -31,10 +30,5 @@ class DeafResidual(ResidualSequential):
 class DeafFeedback(Feedback):
     """x_n + alpha * U_i c_i, with c_i composed of the nodes of block i alone."""
 
-    def _add(self, number: int, module: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor:
-        before = self._until.get(number - 1, 0)
-        own = [node.vector(node.seen()) for node in self._nodes[before : self._until[number]]]
-        composed = self._composer[0](own)
-        delta = self.alpha * composed @ self.ups[f"b{number:02d}_feedback"].T
-        added: Tensor = delta if delta.ndim == 3 else delta[:, None]
-        return x + added
+    def _vectors(self, number: int) -> list[Tensor]:
+        return self._own(number)

@@ -26,10 +26,18 @@ __all__ = ["PAIRS", "Measured", "Worth", "draw", "measured", "read", "table", "w
 
 #: A form, and its twin, which differs in communication alone; each as experiment/strategy.
 PAIRS = {
-    "modulation, per image": ("composition/LoRA-modulated-image", "-own"),
-    "modulation, per token": ("composition/LoRA-modulated-token", "-own"),
-    "routing": ("composition/LoRA-routed-image", "-own"),
-    "sharing": ("composition/LoRA-shared-image", "-own"),
+    "modulation, per image": (
+        "composition/LoRA-modulated-image", "composition/LoRA-modulated-image-own"
+    ),
+    "modulation, per token": (
+        "composition/LoRA-modulated-token", "composition/LoRA-modulated-token-own"
+    ),
+    "routing": (
+        "composition/LoRA-routed-image", "composition/LoRA-routed-image-own"
+    ),
+    "sharing": (
+        "composition/LoRA-shared-image", "composition/LoRA-shared-image-own"
+    ),
     "chain": (
         "composition_residual/KoRA-over-LoRA", "composition_residual_deaf/KoRA-over-LoRA"
     ),
@@ -90,12 +98,6 @@ def read(paths: Iterable[Path]) -> list[Measured]:
     return found
 
 
-def twin_of(form: str) -> str:
-    """The twin of a form in `PAIRS`."""
-    mine, twin = PAIRS[form]
-    return mine + twin if twin.startswith("-") else twin
-
-
 def worth(runs: Sequence[Measured], data: str, form: str, rival: str) -> Worth | None:
     """How far a form is ahead of a rival; None if they have no seed in common."""
     of: dict[str, dict[int, float]] = defaultdict(dict)
@@ -115,8 +117,7 @@ def table(runs: Sequence[Measured], data: str) -> str:
             mean[run.form].append(100 * run.accuracy)
             size[run.form] = run.trainable
     rows = []
-    for name, (form, _) in PAIRS.items():
-        twin = twin_of(name)
+    for name, (form, twin) in PAIRS.items():
         ahead = worth(runs, data, form, twin)
         if ahead is not None:
             rows.append([
@@ -135,9 +136,9 @@ def draw(runs: Sequence[Measured], out_png: Path) -> Path:
     figure, axes = new_figure(len(sets), size=(4.4 * len(sets) + 1.6, 3.6), title=title)
     said = []
     for axis, data in zip(axes, sets, strict=True):
-        names = [n for n, (form, _) in PAIRS.items() if worth(runs, data, form, twin_of(n))]
+        names = [n for n, pair in PAIRS.items() if worth(runs, data, *pair)]
         for row, name in enumerate(reversed(names)):
-            ahead = worth(runs, data, PAIRS[name][0], twin_of(name))
+            ahead = worth(runs, data, *PAIRS[name])
             assert ahead is not None
             axis.errorbar(ahead.mean, row, xerr=ahead.half_width, fmt="o", color=BLUE, capsize=4)
             said.append(f"{data}, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.twins import PAIRS, Measured, main, read, twin_of, worth
+from experiments.twins import PAIRS, Measured, main, read, worth
 
 FORM = "modulation, per image"
 
 
 def runs() -> list[Measured]:
-    form, twin = PAIRS[FORM][0], twin_of(FORM)
+    form, twin = PAIRS[FORM]
     values = {form: {1: 0.50, 2: 0.54, 3: 0.9}, twin: {1: 0.49, 2: 0.51}}
     return [
         Measured("digits", name, seed, value, 100)
@@ -22,11 +22,11 @@ def runs() -> list[Measured]:
 
 
 def test_only_common_seeds_count() -> None:
-    found = worth(runs(), "digits", PAIRS[FORM][0], twin_of(FORM))
+    found = worth(runs(), "digits", *PAIRS[FORM])
     assert found is not None
     assert found.mean == pytest.approx(2.0)
     assert found.seeds == 2
-    assert worth(runs(), "letters", PAIRS[FORM][0], twin_of(FORM)) is None
+    assert worth(runs(), "letters", *PAIRS[FORM]) is None
 
 
 def test_values_are_read_back_as_they_were_kept(

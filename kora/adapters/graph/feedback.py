@@ -73,12 +73,19 @@ class Feedback(nn.Module):
 
     def _add(self, number: int, module: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor:
         """Tokens (B, N, D) plus the composition up to block `number`."""
-        before = self._until.get(number - 1, 0)
-        # The vectors of this block are computed anew, also when backward recomputes the block.
-        own = [node.vector(node.seen()) for node in self._nodes[before : self._until[number]]]
-        vectors = self.sent[:before] + own
-        self.sent = vectors + self.sent[len(vectors) :]
-        composed = self._composer[0](vectors)
+        composed = self._composer[0](self._vectors(number))
         delta = self.alpha * composed @ self.ups[f"b{number:02d}_feedback"].T
         added: Tensor = delta if delta.ndim == 3 else delta[:, None]
         return x + added
+
+    def _vectors(self, number: int) -> list[Tensor]:
+        """What is composed after block `number`: the vectors of all nodes up to there."""
+        before = self._until.get(number - 1, 0)
+        vectors = self.sent[:before] + self._own(number)
+        self.sent = vectors + self.sent[len(vectors) :]
+        return vectors
+
+    def _own(self, number: int) -> list[Tensor]:
+        """The vectors of the nodes of a block, computed anew when backward recomputes it."""
+        nodes = self._nodes[self._until.get(number - 1, 0) : self._until[number]]
+        return [node.vector(node.seen()) for node in nodes]
