@@ -51,7 +51,14 @@ _AS_USUAL: dict[str, Sequence[Any]] = {
     "trainer.overfit_batches": [None, 0, 0.0],
     "trainer.limit_val_batches": [None, 1.0],
     "trainer.val_check_interval": [None, 1.0],
-    "trainer.callbacks": [None],
+}
+_EARLY_STOP = "lightning.pytorch.callbacks.EarlyStopping"
+#: The same for an early stop: by its patience alone.
+_STOP_AS_USUAL: dict[str, Sequence[Any]] = {
+    "min_delta": [None, 0.0],
+    "stopping_threshold": [None],
+    "divergence_threshold": [None],
+    "check_on_train_epoch_end": [None, False],
 }
 #: Each stands for the probability of one dropout. Exact in binary, and nobody sets them.
 _STAND_INS = [(2 * at + 1) / 2**20 for at in range(64)]
@@ -83,8 +90,10 @@ def train_list(path: Path) -> None:
 
 def _scores(rows: Sequence[Sequence[str]], metric: str) -> list[float | None]:
     """The best score in validation of each trial, all with one seed; None if it is not finite."""
-    configs = [flat(parse(["fit", *row]).resolved()) for row in rows]
+    resolved = [parse(["fit", *row]).resolved() for row in rows]
+    configs = [flat(one) for one in resolved]
     first = configs[0]
+    patience = _patience(resolved[0]["trainer"].get("callbacks") or [], metric)
     for key, usual in _AS_USUAL.items():
         value = first.get(key)
         # By type as well: for Lightning, 1 is one batch, and 1.0 is all of them.
@@ -102,7 +111,7 @@ def _scores(rows: Sequence[Sequence[str]], metric: str) -> list[float | None]:
     settings = [_setting(one, dropouts) for one in configs]
     stand_ins = _STAND_INS[: len(dropouts)]
     typed = [f"--{key}={stand_in}" for key, stand_in in zip(dropouts, stand_ins, strict=True)]
-    instead = _Instead(settings, stand_ins, metric)
+    instead = _Instead(settings, stand_ins, metric, patience)
 
     class Together(KoraCLI):
         """`kora fit` of the first trial up to its first step, without a run folder."""
@@ -125,6 +134,20 @@ def _scores(rows: Sequence[Sequence[str]], metric: str) -> list[float | None]:
     return instead.scores
 
 
+def _patience(callbacks: Any, metric: str) -> float:
+    """Validations without a gain after which a trial ends, by the early stop in its config."""
+    patience = math.inf
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        options = callback.get("init_args", {})
+        usual = all(options.get(key) in values for key, values in _STOP_AS_USUAL.items())
+        if callback["class_path"] != _EARLY_STOP or not usual:
+            raise CannotError(f"trainer.callbacks has {callback}")
+        if options["monitor"] != metric.replace("best_", "", 1):
+            raise CannotError(f"they stop by {options['monitor']}")
+        patience = min(patience, options["patience"])
+    return patience
+
+
 def _setting(config: Mapping[str, Any], dropouts: Sequence[str]) -> Setting:
     lr, head_lr = config[_LR], config.get(_HEAD_LR)
     shares = tuple(config.get(key) or 0.0 for key in dropouts)
@@ -135,9 +158,13 @@ class _Instead(Callback):
     """Trains all settings in the place of a fit, and ends it."""
 
     def __init__(
-        self, settings: Sequence[Setting], stand_ins: Sequence[float], metric: str
+        self,
+        settings: Sequence[Setting],
+        stand_ins: Sequence[float],
+        metric: str,
+        patience: float,
     ) -> None:
-        self.settings, self.stand_ins = settings, stand_ins
+        self.settings, self.stand_ins, self.patience = settings, stand_ins, patience
         self.metric = metric.removeprefix("best_val/")
         self.scores: list[float | None] = []
 
@@ -182,7 +209,7 @@ class _Instead(Callback):
         if not found:
             raise CannotError("no epoch validates")
         sign = 1 if pl_module.monitor[1] == "max" else -1
-        best = sign * (sign * torch.stack(found)).max(dim=0).values
+        best = sign * _best(sign * torch.stack(found), self.patience)
         finite = torch.stack([
             tensor.flatten(1).isfinite().all(dim=1) for tensor in trained.tensors.values()
         ]).all(dim=0)  # fmt: skip
@@ -200,3 +227,14 @@ class _Instead(Callback):
             metric.update(logits_nK, labels)
             scores.append(metric.compute())
         return torch.stack(scores)
+
+
+def _best(scores_VS: Tensor, patience: float) -> Tensor:
+    """(S,), the best of V validations in turn, until `patience` of them were no gain."""
+    best = torch.full_like(scores_VS[0], -math.inf)
+    without = torch.zeros_like(best)
+    for scores in scores_VS:
+        gained = (scores > best) & (without < patience)
+        best = torch.where(gained, scores, best)
+        without = torch.where(gained, 0, without + 1)
+    return best

@@ -74,6 +74,26 @@ def test_each_trial_has_the_score_that_its_own_fit_has(
     assert len(set(scores)) > 1
 
 
+def test_a_trial_is_over_where_its_own_fit_stops_early(here: Path, capfd: Capture) -> None:
+    stop = {"class_path": "EarlyStopping", "init_args": {
+        "monitor": "val/accuracy", "mode": "max", "patience": 1}}  # fmt: skip
+    write_config(here / "tiny.yaml", config(PROBE, max_epochs=12, callbacks=[stop]))
+    rates = ("0.3", "0.0001", "0.03", "0.003")
+    rows = [["--config", "tiny.yaml", f"--model.head_lr={lr}"] for lr in rates]
+    scores, epochs = told(here, rows)["scores"], []
+    for row, score in zip(rows, scores, strict=True):
+        assert kora(capfd, "fit", *row, "--leave_out_test=true").code == 0
+        folder = max(here.glob("runs/*/*/seed*/version_*"), key=os.path.getmtime)
+        assert results(folder)["metrics"]["best_val/accuracy"] == pytest.approx(score, abs=1e-6)
+        epochs.append(len((folder / "metrics.csv").read_text().splitlines()) - 1)
+    assert min(epochs) < max(epochs)
+    stop["init_args"]["min_delta"] = 0.1
+    write_config(here / "tiny.yaml", config(PROBE, callbacks=[stop]))
+    assert "trainer.callbacks has" in told(here, rows)["why"]
+    write_config(here / "tiny.yaml", config(PROBE, callbacks=stop))
+    assert "trainer.callbacks has" in told(here, rows)["why"]
+
+
 def test_a_search_trains_them_together_and_the_rest_one_by_one_and_says_why(
     here: Path, capfd: Capture
 ) -> None:
