@@ -169,7 +169,9 @@ class Report:
             )
         weak = self._weak()
         if weak:
-            found.append(f"Look at the hardest classes first: {', '.join(weak)}.")
+            found.append(
+                f"Look first at the classes that validation finds hardest: {', '.join(weak)}."
+            )
         if not self.through:
             found.append(
                 "More minutes: with --minutes it also tries strategies that train through the "
