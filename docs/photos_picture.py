@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
 
-from kora.analysis.statistics import t_half_width
+from kora.analysis.statistics import Lead, lead
 from kora.console.identity import looks
 from kora.reports.canvas import GREY, new_figure, save
 
-__all__ = ["Ahead", "describe", "draw", "read"]
+__all__ = ["describe", "draw", "read"]
 
 HERE = Path(__file__).parent
 SIZES = (1, 5, 20, 95)  # images of each class
@@ -25,21 +23,13 @@ PROBE = "LinearProbe"
 SHOWN = ("MultiLayerProbe", "KoRA-refined", "LoRA", "LoRA-layers", "KoRA-over-LoRA")
 
 
-class Ahead(NamedTuple):
-    """Points ahead of the probe on common seeds: mean, and half of the 95 % t-interval."""
-
-    mean: float
-    half_width: float
-    seeds: int
-
-
-def read(folder: Path) -> dict[int, dict[str, Ahead]]:
+def read(folder: Path) -> dict[int, dict[str, Lead]]:
     """By images a class and strategy, of `photos_1.csv` and the like (`kora compare --out`).
 
     `photos_1_backbone.csv` has strategies that train through the backbone. Sizes that are not
     measured yet are left out.
     """
-    found: dict[int, dict[str, Ahead]] = {}
+    found: dict[int, dict[str, Lead]] = {}
     for size in SIZES:
         path = folder / f"photos_{size}.csv"
         if not path.is_file():
@@ -49,8 +39,9 @@ def read(folder: Path) -> dict[int, dict[str, Ahead]]:
         through = path.with_name(f"{path.stem}_backbone.csv")
         values = {**(_values(through) if through.is_file() else {}), **values}
         found[size] = {
-            name: _ahead([100 * (mine[seed] - probe[seed]) for seed in mine if seed in probe])
-            for name, mine in ((name, values[name]) for name in SHOWN if name in values)
+            name: ahead
+            for name in SHOWN
+            if name in values and (ahead := lead(values[name], probe)) is not None
         }
     return found
 
@@ -67,11 +58,7 @@ def _values(path: Path) -> dict[str, dict[str, float]]:
         }
 
 
-def _ahead(points: list[float]) -> Ahead:
-    return Ahead(fmean(points), t_half_width(points) or 0.0, len(points))
-
-
-def describe(found: dict[int, dict[str, Ahead]]) -> str:
+def describe(found: dict[int, dict[str, Lead]]) -> str:
     """What the picture says of itself: all that it was drawn from."""
     return "\n".join(
         f"{size} a class, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}"
@@ -80,7 +67,7 @@ def describe(found: dict[int, dict[str, Ahead]]) -> str:
     )
 
 
-def draw(found: dict[int, dict[str, Ahead]], out_png: Path) -> Path:
+def draw(found: dict[int, dict[str, Lead]], out_png: Path) -> Path:
     """A group of points for each number of images, side by side so that none hides another."""
     names = [name for name in SHOWN if any(name in rows for rows in found.values())]
     look = looks([*names, PROBE])

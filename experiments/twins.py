@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from kora.analysis.statistics import t_half_width
+from kora.analysis.statistics import Lead, lead
 from kora.console.tables import csv_text, markdown_table
 from kora.reports.canvas import BLUE, GREY, new_figure, save
 from kora.runs.durable import write_text
 from kora.runs.results import find_runs, read_results
 
-__all__ = ["PAIRS", "Measured", "Worth", "draw", "measured", "read", "table", "worth"]
+__all__ = ["PAIRS", "Measured", "draw", "measured", "read", "table", "worth"]
 
 #: A form, and its twin, which differs in communication alone; each as experiment/strategy.
 PAIRS = {
@@ -62,14 +62,6 @@ class Measured(NamedTuple):
     trainable: int
 
 
-class Worth(NamedTuple):
-    """Points ahead of a rival on common seeds: mean, and half of the 95 % t-interval."""
-
-    mean: float
-    half_width: float
-    seeds: int
-
-
 def measured(folder: Path, data: str) -> list[Measured]:
     """The finished runs below a folder."""
     results = [read_results(path) for path in find_runs([folder])]
@@ -98,14 +90,13 @@ def read(paths: Iterable[Path]) -> list[Measured]:
     return found
 
 
-def worth(runs: Sequence[Measured], data: str, form: str, rival: str) -> Worth | None:
+def worth(runs: Sequence[Measured], data: str, form: str, rival: str) -> Lead | None:
     """How far a form is ahead of a rival; None if they have no seed in common."""
     of: dict[str, dict[int, float]] = defaultdict(dict)
     for run in runs:
         if run.data == data:
-            of[run.form][run.seed] = 100 * run.accuracy
-    points = [of[form][seed] - of[rival][seed] for seed in of[form] if seed in of[rival]]
-    return Worth(fmean(points), t_half_width(points) or 0.0, len(points)) if points else None
+            of[run.form][run.seed] = run.accuracy
+    return lead(of[form], of[rival])
 
 
 def table(runs: Sequence[Measured], data: str) -> str:

@@ -130,6 +130,7 @@ def run_config(
         "runs_dir": str(call.home.parent),
         "seed_everything": call.seed,
         "leave_out_test": trial,
+        "pictures": not trial,
         "model": dict(model),
         "data": dict(data),
         "trainer": {

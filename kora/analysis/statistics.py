@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "RESAMPLES",
+    "Lead",
     "crossed_bootstrap",
     "holm",
     "images_needed",
+    "lead",
     "seeds_needed",
     "sign_flip_p",
     "t_half_width",
@@ -44,6 +46,28 @@ def t_half_width(sample: Sequence[float]) -> float | None:
     from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
     return float(stdtrit(n - 1, (1 + _LEVEL) / 2)) * statistics.stdev(sample) / math.sqrt(n)
+
+
+class Lead(NamedTuple):
+    """How far one is ahead of another on common seeds, in percentage points.
+
+    Args:
+        mean: Of the differences.
+        half_width: Half of their 95 % t-interval; 0 with one seed.
+        seeds: How many are common.
+    """
+
+    mean: float
+    half_width: float
+    seeds: int
+
+
+def lead(mine: Mapping[Any, float], rival: Mapping[Any, float]) -> Lead | None:
+    """The lead of shares by seed over those of a rival; None without a common seed."""
+    points = [100 * (share - rival[seed]) for seed, share in mine.items() if seed in rival]
+    if not points:
+        return None
+    return Lead(statistics.fmean(points), t_half_width(points) or 0.0, len(points))
 
 
 def crossed_bootstrap(difference_SI: NDArray[Any]) -> tuple[float, float]:

@@ -19,8 +19,8 @@ __all__ = ["TOP", "refuse_mistyped"]
 
 #: The sections and options of a config.
 TOP = {
-    "allow_degenerate", "ckpt_path", "data", "experiment", "leave_out_test", "model", "resume",
-    "runs_dir", "save", "seed_everything", "source", "trainer", "wandb", "weights_only",
+    "allow_degenerate", "ckpt_path", "data", "experiment", "leave_out_test", "model", "pictures",
+    "resume", "runs_dir", "save", "seed_everything", "source", "trainer", "wandb", "weights_only",
 }  # fmt: skip
 #: Source of the classes whose options a section holds, below the folder of a package.
 _SOURCE = {

@@ -124,7 +124,8 @@ def _write(out: Path, record: dict[str, Any], read: ReadOut, label: str) -> list
     seen = f", {record['images']} {record['split']} images" if record["images"] else ""
     title = f"{label} on {record['backbone']['name']}{seen}"
     if read.fusion is not None:
-        return [*written, *read.fusion.write(out)]
+        read.fusion.write_table(out)
+        return [*written, *read.fusion.pictures(out)]
     maps = [one for one in read.quantities if isinstance(one, Quantity)]
     spectra = [one for one in read.quantities if isinstance(one, Spectrum)]
     if maps:

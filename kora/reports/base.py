@@ -105,6 +105,9 @@ class Report:
             return []
         return [self.draw(self.samples, folder / f"test_{self.pictured}.png")]
 
+    def write_tables(self, folder: Path) -> None:
+        """Tables of the test that stand beside its pictures, with or without these."""
+
     def sample_rows(self) -> list[dict[str, Any]]:
         """One row for each test image in the pictures, with its prediction.
 

@@ -43,16 +43,20 @@ class DetectionReport(Report):
         return {"class_names": self.names}
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Fixed test images with true and predicted boxes; AP by class, also as CSV."""
+        """Fixed test images with true and predicted boxes; AP by class."""
         made = super().pictures(folder)
         if made and self.task.test_ap is not None:
-            precision = self.task.test_ap.cpu().numpy()
-            boxes = self.task.test_boxes.tolist()
-            heads = "class", "ap", "boxes"
-            write_classes(folder / "ap_by_class.csv", heads, self.names, precision, boxes)
-            notes, path = [f"{number:,} boxes" for number in boxes], folder / "ap_by_class.png"
+            notes = [f"{number:,} boxes" for number in self.task.test_boxes.tolist()]
+            precision, path = self.task.test_ap.cpu().numpy(), folder / "ap_by_class.png"
             made.append(class_bars(precision, self.names, notes, path, score="AP"))
         return made
+
+    def write_tables(self, folder: Path) -> None:
+        """AP by class as CSV."""
+        if self.samples is not None and self.task.test_ap is not None:
+            precision, boxes = self.task.test_ap.cpu().numpy(), self.task.test_boxes.tolist()
+            heads = "class", "ap", "boxes"
+            write_classes(folder / "ap_by_class.csv", heads, self.names, precision, boxes)
 
     def draw(self, samples: Samples, path: Path, title: str = "") -> Path:
         """Images with true and predicted boxes."""

@@ -53,23 +53,35 @@ class FusionReport:
             rows.append((total[:-1] / total[-1].clamp(min=1)).double().cpu().numpy())
         self.shares = np.stack(rows)
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write `fusion_attention.csv`, one row per place, and a heat map; returns the picture."""
+    def write_table(self, folder: Path) -> None:
+        """Write `fusion_attention.csv`, one row per place."""
+        if self.shares is None:
+            return
+        rows = [
+            [*place_of(key), *(f"{share:.6f}" for share in row)]
+            for key, row in zip(self._keys, self.shares, strict=True)
+        ]
+        heads = ["block", "place", *self._sources]
+        records = [dict(zip(heads, row, strict=True)) for row in rows]
+        write_text(folder / FUSION_TABLE, csv_text(records, heads))
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """A heat map of the same."""
         if self.shares is None:
             return []
         from kora.reports.figures_fusion import attention_map
 
-        keys = list(self.fusion.fused())
-        sources = [source.name for source in self.fusion.earlier_runs.found]
-        rows = [
-            [*place_of(key), *(f"{share:.6f}" for share in row)]
-            for key, row in zip(keys, self.shares, strict=True)
-        ]
-        heads = ["block", "place", *sources]
-        records = [dict(zip(heads, row, strict=True)) for row in rows]
-        write_text(folder / FUSION_TABLE, csv_text(records, heads))
         picture = folder / "fusion_attention.png"
-        return [attention_map(self.shares, keys, sources, picture, title=self.fusion.label)]
+        title = self.fusion.label
+        return [attention_map(self.shares, self._keys, self._sources, picture, title=title)]
+
+    @property
+    def _keys(self) -> list[str]:
+        return list(self.fusion.fused())
+
+    @property
+    def _sources(self) -> list[str]:
+        return [source.name for source in self.fusion.earlier_runs.found]
 
 
 def fusion_report_for(task: AdapterTask) -> FusionReport | None:

@@ -54,16 +54,21 @@ class SegmentationReport(Report):
         return {"class_names": self.names, **({} if given is None else {"palette": self.palette})}
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Fixed test images with truth, prediction and mistakes; IoU by class, also as CSV."""
+        """Fixed test images with truth, prediction and mistakes; IoU by class."""
         made = super().pictures(folder)
         if made and self.task.test_iou is not None:
-            iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.cpu().numpy()
-            heads, told = ("class", "iou", "share_of_pixels"), [f"{share:.6f}" for share in shares]
-            write_classes(folder / "iou_by_class.csv", heads, self.names, iou, told)
+            iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.tolist()
             notes = [f"{100 * share:.2g} % of the pixels" for share in shares]
             path = folder / "iou_by_class.png"
             made.append(class_bars(iou, self.names, notes, path, score="IoU"))
         return made
+
+    def write_tables(self, folder: Path) -> None:
+        """IoU by class as CSV."""
+        if self.samples is not None and self.task.test_iou is not None:
+            iou, shares = self.task.test_iou.cpu().numpy(), self.task.test_shares.tolist()
+            heads, told = ("class", "iou", "share_of_pixels"), [f"{share:.6f}" for share in shares]
+            write_classes(folder / "iou_by_class.csv", heads, self.names, iou, told)
 
     def sample_rows(self) -> list[dict[str, Any]]:
         """Image, truth and prediction in colours, and the share of pixels that are right."""

@@ -71,6 +71,7 @@ class RunRecord(Callback):
         self.seed = seed
         self.command = command
         self.config = dict(config)
+        self.draws = config.get("pictures", True)
         self.allow_degenerate = allow_degenerate
         self.clock = clock
         self.report: Report | None = None
@@ -140,7 +141,7 @@ class RunRecord(Callback):
             self._report(trainer, pl_module, show=False)
             self._keep(trainer)
             self._gather(trainer, "val")
-        elif not trainer.sanity_checking:
+        elif self.draws and not trainer.sanity_checking:
             picture = self.report.epoch_picture(self.folder, trainer.current_epoch)
             for logger in trainer.loggers:
                 if picture is not None and isinstance(logger, WandbLogger):
@@ -232,6 +233,10 @@ class RunRecord(Callback):
                     "metrics": {k: v for k, v in self.metrics.items() if v == v},
                 },
             )
+        if self.command in ("fit", "test"):
+            self.report.write_tables(self.folder)
+        if self.fusion is not None:
+            self.fusion.write_table(self.folder)
         pictures = self._pictures()
         if self.command == "fit":
             write_card(self.folder / "adapter", result)
@@ -256,7 +261,7 @@ class RunRecord(Callback):
         assert self.report is not None
         made: list[Path] = []
         metrics = self.folder / "metrics.csv"
-        if self.command == "fit" and _has_curves(metrics):
+        if self.draws and self.command == "fit" and _has_curves(metrics):
             from kora.reports import figures
 
             made.append(
@@ -264,10 +269,10 @@ class RunRecord(Callback):
                     metrics, self.folder / "learning_curves.png", tested_step=self.tested_step
                 )
             )
-        if self.command in ("fit", "test"):
+        if self.draws and self.command in ("fit", "test"):
             made += self.report.pictures(self.folder)
-        if self.fusion is not None:
-            made += self.fusion.write(self.folder)
+        if self.draws and self.fusion is not None:
+            made += self.fusion.pictures(self.folder)
         return made
 
     @rank_zero_only

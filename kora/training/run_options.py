@@ -92,6 +92,13 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         default=False,
         help="Do not test at the end of `fit`, as in the trials of a search. The record says so.",
     )
+    parser.add_argument(
+        "--pictures",
+        type=bool,
+        default=True,
+        help="Draw learning curves, samples and classes. Without, a grid of quick runs saves about "
+        "a second a run.",
+    )
     parser.add_class_arguments(Wandb, "wandb")
     parser.add_argument(
         "--resume",

@@ -63,7 +63,11 @@ class Combination:
     def job(self, trial: int, values: Mapping[str, Any], seed: int) -> Job:
         """One run of a trial, without the test."""
         name = f"{self.name}, trial {trial}" + (f", seed {seed}" if len(self.seeds) > 1 else "")
-        apart = (f"--experiment={self.experiment}_tune", "--leave_out_test=true")
+        apart = (
+            f"--experiment={self.experiment}_tune",
+            "--leave_out_test=true",
+            "--pictures=false",
+        )
         args = (*self.args(values), *apart, f"{SEED_OPTION}{seed}")
         return Job(name, args, self.name)
 

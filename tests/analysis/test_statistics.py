@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kora.analysis.statistics import crossed_bootstrap, holm, sign_flip_p, t_half_width
+from kora.analysis.statistics import Lead, crossed_bootstrap, holm, lead, sign_flip_p, t_half_width
 
 RNG = np.random.default_rng(0)
 
@@ -19,6 +19,14 @@ def test_the_t_interval_is_that_of_scipy() -> None:
     half = t_half_width(sample.tolist())
     assert half == pytest.approx((high - low) / 2, rel=1e-10)
     assert t_half_width([0.5]) is None
+
+
+def test_a_lead_is_over_common_seeds_in_points() -> None:
+    points = [1.0, 3.0]
+    found = lead({0: 0.51, 1: 0.63, 2: 0.9}, {0: 0.5, 1: 0.6, 7: 0.1})
+    assert found == pytest.approx(Lead(2.0, t_half_width(points) or 0.0, 2))
+    assert lead({0: 0.5}, {0: 0.6}) == pytest.approx(Lead(-10.0, 0.0, 1))
+    assert lead({0: 0.5}, {1: 0.5}) is None
 
 
 def test_p_of_right_and_wrong_is_mcnemars_exact_test() -> None:

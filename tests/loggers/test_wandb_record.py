@@ -47,7 +47,7 @@ def ran(folder: Path, config: dict[str, Any]) -> Path:
 def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with a source stage, three epochs long."""
     folder = tmp_path_factory.mktemp("classified")
-    config = tiny_config()
+    config = tiny_config(pictures=True)
     config["trainer"]["max_epochs"] = 3
     source = tiny_config(experiment="tiny_source")
     write_config(folder / "source.yaml", source)

@@ -108,6 +108,7 @@ def test_pictures_show_the_image_without_its_filling(report: DetectionReport) ->
 def test_ap_of_each_class_is_drawn_and_written(report: DetectionReport, tmp_path: Path) -> None:
     made = report.pictures(tmp_path)
     assert [path.name for path in made] == ["test_boxes.png", "ap_by_class.png"]
+    report.write_tables(tmp_path)
     rows = list(csv.DictReader((tmp_path / "ap_by_class.csv").open()))
     assert [row["class"] for row in rows] == NAMES
     mean = np.mean([float(row["ap"]) for row in rows])

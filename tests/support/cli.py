@@ -137,9 +137,13 @@ def wait_for(path: Path, process: Process, *, patience_s: float = 240) -> None:
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
-    """Two steps of LoRA on vit_nano with random weights, on 32-pixel scenes; top-level changes."""
+    """Two steps of LoRA on vit_nano with random weights, on 32-pixel scenes, without pictures.
+
+    `changes` are top-level.
+    """
     config = {
         "experiment": "tiny",
+        "pictures": False,
         "model": {
             "class_path": "kora.tasks.ClassificationTask",
             "init_args": {

@@ -38,7 +38,7 @@ def depth(here: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two epochs, and what that printed."""
     folder = tmp_path_factory.mktemp("trained")
-    write_config(folder / "depth.yaml", depth_config())
+    write_config(folder / "depth.yaml", depth_config(pictures=True))
     return fit_in(folder, "--config", "depth.yaml", "--trainer.max_epochs", "2")
 
 
@@ -198,7 +198,7 @@ def test_wandb_keeps_a_panel_of_every_epoch(
     depth: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
-    options = ["--wandb.mode", "offline", "--trainer.max_epochs", "2"]
+    options = ["--wandb.mode", "offline", "--trainer.max_epochs", "2", "--pictures", "true"]
     fit(capfd, "--config", "depth.yaml", *options)
     images = [p.name for p in (the_run(depth) / "wandb").rglob("media/images/pictures/*.png")]
     assert len([name for name in images if name.startswith("val_depth_")]) == 2

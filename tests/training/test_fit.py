@@ -32,7 +32,7 @@ RUN = Path("runs/tiny/LoRA/seed0/version_0")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of tiny.yaml, and what that printed."""
     folder = tmp_path_factory.mktemp("finished")
-    write_config(folder / "tiny.yaml", tiny_config())
+    write_config(folder / "tiny.yaml", tiny_config(pictures=True))
     return fit_in(folder, "--config", "tiny.yaml")
 
 
@@ -53,6 +53,17 @@ def test_a_run_is_one_folder_with_everything(run: Path) -> None:
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == expected
+
+
+def test_without_pictures_a_run_has_all_else(run: Path, here: Path, capfd: Capture) -> None:
+    done = kora(capfd, "fit", "--config", "tiny.yaml", "--pictures", "false", "--experiment", "no")
+    assert done.code == 0, done.err
+    other = here / "runs/no/LoRA/seed0/version_0"
+    names = [{path.name for path in one.iterdir()} for one in (run, other)]
+    assert {Path(name).suffix for name in names[0] - names[1]} == {".png"}
+    assert names[1] < names[0]
+    assert results(other)["metrics"] == results(run)["metrics"]
+    assert "Pictures:" not in done.out
 
 
 def test_a_run_says_after_which_step_its_tested_weights_were_and_logs_training_accuracy(
@@ -373,7 +384,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
     assert [folder.name for folder in (here / RUN).parent.iterdir()] == ["version_0"]
     record = results(here / RUN)
     assert record["protocol"]["sizes"]["test"] == 24
-    assert (here / RUN / "confusion_matrix.png").is_file()
+    assert (here / RUN / "test_outcomes.safetensors").is_file()
 
 
 def test_a_name_in_brackets_is_printed_as_it_is(here: Path, capfd: Capture) -> None:

@@ -51,7 +51,7 @@ def unfused(fused: Path) -> Path:
 
 
 def with_adapter(name: str, **arguments: Any) -> dict[str, Any]:
-    config = tiny_config()
+    config = tiny_config(pictures=True)
     adapter = {"class_path": f"kora.adapters.{name}", "init_args": arguments}
     config["model"]["init_args"]["adapter"] = adapter
     return config
