@@ -3,7 +3,8 @@
 Each is a command, from its start to its last line, with features cached:
 
 * search: trials of `kora tune` of one strategy on the quickstart, five epochs each.
-* grid: runs of `kora grid`, linear probes on the quickstart, five epochs each.
+* grid: runs of `kora grid`, linear probes on the quickstart, five epochs each; with and without
+  their pictures.
 * adapt: pictures of `kora adapt` with the embedded backbone.
 
     python benchmarks/waiting.py [--only search grid adapt] [--repeats 3] [--json FILE]
@@ -80,18 +81,22 @@ def searches(folder: Path, repeats: int) -> dict[str, Line]:
 
 
 def grids(folder: Path, repeats: int) -> dict[str, Line]:
-    """`kora grid` with more and more seeds."""
+    """`kora grid` with more and more seeds, with and without the pictures of each run."""
 
-    def call(runs: int, number: int) -> tuple[str, ...]:
-        name = f"grid_{runs}_{number}"
+    def call(pictures: bool, runs: int, number: int) -> tuple[str, ...]:
+        name = f"grid_{runs}_{number}_{pictures}"
         grid = {
             "base": "quickstart", "vary": {"config": ["configs/adapters/linear_probe.yaml"]},
-            "seeds": list(range(runs)), "set": {**SETTINGS, "experiment": name},
+            "seeds": list(range(runs)),
+            "set": {**SETTINGS, "experiment": name, "pictures": pictures},
         }  # fmt: skip
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
         return "grid", "--config", f"{name}.yaml"
 
-    return {"kora grid": line(call, folder, "grid", repeats)}
+    return {
+        name: line(partial(call, pictures), folder, "grid", repeats)
+        for name, pictures in (("kora grid", True), ("with pictures=false", False))
+    }
 
 
 def adapts(folder: Path, repeats: int) -> dict[str, Line]:

@@ -16,6 +16,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora
 def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(waiting.SIZES, "grid", (1, 2))
     record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "grid")
+    assert set(record["lines"]["grid"]) == {"kora grid", "with pictures=false"}
     one, two = record["lines"]["grid"]["kora grid"]
     assert 0 < record["fit_seconds"] < one[0]
     assert f"| kora grid | {one[0]:.3f}" in printed
