@@ -55,5 +55,5 @@ CACHED: Sequence[Candidate] = (
 THROUGH: Sequence[Candidate] = (
     Candidate("LoRA-layers", ("adapters/lora", "heads/multi_layer"), "LoRA, and six layers"),
     Candidate("KoRA-over-LoRA", ("adapters/kora_over_lora",), "LoRA, and nodes on three layers"),
-    Candidate("BitFit", ("adapters/bitfit",), "biases alone, ahead on drawings"),
+    Candidate("BitFit", ("adapters/bitfit",), "biases alone"),
 )

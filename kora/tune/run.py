@@ -133,12 +133,12 @@ def _run_batches(
             return
         trials = [search.again(trial) for trial in search.open()][: len(some)]
         trials += [search.ask() for _ in range(len(some) - len(trials))]
-        view.say(f"{name}: trials {trials[0].number} to {trials[-1].number} train together.")
+        view.say(f"{name}: trials {trials[0].number} to {trials[-1].number} together, if possible.")
         found = together(search, trials)
         if stop.signal is not None:
             return
         if found.why:
-            view.say(f"{name}: no, its trials train one by one: {found.why.rstrip('.')}.")
+            view.say(f"{name}: its trials train one by one: {found.why.rstrip('.')}.")
             return
         seconds = round(found.seconds / len(trials), 3)
         for entry, trial, value in zip(some, trials, found.scores, strict=True):
