@@ -53,8 +53,9 @@ _AS_USUAL: dict[str, Sequence[Any]] = {
     "trainer.val_check_interval": [None, 1.0],
 }
 _EARLY_STOP = "lightning.pytorch.callbacks.EarlyStopping"
-#: The same for an early stop: by its patience alone.
+#: The same for an early stop, by its patience alone; all metrics of classification are rates.
 _STOP_AS_USUAL: dict[str, Sequence[Any]] = {
+    "mode": ["max"],
     "min_delta": [None, 0.0],
     "stopping_threshold": [None],
     "divergence_threshold": [None],

@@ -75,7 +75,7 @@ def test_each_trial_has_the_score_that_its_own_fit_has(
 
 
 def test_a_trial_is_over_where_its_own_fit_stops_early(here: Path, capfd: Capture) -> None:
-    stop = {"class_path": "EarlyStopping", "init_args": {
+    stop: dict[str, Any] = {"class_path": "EarlyStopping", "init_args": {
         "monitor": "val/accuracy", "mode": "max", "patience": 1}}  # fmt: skip
     write_config(here / "tiny.yaml", config(PROBE, max_epochs=12, callbacks=[stop]))
     rates = ("0.3", "0.0001", "0.03", "0.003")
@@ -87,10 +87,11 @@ def test_a_trial_is_over_where_its_own_fit_stops_early(here: Path, capfd: Captur
         assert results(folder)["metrics"]["best_val/accuracy"] == pytest.approx(score, abs=1e-6)
         epochs.append(len((folder / "metrics.csv").read_text().splitlines()) - 1)
     assert min(epochs) < max(epochs)
-    stop["init_args"]["min_delta"] = 0.1
-    write_config(here / "tiny.yaml", config(PROBE, callbacks=[stop]))
-    assert "trainer.callbacks has" in told(here, rows)["why"]
-    write_config(here / "tiny.yaml", config(PROBE, callbacks=stop))
+    for odd in ({"min_delta": 0.1}, {"mode": "min"}):
+        other = stop | {"init_args": {**stop["init_args"], **odd}}
+        write_config(here / "tiny.yaml", config(PROBE, callbacks=[other]))
+        assert "trainer.callbacks has" in told(here, rows)["why"]
+    write_config(here / "tiny.yaml", config(PROBE, callbacks=other))
     assert "trainer.callbacks has" in told(here, rows)["why"]
 
 
