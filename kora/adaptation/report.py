@@ -175,7 +175,7 @@ class Report:
         if not self.through:
             found.append(
                 "More minutes: with --minutes it also tries strategies that train through the "
-                "backbone."
+                "backbone. They gain most on pictures unlike photos, such as drawings."
             )
         return found
 
