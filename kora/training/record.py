@@ -237,7 +237,7 @@ class RunRecord(Callback):
             self.report.write_tables(self.folder)
         if self.fusion is not None:
             self.fusion.write_table(self.folder)
-        pictures = self._pictures()
+        pictures = self._pictures() if self.draws else []
         if self.command == "fit":
             write_card(self.folder / "adapter", result)
         write_results(self.folder, result)  # last: a folder with results.json is a finished run
@@ -261,7 +261,7 @@ class RunRecord(Callback):
         assert self.report is not None
         made: list[Path] = []
         metrics = self.folder / "metrics.csv"
-        if self.draws and self.command == "fit" and _has_curves(metrics):
+        if self.command == "fit" and _has_curves(metrics):
             from kora.reports import figures
 
             made.append(
@@ -269,9 +269,9 @@ class RunRecord(Callback):
                     metrics, self.folder / "learning_curves.png", tested_step=self.tested_step
                 )
             )
-        if self.draws and self.command in ("fit", "test"):
+        if self.command in ("fit", "test"):
             made += self.report.pictures(self.folder)
-        if self.draws and self.fusion is not None:
+        if self.fusion is not None:
             made += self.fusion.pictures(self.folder)
         return made
 

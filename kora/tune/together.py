@@ -143,7 +143,7 @@ def _patience(callbacks: Any, metric: str) -> float:
         usual = all(options.get(key) in values for key, values in _STOP_AS_USUAL.items())
         if callback["class_path"] != _EARLY_STOP or not usual:
             raise CannotError(f"trainer.callbacks has {callback}")
-        if options["monitor"] != metric.replace("best_", "", 1):
+        if options["monitor"] != metric.removeprefix("best_"):
             raise CannotError(f"they stop by {options['monitor']}")
         patience = min(patience, options["patience"])
     return patience
