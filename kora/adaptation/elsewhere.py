@@ -33,6 +33,9 @@ class _Adapts(LightningJobs):
         out = Path(config["experiment"])
         for where in self._looks(job, out, out.parent):
             if (where / out.name / "index.html").is_file():
+                if out.exists():
+                    remedy = "Move it away, and repeat the command to fetch the folder of the job"
+                    return Outcome(None, f"{out} appeared here while the job ran. {remedy}")
                 (where / out.name).rename(out)
                 return Outcome(out)
         return Outcome(None, f"job {job.name} is completed, but wrote no {out}. Look at {job.link}")

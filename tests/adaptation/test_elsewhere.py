@@ -62,3 +62,23 @@ def test_the_results_come_back_once_and_a_failure_is_told(
     assert again.code == 2
     assert "runs/adapt_photos is here already" in again.err
     assert len(lightning_ai.jobs) == 2
+
+
+def test_results_that_appear_here_while_the_job_runs_are_kept(
+    here: Path, capfd: Capture, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("runs/adapt_photos")
+    command = (
+        f"mkdir -p {folder} {here / folder} && touch {folder}/index.html {here / folder}/mine && "
+        "echo 'kora: It tells 3 classes apart.' && echo 'kora: page:     there'"
+    )
+    monkeypatch.setattr(elsewhere._Adapts, "_words", lambda self, job: ["bash", "-c", command])
+    done = kora(capfd, "adapt", "photos", *OPTIONS)
+    assert done.code == 1
+    assert "runs/adapt_photos appeared here while the job ran. Move it away" in done.err
+    assert [file.name for file in folder.iterdir()] == ["mine"]
+    folder.rename("mine")
+    done = kora(capfd, "adapt", "photos", *OPTIONS)
+    assert done.code == 0, done.err
+    assert (folder / "index.html").is_file()
+    assert len(lightning_ai.jobs) == 1
