@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kora.adaptation import elsewhere
+from kora.runs.config_files import configs_folder
 from tests.support.cli import kora
 from tests.support.lightning_ai import OWNER, STUDIO, TEAMSPACE, LightningAI, lightning_ai
 
@@ -25,6 +26,8 @@ def test_the_call_is_that_of_kora_adapt_in_the_studio(
     assert "Job.run(name='kora-adapt-photos-job-" in done.out
     assert "command='cd work && kora adapt photos --backbone=" in done.out
     assert "--minutes=60.0 --seed=0'" in done.out
+    done = kora(capfd, "adapt", str(configs_folder().parent / "photos"), *options)
+    assert f"kora adapt {configs_folder().parent}/photos --backbone=" in done.out
     assert not lightning_ai.jobs
     refused = kora(capfd, "adapt", "photos", "--studio", STUDIO)
     assert refused.code == 2

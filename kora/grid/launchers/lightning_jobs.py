@@ -124,10 +124,7 @@ class LightningJobs:
 
     def _command(self, task: Task) -> str:
         """The shell command of a job; `set -e` is on there."""
-        ours = f"{configs_folder().parent}/"
-        runs = [
-            shlex.join(word.removeprefix(ours) for word in self._words(job)) for job, _ in task.runs
-        ]
+        runs = [shlex.join(map(_by_name, self._words(job))) for job, _ in task.runs]
         command = " && ".join([f"cd {shlex.quote(str(self._folder))}", *runs])
         for name, value in os.environ.items():
             if _SECRET.search(name) and len(value) >= 8 and value in command:
@@ -335,6 +332,13 @@ def _stem(task: Task) -> str:
     assert task.log is not None
     grid = re.sub(r"[^a-z0-9]+", "-", grid_of(task.log.parent).lower()).strip("-")
     return f"kora-{grid[:30]}-{task_key(task)[:8]}"
+
+
+def _by_name(word: str) -> str:
+    """A config that comes with kora by its name, which is found in the Studio too."""
+    ours = configs_folder()
+    inside = word.startswith(f"{ours}/")
+    return word.removeprefix(f"{ours.parent}/") if inside else word
 
 
 def _strategy(experiment: Path, found: Path) -> Path:
