@@ -156,7 +156,7 @@ class _Whole:
     def run(self, *, dry_run: bool) -> Adapted | None:
         """Run all steps."""
         audit = self._look()
-        self.shared = SharedPass(self.backbone, CACHED, len(self.classes))
+        self.shared = SharedPass(self.backbone, CACHED, len(self.classes), seed=self.seed)
         _require_memory(len(self.split.rows), self.shared.width)
         self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
         missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))

@@ -58,10 +58,16 @@ class SharedPass:
         backbone: The frozen backbone.
         candidates: Strategies; those that do not fit the backbone are left out, with a message.
         num_classes: Number of classes.
+        seed: Of the weights with which the fits begin.
     """
 
     def __init__(
-        self, backbone: Backbone, candidates: Sequence[Candidate], num_classes: int
+        self,
+        backbone: Backbone,
+        candidates: Sequence[Candidate],
+        num_classes: int,
+        *,
+        seed: int = 0,
     ) -> None:
         self.backbone = backbone
         self.members: list[Member] = []
@@ -72,7 +78,9 @@ class SharedPass:
                 head_init="zero",
             )  # fmt: skip
             try:
-                task.build()
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    task.build()
             except ValueError as error:
                 say(f"{task.label} is left out: {error}")
                 continue

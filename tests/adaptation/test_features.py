@@ -52,6 +52,16 @@ def test_every_strategy_reads_what_a_pass_of_its_own_would_give() -> None:
             torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-5)
 
 
+def test_the_seed_decides_with_which_weights_the_fits_begin() -> None:
+    def begins(seed: int) -> list[torch.Tensor]:
+        members = SharedPass(Backbone("vit_nano"), CACHED, 4, seed=seed).members
+        return [tensor.detach() for one in members for tensor in one.task.trainables().values()]
+
+    first = begins(0)
+    torch.testing.assert_close(begins(0), first, rtol=0, atol=0)
+    assert any(not torch.equal(a, b) for a, b in zip(begins(1), first, strict=True))
+
+
 def test_a_strategy_that_does_not_fit_the_backbone_is_left_out_with_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
