@@ -1,7 +1,7 @@
 """What communication is worth: each form against its deaf twin, paired by seed.
 
     python -m experiments.twins runs/composition_cifar10 --data CIFAR-10 --csv FILE.csv
-    python -m experiments.twins docs/research/composition_*.csv --out docs/images/composition.png
+    python -m experiments.twins docs/research/composition_scenes.csv --out PICTURE.png
 
 The first command keeps the values of each seed; both print the table.
 """
