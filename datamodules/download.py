@@ -85,7 +85,7 @@ def obtain_folder(
                 f"data.root: there is no data in {folder}. Put the data there, or set data.archive "
                 "to an archive that holds it."
             )
-        _require_own(folder)
+        _require_own(folder, archive)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock"):
             if not _is_filled(folder):  # another process may have made it while this one waited
@@ -94,17 +94,26 @@ def obtain_folder(
     return folder
 
 
-def _require_own(folder: Path) -> None:
-    """Refuse a run's config, which may be anybody's, that would fill a folder elsewhere.
+def _require_own(folder: Path, archive: Path | None) -> None:
+    """Refuse a run's config, which may be anybody's, that would fill a folder with anything.
+
+    An official archive, whose MD5 is known, may be unpacked within the working directory. Any other
+    might hold modules, and the folder be one from which Python imports.
 
     Raises:
-        ValueError: The folder is outside the working directory.
+        ValueError: The folder is outside the working directory, or the archive is not official.
     """
-    if _READS_A_RUN in os.environ and not folder.resolve().is_relative_to(Path.cwd()):
+    if _READS_A_RUN not in os.environ:
+        return
+    remedy = "If you trust it: kora data prepare with a config of your own"
+    if not folder.resolve().is_relative_to(Path.cwd()):
         raise ValueError(
             f"data.root: the config of a run would fill {folder}, which is outside of the working "
-            "directory. If you trust it: kora data prepare with a config of your own, or set "
-            "data.root."
+            f"directory. {remedy}, or set data.root."
+        )
+    if archive is not None:
+        raise ValueError(
+            f"data.archive: the config of a run would unpack {archive} into {folder}. {remedy}."
         )
 
 

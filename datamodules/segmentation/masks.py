@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 __all__ = [
     "IGNORED",
@@ -24,6 +24,9 @@ __all__ = [
     "require_names",
     "resized_mask",
 ]
+
+#: Pillow opens no other format of a mask; some are programs.
+_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 
 #: The class of pixels that neither train nor count, in every batch.
 IGNORED = 255
@@ -62,9 +65,9 @@ class MaskRecipe:
 
     def __call__(self, path: Path) -> Mask:
         try:
-            with Image.open(path) as opened:
+            with Image.open(path, formats=_FORMATS) as opened:
                 values = self._values(path, opened)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or "it is no image, or damaged"
             raise MaskError(
                 f"Cannot read the mask {path} ({reason}). Replace or remove this file and its image"

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from kora.adapters import Strategy, resized
 from kora.backbone.vit import Backbone
+from kora.console.tables import literal
 
 __all__ = ["Match", "count_trainable", "match", "nearest_size", "render"]
 
@@ -96,7 +96,7 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
     for row in matches:
         fixed = row.argument is None
         table.add_row(
-            f"{escape(row.strategy)}\n[dim]{escape(row.config)}[/]",
+            f"{literal(row.strategy)}\n[dim]{literal(row.config)}[/]",
             "fixed" if fixed else f"{row.argument} {row.size}",
             "" if fixed else "by classes" if row.configured is None else str(row.configured),
             f"{row.parameters:,}",
@@ -104,7 +104,9 @@ def render(matches: list[Match], target: int, *, origin: str, backbone: str) -> 
         )
     notes = [_note(row) for row in matches if abs(row.difference_percent) > TOLERANCE_PERCENT]
     title = f"Nearest to {target:,} trainable parameters without the head, on {backbone}"
-    return Group(title, escape(f"({origin})"), "", table, *map(escape, ["", *notes] * bool(notes)))
+    return Group(
+        title, literal(f"({origin})"), "", table, *map(literal, ["", *notes] * bool(notes))
+    )
 
 
 def _note(row: Match) -> str:

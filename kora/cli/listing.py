@@ -176,8 +176,9 @@ def rows_of(kind: str) -> dict[str, str]:
 
 def _show(console: Console, kind: str, *, whole: bool) -> None:
     """A table of a kind; without `whole`, each row is one line."""
-    from rich.markup import escape
     from rich.table import Column, Table
+
+    from kora.console.tables import literal
 
     rows = rows_of(kind)
     # A name that is cut off cannot be copied.
@@ -185,13 +186,14 @@ def _show(console: Console, kind: str, *, whole: bool) -> None:
     what = Column("what it is", no_wrap=not whole, overflow="fold" if whole else "ellipsis")
     table = Table(name, what, title=KINDS[kind][0], title_justify="left", box=None)
     for key, text in rows.items():
-        table.add_row(escape(key), escape(text))
+        table.add_row(literal(key), literal(text))
     console.print(table, "")
 
 
 def _show_configs(console: Console) -> None:
-    from rich.markup import escape
     from rich.padding import Padding
+
+    from kora.console.tables import literal
 
     files = find_configs()
     searches = [path for path in files if is_search(path)]
@@ -209,7 +211,7 @@ def _show_configs(console: Console) -> None:
         for path in found_files:
             name = path if not path.is_absolute() else path.relative_to(configs_folder().parent)
             console.print(f" {name}", soft_wrap=True, highlight=False, markup=False)
-            console.print(Padding(escape(config_claim(path)), (0, 0, 0, 4)), style="dim")
+            console.print(Padding(literal(config_claim(path)), (0, 0, 0, 4)), style="dim")
     console.print(
         "Use any of them by its name, also without configs/ and .yaml; kora init copies them."
     )

@@ -47,11 +47,11 @@ def data(args: Sequence[str]) -> None:
     own, rest = data_parser().parse_known_args(args)
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from kora.cli.cache import fill_cache
     from kora.cli.match import as_options
+    from kora.console.tables import literal
     from kora.reports.audit_depth import DepthAudit
     from kora.reports.of_task import report_for
 
@@ -88,7 +88,7 @@ def data(args: Sequence[str]) -> None:
     console.print(found.render(histogram=True) if isinstance(found, DepthAudit) else found.render())
     protocol = Table("key", "value", title="Protocol", title_justify="left", show_header=False)
     for key, value in stated.items():
-        protocol.add_row(escape(key), escape(str(value)))
+        protocol.add_row(literal(key), literal(str(value)))
     console.print(protocol)
 
 

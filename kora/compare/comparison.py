@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from kora.compare.answers import Answers, Pair
@@ -25,6 +24,7 @@ from kora.console.tables import (
     csv_text,
     in_markdown,
     latex_table,
+    literal,
     markdown_table,
     terminal_table,
 )
@@ -188,8 +188,8 @@ class Comparison:
         minus = f"minus {self.reference}"
         apart = [heads.index(h) for h in (minus, *_OF_IMAGES, _VERDICT) if h in heads]
         page = Table.grid()
-        page.add_row(f"[bold]{escape(self.heading())}[/bold]")
-        page.add_row(f"{escape(self.headline())}\n")
+        page.add_row(f"[bold]{literal(self.heading())}[/bold]")
+        page.add_row(f"{literal(self.headline())}\n")
         hidden = [*apart, *(k for k, head in enumerate(heads) if head == _OWN)]  # a note has it
         page.add_row(self._part([k for k in range(len(heads)) if k not in hidden], rows))
         page.add_row("")
@@ -198,12 +198,12 @@ class Comparison:
             page.add_row(self._part([0, *apart], compared))
             page.add_row("")
         for sentence in self.verdicts():
-            page.add_row(_bullet(f"[bold]{escape(sentence)}[/bold]"))
+            page.add_row(_bullet(f"[bold]{literal(sentence)}[/bold]"))
         if self.verdicts():
             page.add_row("")
         for note in self.notes:
             if note not in told:
-                page.add_row(_bullet(escape(note)))
+                page.add_row(_bullet(literal(note)))
         return page
 
     def _part(self, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> Table:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from kora.compare.comparison import Comparison, Group
 from kora.console.formats import format_metric, format_spread
-from kora.console.tables import markdown_table, terminal_table
+from kora.console.tables import literal, markdown_table, terminal_table
 
 __all__ = ["Overview", "overview"]
 
@@ -40,7 +39,7 @@ class Overview(NamedTuple):
         page.add_row("[bold]All experiments[/bold]\n")
         page.add_row(terminal_table(self.heads, self.rows))
         page.add_row("")
-        page.add_row(escape(self.note))
+        page.add_row(literal(self.note))
         return page
 
 

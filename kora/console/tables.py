@@ -15,6 +15,7 @@ __all__ = [
     "csv_text",
     "in_markdown",
     "latex_table",
+    "literal",
     "markdown_table",
     "terminal_table",
     "text_cell",
@@ -45,28 +46,27 @@ def terminal_table(
     dim: Collection[int] = (),
     title: str | None = None,
 ) -> Table:
-    """A table for rich's console; text is escaped, so none of it is markup.
+    """A table for rich's console; none of its text is markup, or moves the cursor.
 
     Columns in `left` are aligned left, the others right; cells of columns in `whole` are not
     wrapped. Rows in `dim` are dimmed.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
-        title=None if title is None else escape(title),
+        title=None if title is None else literal(title),
     )  # fmt: skip
     for place, head in enumerate(heads):
         table.add_column(
-            escape(head),
+            literal(head),
             justify="left" if place in left else "right",
             no_wrap=place in whole,
             min_width=max(map(len, head.split()), default=0),
         )
     for number, row in enumerate(rows):
-        table.add_row(*map(escape, row), style="dim" if number in dim else None)
+        table.add_row(*map(literal, row), style="dim" if number in dim else None)
     return table
 
 
@@ -132,6 +132,13 @@ def visible(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text
     )
+
+
+def literal(text: str) -> str:
+    """Text of a file for rich's console: without markup, and without a terminal's commands."""
+    from rich.markup import escape
+
+    return escape(visible(text))
 
 
 def text_cell(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kora.adapters.folder import ADAPTER_WEIGHTS, write_record
+from kora.adapters.folder import ADAPTER_WEIGHTS, read_adapter_tensors, write_record
 from kora.adapters.hub import endpoint, require_repository
 from kora.console.say import say
 from kora.export.model_card import write_card
@@ -79,4 +79,5 @@ def _prepare(folder: Path, record: dict[str, Any], place: Path) -> None:
     if weights.get("source") not in (None, "pretrained", "random"):
         record = {**record, "weights": {**weights, "source": Path(weights["source"]).name}}
     write_record(place, record)
+    read_adapter_tensors(folder)  # a link to another file has not their checksum
     shutil.copyfile(folder / ADAPTER_WEIGHTS, place / ADAPTER_WEIGHTS)

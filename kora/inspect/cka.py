@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from kora import __version__
 from kora.analysis.cka import LEAST_IMAGES, biased_on_noise
 from kora.analysis.layer_cka import Batch, Comparison, LayerCKA, Model, compare_layers
 from kora.backbone.layers import Kind, LayerReader, layer_names
+from kora.console.tables import literal
 from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, test_loader
 from kora.inspect.figures import cka_map
 from kora.inspect.options import ADVISED_IMAGES, cka_parser
@@ -202,7 +202,7 @@ def _show(found: LayerCKA, notes: Sequence[str], kind: Kind) -> None:
     for comparison in shown:
         other = comparison.second
         against = "frozen" if other.key == other.frozen else other.label  # its name may be long
-        table.add_column(escape(f"{comparison.first.label}\nvs {against}"), justify="right")
+        table.add_column(literal(f"{comparison.first.label}\nvs {against}"), justify="right")
     between = " " if len(shown) == 1 else "\n"  # three columns would not fit otherwise
     for layer in max((model.layers for model in found.models), key=len):
         table.add_row(layer, *(_cell(comparison, layer, between) for comparison in shown))

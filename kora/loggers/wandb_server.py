@@ -5,6 +5,7 @@ Nothing here loads torch or Lightning, so `kora compare --wandb` starts at once.
 
 from __future__ import annotations
 
+import configparser
 import json
 import netrc
 import os
@@ -20,11 +21,36 @@ __all__ = ["has_credentials", "require_server", "server_answers", "wandb_base_ur
 _LOOK_S, _LONGEST = 5.0, 1 << 16
 
 
+#: What a file of W&B's settings in the working directory may say. Others send the key elsewhere.
+_HARMLESS = {"entity", "project", "organization", "mode", "disabled"}
+
+
 def wandb_base_url() -> str:
-    """The server that W&B talks to."""
+    """The server that W&B talks to.
+
+    Raises:
+        ValueError: A file in the working directory, which may be anybody's, would change it.
+    """
     import wandb
 
+    for file in map(Path, ("wandb/settings", ".wandb/settings")):
+        if file.is_file():
+            _require_harmless(file)
     return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def _require_harmless(file: Path) -> None:
+    found = configparser.ConfigParser(interpolation=None)
+    try:
+        found.read_string(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise ValueError(f"{file}: no settings of W&B ({error}). Remove the file.") from error
+    keys = {key for section in found.sections() for key in found[section]} - _HARMLESS
+    if keys:
+        raise ValueError(
+            f"{file} sets {', '.join(sorted(keys))}, so W&B might send your key to somebody else. "
+            "Remove the file, or these lines; for a server of your own set WANDB_BASE_URL."
+        )
 
 
 def has_credentials() -> bool:

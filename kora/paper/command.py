@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from kora.compare.comparison import bounds
 from kora.compare.selection import load_runs
-from kora.console.tables import csv_text, latex_table, markdown_table, terminal_table
+from kora.console.tables import csv_text, latex_table, literal, markdown_table, terminal_table
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Filled, PaperSheet, paper_sheet
@@ -95,13 +94,13 @@ def _runs(folder: Path, named: str) -> tuple[list[Run], list[str]]:
 
 def _show(sheet: PaperSheet, found: dict[str, list[str]]) -> None:
     console = Console()
-    console.print(f"[bold]{escape(sheet.table.title)}[/bold]\n")
+    console.print(f"[bold]{literal(sheet.table.title)}[/bold]\n")
     cells = sheet.cells()
     before = ["", *(row[0] for row in cells)]
     shown = [[row[0] * (row[0] != one), *row[1:]] for one, row in zip(before, cells, strict=False)]
     console.print(terminal_table(sheet.heads, shown, left=(0, 1)))
     for heading, lines in found.items():
-        console.print(f"\n[bold]{escape(heading)}[/bold]" if heading else "")
+        console.print(f"\n[bold]{literal(heading)}[/bold]" if heading else "")
         dash = "- " if heading else ""
         for line in lines:
             # Commands are to be copied, so they are not wrapped.

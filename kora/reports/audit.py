@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Column, Table
+
+from kora.console.tables import literal
 
 __all__ = [
     "NO_VALIDATION",
@@ -126,8 +127,8 @@ class Findings:
         table = Table("split", *columns, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row)
-        problems = (f"[red]problem:[/red] {escape(text)}" for text in self.problems)
-        warnings = (f"[yellow]warning:[/yellow] {escape(text)}" for text in self.warnings)
+        problems = (f"[red]problem:[/red] {literal(text)}" for text in self.problems)
+        warnings = (f"[yellow]warning:[/yellow] {literal(text)}" for text in self.warnings)
         page = Table.grid()  # the sentences get the full width, not that of the table
         for part in (table, *below, *problems, *warnings):
             page.add_row(part)
@@ -163,7 +164,7 @@ def class_table(
         table.add_column(TITLES[name], justify="right")
     order = np.argsort(-counts[0], kind="stable") if counts else np.arange(0)
     for k in order[:_MOST_LISTED].tolist():
-        table.add_row(escape(class_names[k]), *(of_split[k] for of_split in texts))
+        table.add_row(literal(class_names[k]), *(of_split[k] for of_split in texts))
     if len(class_names) > _MOST_LISTED:
         table.add_row(f"and {len(class_names) - _MOST_LISTED} more")
     return table
@@ -226,7 +227,7 @@ class Audit(Findings):
         if self.majority is not None:
             m = self.majority
             line += (
-                f" · always {escape(m.name)}: accuracy {m.accuracy:.2%}, "
+                f" · always {literal(m.name)}: accuracy {m.accuracy:.2%}, "
                 f"macro F1 {m.macro_f1:.2%}, weighted F1 {m.weighted_f1:.2%}"
             )
         rows = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from kora.console.formats import baseline_name, format_metric
+from kora.console.tables import literal
 from kora.runs.results import RunResult
 
 __all__ = ["evaluation_sentence", "headline", "split_sizes", "summary_table"]
@@ -69,8 +69,8 @@ def summary_table(result: RunResult) -> Table:
     if result.peak_memory_mib is not None:
         notes.append(f"peak {result.peak_memory_mib:,.0f} MiB")
     table = Table(
-        title=escape(f"{result.experiment} · {result.strategy}"),
-        caption=escape(" · ".join(notes)),
+        title=literal(f"{result.experiment} · {result.strategy}"),
+        caption=literal(" · ".join(notes)),
         title_justify="left",
         caption_justify="left",
         min_width=60,
@@ -81,19 +81,19 @@ def summary_table(result: RunResult) -> Table:
         wanted, kinds = "best_val", []  # not tested; the baselines are of the test set
     table.add_column("metric")
     for heading in ("result", *map(baseline_name, kinds)):
-        table.add_column(escape(heading), justify="right")
+        table.add_column(literal(heading), justify="right")
     for metric, value in result.metrics.items():
         stage, _, name = metric.rpartition("/")
         if stage != wanted:
             continue
         scores = (format_metric(metric, result.baselines[kind].get(name)) for kind in kinds)
-        table.add_row(escape(metric), f"[bold]{format_metric(metric, value)}[/bold]", *scores)
+        table.add_row(literal(metric), f"[bold]{format_metric(metric, value)}[/bold]", *scores)
     page = Table.grid()  # the sentence may be wider than the table, which would wrap its captions
     page.add_row(table)
     sentence = evaluation_sentence(result.protocol)
     if sentence is not None:
-        page.add_row(f"[dim italic]Evaluation: {escape(sentence)}[/]")
+        page.add_row(f"[dim italic]Evaluation: {literal(sentence)}[/]")
     if result.protocol.get("evaluated_images"):
         sizes = ", ".join(split_sizes(result.protocol))
-        page.add_row(f"[bold]Not all images were evaluated: {escape(sizes)}.[/]")
+        page.add_row(f"[bold]Not all images were evaluated: {literal(sizes)}.[/]")
     return page

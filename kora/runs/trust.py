@@ -9,6 +9,7 @@ jsonargparse enforces the list at the one place where it imports by name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -202,7 +203,9 @@ def _until_a_run_is_read(close: Callable[[], object]) -> Iterator[None]:
 def _reads_a_run(args: Sequence[str]) -> bool:
     if args[0] in _READERS:
         return True
+    glued = [["-c", arg[2:]] for arg in args[1:] if re.match(r"-c[^=]", arg)]
     words = [part for arg in args[1:] for part in arg.split("=", 1)]
+    words += [part for pair in glued for part in pair]
     pairs = list(pairwise(words))
     configs = [value for key, value in pairs if key in ("--config", "-c")]
     resumed = [value for key, value in pairs if key == "--resume" and Path(value).is_dir()]

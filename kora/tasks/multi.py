@@ -195,7 +195,10 @@ def _names(models: Sequence[AdaptedModel]) -> list[str]:
     """A name for each model: its experiment, and a number if that is taken."""
     names: list[str] = []
     for model in models:
-        name = str(model.record.get("experiment") or model.folder.parent.name)
+        # A record may be anybody's, and predictions lie in folders of these names.
+        name = str(model.record.get("experiment") or "").replace("/", "-")
+        if not name.strip("."):
+            name = model.folder.parent.name
         number = 2
         unique = name
         while unique in names:

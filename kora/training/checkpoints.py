@@ -158,6 +158,26 @@ def best_and_last(
     ]
 
 
+def forget_foreign_checkpoints(state: dict[str, Any] | None, run_folder: Path) -> None:
+    """Drop paths outside of the run folder from what a ModelCheckpoint remembers.
+
+    Lightning removes a remembered checkpoint when a better one comes, and a checkpoint of somebody
+    else may remember any file or folder.
+    """
+    if state is None:
+        return
+    home = run_folder.resolve()
+
+    def is_own(path: str) -> bool:
+        return not _is_remote(path) and Path(path).resolve().is_relative_to(home)
+
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        if state.get(key) and not is_own(state[key]):
+            state[key] = ""
+    kept = {path: score for path, score in state["best_k_models"].items() if is_own(path)}
+    state["best_k_models"] = kept
+
+
 def relocate_checkpoints(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
     """Point the paths that a ModelCheckpoint remembers to this run's folder.
 

@@ -36,6 +36,8 @@ def require_below(experiment: str, runs_dir: str) -> None:
             f"runs_dir={runs_dir!r}: expected a folder of this machine, without ~, :: and ://. "
             "Write its whole path."
         )
+    if any(ord(letter) < 32 for letter in runs_dir):  # scripts of a queue name the folder
+        raise ValueError(f"runs_dir={runs_dir!r}: expected a folder without control characters.")
     if "::" in experiment:
         raise ValueError(f"experiment={experiment!r}: a folder name cannot contain ::; use -.")
     parts = Path(experiment).parts

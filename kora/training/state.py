@@ -36,7 +36,12 @@ from kora.lightning_internals import (
 )
 from kora.loggers.csv_log import count_rows
 from kora.tasks import AdapterTask
-from kora.training.checkpoints import Saving, relocate_checkpoints, require_room_for_checkpoints
+from kora.training.checkpoints import (
+    Saving,
+    forget_foreign_checkpoints,
+    relocate_checkpoints,
+    require_room_for_checkpoints,
+)
 from kora.training.preemption import Preemption
 from kora.training.resume import how_to_go_on
 from kora.training.resume_changes import Settings, settings_of
@@ -125,8 +130,12 @@ class TrainingState(Callback):
             )
         restored = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
-                relocate_checkpoints(restored.get(callback.state_key), callback)
+            if isinstance(callback, ModelCheckpoint):
+                state = restored.get(callback.state_key)
+                if callback.filename == "best":
+                    relocate_checkpoints(state, callback)
+                else:
+                    forget_foreign_checkpoints(state, self.folder)
             elif isinstance(callback, EarlyStopping) and callback.state_key in restored:
                 restored[callback.state_key]["patience"] = callback.patience  # as it is set now
 

@@ -192,6 +192,44 @@ def test_no_other_way_to_its_files_opens_the_lists(
         assert "may name only classes of KoRA" in outcome.err
 
 
+def test_a_glued_option_reads_a_file_of_a_run_as_any_other(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_grid(run, base=["quickstart"], vary={}, seeds=[0], set={"data": _PAYLOAD})
+    for option in (["-c", str(run / "grid.yaml")], [f"-c{run / 'grid.yaml'}"]):
+        outcome = kora(capfd, "grid", *option, "--dry_run")
+        assert outcome.code != 0
+        assert "may name only classes of KoRA" in outcome.err
+    assert not Path("PWNED").exists()
+
+
+def test_a_run_unpacks_nothing_from_which_python_would_import(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(run / "data.zip", "w") as archive:
+        for name in ("a/1.png", "b/1.png", "a/__init__.py"):
+            archive.writestr(name, "x")
+    data = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {"root": "torch", "archive": str(run / "data.zip"), "image_size": 32},
+    }
+    _change(run, lambda config: config.update(data=data))
+    outcome = kora(capfd, *_readers(run)[1])
+    assert outcome.code == 2
+    assert "would unpack theirs/data.zip into torch" in outcome.err
+    assert not Path("torch").exists()
+
+
+def test_a_run_writes_no_line_into_the_script_of_a_queue(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _change(run, lambda config: config.update(runs_dir="runs\ntouch PWNED\n#"))
+    write_grid(Path(), base=str(run / "config.yaml"), vary={}, seeds=[0])
+    outcome = kora(capfd, "grid", "--config", "grid.yaml", "--dry_run")
+    assert outcome.code != 0
+    assert "expected a folder without control characters" in outcome.err
+
+
 def test_a_run_fills_no_folder_outside_of_the_working_directory(
     run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,18 @@ def test_only_files_of_an_adapter_are_fetched(hub: Hub, folder: Path, capfd: Cap
     assert not [asked for asked in hub.asked if "modeling" in asked or ".bin" in asked]
 
 
+def test_no_file_that_is_linked_as_weights_goes_along(
+    hub: Hub, folder: Path, capfd: Capture, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"PRIVATE")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").symlink_to(tmp_path / "key")
+    told = kora(capfd, "push", folder, "me/cats")
+    assert told.code == 1
+    assert "cannot be read: they are damaged" in told.err
+    assert not hub.asked
+
+
 def test_what_fails_is_told_in_one_line(
     hub: Hub, folder: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

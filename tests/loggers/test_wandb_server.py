@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from kora.loggers.wandb_server import server_answers
+from kora.loggers.wandb_server import server_answers, wandb_base_url
 from tests.support.wandb_servers import FAULTS, always, serving, unfinished_tls
 
 NOBODY = ("http://127.0.0.1:9", "http://nowhere.invalid", "http://10.255.1.1", "http://[")
@@ -60,3 +61,24 @@ def test_whatever_answers_otherwise_is_no_server_within_five_seconds(
     answers, seconds = looks[name]
     assert not answers
     assert seconds < 6.5  # a busy machine wakes up late
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_settings_in_the_working_directory_do_not_decide_where_the_key_goes(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    usual = wandb_base_url()
+    file = tmp_path / folder / "settings"
+    file.parent.mkdir()
+    file.write_text("[default]\nentity = me\nproject = kora\nmode = offline\n")
+    assert wandb_base_url() == usual  # as `wandb init` and `wandb offline` write it
+    file.write_text(
+        "[default]\nbase_url = http://evil.example\nhttps_proxy = http://evil.example\n"
+    )
+    with pytest.raises(ValueError, match=rf"{folder}/settings sets base_url, https_proxy"):
+        wandb_base_url()
+    file.write_text("base_url = http://evil.example")
+    with pytest.raises(ValueError, match="no settings of W&B"):
+        wandb_base_url()

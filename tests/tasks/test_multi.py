@@ -29,8 +29,10 @@ from kora.adapters import (
     Sum,
     TokenReadout,
 )
+from kora.adapters.folder import write_record
 from kora.backbone.vit import Backbone
 from kora.heads import DPTDepth, LinearDepth, QuerySegmentation
+from kora.runs.adapter_config import read_adapter_config
 from kora.tasks import (
     AdapterTask,
     ClassificationTask,
@@ -168,6 +170,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_a_list_of_runs_is_named_by_their_experiments(tmp_path: Path) -> None:
     paths = [saved(tmp_path / name / "adapter", TASKS["kinds"]) for name in ("a", "b")]
     assert list(kora.MultiTask(paths).members) == ["a", "b"]
+
+
+def test_no_experiment_leads_out_of_the_folder_of_predictions(tmp_path: Path) -> None:
+    paths = [saved(tmp_path / name / "adapter", TASKS["kinds"]) for name in ("a", "b", "c")]
+    for path, experiment in zip(paths, ("/home/you/x", "../../x", ".."), strict=True):
+        write_record(path, {**read_adapter_config(path), "experiment": experiment})
+    assert list(kora.MultiTask(paths).members) == ["-home-you-x", "..-..-x", "c"]
 
 
 def lora(backbone: Backbone) -> AdapterTask:

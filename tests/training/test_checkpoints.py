@@ -20,7 +20,11 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from kora.adapters.checkpoint_files import read_checkpoint
 from kora.runs.durable import sweep
-from kora.training.checkpoints import CheckedCheckpointIO, with_checked_io
+from kora.training.checkpoints import (
+    CheckedCheckpointIO,
+    forget_foreign_checkpoints,
+    with_checked_io,
+)
 from tests.support.faults import small_disk
 
 
@@ -116,3 +120,17 @@ def test_ours_joins_the_plugins_of_the_user_but_no_other_of_its_kind() -> None:
     for other in (AsyncCheckpointIO(), [TorchCheckpointIO()]):
         with pytest.raises(ValueError, match=r"trainer\.plugins: \w+CheckpointIO would.*Leave it"):
             with_checked_io(other)
+
+
+def test_a_checkpoint_of_somebody_else_names_nothing_that_is_removed(tmp_path: Path) -> None:
+    run, own = tmp_path / "run", str(tmp_path / "run/checkpoints/a.ckpt")
+    foreign = ["local:///home/you/Documents", "/home/you/notes.txt", f"{run}/../other/b.ckpt"]
+    state = {
+        "best_model_path": own, "kth_best_model_path": foreign[0], "last_model_path": foreign[1],
+        "best_k_models": dict.fromkeys([own, *foreign], 0.5),
+    }  # fmt: skip
+    forget_foreign_checkpoints(state, run)
+    assert state == {
+        "best_model_path": own, "kth_best_model_path": "", "last_model_path": "",
+        "best_k_models": {own: 0.5},
+    }  # fmt: skip

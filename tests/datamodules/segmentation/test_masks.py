@@ -130,3 +130,20 @@ def test_a_table_of_colours_with_a_fault_is_refused(tmp_path: Path, text: str, s
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         read_colours(file)
+
+
+def test_a_program_named_as_a_mask_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "bin/gs"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f"#!/bin/sh\ntouch {tmp_path}/RAN\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{interpreter.parent}:/usr/bin:/bin")
+    mask = tmp_path / "1.png"
+    mask.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(MaskError, match=r"Cannot read the mask .*1\.png"):
+        MaskRecipe(2)(mask)
+    assert not (tmp_path / "RAN").exists()
