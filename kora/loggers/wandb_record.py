@@ -198,7 +198,8 @@ def _log_adapter(logger: BoundedWandb, result: RunResult, adapter: Path) -> None
             "created": result.created,
         },
     )
-    for path in sorted(path for path in adapter.rglob("*") if path.is_file()):
+    files = (path for path in adapter.rglob("*") if path.is_file() and not path.is_symlink())
+    for path in sorted(files):
         # Without a copy: nothing changes the files, and a whole model may be large.
         artifact.add_file(
             str(path.resolve()),  # so that it can be uploaded from any folder

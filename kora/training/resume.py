@@ -248,6 +248,6 @@ def _keep_config(folder: Path, config: Mapping[str, Any]) -> None:
     if not changes(_config_of(folder), config):
         return
     number = 0
-    while (folder / f"config.before_resume_{number}.yaml").exists():
-        number += 1
-    shutil.copy2(path, folder / f"config.before_resume_{number}.yaml")
+    while os.path.lexists(kept := folder / f"config.before_resume_{number}.yaml"):
+        number += 1  # a link to nowhere is there, too
+    shutil.copy2(path, kept)
