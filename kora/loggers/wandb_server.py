@@ -33,19 +33,23 @@ def wandb_base_url() -> str:
     """
     import wandb
 
+    usual = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
     for file in map(Path, ("wandb/settings", ".wandb/settings")):
         if file.is_file():
-            _require_harmless(file)
-    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+            _require_harmless(file, usual)
+    return usual
 
 
-def _require_harmless(file: Path) -> None:
+def _require_harmless(file: Path, usual: str) -> None:
     found = configparser.ConfigParser(interpolation=None)
     try:
         found.read_string(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise ValueError(f"{file}: no settings of W&B ({error}). Remove the file.") from error
-    keys = {key for section in found.sections() for key in found[section]} - _HARMLESS
+    said = {key: value for name in found.sections() for key, value in found[name].items()}
+    if said.get("base_url", "").rstrip("/") == usual.rstrip("/"):  # as `wandb init` writes it
+        del said["base_url"]
+    keys = said.keys() - _HARMLESS
     if keys:
         raise ValueError(
             f"{file} sets {', '.join(sorted(keys))}, so W&B might send your key to somebody else. "

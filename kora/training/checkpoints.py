@@ -158,14 +158,12 @@ def best_and_last(
     ]
 
 
-def forget_foreign_checkpoints(state: dict[str, Any] | None, run_folder: Path) -> None:
+def forget_foreign_checkpoints(state: dict[str, Any], run_folder: Path) -> None:
     """Drop paths outside of the run folder from what a ModelCheckpoint remembers.
 
     Lightning removes a remembered checkpoint when a better one comes, and a checkpoint of somebody
     else may remember any file or folder.
     """
-    if state is None:
-        return
     home = run_folder.resolve()
 
     def is_own(path: str) -> bool:
@@ -178,14 +176,12 @@ def forget_foreign_checkpoints(state: dict[str, Any] | None, run_folder: Path) -
     state["best_k_models"] = kept
 
 
-def relocate_checkpoints(state: dict[str, Any] | None, callback: ModelCheckpoint) -> None:
+def relocate_checkpoints(state: dict[str, Any], callback: ModelCheckpoint) -> None:
     """Point the paths that a ModelCheckpoint remembers to this run's folder.
 
     The best checkpoint so far must still count if the run resumes in another folder or the folder
     was moved; Lightning would forget it.
     """
-    if state is None:
-        return
     home = Path(str(callback.dirpath))
 
     def moved(path: str) -> str:

@@ -130,12 +130,10 @@ class TrainingState(Callback):
             )
         restored = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint):
-                state = restored.get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in restored:
                 if callback.filename == "best":
-                    relocate_checkpoints(state, callback)
-                else:
-                    forget_foreign_checkpoints(state, self.folder)
+                    relocate_checkpoints(restored[callback.state_key], callback)
+                forget_foreign_checkpoints(restored[callback.state_key], self.folder)
             elif isinstance(callback, EarlyStopping) and callback.state_key in restored:
                 restored[callback.state_key]["patience"] = callback.patience  # as it is set now
 

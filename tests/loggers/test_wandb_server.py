@@ -72,7 +72,7 @@ def test_settings_in_the_working_directory_do_not_decide_where_the_key_goes(
     usual = wandb_base_url()
     file = tmp_path / folder / "settings"
     file.parent.mkdir()
-    file.write_text("[default]\nentity = me\nproject = kora\nmode = offline\n")
+    file.write_text(f"[default]\nentity = me\nmode = offline\nbase_url = {usual}/\n")
     assert wandb_base_url() == usual  # as `wandb init` and `wandb offline` write it
     file.write_text(
         "[default]\nbase_url = http://evil.example\nhttps_proxy = http://evil.example\n"
