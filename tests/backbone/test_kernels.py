@@ -318,8 +318,6 @@ def test_nothing_of_a_pass_is_alive_after_it(images: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["LoRA-parts", "KoRA"])
 def test_the_whole_step_compiles_as_one_graph(name: str, images: Tensor) -> None:
-    if "KoRA" in name and torch.__version__ < (2, 9):
-        pytest.skip("torch 2.8 compiles it as two graphs")
     torch.compiler.reset()  # other models of this process have used up the number of graphs
     mine, theirs = pair(STRATEGIES[name])
     mine.compile(fullgraph=True, backend="aot_eager")
