@@ -28,6 +28,7 @@ __all__ = [
     "ImageRecipe",
     "Transparency",
     "UnreadableImageError",
+    "readable_formats",
     "upright_size",
 ]
 
@@ -116,7 +117,7 @@ class ImageRecipe:
         try:
             if is_file:
                 _require_file(picture)
-                with Image.open(picture, formats=_formats()) as opened:
+                with Image.open(picture, formats=readable_formats()) as opened:
                     image = self._rgb(opened)
             else:
                 whole = picture if isinstance(picture, Image.Image) else _from_array(picture)
@@ -211,7 +212,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     try:
         _require_file(path)
-        with Image.open(path, formats=_formats()) as opened:
+        with Image.open(path, formats=readable_formats()) as opened:
             turned = opened.getexif().get(_ORIENTATION, 1) in _SWAPPED
             width, height = opened.size
     except Exception as error:  # a damaged file can raise anything
@@ -223,7 +224,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

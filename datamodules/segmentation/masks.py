@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.recipe import readable_formats
+
 __all__ = [
     "IGNORED",
     "Colours",
@@ -24,9 +26,6 @@ __all__ = [
     "require_names",
     "resized_mask",
 ]
-
-#: Pillow opens no other format of a mask; some are programs.
-_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 
 #: The class of pixels that neither train nor count, in every batch.
 IGNORED = 255
@@ -65,7 +64,7 @@ class MaskRecipe:
 
     def __call__(self, path: Path) -> Mask:
         try:
-            with Image.open(path, formats=_FORMATS) as opened:
+            with Image.open(path, formats=readable_formats()) as opened:
                 values = self._values(path, opened)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or "it is no image, or damaged"

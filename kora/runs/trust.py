@@ -203,9 +203,8 @@ def _until_a_run_is_read(close: Callable[[], object]) -> Iterator[None]:
 def _reads_a_run(args: Sequence[str]) -> bool:
     if args[0] in _READERS:
         return True
-    glued = [["-c", arg[2:]] for arg in args[1:] if re.match(r"-c[^=]", arg)]
-    words = [part for arg in args[1:] for part in arg.split("=", 1)]
-    words += [part for pair in glued for part in pair]
+    apart = (re.sub("^-c(?=[^=])", "-c=", arg) for arg in args[1:])  # -cFILE is -c FILE
+    words = [part for arg in apart for part in arg.split("=", 1)]
     pairs = list(pairwise(words))
     configs = [value for key, value in pairs if key in ("--config", "-c")]
     resumed = [value for key, value in pairs if key == "--resume" and Path(value).is_dir()]
