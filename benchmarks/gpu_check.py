@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -145,16 +145,19 @@ def of_machine(device: torch.device) -> list[str]:
     return lines
 
 
-def benchmarks(device: str, out: Path) -> list[str]:
-    """What the benchmarks print on the card."""
-    text: list[str] = []
+def benchmarks(device: str, out: Path) -> Iterator[str]:
+    """What each benchmark prints on the card."""
     for name, *options in BENCHMARKS:
+        print(f"{' '.join([name, *options])} ...", file=sys.stderr, flush=True)
         log = out / "logs" / f"{'-'.join([name, *options])}.log"
         command = [sys.executable, str(Path(__file__).with_name(name)), "--device", device]
-        code = run([*command, *options], log)
-        text += [f"## {' '.join([name, *options])}", ""]
-        text += [log.read_text(errors="replace").strip() if code == 0 else f"failed: see {log}", ""]
-    return text
+        with log.open("wb") as file:  # what it says of its progress
+            done = subprocess.run(
+                [*command, *options], stdout=subprocess.PIPE, stderr=file, text=True,
+                stdin=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+        said = f"failed: see {log}" if done.returncode else done.stdout.strip()
+        yield f"## {' '.join([name, *options])}\n\n{said}\n"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -178,11 +181,13 @@ def main(args: Sequence[str] | None = None) -> int:
         "Two epochs of the quickstart; float32 on the CPU is the reference.", "",
         table(head, rows), "", table(["fault", "loss, farthest", "as is"], [fault]), "",
     ]  # fmt: skip
+    report = write_text(out / "report.md", "\n".join(page))
     if not own.skip_benchmarks:
-        page += benchmarks(own.device, out)
+        for said in benchmarks(own.device, out):  # each as it comes: together they take long
+            page += [said]
+            write_text(report, "\n".join(page))
     print("\n".join(page))
-    write_text(out / "report.md", "\n".join(page) + "\n")
-    print(f"Written to {out / 'report.md'}", file=sys.stderr)
+    print(f"Written to {report}", file=sys.stderr)
     return int(any(row[-1] != "yes" for row in [*rows, fault]))
 
 

@@ -30,6 +30,21 @@ def test_a_row_says_how_far_the_losses_are_and_whether_that_is_too_far(
     assert 0 < float(far) < allowed
 
 
+@pytest.mark.slow
+def test_what_a_benchmark_prints_is_on_the_page_and_its_progress_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["merged.py", "--model", "vit_nano", "--batch", "2", "--repeats", "1"]
+    monkeypatch.setattr(gpu_check, "BENCHMARKS", [small])
+    (tmp_path / "logs").mkdir()
+    (said,) = gpu_check.benchmarks("cpu", tmp_path)
+    assert said.startswith("## merged.py --model vit_nano")
+    assert "| LoRA, merged |" in said
+    assert "round" not in said.replace("medians of 1 rounds", "")
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "round 1 of 1" in log.read_text()
+
+
 def test_without_a_card_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
