@@ -180,8 +180,8 @@ class _Whole:
         chosen = choice.candidate.name
         report = Report(
             layout=self.layout, audit=audit, split=self.split, classes=self.classes, search=search,
-            found=found, best=best, through=tried, chosen=chosen, runs=runs, probe=found[0].label,
-            curve=self._curve(search, best), backbone=self.backbone.name,
+            found=found, best=best, through=tried, chosen=chosen, setting=choice.setting, runs=runs,
+            probe=found[0].label, curve=self._curve(search, best), backbone=self.backbone.name,
             seconds=self.call.passed_s, home=self.home,
             commands=self.call.commands(runs[chosen]),
         )  # fmt: skip

@@ -35,6 +35,7 @@ from kora.runs.durable import write_text
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import read_results
 from kora.tasks.load import load_adapter
+from kora.training.batched_fit import Setting
 
 __all__ = ["Report", "write_report"]
 
@@ -57,6 +58,7 @@ class Report:
         best: The best of these strategies.
         through: The fits through the backbone.
         chosen: Name of the best strategy of all, by validation.
+        setting: Its learning rates and weight decay.
         runs: Runs of `chosen` and of the linear probe, by name; each was tested once.
         probe: Name of the linear probe.
         curve: Numbers of training pictures, and accuracy on the first fold.
@@ -75,6 +77,7 @@ class Report:
     best: Searched
     through: Sequence[Any]
     chosen: str
+    setting: Setting
     runs: Mapping[str, Path]
     probe: str
     curve: Sequence[tuple[int, float]]
@@ -206,6 +209,7 @@ class Report:
             rows.append(
                 {
                     "strategy": one.label,
+                    "best": one.label == self.chosen,
                     "validation": self.search.accuracy(one),
                     "pictures": int((one.best.predictions >= 0).sum()),
                     "settings": len(one.tried),
@@ -220,6 +224,7 @@ class Report:
             rows.append(
                 {
                     "strategy": fit.candidate.name,
+                    "best": (fit.candidate.name, fit.setting) == (self.chosen, self.setting),
                     "validation": fit.accuracy,
                     "pictures": pictures,
                     "settings": 1,
@@ -245,9 +250,7 @@ def write_report(report: Report) -> Path:
     rows = [
         {
             "strategy": one.label,
-            "head_lr": f"{tried.setting.head_lr:.4g}",
-            "lr": f"{tried.setting.lr:.4g}",
-            "weight_decay": f"{tried.setting.weight_decay:.4g}",
+            **_rates(tried.setting),
             "folds": len(tried.losses),
             "accuracy": f"{tried.right(report.search.labels, told).mean():.4f}",
             "loss": f"{sum(tried.losses.values()) / told.sum():.4f}",
@@ -255,6 +258,16 @@ def write_report(report: Report) -> Path:
         for one in report.found
         for tried in one.tried
         for told in [tried.predictions >= 0]
+    ]
+    rows += [
+        {
+            "strategy": fit.candidate.name,
+            **_rates(fit.setting),
+            "folds": 1,
+            "accuracy": f"{fit.accuracy:.4f}",
+            "loss": "",
+        }
+        for fit in report.through
     ]
     write_text(report.home / "search.csv", csv_text(rows, list(rows[0])))
     html = page_of("kora.adaptation").render(
@@ -270,6 +283,14 @@ def write_report(report: Report) -> Path:
         notes=[*report.layout.notes, *report.audit.sentences(), *report.split.notes],
     )
     return write_text(report.home / PAGE, html)
+
+
+def _rates(setting: Setting) -> dict[str, str]:
+    return {
+        "head_lr": f"{setting.head_lr:.4g}",
+        "lr": f"{setting.lr:.4g}",
+        "weight_decay": f"{setting.weight_decay:.4g}",
+    }
 
 
 def _curve(report: Report) -> Markup:

@@ -157,23 +157,30 @@ def test_a_dry_run_says_what_and_how_long_and_trains_nothing(
 
 
 def test_with_minutes_it_tries_what_trains_through_the_backbone(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: Adapted, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fits are short here, and what is ahead by validation is taken."""
     shutil.copytree(work / "out", tmp_path / "out")
     monkeypatch.setattr(module, "THROUGH_EPOCHS", 1)
-    monkeypatch.setattr(module, "_THROUGH_SETTINGS", module._THROUGH_SETTINGS[:1])
+    monkeypatch.setattr(module, "_THROUGH_SETTINGS", module._THROUGH_SETTINGS[:2])
     monkeypatch.setattr(module, "THROUGH", module.THROUGH[:1])
     monkeypatch.setattr(module, "_chosen", lambda search, best, tried: module._Choice(
-        tried[0].candidate, tried[0].setting, True))  # fmt: skip
+        tried[1].candidate, tried[1].setting, True))  # fmt: skip
     found = adapt(work / "photos", out=tmp_path / "out", minutes=500, **NANO)
     assert found is not None
     assert found.strategy == "LoRA-layers"
-    (trial,) = (tmp_path / "out_trials").glob("LoRA-layers/seed0/version_0")
-    told = read_results(trial)
-    assert "test/accuracy" not in told.metrics
-    assert told.protocol["val_fold"] == 0
-    assert "LoRA-layers" in found.page.read_text()
+    trials = sorted((tmp_path / "out_trials").glob("LoRA-layers/seed0/version_*"))
+    for trial in trials:
+        told = read_results(trial)
+        assert "test/accuracy" not in told.metrics
+        assert told.protocol["val_fold"] == 0
+    with (found.folder / "search.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["strategy"] == "LoRA-layers"]
+    assert len(rows) == len(trials) == 2
+    assert [row["folds"] for row in rows] == ["1", "1"]
+    (best,) = re.findall(r'<tr class="best">(.*)</tr>', found.page.read_text())
+    assert "LoRA-layers" in best
+    assert f"<td>{float(rows[1]['lr']):.2g}</td>" in best
     assert read_results(found.run).protocol["sizes"]["val"] == 0
 
 
