@@ -65,15 +65,18 @@ def run(command: Sequence[str], log: Path) -> int:
     """Run a command; its output goes into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
-        environment = {**os.environ, "WANDB_MODE": "disabled"}
         return subprocess.run(
             command,
             stdout=file,
             stderr=file,
-            env=environment,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             check=False,
         ).returncode
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "WANDB_MODE": "disabled"}
 
 
 def losses(folder: Path) -> list[float]:
@@ -120,7 +123,7 @@ def resumed(device: str, out: Path) -> list[str]:
     with log.open("wb") as file:
         process = subprocess.Popen(
             fit(killed, "lora", device, *often), stdout=file, stderr=file,
-            stdin=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "disabled"},
+            stdin=subprocess.DEVNULL, env=_environment(),
         )  # fmt: skip
         while process.poll() is None and not list(killed.glob("*/*/seed*/*/checkpoints/last.ckpt")):
             time.sleep(0.01)
@@ -154,7 +157,7 @@ def benchmarks(device: str, out: Path) -> Iterator[str]:
         with log.open("wb") as file:  # what it says of its progress
             done = subprocess.run(
                 [*command, *options], stdout=subprocess.PIPE, stderr=file, text=True,
-                stdin=subprocess.DEVNULL, check=False,
+                stdin=subprocess.DEVNULL, env=_environment(), check=False,
             )  # fmt: skip
         said = f"failed: see {log}" if done.returncode else done.stdout.strip()
         yield f"## {' '.join([name, *options])}\n\n{said}\n"
@@ -184,7 +187,7 @@ def main(args: Sequence[str] | None = None) -> int:
     report = write_text(out / "report.md", "\n".join(page))
     if not own.skip_benchmarks:
         for said in benchmarks(own.device, out):  # each as it comes: together they take long
-            page += [said]
+            page.append(said)
             write_text(report, "\n".join(page))
     print("\n".join(page))
     print(f"Written to {report}", file=sys.stderr)
