@@ -28,6 +28,7 @@ from kora.runs.durable import write_atomically
 from kora.tasks.callbacks import flushed
 
 __all__ = [
+    "PRODUCT",
     "add_options",
     "add_ratios",
     "chosen_device",
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 SPENT = ("seconds", "cpu seconds")
+#: Side of the matrices of `product_rate`.
+PRODUCT = {"cuda": 8192, "cpu": 1024}
 
 Found = dict[str, dict[str, Any]]
 
@@ -143,7 +146,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def product_rate(device: torch.device, kind: torch.dtype) -> float:
     """GFLOP/s of one large matrix product, the best of three; on the CPU, of its own seconds."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = PRODUCT[device.type]
     left, right = torch.ones(2, side, side, device=device, dtype=kind).unbind()
     runs = in_turn({"product": lambda: left @ right}, 3, device)["product"]
     return float(2 * side**3 / min(runs[SPENT[-1] if SPENT[-1] in runs else SPENT[0]]) / 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks import gpu_check
 from tests.support.benchmarks import refused
-from tests.support.cli import REPOSITORY
+from tests.support.kept import REPOSITORY, kept
 
 
 def test_each_strategy_that_it_trains_has_a_config() -> None:
@@ -22,12 +23,15 @@ def test_a_row_says_how_far_the_losses_are_and_whether_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (_, _, allowed) = gpu_check.WAYS[1]
-    precision = ["--trainer.precision", "bf16-mixed"]
-    monkeypatch.setattr(gpu_check, "WAYS", [("bfloat16", precision, 0.0)])
-    ((name, way, far, _, _, good),) = gpu_check.compared("linear_probe", "cpu", tmp_path)
-    assert (name, way, good) == ("linear_probe", "bfloat16", "no")
-    assert 0 < float(far) < allowed
+    as_it_is = ["--trainer.precision", "32-true"]
+    other = [*as_it_is, "--model.head_lr", "0.0021"]
+    monkeypatch.setattr(gpu_check, "WAYS", [("equal", as_it_is, 0.0), ("other", other, 1e-9)])
+    with kept(REPOSITORY, tmp_path / "tools"):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "tools" / "python"))
+        equal, far = gpu_check.compared("linear_probe", "cpu", tmp_path)
+    assert [equal[i] for i in (0, 1, 2, 5)] == ["linear_probe", "equal", "0.0e+00", "yes"]
+    assert [far[i] for i in (0, 1, 5)] == ["linear_probe", "other", "no"]
+    assert float(far[2]) > 0
 
 
 @pytest.mark.slow
@@ -37,7 +41,9 @@ def test_what_a_benchmark_prints_is_on_the_page_and_its_progress_is_not(
     small = ["merged.py", "--model", "vit_nano", "--batch", "2", "--repeats", "1"]
     monkeypatch.setattr(gpu_check, "BENCHMARKS", [small])
     (tmp_path / "logs").mkdir()
-    (said,) = gpu_check.benchmarks("cpu", tmp_path)
+    with kept(REPOSITORY, tmp_path / "tools"):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "tools" / "python"))
+        (said,) = gpu_check.benchmarks("cpu", tmp_path)
     assert said.startswith("## merged.py --model vit_nano")
     assert "| LoRA, merged |" in said
     assert "round" not in said.replace("medians of 1 rounds", "")

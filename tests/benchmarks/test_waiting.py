@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import waiting
 from tests.support.benchmarks import refused, written
+from tests.support.kept import REPOSITORY, kept
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
 
@@ -15,7 +16,10 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora
 @pytest.mark.slow
 def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(waiting.SIZES, "grid", (1, 2))
-    record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "grid")
+    tools = tmp_path / "tools"
+    monkeypatch.setattr(waiting, "KORA", (str(tools / "kora"),))
+    with kept(REPOSITORY, tools):
+        record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "grid")
     assert set(record["lines"]["grid"]) == {"kora grid", "with pictures=false"}
     one, two = record["lines"]["grid"]["kora grid"]
     assert 0 < record["fit_seconds"] < one[0]
