@@ -11,6 +11,7 @@ the backbone runs.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -301,6 +302,9 @@ def _trace(
         raise RuntimeError(f"torch cannot write this model as ONNX: {first_line(error)}") from error
     finally:
         loud.setLevel(level)
+        # Where modules are shared, torch traces through subclasses with the names of our classes,
+        # and a config would not know which is meant while they wait for garbage collection.
+        gc.collect()
 
 
 def _session(path: Path) -> Callable[[Any], list[Tensor]]:

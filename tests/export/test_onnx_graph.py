@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from importlib.util import find_spec
@@ -162,6 +163,33 @@ def test_heads_with_queries_and_dpt_take_any_number_of_images(head: Any, tmp_pat
     written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")
     assert written.difference is not None
     assert written.difference < 1e-3
+
+
+class SharedLayer(Strategy):
+    """One layer under two names, so that torch traces it through classes of its own making."""
+
+    def attach(self, backbone: Backbone) -> None:
+        """The layer."""
+        self.layer = self.same_layer = torch.nn.Identity()
+
+    def forward(self, backbone: Backbone, images: torch.Tensor) -> Features:
+        """The frozen features."""
+        features = super().forward(backbone, images)
+        return features._replace(pooled=self.layer(features.pooled))
+
+
+@needs_extra
+@pytest.mark.slow
+def test_after_it_the_name_of_a_class_means_this_class_alone(tmp_path: Path) -> None:
+    task = kicked(SharedLayer())
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task), trust=[__name__])
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10**9)  # as if it came much later
+    try:
+        export(model, "onnx", tmp_path / "out")
+        assert not SharedLayer.__subclasses__()
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 @needs_extra
