@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kora.start_up import import_torchmetrics_in_parts
+from kora.start_up import leave_parts_for_later
 
 if TYPE_CHECKING:
     from kora.adaptation.adapt import adapt
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["MultiTask", "__version__", "adapt", "attach", "load_adapter"]
 
-import_torchmetrics_in_parts()
+leave_parts_for_later()
 
 
 def __getattr__(name: str) -> Any:

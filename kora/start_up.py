@@ -2,7 +2,8 @@
 
 Lightning imports all of torchmetrics, and torchmetrics imports transformers and scipy.signal for
 its metrics of text and sound: a third of the start of every command. Here its metrics of text,
-images and sound wait until they are used. Every name stays where it was.
+images and sound wait until they are used. So does W&B, a tenth of the start, which a helper of
+timm's own training script imports. Every name stays where it was.
 """
 
 from __future__ import annotations
@@ -15,36 +16,42 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-__all__ = ["import_torchmetrics_in_parts"]
+__all__ = ["leave_parts_for_later"]
 
-_PACKAGE = "torchmetrics"
+_METRICS = "torchmetrics"
 _AREAS = ("audio", "image", "multimodal", "text", "video")
-#: What waits, with all that is below.
-_LATER = (
-    "scipy.signal",
-    *(f"{parent}.{area}" for parent in (_PACKAGE, f"{_PACKAGE}.functional") for area in _AREAS),
-)
+#: By the module that imports it: what waits, with all that is below.
+_LATER = {
+    _METRICS: (
+        "scipy.signal",
+        *(f"{parent}.{area}" for parent in (_METRICS, f"{_METRICS}.functional") for area in _AREAS),
+    ),
+    "timm.utils.summary": ("wandb",),
+}
 
 
-def import_torchmetrics_in_parts() -> None:
-    """Have the first import of torchmetrics in this process leave parts for later."""
-    if _PACKAGE not in sys.modules and not any(isinstance(f, _Finder) for f in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+def leave_parts_for_later() -> None:
+    """Have the first imports of torchmetrics and timm in this process leave parts for later."""
+    found = {finder.importer for finder in sys.meta_path if isinstance(finder, _Finder)}
+    for importer in _LATER.keys() - found - sys.modules.keys():
+        sys.meta_path.insert(0, _Finder(importer))
 
 
 class _Finder(MetaPathFinder):
-    """Finds torchmetrics once; while it is imported, also modules that stand for what waits."""
+    """Finds an importer once; while it is imported, also modules that stand for what waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, importer: str) -> None:
+        self.importer = importer
         self.importing = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if self.importing:
-            waits = any(fullname == one or fullname.startswith(f"{one}.") for one in _LATER)
-            return ModuleSpec(fullname, _Waiting(), is_package=True) if waits else None
-        if fullname != _PACKAGE:
+            later = _LATER[self.importer]
+            waits = any(fullname == one or fullname.startswith(f"{one}.") for one in later)
+            return ModuleSpec(fullname, _Waiting(self), is_package=True) if waits else None
+        if fullname != self.importer:
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec is None or spec.loader is None:
@@ -54,7 +61,7 @@ class _Finder(MetaPathFinder):
 
 
 class _InParts(Loader):
-    """Loads torchmetrics as its own loader does, without what waits."""
+    """Loads the importer as its own loader does, without what waits."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader, self.finder = loader, finder
@@ -76,18 +83,26 @@ class _InParts(Loader):
             standing_in = [
                 name
                 for name, one in sys.modules.items()
-                if isinstance(getattr(one, "__loader__", None), _Waiting)
+                if isinstance(loader := getattr(one, "__loader__", None), _Waiting)
+                and loader.finder is self.finder
             ]
             for name in standing_in:
                 del sys.modules[name]
                 parent, _, last = name.rpartition(".")
-                vars(sys.modules.get(parent, module)).pop(last, None)
-        for name in [one for one in sys.modules if one.startswith(_PACKAGE)]:
+                if parent:
+                    vars(sys.modules.get(parent, module)).pop(last, None)
+        for name in [one for one in sys.modules if one.startswith(self.finder.importer)]:
             _provide(sys.modules[name])
 
 
 class _Waiting(Loader):
-    """Makes a module that stands for one which waits: all its names are placeholders."""
+    """Makes a module that stands for one which waits.
+
+    All its names are placeholders while the importer is imported, and afterwards the real things.
+    """
+
+    def __init__(self, finder: _Finder) -> None:
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
@@ -96,7 +111,8 @@ class _Waiting(Loader):
         def placeholder(name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return _Placeholder(module.__name__, name)
+            found = _Placeholder(module.__name__, name)
+            return found if self.finder.importing else found.real()
 
         module.__getattr__ = placeholder  # type: ignore[method-assign]
 
@@ -124,12 +140,12 @@ def _provide(module: ModuleType) -> None:
     def find(name: str) -> Any:
         if name in waiting:
             found = waiting[name].real()
-        elif f"{module.__name__}.{name}" in _LATER:
+        elif f"{module.__name__}.{name}" in _LATER[_METRICS]:
             found = import_module(f"{module.__name__}.{name}")
         else:
             raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")
         setattr(module, name, found)
         return found
 
-    if module.__name__ in (_PACKAGE, f"{_PACKAGE}.functional"):
+    if module.__name__ in (_METRICS, f"{_METRICS}.functional"):
         module.__getattr__ = find  # type: ignore[method-assign]

@@ -19,6 +19,21 @@ def test_lightning_starts_without_metrics_of_text_and_sound() -> None:
     assert printed(code.format(WAITS)) == "[]"
 
 
+def test_without_wandb_no_command_imports_it() -> None:
+    code = "import sys, kora.training.lightning_cli, kora.tasks, datamodules"
+    assert printed(f"{code}; print('wandb' in sys.modules)") == "False"
+
+
+def test_what_timm_has_of_wandb_is_the_real_thing() -> None:
+    code = """
+import kora, timm.utils.summary as summary
+standing_in = summary.wandb
+import wandb
+print(standing_in is wandb, standing_in.log is wandb.log, standing_in.run, wandb.sdk.__name__)
+"""
+    assert printed(code) == "False True None wandb.sdk"
+
+
 def test_every_name_is_where_it_was_and_the_same_thing() -> None:
     names = """
 import pickle, {first} torchmetrics, torchmetrics.functional as F
@@ -41,7 +56,7 @@ print(type(torchmetrics.image).__name__, hasattr(torchmetrics, "nothing"))
 
 def test_after_torchmetrics_nothing_is_left_in_the_way() -> None:
     code = """
-import sys, kora, torchmetrics
+import sys, kora, torchmetrics, timm
 print([f for f in sys.meta_path if type(f).__module__ == "kora.start_up"])
 """
     assert printed(code) == "[]"
