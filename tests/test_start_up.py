@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 WAITS = ("transformers", "scipy.signal", "torchmetrics.text", "torchmetrics.functional.text.bert")
 
@@ -14,24 +18,38 @@ def printed(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_lightning_starts_without_metrics_of_text_and_sound() -> None:
-    code = "import sys, kora, lightning.pytorch; print([m for m in {} if m in sys.modules])"
-    assert printed(code.format(WAITS)) == "[]"
-
-
-def test_without_wandb_no_command_imports_it() -> None:
-    code = "import sys, kora.training.lightning_cli, kora.tasks, datamodules"
-    assert printed(f"{code}; print('wandb' in sys.modules)") == "False"
-
-
-def test_what_timm_has_of_wandb_is_the_real_thing() -> None:
-    code = """
-import kora, timm.utils.summary as summary
-standing_in = summary.wandb
+@pytest.fixture(scope="module")
+def started() -> dict[str, Any]:
+    """What is there in a process that has imported what a fit imports."""
+    code = f"""
+import json, sys, kora, lightning.pytorch
+found = {{"metrics": [m for m in {WAITS} if m in sys.modules]}}
+import kora.training.lightning_cli, kora.tasks, datamodules
+found["wandb"] = "wandb" in sys.modules
+found["finders"] = [f for f in sys.meta_path if type(f).__module__ == "kora.start_up"]
+from timm.utils.summary import wandb as named
 import wandb
-print(standing_in is wandb, standing_in.log is wandb.log, standing_in.run, wandb.sdk.__name__)
+found["named"] = [named is wandb, named.log is wandb.log, named.run, wandb.sdk.__name__]
+print(json.dumps(found))
 """
-    assert printed(code) == "False True None wandb.sdk"
+    found: dict[str, Any] = json.loads(printed(code))
+    return found
+
+
+def test_lightning_starts_without_metrics_of_text_and_sound(started: dict[str, Any]) -> None:
+    assert started["metrics"] == []
+
+
+def test_a_fit_starts_without_wandb(started: dict[str, Any]) -> None:
+    assert started["wandb"] is False
+
+
+def test_what_timm_names_wandb_answers_as_wandb(started: dict[str, Any]) -> None:
+    assert started["named"] == [False, True, None, "wandb.sdk"]
+
+
+def test_nothing_is_left_in_the_way(started: dict[str, Any]) -> None:
+    assert started["finders"] == []
 
 
 def test_every_name_is_where_it_was_and_the_same_thing() -> None:
@@ -52,11 +70,3 @@ print(type(torchmetrics.image).__name__, hasattr(torchmetrics, "nothing"))
     ours, plain = (printed(names.format(first=first)) for first in ("kora,", ""))
     assert len(ours.splitlines()) > 150
     assert ours == plain
-
-
-def test_after_torchmetrics_nothing_is_left_in_the_way() -> None:
-    code = """
-import sys, kora, torchmetrics, timm
-print([f for f in sys.meta_path if type(f).__module__ == "kora.start_up"])
-"""
-    assert printed(code) == "[]"
