@@ -77,13 +77,15 @@ def cut_parts(
     }
 
 
-def warn_of_shared_groups(train: Sequence[str], test: Sequence[str] | None) -> None:
-    """Warn of test images whose group is in the training part, too."""
+def warn_of_shared_groups(
+    train: Sequence[str], others: Sequence[str] | None, kind: str = "test"
+) -> None:
+    """Warn of test or validation images whose group is in the training part, too."""
     known = set(train)
-    shared = [name for name in test or () if name and name in known]
+    shared = [name for name in others or () if name and name in known]
     if shared:
         warnings.warn(
-            f"{len(shared)} of {len(test or ())} test images belong to groups of the training part "
-            f"(such as {shared[0]!r}), so the test rewards memory. Test on other groups.",
+            f"{len(shared)} of {len(others or ())} {kind} images belong to groups of the training "
+            f"part (such as {shared[0]!r}), so they reward memory. Take them from other groups.",
             stacklevel=2,
         )

@@ -5,16 +5,20 @@ Shapes: N images of a part
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule, Part
 from datamodules.download import expand_path, obtain_folder
+from datamodules.groups import warn_of_shared_groups
 from datamodules.loading import sides
 from datamodules.splits import IntArray, choose_train_beside
 
-__all__ = ["_FolderInParts"]
+__all__ = ["_FolderInParts", "require_apart"]
 
 
 class _FolderInParts(ImageDataModule):
@@ -77,4 +81,24 @@ class _FolderInParts(ImageDataModule):
         """Positions that train and that validate, if `val` are to validate."""
         seed, names = self.resolved_seed(), ["image"]
         train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
+        groups = self.group_names("train")
+        if groups is not None:
+            of_train, of_val = ([groups[place] for place in some] for some in (train, val))
+            warn_of_shared_groups(of_train, of_val, "validation")
+            warn_of_shared_groups(groups, self.group_names("test"))
         return train, val
+
+
+def require_apart(train: Iterable[Path], val: Iterable[Path], test: Iterable[Path]) -> None:
+    """Check that no image is in two parts.
+
+    Raises:
+        ValueError: One is.
+    """
+    parts = {"train": set(train), "validate": set(val), "test": set(test)}
+    for (does, some), (also, others) in combinations(parts.items(), 2):
+        if shared := some & others:
+            raise ValueError(
+                f"{len(shared)} images {does} and {also}, such as {min(shared)}. Choose parts "
+                "that share none (data.train_dir, data.test_dir, data.val_dir)."
+            )

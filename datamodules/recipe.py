@@ -213,7 +213,8 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         _require_file(path)
         with Image.open(path, formats=readable_formats()) as opened:
-            turned = opened.getexif().get(_ORIENTATION, 1) in _SWAPPED
+            # Pillow turns the size of a TIFF itself.
+            turned = opened.format != "TIFF" and opened.getexif().get(_ORIENTATION, 1) in _SWAPPED
             width, height = opened.size
     except Exception as error:  # a damaged file can raise anything
         reason = _reason(error, path)

@@ -66,7 +66,11 @@ def _annotations(content: Mapping[str, Any], source: Source) -> Annotations:
                 f"the ids in 'categories' are {known}. Correct it, or add the category."
             )
         of_image[row["image_id"]].append(row)
-    groups = {row.get("supercategory") for row in categories.values()}
+    groups = {  # of others: person is a person, too
+        row.get("supercategory")
+        for row in categories.values()
+        if row.get("supercategory") != row["name"]
+    }
     used = {row["category_id"] for row in rows.values()}
     classes = [k for k in sorted(categories) if k in used or categories[k]["name"] not in groups]
     places = {key: place for place, key in enumerate(classes)}

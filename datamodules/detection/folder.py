@@ -28,7 +28,7 @@ from datamodules.detection.reader import BoxReader
 from datamodules.detection.voc import read_voc
 from datamodules.detection.yolo import read_yolo, yolo_names
 from datamodules.groups import cut_parts
-from datamodules.in_parts import _FolderInParts
+from datamodules.in_parts import _FolderInParts, require_apart
 from datamodules.loading import ReadDataset
 from datamodules.recipe import ImageRecipe
 from datamodules.splits import IntArray
@@ -196,14 +196,10 @@ class DetectionFolder(_FolderInParts):
         """The pictures (N,) of both parts; those of `val_dir` come last in the training part."""
         listed = {name: self._labelled(part) for name, part in self._annotations.items()}
         if self.layout.parts:
-            train, test, *val = listed.values()
-            shared = {p.image for p in [*train, *(val[0] if val else [])]} & {p.image for p in test}
-            if shared:
-                raise ValueError(
-                    f"{len(shared)} images train and test, such as {min(shared)}. Choose parts "
-                    "that share none (data.train_dir, data.test_dir, data.val_dir)."
-                )
-            return {"train": train + (val[0] if val else []), "test": test}
+            train, test, *more = listed.values()
+            val = more[0] if more else []
+            require_apart(*([p.image for p in part] for part in (train, val, test)))
+            return {"train": train + val, "test": test}
         pictures = listed[""]
         names = [picture.name for picture in pictures]
         return cut_parts(pictures, names, self.groups, test_fraction=self.test_fraction)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from datamodules.detection.boxes import Annotations, Picture, own_boxes, require_images
 from datamodules.detection.layouts import Source
 from datamodules.loading import image_suffixes, visible_files
+from datamodules.recipe import upright_size
 
 __all__ = ["read_instances"]
 
@@ -23,7 +24,8 @@ __all__ = ["read_instances"]
 def read_instances(source: Source, names: list[str] | None) -> Annotations:
     """The boxes of masks with the names of their images; folders among the masks are classes.
 
-    Without such folders there is one class, the one of `names`, or `object`.
+    Without such folders there is one class, the one of `names`, or `object`. An image without a
+    mask has no object.
 
     Raises:
         FileNotFoundError: A mask has no image.
@@ -47,6 +49,7 @@ def read_instances(source: Source, names: list[str] | None) -> Annotations:
         zip(paths, masks.values(), strict=True), total=len(paths), desc="Reading masks", delay=2
     )
     pictures = [_picture(path, of_image, source) for path, of_image in found]
+    pictures += [_without_objects(images[key], source) for key in sorted(images.keys() - masks)]
     return Annotations(source.boxes, list(classes), True, pictures)
 
 
@@ -66,6 +69,11 @@ def _picture(path: Path, masks: list[tuple[int, Path]], source: Source) -> Pictu
         size=(size[0], size[1]),
         name=lambda place: f"{masks[0][1]}, object {place + 1}",
     )
+    return Picture(path.relative_to(source.images).as_posix(), path, boxes)
+
+
+def _without_objects(path: Path, source: Source) -> Picture:
+    boxes = own_boxes([], labels=[], size=upright_size(path), name=str)
     return Picture(path.relative_to(source.images).as_posix(), path, boxes)
 
 

@@ -95,13 +95,22 @@ def _one_coco(here: Path) -> dict[str, Source]:
 
 
 def _voc(root: Path) -> dict[str, Source]:
-    for here in (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))):
+    years = [
+        here
+        for here in (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
+        if (here / "JPEGImages").is_dir() and (here / "Annotations").is_dir()
+    ]
+    if len(years) > 1:
+        raise ValueError(
+            f"{root} holds {' and '.join(map(str, years))}, of which each is a data set. Set "
+            "data.root to one of them."
+        )
+    for here in years:
         images, boxes = here / "JPEGImages", here / "Annotations"
-        if images.is_dir() and boxes.is_dir():
-            # aeroplane_train.txt and its like are of one class.
-            lists = [p for p in sorted(here.glob("ImageSets/Main/*.txt")) if "_" not in p.stem]
-            found = {path.stem: Source(images, boxes, path) for path in lists}
-            return found or {"": Source(images, boxes)}
+        # aeroplane_train.txt and its like are of one class.
+        lists = [p for p in sorted(here.glob("ImageSets/Main/*.txt")) if "_" not in p.stem]
+        found = {path.stem: Source(images, boxes, path) for path in lists}
+        return found or {"": Source(images, boxes)}
     return _beside(root, ("annotations", "boxes", "Annotations"), ".xml") or _each(root, _mixed)
 
 

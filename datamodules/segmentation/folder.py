@@ -23,7 +23,7 @@ from datamodules.augment import resizes
 from datamodules.base import Part, Split, part_of
 from datamodules.download import expand_path
 from datamodules.groups import cut_parts
-from datamodules.in_parts import _FolderInParts
+from datamodules.in_parts import _FolderInParts, require_apart
 from datamodules.loading import ReadDataset
 from datamodules.recipe import ImageRecipe
 from datamodules.segmentation.masks import (
@@ -231,10 +231,10 @@ class SegmentationFolder(_FolderInParts):
                     f"data.train_dir and data.test_dir are both {names['test']!r}: the test would "
                     "use the training images."
                 )
-            pairs = {part: self.layout.pairs(name) for part, name in names.items()}
-            if self.val_dir is not None:
-                pairs["train"] = pairs["train"] + self._validation_pairs
-            return pairs
+            train, test = (self.layout.pairs(names[part]) for part in ("train", "test"))
+            val = [] if self.val_dir is None else self._validation_pairs
+            require_apart(*([pair.image for pair in part] for part in (train, val, test)))
+            return {"train": train + val, "test": test}
         if self.val_dir is not None:
             raise ValueError(f"data.val_dir is {self.val_dir!r}, and {self.root} has no parts.")
         whole = self.layout.pairs(None)

@@ -29,6 +29,7 @@ __all__ = [
 
 #: The class of pixels that neither train nor count, in every batch.
 IGNORED = 255
+_NO_CLASS = {0, 0xFFFFFF}  # black and white, unless a table says that they are one
 
 Mask = NDArray[np.uint8]
 Colours = tuple[tuple[int, int, int], ...]
@@ -93,9 +94,10 @@ class MaskRecipe:
         return self._of_colours(path, np.array(image.convert("RGB"), dtype=np.uint8))
 
     def _knows(self, image: Image.Image) -> bool:
-        """Whether all colours of a grey or palette image are in the table."""
-        found = np.unique(_packed(np.array(image.convert("RGB"), dtype=np.uint8)))
-        return set(found.tolist()) <= self._class_of_packed().keys()
+        """Whether a grey or palette image has colours of the table, and no others that count."""
+        found = set(np.unique(_packed(np.array(image.convert("RGB"), dtype=np.uint8))).tolist())
+        classes = self._class_of_packed().keys()
+        return bool(found & classes) and found <= classes | _NO_CLASS
 
     def _class_of_packed(self) -> dict[int, int]:
         assert self.colours is not None
@@ -109,7 +111,7 @@ class MaskRecipe:
         for place, value in enumerate(found.tolist()):
             if value in classes:
                 of_found[place] = classes[value]
-            elif value in (0, 0xFFFFFF):
+            elif value in _NO_CLASS:
                 of_found[place] = IGNORED
             else:
                 colour = tuple(value >> shift & 255 for shift in (16, 8, 0))

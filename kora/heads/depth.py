@@ -182,7 +182,9 @@ def depth_of_bins(logits_BKhw: Tensor, *, min_depth_m: float, max_depth_m: float
     """
     device = logits_BKhw.device
     with torch.autocast(device.type, enabled=False):
-        depths_K = torch.linspace(min_depth_m, max_depth_m, logits_BKhw.shape[1], device=device)
+        depths_K = torch.linspace(
+            min_depth_m, max_depth_m, logits_BKhw.shape[1], dtype=torch.float32, device=device
+        )
         sums_K2 = torch.stack([depths_K, torch.ones_like(depths_K)], dim=1)
         # A relu that also clamps an overflow of half precision.
         weights_BKhw = F.hardtanh(logits_BKhw.float(), 0.0, _LIMIT, inplace=True)

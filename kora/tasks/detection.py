@@ -89,6 +89,20 @@ class DetectionTask(AdapterTask):
         """The label of the strategy; then `-RetinaNet` or `-FasterRCNN`, for such a head."""
         return self.adapter.label + self._suffix
 
+    def configure_model(self) -> None:
+        """Lightning's hook, as for every task.
+
+        Raises:
+            ValueError: The weights would be in half precision.
+        """
+        precision = self._trainer.precision if self._trainer is not None else None
+        if precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"trainer.precision is {precision}, in which the corners of boxes would be off by "
+                "pixels. Use --trainer.precision bf16-mixed, or 32-true."
+            )
+        super().configure_model()
+
     def build_head(self) -> nn.Module:
         """The head, sized for backbone and classes, and the metrics with it."""
         if self.adapter.head_layers is not None or self.adapter.extra_channels is not None:

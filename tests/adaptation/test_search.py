@@ -82,9 +82,7 @@ def test_sixteen_settings_then_eight_around_the_best(tmp_path: Path) -> None:
     assert found.at_edge == []
 
 
-def test_an_adapter_has_two_learning_rates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_has_two_learning_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROUNDS", 1)
     monkeypatch.setattr(module, "_MOST", 2)
     one = member(lambda: KoRA(PaperForm(4, inject=False), 4))

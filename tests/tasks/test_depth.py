@@ -259,9 +259,10 @@ def test_the_evaluation_names_its_split_and_is_held_to_it() -> None:
         held.evaluation("test")
 
 
-def test_bfloat16_trains_and_gives_finite_metrics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16_trains_and_gives_finite_metrics(tmp_path: Path, precision: Any) -> None:
     task = unbuilt(LoRA(2), head=LinearDepth(levels=4))
-    fit = trainer(tmp_path, max_epochs=1, precision="bf16-mixed")
+    fit = trainer(tmp_path, max_epochs=1, precision=precision)
     fit.fit(task, datamodule=scenes())
     assert torch.isfinite(fit.callback_metrics["val/rmse_m"])
 

@@ -142,3 +142,8 @@ def test_what_only_classifiers_read_is_refused(adapter: Strategy) -> None:
 def test_a_run_is_named_after_another_detector() -> None:
     assert task(LoRA(2)).label == "LoRA"
     assert task(LoRA(2), head=RetinaNetHead()).label == "LoRA-RetinaNet"
+
+
+def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"corners of boxes.*--trainer\.precision bf16-mixed"):
+        trainer(tmp_path, max_epochs=1, precision="bf16-true").fit(task(), datamodule=scenes())

@@ -37,6 +37,16 @@ def opened(root: Path, **options: Any) -> DetectionFolder:
     return data
 
 
+def write_voc_lists(root: Path, lists: dict[str, str]) -> None:
+    """Eight pictures in VOC's own layout, and the names of those in each part."""
+    write_voc(root, objects(8))
+    (root / "images").rename(root / "JPEGImages")
+    (root / "annotations").rename(root / "Annotations")
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for part, names in lists.items():
+        (root / f"ImageSets/Main/{part}.txt").write_text("\n".join(names.split()))
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_every_format_gives_the_same_objects(tmp_path: Path, layout: str) -> None:
     parts = {"train": objects(9), "test": objects(5, prefix="e")}
@@ -144,6 +154,16 @@ def test_a_part_of_its_own_can_validate_and_is_mentioned_if_it_does_not(tmp_path
         opened(tmp_path)
 
 
+def test_a_group_that_a_part_of_its_own_validates_is_warned_of(tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("val", 3), ("test", 2)):
+        write_yolo(tmp_path / part, objects(count, prefix=f"drive1_{part}"))
+    with pytest.warns(UserWarning, match="images belong to groups") as said:
+        opened(tmp_path, val_dir="val", groups="(drive[0-9]+)_")
+    told = " ".join(str(one.message) for one in said)
+    assert "3 of 3 validation images belong to groups of the training part" in told
+    assert "2 of 2 test images belong to groups of the training part" in told
+
+
 def test_coco_in_its_own_layout(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     for part, truth in (("train2017", objects(8)), ("val2017", objects(4, prefix="v"))):
@@ -167,16 +187,28 @@ def test_coco_as_roboflow_writes_it_has_no_class_for_the_group(tmp_path: Path) -
     assert opened(tmp_path, val_images=1).class_names == NAMES
 
 
+def test_coco_whose_classes_are_groups_of_themselves_has_all_of_them_in_each_part(
+    tmp_path: Path,
+) -> None:
+    for part, count in (("train", 8), ("test", 4)):
+        truth = objects(count, prefix=part)
+        write_images(tmp_path / part, truth)
+        content = coco(truth)
+        for entry in content["categories"]:
+            entry["supercategory"] = entry["name"]
+        if part == "test":
+            first = content["categories"][0]["id"]
+            content["annotations"] = [
+                row for row in content["annotations"] if row["category_id"] != first
+            ]
+        (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(content))
+    assert opened(tmp_path, val_images=1).class_names == NAMES
+
+
 def test_voc_in_its_own_layout_is_read_by_its_lists(tmp_path: Path) -> None:
     root = tmp_path / "VOCdevkit/VOC2007"
-    write_voc(root, objects(8))
-    (root / "images").rename(root / "JPEGImages")
-    (root / "annotations").rename(root / "Annotations")
-    lists = root / "ImageSets/Main"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("p1\np2\np3\np4\n")
-    (lists / "test.txt").write_text("p5\np6\n")
-    (lists / "cat_train.txt").write_text("p1 -1\n")
+    write_voc_lists(root, {"train": "p1 p2 p3 p4", "test": "p5 p6"})
+    (root / "ImageSets/Main/cat_train.txt").write_text("p1 -1\n")
     data = opened(tmp_path, val_images=1)
     assert data.layout.parts == ("test", "train")
     assert data.image_names("test") == ["p5.png", "p6.png"]
@@ -281,15 +313,25 @@ def test_a_part_of_empty_images_only_is_refused(tmp_path: Path, layout: str) -> 
         opened(tmp_path)
 
 
-def test_an_image_in_two_parts_is_refused(tmp_path: Path) -> None:
-    write_voc(tmp_path, objects(8))
-    (tmp_path / "images").rename(tmp_path / "JPEGImages")
-    (tmp_path / "annotations").rename(tmp_path / "Annotations")
-    (tmp_path / "ImageSets/Main").mkdir(parents=True)
-    (tmp_path / "ImageSets/Main/train.txt").write_text("p1\np2\n")
-    (tmp_path / "ImageSets/Main/test.txt").write_text("p2\np3\n")
-    with pytest.raises(ValueError, match=r"1 images train and test, such as .*p2\.png"):
+@pytest.mark.parametrize(
+    ("val_dir", "said"),
+    [
+        (None, r"1 images train and test, such as .*p2\.png"),
+        ("val", r"2 images train and validate"),
+    ],
+)
+def test_an_image_in_two_parts_is_refused(tmp_path: Path, val_dir: str | None, said: str) -> None:
+    write_voc_lists(tmp_path, {"train": "p1 p2 p4", "val": "p1 p4 p5", "test": "p2 p3"})
+    with pytest.raises(ValueError, match=said):
+        opened(tmp_path, val_dir=val_dir)
+
+
+def test_two_years_of_voc_are_not_read_as_one(tmp_path: Path) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        write_voc_lists(tmp_path / year, {"train": "p1 p2 p4", "test": "p5 p6"})
+    with pytest.raises(ValueError, match=r"VOC2007 and .*VOC2012.*data\.root"):
         opened(tmp_path)
+    assert opened(tmp_path / "VOC2012", val_images=1).image_names("test") == ["p5.png", "p6.png"]
 
 
 def test_an_image_of_another_size_than_its_boxes_is_named(tmp_path: Path) -> None:

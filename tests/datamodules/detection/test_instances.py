@@ -44,3 +44,12 @@ def test_a_mask_without_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images/p1.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 1 images are not in"):
         read_instances(files, None)
+
+
+def test_an_image_without_a_mask_is_one_without_objects(tmp_path: Path) -> None:
+    files = source(tmp_path, Image.new("L", (40, 24), 1))
+    Image.new("RGB", (30, 20)).save(tmp_path / "images/empty.png")
+    first, second = read_instances(files, None).pictures
+    assert (first.name, len(first.boxes.labels)) == ("p1.png", 1)
+    assert (second.name, len(second.boxes.labels)) == ("empty.png", 0)
+    assert second.boxes.size == (20, 30)

@@ -111,8 +111,38 @@ def test_a_part_of_its_own_can_validate(parts: Path) -> None:
     assert data.protocol()["official_split"]["val"] == "val"
 
 
+def test_a_group_that_a_part_of_its_own_validates_is_warned_of(tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("val", 3), ("test", 2)):
+        write_pairs(tmp_path / part, [f"drive1_{part}{n}" for n in range(count)])
+    with pytest.warns(UserWarning, match="images belong to groups") as said:
+        opened(tmp_path, val_dir="val", groups="(drive[0-9]+)_")
+    told = " ".join(str(one.message) for one in said)
+    assert "3 of 3 validation images belong to groups of the training part" in told
+    assert "2 of 2 test images belong to groups of the training part" in told
+
+
 def test_the_layout_of_voc_is_read_by_its_lists(tmp_path: Path) -> None:
-    root = tmp_path / "VOCdevkit/VOC2012"
+    write_voc(tmp_path)
+    data = opened(tmp_path, val_images=1)
+    assert data.num_classes == 21
+    assert data.class_names[20] == "tvmonitor"
+    assert data.protocol()["sizes"] == {"train": 3, "val": 1, "test": 2}
+    assert data.protocol()["official_split"] == {"train": "train", "val": "train", "test": "val"}
+    assert data.samples("test", [0])["mask"].unique().tolist() == [10, 255]
+
+
+def test_an_image_in_two_parts_is_refused(tmp_path: Path) -> None:
+    lists = write_voc(tmp_path) / "ImageSets/Segmentation"
+    (lists / "trainval.txt").write_text("i0\ni1\ni2\ni3\ni4\ni5\n")
+    with pytest.raises(ValueError, match=r"2 images train and test, such as .*i4\.jpg"):
+        opened(tmp_path, train_dir="trainval", val_images=1)
+    with pytest.raises(ValueError, match=r"4 images train and validate"):
+        opened(tmp_path, val_dir="trainval")
+
+
+def write_voc(folder: Path) -> Path:
+    """VOC's own layout: four images train and two test."""
+    root = folder / "VOCdevkit/VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
     for number in range(6):
@@ -125,12 +155,7 @@ def test_the_layout_of_voc_is_read_by_its_lists(tmp_path: Path) -> None:
     lists = root / "ImageSets/Segmentation"
     (lists / "train.txt").write_text("i0\ni1\ni2\ni3\n")
     (lists / "val.txt").write_text("i4\ni5\n")
-    data = opened(tmp_path, val_images=1)
-    assert data.num_classes == 21
-    assert data.class_names[20] == "tvmonitor"
-    assert data.protocol()["sizes"] == {"train": 3, "val": 1, "test": 2}
-    assert data.protocol()["official_split"] == {"train": "train", "val": "train", "test": "val"}
-    assert data.samples("test", [0])["mask"].unique().tolist() == [10, 255]
+    return root
 
 
 def test_the_layout_of_ade20k_has_no_class_0(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_with_colours_a_palette_or_grey_mask_is_read_by_its_colours(
     assert MaskRecipe(2, colours=colours)(path).tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize("kind", ["RGB", "P", "L"])
+def test_black_that_is_no_class_is_ignored_in_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    grey = Image.fromarray(np.array([[0, 255, 128]], dtype=np.uint8))
+    grey.convert(kind).save(tmp_path / "mask.png")
+    colours = ((128, 128, 128), (255, 255, 255))
+    assert MaskRecipe(2, colours=colours)(tmp_path / "mask.png").tolist() == [[255, 1, 0]]
+
+
 def test_values_of_classes_stay_so_beside_a_table_of_other_colours(tmp_path: Path) -> None:
     path = saved(tmp_path, np.array([[0, 1]], dtype=np.uint8))
     assert MaskRecipe(2, colours=((128, 64, 128), (70, 130, 180)))(path).tolist() == [[0, 1]]
