@@ -166,8 +166,10 @@ class ImageTable(ImageDataModule):
 
     @property
     def validates(self) -> bool:
-        """Whether there is a validation split: by `val_fold`, or as in every data module."""
-        return self.val_fold is not None or super().validates
+        """Whether rows validate: those of part `val`, of `val_fold`, or as in every data module."""
+        if self.val_fold is not None or any(row.part == "val" for row in self.rows["train"]):
+            return True
+        return super().validates
 
     def prepare_data(self) -> None:
         """Nothing to fetch."""

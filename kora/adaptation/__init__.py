@@ -8,4 +8,6 @@ BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 
 def results_folder(place: Path) -> Path:
     """Where the results for a folder or table of pictures go, unless another folder is named."""
-    return Path("runs") / f"adapt_{place.resolve().stem}"
+    place = place.resolve()
+    name = place.stem if place.suffix.lower() == ".csv" else place.name
+    return Path("runs") / f"adapt_{name}"

@@ -116,6 +116,11 @@ def adapt(
         say(f"{place} holds masks and boxes: masks are taken. For boxes, move the masks away.")
     layout = None if masks or boxes else find_pictures(place)
     home = results_folder(place) if out is None else expand(out)
+    if home.resolve().is_relative_to(place.resolve()):
+        raise ValueError(
+            f"The results would lie in {home}, among the pictures, where a next call would take "
+            "them for some. Name a folder elsewhere with --out."
+        )
     home.mkdir(parents=True, exist_ok=True)
     lock = lock_at(home / ".lock")
     if not acquired(lock, timeout_s=0):
@@ -223,7 +228,8 @@ class _Whole:
         """Search the strategies on cached features, one after another."""
         rows, folds = self.split.training()
         number = {name: label for label, name in enumerate(self.classes)}
-        identity = json.dumps(self.shared.identity(self.recipe), sort_keys=True)
+        content = [self.content[row.path] for row in rows]
+        identity = json.dumps([self.shared.identity(self.recipe), content], sort_keys=True)
         search = Search(
             labels=np.array([number[row.label] for row in rows]),
             folds=folds,

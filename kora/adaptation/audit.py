@@ -71,6 +71,8 @@ class Audit:
         contradictory: Paths of equal pictures with different labels, which are left out.
         equal: Number of pictures that equal another, byte for byte.
         alike: Number of further pictures that nearly equal another.
+        many: Number of pictures that nearly equal so many others that they count as a kind of
+            picture, and are not kept together.
     """
 
     rows: list[TableRow]
@@ -80,6 +82,7 @@ class Audit:
     contradictory: list[str] = field(default_factory=list)
     equal: int = 0
     alike: int = 0
+    many: int = 0
 
     def sentences(self) -> list[str]:
         """What to know before training, one sentence each."""
@@ -111,6 +114,12 @@ class Audit:
             found.append(
                 f"{self.equal} pictures are copies of others, and {self.alike} nearly so: each "
                 "stays on the side of its twin."
+            )
+        if self.many:
+            found.append(
+                f"{self.many} pictures nearly equal so many others that they count as a kind of "
+                "picture: they are in training and test. If they are frames of one scene, name it "
+                "for each in the column group of a CSV of path, label and group."
             )
         if self.contradictory:
             found.append(
@@ -195,7 +204,7 @@ def _judged(layout: Layout, found: Sequence[Seen]) -> Audit:
                 f"The class '{label}' of {layout.root} has {left[label]} pictures that can be "
                 f"used; two are the least. {_why_few(label, unreadable, contradictory, layout)}"
             )
-    group, equal, alike = _groups([seen for _, seen in kept], [row.group for row, _ in kept])
+    group, equal, alike, many = _groups([seen for _, seen in kept], [row.group for row, _ in kept])
     return Audit(
         [row for row, _ in kept],
         [seen for _, seen in kept],
@@ -204,6 +213,7 @@ def _judged(layout: Layout, found: Sequence[Seen]) -> Audit:
         contradictory,
         equal,
         alike,
+        many,
     )
 
 
@@ -218,8 +228,8 @@ def _why_few(
     return "Add pictures, or remove the class."
 
 
-def _groups(seen: Sequence[Seen], named: Sequence[str]) -> tuple[NDArray[np.int64], int, int]:
-    """(N,) the group of each picture; how many equal an earlier one; how many nearly do.
+def _groups(seen: Sequence[Seen], named: Sequence[str]) -> tuple[NDArray[np.int64], int, int, int]:
+    """(N,) the group of each picture; how many equal an earlier one; nearly do; are of a kind.
 
     Pictures that `named` gives one group (a patient, a drive) are in one, too.
     """
@@ -245,7 +255,7 @@ def _groups(seen: Sequence[Seen], named: Sequence[str]) -> tuple[NDArray[np.int6
     if any(named):
         pairs_of_names = _same(group_numbers(named))
         group_N = _connected(np.concatenate([_same(group_N), pairs_of_names]), count)
-    return group_N, copies, alike
+    return group_N, copies, alike, sum(not named[n] for n in np.flatnonzero(crowd).tolist())
 
 
 def _same(number_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,11 +61,14 @@ class Call:
 
     def commands(self, run: Path, predictions: str = "predictions") -> list[tuple[str, str]]:
         """What to do next with the best run, with the command for it."""
-        words = ["kora", "adapt", str(self.place), "--backbone", self.backbone]
+        place = str(self.place)
+        place = f"./{place}" if place.startswith("-") else place  # which would be an option
+        words = ["kora", "adapt", place, "--backbone", self.backbone]
         words += [] if self.weights == "pretrained" else ["--weights", self.weights]
-        words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes 60"]
+        words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes", "60"]
+        predict = ["kora", "predict", str(run), "--images", "FOLDER", "--out", predictions]
         return [
-            ("predict", f"kora predict {run} --images FOLDER --out {predictions}"),
-            ("export", f"kora export {run} --format onnx"),
-            ("continue with more minutes", " ".join(words)),
+            ("predict", shlex.join(predict)),
+            ("export", shlex.join(["kora", "export", str(run), "--format", "onnx"])),
+            ("continue with more minutes", shlex.join(words)),
         ]

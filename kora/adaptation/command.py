@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -47,8 +48,9 @@ def adapt_command(args: Sequence[str]) -> None:
     say("")
     say(result.sentence)
     say(f"page:     {result.page}")
-    say(f"predict:  kora predict {result.run} --images FOLDER --out predictions")
-    say(f"export:   kora export {result.run} --format onnx")
+    run = shlex.quote(str(result.run))
+    say(f"predict:  kora predict {run} --images FOLDER --out predictions")
+    say(f"export:   kora export {run} --format onnx")
 
 
 def adapt_parser() -> argparse.ArgumentParser:

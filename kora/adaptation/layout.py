@@ -226,6 +226,12 @@ def _check(place: Path, layout: Layout) -> None:
                 f"The classes {twin!r} and {label!r} of {place} differ only in case or spaces. "
                 "Put their pictures together, or rename one."
             )
+    spaced = [label for label in labels if label != label.strip()]
+    if spaced:
+        raise ValueError(
+            f"The name of the class {spaced[0]!r} of {place} begins or ends with a space, which "
+            "tables lose. Rename its folder."
+        )
     _check_parts(place, layout)
     for label, count in Counter(row.label for row in layout.rows).items():
         if count == 1:

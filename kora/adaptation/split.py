@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +62,9 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
 
     Equal and nearly equal pictures are kept on one side. Without a test part, a fifth of each class
     tests. Training pictures are divided among five folds, by class.
+
+    Raises:
+        ValueError: A class would not train, or nothing would validate or test.
     """
     earlier = sorted(out.glob("split_*.csv"), key=lambda path: int(path.stem.split("_")[1]))
     before = {row.path: row for row in read_table(earlier[-1])} if earlier else {}
@@ -76,8 +79,8 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
     if leaking:
         or_group = ", or of their group" if any(row.group for row in audit.rows) else ""
         notes.append(
-            f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test "
-            f"pictures{or_group}, such as {audit.rows[leaking[0]].path}."
+            f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test or "
+            f"validation pictures{or_group}, such as {audit.rows[leaking[0]].path}."
         )
     folds = _folds(audit, order, part, before)
     rows = [
@@ -85,6 +88,9 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
         for p, row in enumerate(audit.rows)
         if part[p] != "leak"
     ]
+    _require_parts(rows, notes)
+    content = {row.path: seen.sha256 for row, seen in zip(audit.rows, audit.seen, strict=True)}
+    text = _as_csv(rows, content)
     new = sum(row.path not in before for row in rows)
     if before:
         gone = len(before.keys() - {row.path for row in audit.rows})
@@ -93,11 +99,10 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
                 f"Since the last call, {new} pictures came and {gone} went; all others stay in the "
                 "part where they were."
             )
-        same = [before.get(row.path) for row in rows] == rows and len(before) == len(rows)
-        if same:
+        if earlier[-1].read_text(encoding="utf-8") == text:
             return Split(earlier[-1], rows, made_test, notes)
     file = out / f"split_{len(earlier) + 1}.csv"
-    write_text(file, _as_csv(rows))
+    write_text(file, text)
     return Split(file, rows, made_test, notes)
 
 
@@ -110,10 +115,12 @@ def _draw(audit: Audit, places: Sequence[int], seed: int) -> bytes:
 def _parts(
     audit: Audit, order: Sequence[Sequence[int]], before: dict[str, TableRow], *, made_test: bool
 ) -> list[str]:
-    """The part of each picture: train, val, test, or `leak` for a twin of a test picture."""
+    """The part of each picture: train, val, test, or `leak` for a twin on the other side."""
     part = [row.part for row in audit.rows]
     if made_test:
-        part = [before[r.path].part if r.path in before else r.part for r in audit.rows]
+        free = ["" if one == "train" else one for one in part]
+        rows = zip(audit.rows, free, strict=True)
+        part = [before[row.path].part if row.path in before else one for row, one in rows]
         counts = Counter(row.label for row in audit.rows)
         wanted = {label: max(1, round(TEST_SHARE * count)) for label, count in counts.items()}
         has = Counter(r.label for r, p in zip(audit.rows, part, strict=True) if p == "test")
@@ -137,11 +144,42 @@ def _parts(
         _test_every_class(audit, order, part, has, kept, before)
     part = [p or "train" for p in part]
     for places in order:
-        if any(part[p] == "test" for p in places):
-            for p in places:
-                if part[p] != "test":
-                    part[p] = "leak"
+        sides = {part[p] for p in places}
+        side = "test" if "test" in sides else "val" if "val" in sides else "train"
+        for p in places:
+            if part[p] != side:
+                part[p] = "leak"
     return part
+
+
+def _require_parts(rows: Sequence[TableRow], notes: Sequence[str]) -> None:
+    """Check that something trains in each class, validates and tests.
+
+    Raises:
+        ValueError: It does not.
+    """
+    trained = {row.label for row in rows if row.part == "train"}
+    untrained = sorted({row.label for row in rows} - trained)
+    fault = ""
+    if untrained:
+        fault = f"no picture of the class '{untrained[0]}' is left to train"
+    elif not any(row.part == "test" for row in rows):
+        fault = "no picture can test"
+    elif (
+        not any(row.part == "val" for row in rows)
+        and len({row.fold for row in rows if row.part == "train"}) < 2
+    ):
+        fault = "no picture can validate"
+    if fault:
+        raise ValueError(
+            " ".join(
+                [
+                    *notes,
+                    f"So {fault}. Pictures that are (nearly) equal, or of one group of the table, "
+                    "stay on one side: add pictures of other scenes, or smaller groups.",
+                ]
+            )
+        )
 
 
 def _test_every_class(
@@ -159,7 +197,7 @@ def _test_every_class(
             continue
         for places in smallest_first:
             mine = Counter(audit.rows[p].label for p in places)
-            new = not any(audit.rows[p].path in before for p in places)
+            new = not any(audit.rows[p].path in before or part[p] == "val" for p in places)
             if new and mine[label] and all(kept[one] > count for one, count in mine.items()):
                 for p in places:
                     part[p] = "test"
@@ -204,9 +242,11 @@ def _folds(
     return fold
 
 
-def _as_csv(rows: Sequence[TableRow]) -> str:
+def _as_csv(rows: Sequence[TableRow], content: Mapping[str, str]) -> str:
+    """The rows, each with the SHA-256 of its picture: changed pictures make another file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(TableRow._fields)
-    writer.writerows(("" if value is None else value for value in row) for row in rows)
+    writer.writerow([*TableRow._fields, "sha256"])
+    for row in rows:
+        writer.writerow(["" if value is None else value for value in row] + [content[row.path]])
     return text.getvalue()

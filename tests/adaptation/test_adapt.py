@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,13 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import kora as package
 from kora.adaptation import adapt as module
+from kora.adaptation import results_folder
 from kora.adaptation.adapt import Adapted, StoppedError, adapt
+from kora.adaptation.call import Call
 from kora.analysis.statistics import wilson
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
@@ -204,6 +209,46 @@ def test_more_pictures_use_what_was_passed(
     assert (tmp_path / "out/split_2.csv").is_file()
     assert read_results(found.run).protocol["sizes"] == {"train": 64, "val": 0, "test": 16}
     assert read_results(tmp_path / "out" / result.run.relative_to(result.folder)).finished
+
+
+def test_of_changed_pictures_no_result_is_used_again(
+    result: Adapted, work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work / "photos", tmp_path / "photos")
+    shutil.copytree(work / "out", tmp_path / "out")
+    draws = np.random.default_rng(0)
+    for path in (tmp_path / "photos").rglob("*.png"):
+        noise = draws.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    found = adapt(tmp_path / "photos", out=tmp_path / "out", **NANO)
+    assert found is not None
+    assert found.accuracy < 0.6 < result.accuracy
+    assert (tmp_path / "out/split_2.csv").is_file()
+
+
+def test_results_among_the_pictures_are_refused(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(work / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    with pytest.raises(ValueError, match=r"among the pictures.*--out"):
+        adapt(".", **NANO)
+    assert not Path("runs").exists()
+
+
+def test_folders_whose_names_have_dots_have_results_of_their_own() -> None:
+    names = ["data.v1", "data.v2", "data", "table.csv"]
+    found = [results_folder(Path(name)).name for name in names]
+    assert found == ["adapt_data.v1", "adapt_data.v2", "adapt_data", "adapt_table"]
+
+
+def test_the_commands_that_follow_can_be_pasted(tmp_path: Path) -> None:
+    place, home = Path("-my photos"), Path("runs/adapt_my photos")
+    call = Call(place, home, "vit_nano", "pretrained", None, 0, Stop())
+    predict, _, more = (shlex.split(line) for _, line in call.commands(home / "LoRA"))
+    assert predict[:3] == ["kora", "predict", "runs/adapt_my photos/LoRA"]
+    assert more[:3] == ["kora", "adapt", "./-my photos"]
+    assert more[more.index("--out") + 1] == "runs/adapt_my photos"
 
 
 def test_a_signal_ends_it_between_two_steps_and_nothing_is_lost(work: Path, tmp_path: Path) -> None:

@@ -80,7 +80,11 @@ def test_a_kind_of_pictures_is_no_group(tmp_path: Path) -> None:
     for number in range(30):
         noisy = (ramp + rng.normal(0, 3, ramp.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(root / "b" / f"page{number}.png")
-    assert together(looked(root)) == set()
+    audit = looked(root)
+    assert together(audit) == set()
+    (told,) = (one for one in audit.sentences() if "a kind of picture" in one)
+    assert told.startswith("30 pictures nearly equal")
+    assert "column group" in told
 
 
 def test_files_that_cannot_be_read_are_left_out_with_the_reason(tmp_path: Path) -> None:

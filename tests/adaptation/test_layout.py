@@ -109,6 +109,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda r: put(r, "Cat/1.jpg", "Cat/2.jpg", "cat /1.jpg", "cat /2.jpg"),
         "'Cat' and 'cat ' of .* differ only in case or spaces",
     ),
+    "a name with a space": (
+        lambda r: put(r, "cat/1.jpg", "cat/2.jpg", " dog/1.jpg", " dog/2.jpg"),
+        "class ' dog' of .* begins or ends with a space",
+    ),
     "too many classes": (many, f"has {MOST_CLASSES + 1:,} classes, and kora adapt takes"),
     "depth": (
         lambda r: put(r, "images/1.jpg", "depth/1.png"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,64 @@ def test_a_late_twin_goes_where_its_twin_is(tmp_path: Path) -> None:
     of = {row.path: row for row in grown.rows}
     assert of["a/10.png"].part == "test"
     assert (of["a/11.png"].part, of["a/11.png"].fold) == ("train", learnt.fold)
+
+
+def with_parts(audit: Audit, part: Callable[[TableRow], str]) -> Audit:
+    rows = [row._replace(part=part(row)) for row in audit.rows]
+    return Audit(rows, audit.seen, audit.group)
+
+
+def test_of_a_training_part_without_a_test_part_a_fifth_tests(tmp_path: Path) -> None:
+    split = split_for(audit_of({"a": 20, "b": 40}, part="train"), tmp_path / "1", seed=0)
+    assert Counter(row.label for row in split.of("test")) == {"a": 4, "b": 8}
+    audit = with_parts(audit_of({"a": 20, "b": 20}), lambda r: "val" if "/1" in r.path else "train")
+    split = split_for(audit, tmp_path / "2", seed=0)
+    assert all("/1" not in row.path for row in split.of("test"))
+    assert Counter(row.label for row in split.of("test")) == {"a": 4, "b": 4}
+    assert split_for(audit, tmp_path / "2", seed=0) == split
+
+
+def test_a_training_picture_that_is_nearly_a_validation_picture_is_left_out(tmp_path: Path) -> None:
+    parts = {"0": "test", "1": "val"}
+    audit = with_parts(
+        audit_of({"a": 6, "b": 6}, twins=[("a/1.png", "a/5.png")]),
+        lambda row: parts.get(row.path[2], "train"),
+    )
+    split = split_for(audit, tmp_path, seed=0)
+    assert "a/5.png" not in sides(split)
+    assert "1 pictures that are (nearly) equal to test or validation pictures" in split.notes[0]
+
+
+def test_changed_pictures_make_another_file(tmp_path: Path) -> None:
+    audit = audit_of({"a": 10, "b": 10})
+    first = split_for(audit, tmp_path, seed=0)
+    assert split_for(audit, tmp_path, seed=0).file == first.file
+    seen = [replace(one, sha256=f"other {one.sha256}") for one in audit.seen]
+    again = split_for(Audit(audit.rows, seen, audit.group), tmp_path, seed=0)
+    assert again.file != first.file
+    assert sides(again) == sides(first)
+
+
+ALL = [f"{k}/{n}.png" for k in "ab" for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        (ALL, "So no picture can test"),
+        ([name for name in ALL if name[2] not in "67"], "So no picture can validate"),
+    ],
+)
+def test_groups_that_leave_nothing_for_a_side_are_told(
+    tmp_path: Path, group: list[str], said: str
+) -> None:
+    audit = audit_of({"a": 8, "b": 8}, twins=[(group[0], name) for name in group[1:]])
+    with pytest.raises(ValueError, match=said):
+        split_for(audit, tmp_path, seed=0)
+
+
+def test_a_class_whose_training_pictures_all_test_is_named(tmp_path: Path) -> None:
+    audit = audit_of({"a": 8, "b": 8}, twins=[("a/0.png", f"a/{n}.png") for n in range(1, 8)])
+    audit = with_parts(audit, lambda row: "test" if "/0" in row.path else "train")
+    with pytest.raises(ValueError, match=r"Left out.*So no picture of the class 'a' is left"):
+        split_for(audit, tmp_path, seed=0)

@@ -63,10 +63,12 @@ def test_rows_of_the_part_val_validate(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "mine")
     first = sorted((tmp_path / "mine/train").glob("*/*.*"))[:2]
     table(tmp_path, **{path.relative_to(tmp_path).as_posix(): "val" for path in first})
-    data = make(tmp_path)
-    data.setup_splits()
-    assert data.indices("val").tolist() == [0, 1]
-    assert data.protocol()["official_split"]["val"] == "val"
+    for options in ({}, {"val_fraction": 0}):
+        data = make(tmp_path, **options)
+        data.setup_splits()
+        assert data.validates
+        assert data.indices("val").tolist() == [0, 1]
+        assert data.protocol()["official_split"]["val"] == "val"
 
 
 def test_without_either_the_share_validates_as_everywhere(tmp_path: Path) -> None:
