@@ -83,7 +83,10 @@ def adapt_parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="folder for the results (default: runs/adapt_FOLDER)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the split and the fits (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the split, unless an earlier call made it, and of the fits (default: 0)",
     )
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true",

@@ -150,7 +150,8 @@ class Trials:
         """Run all steps.
 
         Raises:
-            ValueError: There is nothing to tell apart, or a mask or box cannot be used.
+            ValueError: There is nothing to tell apart, a mask or box cannot be used, or the files
+                are not those of earlier calls.
             RuntimeError: Weights cannot be fetched, or a run failed.
             StoppedError: A signal came.
         """
@@ -160,6 +161,7 @@ class Trials:
         self._say_plan(times)
         if dry_run:
             return None
+        self._require_same_data()
         rival_s = times.fits[self.kind.cached[0].name]
         total_s = times.kept + sum(times.fits[one.candidate.name] for one in trials) + 2 * rival_s
         with Progress(max(total_s, 60 * (self.call.minutes or 0))) as progress:
@@ -224,6 +226,21 @@ class Trials:
             for at in self.data.indices(part).tolist()
         ]
         return write_text(self.call.home / "split.csv", csv_text(rows, ["path", "part"]))
+
+    def _require_same_data(self) -> None:
+        """Check that runs of earlier calls were made of the same data.
+
+        Raises:
+            ValueError: They were not.
+        """
+        file, now = self.call.home / "data.sha256", self.data.fingerprint()
+        if not file.exists():
+            write_text(file, now)
+        elif file.read_text(encoding="utf-8") != now:
+            raise ValueError(
+                f"The files of {self.call.place} have changed since {self.call.home} was made of "
+                "them, and results of both would be mixed. Name another folder with --out."
+            )
 
     def _times(self) -> _Times:
         """Time a step of each strategy on this machine; sets the precision of the runs."""

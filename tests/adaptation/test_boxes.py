@@ -117,6 +117,18 @@ def test_the_model_finds_boxes_in_the_pixels_of_a_picture(result: AdaptedBoxes) 
 
 
 @pytest.mark.runs
+def test_of_changed_images_no_result_is_used_again(
+    result: AdaptedBoxes, work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work / "photos", tmp_path / "photos")
+    shutil.copytree(work / "out", tmp_path / "out")
+    (label,) = (tmp_path / "photos").rglob("p3.txt")
+    label.write_text(label.read_text() + "0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(ValueError, match=r"have changed since .*out.*--out"):
+        adapt(tmp_path / "photos", out=tmp_path / "out", backbone="vit_nano", minutes=500)
+
+
+@pytest.mark.runs
 def test_called_again_it_runs_nothing(
     result: AdaptedBoxes, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
