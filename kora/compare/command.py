@@ -190,15 +190,16 @@ def compare_command(
 def _metric(runs: Sequence[Run], metric: str | None) -> str:
     """The metric to compare; at least one run has it."""
     known = sorted({name for run in runs for name in run.result.metrics})
+    have = f"they have{':' if known else ' no metric'} {', '.join(known)}".rstrip()
     if metric is None:
         metric = next((name for name in _DEFAULT_METRICS if name in known), None)
         if metric is None:
             raise ValueError(
-                f"No run has {' or '.join(_DEFAULT_METRICS)}; they have: {', '.join(known)}. "
+                f"No run has {' or '.join(_DEFAULT_METRICS)}; {have}. "
                 "Name the metric to compare with --metric."
             )
     if metric not in known:
-        raise ValueError(f"No run has the metric {metric!r}; they have: {', '.join(known)}.")
+        raise ValueError(f"No run has the metric {metric!r}; {have}.")
     return metric
 
 

@@ -171,6 +171,7 @@ def test_by_experiment_compares_settings_of_one_strategy_but_not_several_in_a_gr
         ([run("LoRA", 0, 0.5)], {"by": "colour"}, "'colour', which is no setting"),
         ([run("LoRA", 0, 0.5)], {"reference": "KoRA"}, "'KoRA' is none of the groups: LoRA"),
         ([run("LoRA", 0, 0.5)], {"metric": "test/acc"}, "'test/acc'; they have: test/accuracy"),
+        ([run("LoRA", 0, 0.5, metrics={})], {}, "has test/accuracy .*; they have no metric"),
     ],
 )
 def test_wrong_arguments_are_named(runs: list[Run], options: dict[str, str], words: str) -> None:
