@@ -190,7 +190,7 @@ def compare_command(
 def _metric(runs: Sequence[Run], metric: str | None) -> str:
     """The metric to compare; at least one run has it."""
     known = sorted({name for run in runs for name in run.result.metrics})
-    have = f"they have{':' if known else ' no metric'} {', '.join(known)}".rstrip()
+    have = f"they have: {', '.join(known)}" if known else "they have no metric"
     if metric is None:
         metric = next((name for name in _DEFAULT_METRICS if name in known), None)
         if metric is None:
