@@ -21,6 +21,7 @@ from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
+from datamodules.groups import warn_of_shared_groups
 from datamodules.loading import sides
 from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
@@ -204,6 +205,12 @@ class ImageTable(ImageDataModule):
                 "data.subset draws from all training images, and here the table says which of them "
                 "validate. Leave one of them out."
             )
+        groups = self.group_names("train")
+        if groups is not None:
+            sides = list(zip(groups, validates, strict=True))
+            trains, validated = ([n for n, there in sides if there == val] for val in (False, True))
+            warn_of_shared_groups(trains, validated, "validation")
+            warn_of_shared_groups(groups, self.group_names("test"))
         return np.flatnonzero(~validates), np.flatnonzero(validates)
 
     def image_names(self, part: Part) -> list[str]:

@@ -252,8 +252,17 @@ def sides(image_size: int | Sequence[int] | None) -> tuple[int, int]:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Files at any depth below a folder, folder by folder, sorted; hidden ones are left out."""
-    for here, folders, names in os.walk(folder):
+    """Files at any depth below a folder, folder by folder, sorted; hidden ones are left out.
+
+    A folder that is a link is read too, each folder once.
+    """
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(here, name) for name in sorted(names) if name[0] != ".")
 

@@ -61,8 +61,7 @@ class ImageFiles:
 
     def identity(self) -> dict[str, Any]:
         """What a cache depends on: names, size and what decodes them."""
-        start = len(os.fspath(self.folder)) + 1
-        names = "\n".join(os.fspath(path)[start:] for path in self.paths)
+        names = "\n".join(os.path.relpath(path, self.folder) for path in self.paths)
         return {
             "images": len(self.paths),
             "names_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),

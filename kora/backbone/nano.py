@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 __all__ = ["WEIGHTS", "vit_nano"]
 
@@ -41,6 +41,7 @@ def vit_nano(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """ViT with 6 blocks of width 128 for 64-pixel images."""
     args = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
     model: VisionTransformer = build_model_with_cfg(
-        VisionTransformer, "vit_nano", pretrained, pretrained_strict=True, **{**args, **kwargs}
-    )
+        VisionTransformer, "vit_nano", pretrained, pretrained_strict=True,
+        pretrained_filter_fn=checkpoint_filter_fn, **{**args, **kwargs},
+    )  # fmt: skip
     return model

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers.drop import DropPath
+from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 
 import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
@@ -132,14 +134,10 @@ class Backbone(nn.Module):
         if size is not None:
             kwargs["img_size"] = size[0] if size[0] == size[1] else tuple(size)
         with torch.device("meta"):
-            twin = _create(name, kwargs).state_dict()
+            usual = _create(name, kwargs)
         head = f"{cfg['classifier']}."
-        mine = {key: it for key, it in model.state_dict().items() if not key.startswith(head)}
-        other = [
-            key
-            for key in sorted(mine.keys() | twin.keys())
-            if key not in mine or key not in twin or mine[key].shape != twin[key].shape
-        ]
+        mine, twin = _construction(model, head), _construction(usual, head)
+        other = [key for key in sorted(mine.keys() | twin.keys()) if mine.get(key) != twin.get(key)]
         if other:
             raise ValueError(
                 f"this {name} is not as timm builds it: '{other[0]}' differs. Leave out options of "
@@ -423,6 +421,20 @@ def patch_of(name: str) -> int | None:
 
 #: Pixels a side: vit_tiny then has 262,144 patch tokens, too many for any attention.
 MOST_PIXELS = 8192
+
+
+#: Modules that are there or not by the rates of dropout, which change no answer.
+_OF_DROPOUT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
+
+
+def _construction(model: Any, classifier: str) -> dict[str, Any]:
+    """How a model is built but for its classifier: shapes of weights, kinds of modules, pooling."""
+    found: dict[str, Any] = {key: weight.shape for key, weight in model.state_dict().items()}
+    for path, module in model.named_modules():
+        if path and not isinstance(module, _OF_DROPOUT):
+            found[path] = type(module).__name__
+    found["global_pool"] = getattr(model, "global_pool", None)
+    return {key: value for key, value in found.items() if not f"{key}.".startswith(classifier)}
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:

@@ -163,12 +163,9 @@ def _load_lines(model: AdaptedModel, num_classes: int) -> tuple[str, ...]:
     if weights == "pretrained" and not packaged:
         lines.append(f"base = {create.removesuffix(')')}, pretrained=True)")
     else:
-        source = packaged or weights
-        lines += [
-            "from safetensors.torch import load_file",
-            f"base = {create}",
-            f"base.load_state_dict(load_file({source!r}), strict=False)  # all but the classifier",
-        ]
+        # Of another number of classes than any model's, so that timm leaves the classifier out.
+        where = f"pretrained_cfg_overlay={{'file': {packaged or weights!r}, 'num_classes': -1}}"
+        lines.append(f"base = {create.removesuffix(')')}, pretrained=True, {where})")
     return (*lines, "model = PeftModel.from_pretrained(base, 'FOLDER').eval()")
 
 

@@ -141,3 +141,21 @@ def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no table .*mine\.csv"):
         ImageTable(str(tmp_path / "mine.csv"), image_size=8).setup_splits()
+
+
+@pytest.mark.parametrize("kind", ["part", "fold"])
+def test_a_group_on_both_sides_of_what_the_table_says_is_warned_of(
+    tmp_path: Path, kind: str
+) -> None:
+    file = table(tmp_path)
+    first, *lines = file.read_text().splitlines()
+    if kind == "part":
+        lines[0] = lines[0].replace(",train,", ",val,")
+    file.write_text("\n".join([f"{first},group", *(f"{line},patient" for line in lines)]))
+    data = make(tmp_path, val_fold=1 if kind == "fold" else None)
+    with pytest.warns(UserWarning, match="images belong to groups") as said:
+        data.setup_splits()
+    told = " ".join(str(one.message) for one in said)
+    assert f"{'8 of 8' if kind == 'fold' else '1 of 1'} validation images" in told
+    tests = len(data.indices("test"))
+    assert f"{tests} of {tests} test images" in told

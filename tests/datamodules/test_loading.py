@@ -15,7 +15,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import loading
-from datamodules.loading import ArrayDataset, as_is, decode_images
+from datamodules.loading import ArrayDataset, as_is, decode_images, visible_files
 from datamodules.recipe import ImageRecipe
 from tests.support.data_factory import class_image
 from tests.support.forks import forked
@@ -98,3 +98,13 @@ def test_threads_keep_the_order(tmp_path: Path) -> None:
     images = decode_images(paths, ImageRecipe(size=(8, 8)), what="test")
     assert images.dtype == torch.uint8
     assert np.array_equal(images.numpy(), np.stack(expected).transpose(0, 3, 1, 2))
+
+
+def test_folders_that_are_links_are_read_and_circles_end(tmp_path: Path) -> None:
+    for name in ("photos/cat/1.jpg", "disk/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos/cat/more").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos/cat/all").symlink_to(tmp_path / "photos")
+    found = [path.relative_to(tmp_path).as_posix() for path in visible_files(tmp_path / "photos")]
+    assert found == ["photos/cat/1.jpg", "photos/cat/more/2.jpg"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import kora
 from kora.adapters import BitFit, DoRA, KoRA, LoRA, PaperForm, Strategy
+from kora.backbone.vit import Backbone
 from kora.export.command import export
 from kora.tasks.load import AdaptedModel
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
@@ -49,6 +50,16 @@ def test_peft_loads_it_over_the_plain_model_and_gives_the_same_logits(
             without = frozen(model.backbone.preprocess(images))
     torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
     assert (found - without).abs().max() > 1e-2, "the adapter does something"
+
+
+def test_its_lines_resample_positions_where_the_images_have_another_size(tmp_path: Path) -> None:
+    task = kicked(LoRA(2), Backbone("vit_nano", image_size=80))
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
+    export(model, "peft", tmp_path / "out")
+    images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
+    with torch.no_grad():
+        found = run_lines(tmp_path / "out")(model.backbone.preprocess(images))
+        torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", TINY)

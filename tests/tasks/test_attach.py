@@ -115,10 +115,20 @@ def test_without_a_classifier_it_gives_the_pooled_vector() -> None:
         (lambda: timm.create_model("resnet10t"), LoRA(2), "VisionTransformer family"),
         (lambda: torch.nn.Linear(2, 2), LoRA(2), "expected a model of timm.create_model"),
         (lambda: timm.create_model("vit_nano", mlp_ratio=1), LoRA(2), "not as timm builds it"),
+        (
+            lambda: timm.create_model("vit_nano", act_layer="relu"),
+            LoRA(2),
+            r"not as timm builds it: 'blocks\.0\.mlp\.act' differs",
+        ),
+        (
+            lambda: timm.create_model("vit_nano", global_pool="avg", fc_norm=False),
+            LoRA(2),
+            "not as timm builds it: 'global_pool' differs",
+        ),
         (model_of, MultiLayerProbe(), "more than the pooled vector"),
         (model_of, LoRA(1000), "1 to 128"),
     ],
-    ids=["ResNet", "no timm", "options", "layers", "rank"],
+    ids=["ResNet", "no timm", "options", "activation", "pooling", "layers", "rank"],
 )
 def test_what_does_not_fit_is_one_clear_error(make: Any, adapter: Strategy, said: str) -> None:
     with pytest.raises(ValueError, match=said):

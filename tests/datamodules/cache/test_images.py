@@ -51,6 +51,19 @@ def quiet(folder: Path, files: ImageFiles, positions: np.ndarray = ALL) -> torch
         return read(open_images(folder, files, positions), positions)
 
 
+def test_files_of_another_folder_are_others_wherever_the_process_is(
+    files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files.folder)
+    here = replace(files, folder=Path("."))
+    left, right = (
+        replace(here, paths=[Path(f"{side}/{n}.bmp") for n in range(3)]).identity() for side in "LR"
+    )
+    assert left != right
+    outside = replace(here, paths=[Path("/elsewhere/0.bmp")]).identity()
+    assert outside != replace(here, paths=[Path("/else/0.bmp")]).identity()
+
+
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 def test_it_gives_the_bytes_that_decoding_gives_in_any_order(
     files: ImageFiles, tmp_path: Path, fit: Any
