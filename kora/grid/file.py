@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kora.console.errors import hint
+from kora.runs.config import plain_name
 from kora.runs.config_files import find_named_in
 from kora.runs.yaml_files import read_yaml
 
@@ -198,7 +199,11 @@ def grid_of(path: Path, content: dict[str, Any], overrides: Sequence[str] = ()) 
     _refuse(path, vary, ("seed_everything", "seeds"), "list the seeds under 'seeds'")
     groups = tuple(filter(is_group, options))
     _refuse(path, options, groups, "list files that all runs take under 'base'")
-    _refuse(path, options, tuple(vary), "it is under 'vary' too, and each would undo the other")
+    varied = [plain_name(key) for key in vary]
+    twice = [key for n, key in enumerate(vary) if varied[n] in varied[:n]]
+    _refuse(path, vary, twice, "it is there twice, with and without init_args")
+    both = [key for key in options if plain_name(key) in varied]
+    _refuse(path, options, both, "it is under 'vary' too, and each would undo the other")
     return Grid(tuple(base), vary, seeds, options)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["MOVED", "OURS", "current", "flat", "with_defaults"]
+__all__ = ["MOVED", "OURS", "current", "flat", "plain_name", "with_defaults"]
 
 #: Modules of this project, with base classes: a file may name their subclasses.
 OURS = {
@@ -119,6 +119,11 @@ def _refined(old: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
         name, arguments = "DecorrelatedMatrix", {"factor": form.get("penalty", 0.0)}
     made["matrix"] = {"class_path": f"{_ADAPTERS}{name}", "init_args": arguments}
     return {"class_path": f"{_ADAPTERS}RefinedForm", "init_args": made}
+
+
+def plain_name(option: str) -> str:
+    """The dotted name of an option without `init_args`, which may be left out."""
+    return ".".join(part for part in option.split(".") if part != "init_args")
 
 
 def flat(value: Mapping[str, Any], prefix: str = "", *, objects: bool = False) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from kora.adapters.checkpoint_files import read_checkpoint
 from kora.console.say import say
 from kora.loggers.csv_log import count_rows, keep_rows
+from kora.runs.config import plain_name
 from kora.runs.lock import RunLock
 from kora.runs.results import RESULTS_NAME
 from kora.runs.search import LAST_CHECKPOINT, run_folders
@@ -61,9 +62,8 @@ def after_interruption(folder: Path | None) -> str:
 
 def typed_options(args: Sequence[str]) -> set[str]:
     """Dotted names of the options on a command line, without files and `init_args`."""
-    names = {arg[2:].partition("=")[0] for arg in args if arg.startswith("--")}
-    plain = {".".join(p for p in name.split(".") if p != "init_args") for name in names}
-    return plain - {"config", "ckpt_path", "resume"}
+    names = {plain_name(arg[2:].partition("=")[0]) for arg in args if arg.startswith("--")}
+    return names - {"config", "ckpt_path", "resume"}
 
 
 def resume_arguments(args: Sequence[str]) -> list[str]:
@@ -118,6 +118,8 @@ def _split(arg: str) -> list[str]:
     for name in ("--resume", "--ckpt_path", "--config"):
         if arg.startswith(f"{name}="):
             return [name, arg.partition("=")[2]]
+    if arg == "-c" or arg.startswith("-c="):
+        return ["--config", *([arg[3:]] if len(arg) > 2 else [])]
     return [arg]
 
 

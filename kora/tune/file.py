@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from kora.console.errors import hint
 from kora.grid.file import LAST_SEED, Grid, as_text, grid_of, is_group, read_content, table
+from kora.runs.config import plain_name
 from kora.runs.config_files import find_named_in
 
 __all__ = ["Dimension", "Sampler", "Tuning", "read_tuning"]
@@ -170,7 +171,8 @@ def _space(path: Path, tune: Mapping[str, Any], grid: Grid) -> tuple[Dimension, 
         )
     _known(path, "tune.only_where", only, tuple(space))
     for option in space:
-        taken = "vary" if option in grid.vary else "set" if option in grid.options else None
+        name, places = plain_name(option), {"vary": grid.vary, "set": grid.options}
+        taken = next((key for key, has in places.items() if name in map(plain_name, has)), None)
         if taken:
             raise ValueError(f"{path}: '{option}' is under tune.space and under '{taken}' too.")
         if option in _NO_SETTINGS or is_group(option):

@@ -179,6 +179,8 @@ def test_overrides_win_over_set_and_keep_the_equals_signs_of_their_value(folder:
         ({"set": {"config": "lora.yaml"}}, ["'config'", "'base'"]),
         ({"set": "x=1"}, ["set is 'x=1'", "table"]),
         ({"vary": {"a.b": [1]}, "set": {"a.b": 2}}, ["'a.b'", "'vary' too"]),
+        ({"vary": {"a.b": [1]}, "set": {"a.init_args.b": 2}}, ["'a.init_args.b'", "'vary' too"]),
+        ({"vary": {"a.b": [1], "a.init_args.b": [2]}}, ["'a.init_args.b'", "twice"]),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from kora.runs.search import LAST_CHECKPOINT
+from kora.training.resume import resume_arguments
 from tests.support.armed import TRUST, run, run_fresh
 from tests.support.cli import Outcome, kora, results, write_config
 from tests.support.resuming import SEED0, checkpoint, config
@@ -358,3 +360,19 @@ def test_a_finished_run_that_goes_on_stays_as_it_is_and_its_best_can_win(
     best = "best_val/accuracy"
     assert results(new)["metrics"][best] == results(copy)["metrics"][best]
     assert logged(new)[:21] == logged(copy)[:21]  # the last row is of the test
+
+
+@pytest.mark.parametrize("short", [["-c", "FILE"], ["-c=FILE"]])
+def test_a_config_may_be_named_in_short(tmp_path: Path, short: list[str]) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / LAST_CHECKPOINT).touch()
+    config = str(run / "config.yaml")
+    words = [word.replace("FILE", config) for word in short]
+    last = ["--ckpt_path", str(run / LAST_CHECKPOINT)]
+    assert resume_arguments(["fit", *words, "--ckpt_path", "last"]) == [
+        "fit", "--config", config, *last
+    ]  # fmt: skip
+    words = [word.replace("FILE", "mine.yaml") for word in short]
+    found = resume_arguments(["fit", *words, "--resume", str(run)])
+    assert found == ["fit", "--config", "mine.yaml", *last]

@@ -136,6 +136,7 @@ def mistakes() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({"trails": 3}, {}, "Did you mean 'trials'?"),
         ({}, {"set": {"data.val_images": 0}}, "has no validation split"),
         ({}, {"set": {"model.optimizer.lr": 0.1}}, "is under tune.space and under 'set' too"),
+        ({}, {"set": {"model.init_args.optimizer.init_args.lr": 0.1}}, "and under 'set' too"),
     ]  # fmt: skip
 
 
