@@ -205,6 +205,7 @@ def resized(strategy: Strategy, size: int) -> Strategy:
     assert strategy.size_argument is not None, "it has no size"
     made = _with(strategy, strategy.size_argument, size)
     assert isinstance(made, Strategy)
+    made.num_outputs = strategy.num_outputs
     if made.earlier_runs is not None:
         made.earlier_runs.take_over(strategy.earlier_runs)
     return made

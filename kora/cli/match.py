@@ -16,6 +16,7 @@ from kora.adapters.matching import count_trainable, match, render
 from kora.backbone.vit import Backbone
 from kora.runs.config_files import find_config
 from kora.runs.yaml_files import read_yaml
+from kora.tasks import ClassificationTask
 from kora.training.lightning_cli import KoraCLI, parse
 
 __all__ = ["as_options", "matched"]
@@ -78,14 +79,19 @@ def matched(
 
 
 def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
-    """Backbone and strategy of a config, without storage, data or a trainer."""
+    """Backbone and strategy of a config, without storage or a trainer.
+
+    The strategy knows the number of classes, on which a width may depend that is left out.
+    """
     parser = cli.parser_of(cli.command)
     options = parser.parse_args(list(args))
     options.model.init_args.backbone.init_args.weights = "random"
-    options.data = None  # only the head depends on it
     with torch.device("meta"):
-        task = parser.instantiate(options).model
+        made = parser.instantiate(options)
+    task = made.model
     cli.source_stages.assume_sources(task)
+    if isinstance(task, ClassificationTask):
+        task.adapter.num_outputs = task.num_classes or made.data.num_classes
     return task.backbone, task.adapter
 
 

@@ -105,6 +105,19 @@ def test_the_number_is_that_of_kora_params_without_the_head(files: Path, capfd: 
     assert counted["trainable"] - counted["head"] == parameters
 
 
+def test_a_width_that_follows_the_number_of_classes_is_that_of_kora_params(
+    files: Path, capfd: Capture
+) -> None:
+    logits = {"class_path": "kora.adapters.LogitReadout"}
+    free = adapter("KoRA", d_comp=None, node_form=V, readout=logits, composer="Sum")
+    write_config(files / "free.yaml", free)
+    layers = ("params", "--config", "tiny.yaml", "--config", "free.yaml", "--json")
+    many = ("--model.num_classes", "100")
+    counted = json.loads(kora(capfd, *layers, *many).out)
+    matched = json.loads(kora(capfd, *layers, *many, "--match", "lora_qv.yaml").out)
+    assert matched["target"] == counted["trainable"] - counted["head"]
+
+
 def test_the_table_shows_sizes_counts_and_what_does_not_come_near(
     files: Path, capfd: Capture
 ) -> None:
