@@ -75,7 +75,7 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"data.resize is {resize!r}; use crop or stretch.")
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"data.on_bad_image is {on_bad_image!r}; use error or skip.")
-        if train_dir == test_dir:
+        if os.path.normpath(train_dir) == os.path.normpath(test_dir):
             raise ValueError(
                 f"data.train_dir and data.test_dir are both {train_dir!r}: the test would use the "
                 "training images. Put the test images into a folder of their own."

@@ -144,7 +144,14 @@ class ImageTable(ImageDataModule):
     def rows(self) -> dict[Part, list[TableRow]]:
         """Rows of training (and validation) and of the test, in the order of the table."""
         found: dict[Part, list[TableRow]] = {"train": [], "test": []}
+        known: dict[str, str] = {}
         for row in read_table(self.table):
+            part = known.setdefault(os.path.normpath(row.path), row.part)
+            if part != row.part:
+                raise ValueError(
+                    f"{self.table}: {row.path} is in the parts {part} and {row.part}. Leave it in "
+                    "one of them."
+                )
             if not row.part:
                 raise ValueError(
                     f"{self.table} has no column 'part'. Give each row train, val or test."

@@ -143,6 +143,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         ({"image_size": (1, 2, 3)}, r"image_size is \(1, 2, 3\)"),
         ({"resize": "pad"}, "'pad'; use crop or stretch"),
         ({"test_dir": "train"}, "are both 'train'"),
+        ({"test_dir": "train/"}, "are both 'train'"),
     ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:

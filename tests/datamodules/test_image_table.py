@@ -159,3 +159,11 @@ def test_a_group_on_both_sides_of_what_the_table_says_is_warned_of(
     assert f"{'8 of 8' if kind == 'fold' else '1 of 1'} validation images" in told
     tests = len(data.indices("test"))
     assert f"{tests} of {tests} test images" in told
+
+
+def test_a_picture_that_trains_and_tests_is_refused(tmp_path: Path) -> None:
+    file = table(tmp_path)
+    first = file.read_text().splitlines()[1]
+    file.write_text(file.read_text() + first.replace(",train,", ",test,") + "\n")
+    with pytest.raises(ValueError, match=r"mine\.csv: .*0\.\w+ is in the parts train and test"):
+        make(tmp_path).setup_splits()
