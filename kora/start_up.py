@@ -2,7 +2,7 @@
 
 Lightning imports all of torchmetrics, and torchmetrics imports transformers and scipy.signal for
 its metrics of text and sound: a third of the start of every command. Here its metrics of text,
-images and sound wait until they are used. So does W&B, a tenth of the start, which a helper of
+images and sound wait until they are used. So does W&B, 8 % of the start, which a helper of
 timm's own training script imports. Every name stays where it was.
 """
 
