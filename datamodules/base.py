@@ -270,6 +270,14 @@ class ImageDataModule(LightningDataModule):
             groups=None if names is None else group_numbers(names),
         )
 
+    def warn_of_groups(self, train: IntArray, val: IntArray) -> None:
+        """Warn of groups on two sides; for a choice that is not made by groups."""
+        names = self.group_names("train")
+        if names is not None:
+            of_train, of_val = ([names[place] for place in places] for places in (train, val))
+            warn_of_shared_groups(of_train, of_val, "validation")
+            warn_of_shared_groups(names, self.group_names("test"))
+
     def setup(self, stage: str | None = None) -> None:
         """Choose the splits and decode those that `stage` needs; None: all. Idempotent."""
         self.setup_splits()

@@ -21,7 +21,6 @@ from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path
-from datamodules.groups import warn_of_shared_groups
 from datamodules.loading import sides
 from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
@@ -175,9 +174,8 @@ class ImageTable(ImageDataModule):
     @property
     def validates(self) -> bool:
         """Whether rows validate: those of part `val`, of `val_fold`, or as in every data module."""
-        if self.val_fold is not None or any(row.part == "val" for row in self.rows["train"]):
-            return True
-        return super().validates
+        listed = self.val_fold is not None or any(row.part == "val" for row in self.rows["train"])
+        return listed or super().validates
 
     def prepare_data(self) -> None:
         """Nothing to fetch."""
@@ -212,13 +210,9 @@ class ImageTable(ImageDataModule):
                 "data.subset draws from all training images, and here the table says which of them "
                 "validate. Leave one of them out."
             )
-        groups = self.group_names("train")
-        if groups is not None:
-            sides = list(zip(groups, validates, strict=True))
-            trains, validated = ([n for n, there in sides if there == val] for val in (False, True))
-            warn_of_shared_groups(trains, validated, "validation")
-            warn_of_shared_groups(groups, self.group_names("test"))
-        return np.flatnonzero(~validates), np.flatnonzero(validates)
+        train, val = np.flatnonzero(~validates), np.flatnonzero(validates)
+        self.warn_of_groups(train, val)
+        return train, val
 
     def image_names(self, part: Part) -> list[str]:
         """The paths (N,) of the rows."""

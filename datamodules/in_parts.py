@@ -14,7 +14,6 @@ import numpy as np
 
 from datamodules.base import ImageDataModule, Part
 from datamodules.download import expand_path, obtain_folder
-from datamodules.groups import warn_of_shared_groups
 from datamodules.loading import sides
 from datamodules.splits import IntArray, choose_train_beside
 
@@ -81,11 +80,7 @@ class _FolderInParts(ImageDataModule):
         """Positions that train and that validate, if `val` are to validate."""
         seed, names = self.resolved_seed(), ["image"]
         train = choose_train_beside(labels, val, self.subset, class_names=names, seed=seed)
-        groups = self.group_names("train")
-        if groups is not None:
-            of_train, of_val = ([groups[place] for place in some] for some in (train, val))
-            warn_of_shared_groups(of_train, of_val, "validation")
-            warn_of_shared_groups(groups, self.group_names("test"))
+        self.warn_of_groups(train, val)
         return train, val
 
 

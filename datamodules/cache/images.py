@@ -61,7 +61,8 @@ class ImageFiles:
 
     def identity(self) -> dict[str, Any]:
         """What a cache depends on: names, size and what decodes them."""
-        names = "\n".join(os.path.relpath(path, self.folder) for path in self.paths)
+        folder = os.path.join(self.folder, "")
+        names = "\n".join(os.fspath(path).removeprefix(folder) for path in self.paths)
         return {
             "images": len(self.paths),
             "names_sha256": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),

@@ -105,13 +105,12 @@ def _voc(root: Path) -> dict[str, Source]:
             f"{root} holds {' and '.join(map(str, years))}, of which each is a data set. Set "
             "data.root to one of them."
         )
-    for here in years:
-        images, boxes = here / "JPEGImages", here / "Annotations"
-        # aeroplane_train.txt and its like are of one class.
-        lists = [p for p in sorted(here.glob("ImageSets/Main/*.txt")) if "_" not in p.stem]
-        found = {path.stem: Source(images, boxes, path) for path in lists}
-        return found or {"": Source(images, boxes)}
-    return _beside(root, ("annotations", "boxes", "Annotations"), ".xml") or _each(root, _mixed)
+    if not years:
+        return _beside(root, ("annotations", "boxes", "Annotations"), ".xml") or _each(root, _mixed)
+    images, boxes = years[0] / "JPEGImages", years[0] / "Annotations"
+    # aeroplane_train.txt and its like are of one class.
+    lists = [p for p in sorted(years[0].glob("ImageSets/Main/*.txt")) if "_" not in p.stem]
+    return {path.stem: Source(images, boxes, path) for path in lists} or {"": Source(images, boxes)}
 
 
 def _mixed(here: Path) -> dict[str, Source]:

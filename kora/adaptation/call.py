@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kora.runs.processes import Stop
 
-__all__ = ["Call", "StoppedError"]
+__all__ = ["Call", "StoppedError", "commands_of"]
 
 
 class StoppedError(RuntimeError):
@@ -66,9 +66,13 @@ class Call:
         words = ["kora", "adapt", place, "--backbone", self.backbone]
         words += [] if self.weights == "pretrained" else ["--weights", self.weights]
         words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes", "60"]
-        predict = ["kora", "predict", str(run), "--images", "FOLDER", "--out", predictions]
-        return [
-            ("predict", shlex.join(predict)),
-            ("export", shlex.join(["kora", "export", str(run), "--format", "onnx"])),
-            ("continue with more minutes", shlex.join(words)),
-        ]
+        return [*commands_of(run, predictions), ("continue with more minutes", shlex.join(words))]
+
+
+def commands_of(run: Path, predictions: str = "predictions") -> list[tuple[str, str]]:
+    """What to do with a run, with the command for it."""
+    predict = ["kora", "predict", str(run), "--images", "FOLDER", "--out", predictions]
+    return [
+        ("predict", shlex.join(predict)),
+        ("export", shlex.join(["kora", "export", str(run), "--format", "onnx"])),
+    ]

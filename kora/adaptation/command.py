@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
 from kora.adaptation import BACKBONE
+from kora.adaptation.call import commands_of
 from kora.grid.options import add_lightning_options, fill_launcher_options
 from kora.runs.processes import Stop
 
@@ -48,9 +48,8 @@ def adapt_command(args: Sequence[str]) -> None:
     say("")
     say(result.sentence)
     say(f"page:     {result.page}")
-    run = shlex.quote(str(result.run))
-    say(f"predict:  kora predict {run} --images FOLDER --out predictions")
-    say(f"export:   kora export {run} --format onnx")
+    for what, command in commands_of(result.run):
+        say(f"{what + ':':<9} {command}")
 
 
 def adapt_parser() -> argparse.ArgumentParser:

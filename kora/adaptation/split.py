@@ -171,15 +171,11 @@ def _require_parts(rows: Sequence[TableRow], notes: Sequence[str]) -> None:
     ):
         fault = "no picture can validate"
     if fault:
-        raise ValueError(
-            " ".join(
-                [
-                    *notes,
-                    f"So {fault}. Pictures that are (nearly) equal, or of one group of the table, "
-                    "stay on one side: add pictures of other scenes, or smaller groups.",
-                ]
-            )
+        why = (
+            f"So {fault}. Pictures that are (nearly) equal, or of one group of the table, stay on "
+            "one side: add pictures of other scenes, or smaller groups."
         )
+        raise ValueError(" ".join([*notes, why]))
 
 
 def _test_every_class(
