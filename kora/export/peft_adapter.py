@@ -158,15 +158,16 @@ def _config(
 def _load_lines(model: AdaptedModel, num_classes: int) -> tuple[str, ...]:
     imports, create = creation(model.backbone, num_classes)
     weights = model.backbone.weights
-    lines = [*imports, "from peft import PeftModel"]
-    packaged = model.backbone.model.pretrained_cfg.get("file")
-    if weights == "pretrained" and not packaged:
-        lines.append(f"base = {create.removesuffix(')')}, pretrained=True)")
-    else:
+    own = ""
+    if weights != "pretrained":
         # Of another number of classes than any model's, so that timm leaves the classifier out.
-        where = f"pretrained_cfg_overlay={{'file': {packaged or weights!r}, 'num_classes': -1}}"
-        lines.append(f"base = {create.removesuffix(')')}, pretrained=True, {where})")
-    return (*lines, "model = PeftModel.from_pretrained(base, 'FOLDER').eval()")
+        own = f", pretrained_cfg_overlay={{'file': {weights!r}, 'num_classes': -1}}"
+    return (
+        *imports,
+        "from peft import PeftModel",
+        f"base = {create.removesuffix(')')}, pretrained=True{own})",
+        "model = PeftModel.from_pretrained(base, 'FOLDER').eval()",
+    )
 
 
 def _compare(model: AdaptedModel, folder: Path) -> tuple[float | None, float]:

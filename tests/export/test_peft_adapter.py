@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kora
@@ -57,6 +57,19 @@ def test_its_lines_resample_positions_where_the_images_have_another_size(tmp_pat
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
     export(model, "peft", tmp_path / "out")
     images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
+    with torch.no_grad():
+        found = run_lines(tmp_path / "out")(model.backbone.preprocess(images))
+        torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
+
+
+def test_its_lines_name_the_weights_of_the_run_not_those_of_the_package(
+    tmp_path: Path, images: Tensor
+) -> None:
+    state = {name: 1.1 * value for name, value in Backbone("vit_nano").model.state_dict().items()}
+    save_file(state, tmp_path / "own.safetensors")
+    task = kicked(LoRA(2), Backbone("vit_nano", weights=str(tmp_path / "own.safetensors")))
+    model = kora.load_adapter(write_folder(tmp_path / "adapter", task))
+    export(model, "peft", tmp_path / "out")
     with torch.no_grad():
         found = run_lines(tmp_path / "out")(model.backbone.preprocess(images))
         torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
