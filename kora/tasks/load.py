@@ -52,6 +52,8 @@ __all__ = [
     "Picture",
     "Prediction",
     "adapter_folder",
+    "expanded",
+    "file_of",
     "load_adapter",
     "load_backbone",
     "load_onto",
@@ -213,10 +215,10 @@ class AdaptedModel(nn.Module):
         for start in range(0, len(several), batch_size):
             some = several[start : start + batch_size]
             inputs = [self.prepare(picture) for picture in some]
-            names = [os.fspath(p) if isinstance(p, (str, os.PathLike)) else "" for p in some]
             ranked = self.ranked(torch.cat(inputs), top_k)
             found += [
-                Prediction(*top[0], top, name) for top, name in zip(ranked, names, strict=True)
+                Prediction(*top[0], top, file_of(picture))
+                for top, picture in zip(ranked, some, strict=True)
             ]
         return found[0] if single else found
 
@@ -233,7 +235,7 @@ class AdaptedModel(nn.Module):
                 f"{self.folder} is a model of {type(self.task).__name__}, which finds no boxes. "
                 "Use predict for classes, or call the model itself."
             )
-        opened = self.recipe.open(picture)
+        opened = self.recipe.open(expanded(picture))
         size = self.recipe.shown((opened.height, opened.width))
         output = self.task(self.prepare(opened).to(self.device))
         return self.detected(self.answer(output, size)[0])
@@ -252,7 +254,7 @@ class AdaptedModel(nn.Module):
         Raises:
             UnreadableImageError: If it cannot be read.
         """
-        pixels = torch.from_numpy(self.recipe(picture))
+        pixels = torch.from_numpy(self.recipe(expanded(picture)))
         return resized(pixels[None], self.backbone.size, self.backbone.interpolation)
 
     @torch.inference_mode()
@@ -291,13 +293,23 @@ _NO_CLASS_OF_A_PICTURE: dict[type[AdapterTask], tuple[str, str, str]] = {
 }
 
 
+def expanded(picture: Picture) -> Picture:
+    """The picture; as a path, with `~` and environment variables expanded."""
+    return expand(picture) if isinstance(picture, str) else picture
+
+
+def file_of(picture: Picture) -> str:
+    """The path of a picture; empty if it is none."""
+    return os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else ""
+
+
 def _several(pictures: Picture | Sequence[Picture]) -> tuple[Sequence[Picture], bool]:
     """A list of pictures, and whether it stands for a single one."""
     if isinstance(pictures, (str, os.PathLike)):
         path = expand(os.fspath(pictures))
         return (image_files(path)[0], False) if path.is_dir() else ([path], True)
     if isinstance(pictures, (list, tuple)):
-        return [expand(p) if isinstance(p, str) else p for p in pictures], False
+        return [expanded(picture) for picture in pictures], False
     if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4:
         return list(pictures), False
     return [pictures], True  # type: ignore[list-item]

@@ -16,7 +16,7 @@ from kora.backbone.images import check_images
 from kora.backbone.layer_summaries import Together
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask, DepthTask, DetectionTask, SegmentationTask
-from kora.tasks.load import AdaptedModel, Picture, Prediction, load_onto
+from kora.tasks.load import AdaptedModel, Picture, Prediction, expanded, file_of, load_onto
 
 __all__ = ["Member", "MultiTask"]
 
@@ -144,9 +144,17 @@ class MultiTask(nn.Module):
         A `Prediction` of classes, metres (H, W) of depth, the class of each pixel (H, W) of
         segmentation, a list of `Detection`; arrays are NumPy's.
 
+        Args:
+            picture: As `AdaptedModel.predict` takes a single one.
+            top_k: How many classes a `Prediction` names; at most all of them.
+
         Raises:
+            ValueError: If `top_k` is less than 1.
             UnreadableImageError: If the picture cannot be read.
         """
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected 1 or more.")
+        picture = expanded(picture)
         opened = self.recipe.open(picture)
         size = self.recipe.shown((opened.height, opened.width))
         model = next(iter(self.members.values())).model
@@ -156,7 +164,7 @@ class MultiTask(nn.Module):
             task, value = member.model.task, found[name]
             if isinstance(task, ClassificationTask):
                 top = member.model.named(value, top_k)[0]
-                answers[name] = Prediction(*top[0], top)
+                answers[name] = Prediction(*top[0], top, file_of(picture))
             elif isinstance(task, DetectionTask):
                 answers[name] = member.model.detected(value[0])
             elif isinstance(task, SegmentationTask):

@@ -133,6 +133,18 @@ def test_a_photo_gets_the_answer_of_each_task(runs: dict[str, Path], tmp_path: P
     assert found["boxes"][0].box == pytest.approx(boxes[0].box, abs=1e-3)
 
 
+def test_a_prediction_names_its_file_as_that_of_one_model_does(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (50, 50)).save(tmp_path / "photo.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = kora.MultiTask(runs)
+    assert model.predict("~/photo.png")["layers"].source == str(tmp_path / "photo.png")
+    assert kora.load_adapter(runs["boxes"]).detect("~/photo.png") is not None
+    with pytest.raises(ValueError, match="top_k=0: expected 1 or more"):
+        model.predict(tmp_path / "photo.png", top_k=0)
+
+
 def test_kora_predict_with_several_runs_writes_what_each_writes_alone(
     runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
