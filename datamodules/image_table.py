@@ -178,7 +178,19 @@ class ImageTable(ImageDataModule):
         return listed or super().validates
 
     def prepare_data(self) -> None:
-        """Nothing to fetch."""
+        """Nothing to fetch; look whether the images are there.
+
+        Raises:
+            FileNotFoundError: Some are not.
+        """
+        paths = [row.path for rows in self.rows.values() for row in rows]
+        missing = [path for path in paths if not (self.root / path).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{self.table}: {len(missing)} of {len(paths)} images are not in {self.root}, such "
+                f"as {missing[0]}. Put them there, remove their rows, or name their folder in "
+                "data.root."
+            )
 
     def read_labels(self, part: Part) -> IntArray:
         number = {name: label for label, name in enumerate(self.class_names)}

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "Reader",
     "as_is",
     "begin_worker",
+    "by_stem",
     "decode_images",
     "end_workers",
     "image_suffixes",
@@ -265,6 +266,26 @@ def visible_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(here, name) for name in sorted(names) if name[0] != ".")
+
+
+def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Files below a folder with these endings, by their paths in it without the ending.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in visible_files(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise ValueError(
+                f"{found[key]} and {path} have one name, so it is not clear which belongs to "
+                f"{key} of the other folder. Rename or remove one."
+            )
+        found[key] = path
+    return found
 
 
 def image_suffixes() -> frozenset[str]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datamodules.detection.boxes import Annotations, Picture, own_boxes, require_images
 from datamodules.detection.layouts import Source
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import by_stem, image_suffixes, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_instances"]
@@ -29,15 +29,12 @@ def read_instances(source: Source, names: list[str] | None) -> Annotations:
 
     Raises:
         FileNotFoundError: A mask has no image.
-        ValueError: A mask cannot be used, or two of one image differ in size.
+        ValueError: A mask cannot be used, two of one image differ in size, or two images have one
+            name.
     """
     folders = sorted(p.name for p in source.boxes.iterdir() if p.is_dir() and p.name[0] != ".")
     classes = folders or (names if names and len(names) == 1 else ["object"])
-    images = {
-        path.relative_to(source.images).with_suffix("").as_posix(): path
-        for path in visible_files(source.images)
-        if path.suffix.lower() in image_suffixes()
-    }
+    images = by_stem(source.images, image_suffixes())
     masks: dict[str, list[tuple[int, Path]]] = {}
     for label, folder in enumerate(folders or [""]):
         for path in visible_files(source.boxes / folder):

@@ -24,7 +24,7 @@ from datamodules.detection.boxes import (
     text_of,
 )
 from datamodules.detection.layouts import Source
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import by_stem, image_suffixes, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_voc"]
@@ -77,16 +77,7 @@ def read_voc(source: Source) -> Annotations:
 
 def _files(source: Source) -> tuple[list[Path], list[Path]]:
     """The XML files of a part, and their images, which may be missing."""
-    images: dict[str, Path] = {}
-    for path in visible_files(source.images):
-        if path.suffix.lower() in image_suffixes():
-            stem = path.relative_to(source.images).with_suffix("").as_posix()
-            if stem in images:
-                raise ValueError(
-                    f"{images[stem]} and {path.name} have one name, and one XML file. Keep one of "
-                    "the images."
-                )
-            images[stem] = path
+    images = by_stem(source.images, image_suffixes())
     if source.listed is None:
         files = [p for p in visible_files(source.boxes) if p.suffix.lower() == ".xml"]
         names = [file.relative_to(source.boxes).with_suffix("").as_posix() for file in files]

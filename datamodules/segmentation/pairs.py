@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import by_stem, image_suffixes
 
 __all__ = ["Layout", "LayoutName", "Pair", "find_layout"]
 
@@ -132,8 +131,8 @@ def _folders(folder: Path) -> tuple[str, ...]:
 
 def _by_name(images: Path, masks: Path) -> list[Pair]:
     """Pairs of images and masks with one path below their folders, less the ending."""
-    of_images = _named(images, image_suffixes())
-    of_masks = _named(masks, _MASK_SUFFIXES)
+    of_images = by_stem(images, image_suffixes())
+    of_masks = by_stem(masks, _MASK_SUFFIXES)
     if not of_images:
         raise ValueError(f"{images} holds no image.")
     if not of_masks:
@@ -156,18 +155,3 @@ def _by_name(images: Path, masks: Path) -> list[Pair]:
         Pair(path.relative_to(images).as_posix(), path, of_masks[key])
         for key, path in sorted(of_images.items())
     ]
-
-
-def _named(folder: Path, suffixes: Sequence[str] | frozenset[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in visible_files(folder):
-        if path.suffix.lower() not in suffixes:
-            continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        if key in found:
-            raise ValueError(
-                f"{found[key]} and {path} have one name, so it is not clear which belongs to "
-                f"{key} of the other folder. Rename or remove one."
-            )
-        found[key] = path
-    return found

@@ -167,3 +167,10 @@ def test_a_picture_that_trains_and_tests_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text() + first.replace(",train,", ",test,") + "\n")
     with pytest.raises(ValueError, match=r"mine\.csv: .*0\.\w+ is in the parts train and test"):
         make(tmp_path).setup_splits()
+
+
+def test_images_that_are_not_there_are_counted_and_one_is_named(tmp_path: Path) -> None:
+    data = make(tmp_path)
+    (tmp_path / data.rows["test"][0].path).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 33 images are not in .*, such as mine/test"):
+        data.prepare_data()

@@ -53,3 +53,10 @@ def test_an_image_without_a_mask_is_one_without_objects(tmp_path: Path) -> None:
     assert (first.name, len(first.boxes.labels)) == ("p1.png", 1)
     assert (second.name, len(second.boxes.labels)) == ("empty.png", 0)
     assert second.boxes.size == (20, 30)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = source(tmp_path, Image.new("L", (40, 24), 1))
+    Image.new("RGB", (40, 24)).save(tmp_path / "images/p1.bmp")
+    with pytest.raises(ValueError, match=r"p1\.\w+ and .*p1\.\w+ have one name"):
+        read_instances(files, None)
