@@ -9,11 +9,21 @@ from pathlib import Path
 
 from kora.runs.processes import Stop
 
-__all__ = ["Call", "StoppedError", "commands_of"]
+__all__ = ["Call", "StoppedError", "commands_of", "require_place"]
 
 
 class StoppedError(RuntimeError):
     """A signal came; finished work is kept."""
+
+
+def require_place(place: Path) -> None:
+    """Check that there is something to look at.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"There is no folder {place}. Name a folder of pictures.")
 
 
 @dataclass(frozen=True)

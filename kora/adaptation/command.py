@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from kora.adaptation import BACKBONE
-from kora.adaptation.call import commands_of
+from kora.adaptation.call import commands_of, require_place
 from kora.grid.options import add_lightning_options, fill_launcher_options
+from kora.runs.durable import expand
 from kora.runs.processes import Stop
 
 __all__ = ["adapt_command", "adapt_parser"]
@@ -32,6 +33,7 @@ def adapt_command(args: Sequence[str]) -> None:
         if stop.signal is not None:
             sys.exit(stop.exit_code)
         return
+    require_place(expand(own.folder))  # before torch is imported
     from kora.adaptation.adapt import StoppedError, adapt
 
     with Stop.on_signals() as stop:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from datamodules.detection.layouts import find_layout
 from datamodules.image_table import TableRow, read_table
 from datamodules.loading import image_suffixes, visible_files
+from kora.adaptation.call import require_place
 
 __all__ = ["Layout", "find_pictures", "has_boxes", "has_masks"]
 
@@ -80,8 +81,7 @@ def find_pictures(place: Path) -> Layout:
         PermissionError: a folder cannot be read.
         ValueError: there are no classes to tell apart; the message says what to change.
     """
-    if not place.exists():
-        raise FileNotFoundError(f"There is no folder {place}. Name a folder of pictures.")
+    require_place(place)
     if place.is_file():
         if place.suffix.lower() != ".csv":
             raise ValueError(

@@ -95,15 +95,25 @@ def test_predict_alone_tells_of_its_own_options(capfd: Capture) -> None:
 def test_a_mistyped_config_is_told_with_the_nearest_and_without_torch(
     file: str, meant: str
 ) -> None:
+    said = error_without_torch("fit", "--config", file)
+    assert f"{file}: there is no such file. Did you mean '{meant}'?" in said
+
+
+def test_a_mistyped_folder_of_pictures_is_told_without_torch() -> None:
+    said = error_without_torch("adapt", "fotos")
+    assert said == "kora: error: There is no folder fotos. Name a folder of pictures.\n"
+
+
+def error_without_torch(*args: str) -> str:
+    """What a command says that fails before it has imported torch."""
     code = "import sys, kora.cli\ntry: kora.cli.main(sys.argv[1:])\n"
     code += "finally: print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, "fit", "--config", file],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
+        [sys.executable, "-c", code, *args], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode > 0
     assert done.stdout == "False\n"
-    assert f"{file}: there is no such file. Did you mean '{meant}'?" in done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize("command", ["grid", "tune"])
