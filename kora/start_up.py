@@ -1,37 +1,43 @@
 """Leave out, at the start of a process, what of other libraries nobody has asked for yet.
 
-Lightning imports all of torchmetrics, and torchmetrics imports transformers and scipy.signal for
-its metrics of text and sound: a third of the start of every command. Here its metrics of text,
-images and sound wait until they are used. So does W&B, 8 % of the start, which a helper of
-timm's own training script imports. Every name stays where it was.
+Lightning imports all of torchmetrics, which imports transformers, scipy.signal and matplotlib for
+metrics of text and sound and their plots. Lightning and timm import torch's compiler, for methods
+that it must leave alone, and a helper of timm's own training script imports W&B. Together that is
+half of the start of every command. Here it waits until it is used. Every name stays where it was.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 __all__ = ["leave_parts_for_later"]
 
 _METRICS = "torchmetrics"
 _AREAS = ("audio", "image", "multimodal", "text", "video")
+_COMPILER = "torch._dynamo"
 #: By the module that imports it: what waits, with all that is below.
 _LATER = {
     _METRICS: (
         "scipy.signal",
+        "matplotlib",
         *(f"{parent}.{area}" for parent in (_METRICS, f"{_METRICS}.functional") for area in _AREAS),
     ),
+    "lightning": (_COMPILER,),
+    "timm": (_COMPILER,),
+    "torchvision": (_COMPILER,),
     "timm.utils.summary": ("wandb",),
 }
 
 
 def leave_parts_for_later() -> None:
-    """Have the first imports of torchmetrics and timm in this process leave parts for later."""
+    """Have the first imports of these libraries in this process leave parts for later."""
     found = {finder.importer for finder in sys.meta_path if isinstance(finder, _Finder)}
     for importer in _LATER.keys() - found - sys.modules.keys():
         sys.meta_path.insert(0, _Finder(importer))
@@ -98,7 +104,7 @@ class _InParts(Loader):
 class _Waiting(Loader):
     """Makes a module that stands for one which waits.
 
-    All its names are placeholders while the importer is imported, and afterwards the real things.
+    All its names are stand-ins while the importer is imported, and afterwards the real things.
     """
 
     def __init__(self, finder: _Finder) -> None:
@@ -108,38 +114,76 @@ class _Waiting(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        def placeholder(name: str) -> Any:
+        def named(name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            found = _Placeholder(module.__name__, name)
-            return found if self.finder.importing else found.real()
+            if not self.finder.importing:
+                return getattr(import_module(module.__name__), name)
+            return _StandIn(
+                name, self.finder, lambda: getattr(import_module(module.__name__), name),
+                module=module.__name__,
+            )  # fmt: skip
 
-        module.__getattr__ = placeholder  # type: ignore[method-assign]
+        module.__getattr__ = named  # type: ignore[method-assign]
 
 
-class _Placeholder:
-    """Where a name really is."""
+class _StandIn(type):
+    """Makes a class that stands for what waits: a class, a function, or a part of one.
 
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
+    It is a type, so it fits into annotations, and into `isinstance`.
+    """
 
-    def real(self) -> Any:
-        return getattr(import_module(self.module), self.name)
+    def __new__(
+        cls, name: str, finder: _Finder, get: Callable[[], Any], *, module: str
+    ) -> _StandIn:
+        return super().__new__(cls, name, (), {})
+
+    def __init__(cls, name: str, finder: _Finder, get: Callable[[], Any], *, module: str) -> None:
+        super().__init__(name, (), {})
+        cls.finder, cls.get, cls.module = finder, get, module
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if not cls.finder.importing:
+            return getattr(cls.get(), name)
+        return _StandIn(name, cls.finder, lambda: getattr(cls.get(), name), module=cls.module)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.finder.importing:
+            return _made_later(cls.finder, cls.get, args, kwargs)
+        return cls.get()(*args, **kwargs)
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return cls.module in sys.modules and isinstance(thing, cls.get())
+
+
+def _made_later(
+    finder: _Finder, get: Callable[[], Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The function that a call would give, such as a decorated one; it calls when it is called."""
+    made = functools.cache(lambda: get()(*args, **kwargs))
+
+    def later(*more: Any, **named: Any) -> Any:
+        if finder.importing:
+            return _made_later(finder, made, more, named)
+        return made()(*more, **named)
+
+    like = args[0] if args and isinstance(args[0], FunctionType) else None
+    return later if like is None else functools.wraps(like)(later)
 
 
 def _provide(module: ModuleType) -> None:
-    """Replace the placeholders in a module: packages find the real thing when they are asked."""
-    waiting = {k: v for k, v in vars(module).items() if isinstance(v, _Placeholder)}
-    if not hasattr(module, "__path__"):  # its functions look names up without asking it
-        for name, placeholder in waiting.items():
-            setattr(module, name, placeholder.real())
+    """Take the stand-ins out of a package, which finds the real things when it is asked."""
+    if not hasattr(module, "__path__"):
         return
+    waiting = {k: v for k, v in vars(module).items() if isinstance(v, _StandIn)}
     for name in waiting:
         delattr(module, name)
 
     def find(name: str) -> Any:
         if name in waiting:
-            found = waiting[name].real()
+            found = waiting[name].get()
         elif f"{module.__name__}.{name}" in _LATER[_METRICS]:
             found = import_module(f"{module.__name__}.{name}")
         else:

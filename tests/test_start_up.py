@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-WAITS = ("transformers", "scipy.signal", "torchmetrics.text", "torchmetrics.functional.text.bert")
+WAITS = (
+    *("transformers", "scipy.signal", "matplotlib", "torch._dynamo", "sympy"),
+    *("torchmetrics.text", "torchmetrics.functional.text.bert"),
+)
 
 
 def printed(code: str) -> str:
@@ -23,9 +26,8 @@ def started() -> dict[str, Any]:
     """What is there in a process that has imported what a fit imports."""
     code = f"""
 import json, sys, kora, lightning.pytorch
-found = {{"metrics": [m for m in {WAITS} if m in sys.modules]}}
 import kora.training.lightning_cli, kora.tasks, datamodules
-found["wandb"] = "wandb" in sys.modules
+found = {{"there": [m for m in {WAITS} if m in sys.modules], "wandb": "wandb" in sys.modules}}
 found["finders"] = [f for f in sys.meta_path if type(f).__module__ == "kora.start_up"]
 from timm.utils.summary import wandb as named
 import wandb
@@ -36,8 +38,10 @@ print(json.dumps(found))
     return found
 
 
-def test_lightning_starts_without_metrics_of_text_and_sound(started: dict[str, Any]) -> None:
-    assert started["metrics"] == []
+def test_a_fit_starts_without_metrics_of_text_plots_and_the_compiler(
+    started: dict[str, Any],
+) -> None:
+    assert started["there"] == []
 
 
 def test_a_fit_starts_without_wandb(started: dict[str, Any]) -> None:
@@ -69,4 +73,38 @@ print(type(torchmetrics.image).__name__, hasattr(torchmetrics, "nothing"))
 """
     ours, plain = (printed(names.format(first=first)) for first in ("kora,", ""))
     assert len(ours.splitlines()) > 150
+    assert ours == plain
+
+
+def test_plots_and_what_the_compiler_leaves_alone_work_as_ever() -> None:
+    code = """
+import {first} torch, torchvision, lightning.pytorch as pl
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+from lightning.pytorch.utilities.compile import from_compiled, to_uncompiled
+from torchmetrics.classification import BinaryAccuracy
+from timm.models.naflexvit import NaFlexRopeIterator
+print(_ResultMetric.update.__name__, NaFlexRopeIterator.__init__.__name__)
+print(torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0., 0., 4., 4.]])], 2))
+class Task(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, number):
+        self.log("loss", loss := self.layer(batch[0]).sum())
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+trainer = pl.Trainer(max_steps=2, accelerator="cpu", **quiet)
+images = torch.utils.data.TensorDataset(torch.ones(2, 2))
+trainer.fit(Task(), torch.utils.data.DataLoader(images))
+compiled = torch.compile(Task())
+print(list(trainer.callback_metrics), from_compiled(compiled)._compiler_ctx["compiler"])
+print(to_uncompiled(compiled))
+metric = BinaryAccuracy()
+metric.update(torch.ones(2), torch.ones(2))
+print(*map(type, metric.plot()))
+"""
+    ours, plain = (printed(code.format(first=first)) for first in ("kora,", ""))
+    assert len(ours.splitlines()) > 5
     assert ours == plain

@@ -143,10 +143,11 @@ def _is_safe(folder: Path) -> bool:
 
 
 #: What a fit imports; the fork server imports it once. This starts no thread and no accelerator.
-#: W&B imports the last one when a run begins, also offline.
+#: Torch's optimisers import the compiler, and W&B the module of launches, when a run begins.
 _IMPORTED = [
     "kora.runs.uncollected",
     "kora.training.lightning_cli",
+    "torch._dynamo",
     "kora.tasks",
     "datamodules",
     "kora.reports.figures",
