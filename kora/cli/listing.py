@@ -79,17 +79,17 @@ def find_configs(root: Path | None = None) -> list[Path]:
     """All config files below a folder; None: below `configs` here, or those that come with kora."""
     if root is None:
         root = Path("configs") if Path("configs").is_dir() else configs_folder()
-    return sorted(root.rglob("*.yaml"))
+    return sorted(path for path in root.rglob("*.yaml") if path.is_file())
 
 
 def is_grid(path: Path) -> bool:
     """Whether a config is for `kora grid`: it has the key `base`."""
-    return re.search(r"^base:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    return re.search(r"^base:", _text(path), re.MULTILINE) is not None
 
 
 def is_search(path: Path) -> bool:
     """Whether a config is for `kora tune`: it is a grid with the key `tune`."""
-    found = re.search(r"^tune:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    found = re.search(r"^tune:", _text(path), re.MULTILINE) is not None
     return found and is_grid(path)
 
 
@@ -98,10 +98,14 @@ def is_sweep(path: Path) -> bool:
     return path.parent.name == "sweeps"
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def config_claim(path: Path) -> str:
     """The first comment of a config, up to an empty line or a heading such as `Run:`."""
     words: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _text(path).splitlines():
         text = line.strip("# ")
         if not line.startswith("#") or (any(words) and (not text or re.match(r"\w+: ", text))):
             break

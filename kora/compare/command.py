@@ -26,6 +26,7 @@ from kora.compare.selection import load_runs, newest
 from kora.compare.setting_differences import setting_differences, training_note
 from kora.compare.verdict import RULE, Difference, verdict
 from kora.console.formats import HEADLINES, format_metric, is_rate
+from kora.runs.durable import expand
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
 
@@ -111,9 +112,8 @@ def compare(
             f"{who}. There is no interval (–), and a difference may be chance; run more seeds."
         )
     first = measured[0].result
-    names = sorted({run.result.experiment for run in measured})
     return Comparison(
-        title=", ".join(names) + ("" if first.stage == "fit" else f" ({first.stage} only)"),
+        title=_title(measured),
         metric=metric,
         by=by,
         groups=tuple(groups),
@@ -147,6 +147,9 @@ def compare_command(
     Raises:
         ValueError: nothing can be compared; the message lists every reason.
     """
+    folder = None if out is None else expand(out)
+    if folder is not None and folder.is_file():
+        raise ValueError(f"--out {out} is a file; name a folder.")
     runs, more = load_runs(paths)
     console = console or Console()
     notes = [*notes, *more]
@@ -163,9 +166,13 @@ def compare_command(
         except ValueError as error:
             if len(tables) == 1:
                 raise
-            notes.append(f"{members[0].result.experiment}: {error}")
+            notes.append(f"{_title(members)}: {error}")
     if not comparisons:
         raise ValueError("\n".join(notes))
+    if against:
+        from kora.compare.figures_against import one_metric
+
+        one_metric(comparisons)
     together = overview(comparisons)
     if together is not None:
         console.print(together.render())
@@ -177,14 +184,21 @@ def compare_command(
         told |= set(comparison.notes)
     for note in notes:
         console.print(note, markup=False, highlight=False)
-    if out is None:
+    if folder is None:
         return []
     from kora.compare.files import write_files
 
-    written = write_files(Path(out), comparisons, notes, against=against)
+    written = write_files(folder, comparisons, notes, against=against)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return written
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """The experiments of a table, and its stage if that is no training."""
+    stage = runs[0].result.stage
+    names = sorted({run.result.experiment for run in runs})
+    return ", ".join(names) + ("" if stage == "fit" else f" ({stage} only)")
 
 
 def _metric(runs: Sequence[Run], metric: str | None) -> str:

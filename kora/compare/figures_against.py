@@ -24,7 +24,7 @@ from kora.reports.canvas import (
     save,
 )
 
-__all__ = ["AGAINST", "Point", "against", "amounts", "draw_lines"]
+__all__ = ["AGAINST", "Point", "against", "amounts", "draw_lines", "one_metric"]
 
 _Amount = Callable[[Comparison, Group], float | None]
 
@@ -50,6 +50,21 @@ class Point(NamedTuple):
     half_width: float
 
 
+def one_metric(comparisons: Sequence[Comparison]) -> str:
+    """The metric of all tables.
+
+    Raises:
+        ValueError: they have different ones.
+    """
+    metrics = sorted({table.metric for table in comparisons})
+    if len(metrics) != 1:
+        raise ValueError(
+            f"--against draws one metric, and the tables are of {' and '.join(metrics)}. Name one "
+            "with --metric, or fewer runs."
+        )
+    return metrics[0]
+
+
 def against(
     comparisons: Sequence[Comparison],
     what: str,
@@ -62,19 +77,14 @@ def against(
     Raises:
         ValueError: the tables have different metrics, or no run records the amount.
     """
-    metrics = sorted({table.metric for table in comparisons})
-    if len(metrics) != 1:
-        raise ValueError(
-            f"--against draws one metric, and the tables are of {' and '.join(metrics)}. Name one "
-            "with --metric, or fewer runs."
-        )
+    metric = one_metric(comparisons)
     over, lines = amounts(comparisons, what)
     if not lines:
         raise ValueError(f"--against {what}: no run says how many {over} it had.")
     title = ", ".join(table.title for table in comparisons)
-    figure, axis = draw_lines(lines, metric=metrics[0], over=over, title=title, shown=shown)
+    figure, axis = draw_lines(lines, metric=metric, over=over, title=title, shown=shown)
     _levels(axis, comparisons)
-    if is_rate(metrics[0]):
+    if is_rate(metric):
         axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
     legend_below(figure)
     return save(figure, out_png)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from kora.compare import figures, figures_against
@@ -39,10 +40,16 @@ def write_files(
     together = overview(comparisons)
     if together is not None:
         sections.append(together.to_markdown())
+    names: set[str] = set()
     for comparison in comparisons:
         # "fewshot (test only)" -> comparison_fewshot_test_only.png
         suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")
-        name = f"comparison{suffix if len(comparisons) > 1 else ''}.png"
+        stem = f"comparison{suffix if len(comparisons) > 1 else ''}"
+        numbered = (f"{stem}_{number}" for number in count(2))
+        # Two titles may differ in what no file name may hold.
+        name = next(one for one in chain([stem], numbered) if one not in names)
+        names.add(name)
+        name += ".png"
         pictures.append(figures.comparison(comparison, out / name, shown=shown))
         sections += [comparison.to_markdown(), f"![{in_markdown(comparison.title)}]({name})\n"]
     for what in against:

@@ -25,7 +25,8 @@ def grouping(by: str, runs: Sequence[Run]) -> Grouping:
 
     Args:
         by: `strategy`, `experiment`, or settings as `kora fit` takes them (`model.adapter.d_comp`),
-            separated by commas. The end of a name (`d_comp`) is enough if it is unambiguous.
+            separated by commas. The end of a name (`d_comp`) is enough if it is unambiguous, and
+            `strategy` and `experiment` may be among them.
         runs: the runs to group. If their strategies vary, the name starts with the strategy; a run
             whose strategy has no such setting is in the group of its strategy.
 
@@ -34,7 +35,8 @@ def grouping(by: str, runs: Sequence[Run]) -> Grouping:
     """
     if by in NAMED:
         return lambda run: str(getattr(run.result, by))
-    keys = [key.strip() for key in by.split(",")]
+    named = [key.strip() for key in by.split(",")]
+    keys = [key for key in named if key != "strategy"]
     for key in keys:
         if all(_setting(run, key) is _ABSENT for run in runs):
             known = sorted({name for run in runs for name in _settings(run)})
@@ -45,7 +47,7 @@ def grouping(by: str, runs: Sequence[Run]) -> Grouping:
                 f"by is {key!r}, which is no setting of these runs. Use {', '.join(NAMED)}, or a "
                 f"dotted name of their config.yaml.{hint}"
             )
-    several = len({_strategy(run) for run in runs}) > 1
+    several = "strategy" in named or len({_strategy(run) for run in runs}) > 1
 
     def group(run: Run) -> str:
         values = {key: _setting(run, key) for key in keys}
@@ -71,6 +73,8 @@ def _strategy(run: Run) -> str:
 
 
 def _setting(run: Run, key: str) -> Any:
+    if key in NAMED:
+        return getattr(run.result, key)
     settings = _settings(run)
     if key in settings:
         return settings[key]

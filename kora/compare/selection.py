@@ -9,7 +9,7 @@ from typing import Any
 
 from kora.compare.grouping import Grouping, brief
 from kora.runs.config import with_defaults
-from kora.runs.results import RESULTS_NAME, Run, find_runs, read_results
+from kora.runs.results import RESULTS_NAME, Run, find_runs, read_results, walk
 
 __all__ = ["load_runs", "newest"]
 
@@ -29,8 +29,8 @@ def load_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         except (OSError, ValueError) as error:
             notes.append(str(error))
             continue
-        for folder in sorted(path.rglob("version_*")):
-            if folder.is_dir() and not (folder / RESULTS_NAME).exists():
+        for folder, files in walk(path):
+            if folder.name.startswith("version_") and RESULTS_NAME not in files:
                 notes.append(f"{folder}: has no {RESULTS_NAME} (unfinished); left out.")
     runs: list[Run] = []
     for folder in folders.values():

@@ -90,6 +90,8 @@ def _training(run: Run) -> dict[str, str]:
     for key, value in flat(run.result.settings.get("training", {})).items():
         named = key.removesuffix(".class_path")  # an object's class goes under the object's name
         found[named] = _said(value) if named == key else str(value).rpartition(".")[2]
+    if "source" in found and run.result.source is None:  # nothing to carry over: it did not run
+        found["source"] = "null"
     return found
 
 

@@ -152,11 +152,15 @@ def report_of(where: Address, metric: str, comparison: Comparison) -> Any:
 
 
 def compared(folders: Sequence[Path], metric: str) -> Comparison:
-    """The comparison of runs that were fetched from W&B."""
+    """The comparison of trained runs that were fetched from W&B, as `kora compare` makes it."""
     from kora.compare.command import compare
+    from kora.compare.compatibility import without_strays
+    from kora.compare.grouping import grouping
     from kora.compare.selection import load_runs
 
-    return compare(load_runs(folders)[0], metric=f"test/{metric}")
+    trained = [run for run in load_runs(folders)[0] if run.result.stage == "fit"]
+    agreeing, _ = without_strays(trained, grouping("strategy", trained))
+    return compare(agreeing, metric=f"test/{metric}")
 
 
 def shown(item: Any) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "format_spread",
     "is_rate",
     "named_metric",
+    "short_name",
 ]
 
 #: The metric by which runs of a task are compared: classification, depth, segmentation, detection.
@@ -74,3 +75,10 @@ def format_number(value: float, *, digits: int) -> str:
 def baseline_name(kind: str) -> str:
     """Display name of a kind of baseline, such as `mean_map`; unknown ones get spaces for `_`."""
     return _BASELINE_NAMES.get(kind, kind.replace("_", " "))
+
+
+def short_name(name: str, length: int) -> str:
+    """A long name as its first synonym ("goldfish, Carassius auratus"), then cut."""
+    if len(name) > length:
+        name = name.partition(",")[0]
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from PIL import Image, ImageDraw, ImageFont
 
+from kora.console.formats import short_name
 from kora.heads.detection import Boxes
 from kora.reports.detection import coco_results
 from kora.reports.palette import palette_of, text_on
@@ -131,7 +131,7 @@ def drawn(picture: Image.Image, found: Boxes, names: Sequence[str]) -> Image.Ima
     for box, label, score in zip(*columns, strict=True):  # the best are on top
         x1, y1, x2, y2 = (side * scale[n % 2] for n, side in enumerate(box))
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colours[label], width=line)
-        text = f"{textwrap.shorten(names[label], 24, placeholder='…')} {score:.2f}"
+        text = f"{short_name(names[label], 24)} {score:.2f}"
         right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
         at = min(x1, max(0, made.width - right)), max(0, y1 - bottom - line)
         draw.rectangle((at[0], at[1], at[0] + right, at[1] + bottom), fill=colours[label])

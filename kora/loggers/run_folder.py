@@ -37,7 +37,7 @@ class Wandb:
 
     Args:
         mode: `auto` is online with a login and offline without; `disabled` leaves it out.
-        project: Project of the runs.
+        project: Project of the runs; None is `WANDB_PROJECT`, or else `kora`.
         entity: Team or user; None is the default of the login.
         job_type: What the run is for; None is the command (`fit`, `test` or `validate`), and a
             source stage that another run starts is `source`.
@@ -47,7 +47,7 @@ class Wandb:
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "kora"
+    project: str | None = None
     entity: str | None = None
     job_type: str | None = None
     upload_adapter: bool = True
@@ -135,7 +135,8 @@ def make_loggers(
     If the checkpoint `resumed` is given, the W&B run of the run that wrote it continues.
     """
     csv = RowByRow(run_folder.parent, name="", version=run_folder.name)
-    if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+    mode = os.environ.get("WANDB_MODE") if settings.mode == "auto" else settings.mode
+    if mode == "disabled":
         return [csv]
     offline, server = wandb_offline(settings.mode), wandb_base_url()
     began = time.monotonic()
@@ -153,7 +154,7 @@ def make_loggers(
             id=run_id,
             name=f"{strategy}-seed{seed}",
             save_dir=run_folder,
-            project=settings.project,
+            project=settings.project or os.environ.get("WANDB_PROJECT") or "kora",
             entity=settings.entity,
             group=f"{experiment}/{strategy}",  # W&B draws the mean over the seeds of a group
             job_type=settings.job_type or stage,

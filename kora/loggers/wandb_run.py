@@ -220,7 +220,10 @@ def finish_wandb(logger: BoundedWandb, *, answers: bool = True) -> str | None:
         )
         return f"stopped working ({type(error).__name__}); {rest}"
     if offline:
-        return None if logger.unasked else f"offline; to upload: wandb sync {folder}"
+        # A run that was resumed has a folder for each part; W&B uploads them in their order.
+        parts = sorted(folder.parent.glob(f"offline-run-*-{run.id}"))
+        command = " ".join(["wandb sync", *map(str, parts)])
+        return None if logger.unasked else f"offline; to upload: {command}"
     if logger.gone:
         return f"stopped working before the end; for what is not uploaded: wandb sync {folder}"
     return None if answers else f"for what is not uploaded: wandb sync {folder}"

@@ -136,9 +136,11 @@ def paper_sheet(table: PaperTable, runs: Sequence[Run]) -> PaperSheet:
             notes += words
     entries: list[Entry] = []
     for row in table.rows:
-        published = [] if row.experiment is None else columns[row.experiment]
-        honest, words = _chosen(columns[table.experiment], row)
-        notes += words
+        published, mixed = _of_one_kind(
+            [] if row.experiment is None else columns[row.experiment], row, "as published"
+        )
+        honest, words = _of_one_kind(_fitting(columns[table.experiment], row), row, "honest")
+        notes += [*mixed, *words]
         again = f"kora fit --config {row.config}" if row.config else None
         trains = table.command if row.honest else None
         for metric in table.metrics:
@@ -167,20 +169,24 @@ def _column(runs: Sequence[Run], experiment: str) -> tuple[list[Run], list[str]]
     return chosen, [*strays, *older]
 
 
-def _chosen(honest: Sequence[Run], row: PaperRow) -> tuple[list[Run], list[str]]:
-    """The honest runs of a row; none, and a note, if they are of several kinds."""
-    if row.honest is None:
-        return [], []
+def _fitting(honest: Sequence[Run], row: PaperRow) -> list[Run]:
+    """The honest runs of a row."""
     wanted = row.honest
-    fitting = [run for run in honest if _is(run, wanted.strategy, wanted.settings)]
-    kinds = sorted({run.result.strategy for run in fitting})
-    if len(kinds) > 1:
-        folders = ", ".join(str(run.folder) for run in fitting)
-        return [], [
-            f"{row.method}: honest runs of several kinds ({'; '.join(kinds)}), of which no mean "
-            f"is taken: {folders}. Name with --runs a folder that holds one kind."
-        ]
-    return fitting, []
+    if wanted is None:
+        return []
+    return [run for run in honest if _is(run, wanted.strategy, wanted.settings)]
+
+
+def _of_one_kind(runs: list[Run], row: PaperRow, column: str) -> tuple[list[Run], list[str]]:
+    """The runs of a cell; none, and a note, if they are of several kinds."""
+    kinds = sorted({run.result.strategy for run in runs})
+    if len(kinds) < 2:
+        return runs, []
+    folders = ", ".join(str(run.folder) for run in runs)
+    return [], [
+        f"{row.method}: runs of several kinds ({'; '.join(kinds)}), {column}, of which no mean is "
+        f"taken: {folders}. Name with --runs a folder that holds one kind."
+    ]
 
 
 def _is(run: Run, strategy: str, settings: Mapping[str, Any]) -> bool:

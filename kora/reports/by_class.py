@@ -6,7 +6,6 @@ Shapes: K classes
 from __future__ import annotations
 
 import csv
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kora.console.formats import short_name
+from kora.console.tables import text_cell
 from kora.runs.durable import write_atomically
 
 __all__ = ["class_bars", "write_classes"]
@@ -34,7 +35,7 @@ def class_bars(
     order = known[np.argsort(-scores[known], kind="stable")]
     figure, (axis,) = new_figure(1, size=(6.5, 0.6 + 0.24 * max(1, len(order))))
     axis.barh(range(len(order)), scores[order], color=BLUE, height=0.7)
-    labels = [textwrap.shorten(literal(names[k]), 28, placeholder="…") for k in order]
+    labels = [literal(short_name(names[k], 28)) for k in order]
     axis.set_yticks(range(len(order)), labels, fontsize=8)
     for place, k in enumerate(order):
         text = f"{100 * scores[k]:.1f} %  ({notes[k]})"
@@ -58,6 +59,6 @@ def write_classes(
             out = csv.writer(file)
             out.writerow(heads)
             for name, value, other in zip(names, scores, others, strict=True):
-                out.writerow([name, "" if value != value else f"{value:.6f}", other])
+                out.writerow([text_cell(name), "" if value != value else f"{value:.6f}", other])
 
     return write_atomically(path, write)

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kora.console.formats import format_metric, is_rate
+from kora.console.formats import format_metric, is_rate, short_name
 from kora.reports.canvas import (
     BLUE,
     DPI,
@@ -206,8 +206,4 @@ def _confusions(counts: NDArray[Any], names: Sequence[str], *, most: int) -> lis
 
 
 def _short(name: str, length: int) -> str:
-    """A long name as its first synonym ("goldfish, Carassius auratus"), then cut; escaped."""
-    if len(name) > length:
-        name = name.partition(",")[0]
-    short = name if len(name) <= length else name[: length - 1] + "…"
-    return literal(short)
+    return literal(short_name(name, length))

@@ -5,7 +5,6 @@ Shapes: K classes, n boxes of an image, H and W pixels
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from kora.console.formats import short_name
 from kora.reports.canvas import literal, new_figure, save
 from kora.reports.palette import Colours, palette_of, text_on
 
@@ -74,7 +74,7 @@ def _draw(axis: Axes, found: Boxes, names: Sequence[str], palette: Colours) -> N
         )  # fmt: skip
         if place >= _MOST_TEXTS:
             continue
-        text = textwrap.shorten(literal(names[int(label)]), 18, placeholder="…")
+        text = literal(short_name(names[int(label)], 18))
         if "scores" in found:
             text += f" {float(found['scores'][place]):.2f}"
         axis.text(

@@ -5,7 +5,6 @@ Shapes: n images, K classes, H and W pixels
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from datamodules.segmentation.masks import IGNORED
+from kora.console.formats import short_name
 from kora.reports.canvas import literal, new_figure, save
 from kora.reports.palette import IGNORED_COLOUR, Colours, coloured
 
@@ -109,6 +109,6 @@ def _mistakes(
 
 
 def _patch(colour: Sequence[int], name: str) -> Patch:
-    short = textwrap.shorten(literal(name), 26, placeholder="…")
+    short = literal(short_name(name, 26))
     red, green, blue = (part / 255 for part in colour)
     return Patch(color=(red, green, blue), label=short)

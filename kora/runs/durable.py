@@ -89,8 +89,9 @@ def write_atomically(
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a file of text, as `write_atomically` does."""
-    return write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+    """Write a file of text, as `write_atomically` does; what is no UTF-8 in a path is escaped."""
+    content = text.encode(errors="backslashreplace")
+    return write_atomically(path, lambda target: target.write_bytes(content))
 
 
 def read_checked(path: Path) -> bytes:

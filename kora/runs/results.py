@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
     "find_runs",
     "read_results",
     "run_versions",
+    "walk",
     "write_results",
 ]
 
@@ -136,12 +137,15 @@ _TYPES = {
     "a table of values": "metrics baselines baselines.* protocol audit parameters seconds backbone "
     "settings versions settings.adapter settings.adapter.init_args settings.training",
     "a number below 1e100": "seconds.*",
+    "a whole number below 1e100": "protocol.sizes.* protocol.evaluated_images.*",
     "true or false": "finished",
 }
 _TYPES_OR_NONE = {
     "a text": "config_sha256 commit",
-    "a table of values": "source feature_cache",
-    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent",
+    "a table of values": "source feature_cache protocol.sizes protocol.evaluated_images "
+    "protocol.subset",
+    "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent "
+    "protocol.subset.fraction protocol.subset.per_class",
     "a whole number below 1e100": "seed tested_step parameters.trainable parameters.total",
 }
 
@@ -233,15 +237,28 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
             found.add(path.parent)
             continue
         hits = 0
-        for folder, subfolders, files in os.walk(path):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for folder, files in walk(path):
             if RESULTS_NAME in files:
-                found.add(Path(folder))
+                found.add(folder)
                 hits += 1
-                subfolders.clear()  # a run contains no runs
         if not hits:
             raise ValueError(_why_no_results(path))
     return sorted(found, key=_natural)
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and under `top` with their files, but none inside a run; links are followed."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        yield Path(folder), files
+        # What lies in a run is its own, such as W&B's copy of its results.
+        inside = RESULTS_NAME in files or os.path.basename(folder).startswith("version_")
+        subfolders[:] = [] if inside else sorted(n for n in subfolders if not n.startswith("."))
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:

@@ -125,3 +125,11 @@ def test_a_grid_is_told_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_grid(Path("configs/grids/depth_dcomp.yaml"))
     assert is_grid(Path("configs/paper/table1.yaml"))
     assert not is_grid(Path("configs/adapters/lora.yaml"))
+
+
+def test_a_file_that_is_no_text_is_listed_and_a_folder_is_not(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"# A \xff claim.\n")
+    (tmp_path / "folder.yaml").mkdir()
+    (found,) = find_configs(tmp_path)
+    assert config_claim(found) == "A \ufffd claim."
+    assert not is_grid(found)

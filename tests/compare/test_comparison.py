@@ -2,6 +2,7 @@ import copy
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from kora.compare.command import compare, compare_command, load_runs
 from kora.compare.comparison import to_csv
 from kora.runs.config import with_defaults
-from kora.runs.results import Run
+from kora.runs.results import Run, write_results
 from kora.runs.search import config_hash
 from tests.support.comparisons import FILES, PROTOCOL, run, screen, write
 from tests.support.stored_config import CONFIG
@@ -448,3 +449,53 @@ def test_a_name_that_a_spreadsheet_would_compute_is_text_there_and_numbers_stay(
     rows = {row["strategy"]: row for row in csv.DictReader(io.StringIO(to_csv([compare(runs)])))}
     assert {f"'{formula}", "LinearProbe", "LoRA"} <= set(rows)
     assert float(rows["LoRA"]["difference"]) == pytest.approx(-0.15)
+
+
+def test_runs_are_found_behind_links_and_not_inside_other_runs(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    write(real, run("LoRA", 0, 0.5))
+    copy = real / "runs/fewshot/LoRA/seed1/version_0/wandb/files"
+    copy.mkdir(parents=True)
+    write_results(copy, run("LoRA", 1, 0.6).result)  # W&B's copy of a run that lost its record
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/there").symlink_to(real, target_is_directory=True)
+    (real / "back").symlink_to(tmp_path, target_is_directory=True)
+    runs, notes = load_runs([tmp_path / "linked"])
+    assert [one.result.seed for one in runs] == [0]
+    assert len([note for note in notes if "(unfinished)" in note]) == 1
+
+
+def test_a_name_that_is_no_utf8_is_escaped_in_the_files(tmp_path: Path) -> None:
+    write(tmp_path / os.fsdecode(b"\xff"), run("LoRA", 0, 0.5))
+    compare_command([tmp_path], out=tmp_path / "out", console=screen())
+    assert "\\udcff" in (tmp_path / "out/compare.csv").read_text(encoding="utf-8")
+
+
+def test_experiments_of_similar_names_have_pictures_of_their_own(tmp_path: Path) -> None:
+    for name in ("a b", "a_b", "a+b"):
+        write(tmp_path, run("LoRA", 0, 0.5, experiment=name))
+    written = compare_command([tmp_path], out=tmp_path / "out", console=screen())
+    pictures = sorted(path.name for path in written if path.suffix == ".png")
+    assert pictures == ["comparison_a_b.png", "comparison_a_b_2.png", "comparison_a_b_3.png"]
+    text = (tmp_path / "out/compare.md").read_text()
+    assert all(f"({name})" in text for name in pictures)
+
+
+def test_a_place_that_is_a_file_is_refused_and_a_home_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, run("LoRA", 0, 0.5))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--out .*file is a file; name a folder"):
+        compare_command([tmp_path], out=tmp_path / "file", console=screen())
+    compare_command([tmp_path], out="~/there", console=screen())
+    assert (tmp_path / "there/compare.html").is_file()
+
+
+def test_a_note_on_another_stage_names_it(tmp_path: Path) -> None:
+    other = run("LoRA", 0, 0.5, stage="validate", metrics={"val/loss": 1.0}, version=1)
+    write(tmp_path, run("LoRA", 0, 0.5), other)
+    console = screen()
+    compare_command([tmp_path], console=console)
+    assert "fewshot (validate only): No run has test/accuracy" in console.export_text()

@@ -13,7 +13,7 @@ from kora.compare.command import compare_command
 from kora.compare.comparison import Comparison, Group
 from kora.runs.results import write_results
 from tests.support.cli import kora
-from tests.support.comparisons import run
+from tests.support.comparisons import depth, run
 
 
 def table(images: int | None, means: dict[str, float], **changes: Any) -> Comparison:
@@ -118,3 +118,11 @@ def test_without_a_folder_for_it_the_remedy_is_told(capfd: pytest.CaptureFixture
 def test_the_command_knows_all_that_can_be_drawn(capfd: pytest.CaptureFixture[str]) -> None:
     done = kora(capfd, "compare", "--help")
     assert "--against {" + ",".join(figures_against.AGAINST) + "}" in done.out
+
+
+def test_tables_of_several_metrics_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for made in (run("LoRA", 0, 0.5), depth("LoRA", 0, 0.4)):
+        write_results(tmp_path / made.folder, made.result)
+    with pytest.raises(ValueError, match="--against draws one metric"):
+        compare_command([tmp_path], out=tmp_path / "out", against=["seconds"])
+    assert not (tmp_path / "out").exists()

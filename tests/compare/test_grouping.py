@@ -105,3 +105,10 @@ def test_a_config_that_cannot_be_read_is_named(sizes: list[Run]) -> None:
     file.write_text("a: [")
     with pytest.raises(RuntimeError, match=rf"{file}: cannot be read"):
         compare(sizes, by="d_comp")
+
+
+def test_the_strategy_may_be_among_the_settings(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        configured(tmp_path, "LinearProbe", 0, 0.5, head_lr=rate)
+    names = {g.name for g in compare(load_runs([tmp_path])[0], by="strategy,head_lr").groups}
+    assert names == {"LinearProbe, head_lr=0.1", "LinearProbe, head_lr=0.2"}

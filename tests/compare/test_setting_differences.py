@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kora.compare.command import compare
@@ -18,7 +19,8 @@ def made(name: str, adapter: dict[str, Any], **training: Any) -> Run:
         "adapter": {"class_path": f"kora.adapters.{kind}", "init_args": adapter},
         "training": {"optimizer": OPTIMIZER, "max_epochs": 3, "source": "source.yaml", **training},
     }
-    return run(name, 0, 0.5, settings=settings)
+    source = {"experiment": "source"} if settings["training"]["source"] else None
+    return run(name, 0, 0.5, settings=settings, source=source)
 
 
 def grouped(*runs: Run) -> dict[str, list[Run]]:
@@ -73,3 +75,9 @@ def test_a_sentence_names_the_rare_value_first() -> None:
     runs = [made(name, {}) for name in ("KoRA", "VPT", "SSF")]
     note = training_note(grouped(*runs, made("LoRA", {}, max_epochs=20)))
     assert note == ("Training settings that differ: max_epochs is 20 in LoRA, 3 in all others.")
+
+
+def test_a_source_stage_that_carried_nothing_over_is_none() -> None:
+    probe = made("LinearProbe", {})
+    probe = probe._replace(result=replace(probe.result, source=None))
+    assert training_note(grouped(probe, made("BitFit", {}, source=None))) is None

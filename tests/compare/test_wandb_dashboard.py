@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from kora.compare.wandb_dashboard import shown, view_of
+from kora.compare.wandb_dashboard import compared, shown, view_of
 from kora.console.formats import HEADLINES
 from kora.console.identity import looks
 from kora.loggers.wandb_runs import Address
+from kora.runs.results import find_runs
 from tests.support.cli import kora
+from tests.support.comparisons import run, write
 
 Capture = pytest.CaptureFixture[str]
 
@@ -61,3 +63,11 @@ def test_without_a_login_a_library_or_an_experiment_it_says_what_to_do(
     outcome = kora(capfd, "dashboard", "me/kora")
     assert outcome.code == 2
     assert "pip install 'kora-vit[wandb-workspaces]'" in outcome.err
+
+
+def test_a_report_is_about_the_trained_runs_that_agree(tmp_path: Path) -> None:
+    other = run("LoRA", 2, 0.9, protocol={"dataset": "Other", "sizes": {"test": 9}})
+    tested = run("LoRA", 0, 0.7, stage="test", version=1)
+    write(tmp_path, run("LoRA", 0, 0.5), run("LoRA", 1, 0.6), tested, other)
+    (group,) = compared(find_runs([tmp_path]), "accuracy").groups
+    assert group.values == (0.5, 0.6)

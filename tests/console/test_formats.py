@@ -1,6 +1,6 @@
 """How metrics and baselines are shown."""
 
-from kora.console.formats import baseline_name, format_metric, is_rate
+from kora.console.formats import baseline_name, format_metric, is_rate, short_name
 
 ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
 
@@ -24,3 +24,9 @@ def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
 def test_a_baseline_has_a_name_for_readers() -> None:
     names = [baseline_name(kind) for kind in ("majority", "mean_map", "some_other")]
     assert names == ["majority class", "mean depth map", "some other"]
+
+
+def test_a_long_name_is_cut_where_it_is_too_long() -> None:
+    assert short_name("construction--barrier--fence", 18) == "construction--bar…"
+    assert short_name("goldfish, Carassius auratus", 18) == "goldfish"
+    assert short_name("a cat", 5) == "a cat"

@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import wandb
 import yaml
 
-from kora.loggers.run_folder import claim_run_folder, wandb_offline
+from kora.loggers.run_folder import Wandb, claim_run_folder, make_loggers, wandb_offline
 from tests.support.wandb_files import (
     KEY,
     completed,
@@ -100,6 +101,22 @@ def test_a_login_at_another_host_does_not_count(no_login: Path) -> None:
 def test_a_broken_netrc_is_no_login(no_login: Path) -> None:
     (no_login / ".netrc").write_text("machine\n", encoding="utf-8")
     assert wandb_offline("auto")
+
+
+def test_an_option_wins_over_the_environment_and_that_names_the_project(
+    no_login: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loggers(**options: Any) -> list[Any]:
+        names = {"experiment": "e", "strategy": "LoRA", "seed": 0, "stage": "fit"}
+        return make_loggers(no_login / "version_0", Wandb(**options), **names)
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert len(loggers()) == 1
+    assert loggers(mode="offline")[1]._project == "mine"
+    assert loggers(mode="offline", project="yours")[1]._project == "yours"
+    monkeypatch.delenv("WANDB_PROJECT")
+    assert loggers(mode="offline")[1]._project == "kora"
 
 
 # -- the folder of a run -------------------------------------------------------------------------

@@ -146,6 +146,15 @@ def test_honest_runs_of_several_kinds_in_one_row_are_named_and_not_averaged(tmp_
     assert "KoRA (alpha=1.0); KoRA (alpha=2.0)" in note
 
 
+def test_a_baseline_under_the_name_of_what_was_published_is_not_averaged_with_it(
+    tmp_path: Path,
+) -> None:
+    baseline = classified("LinearProbe", 0, 0.1, 0.1, PUBLISHED)
+    found = sheet(tmp_path, [as_published(0, 0.9), as_published(1, 0.8), baseline])
+    assert cell(found, "KoRA d_comp 4", "accuracy")[1] == "– [3]"
+    assert any("(KoRA-side; LinearProbe), as published, of which" in note for note in found.notes)
+
+
 # -- figure 4 -------------------------------------------------------------------------------------
 
 

@@ -34,3 +34,8 @@ def test_a_class_without_a_score_has_an_empty_cell(tmp_path: Path) -> None:
     assert [(row["class"], row["ap"], row["boxes"]) for row in rows[:2]] == [
         ("class 0", "0.500000", "0"), ("class 1", "", "1"),
     ]  # fmt: skip
+
+
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    path = write_classes(tmp_path / "ap.csv", ("class", "ap", "n"), ["=1+1"], scores(1)[:1], [0])
+    assert "'=1+1," in path.read_text(encoding="utf-8")

@@ -139,6 +139,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seconds without end": ({"seconds": {"fit": 10**400}}, "seconds.fit is 1000"),
     "half a step": ({"tested_step": 0.5}, "tested_step is 0.5; expected a whole number"),
     "finished in words": ({"finished": "no"}, "finished is 'no'; expected true or false"),
+    "a size that is nothing": (
+        {"protocol": {"sizes": {"train": None}}},
+        "protocol.sizes.train is None; expected a whole number",
+    ),
+    "a subset in words": ({"protocol": {"subset": "x"}}, "protocol.subset is 'x'"),
+    "a share in words": ({"protocol": {"subset": {"fraction": "x"}}}, "subset.fraction is 'x'"),
     "a long value": ({"stage": ["x" * 9999]}, r"stage is \['x{10,80}\.\.\."),
 }
 
