@@ -46,7 +46,9 @@ class ClassificationTask(AdapterTask):
         num_classes: K; None takes it from the data module.
         label_smoothing: In [0, 1), for the training loss only.
         head_init: Initial weights of the head: `default` (random, as nn.Linear), or `zero`, which
-            is better for few or small steps.
+            is better for few or small steps. With the seed, the classes and the order of draws of a
+            head that the backbone was trained with, a random head is that head's start, and may
+            know the classes: use `zero` on a backbone that was pretrained with KoRA.
         head_dropout: Dropout probability on the input of the head.
         head_layers: Earlier layers that the head reads besides the pooled vector, with any
             strategy; None: none, or those that the strategy names (MultiLayerProbe).
