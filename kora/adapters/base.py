@@ -66,13 +66,21 @@ class EarlierRuns(Protocol):
     def missing(self) -> list[str]:
         """Folders that `attach` needs and cannot read."""
 
-    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+    def recall(
+        self,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        origin: str,
+        *,
+        alone: bool = False,
+    ) -> None:
         """Before `attach`: take what is missing from a saved file of this strategy.
 
         Args:
             record: The file's class path, arguments and `origins`.
             tensors: The file's tensors, named as in `Strategy.tensors`.
             origin: Name of the file in messages.
+            alone: Take all from the file, also what is not missing.
         """
 
     def take_over(self, other: Any) -> None:

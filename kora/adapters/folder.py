@@ -199,11 +199,11 @@ def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def recall_adapter(file: str | Path, adapter: Strategy) -> list[str]:
+def recall_adapter(file: str | Path, adapter: Strategy, *, alone: bool = False) -> list[str]:
     """Let a saved file of a strategy that is not attached yet replace folders of earlier runs.
 
     The file, an adapter folder or a checkpoint, is read only if such folders are missing. Returns
-    the folders that it replaces.
+    the folders that it replaces. `alone` has it replace all of them, whatever lies there now.
 
     Raises:
         FileNotFoundError: If it is no adapter folder, or there is no such checkpoint.
@@ -212,7 +212,7 @@ def recall_adapter(file: str | Path, adapter: Strategy) -> list[str]:
     """
     runs = adapter.earlier_runs
     missing = [] if runs is None else runs.missing()
-    if runs is None or not missing:
+    if runs is None or not (missing or alone):
         return []
     path = expand(file)
     if path.suffix == ".ckpt":
@@ -221,7 +221,7 @@ def recall_adapter(file: str | Path, adapter: Strategy) -> list[str]:
         tensors = content["state_dict"]
     else:
         record, tensors = read_adapter_config(path)["adapter"], read_adapter_tensors(path)
-    runs.recall(record, without_prefix(tensors, "adapter."), str(path))
+    runs.recall(record, without_prefix(tensors, "adapter."), str(path), alone=alone)
     return [] if runs.missing() else missing
 
 

@@ -70,10 +70,11 @@ class FusedRuns:
         self.found: list[FusionSource] = []
         self._located: dict[str, str] = {}  # adapter folders of the sources that are configs
         self._kept: Any = ()  # sources from a file of this fusion, until it is attached
+        self._alone = False  # whether they are used whatever lies in the folders
 
     def read(self, backbone: Backbone) -> list[Spot]:
         """Read the sources: their insertion points with the adapters."""
-        self.found, spots = read_sources(self._folders(), backbone, self._kept)
+        self.found, spots = read_sources(self._folders(), backbone, self._kept, alone=self._alone)
         self._kept = ()
         return spots
 
@@ -99,13 +100,21 @@ class FusedRuns:
         held = len(self._kept) == len(self.sources)
         return [source for source in self._folders() if not (held or is_there(source))]
 
-    def recall(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+    def recall(
+        self,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        origin: str,
+        *,
+        alone: bool = False,
+    ) -> None:
         """Let the sources in a saved file replace missing folders."""
         self._kept = recalled(record.get("sources", ()), tensors, origin)
+        self._alone = alone and len(self._kept) == len(self.sources)
 
     def take_over(self, other: FusedRuns) -> None:
         """Take over the sources that another fusion has found."""
-        self._located, self._kept = other._located, other._kept
+        self._located, self._kept, self._alone = other._located, other._kept, other._alone
 
     def origins(self) -> dict[str, Any]:
         """Strategy, arguments, backbone and run of each source."""
@@ -141,9 +150,9 @@ class AdapterFusion(Strategy):
     the output of the frozen linear layer for LoRA.
 
     It does not start as the frozen backbone: V is nearly the identity, so at first it adds about
-    the mean of its sources. A saved fusion also holds its source adapters, and when it is loaded,
-    it replaces those whose folders are missing. The others must be the same adapters in the same
-    order; their paths may differ.
+    the mean of its sources. A saved fusion also holds its source adapters. `kora.load_adapter` uses
+    these. A run that goes on from it uses them for folders that are missing; the others must be the
+    same adapters in the same order, and their paths may differ.
     Source: Pfeiffer et al. 2021, arXiv:2005.00247.
 
     Args:

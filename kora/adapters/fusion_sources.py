@@ -109,7 +109,11 @@ def recalled(
 
 
 def read_sources(
-    sources: Sequence[str], backbone: Backbone, kept: Sequence[_Stored] = ()
+    sources: Sequence[str],
+    backbone: Backbone,
+    kept: Sequence[_Stored] = (),
+    *,
+    alone: bool = False,
 ) -> tuple[list[FusionSource], list[Spot]]:
     """The sources, and their insertion points in forward order with the loaded adapters.
 
@@ -117,6 +121,7 @@ def read_sources(
         sources: Adapter folders.
         backbone: On the meta device its weights are not compared, and none are loaded.
         kept: What `recalled` returned, for folders that no longer exist.
+        alone: Use it for all folders.
 
     Raises:
         ValueError: If one is of a strategy that cannot be fused, of another backbone or format, or
@@ -127,7 +132,7 @@ def read_sources(
     _refuse_missing(sources, kept)
     folders = [expand(source) for source in sources]
     stored = [
-        _read(folder) if is_there(source) else kept[number]
+        kept[number] if alone or not is_there(source) else _read(folder)
         for number, (source, folder) in enumerate(zip(sources, folders, strict=True))
     ]
     records = [one.record for one in stored]

@@ -402,7 +402,8 @@ def _lack(error: BaseException) -> RuntimeError | None:
         what = "could not start" if no_semaphore else "ended"
         return RuntimeError(
             f"A loader process {what} ({text}). Where /dev/shm is small (in a container: "
-            "--shm-size) or memory is short, use fewer of them: --data.num_workers 0."
+            "--shm-size) or memory is short, use fewer of them: --data.num_workers 0 "
+            "(--num_workers 0 of kora predict)."
         )
     return None
 

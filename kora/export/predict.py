@@ -147,7 +147,8 @@ def _check_out(model: AdaptedModel, out: Path, depth_format: str) -> None:
         raise ValueError(f"--out {out} is a file; name a folder, for predictions.csv in it.")
     if isinstance(model.task, ClassificationTask):
         return
-    if out.is_dir() and any(out.iterdir()):
+    stopped = (out / "predictions.csv.part").exists()  # an earlier command, which this one repeats
+    if out.is_dir() and any(out.iterdir()) and not stopped:
         kinds = {DepthTask: "depth maps", SegmentationTask: "masks", DetectionTask: "pictures"}
         kind = kinds[type(model.task)]
         raise ValueError(f"--out {out} is there already. Name a new folder for the {kind}.")

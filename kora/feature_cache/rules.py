@@ -16,6 +16,7 @@ from kora.adapters import Strategy, describe
 from kora.adapters.frozen_pass import FrozenPass, PrefixPass
 from kora.backbone.sharding import ShardedBackbone
 from kora.backbone.vit import Backbone, Features
+from kora.runs.durable import user_cache
 
 __all__ = [
     "cache_folder",
@@ -45,8 +46,7 @@ def cache_folder() -> Path:
     named = os.environ.get("KORA_CACHE")
     if named:
         return Path(named).expanduser() / "features"
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "kora" / "features"
+    return user_cache() / "features"
 
 
 def head_reads(task: Any) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ learning curves are files, and are fetched once for each run.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from rich.progress import track
 
 from kora.console.errors import first_line
 from kora.loggers.wandb_server import require_server
-from kora.runs.durable import write_text
+from kora.runs.durable import user_cache, write_text
 from kora.runs.outcomes import OUTCOMES_NAME
 from kora.runs.results import RESULTS_NAME
 
@@ -69,7 +68,7 @@ def address_of(text: str) -> Address:
 
 def run_cache() -> Path:
     """Where the files of runs are cached: below $XDG_CACHE_HOME, which is usually ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kora/wandb"
+    return user_cache() / "wandb"
 
 
 def record_of(run: Any) -> tuple[str | None, str]:

@@ -65,7 +65,7 @@ def has_credentials() -> bool:
     if not os.environ.get("WANDB_BASE_URL"):
         hosts.add("api.wandb.ai")  # older versions of wandb log in there
     named = os.environ.get("NETRC")
-    path = Path(named or "~/.netrc").expanduser()
+    path = os.path.expanduser(named or "~/.netrc")  # itself if there is no home
     try:
         found = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError):

@@ -37,6 +37,8 @@ __all__ = [
     "remove_checked",
     "require_room",
     "sweep",
+    "temporary_in",
+    "user_cache",
     "write_atomically",
     "write_text",
 ]
@@ -65,7 +67,7 @@ def write_atomically(
         OSError: It cannot be written (disk full, read-only); the old content is kept.
     """
     path = Path(path)
-    temporary = _temporary(path.parent)
+    temporary = temporary_in(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -162,7 +164,7 @@ def require_room(folder: Path, size: int, *, in_all: int = 0) -> None:
     Raises:
         OSError: The folder has no room, or cannot be written; says which.
     """
-    probe = _temporary(folder)
+    probe = temporary_in(folder)
     try:
         with probe.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
@@ -191,7 +193,7 @@ def _announce(path: Path, digest: str) -> None:
             os.replace(announced, current)
         else:
             announced.unlink()
-    temporary = _temporary(path.parent)
+    temporary = temporary_in(path.parent)
     try:
         temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
         _force(temporary)
@@ -235,8 +237,8 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _temporary(folder: Path) -> Path:
-    """A new name, without the file's own: Lightning searches it for numbers."""
+def temporary_in(folder: Path) -> Path:
+    """A new name that `sweep` knows, without the file's own: Lightning searches it for numbers."""
     name = f".kora-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     return folder / name
 
@@ -298,6 +300,13 @@ def let_be_read(file: Path) -> None:
     mask = os.umask(0o022)  # it can only be read by setting it
     os.umask(mask)
     file.chmod(0o666 & ~mask)
+
+
+def user_cache() -> Path:
+    """KoRA's folder in the user's cache; of a user without a home, in that for temporary files."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    homeless = folder.startswith("~")  # as a user of a container may be
+    return Path(tempfile.gettempdir() if homeless else folder) / "kora"
 
 
 def expand(folder: str | Path) -> Path:

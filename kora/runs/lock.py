@@ -50,9 +50,10 @@ class RunLock:
         path = folder / cls.NAME
         if not path.is_file():
             return False
-        with open(path, "r+", opener=plainly) as file:
+        with open(path, opener=plainly) as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A shared one, for which a folder that can only be read is enough.
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
             except OSError:

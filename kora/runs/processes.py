@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -181,7 +181,7 @@ def _server_of(folder: Path) -> Iterator[multiprocessing.context.ForkServerConte
     """Where a fork server may be started, for a child that works in this folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, _without_interrupt():
         before = {name: os.environ.get(name) for name in _SERVER_ENV}
         os.environ.update(_SERVER_ENV, PYTHONSAFEPATH="1" if _is_safe(folder) else "")
         try:
@@ -191,6 +191,17 @@ def _server_of(folder: Path) -> Iterator[multiprocessing.context.ForkServerConte
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+
+
+@contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """What starts meanwhile inherits that Ctrl-C waits: this process says what becomes of it."""
+    resource_tracker.ensure_running()  # it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Fork:
@@ -243,6 +254,7 @@ class _Kora:
     def __call__(self) -> None:
         from kora.runs.uncollected import collect_again
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.chdir(self.folder)
         collect_again()
         _forget_exits()

@@ -385,7 +385,7 @@ def _loaded(
     elif backbone.sha256 != record["backbone"]["sha256"]:
         raise ValueError(_other_weights(record, backbone, folder))
     task = _task(record, backbone, adapter, head, origin)
-    adapter_files.recall_adapter(folder, adapter)
+    adapter_files.recall_adapter(folder, adapter, alone=True)
     task.build()
     adapter_files.load_adapter(folder, task.adapter, task.backbone)
     assert task.head is not None
@@ -476,7 +476,7 @@ def _check_sizes(
         twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)
-        adapter_files.recall_adapter(folder, twin)
+        adapter_files.recall_adapter(folder, twin, alone=True)
         task.build()
     assert task.head is not None
     sizes = {f"adapter.{name}": tensor for name, tensor in twin.tensors().items()}

@@ -315,8 +315,8 @@ class KoraCLI(Cli):
             super().run_command(command)
         except SIGTERMException:
             raise  # where it was raised, a message has said how to resume
-        except SystemExit:
-            if not self.trainer.interrupted:
+        except (SystemExit, KeyboardInterrupt) as end:
+            if isinstance(end, SystemExit) and not self.trainer.interrupted:
                 raise
             say(after_interruption(self.run_folder))
             sys.exit(128 + signal.SIGINT)

@@ -35,6 +35,7 @@ from kora.tasks import AdapterTask
 from kora.tasks.adapter_record import task_record
 from kora.tasks.ranks import in_one_list
 from kora.training.clock import RunClock
+from kora.training.resume import keep_config
 
 __all__ = ["OutcomeRecord", "RunRecord", "peak_memory_mib"]
 
@@ -82,6 +83,7 @@ class RunRecord(Callback):
         self.peak_memory_mib = 0.0
         self.tested_step: int | None = None
         self._seen = 0  # images evaluated, by all processes
+        self._replaces = False  # config and splits of a run that is resumed, once it is accepted
 
     # -- before --------------------------------------------------------------------------------
 
@@ -94,14 +96,32 @@ class RunRecord(Callback):
         self.report = report_for(pl_module, datamodule)
         self.fusion = fusion_report_for(pl_module)
         self.audit = self.report.audit()
+        resumes = (self.folder / "config.yaml").exists()
         if trainer.is_global_zero:
-            self._write_config()
+            if not resumes:
+                self._write_config()
             if self.audit is not None:
                 Console().print(self.audit.render())
         if self.audit is not None:
             self.audit.check(self.allow_degenerate)
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and not resumes:
                 datamodule.save_splits(self.folder)
+        self._replaces = resumes
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Replace config and splits of the run that is resumed: nothing has refused that."""
+        if self._replaces:
+            self._replace(trainer)
+
+    def _replace(self, trainer: Trainer) -> None:
+        if self._replaces and trainer.is_global_zero:
+            keep_config(self.folder, self.config)
+            self._write_config()
+            if self.audit is not None:
+                trainer.datamodule.save_splits(self.folder)  # type: ignore[attr-defined]
+        self._replaces = False
 
     def _write_config(self) -> None:
         write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
@@ -190,6 +210,7 @@ class RunRecord(Callback):
             self.metrics[f"best_{task.monitor[0]}"] = float(best)
         if not trainer.is_global_zero:
             return
+        self._replace(trainer)  # no epoch was left
         protocol = datamodule.protocol() if hasattr(datamodule, "protocol") else {}
         split = "val" if self.command == "validate" else "test"
         if self._seen < protocol.get("sizes", {}).get(split, 0):  # trainer.limit_test_batches

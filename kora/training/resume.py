@@ -33,6 +33,7 @@ __all__ = [
     "checkpoint_to_resume",
     "find_unfinished",
     "how_to_go_on",
+    "keep_config",
     "own_folder",
     "resume_arguments",
     "take_over",
@@ -209,8 +210,7 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
     """Prepare a folder for a run that resumes from a checkpoint.
 
     In the run's own folder, rows that were logged after the checkpoint are removed, as they are
-    logged again, and a config that has changed is kept under another name. Another folder gets the
-    best checkpoint so far, and the log up to the checkpoint.
+    logged again. Another folder gets the best checkpoint so far, and the log up to the checkpoint.
 
     Raises:
         ValueError: If the run has another seed.
@@ -231,8 +231,6 @@ def take_over(ckpt_path: str | Path, folder: Path, *, config: Mapping[str, Any])
                 target = folder / path.relative_to(old)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
-    else:
-        _keep_config(folder, config)
     if resumed is not None:
         keep_rows(folder / "metrics.csv", resumed["rows"])
 
@@ -245,7 +243,8 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _keep_config(folder: Path, config: Mapping[str, Any]) -> None:
+def keep_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Keep the config of a run under another name, if the run goes on with a changed one."""
     path = folder / "config.yaml"
     if not changes(_config_of(folder), config):
         return

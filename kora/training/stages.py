@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from kora.console.say import say
 from kora.loggers.wandb_run import SWEEP_VARIABLES
 from kora.runs.adapter_config import ADAPTER_CONFIG, read_adapter_config
 from kora.runs.config_files import find_config
+from kora.runs.durable import sweep, temporary_in
 from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
 from kora.runs.yaml_files import LOADER, read_yaml
@@ -238,19 +238,19 @@ def train_source(
     """
     runs = Path(overrides["runs_dir"])
     runs.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".yaml", prefix=".source_", dir=runs)
+    sweep(runs)
+    settings = temporary_in(runs)
     resume = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yaml.safe_dump(dict(overrides), file)
+        settings.write_text(yaml.safe_dump(dict(overrides)), encoding="utf-8")
         # In a sweep, the source stage is not the run that the agent has started.
         env = {key: value for key, value in os.environ.items() if key not in SWEEP_VARIABLES}
         env[_SOURCES] = "\n".join([*_sources_in_training(), str(Path(source).resolve())])
-        args = ["fit", "--config", source, "--config", name, *resume]
+        args = ["fit", "--config", source, "--config", str(settings), *resume]
         with Stop.on_signals() as stop:
             code = run_child(args, stop=stop, env=env)
     finally:
-        Path(name).unlink(missing_ok=True)
+        settings.unlink(missing_ok=True)
     if stop.signal is not None:
         say("stopped during the source stage; the same command resumes it.")
         sys.exit(stop.exit_code)

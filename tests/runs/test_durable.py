@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from kora.runs.durable import (
     remove_checked,
     require_room,
     sweep,
+    user_cache,
     write_atomically,
 )
 from tests.support.faults import flip, small_disk, truncate
@@ -191,3 +193,15 @@ def test_a_limit_on_the_size_of_files_is_found(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
     assert b"File too large (2.0 MiB are needed" in done.stderr
     assert names(tmp_path) == []
+
+
+def test_the_cache_of_a_user_is_below_the_home_or_where_there_is_none_with_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache/kora"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # without a home
+    assert user_cache() == Path(tempfile.gettempdir()) / "kora"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert user_cache() == tmp_path / "x/kora"

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +85,21 @@ def test_forks_have_a_session_of_their_own_and_one_parent_that_is_kept(
     assert parent != os.getpid()
     with running(here) as other:
         assert parent_of(other) == parent
+
+
+@LINUX
+def test_ctrl_c_while_forks_are_prepared_is_no_traceback(here: Path) -> None:
+    code = (
+        "import os, signal, time, kora.runs.processes as p; p.start_server(); time.sleep(0.5);"
+        "os.killpg(0, signal.SIGINT)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import signal\ntry:\n  {code}; time.sleep(9)\n"
+         "except KeyboardInterrupt: print('one line')"],
+        cwd=here, capture_output=True, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert done.stdout == "one line\n"
+    assert done.stderr == ""
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import kora
 from datamodules.recipe import ImageRecipe, UnreadableImageError
-from kora.adapters import FullFineTune, LoRA
+from kora.adapters import AdapterFusion, Bottleneck, FullFineTune, LoRA
 from kora.backbone.vit import Backbone
 from kora.heads.dpt import DPTDepth
 from kora.tasks import DepthTask
@@ -32,6 +32,7 @@ from tests.support.adapter_factory import (
 from tests.support.detectors import DETECTORS, detector
 from tests.support.detectors import NAMES as OBJECTS
 from tests.support.factory import built, kick, nano
+from tests.support.fusion_factory import write_source
 from tests.support.picture_factory import bad_files, write_photos
 from tests.support.strategies import STRATEGIES
 
@@ -53,6 +54,25 @@ def test_every_strategy_comes_back_with_the_same_logits(
         assert torch.equal(model(images), task(images))
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(module.training for module in model.modules())
+
+
+def test_a_fusion_brings_its_sources_whatever_lies_in_their_folders_now(
+    tmp_path: Path, images: Tensor
+) -> None:
+    def source(seed: int) -> list[str]:
+        places = [tmp_path / "one", tmp_path / "other"]
+        backbone = Backbone("vit_nano")
+        adapters = [Bottleneck(rank, "houlsby", blocks=[0]) for rank in (3, 4)]
+        return [
+            write_source(place, adapter, seed=seed, backbone=backbone)
+            for place, adapter in zip(places, adapters, strict=True)
+        ]
+
+    task = kicked(AdapterFusion(source(1)))
+    folder = write_folder(tmp_path / "adapter", task)
+    source(2)
+    with torch.no_grad():
+        assert torch.equal(kora.load_adapter(folder)(images), task(images))
 
 
 def test_a_normalisation_of_its_own_comes_back(tmp_path: Path, images: Tensor) -> None:

@@ -116,6 +116,7 @@ def test_a_job_killed_in_its_source_stage_is_the_same_to_the_bit(here: Path) -> 
         code, out = run(here, *fit)
         assert code == 0, out
     assert "resumed from killed/source/Bottleneck/seed0/version_0/checkpoints/last.ckpt" in out
+    assert not [path.name for path in (here / "killed").iterdir() if path.is_file()]
     for experiment in ("source", "tiny"):
         one, other = (
             here / n / experiment / "Bottleneck/seed0/version_0" for n in ("whole", "killed")
@@ -265,11 +266,13 @@ def test_a_longer_schedule_is_used_if_it_is_typed_and_refused_if_not(
 def test_what_cannot_be_honoured_is_refused_and_the_run_stays_as_it_is(
     stopped: Path, capfd: Capture, args: tuple[str, ...], words: str
 ) -> None:
-    before = (stopped / "checkpoints/last.ckpt").read_bytes()
+    names = ("checkpoints/last.ckpt", "config.yaml", "splits.json")
+    before = [(stopped / name).read_bytes() for name in names]
     outcome = resume(capfd, *args, run=stopped)
     assert outcome.code == 2, outcome.err
     assert words in outcome.err
-    assert (stopped / "checkpoints/last.ckpt").read_bytes() == before
+    assert [(stopped / name).read_bytes() for name in names] == before
+    assert not list(stopped.glob("config.before_resume_*"))
     assert len(logged(stopped)) == 4
 
 
