@@ -97,8 +97,9 @@ class _InParts(Loader):
                 parent, _, last = name.rpartition(".")
                 if parent:
                     vars(sys.modules.get(parent, module)).pop(last, None)
-        for name in [one for one in sys.modules if one.startswith(self.finder.importer)]:
-            _provide(sys.modules[name])
+        if self.finder.importer == _METRICS:
+            _provide(module)
+            _provide(sys.modules[f"{_METRICS}.functional"])
 
 
 class _Waiting(Loader):
@@ -175,8 +176,6 @@ def _made_later(
 
 def _provide(module: ModuleType) -> None:
     """Take the stand-ins out of a package, which finds the real things when it is asked."""
-    if not hasattr(module, "__path__"):
-        return
     waiting = {k: v for k, v in vars(module).items() if isinstance(v, _StandIn)}
     for name in waiting:
         delattr(module, name)
@@ -191,5 +190,4 @@ def _provide(module: ModuleType) -> None:
         setattr(module, name, found)
         return found
 
-    if module.__name__ in (_METRICS, f"{_METRICS}.functional"):
-        module.__getattr__ = find  # type: ignore[method-assign]
+    module.__getattr__ = find  # type: ignore[method-assign]
