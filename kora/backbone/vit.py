@@ -423,16 +423,25 @@ def patch_of(name: str) -> int | None:
 MOST_PIXELS = 8192
 
 
+#: Attributes that change what a model computes, not its weights.
+_OF_COMPUTATION = (
+    *("num_heads", "eps", "scale", "approximate", "no_embed_class", "pool_include_prefix"),
+    *("dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
+)
 #: Modules that are there or not by the rates of dropout, which change no answer.
 _OF_DROPOUT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 
 
 def _construction(model: Any, classifier: str) -> dict[str, Any]:
-    """How a model is built but for its classifier: shapes of weights, kinds of modules, pooling."""
+    """How a model is built but for its classifier: weights' shapes, modules, their settings."""
     found: dict[str, Any] = {key: weight.shape for key, weight in model.state_dict().items()}
     for path, module in model.named_modules():
         if path and not isinstance(module, _OF_DROPOUT):
             found[path] = type(module).__name__
+        for name in _OF_COMPUTATION:
+            value = getattr(module, name, None)
+            if isinstance(value, bool | int | float | str):
+                found[f"{path}.{name}".removeprefix(".")] = value
     found["global_pool"] = getattr(model, "global_pool", None)
     return {key: value for key, value in found.items() if not f"{key}.".startswith(classifier)}
 

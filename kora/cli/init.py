@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,13 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(
             f"{folder} is there already. Name another folder, or edit the configs that it holds."
         )
-    shutil.copytree(configs_folder(), folder)
+    try:
+        shutil.copytree(configs_folder(), folder)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error}). Name another folder.") from error
     files = sum(1 for _ in folder.rglob("*.yaml"))
-    print(f"{files} configs in {folder}. Try: kora fit --config {folder}/quickstart.yaml")
+    command = shlex.join(["kora", "fit", "--config", f"{folder}/quickstart.yaml"])
+    print(f"{files} configs in {folder}. Try: {command}")
 
 
 def init_parser() -> argparse.ArgumentParser:

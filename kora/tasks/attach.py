@@ -5,6 +5,8 @@ Shapes: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ def attach(model: nn.Module, adapter: Strategy) -> Attached:
     return Attached(model, adapter)
 
 
+@contextmanager
+def _as_it_was_if_refused(model: Any, head: nn.Module | None) -> Iterator[None]:
+    """Give a model its classifier back if an error comes, and let train what did."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    classes = getattr(model, "num_classes", None)
+    try:
+        yield
+    except BaseException:
+        if head is not None:
+            above, _, name = model.pretrained_cfg["classifier"].rpartition(".")
+            setattr(model.get_submodule(above), name, head)
+            model.num_classes = classes
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+
+
 class Attached(nn.Module):
     """A timm model with a strategy hooked in; `attach` returns it."""
 
@@ -51,18 +70,23 @@ class Attached(nn.Module):
                 f"kora.attach: the classifier is a {type(head).__name__}, expected one linear "
                 "layer, or none (num_classes=0)."
             )
-        try:
-            self.backbone = Backbone.around(model)
-        except ValueError as error:
-            raise ValueError(f"kora.attach: {error}") from error
-        self.adapter = adapter
-        self.head: nn.Module = nn.Identity() if head is None else head
-        adapter.attach(self.backbone)
-        if adapter.extra_channels is not None or adapter.head_layers is not None:
-            raise ValueError(
-                f"kora.attach: {adapter.label} gives the head more than the pooled vector, which "
-                "timm's classifier does not read. Use kora.tasks.ClassificationTask."
-            )
+        if adapter.tensors():
+            raise ValueError(f"kora.attach: this {adapter.label} is in use. Make another one.")
+        with _as_it_was_if_refused(whole, head):
+            try:
+                self.backbone = Backbone.around(model)
+            except ValueError as error:
+                raise ValueError(f"kora.attach: {error}") from error
+            self.adapter = adapter
+            self.head: nn.Module = nn.Identity() if head is None else head
+            adapter.attach(self.backbone)
+            if adapter.extra_channels is not None or adapter.head_layers is not None:
+                raise ValueError(
+                    f"kora.attach: {adapter.label} gives the head more than the pooled vector, "
+                    "which timm's classifier does not read. Use kora.tasks.ClassificationTask."
+                )
+        frozen = next(self.backbone.parameters())
+        adapter.to(device=frozen.device, dtype=frozen.dtype)
         self.backbone.sha256  # noqa: B018  (hash the frozen weights before any of them may train)
         self.requires_grad_(False)
         for parameter in self.trainables().values():
@@ -96,10 +120,10 @@ class Attached(nn.Module):
         """
         path = expand(folder)
         stored = adapter_files.read_adapter_tensors(path)
-        adapter_files.load_adapter(path, self.adapter, self.backbone)
         head = {k: v for k, v in self._tensors().items() if k.startswith("head.")}
         theirs = {k: v for k, v in stored.items() if k.startswith("head.")}
         adapter_files.check_keys(head, theirs, f"The head in {path}")
+        adapter_files.load_adapter(path, self.adapter, self.backbone)
         with torch.no_grad():
             for name, tensor in head.items():
                 tensor.copy_(theirs[name])
@@ -112,11 +136,13 @@ class Attached(nn.Module):
             ValueError: The strategy cannot be folded into weights.
         """
         classes = getattr(self.head, "out_features", 0)
+        frozen = next(self.backbone.parameters())
         plain: Any = self.backbone.plain_model(classes)
+        plain.to(device=frozen.device, dtype=frozen.dtype)
         state = self.adapter.merged(self.backbone)
         of_head = {f"head.{key}": tensor for key, tensor in self.head.state_dict().items()}
         plain.load_state_dict({**state, **of_head})
-        return plain.to(next(self.backbone.parameters()).device).eval()
+        return plain.eval()
 
     def _tensors(self) -> dict[str, Tensor]:
         """Tensors of adapter and head, named as in an adapter folder."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from datamodules.recipe import ImageRecipe
 from kora.adapters import FullFineTune, Strategy
 from kora.adapters import folder as adapter_files
 from kora.adapters.folder import (
@@ -54,6 +55,7 @@ __all__ = [
     "adapter_folder",
     "expanded",
     "file_of",
+    "fitted",
     "load_adapter",
     "load_backbone",
     "load_onto",
@@ -158,9 +160,7 @@ class AdaptedModel(nn.Module):
         """
         check_images(images)
         size = self.recipe.shown((images.shape[-2], images.shape[-1]))
-        if self.recipe.size not in (None, (images.shape[-2], images.shape[-1])):
-            images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
-        images = images.to(self.device)
+        images = fitted(images, self.recipe).to(self.device)
         if isinstance(self.task, DepthTask):
             return self.task.at_size(self.task.flipped_mean(images), size)
         if isinstance(self.task, SegmentationTask):
@@ -291,6 +291,13 @@ _NO_CLASS_OF_A_PICTURE: dict[type[AdapterTask], tuple[str, str, str]] = {
         "predictions.json",
     ),
 }
+
+
+def fitted(images: Tensor, recipe: ImageRecipe) -> Tensor:
+    """Images (B, 3, H, W) at the size of a recipe, each as the recipe prepares a photo."""
+    if recipe.size in (None, (images.shape[-2], images.shape[-1])):
+        return images
+    return torch.stack([torch.from_numpy(recipe(image)) for image in images])
 
 
 def expanded(picture: Picture) -> Picture:

@@ -16,7 +16,7 @@ from kora.backbone.images import check_images
 from kora.backbone.layer_summaries import Together
 from kora.backbone.vit import Backbone
 from kora.tasks import ClassificationTask, DepthTask, DetectionTask, SegmentationTask
-from kora.tasks.load import AdaptedModel, Picture, Prediction, expanded, file_of, load_onto
+from kora.tasks.load import AdaptedModel, Picture, Prediction, expanded, file_of, fitted, load_onto
 
 __all__ = ["Member", "MultiTask"]
 
@@ -105,11 +105,9 @@ class MultiTask(nn.Module):
             ValueError: For images of another type, range or shape.
         """
         check_images(images)
-        given = (images.shape[-2], images.shape[-1])
-        size = self.recipe.shown(given)
-        if self.recipe.size not in (None, given):
-            images = torch.stack([torch.from_numpy(self.recipe(image)) for image in images])
-        return self.answers(images.to(self.backbone.mean.device), size)
+        size = self.recipe.shown((images.shape[-2], images.shape[-1]))
+        images = fitted(images, self.recipe).to(self.backbone.mean.device)
+        return self.answers(images, size)
 
     def answers(self, images: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """The answers for prepared images (B, 3, h, w), maps and boxes at this size."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,12 @@ def test_a_refusal_is_told_in_sbatchs_words_and_nothing_is_left(here: Path, slur
 def test_a_job_that_leaves_without_a_word_is_told_as_killed(
     here: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waiting = queue()
+    assert waiting.ended(task(here), "kora-x-12345678_0") is None, "a shared folder takes a while"
     monkeypatch.setattr("kora.grid.launchers.slurm._SHARED_S", 0.0)
-    (why,) = (one.why for one in queue().ended(task(here), "kora-x-12345678_0").outcomes)
+    told = waiting.ended(task(here), "kora-x-12345678_0")
+    assert told is not None
+    (why,) = (one.why for one in told.outcomes)
     assert why.startswith("killed, or never started: its job kora-x-12345678_0 left the queue")
     assert "share that folder" in why
     path = ending_of(here / "grid_x/slurm/kora-x-12345678.json", 0)
@@ -100,6 +106,12 @@ def test_a_job_that_leaves_without_a_word_is_told_as_killed(
     ended = queue().ended(task(here), "kora-x-12345678_0")
     assert isinstance(ended, Ended)
     assert ended.outcomes[-1].folder == Path("a")
+
+
+def test_a_grid_of_any_name_gives_jobs_whose_names_are_one_word(here: Path, slurm: Path) -> None:
+    odd = replace(task(here), log=here / "grid_a b,c|d/log")
+    (job,) = queue().submit([odd])
+    assert re.fullmatch(r"kora-a-b-c-d-[0-9a-f]{8}_0", str(job))
 
 
 def test_a_controller_that_is_away_is_no_end_of_the_jobs(slurm: Path) -> None:
@@ -115,6 +127,8 @@ def test_the_script_asks_for_what_was_asked(tmp_path: Path) -> None:
     for option in ("array=0-2", "job-name=kora-x", "requeue", "signal=USR1@120", *asked):
         assert f"\n#SBATCH --{option}\n" in text
     assert f"'{tmp_path}/a b.json'" in text
+    text = script("kora-x", tmp_path / "50 %/x.json", 1, asked)
+    assert f'\n#SBATCH --output="{tmp_path}/50 %%/kora-x_%a.out"\n' in text
 
 
 def test_without_slurm_or_with_an_option_of_another_form_it_is_refused(

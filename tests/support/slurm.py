@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,7 +52,13 @@ def _alive(here: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _options(script: str) -> dict[str, str]:
-    return dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", script, re.MULTILINE))
+    lines = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    options = {}
+    for line in lines:
+        (word,) = shlex.split(line)  # as sbatch does, which refuses a second one
+        name, _, value = word.removeprefix("--").partition("=")
+        options[name] = value
+    return options
 
 
 def _sbatch(here: Path, args: list[str]) -> int:

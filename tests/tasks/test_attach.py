@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import kora
-from kora.adapters import BitFit, KoRA, LoRA, MultiLayerProbe, PaperForm, Strategy
+from kora.adapters import (
+    BitFit,
+    Bottleneck,
+    DoRA,
+    KoRA,
+    LoRA,
+    MultiLayerProbe,
+    PaperForm,
+    Strategy,
+)
 from kora.tasks.attach import Attached
 
 MODELS = {"vit_nano": 64, "vit_tiny_patch16_224": 32, "eva02_tiny_patch14_224": 28}
@@ -140,3 +150,59 @@ def test_twice_is_refused() -> None:
     kora.attach(model, LoRA(2))
     with pytest.raises(ValueError, match="attach once"):
         kora.attach(model, LoRA(2))
+
+
+@pytest.mark.parametrize("refused", [LoRA(1000), MultiLayerProbe()], ids=["before", "after"])
+def test_a_model_that_was_refused_is_as_it_was(refused: Strategy) -> None:
+    model = model_of()
+    head, before = model.head, model.requires_grad_(True)(pixels())
+    with pytest.raises(ValueError, match=r"1 to 128|pooled vector"):
+        kora.attach(model, refused)
+    assert model.head is head
+    assert model.num_classes == 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(kora.attach(model, LoRA(2))(pixels()), before)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(2), BitFit()], ids=["LoRA", "BitFit"])
+def test_a_strategy_is_for_one_model(adapter: Strategy) -> None:
+    kora.attach(model_of(), adapter)
+    other = model_of()
+    with pytest.raises(ValueError, match=r"is in use\. Make another one"):
+        kora.attach(other, adapter)
+    assert other(pixels()).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_heads": 6},
+        {"norm_layer": partial(torch.nn.LayerNorm, eps=0.1)},
+        {"dynamic_img_size": True},
+    ],
+    ids=["heads", "eps", "size"],
+)
+def test_a_model_that_computes_otherwise_with_the_same_weights_is_refused(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(ValueError, match="not as timm builds it"):
+        kora.attach(timm.create_model("vit_tiny_patch16_224", **options), LoRA(2))
+
+
+def test_a_refused_load_changes_nothing(tmp_path: Path) -> None:
+    trained(LoRA(2)).save(tmp_path)
+    model = kora.attach(model_of(classes=2), LoRA(2)).eval()
+    before = model(pixels())
+    with pytest.raises(ValueError, match=r"The head in .* does not fit"):
+        model.load(tmp_path)
+    assert torch.equal(model(pixels()), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [DoRA, KoRA, Bottleneck, LoRA])
+def test_it_has_the_type_of_the_model(make: Any, dtype: torch.dtype) -> None:
+    model = kora.attach(model_of().to(dtype), make())
+    F.cross_entropy(model(pixels().to(dtype)), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    if make is LoRA:
+        assert {parameter.dtype for parameter in model.merged().parameters()} == {dtype}

@@ -71,8 +71,11 @@ class Queue(Protocol):
             QueueError: It does not answer.
         """
 
-    def ended(self, task: Task, job: str) -> Ended:
-        """How a job that has left the queue ended; fetches its run folders if need be."""
+    def ended(self, task: Task, job: str) -> Ended | None:
+        """How a job that has left the queue ended; fetches its run folders if need be.
+
+        None: it may still be told; ask again.
+        """
 
     def cost(self) -> float | None:
         """What the jobs of this call have cost so far, in US dollars; None: not known."""
@@ -153,8 +156,8 @@ class InQueue:
         for job, task in list(self._jobs.items()):
             if job in seen:
                 found += self._news(job, task, seen[job])
-            else:
-                found.append(self._queue.ended(task, job))
+            elif (ended := self._queue.ended(task, job)) is not None:
+                found.append(ended)
                 del self._jobs[job]
                 self._done += 1
                 found += self._spent()

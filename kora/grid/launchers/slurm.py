@@ -69,6 +69,7 @@ class Slurm:
                     "dashes, such as partition=gpu."
                 )
         self.look_s = look_s
+        self._missing: dict[str, float] = {}  # since when jobs are not in the queue
         self._options = (
             f"cpus-per-task={max(1, int(num_cpus))}",
             *([f"gpus={num_gpus:g}"] if num_gpus else []),
@@ -82,7 +83,9 @@ class Slurm:
     def submit(self, tasks: Sequence[Task]) -> Sequence[str | Refused]:
         """Submit tasks as one array."""
         folder = _folder(tasks[0])
-        job = f"kora-{grid_of(folder.parent)}-{secrets.token_hex(4)}"
+        # Of what neither #SBATCH lines nor squeue and scancel take for more than one word.
+        grid = re.sub(r"[^\w.-]+", "-", grid_of(folder.parent))
+        job = f"kora-{grid}-{secrets.token_hex(4)}"
         listed = folder / f"{job}.json"
         write_list(listed, [(task_key(task), task) for task in tasks])
         path = write_text(listed.with_suffix(".sh"), script(job, listed, len(tasks), self._options))
@@ -115,17 +118,18 @@ class Slurm:
             if name.startswith("kora-") and state not in _OVER:
                 runs = state in _RUNS
                 seen[f"{name}_{number}"] = Seen(runs, node, "" if reason == "None" else reason)
+        self._missing = {job: since for job, since in self._missing.items() if job not in seen}
         return seen
 
-    def ended(self, task: Task, job: str) -> Ended:
+    def ended(self, task: Task, job: str) -> Ended | None:
         """What the job wrote when it ended; if nothing, that it left the queue without a word."""
         name, _, number = job.rpartition("_")
         path = ending_of(_folder(task) / f"{name}.json", int(number))
-        end = time.monotonic() + _SHARED_S
-        while (told := read_ending(path, task)) is None and time.monotonic() < end:
-            time.sleep(0.5)
+        told = read_ending(path, task)
         if told is not None:
             return told
+        if time.monotonic() < self._missing.setdefault(job, time.monotonic()) + _SHARED_S:
+            return None
         why = (
             f"killed, or never started: its job {job} left the queue without a word. See "
             f"{path.parent}, and whether the machines share that folder"
@@ -155,7 +159,7 @@ def script(job: str, listed: Path, count: int, options: Sequence[str]) -> str:
     lines = [
         f"--job-name={job}",
         f"--array=0-{count - 1}",
-        f"--output={folder}/{job}_%a.out",
+        f'--output="{str(folder).replace("%", "%%")}/{job}_%a.out"',
         "--open-mode=append",
         "--ntasks=1",
         "--requeue",
