@@ -110,6 +110,8 @@ def adapt(
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes {minutes}: expected a number above 0.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed}: expected a whole number from 0 to 4294967295.")
     place = expand(folder)
     masks, boxes = has_masks(place), has_boxes(place)
     if masks and boxes:

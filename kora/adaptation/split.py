@@ -67,14 +67,16 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
         ValueError: A class would not train, or nothing would validate or test.
     """
     earlier = sorted(out.glob("split_*.csv"), key=lambda path: int(path.stem.split("_")[1]))
-    before = {row.path: row for row in read_table(earlier[-1])} if earlier else {}
+    # Pictures that were left out later, as twins of others, stay where they were before that.
+    known = {row.path: row for path in earlier for row in read_table(path)}
+    before = {row.path for row in read_table(earlier[-1])} if earlier else set()
     made_test = not any(row.part == "test" for row in audit.rows)
     notes: list[str] = []
     groups: dict[int, list[int]] = defaultdict(list)
     for place, number in enumerate(audit.group.tolist()):
         groups[number].append(place)
     order = sorted(groups.values(), key=lambda places: _draw(audit, places, seed))
-    part = _parts(audit, order, before, made_test=made_test)
+    part = _parts(audit, order, known, made_test=made_test)
     leaking = [p for p in range(len(audit.rows)) if part[p] == "leak"]
     if leaking:
         or_group = ", or of their group" if any(row.group for row in audit.rows) else ""
@@ -82,7 +84,7 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
             f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test or "
             f"validation pictures{or_group}, such as {audit.rows[leaking[0]].path}."
         )
-    folds = _folds(audit, order, part, before)
+    folds = _folds(audit, order, part, known)
     rows = [
         row._replace(part=part[p], fold=folds.get(p))
         for p, row in enumerate(audit.rows)
@@ -93,7 +95,7 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
     text = _as_csv(rows, content)
     new = sum(row.path not in before for row in rows)
     if before:
-        gone = len(before.keys() - {row.path for row in audit.rows})
+        gone = len(before - {row.path for row in audit.rows})
         if new or gone:
             notes.append(
                 f"Since the last call, {new} pictures came and {gone} went; all others stay in the "

@@ -35,8 +35,8 @@ def attach(model: nn.Module, adapter: Strategy) -> Attached:
         plain = model.merged()    # timm's own model again
 
     Raises:
-        ValueError: The model is not a vision transformer as timm builds it by its name, or its
-            classifier does not read what the strategy adds.
+        ValueError: The model is not a vision transformer as timm builds it by its name, its
+            classifier does not read what the strategy adds, or the strategy is in use.
     """
     return Attached(model, adapter)
 
@@ -64,6 +64,10 @@ class Attached(nn.Module):
     def __init__(self, model: nn.Module, adapter: Strategy) -> None:
         super().__init__()
         whole: Any = model
+        if not isinstance(adapter, Strategy):
+            raise ValueError(
+                f"kora.attach: expected a strategy, LoRA(rank=8) say, not {adapter!r}."
+            )
         head = whole.get_classifier() if hasattr(whole, "get_classifier") else None
         if head is not None and not isinstance(head, nn.Linear | nn.Identity):
             raise ValueError(

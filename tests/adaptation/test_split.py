@@ -119,6 +119,19 @@ def with_parts(audit: Audit, part: Callable[[TableRow], str]) -> Audit:
     return Audit(rows, audit.seen, audit.group)
 
 
+def test_a_late_twin_of_both_sides_leaves_a_training_picture_out_for_good(tmp_path: Path) -> None:
+    first = split_for(audit_of({"a": 10, "b": 10}), tmp_path, seed=0)
+    test = next(row.path for row in first.of("test") if row.label == "a")
+    train = next(row.path for row in first.of("train") if row.label == "a")
+    later = audit_of({"a": 11, "b": 10}, twins=[(test, train), (test, "a/10.png")])
+    second, third = (split_for(later, tmp_path, seed=0) for _ in range(2))
+    assert not {train, "a/10.png"} & sides(second).keys()
+    assert sides(third) == sides(second)
+    assert third.file == second.file
+    gone = split_for(audit_of({"a": 10, "b": 10}), tmp_path, seed=0)
+    assert sides(gone) == sides(first)
+
+
 def test_of_a_training_part_without_a_test_part_a_fifth_tests(tmp_path: Path) -> None:
     split = split_for(audit_of({"a": 20, "b": 40}, part="train"), tmp_path / "1", seed=0)
     assert Counter(row.label for row in split.of("test")) == {"a": 4, "b": 8}

@@ -206,3 +206,9 @@ def test_it_has_the_type_of_the_model(make: Any, dtype: torch.dtype) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     if make is LoRA:
         assert {parameter.dtype for parameter in model.merged().parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("adapter", ["lora", LoRA, None], ids=["name", "class", "nothing"])
+def test_what_is_no_strategy_is_told(adapter: Any) -> None:
+    with pytest.raises(ValueError, match="expected a strategy, LoRA"):
+        kora.attach(model_of(), adapter)
