@@ -150,5 +150,5 @@ def test_what_the_parser_resolves_is_complete(monkeypatch: pytest.MonkeyPatch) -
     earlier = copy.deepcopy(config)
     for place in (earlier["model"], earlier["model"]["init_args"]["adapter"], earlier["data"]):
         assert place["init_args"].popitem()
-    del earlier["model"]["init_args"]["head_init"]
+    del earlier["model"]["init_args"]["label_smoothing"]
     assert with_defaults(config) == with_defaults(earlier)
