@@ -92,8 +92,8 @@ def write_atomically(
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a file of text, as `write_atomically` does; what is no UTF-8 in a path is escaped."""
-    content = text.encode(errors="backslashreplace")
-    return write_atomically(path, lambda target: target.write_bytes(content))
+    told = {"encoding": "utf-8", "errors": "backslashreplace"}
+    return write_atomically(path, lambda target: target.write_text(text, **told))
 
 
 def read_checked(path: Path) -> bytes:

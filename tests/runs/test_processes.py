@@ -89,13 +89,19 @@ def test_forks_have_a_session_of_their_own_and_one_parent_that_is_kept(
 
 @LINUX
 def test_ctrl_c_while_forks_are_prepared_is_no_traceback(here: Path) -> None:
-    code = (
-        "import os, signal, time, kora.runs.processes as p; p.start_server(); time.sleep(0.5);"
-        "os.killpg(0, signal.SIGINT)"
-    )
+    code = """
+import os, signal, time, kora.runs.processes as processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup would have ignored
+try:
+    processes.start_server()
+    time.sleep(0.5)
+    os.killpg(0, signal.SIGINT)
+    time.sleep(9)
+except KeyboardInterrupt:
+    print("one line")
+"""
     done = subprocess.run(
-        [sys.executable, "-c", f"import signal\ntry:\n  {code}; time.sleep(9)\n"
-         "except KeyboardInterrupt: print('one line')"],
+        [sys.executable, "-c", code],
         cwd=here, capture_output=True, text=True, start_new_session=True,
     )  # fmt: skip
     assert done.stdout == "one line\n"
