@@ -49,7 +49,7 @@ def _as_it_was_if_refused(model: Any, head: nn.Module | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if head is not None:
+        if head is not None and model.get_classifier() is not head:
             above, _, name = model.pretrained_cfg["classifier"].rpartition(".")
             setattr(model.get_submodule(above), name, head)
             model.num_classes = classes

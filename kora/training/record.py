@@ -112,8 +112,7 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Replace config and splits of the run that is resumed: nothing has refused that."""
-        if self._replaces:
-            self._replace(trainer)
+        self._replace(trainer)
 
     def _replace(self, trainer: Trainer) -> None:
         if self._replaces and trainer.is_global_zero:

@@ -164,6 +164,15 @@ def test_a_model_that_was_refused_is_as_it_was(refused: Strategy) -> None:
     torch.testing.assert_close(kora.attach(model, LoRA(2))(pixels()), before)
 
 
+def test_a_model_of_others_that_has_a_classifier_is_told_as_any_other() -> None:
+    class Other(torch.nn.Linear):
+        def get_classifier(self) -> torch.nn.Module:
+            return self
+
+    with pytest.raises(ValueError, match=r"expected a model of timm\.create_model"):
+        kora.attach(Other(2, 2), LoRA(2))
+
+
 @pytest.mark.parametrize("adapter", [LoRA(2), BitFit()], ids=["LoRA", "BitFit"])
 def test_a_strategy_is_for_one_model(adapter: Strategy) -> None:
     kora.attach(model_of(), adapter)
