@@ -12,10 +12,17 @@ from tests.support.kept import REPOSITORY, kept
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'kora-vit[tune]'")
 
+SMALL = {
+    "trainer.max_epochs": 1, "data.train_images": 1200, "data.test_images": 12,
+    "data.val_images": 12,
+}  # fmt: skip
+
 
 @pytest.mark.slow
 def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(waiting.SIZES, "grid", (1, 2))
+    for name, value in SMALL.items():
+        monkeypatch.setitem(waiting.SETTINGS, name, value)
     tools = tmp_path / "tools"
     monkeypatch.setattr(waiting, "KORA", (str(tools / "kora"),))
     with kept(REPOSITORY, tools):

@@ -88,6 +88,6 @@ def test_the_quickstart_and_a_search_run(kora: Kora, tmp_path: Path) -> None:
 
 def test_a_folder_of_pictures_becomes_a_model(kora: Kora, tmp_path: Path) -> None:
     write_pictures(tmp_path / "photos", 5, classes=2)
-    told = kora("adapt", "photos", "--backbone", "vit_nano")
+    told = kora("adapt", "photos", "--backbone", "vit_nano", "--minutes", "0.1")
     assert "tells the 2 classes apart in" in told
     assert (tmp_path / "runs/adapt_photos/index.html").is_file()

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+from lightning.fabric.utilities import rank_zero
+
 from kora.cli import main
 from kora.runs.processes import Stop, run_child
 
@@ -94,6 +96,7 @@ def fork(
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+        rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
         sys.argv = words
         forkserver.ensure_running = lambda: None  # there is the one of this process
         program()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from runpy import run_module, run_path
 from typing import NoReturn
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 _CLIENT = """#!{python} -ISE
 import array, json, os, socket, sys
-if sys.argv[1][:1] == "-" and sys.argv[1] not in ("-c", "-m", "-P"):
+if sys.argv[1][:1] == "-" and sys.argv[1] not in ("-c", "-m", "-P", "-u"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as kept:
     kept.connect({address!r})
@@ -146,7 +147,7 @@ def _run(words: list[str]) -> None:
     from kora.runs.processes import _forget_exits
 
     _forget_exits()
-    if words[0] == "-P":
+    while words[0] in ("-P", "-u"):
         del words[0]
     is_module = words[0] == "-m"
     if is_module:
@@ -162,5 +163,21 @@ def _run(words: list[str]) -> None:
         atexit._run_exitfuncs()
 
 
+def _share_imports() -> None:
+    """Let the runs, and the source stages, of all programs be forks of one process."""
+    import kora.training.stages
+    from kora.runs.processes import run_child
+    from tests.support.forks import keep_a_process, share_the_kept
+
+    kora.training.stages.run_child = partial(run_child, more_follow=True)
+    ready = os.dup(1)
+    os.dup2(2, 1)  # it does not hold what tells that the programs are there
+    keep_a_process()
+    os.dup2(ready, 1)
+    os.close(ready)
+    share_the_kept()
+
+
 if __name__ == "__main__":
+    _share_imports()
     main(Path(sys.argv[1]))

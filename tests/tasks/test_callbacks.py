@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measuring import in_turn
-from kora.tasks import callbacks as slow_bfloat16
+from datamodules import Synthetic
+from kora.adapters import LinearProbe
+from kora.tasks import callbacks
 from kora.tasks.callbacks import are_flushed
 from tests.support.tasks import Colours, trainer, unbuilt
 
@@ -98,11 +100,33 @@ def test_a_fit_in_bfloat16_that_is_slower_says_so(
     precision: str, ratio: float, word: bool, tmp_path: Path,
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(slow_bfloat16, "time_over_float32", lambda dtype: ratio)
+    monkeypatch.setattr(callbacks, "time_over_float32", lambda dtype: ratio)
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, precision=precision)
     fit.fit(unbuilt(), datamodule=Colours())
     out = capfd.readouterr().out
     assert ("4.7 times as long in bfloat16" in out and "32-true" in out) == word
+
+
+@pytest.mark.parametrize(
+    ("wide", "ratio", "cache", "word"),
+    [
+        (16, 0.31, False, True),
+        (16, 0.9, False, False),
+        (16, 0.31, True, False),
+        (384, 0.31, False, False),
+    ],
+)
+def test_a_fit_in_float32_whose_backbone_would_be_faster_in_bfloat16_says_so(
+    wide: int, ratio: float, cache: bool, word: bool, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(callbacks, "time_over_float32", lambda dtype: ratio)
+    monkeypatch.setattr(callbacks, "_WIDE", wide)
+    fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    data = Synthetic(train_images=24, test_images=12, val_fraction=0, batch_size=12)
+    fit.fit(unbuilt(LinearProbe(), feature_cache=cache), datamodule=data)
+    out = capfd.readouterr().out
+    assert ("0.31 times as long in bfloat16" in out and "bf16-mixed will be" in out) == word
 
 
 def test_float16_is_refused_where_it_is_emulated(
@@ -110,7 +134,7 @@ def test_float16_is_refused_where_it_is_emulated(
 ) -> None:
     options = {"max_epochs": 1, "enable_checkpointing": False, "precision": "16-true"}
     for ratio in (74.0, 1.2):
-        monkeypatch.setattr(slow_bfloat16, "time_over_float32", lambda dtype, r=ratio: r)
+        monkeypatch.setattr(callbacks, "time_over_float32", lambda dtype, r=ratio: r)
         fit = trainer(tmp_path, **options)
         if ratio > 70:
             with pytest.raises(ValueError, match=r"74 times as long in float16.*Use 32-true"):
@@ -121,4 +145,4 @@ def test_float16_is_refused_where_it_is_emulated(
 
 def test_the_ratio_is_measured() -> None:
     # Processors without a product in bfloat16 take 40 to 190 times as long.
-    assert 0.01 < slow_bfloat16.time_over_float32(torch.bfloat16) < 1000
+    assert 0.01 < callbacks.time_over_float32(torch.bfloat16) < 1000

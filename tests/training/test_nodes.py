@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 
 from kora.training.nodes import refuse_other_processes
 from tests.support.armed import run
-from tests.support.cli import results, tiny_config, write_config
+from tests.support.cli import REPOSITORY, results, tiny_config, write_config
+from tests.support.kept import kept
 from tests.support.two_ranks import free_port
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x"}
@@ -72,13 +72,14 @@ def test_two_nodes_of_two_processes_train_as_one_node(here: Path) -> None:
         "accelerator": "cpu", "strategy": sharded, "devices": 2, "num_nodes": 2
     }  # fmt: skip
     write_config(here / "tiny.yaml", config)
-    port = free_port()
+    port, tools = free_port(), here / "tools"
     with ExitStack() as exits:
+        exits.enter_context(kept(REPOSITORY, tools))
         nodes = []
         for rank in range(2):
             out = exits.enter_context((here / f"{rank}.txt").open("wb"))
             command = [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank",
+                tools / "python", "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank",
                 str(rank), "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port",
                 str(port), "-m", "kora", "fit", "--config", "tiny.yaml",
             ]  # fmt: skip
