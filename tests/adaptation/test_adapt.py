@@ -39,7 +39,7 @@ NANO = {"backbone": "vit_nano"}
 @pytest.fixture(scope="module", autouse=True)
 def _short_fits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("kora.adaptation.search._MOST", 25)
+        monkeypatch.setattr("kora.adaptation.search._MOST", 8)
         yield
 
 

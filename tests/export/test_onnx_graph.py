@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import kora
 from datamodules.recipe import ImageRecipe
@@ -28,11 +29,22 @@ from tests.support.adapter_factory import (
 )
 from tests.support.detectors import NAMES, detector
 from tests.support.factory import kick
+from tests.support.families import register_narrow
 
 needs_extra = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
     reason="needs the extra: pip install 'kora-vit[onnx]'",
 )
+
+FOUR_BLOCKS = "tiny_vit_of_four_blocks"  # which the heads read
+register_narrow(FOUR_BLOCKS, "vit_tiny_patch16_224", depth=4)
+
+
+def in_file(name: str, folder: Path, *, image_size: int) -> Backbone:
+    """A backbone with random weights of a file."""
+    weights = folder / "weights.safetensors"
+    save_file(Backbone(name, weights="random").model.state_dict(), weights)
+    return Backbone(name, weights=str(weights), image_size=image_size)
 
 
 def write_boxes(folder: Path, task: DetectionTask, recipe: ImageRecipe) -> Path:
@@ -136,7 +148,8 @@ def test_boxes_can_be_exported_with_their_suppression(kind: str, tmp_path: Path)
     import onnxruntime
 
     recipe = ImageRecipe("contain", (24, 40))
-    model = kora.load_adapter(write_boxes(tmp_path / "adapter", detector(kind, LoRA(2)), recipe))
+    task = detector(kind, LoRA(2), backbone=in_file("tiny_vit", tmp_path, image_size=64))
+    model = kora.load_adapter(write_boxes(tmp_path / "adapter", task, recipe))
     written = export(model, "onnx", tmp_path / "out")
     assert written.difference is not None
     assert written.difference < 1e-4
@@ -156,7 +169,7 @@ def test_boxes_can_be_exported_with_their_suppression(kind: str, tmp_path: Path)
     "head", [QuerySegmentation(width=16, heads=2), DPTSegmentation(features=8)]
 )
 def test_heads_with_queries_and_dpt_take_any_number_of_images(head: Any, tmp_path: Path) -> None:
-    backbone = Backbone("vit_nano", image_size=32)  # with the four blocks that the heads read
+    backbone = in_file(FOUR_BLOCKS, tmp_path, image_size=32)
     task = SegmentationTask(backbone, num_classes=3, head=head)
     task.build()
     folder = write_folder(tmp_path / "adapter", kick(task), class_names=[])
@@ -181,7 +194,7 @@ class SharedLayer(Strategy):
 @needs_extra
 @pytest.mark.slow
 def test_after_it_the_name_of_a_class_means_this_class_alone(tmp_path: Path) -> None:
-    task = kicked(SharedLayer())
+    task = kicked(SharedLayer(), tiny_in_file("tiny_vit", tmp_path))
     model = kora.load_adapter(write_folder(tmp_path / "adapter", task), trust=[__name__])
     thresholds = gc.get_threshold()
     gc.set_threshold(10**9)  # as if it came much later
