@@ -90,8 +90,10 @@ FEWER = {
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """This Python, with all that a notebook imports."""
     tools = tmp_path_factory.mktemp("kernel") / "tools"
-    with kept(REPOSITORY, tools):
-        yield tools / "python"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("kora.adaptation.search._MOST", 8)  # epochs of a fit of kora.adapt
+        with kept(REPOSITORY, tools):
+            yield tools / "python"
 
 
 def read(path: Path) -> Any:

@@ -32,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config["experiment"], config["data"]["init_args"]["style"] = style, style
         fit_in(folder, "--config", write_config(folder / f"{style}.yaml", config))
     sources = [source(style) for style in STYLES]
-    write_config(folder / "fusion.yaml", with_adapter("AdapterFusion", sources=sources))
+    fusion = with_adapter("AdapterFusion", pictures=True, sources=sources)
+    write_config(folder / "fusion.yaml", fusion)
     return fit_in(folder, "--config", "fusion.yaml", "--trainer.log_every_n_steps", "1")
 
 
@@ -50,8 +51,8 @@ def unfused(fused: Path) -> Path:
     return fused
 
 
-def with_adapter(name: str, **arguments: Any) -> dict[str, Any]:
-    config = tiny_config(pictures=True)
+def with_adapter(name: str, *, pictures: bool = False, **arguments: Any) -> dict[str, Any]:
+    config = tiny_config(pictures=pictures)
     adapter = {"class_path": f"kora.adapters.{name}", "init_args": arguments}
     config["model"]["init_args"]["adapter"] = adapter
     return config
