@@ -131,25 +131,20 @@ class SlowPrecision(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say which precision is faster, if it is the other one and the backbone is not cached."""
-        if trainer.strategy.root_device.type != "cpu":
+        """Say which precision is faster, if it is the other one and images pass the backbone."""
+        low = trainer.precision in _PRECISIONS
+        # In a narrow backbone a step is not made of products.
+        passes = not pl_module.feature_cache.splits and pl_module.backbone.width >= _WIDE
+        if trainer.strategy.root_device.type != "cpu" or not (
+            low or (trainer.precision == "32-true" and passes)
+        ):
             return
-        if trainer.precision in _PRECISIONS:
-            ratio = time_over_float32(torch.bfloat16)
-            if ratio > _SLOWER:
-                say(
-                    f"a product takes this processor {ratio:.1f} times as long in bfloat16 as in "
-                    "float32: --trainer.precision 32-true will be faster."
-                )
-        elif trainer.precision == "32-true" and not pl_module.feature_cache.splits:
-            if pl_module.backbone.width < _WIDE:
-                return  # a step is not made of products
-            ratio = time_over_float32(torch.bfloat16)
-            if ratio < 1 / _SLOWER:
-                say(
-                    f"a product takes this processor {ratio:.2f} times as long in bfloat16 as in "
-                    "float32: --trainer.precision bf16-mixed will be faster."
-                )
+        ratio = time_over_float32(torch.bfloat16)
+        if (ratio if low else 1 / ratio) > _SLOWER:
+            say(
+                f"a product takes this processor {ratio:.2g} times as long in bfloat16 as in "
+                f"float32: --trainer.precision {'32-true' if low else 'bf16-mixed'} will be faster."
+            )
 
 
 def time_over_float32(dtype: torch.dtype) -> float:
