@@ -89,6 +89,8 @@ def test_the_page_needs_no_network_and_shows_what_was_found(result: Adapted) -> 
     assert result.sentence in page.replace("&#39;", "'")
     for heading in ("Use it", "What would help most", "What was tried", "Classes, the hardest"):
         assert f"<h2>{heading}" in page
+    helps = page[page.index("<h2>What would help most") :]
+    assert "<li>Minutes: " in helps[: helps.index("</li>")], "the first, as it gained most"
     assert all(name in page for name in CLASSES)
     assert page.count("data:image/png;base64,") == 1
     wrong = round((1 - result.accuracy) * 12)
