@@ -129,7 +129,7 @@ class Audit:
         if self.unreadable:
             path, why = next(iter(self.unreadable.items()))
             found.append(
-                f"Left out: {len(self.unreadable)} files that cannot be read. The first, {path}: "
+                f"Files that cannot be read, left out: {len(self.unreadable)}. The first, {path}: "
                 f"{why}"
             )
         return found

@@ -163,11 +163,11 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
         )
     notes = []
     if loose:
-        notes.append(f"Left out: {len(loose)} pictures outside of the classes ({_some(loose)}).")
+        notes.append(f"Pictures outside of the classes, left out: {len(loose)} ({_some(loose)}).")
     if others:
-        notes.append(f"Left out: {len(others)} files that are no pictures ({_some(others)}).")
+        notes.append(f"Files that are no pictures, left out: {len(others)} ({_some(others)}).")
     if empty:
-        notes.append(f"Left out: folders without pictures ({_some(empty)}).")
+        notes.append(f"Folders without pictures, left out: {_some(empty)}.")
     below = [name for name, count in deep.items() if count]
     if below:
         notes.append(

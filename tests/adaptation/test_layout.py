@@ -64,9 +64,9 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.jpg", "a/readme.txt", "b/1.jpg", "b/2.jpg", "c/x.txt", "7.jpg")
     assert find_pictures(tmp_path).labels == ["a", "b"]
     assert find_pictures(tmp_path).notes == [
-        "Left out: 1 pictures outside of the classes (7.jpg).",
-        "Left out: 2 files that are no pictures (a/readme.txt, c/x.txt).",
-        "Left out: folders without pictures (c).",
+        "Pictures outside of the classes, left out: 1 (7.jpg).",
+        "Files that are no pictures, left out: 2 (a/readme.txt, c/x.txt).",
+        "Folders without pictures, left out: c.",
     ]
 
 
