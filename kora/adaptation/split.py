@@ -81,8 +81,8 @@ def split_for(audit: Audit, out: Path, *, seed: int) -> Split:
     if leaking:
         or_group = ", or of their group" if any(row.group for row in audit.rows) else ""
         notes.append(
-            f"Left out of training: {len(leaking)} pictures that are (nearly) equal to test or "
-            f"validation pictures{or_group}, such as {audit.rows[leaking[0]].path}."
+            f"(Nearly) equal to test or validation pictures{or_group}, left out of training: "
+            f"{len(leaking)}, such as {audit.rows[leaking[0]].path}."
         )
     folds = _folds(audit, order, part, known)
     rows = [
