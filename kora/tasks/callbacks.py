@@ -132,19 +132,25 @@ class SlowPrecision(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say which precision is faster, if it is the other one and images pass the backbone."""
-        low = trainer.precision in _PRECISIONS
-        # In a narrow backbone a step is not made of products.
-        passes = not pl_module.feature_cache.splits and pl_module.backbone.width >= _WIDE
-        if trainer.strategy.root_device.type != "cpu" or not (
-            low or (trainer.precision == "32-true" and passes)
-        ):
+        if trainer.strategy.root_device.type != "cpu":
             return
-        ratio = time_over_float32(torch.bfloat16)
-        if (ratio if low else 1 / ratio) > _SLOWER:
-            say(
-                f"a product takes this processor {ratio:.2g} times as long in bfloat16 as in "
-                f"float32: --trainer.precision {'32-true' if low else 'bf16-mixed'} will be faster."
-            )
+        if trainer.precision in _PRECISIONS:
+            ratio = time_over_float32(torch.bfloat16)
+            if ratio > _SLOWER:
+                _advise(f"{ratio:.1f}", "32-true")
+        elif trainer.precision == "32-true" and not pl_module.feature_cache.splits:
+            if pl_module.backbone.width < _WIDE:  # a step is not made of products
+                return
+            ratio = time_over_float32(torch.bfloat16)
+            if ratio < 1 / _SLOWER:
+                _advise(f"{ratio:.2f}", "bf16-mixed")
+
+
+def _advise(ratio: str, precision: str) -> None:
+    say(
+        f"a product takes this processor {ratio} times as long in bfloat16 as in float32: "
+        f"--trainer.precision {precision} will be faster."
+    )
 
 
 def time_over_float32(dtype: torch.dtype) -> float:

@@ -158,13 +158,7 @@ def fork_the_ranks() -> None:
 
 
 def _rank(command: list[str], env: dict[str, str], cwd: None) -> Process:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    def program() -> None:
-        rank_zero_only.rank = int(env["LOCAL_RANK"])
-        main(sys.argv[1:])
-
-    return fork(program, sys.argv, (0, 1, 2), Path.cwd(), env)
+    return fork(partial(main, sys.argv[1:]), sys.argv, (0, 1, 2), Path.cwd(), env)
 
 
 def fork_the_runs() -> None:

@@ -107,6 +107,15 @@ def test_a_fit_in_bfloat16_that_is_slower_says_so(
     assert ("4.7 times as long in bfloat16" in out and "32-true" in out) == word
 
 
+def test_how_much_slower_it_is_has_no_exponent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "time_over_float32", lambda dtype: 190.0)
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False, precision="bf16-mixed")
+    fit.fit(unbuilt(), datamodule=Colours())
+    assert "processor 190.0 times as long" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("wide", "ratio", "cache", "word"),
     [
