@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.image_table import ImageTable
@@ -38,7 +39,7 @@ from kora.feature_cache.cache import FeatureCache
 from kora.runs.durable import expand
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
-from kora.tasks.load import named_device
+from kora.tasks.load import load_adapter, named_device
 from kora.training.batched_fit import Setting, fit_together, rows_of
 
 __all__ = ["Adapted", "StoppedError", "adapt"]
@@ -52,19 +53,32 @@ _SHARES = (0.25, 0.5, 1.0)  # of the training pictures, for the learning curve
 
 
 class Through(NamedTuple):
-    """A fit through the backbone, which validated on the first fold.
+    """Fits of one setting through the backbone, one a fold.
 
     Args:
         candidate: The strategy.
         setting: Its learning rates and weight decay.
-        accuracy: Accuracy on the first fold.
-        seconds: How long it took.
+        right: (n,) 1 for each picture that the fit without it predicted right, 0 for a wrong one,
+            -1 where it has not validated.
+        folds: The folds that validated.
+        seconds: How long the last fit took.
     """
 
     candidate: Candidate
     setting: Setting
-    accuracy: float
+    right: NDArray[np.int8]
+    folds: tuple[int, ...]
     seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Over the folds that validated."""
+        return float(self.right[self.right >= 0].mean())
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures validated."""
+        return int((self.right >= 0).sum())
 
 
 class _Choice(NamedTuple):
@@ -180,8 +194,8 @@ class _Whole:
             step = self._watched(progress.step)
             fill(self.store, self.shared, paths, self.recipe, after=step)
             search, found = self._search(plan, progress)
-            tried = self._through(plan, search, found, progress)
             best = simplest(search, found)
+            tried = self._through(plan, search, found, best, progress)
             choice = _chosen(search, best, tried)
             runs = self._train_again(plan, choice, found[0], search, progress)
         chosen = choice.candidate.name
@@ -251,34 +265,63 @@ class _Whole:
         return search, found
 
     def _through(
-        self, plan: Plan, search: Search, found: Sequence[Searched], progress: Progress
+        self,
+        plan: Plan,
+        search: Search,
+        found: Sequence[Searched],
+        best: Searched,
+        progress: Progress,
     ) -> list[Through]:
         """Fit through the backbone while the minutes last; each fit must leave time to repeat it on
-        all pictures."""
+        all pictures.
+
+        Every setting is fitted once. Where that does not tell the best of them from `best`, it
+        validates on more folds.
+        """
         if self.minutes is None:
             return []
         tried: list[Through] = []
-        fold = search.all_folds[0]
+        fold, *others = search.all_folds
         pictures = int((search.folds == fold).sum())
-        best = max(search.accuracy(one, [fold]) for one in found)
+        top = max(search.accuracy(one, [fold]) for one in found)
+
+        def fits(expected: float) -> bool:
+            again = max([expected, *(one.seconds for one in tried)]) / 0.8
+            return self.call.left_s - 2 * RUN_S >= expected + again
+
         for setting in _THROUGH_SETTINGS:
             for candidate in THROUGH:
                 mine = [one for one in tried if one.candidate == candidate]
                 expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
-                again = max([expected, *(one.seconds for one in tried)]) / 0.8
-                left = self.call.left_s - 2 * RUN_S
-                if left < expected + again or (mine and _behind(mine, best, pictures)):
-                    continue
-                progress.part(f"training {candidate.name} through the backbone", expected)
-                begun = time.monotonic()
-                run = self._run(_Choice(candidate, setting, True), THROUGH_EPOCHS, fold)
-                result = read_results(run)
-                accuracy = float(result.metrics["best_val/accuracy"])
-                # A run that an earlier call finished takes no time now; the next one will.
-                seconds = max(time.monotonic() - begun, result.seconds.get("fit", 0.0))
-                tried.append(Through(candidate, setting, accuracy, seconds))
-                best = max(best, accuracy)
+                if fits(expected) and not (mine and _behind(mine, top, pictures)):
+                    progress.part(f"training {candidate.name} through the backbone", expected)
+                    none = np.full(len(search.labels), -1, dtype=np.int8)
+                    begun = Through(candidate, setting, none, (), 0.0)
+                    tried.append(self._validated(begun, search, fold))
+                    top = max(top, tried[-1].accuracy)
+        for fold in others:
+            leader = _leader(tried)
+            if leader is None or not fits(leader.seconds) or _told(search, best, leader):
+                break
+            progress.part(f"{leader.candidate.name} on another fold", leader.seconds)
+            tried[tried.index(leader)] = self._validated(leader, search, fold)
         return tried
+
+    def _validated(self, one: Through, search: Search, fold: int) -> Through:
+        """The same with a fit that validates on `fold`."""
+        begun = time.monotonic()
+        run = self._run(_Choice(one.candidate, one.setting, True), THROUGH_EPOCHS, fold)
+        rows, folds = self.split.training()
+        among = np.flatnonzero(folds == fold)
+        said = load_adapter(run).predict([self.layout.root / rows[at].path for at in among])
+        assert isinstance(said, list), "of a list"
+        right = one.right.copy()
+        right[among] = [
+            prediction.name == rows[at].label for prediction, at in zip(said, among, strict=True)
+        ]
+        # A run that an earlier call finished takes no time now; the next one will.
+        seconds = max(time.monotonic() - begun, read_results(run).seconds.get("fit", 0.0))
+        return one._replace(right=right, folds=(*one.folds, fold), seconds=seconds)
 
     def _train_again(
         self, plan: Plan, choice: _Choice, probe: Searched, search: Search, progress: Progress
@@ -314,7 +357,7 @@ class _Whole:
             self._keep_for(choice.candidate, config)
         name = choice.candidate.name
         if trial_of is not None:
-            name = f"trial_{name}_{choice.setting.lr:g}"
+            name = f"trial_{name}_{choice.setting.lr:g}_fold{trial_of}"
         return finished_run(self.call, name, config)
 
     def _keep_for(self, candidate: Candidate, config: dict[str, Any]) -> None:
@@ -390,16 +433,28 @@ def _require_memory(pictures: int, width: int) -> None:
         )
 
 
-def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
-    """`best`, or the fit through the backbone that is ahead of it by more than a standard error.
+def _leader(tried: Sequence[Through]) -> Through | None:
+    """The best of the fits through the backbone that validated on most folds; None if none did."""
+    return max(tried, key=lambda one: (len(one.folds), one.accuracy), default=None)
 
-    Both are measured on the first fold.
-    """
-    fold = search.all_folds[:1]
-    own, pictures = search.accuracy(best, fold), int(np.isin(search.folds, fold).sum())
-    ahead = max(tried, key=lambda one: one.accuracy, default=None)
-    if ahead is not None and ahead.accuracy - own > _error(own, ahead.accuracy, pictures):
-        return _Choice(ahead.candidate, ahead.setting, True)
+
+def _lead(search: Search, best: Searched, one: Through) -> float:
+    """Lead of a fit over `best` in standard errors, picture by picture."""
+    among = one.right >= 0
+    gain = one.right[among] - best.best.right(search.labels, among).astype(float)
+    return float(gain.mean() / max(gain.std() / math.sqrt(len(gain)), 1e-9))
+
+
+def _told(search: Search, best: Searched, one: Through) -> bool:
+    """Whether a fit is further ahead of `best`, or behind it, than chance allows."""
+    return abs(_lead(search, best, one)) > _MARGIN
+
+
+def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
+    """`best`, or the fit through the backbone that is ahead of it by more than a standard error."""
+    leader = _leader(tried)
+    if leader is not None and _lead(search, best, leader) > 1:
+        return _Choice(leader.candidate, leader.setting, True)
     return _Choice(best.member.candidate, best.best.setting, False)
 
 

@@ -220,19 +220,18 @@ class Report:
                     "remark": _remark(one),
                 }
             )
-        pictures = int((self.search.folds == self.search.all_folds[0]).sum())
         for fit in self.through:
             rows.append(
                 {
                     "strategy": fit.candidate.name,
                     "best": (fit.candidate.name, fit.setting) == (self.chosen, self.setting),
                     "validation": fit.accuracy,
-                    "pictures": pictures,
+                    "pictures": fit.pictures,
                     "settings": 1,
                     "head_lr": fit.setting.head_lr,
                     "lr": fit.setting.lr,
                     "weight_decay": fit.setting.weight_decay,
-                    "remark": f"through the backbone, {fit.seconds / 60:.0f} min",
+                    "remark": f"through the backbone, {fit.seconds / 60:.0f} min a fit",
                 }
             )
         return rows
@@ -264,7 +263,7 @@ def write_report(report: Report) -> Path:
         {
             "strategy": fit.candidate.name,
             **_rates(fit.setting),
-            "folds": 1,
+            "folds": len(fit.folds),
             "accuracy": f"{fit.accuracy:.4f}",
             "loss": "",
         }

@@ -80,6 +80,8 @@ class Setup:
         return run_config(
             self.call, model, {"class_path": "datamodules.ImageTable", "init_args": table},
             epochs=epochs, precision=precision, trial=trial,
+            # Trained again on all pictures, it cannot choose an epoch either.
+            val_every=None if val_fold is None else epochs,
         )  # fmt: skip
 
 
@@ -123,6 +125,7 @@ def run_config(
     epochs: int,
     precision: str,
     trial: bool,
+    val_every: int | None = None,
 ) -> dict[str, Any]:
     """The config of a run in plain types; a trial is not tested, and lies in a folder of trials."""
     return {
@@ -135,7 +138,7 @@ def run_config(
         "data": dict(data),
         "trainer": {
             "max_epochs": epochs,
-            "check_val_every_n_epoch": max(1, epochs // 5),
+            "check_val_every_n_epoch": val_every or max(1, epochs // 5),
             "precision": precision,
         },
         "wandb": {"mode": "disabled"},

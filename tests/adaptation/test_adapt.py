@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from kora.adaptation import adapt as module
 from kora.adaptation import results_folder
 from kora.adaptation.adapt import Adapted, StoppedError, adapt
 from kora.adaptation.call import Call
+from kora.adaptation.candidates import CACHED
+from kora.adaptation.search import Search, Searched, Tried
 from kora.analysis.statistics import wilson
 from kora.runs.processes import Stop
 from kora.runs.results import read_results
+from kora.training.batched_fit import Setting
 from tests.support.cli import kora
 from tests.support.pictures import CLASSES, write_pictures
 
@@ -166,29 +170,51 @@ def test_a_dry_run_says_what_and_how_long_and_trains_nothing(
 def test_with_minutes_it_tries_what_trains_through_the_backbone(
     result: Adapted, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fits are short here, and what is ahead by validation is taken."""
+    """The fits are short here, and what is ahead by validation is taken.
+
+    On twelve pictures two settings are not told apart, and the better one validates on all folds.
+    """
     shutil.copytree(work / "out", tmp_path / "out")
     monkeypatch.setattr(module, "THROUGH_EPOCHS", 1)
+    monkeypatch.setattr(module, "_told", lambda search, best, one: len(one.folds) == 3)
     monkeypatch.setattr(module, "_THROUGH_SETTINGS", module._THROUGH_SETTINGS[:2])
     monkeypatch.setattr(module, "THROUGH", module.THROUGH[:1])
-    monkeypatch.setattr(module, "_chosen", lambda search, best, tried: module._Choice(
-        tried[1].candidate, tried[1].setting, True))  # fmt: skip
+    monkeypatch.setattr(module, "_lead", lambda search, best, one: 1.1)
     found = adapt(work / "photos", out=tmp_path / "out", minutes=500, **NANO)
     assert found is not None
     assert found.strategy == "LoRA-layers"
     trials = sorted((tmp_path / "out_trials").glob("LoRA-layers/seed0/version_*"))
+    folds = []
     for trial in trials:
         told = read_results(trial)
         assert "test/accuracy" not in told.metrics
-        assert told.protocol["val_fold"] == 0
+        folds.append(told.protocol["val_fold"])
     with (found.folder / "search.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["strategy"] == "LoRA-layers"]
-    assert len(rows) == len(trials) == 2
-    assert [row["folds"] for row in rows] == ["1", "1"]
+    assert folds == [0, 0, 1, 2]
+    assert sorted(row["folds"] for row in rows) == ["1", "3"]
+    (leader,) = (row for row in rows if row["folds"] == "3")
     (best,) = re.findall(r'<tr class="best">(.*)</tr>', found.page.read_text())
     assert "LoRA-layers" in best
-    assert f"<td>{float(rows[1]['lr']):.2g}</td>" in best
+    assert f"<td>{float(leader['lr']):.2g}</td>" in best
     assert read_results(found.run).protocol["sizes"]["val"] == 0
+
+
+def test_a_lead_is_judged_picture_by_picture() -> None:
+    """8 of 200 pictures more: as if on other pictures no more than a standard error."""
+    labels = np.zeros(200, dtype=np.int64)
+    missed = np.where(np.arange(200) < 20, 1, 0)
+    search = Search(labels, labels, Path(), "", 0)
+    tried = Tried(Setting(1e-3, 1e-3), missed)
+    best = Searched(SimpleNamespace(), tried, [tried], True, [])
+    right = (np.arange(200) >= 12).astype(np.int8)
+    one = module.Through(CACHED[0], tried.setting, right, (0,), 1.0)
+    assert module._lead(search, best, one) == pytest.approx(0.04 / np.sqrt(0.04 * 0.96 / 200))
+    assert module._told(search, best, one)
+    even = one._replace(right=(missed == 0).astype(np.int8))
+    assert module._lead(search, best, even) == 0
+    assert module._leader([even, one]) is one
+    assert module._leader([even._replace(folds=(0, 1)), one]) is not one
 
 
 def test_more_pictures_use_what_was_passed(
