@@ -162,10 +162,11 @@ def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
 def by_hand(name: str) -> str:
     """How to get weights onto a machine without internet; completes an error."""
     return (
-        f"Fetch them once on a machine with internet, or save them there with "
+        "On a machine with internet, save them with "
         f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
-        "'weights.safetensors') and set model.backbone.weights to that file. "
-        "configs/quickstart.yaml runs without any download."
+        "'weights.safetensors'), and name that file here: model.backbone.weights, or --weights of "
+        "kora adapt. Nothing is fetched for kora fit --config quickstart, nor for kora adapt "
+        "--backbone vit_nano."
     )
 
 
