@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # else its import is part of the memory that is measured
 from lightning import Trainer
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -103,6 +102,7 @@ def memory_of_a_tall_one(rank: int) -> dict[str, int]:
 def test_of_a_tall_backbone_no_process_ever_holds_much_more_than_its_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
     monkeypatch.chdir(tmp_path)
     drawn = Backbone("tall_vit", weights="random", image_size=32)
     save_file({k: v.half() for k, v in drawn.model.state_dict().items()}, "tall.safetensors")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kora.cli.listing import config_claim, is_grid, is_search, is_sweep
 from kora.grid.file import read_grid
+from kora.runs.yaml_files import read_yaml
 from kora.tune.file import read_tuning
 from tests.support.cli import REPOSITORY, kora
 from tests.support.commands import assert_accepted, kora_commands, parsed
@@ -27,7 +27,7 @@ PLACEHOLDERS = ("NAME", "FILE", "STRATEGY")
 
 
 def load(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_yaml(REPOSITORY / name)
     return config
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from kora.cli.listing import is_sweep
 from kora.loggers.wandb_run import wandb_run_id
@@ -43,6 +42,9 @@ def corners(sweep: dict[str, Any]) -> list[dict[str, Any]]:
 
 def command(sweep: dict[str, Any], trial: dict[str, Any]) -> list[str]:
     """What an agent of W&B runs for a trial, less `/usr/bin/env`."""
+    # Here: its imports take a second.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     filled = create_sweep_command_args({"args": {k: {"value": v} for k, v in trial.items()}})
     words = {"${env}": [], "${program}": [sweep["program"]], "${args}": filled["args"]}
     parts = create_sweep_command(list(sweep["command"]))

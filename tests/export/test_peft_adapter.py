@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.exports import run_lines
 from tests.support.families import DEAD_QKV, TINY
 
-pytest.importorskip("peft", reason="peft is a development dependency")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="a development dependency")
 
 SETTINGS = {
     "all": {"rank": 3, "alpha": 0.5},
