@@ -62,7 +62,7 @@ def test_what_needs_no_card_runs_compiled(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Graphs, and no C++ of them; tests/adapters/test_contract.py has that a graph in C++ is equal.
-    traced = partialmethod(ClassificationTask.compile, backend="aot_eager")
+    traced = partialmethod(ClassificationTask.compile, backend="eager")
     monkeypatch.setattr(ClassificationTask, "compile", traced)
     torch.compiler.reset()
     small = ["--model.backbone.name", "tiny_vit", "--model.adapter.sites", "[qkv]"]
