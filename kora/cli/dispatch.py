@@ -379,7 +379,22 @@ def _told(error: Exception) -> Exception | None:
         link = link.__cause__ or (link.__context__ if raised_in == "jsonargparse" else None)
     if isinstance(error, ValueError) and _package(error) == "jsonargparse":
         return ValueError(explain(str(error), ()))
-    return error if isinstance(error, OSError) else None
+    return _from_the_system(error) if isinstance(error, OSError) else None
+
+
+_PERMISSIONS = "Change its permissions or those of its folder, or name another."
+_ROOM = "Make room, or name another place."
+_REMEDIES = {
+    errno.EACCES: _PERMISSIONS, errno.EPERM: _PERMISSIONS, errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM,
+}  # fmt: skip
+
+
+def _from_the_system(error: OSError) -> OSError:
+    """An error that Python worded, with the file first and a remedy; others as they are."""
+    if error.filename is None or error.filename2 is not None or error.errno is None:
+        return error
+    remedy = _REMEDIES.get(error.errno, "Name another.")
+    return OSError(f"{error.filename}: {error.strerror}. {remedy}")
 
 
 def _lack(error: BaseException) -> RuntimeError | None:

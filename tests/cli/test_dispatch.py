@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -313,6 +314,18 @@ def test_an_error_from_a_loader_process_is_told_as_it_was_worded() -> None:
     raised = UnreadableImageError(f"Caught UnreadableImageError in worker 0.\nOriginal {trace}")
     assert str(_told(raised)) == words
     assert str(_told(UnreadableImageError(words))) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EACCES, "permissions"), (errno.ENOSPC, "Make room"), (errno.ENOTDIR, "Name another")],
+)
+def test_what_the_system_refuses_is_told_with_the_file_first_and_a_remedy(
+    number: int, remedy: str
+) -> None:
+    told = str(_told(OSError(number, os.strerror(number), "runs/a")))
+    assert told.startswith(f"runs/a: {os.strerror(number)}. ")
+    assert remedy in told
 
 
 def test_help_and_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
