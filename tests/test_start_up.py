@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 WAITS = (
+    *("timm", "torchvision"),
     *("transformers", "scipy.signal", "matplotlib", "torch._dynamo", "sympy"),
     *("torchmetrics.text", "torchmetrics.functional.text.bert"),
 )
@@ -23,11 +24,12 @@ def printed(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def started() -> dict[str, Any]:
-    """What is there in a process that has imported what a fit imports."""
+    """What is there in a process that can read configs of fits, and then in one that builds."""
     code = f"""
 import json, sys, kora, lightning.pytorch
 import kora.training.lightning_cli, kora.tasks, datamodules
 found = {{"there": [m for m in {WAITS} if m in sys.modules], "wandb": "wandb" in sys.modules}}
+import timm, torchvision
 found["finders"] = [f for f in sys.meta_path if type(f).__module__ == "kora.start_up"]
 from timm.utils.summary import wandb as named
 import wandb
@@ -38,7 +40,7 @@ print(json.dumps(found))
     return found
 
 
-def test_a_fit_starts_without_metrics_of_text_plots_and_the_compiler(
+def test_a_fit_starts_without_models_metrics_of_text_plots_and_the_compiler(
     started: dict[str, Any],
 ) -> None:
     assert started["there"] == []

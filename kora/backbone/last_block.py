@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from kora.backbone.vit import Backbone
@@ -47,6 +46,8 @@ class LastBlock:
         Blocks that timm derives from these add other things in another order. Before timm 1.0.16,
         the attention had no norm and does not fit.
         """
+        from timm.models.vision_transformer import Block, VisionTransformer
+
         model = backbone.model
         attention = getattr(model.blocks[-1], "attn", None)
         return (

@@ -16,13 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.layers.drop import DropPath
-from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 
-import kora.backbone.nano  # noqa: F401  (registers the embedded model with timm)
 from kora.backbone.frozen_cast import autocast_type
 from kora.backbone.images import chosen_normalisation, resized
 from kora.backbone.weights import (
@@ -37,6 +33,15 @@ __all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "patch_of", "usual_si
 
 
 _FEW_TOKENS = 300  # of plain attention, whose memory grows with their square
+
+
+def _timm() -> Any:
+    """timm with the embedded model. Its import takes half a second, which a config needs not."""
+    import timm
+
+    import kora.backbone.nano  # noqa: F401  (registers the model)
+
+    return timm
 
 
 class Level(NamedTuple):
@@ -125,7 +130,7 @@ class Backbone(nn.Module):
         """
         cfg = getattr(model, "pretrained_cfg", None) or {}
         name = str(cfg.get("architecture"))
-        if not timm.is_model(name):
+        if not _timm().is_model(name):
             raise ValueError(
                 f"expected a model of timm.create_model(NAME), found {type(model).__name__}"
             )
@@ -255,12 +260,14 @@ class Backbone(nn.Module):
     def meta_twin(self) -> Any:
         """The same architecture without storage, for checks that need no numbers."""
         with torch.device("meta"):
-            twin = timm.create_model(self.name, **self._create_kwargs)
+            twin = _timm().create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
     def plain_model(self, num_classes: int) -> Any:
         """timm's own model of this architecture with a classifier; its numbers are random."""
-        return timm.create_model(self.name, **{**self._create_kwargs, "num_classes": num_classes})
+        return _timm().create_model(
+            self.name, **{**self._create_kwargs, "num_classes": num_classes}
+        )
 
     def calls(self, prepare: Callable[[Any], object] | None = None) -> list[str]:
         """Paths of the modules that a forward pass calls, in the order in which they return.
@@ -397,9 +404,9 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
 
     None: timm's default, or there is no such model.
     """
-    if not timm.is_model(name):
+    if not _timm().is_model(name):
         return None
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _timm().get_pretrained_cfg(name)
     native = most if cfg is None else int(cfg.input_size[-1])
     patch = patch_of(name)
     if patch is None:
@@ -414,7 +421,7 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
 def patch_of(name: str) -> int | None:
     """Side of a patch in pixels; None for a model without patches."""
     with torch.device("meta"):
-        embed = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
+        embed = getattr(_timm().create_model(name, num_classes=0), "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     return None if patch is None else int(patch[0])
 
@@ -428,15 +435,18 @@ _OF_COMPUTATION = (
     *("num_heads", "eps", "scale", "approximate", "no_embed_class", "pool_include_prefix"),
     *("dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 )
-#: Modules that are there or not by the rates of dropout, which change no answer.
-_OF_DROPOUT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 
 
 def _construction(model: Any, classifier: str) -> dict[str, Any]:
     """How a model is built but for its classifier: weights' shapes, modules, their settings."""
+    from timm.layers.drop import DropPath
+    from timm.layers.patch_dropout import PatchDropout
+
+    # They are there or not by the rates of dropout, which change no answer.
+    of_dropout = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
     found: dict[str, Any] = {key: weight.shape for key, weight in model.state_dict().items()}
     for path, module in model.named_modules():
-        if path and not isinstance(module, _OF_DROPOUT):
+        if path and not isinstance(module, of_dropout):
             found[path] = type(module).__name__
         for name in _OF_COMPUTATION:
             value = getattr(module, name, None)
@@ -447,10 +457,10 @@ def _construction(model: Any, classifier: str) -> dict[str, Any]:
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+    if not _timm().is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], _timm().list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"timm {timm.__version__} has no model '{name}'.{hint}")
+        raise ValueError(f"timm {_timm().__version__} has no model '{name}'.{hint}")
     size = kwargs.get("img_size", ())  # none: that of the weights
     sides = (size,) if isinstance(size, int) else tuple(size)
     if max(sides, default=0) > MOST_PIXELS:  # before a model of that size takes all memory
@@ -458,11 +468,11 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"model.backbone.image_size={size}: expected at most {MOST_PIXELS} pixels a side."
         )
     try:
-        model: Any = timm.create_model(name, pretrained=False, **kwargs)
+        model: Any = _timm().create_model(name, pretrained=False, **kwargs)
     except RuntimeError as error:
-        tags = timm.list_models(f"{name.split('.')[0]}.*", include_tags=True)
+        tags = _timm().list_models(f"{name.split('.')[0]}.*", include_tags=True)
         raise ValueError(
-            f"timm {timm.__version__} cannot build '{name}': {error} Weights of this "
+            f"timm {_timm().__version__} cannot build '{name}': {error} Weights of this "
             f"architecture: {', '.join(tags) or 'none'}."
         ) from error
     except (TypeError, AssertionError, ValueError) as error:
@@ -522,7 +532,7 @@ def _load(model: Any, name: str, weights: str, kwargs: dict[str, Any]) -> None:
         return
     require_fetchable(name, model.pretrained_cfg)
     try:
-        loaded = timm.create_model(name, pretrained=True, **kwargs)
+        loaded = _timm().create_model(name, pretrained=True, **kwargs)
     except OSError as error:
         raise RuntimeError(
             f"Fetching the pretrained weights of '{name}' failed: {error}. {by_hand(name)}"

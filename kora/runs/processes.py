@@ -143,11 +143,13 @@ def _is_safe(folder: Path) -> bool:
 
 
 #: What a fit imports; the fork server imports it once. This starts no thread and no accelerator.
-#: Torch's optimisers import the compiler, and W&B the module of launches, when a run begins.
+#: The backbone imports timm, torch's optimisers the compiler, and W&B the module of launches, when
+#: a run begins.
 _IMPORTED = [
     "kora.runs.uncollected",
     "kora.training.lightning_cli",
     "torch._dynamo",
+    "kora.backbone.nano",
     "kora.tasks",
     "datamodules",
     "kora.reports.figures",
