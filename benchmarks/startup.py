@@ -51,6 +51,7 @@ COMMANDS = {
     "kora predict --help": (*KORA, "predict", "--help"),
     "kora fit --model.head_lrr": (*KORA, "fit", "--config", "quickstart", "--model.head_lrr=1"),
     "kora inspect nowhere": (*KORA, "inspect", "nowhere"),
+    "kora grid --dry_run": (*KORA, "grid", "--config", "grids/quickstart_matched", "--dry_run"),
     "kora fit --help all": (*KORA, "fit", "--help", "all"),
     "LightningCLI fit --help": (sys.executable, "-c", STOCK, "fit", "--help"),
     TORCH: (sys.executable, "-c", TORCH),
