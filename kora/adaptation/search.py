@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kora.adaptation.features import Member
 from kora.runs.durable import write_atomically
-from kora.training.batched_fit import Setting, fit_together, rows_of
+from kora.training.batched_fit import Setting, fit_together, fits_at_once, rows_of
 
 __all__ = [
     "BATCH_SIZE",
@@ -41,7 +41,7 @@ _STEPS, _FEWEST, _MOST = 200, 10, 100  # optimiser steps to aim at; least and mo
 _SEEN = 250  # pictures that the first rounds validate on, if there are enough
 _FINALISTS = 4  # settings that validate on every fold
 _ROUNDS = 4  # at most; more than two only if the best is at the edge of what was tried
-_NUMBERS = 1 << 26  # parameters that train at once
+_AT_ONCE = 16  # fits at most, as what is kept after a stop are whole groups
 _DECAYS = (0.01, 1.0)
 _HOPELESS = 2.0  # standard errors behind the leader
 
@@ -249,8 +249,7 @@ def _try(
     search: Search, member: Member, inputs: Mapping[str, Tensor], tried: Sequence[Tried], fold: int
 ) -> None:
     """Fit these settings without a fold, and predict it; stored results are used again."""
-    size = sum(parameter.numel() for parameter in member.task.trainables().values())
-    at_once = max(1, min(16, _NUMBERS // size))
+    at_once = min(_AT_ONCE, fits_at_once(member.task))
     validates = search.folds == fold
     learns = torch.from_numpy(np.flatnonzero(~validates))
     rest = torch.from_numpy(np.flatnonzero(validates))

@@ -25,7 +25,7 @@ from kora.tasks import ClassificationTask
 from kora.tasks.callbacks import flushed
 from kora.tasks.optim import fuse_on_cpu, parameter_groups, schedule_factor
 
-__all__ = ["Setting", "Trained", "fit_together", "rows_of"]
+__all__ = ["Setting", "Trained", "fit_together", "fits_at_once", "rows_of"]
 
 
 class Setting(NamedTuple):
@@ -42,6 +42,17 @@ class Setting(NamedTuple):
     lr: float
     weight_decay: float = 0.01
     dropouts: tuple[float, ...] = ()
+
+
+#: Parameters of all fits that train at once. With more than the first number, fits leave the caches
+#: of a CPU, and each takes longer; the second one is for the memory of a GPU.
+_MOST_ON_CPU, _MOST = 1 << 21, 1 << 26
+
+
+def fits_at_once(task: ClassificationTask) -> int:
+    """How many fits of a task should train together."""
+    size = sum(parameter.numel() for parameter in task.trainables().values())
+    return max(1, (_MOST_ON_CPU if task.device.type == "cpu" else _MOST) // size)
 
 
 class Trained(NamedTuple):

@@ -15,10 +15,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from kora.backbone.frozen_inputs import Inputs
 from kora.runs.config import flat
 from kora.runs.durable import write_text
 from kora.tasks import ClassificationTask
-from kora.training.batched_fit import Setting, Trained, fit_together
+from kora.training.batched_fit import Setting, Trained, fit_together, fits_at_once
 from kora.training.lightning_cli import KoraCLI, parse
 from kora.training.parser import remembering
 from kora.training.progress import without_noise
@@ -187,6 +188,22 @@ class _Instead(Callback):
             rows = table.read(range(table.layout.rows)).to(pl_module.device)
             inputs[split] = table.layout.unpack(rows)
             labels[split] = torch.from_numpy(data.labels(split)).to(pl_module.device)
+        at_once = fits_at_once(pl_module)
+        for first in range(0, len(self.settings), at_once):
+            some = self.settings[first : first + at_once]
+            self.scores += self._scores(trainer, pl_module, inputs, labels, some)
+        trainer.should_stop = True
+
+    def _scores(
+        self,
+        trainer: Trainer,
+        task: ClassificationTask,
+        inputs: Mapping[str, Inputs],
+        labels: Mapping[str, Tensor],
+        settings: Sequence[Setting],
+    ) -> list[float | None]:
+        """Train with these settings; the best validation of each, None if it is not finite."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         every = trainer.check_val_every_n_epoch or 1
         found: list[Tensor] = []
 
@@ -194,13 +211,13 @@ class _Instead(Callback):
             if (epoch + 1) % every:
                 return
             with trainer.precision_plugin.forward_context():
-                logits_SnK = trained.logits(pl_module, inputs["val"]).float()
-            found.append(self._judged(pl_module, logits_SnK, labels["val"]))
+                logits_SnK = trained.logits(task, inputs["val"]).float()
+            found.append(self._judged(task, logits_SnK, labels["val"]))
 
         assert trainer.max_epochs is not None
         try:
             trained = fit_together(
-                pl_module, inputs["train"], labels["train"], self.settings,
+                task, inputs["train"], labels["train"], settings,
                 epochs=trainer.max_epochs, batch_size=data.batch_size, seed=data.resolved_seed(),
                 stand_ins=self.stand_ins, autocast=trainer.precision_plugin.forward_context,
                 after_epoch=judge,
@@ -209,15 +226,12 @@ class _Instead(Callback):
             raise CannotError(str(error)) from error
         if not found:
             raise CannotError("no epoch validates")
-        sign = 1 if pl_module.monitor[1] == "max" else -1
+        sign = 1 if task.monitor[1] == "max" else -1
         best = sign * _best(sign * torch.stack(found), self.patience)
         finite = torch.stack([
             tensor.flatten(1).isfinite().all(dim=1) for tensor in trained.tensors.values()
         ]).all(dim=0)  # fmt: skip
-        self.scores = [
-            float(score) if good else None for score, good in zip(best, finite, strict=True)
-        ]
-        trainer.should_stop = True
+        return [float(score) if good else None for score, good in zip(best, finite, strict=True)]
 
     def _judged(self, task: ClassificationTask, logits_SnK: Tensor, labels: Tensor) -> Tensor:
         """(S,), the metric of each setting."""

@@ -55,7 +55,7 @@ def told(folder: Path, rows: list[list[str]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("adapter", [PROBE, SIDE], ids=["MultiLayerProbe", "KoRA-side"])
 def test_each_trial_has_the_score_that_its_own_fit_has(
-    adapter: Any, here: Path, capfd: Capture
+    adapter: Any, here: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_config(here / "tiny.yaml", config(adapter))
     rates = [("0.03", "0.01"), ("0.0003", "0.5"), ("0.1", "0.1")]
@@ -66,6 +66,8 @@ def test_each_trial_has_the_score_that_its_own_fit_has(
     ]  # fmt: skip
     scores = told(here, rows)["scores"]
     assert not (here / "runs").exists()
+    monkeypatch.setattr("kora.training.batched_fit._MOST_ON_CPU", 1)  # large heads: in turn
+    assert told(here, rows)["scores"] == pytest.approx(scores, abs=1e-6)
     for row, score in zip(rows, scores, strict=True):
         outcome = kora(capfd, "fit", *row, "--leave_out_test=true")
         assert outcome.code == 0, outcome.err
