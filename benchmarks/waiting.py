@@ -7,7 +7,10 @@ Each is a command, from its start to its last line, with features cached:
   their pictures.
 * adapt: pictures of `kora adapt` with the embedded backbone.
 
-    python benchmarks/waiting.py [--only search grid adapt] [--repeats 3] [--json FILE]
+One is no command: together, fits of a head on cached features as in a search, trained at once on
+240 random images of 12 classes, five epochs, in batches of 12.
+
+    python benchmarks/waiting.py [--only search grid adapt together] [--repeats 3] [--json FILE]
         [--out FOLDER]
 """
 
@@ -17,7 +20,8 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.measuring import (
     add_options,
@@ -39,11 +45,20 @@ from benchmarks.measuring import (
 )
 from benchmarks.startup import KORA, spent
 from datamodules import Synthetic
+from kora.adaptation.candidates import Candidate
+from kora.adaptation.features import Member, SharedPass
+from kora.backbone.vit import Backbone
 from kora.reports.canvas import BLUE, GREEN, ORANGE, new_figure, save
 from kora.runs.results import find_runs, read_results
+from kora.training.batched_fit import Setting, fit_together
 
-GROWS = {"search": "trials of a search", "grid": "runs of a grid", "adapt": "pictures"}
-SIZES = {"search": (1, 8, 64), "grid": (2, 4, 8), "adapt": (120, 240, 480)}
+GROWS = {
+    "search": "trials of a search", "grid": "runs of a grid", "adapt": "pictures",
+    "together": "fits at once",
+}  # fmt: skip
+SIZES = {
+    "search": (1, 8, 64), "grid": (2, 4, 8), "adapt": (120, 240, 480), "together": (1, 8, 64),
+}  # fmt: skip
 SEARCHED = ("linear_probe", "multi_layer_probe", "kora_side")
 SETTINGS = {"source": None, "trainer.max_epochs": 5, "trainer.precision": "32-true"}
 
@@ -116,7 +131,30 @@ def adapts(folder: Path, repeats: int) -> dict[str, Line]:
     return {"kora adapt": line(call, folder, "adapt", repeats)}
 
 
-MEASURED = {"search": searches, "grid": grids, "adapt": adapts}
+def together(folder: Path, repeats: int) -> dict[str, Line]:
+    """Fits of one head with more and more settings, by strategy."""
+    candidates = [Candidate(name, (f"adapters/{name}",), "") for name in SEARCHED]
+    shared = SharedPass(Backbone("vit_nano"), candidates, 12)
+    labels = torch.arange(240) % 12
+
+    def took(member: Member, inputs: Mapping[str, Tensor], fits: int) -> float:
+        settings = [Setting(1e-4 * number, 1e-4 * number) for number in range(1, fits + 1)]
+        begun = time.perf_counter()
+        fit_together(member.task, inputs, labels, settings, epochs=5, batch_size=12, seed=0)
+        return time.perf_counter() - begun
+
+    found = {}
+    for member in shared.members:
+        inputs = shared.inputs_of(member, torch.randn(240, shared.width))
+        took(member, inputs, 1)
+        found[member.candidate.name] = [
+            spread([took(member, inputs, size) for _ in range(repeats)])
+            for size in SIZES["together"]
+        ]
+    return found
+
+
+MEASURED = {"search": searches, "grid": grids, "adapt": adapts, "together": together}
 
 
 def rendered(what: str, lines: dict[str, Line]) -> str:

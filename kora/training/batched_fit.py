@@ -46,7 +46,7 @@ class Setting(NamedTuple):
 
 #: Parameters of all fits that train at once. With more than the first number, fits leave the caches
 #: of a CPU, and each takes longer; the second one is for the memory of a GPU.
-_MOST_ON_CPU, _MOST = 1 << 21, 1 << 26
+_MOST_ON_CPU, _MOST = 1 << 22, 1 << 26
 
 
 def fits_at_once(task: ClassificationTask) -> int:

@@ -34,6 +34,15 @@ def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(two) == 3
 
 
+def test_fits_at_once_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(waiting.SIZES, "together", (1, 2))
+    monkeypatch.setattr(waiting, "SEARCHED", ("linear_probe",))
+    record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "together")
+    one, two = record["lines"]["together"]["linear_probe"]
+    assert min(one[0], two[0]) > 0
+    assert "| fits at once | 1 | 2 | one more |" in printed
+
+
 def test_a_command_that_fails_is_an_error_and_no_time(tmp_path: Path) -> None:
     def call(size: int, number: int) -> tuple[str, ...]:
         return "grid", "--config", "none.yaml"
