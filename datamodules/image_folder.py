@@ -216,7 +216,8 @@ class ImageFolder(ImageDataModule):
             found = _named(sorted(path.name for path in self.root.glob("*") if path.is_dir()))
             raise FileNotFoundError(
                 f"There is no folder {folder} (folders in {self.root}: {found}). ImageFolder needs "
-                f"a training and a test folder: set data.{part}_dir to the one to use."
+                f"a training and a test folder: set data.{part}_dir to the one to use. If there is "
+                f"none, `kora adapt {self.root}` sets pictures aside."
             )
         names = sorted(
             path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
