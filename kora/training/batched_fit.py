@@ -8,6 +8,7 @@ Shapes: S settings, n images, B images a batch, K classes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -112,21 +113,40 @@ def fit_together(
     """
     if task.adapter.penalty() is not None:
         raise ValueError(f"{task.label} has a regulariser: train it with kora fit.")
-    stacked = {
-        name: parameter.detach().expand(len(settings), *parameter.shape).clone().requires_grad_()
-        for name, parameter in task.trainables().items()
-    }
     undecayed = {f"adapter.{name}" for name in task.backbone.model.no_weight_decay()}
-    members = [
-        # Views: the optimiser of each fit moves its part of the stacked tensors.
-        {name: nn.Parameter(tensor.detach()[place]) for name, tensor in stacked.items()}
-        for place in range(len(settings))
+    trainables = task.trainables()
+    names = {id(parameter): name for name, parameter in trainables.items()}
+    # A strategy has many small tensors, and an optimiser is slow with many: what has the same rates
+    # in a fit is one row (n,) of a tensor (S, n), and its tensors are parts of it.
+    kinds = parameter_groups(trainables, head_lr=1.0, undecayed=undecayed)
+    leaves = [
+        torch.cat([tensor.detach().flatten() for tensor in kind["params"]])
+        .expand(len(settings), -1)
+        .clone()
+        .requires_grad_()
+        for kind in kinds
     ]
-    groups = []
-    for mine, setting in zip(members, settings, strict=True):
-        for group in parameter_groups(mine, head_lr=setting.head_lr, undecayed=undecayed):
-            groups.append({"lr": setting.lr, "weight_decay": setting.weight_decay, **group})
-    optimizer = fuse_on_cpu(AdamW(groups))
+
+    def stacked() -> dict[str, Tensor]:
+        """The tensors of all fits, (S, ...) each."""
+        found = {}
+        for kind, leaf in zip(kinds, leaves, strict=True):
+            sizes = [tensor.numel() for tensor in kind["params"]]
+            parts = torch.split(leaf, sizes, dim=1) if len(sizes) > 1 else [leaf]
+            for tensor, part in zip(kind["params"], parts, strict=True):
+                found[names[id(tensor)]] = part.view(-1, *tensor.shape)
+        return found
+
+    rows = [[nn.Parameter(row) for row in leaf.detach()] for leaf in leaves]  # views
+    by_rates: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for kind, mine in zip(kinds, rows, strict=True):
+        for row, setting in zip(mine, settings, strict=True):
+            lr = setting.head_lr if "lr" in kind else setting.lr
+            by_rates[lr, kind.get("weight_decay", setting.weight_decay)].append(row)
+    optimizer = fuse_on_cpu(AdamW([
+        {"params": params, "lr": lr, "weight_decay": decay}
+        for (lr, decay), params in by_rates.items()
+    ]))  # fmt: skip
     rates = [group["lr"] for group in optimizer.param_groups]
     batches = -(-len(labels) // batch_size)
     steps = epochs * batches
@@ -135,7 +155,7 @@ def fit_together(
     columns = zip(*(one.dropouts for one in settings), strict=True)
     shares = [torch.tensor(column, device=labels.device) for column in columns]
     dropouts = dict(zip(stand_ins, shares, strict=True))
-    trained = Trained({name: tensor.detach() for name, tensor in stacked.items()})  # as they move
+    trained = Trained({name: tensor.detach() for name, tensor in stacked().items()})  # as they move
     was_training = task.training
     task.train()
     try:
@@ -146,7 +166,7 @@ def fit_together(
                 for at, places in enumerate(torch.split(torch.tensor(list(order)), batch_size)):
                     step = epoch * batches + at
                     with autocast():
-                        logits_SBK = _each(task, stacked, rows_of(inputs, places), dropouts)
+                        logits_SBK = _each(task, stacked(), rows_of(inputs, places), dropouts)
                     target_SB = labels[places].expand(len(settings), -1)
                     losses = F.cross_entropy(
                         logits_SBK.flatten(0, 1).float(), target_SB.flatten(),
@@ -155,12 +175,13 @@ def fit_together(
                     torch.autograd.backward(losses / len(places))
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor(step)
-                    for name, tensor in stacked.items():
-                        for place, mine in enumerate(members):
-                            mine[name].grad = None if tensor.grad is None else tensor.grad[place]
+                    for leaf, mine in zip(leaves, rows, strict=True):
+                        if leaf.grad is not None:
+                            for row, grad in zip(mine, leaf.grad, strict=True):
+                                row.grad = grad
                     optimizer.step()
-                    for tensor in stacked.values():
-                        tensor.grad = None
+                    for leaf in leaves:
+                        leaf.grad = None
                     after_step(step + 1, steps)
                 after_epoch(epoch, trained)
     finally:
