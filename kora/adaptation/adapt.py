@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from kora.adaptation.result import Adapted, Answer
 from kora.adaptation.runs import Setup, finished_run
 from kora.adaptation.search import BATCH_SIZE, Search, Searched, epochs_for, searched, simplest
 from kora.adaptation.split import Split, split_for
+from kora.adaptation.words import percent
 from kora.backbone.vit import Backbone, usual_size
 from kora.console.say import say
 from kora.feature_cache.cache import FeatureCache
@@ -110,7 +112,8 @@ def adapt(
             boxes, COCO json, Pascal VOC or YOLO, as `datamodules.DetectionFolder` reads them.
         backbone: A vision transformer of timm.
         weights: A `.safetensors` file; None fetches those of timm.
-        minutes: Time for everything; None: what the strategies on cached features need.
+        minutes: Time for everything; None: what strategies on cached features need, and one that
+            trains through the backbone, if 20 minutes are enough for both.
         out: Folder for everything that is made; None: `runs/adapt_<name of the folder>`.
         seed: Of the split and of every fit.
         dry_run: Only look, split, and print what would be tried and how long it would take.
@@ -160,7 +163,7 @@ class _Whole:
 
     def __init__(self, layout: Layout, call: Call) -> None:
         self.layout, self.call = layout, call
-        self.home, self.seed, self.minutes = call.home, call.seed, call.minutes
+        self.home, self.seed = call.home, call.seed
         size = usual_size(call.backbone, call.weights, most=_SIDE)
         self.arguments = {"name": call.backbone, "weights": call.weights, "image_size": size}
         # Or raises what is missing.
@@ -181,7 +184,7 @@ class _Whole:
         _require_memory(len(self.split.rows), self.shared.width)
         self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
         missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))
-        plan = plan_for(self.shared, self.split, missing, self.minutes)
+        plan = plan_for(self.shared, self.split, missing, self.call)
         self._precision = plan.precision
         say("What will be tried, and about how long it takes here:")
         for number, line in enumerate(plan.lines(), start=1):
@@ -278,8 +281,6 @@ class _Whole:
         Every setting is fitted once. Where that does not tell the best of them from `best`, it
         validates on more folds.
         """
-        if self.minutes is None:
-            return []
         tried: list[Through] = []
         fold, *others = search.all_folds
         pictures = int((search.folds == fold).sum())
@@ -289,16 +290,20 @@ class _Whole:
             again = max([expected, *(one.seconds for one in tried)]) / 0.8
             return self.call.left_s - 2 * RUN_S >= expected + again
 
-        for setting in _THROUGH_SETTINGS:
-            for candidate in THROUGH:
-                mine = [one for one in tried if one.candidate == candidate]
-                expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
-                if fits(expected) and not (mine and _behind(mine, top, pictures)):
-                    progress.part(f"training {candidate.name} through the backbone", expected)
-                    none = np.full(len(search.labels), -1, dtype=np.int8)
-                    begun = Through(candidate, setting, none, (), 0.0)
-                    tried.append(self._validated(begun, search, fold))
-                    top = max(top, tried[-1].accuracy)
+        for setting, candidate in [*product(_THROUGH_SETTINGS, THROUGH)][: self.call.most]:
+            mine = [one for one in tried if one.candidate == candidate]
+            expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
+            if fits(expected) and not (mine and _behind(mine, top, pictures)):
+                if not tried:
+                    progress.say(
+                        f"{best.label} is best on cached features: "
+                        f"{percent(search.accuracy(best))} in validation."
+                    )
+                progress.part(f"training {candidate.name} through the backbone", expected)
+                none = np.full(len(search.labels), -1, dtype=np.int8)
+                begun = Through(candidate, setting, none, (), 0.0)
+                tried.append(self._validated(begun, search, fold))
+                top = max(top, tried[-1].accuracy)
         for fold in others:
             leader = _leader(tried)
             if leader is None or not fits(leader.seconds) or _told(search, best, leader):
@@ -451,9 +456,13 @@ def _told(search: Search, best: Searched, one: Through) -> bool:
 
 
 def _chosen(search: Search, best: Searched, tried: Sequence[Through]) -> _Choice:
-    """`best`, or the fit through the backbone that is ahead of it by more than a standard error."""
+    """`best`, or the fit through the backbone that is ahead of it on the pictures it validated.
+
+    No margin is asked of it: unlike `best`, it has one setting, so its score is not the luckiest
+    of many.
+    """
     leader = _leader(tried)
-    if leader is not None and _lead(search, best, leader) > 1:
+    if leader is not None and _lead(search, best, leader) > 0:
         return _Choice(leader.candidate, leader.setting, True)
     return _Choice(best.member.candidate, best.best.setting, False)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from kora.runs.processes import Stop
 
-__all__ = ["Call", "StoppedError", "commands_of", "require_place"]
+__all__ = ["USUAL_MINUTES", "Call", "StoppedError", "commands_of", "require_place"]
+
+#: Without --minutes, a strategy that trains through the backbone is tried if all can end by then.
+USUAL_MINUTES = 20.0
 
 
 class StoppedError(RuntimeError):
@@ -35,7 +38,8 @@ class Call:
         home: Folder of everything that is made.
         backbone: Its name in timm.
         weights: A file, or `pretrained`.
-        minutes: Time for everything; None: what the strategies on cached features need.
+        minutes: Time for everything; None: what strategies on cached features need, and one that
+            trains through the backbone, if `USUAL_MINUTES` are enough for both.
         seed: Of the splits and fits.
         stop: Whether a signal came.
         began: When, by `time.monotonic`.
@@ -51,14 +55,24 @@ class Call:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def budget_s(self) -> float:
+        """Seconds for everything."""
+        return 60 * (USUAL_MINUTES if self.minutes is None else self.minutes)
+
+    @property
+    def most(self) -> int | None:
+        """Fits of the first round through the backbone, at most; None: as many as there are."""
+        return 1 if self.minutes is None else None
+
+    @property
     def passed_s(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self.began
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left of the minutes; below 0 without minutes."""
-        return 60 * (self.minutes or 0) - self.passed_s
+        """Seconds that are left for everything."""
+        return self.budget_s - self.passed_s
 
     def require_no_signal(self) -> None:
         """Check for a signal.

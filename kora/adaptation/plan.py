@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from kora.adaptation.call import USUAL_MINUTES, Call
 from kora.adaptation.candidates import THROUGH
 from kora.adaptation.features import Member, SharedPass
 from kora.adaptation.search import BATCH_SIZE, epochs_for, fits_of
@@ -40,7 +41,8 @@ class Plan:
         fit_s: Seconds of one of them, by the name of the strategy.
         members: Strategies on cached features, in order.
         through_s: Seconds of one fit through the backbone, by the name of the strategy.
-        minutes: For everything; None: what the strategies on cached features need.
+        folds: Number of folds.
+        call: Has the minutes.
         precision: Of fits through the backbone; bfloat16 if that is faster.
         left_out: Strategies on cached features that do not fit into the minutes.
     """
@@ -50,7 +52,8 @@ class Plan:
     fit_s: dict[str, float]
     members: list[Member]
     through_s: dict[str, float]
-    minutes: float | None
+    folds: int
+    call: Call
     precision: str
     left_out: list[Member] = field(default_factory=list)
 
@@ -62,8 +65,17 @@ class Plan:
 
     @property
     def total_s(self) -> float:
-        """Seconds of everything."""
-        return max(self.cached_s, 60 * (self.minutes or 0))
+        """Seconds of everything, at most."""
+        if self.call.minutes is not None:
+            return max(self.cached_s, self.call.budget_s)
+        name = THROUGH[0].name
+        through_s = (self.folds - 1) * self.through_s[name] + self.first_s(name)
+        left_s = self.call.budget_s - self.cached_s
+        return self.cached_s + min(through_s, left_s) * (self.first_s(name) <= left_s)
+
+    def first_s(self, name: str) -> float:
+        """Seconds of a fit through the backbone, and of another on all pictures."""
+        return self.through_s[name] * (1 + 1 / 0.8)
 
     def search_s(self, member: Member) -> float:
         """Seconds of the search of a strategy."""
@@ -71,13 +83,13 @@ class Plan:
 
     def fit_into_minutes(self) -> None:
         """Leave out the last strategies on cached features until the rest fits."""
-        if self.minutes is None:
+        if self.call.minutes is None:
             return
-        while self.cached_s > self.minutes * 60 and len(self.members) > _FEWEST:
+        while self.cached_s > self.call.budget_s and len(self.members) > _FEWEST:
             self.left_out.append(self.members.pop())
-        if self.cached_s > self.minutes * 60:
+        if self.cached_s > self.call.budget_s:
             say(
-                f"--minutes {self.minutes:g} is less than the first {_FEWEST} strategies "
+                f"--minutes {self.call.minutes:g} is less than the first {_FEWEST} strategies "
                 f"take: {duration(self.cached_s)}. They are tried all the same."
             )
 
@@ -92,19 +104,22 @@ class Plan:
         ]
         found.append(f"train the best and the linear probe again, test: {duration(2 * RUN_S)}")
         found += [f"{m.task.label}: not within the minutes" for m in self.left_out]
-        left = None if self.minutes is None else self.minutes * 60 - self.cached_s
-        for candidate in THROUGH:
-            seconds = self.through_s[candidate.name]
-            how = "only with --minutes"
-            if left is not None:
-                fits = left >= seconds + seconds / 0.8  # it may have to be trained again
+        left_s = self.call.budget_s - self.cached_s
+        for number, candidate in enumerate(THROUGH):
+            seconds, first_s = self.through_s[candidate.name], self.first_s(candidate.name)
+            fits = first_s <= left_s
+            if self.call.minutes is not None:
                 how = "as the minutes allow" if fits else "not within the minutes"
-                left -= seconds * fits
+            elif fits and number == 0:
+                how = f"2 to {self.folds + 1} fits, if they end within {USUAL_MINUTES:g} min"
+            else:
+                how = f"only with --minutes {math.ceil((self.cached_s + first_s) / 60) + 1}"
+            left_s -= seconds * fits
             found.append(f"{candidate.name} ({candidate.why}): {duration(seconds)} a fit, {how}")
         return found
 
 
-def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | None) -> Plan:
+def plan_for(shared: SharedPass, split: Split, missing: int, call: Call) -> Plan:
     """Time a batch of each step on this machine; `missing` pictures have no features yet."""
     backbone = shared.backbone
     device = backbone.mean.device
@@ -134,7 +149,8 @@ def plan_for(shared: SharedPass, split: Split, missing: int, minutes: float | No
         fit_s=fit_s,
         members=list(shared.members),
         through_s={one.name: through_s for one in THROUGH},
-        minutes=minutes,
+        folds=len(set(folds[folds >= 0].tolist())),
+        call=call,
         precision="32-true" if in_float32 else "bf16-mixed",
     )
     plan.fit_into_minutes()

@@ -43,6 +43,11 @@ class Progress:
         self._left -= moved
         self._move(moved)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        with tqdm.external_write_mode():
+            say(text)
+
     def __enter__(self) -> Progress:
         return self
 

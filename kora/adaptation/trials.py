@@ -22,7 +22,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule
 from datamodules.loading import visible_files
 from datamodules.recipe import UnreadableImageError, upright_size
-from kora.adaptation.call import Call
+from kora.adaptation.call import USUAL_MINUTES, Call
 from kora.adaptation.candidates import Candidate
 from kora.adaptation.pages import PAGE, inline_png
 from kora.adaptation.plan import RUN_S, seconds_of
@@ -163,14 +163,13 @@ class Trials:
             return None
         self._require_same_data()
         rival_s = times.fits[self.kind.cached[0].name]
-        total_s = times.kept + sum(times.fits[one.candidate.name] for one in trials) + 2 * rival_s
-        with Progress(max(total_s, 60 * (self.call.minutes or 0))) as progress:
+        with Progress(self._total_s(times)) as progress:
             done: list[Trial] = []
             for trial in trials:
                 name = trial.candidate.name
                 progress.part(f"trying {name}", times.fits[name] + times.kept * (not done))
                 done.append(self._tried(trial))
-            for trial in _in_turn(self.kind.on_images):
+            for trial in _in_turn(self.kind.on_images)[: self.call.most]:
                 name = trial.candidate.name
                 seconds = [one.seconds for one in done if one.candidate is trial.candidate]
                 expected = max([times.fits[name], *seconds])
@@ -265,6 +264,15 @@ class Trials:
             fits[candidate.name] = 2 * RUN_S + self.epochs * images["train"] * step_s
         return _Times(pass_s * sum(images.values()), fits)
 
+    def _total_s(self, times: _Times) -> float:
+        """Seconds of everything, at most."""
+        fits = (times.fits[one.candidate.name] for one in _in_turn(self.kind.cached))
+        total_s = times.kept + sum(fits) + 2 * times.fits[self.kind.cached[0].name]
+        if self.call.minutes is not None:
+            return max(total_s, self.call.budget_s)
+        first_s = 2 * times.fits[self.kind.on_images[0].name]
+        return total_s + first_s * (total_s + first_s <= self.call.budget_s)
+
     def _say_plan(self, times: _Times) -> None:
         lines = [
             f"one pass of the frozen backbone over all images: {duration(times.kept)}",
@@ -275,11 +283,13 @@ class Trials:
             ),
             "train the best and the linear probe again, test",
         ]
-        how = "as the minutes allow" if self.call.minutes else "only with --minutes"
-        lines += [
-            f"{one.name} ({one.why}): {duration(times.fits[one.name])} a fit, {how}"
-            for one in self.kind.on_images
-        ]
+        for number, one in enumerate(self.kind.on_images):
+            how = "only with --minutes"
+            if self.call.minutes is not None:
+                how = "as the minutes allow"
+            elif number == 0:
+                how = f"if {USUAL_MINUTES:g} minutes are enough for all"
+            lines.append(f"{one.name} ({one.why}): {duration(times.fits[one.name])} a fit, {how}")
         say("What will be tried, and about how long it takes here:")
         for number, line in enumerate(lines, start=1):
             say(f"  {number}. {line}")

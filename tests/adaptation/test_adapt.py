@@ -26,7 +26,7 @@ from kora.adaptation import adapt as module
 from kora.adaptation import results_folder
 from kora.adaptation.adapt import Adapted, StoppedError, adapt
 from kora.adaptation.call import Call
-from kora.adaptation.candidates import CACHED
+from kora.adaptation.candidates import CACHED, THROUGH
 from kora.adaptation.search import Search, Searched, Tried
 from kora.analysis.statistics import wilson
 from kora.runs.processes import Stop
@@ -44,6 +44,7 @@ NANO = {"backbone": "vit_nano"}
 def _short_fits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("kora.adaptation.search._MOST", 8)
+        monkeypatch.setattr("kora.adaptation.call.USUAL_MINUTES", 0)
         yield
 
 
@@ -198,6 +199,37 @@ def test_with_minutes_it_tries_what_trains_through_the_backbone(
     assert "LoRA-layers" in best
     assert f"<td>{float(leader['lr']):.2g}</td>" in best
     assert read_results(found.run).protocol["sizes"]["val"] == 0
+
+
+def test_without_minutes_it_tries_one_that_trains_through_the_backbone(
+    result: Adapted, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copytree(work / "out", tmp_path / "out")
+    monkeypatch.setattr("kora.adaptation.call.USUAL_MINUTES", 500)
+    monkeypatch.setattr(module, "THROUGH_EPOCHS", 1)
+    monkeypatch.setattr(module, "_told", lambda search, best, one: True)
+    adapt(work / "photos", out=tmp_path / "out", **NANO)
+    (trial,) = (tmp_path / "out_trials").glob("*/seed0/version_*")
+    assert trial.parent.parent.name == "LoRA-layers"
+    said = capfd.readouterr().out
+    assert re.search(r"LoRA-layers \(.*: \d+ s a fit, 2 to 6 fits, if they end within", said)
+    assert re.search(r"BitFit \(.*: \d+ s a fit, only with --minutes \d+\n", said)
+    assert re.search(r"kora: .* is best on cached features: [\d.]+ % in validation\.", said)
+
+
+@pytest.mark.parametrize(("right", "chosen"), [(190, True), (180, False), (170, False)])
+def test_what_trains_through_the_backbone_is_chosen_if_it_is_ahead(
+    right: int, chosen: bool
+) -> None:
+    labels = np.zeros(200, dtype=np.int64)
+    tried = Tried(Setting(1e-3, 1e-3), np.where(np.arange(200) < 20, 1, 0))
+    member = SimpleNamespace(candidate=CACHED[0])
+    best = Searched(member, tried, [tried], True, [])
+    mine = (np.arange(200) < right).astype(np.int8)
+    one = module.Through(THROUGH[0], tried.setting, mine, (0,), 1.0)
+    search = Search(labels, labels, Path(), "", 0)
+    assert module._chosen(search, best, [one]).through == chosen
 
 
 def test_a_lead_is_judged_picture_by_picture() -> None:
