@@ -78,7 +78,8 @@ def adapt_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, metavar="M",
         help="time for everything; what strategies on cached features do not need goes to those "
-        "that train through the backbone (default: what the former need)",
+        "that train through the backbone (default: the former, and the best of the latter if all "
+        "ends within 20 minutes)",
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: runs/adapt_FOLDER)"

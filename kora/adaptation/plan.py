@@ -13,22 +13,23 @@ import torch
 from kora.adaptation.call import USUAL_MINUTES, Call
 from kora.adaptation.candidates import THROUGH
 from kora.adaptation.features import Member, SharedPass
+from kora.adaptation.runs import THROUGH_BATCH_SIZE
 from kora.adaptation.search import BATCH_SIZE, epochs_for, fits_of
 from kora.adaptation.split import Split
 from kora.adaptation.words import duration
 from kora.console.say import say
-from kora.tasks.callbacks import time_over_float32
 from kora.training.batched_fit import Setting, fit_together
 
 __all__ = ["RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for", "seconds_of"]
 
 RUN_S = 6.0  # of a run on cached features, most of it to start
 THROUGH_EPOCHS = 10
-_THROUGH_PASSES = 2.5  # forward passes that a training step through the backbone costs
-_PICTURES, _FITS, _STEPS = 8, 4, 3  # that are timed
+_THROUGH_PASSES = 3  # forward passes that a training step through the backbone costs, with reading
+_PIXELS = 160_000  # of the pictures that are timed, 2 to a batch of them
+_FITS, _STEPS = 4, 3  # that are timed
 _TIMES = 3  # the shortest counts: another program may have used the processor
 _FEWEST = 2  # strategies tried whatever the minutes: the linear probe and one other
-_WORTH_IT = 0.8  # time in bfloat16 over that in float32
+_WORTH_IT = 0.8  # time of a pass in bfloat16 over that in float32
 
 
 @dataclass
@@ -110,8 +111,10 @@ class Plan:
             fits = first_s <= left_s
             if self.call.minutes is not None:
                 how = "as the minutes allow" if fits else "not within the minutes"
-            elif fits and number == 0:
-                how = f"2 to {self.folds + 1} fits, if they end within {USUAL_MINUTES:g} min"
+            elif number > 0:
+                how = "only with --minutes"
+            elif fits:
+                how = f"{self.folds + 1} fits at most, as {USUAL_MINUTES:g} minutes in all allow"
             else:
                 how = f"only with --minutes {math.ceil((self.cached_s + first_s) / 60) + 1}"
             left_s -= seconds * fits
@@ -123,9 +126,13 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call) -> Plan
     """Time a batch of each step on this machine; `missing` pictures have no features yet."""
     backbone = shared.backbone
     device = backbone.mean.device
-    images = torch.zeros(_PICTURES, 3, *backbone.size, dtype=torch.uint8, device=device)
+    count = min(THROUGH_BATCH_SIZE, max(2, _PIXELS // math.prod(backbone.size)))
+    images = torch.zeros(count, 3, *backbone.size, dtype=torch.uint8, device=device)
     shared.read(images[:2])
-    each_s = seconds_of(lambda: shared.read(images)) / _PICTURES
+    each_s = half_s = seconds_of(lambda: shared.read(images)) / count
+    if device.type == "cpu":
+        with torch.autocast("cpu", torch.bfloat16):
+            half_s = seconds_of(lambda: shared.read(images)) / count
     rows, folds = split.training()
     learn = int((folds != folds.max()).sum())
     steps = epochs_for(len(rows)) * math.ceil(learn / BATCH_SIZE)
@@ -139,10 +146,9 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call) -> Plan
         run(epochs=1)
         timed = seconds_of(partial(run, epochs=_STEPS))
         fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
-    ratio = time_over_float32(torch.bfloat16) if device.type == "cpu" else 1.0
-    in_float32 = device.type == "cpu" and ratio > _WORTH_IT
-    through_each_s = each_s if in_float32 else each_s * min(1.0, ratio)
-    through_s = RUN_S + through_each_s * _THROUGH_PASSES * learn * THROUGH_EPOCHS
+    in_float32 = device.type == "cpu" and half_s > _WORTH_IT * each_s
+    passes = _THROUGH_PASSES * learn * THROUGH_EPOCHS
+    through_s = RUN_S + (each_s if in_float32 else half_s) * passes
     plan = Plan(
         features_s=each_s * missing,
         fits=fits_of(folds),

@@ -22,7 +22,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule
 from datamodules.loading import visible_files
 from datamodules.recipe import UnreadableImageError, upright_size
-from kora.adaptation.call import USUAL_MINUTES, Call
+from kora.adaptation.call import Call
 from kora.adaptation.candidates import Candidate
 from kora.adaptation.pages import PAGE, inline_png
 from kora.adaptation.plan import RUN_S, seconds_of
@@ -157,7 +157,6 @@ class Trials:
         """
         audit = self._look()
         times = self._times()
-        trials = _in_turn(self.kind.cached)
         self._say_plan(times)
         if dry_run:
             return None
@@ -165,7 +164,7 @@ class Trials:
         rival_s = times.fits[self.kind.cached[0].name]
         with Progress(self._total_s(times)) as progress:
             done: list[Trial] = []
-            for trial in trials:
+            for trial in _in_turn(self.kind.cached):
                 name = trial.candidate.name
                 progress.part(f"trying {name}", times.fits[name] + times.kept * (not done))
                 done.append(self._tried(trial))
@@ -264,14 +263,18 @@ class Trials:
             fits[candidate.name] = 2 * RUN_S + self.epochs * images["train"] * step_s
         return _Times(pass_s * sum(images.values()), fits)
 
+    def _cached_s(self, times: _Times) -> float:
+        """Seconds of everything that does not train on images."""
+        fits = (times.fits[one.candidate.name] for one in _in_turn(self.kind.cached))
+        return times.kept + sum(fits) + 2 * times.fits[self.kind.cached[0].name]
+
     def _total_s(self, times: _Times) -> float:
         """Seconds of everything, at most."""
-        fits = (times.fits[one.candidate.name] for one in _in_turn(self.kind.cached))
-        total_s = times.kept + sum(fits) + 2 * times.fits[self.kind.cached[0].name]
+        cached_s = self._cached_s(times)
         if self.call.minutes is not None:
-            return max(total_s, self.call.budget_s)
+            return max(cached_s, self.call.budget_s)
         first_s = 2 * times.fits[self.kind.on_images[0].name]
-        return total_s + first_s * (total_s + first_s <= self.call.budget_s)
+        return cached_s + first_s * (cached_s + first_s <= self.call.budget_s)
 
     def _say_plan(self, times: _Times) -> None:
         lines = [
@@ -284,12 +287,16 @@ class Trials:
             "train the best and the linear probe again, test",
         ]
         for number, one in enumerate(self.kind.on_images):
+            fit_s = times.fits[one.name]
+            needed_s = self._cached_s(times) + 2 * fit_s
             how = "only with --minutes"
             if self.call.minutes is not None:
                 how = "as the minutes allow"
+            elif number == 0 and needed_s <= self.call.budget_s:
+                how = "two fits at most"
             elif number == 0:
-                how = f"if {USUAL_MINUTES:g} minutes are enough for all"
-            lines.append(f"{one.name} ({one.why}): {duration(times.fits[one.name])} a fit, {how}")
+                how = f"only with --minutes {math.ceil(needed_s / 60) + 1}"
+            lines.append(f"{one.name} ({one.why}): {duration(fit_s)} a fit, {how}")
         say("What will be tried, and about how long it takes here:")
         for number, line in enumerate(lines, start=1):
             say(f"  {number}. {line}")
