@@ -77,15 +77,15 @@ BOXES = Kind(
     ),
     on_images=(
         Candidate(
-            "KoRA-refined-spatial-tokens",
-            ("adapters/matched/small_300k/kora_refined_spatial_tokens",),
-            "composed beside the backbone for each token",
-            (Setting(1e-3, 1e-3), Setting(1e-3, 3e-3)),
-        ),
-        Candidate(
             "LoRA",
             ("adapters/lora",),
             "LoRA under the same head",
+            (Setting(1e-3, 1e-3), Setting(1e-3, 3e-3)),
+        ),
+        Candidate(
+            "KoRA-refined-spatial-tokens",
+            ("adapters/matched/small_300k/kora_refined_spatial_tokens",),
+            "composed beside the backbone for each token",
             (Setting(1e-3, 1e-3), Setting(1e-3, 3e-3)),
         ),
         Candidate(

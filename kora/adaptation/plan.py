@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from kora.adaptation.call import USUAL_MINUTES, Call
+from kora.adaptation.call import Call
 from kora.adaptation.candidates import THROUGH
 from kora.adaptation.features import Member, SharedPass
 from kora.adaptation.runs import THROUGH_BATCH_SIZE
@@ -114,7 +114,8 @@ class Plan:
             elif number > 0:
                 how = "only with --minutes"
             elif fits:
-                how = f"{self.folds + 1} fits at most, as {USUAL_MINUTES:g} minutes in all allow"
+                usual = f"{self.call.budget_s / 60:g} minutes in all"
+                how = f"{self.folds + 1} fits at most, as {usual} allow"
             else:
                 how = f"only with --minutes {math.ceil((self.cached_s + first_s) / 60) + 1}"
             left_s -= seconds * fits

@@ -92,6 +92,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tools = tmp_path_factory.mktemp("kernel") / "tools"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("kora.adaptation.search._MOST", 8)  # epochs of a fit of kora.adapt
+        monkeypatch.setattr("kora.adaptation.call.USUAL_MINUTES", 0)
         with kept(REPOSITORY, tools):
             yield tools / "python"
 
