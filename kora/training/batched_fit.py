@@ -8,7 +8,6 @@ Shapes: S settings, n images, B images a batch, K classes.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -16,15 +15,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import (
+    _add_batch_dim,
+    get_unwrapped,
+    is_batchedtensor,
+    maybe_get_bdim,
+    maybe_get_level,
+)
 from torch.func import functional_call, vmap
-from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 
 from datamodules.sampling import EpochShuffle
 from kora.backbone.frozen_inputs import Inputs
 from kora.tasks import ClassificationTask
 from kora.tasks.callbacks import flushed
-from kora.tasks.optim import fuse_on_cpu, parameter_groups, schedule_factor
+from kora.tasks.optim import parameter_groups, schedule_factor
 
 __all__ = ["Setting", "Trained", "fit_together", "fits_at_once", "rows_of"]
 
@@ -116,38 +121,13 @@ def fit_together(
     undecayed = {f"adapter.{name}" for name in task.backbone.model.no_weight_decay()}
     trainables = task.trainables()
     names = {id(parameter): name for name, parameter in trainables.items()}
-    # A strategy has many small tensors, and an optimiser is slow with many: what has the same rates
-    # in a fit is one row (n,) of a tensor (S, n), and its tensors are parts of it.
-    kinds = parameter_groups(trainables, head_lr=1.0, undecayed=undecayed)
-    leaves = [
-        torch.cat([tensor.detach().flatten() for tensor in kind["params"]])
-        .expand(len(settings), -1)
-        .clone()
-        .requires_grad_()
-        for kind in kinds
-    ]
-
-    def stacked() -> dict[str, Tensor]:
-        """The tensors of all fits, (S, ...) each."""
-        found = {}
-        for kind, leaf in zip(kinds, leaves, strict=True):
-            sizes = [tensor.numel() for tensor in kind["params"]]
-            parts = torch.split(leaf, sizes, dim=1) if len(sizes) > 1 else [leaf]
-            for tensor, part in zip(kind["params"], parts, strict=True):
-                found[names[id(tensor)]] = part.view(-1, *tensor.shape)
-        return found
-
-    rows = [[nn.Parameter(row) for row in leaf.detach()] for leaf in leaves]  # views
-    by_rates: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for kind, mine in zip(kinds, rows, strict=True):
-        for row, setting in zip(mine, settings, strict=True):
-            lr = setting.head_lr if "lr" in kind else setting.lr
-            by_rates[lr, kind.get("weight_decay", setting.weight_decay)].append(row)
-    optimizer = fuse_on_cpu(AdamW([
-        {"params": params, "lr": lr, "weight_decay": decay}
-        for (lr, decay), params in by_rates.items()
-    ]))  # fmt: skip
-    rates = [group["lr"] for group in optimizer.param_groups]
+    kinds = []
+    for group in parameter_groups(trainables, head_lr=1.0, undecayed=undecayed):
+        rates = [one.head_lr if "lr" in group else one.lr for one in settings]
+        decays = [group.get("weight_decay", one.weight_decay) for one in settings]
+        tensors = {names[id(tensor)]: tensor for tensor in group["params"]}
+        kinds.append(_Kind(tensors, list(zip(rates, decays, strict=True))))
+    stacked = {name: tensor for kind in kinds for name, tensor in kind.stacked.items()}
     batches = -(-len(labels) // batch_size)
     steps = epochs * batches
     factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
@@ -155,7 +135,7 @@ def fit_together(
     columns = zip(*(one.dropouts for one in settings), strict=True)
     shares = [torch.tensor(column, device=labels.device) for column in columns]
     dropouts = dict(zip(stand_ins, shares, strict=True))
-    trained = Trained({name: tensor.detach() for name, tensor in stacked().items()})  # as they move
+    trained = Trained({name: tensor.detach() for name, tensor in stacked.items()})  # as they move
     was_training = task.training
     task.train()
     try:
@@ -166,27 +146,68 @@ def fit_together(
                 for at, places in enumerate(torch.split(torch.tensor(list(order)), batch_size)):
                     step = epoch * batches + at
                     with autocast():
-                        logits_SBK = _each(task, stacked(), rows_of(inputs, places), dropouts)
+                        logits_SBK = _each(task, stacked, rows_of(inputs, places), dropouts)
                     target_SB = labels[places].expand(len(settings), -1)
                     losses = F.cross_entropy(
                         logits_SBK.flatten(0, 1).float(), target_SB.flatten(),
                         label_smoothing=task.label_smoothing, reduction="sum",
                     )  # fmt: skip
                     torch.autograd.backward(losses / len(places))
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * factor(step)
-                    for leaf, mine in zip(leaves, rows, strict=True):
-                        if leaf.grad is not None:
-                            for row, grad in zip(mine, leaf.grad, strict=True):
-                                row.grad = grad
-                    optimizer.step()
-                    for leaf in leaves:
-                        leaf.grad = None
+                    for kind in kinds:
+                        kind.step(step, factor(step))
                     after_step(step + 1, steps)
                 after_epoch(epoch, trained)
     finally:
         task.train(was_training)
     return trained
+
+
+class _Kind:
+    """Tensors with the same rates in a fit, and AdamW on them.
+
+    A strategy has many small tensors, and an optimiser is slow with many: those of a fit are one
+    row here. torch's optimiser would have a group for each fit, and spend more time on the groups
+    than on their numbers, so that this calls torch's fused step itself.
+
+    Args:
+        tensors: With which each fit begins.
+        rates: Learning rate and weight decay of the S fits.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], rates: Sequence[tuple[float, float]]) -> None:
+        start_n = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+        values_Sn = start_n.repeat(len(rates), 1)
+        sizes = [tensor.numel() for tensor in tensors.values()]
+        #: The tensors of all fits, (S, ...) each, which are parts of the rows.
+        self.stacked = {
+            name: part.view(-1, *tensor.shape).requires_grad_()
+            for (name, tensor), part in zip(
+                tensors.items(), values_Sn.split_with_sizes(sizes, dim=1), strict=True
+            )
+        }
+        self._rates = rates
+        self._memory_Sn = torch.empty_like(values_Sn)
+        rows = values_Sn, torch.zeros_like(values_Sn), torch.zeros_like(values_Sn)
+        self._rows = list(zip(*(row.unbind() for row in rows), strict=True))
+
+    def step(self, number: int, factor: float) -> None:
+        """Move by the gradients, with learning rates times `factor`, and forget them."""
+        parts = [
+            (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).flatten(1)
+            for tensor in self.stacked.values()
+        ]
+        # Into the same memory, as new pages take longer than the numbers.
+        gradients_Sn = torch.cat(parts, dim=1, out=self._memory_Sn) if len(parts) > 1 else parts[0]
+        steps = torch.tensor(number + 1.0, device=gradients_Sn.device)
+        for (row, mean, square), gradient, (lr, decay) in zip(
+            self._rows, gradients_Sn, self._rates, strict=True
+        ):
+            torch._fused_adamw_(
+                [row], [gradient], [mean], [square], [], [steps], lr=lr * factor, beta1=0.9,
+                beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        for tensor in self.stacked.values():
+            tensor.grad = None
 
 
 def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
@@ -204,7 +225,7 @@ def _each(
     module = _AdapterAndHead(task)
 
     def one(tensors: dict[str, Tensor], shares: dict[float, Tensor]) -> Tensor:
-        with _Dropouts(shares) if shares else nullcontext():
+        with _Together(shares):
             logits: Tensor = functional_call(module, tensors, (inputs,))
         return logits
 
@@ -214,15 +235,19 @@ def _each(
 
 def _require_dropouts(task: ClassificationTask, inputs: Inputs, stand_ins: Sequence[float]) -> None:
     """Refuse a stand-in that the task, in training, does not give to torch's dropout."""
-    met = _Dropouts(dict.fromkeys(stand_ins, torch.zeros(())))
+    met = _Together(dict.fromkeys(stand_ins, torch.zeros(())))
     with torch.no_grad(), met:
         _AdapterAndHead(task)(inputs)
     if met.replaced != set(stand_ins):
         raise ValueError(f"{task.label} has a dropout that is not torch's: train it with kora fit.")
 
 
-class _Dropouts(TorchFunctionMode):
-    """Dropout with a probability that is a tensor, for the number that stands for it."""
+class _Together(TorchFunctionMode):
+    """Within, layers compute for all fits at once what torch's `vmap` does not.
+
+    A linear layer reads a shared input once. Dropout has a probability that is a tensor, for the
+    number that stands for it.
+    """
 
     def __init__(self, shares: Mapping[float, Tensor]) -> None:
         super().__init__()
@@ -232,12 +257,26 @@ class _Dropouts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.linear and [is_batchedtensor(one) for one in args[:2]] == [False, True]:
+            return _read_once(*args, **kwargs)
         share = self._shares.get(kwargs.get("p")) if func is F.dropout else None
         if share is None or not kwargs.get("training", True):
             return func(*args, **kwargs)
         (x,) = args
         self.replaced.add(kwargs["p"])
         return x * (torch.rand_like(x) >= share) / (1 - share)
+
+
+def _read_once(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of each fit, inside of `vmap`, on the same input (..., I): one matrix product.
+
+    torch itself copies the input for each fit.
+    """
+    level, of_weight = maybe_get_level(weight), maybe_get_bdim(weight)
+    weight_SOI = get_unwrapped(weight).movedim(of_weight, 0)
+    found = F.linear(x, weight_SOI.flatten(0, 1)).view(*x.shape[:-1], *weight_SOI.shape[:2])
+    outputs: Tensor = _add_batch_dim(found, found.ndim - 2, level)
+    return outputs if bias is None else outputs + bias
 
 
 class _AdapterAndHead(nn.Module):
