@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -184,7 +185,8 @@ class _Whole:
         _require_memory(len(self.split.rows), self.shared.width)
         self.store = FeatureStore(self.home / "features", self.shared.identity(self.recipe))
         missing = len(self.store.missing([self.content[row.path] for row in self.split.rows]))
-        plan = plan_for(self.shared, self.split, missing, self.call)
+        search = self._search_of()
+        plan = plan_for(self.shared, self.split, missing, self.call, search)
         self._precision = plan.precision
         say("What will be tried, and about how long it takes here:")
         for number, line in enumerate(plan.lines(), start=1):
@@ -196,7 +198,7 @@ class _Whole:
             paths = {self.content[r.path]: self.layout.root / r.path for r in self.split.rows}
             step = self._watched(progress.step)
             fill(self.store, self.shared, paths, self.recipe, after=step)
-            search, found = self._search(plan, progress)
+            found = self._searched(search, plan, progress)
             best = simplest(search, found)
             tried = self._through(plan, search, found, best, progress)
             choice = _chosen(search, best, tried)
@@ -243,20 +245,23 @@ class _Whole:
         )
         return audit
 
-    def _search(self, plan: Plan, progress: Progress) -> tuple[Search, list[Searched]]:
-        """Search the strategies on cached features, one after another."""
+    def _search_of(self) -> Search:
+        """What the searches of all strategies on cached features have in common."""
         rows, folds = self.split.training()
         number = {name: label for label, name in enumerate(self.classes)}
         content = [self.content[row.path] for row in rows]
         identity = json.dumps([self.shared.identity(self.recipe), content], sort_keys=True)
-        search = Search(
+        return Search(
             labels=np.array([number[row.label] for row in rows]),
             folds=folds,
             memory=self.home / "search",
             identity=hashlib.sha256(identity.encode()).hexdigest(),
             seed=self.seed,
-            after=self._watched(progress.step),
         )
+
+    def _searched(self, search: Search, plan: Plan, progress: Progress) -> list[Searched]:
+        """Search the strategies on cached features, one after another."""
+        search = replace(search, after=self._watched(progress.step))
         found: list[Searched] = []
         for member in plan.members:
             progress.part(f"searching {member.task.label}", plan.search_s(member), plan.fits)
@@ -265,7 +270,7 @@ class _Whole:
             found.append(
                 searched(search, member, self.shared.inputs_of(member, self._kept), leader)
             )
-        return search, found
+        return found
 
     def _through(
         self,

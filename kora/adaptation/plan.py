@@ -14,7 +14,7 @@ from kora.adaptation.call import Call
 from kora.adaptation.candidates import THROUGH
 from kora.adaptation.features import Member, SharedPass
 from kora.adaptation.runs import THROUGH_BATCH_SIZE
-from kora.adaptation.search import BATCH_SIZE, epochs_for, fits_of
+from kora.adaptation.search import BATCH_SIZE, Search, epochs_for, fits_of, is_kept
 from kora.adaptation.split import Split
 from kora.adaptation.words import duration
 from kora.console.say import say
@@ -39,7 +39,7 @@ class Plan:
     Args:
         features_s: Seconds of the pass of the frozen backbone.
         fits: Number of fits in the search of each strategy on cached features.
-        fit_s: Seconds of one of them, by the name of the strategy.
+        fit_s: Seconds of one of them, by the name of the strategy; 0 if an earlier call kept them.
         members: Strategies on cached features, in order.
         through_s: Seconds of one fit through the backbone, by the name of the strategy.
         folds: Number of folds.
@@ -97,11 +97,12 @@ class Plan:
     def lines(self) -> list[str]:
         """The steps in words, in order."""
         kept = "one pass of the frozen backbone over pictures without features"
-        found = [f"{kept}: {duration(self.features_s)}" if self.features_s else f"{kept}: nothing"]
+        found = [f"{kept}: {duration(self.features_s) if self.features_s else 'nothing'}"]
         found += [
             f"{member.task.label} ({member.candidate.why}), {self.fits} fits: "
-            f"{duration(self.search_s(member))}"
+            f"{duration(seconds) if seconds else 'kept'}"
             for member in self.members
+            for seconds in [self.search_s(member)]
         ]
         found.append(f"train the best and the linear probe again, test: {duration(2 * RUN_S)}")
         found += [f"{m.task.label}: not within the minutes" for m in self.left_out]
@@ -123,7 +124,7 @@ class Plan:
         return found
 
 
-def plan_for(shared: SharedPass, split: Split, missing: int, call: Call) -> Plan:
+def plan_for(shared: SharedPass, split: Split, missing: int, call: Call, search: Search) -> Plan:
     """Time a batch of each step on this machine; `missing` pictures have no features yet."""
     backbone = shared.backbone
     device = backbone.mean.device
@@ -139,6 +140,9 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call) -> Plan
     steps = epochs_for(len(rows)) * math.ceil(learn / BATCH_SIZE)
     fit_s = {}
     for member in shared.members:
+        if is_kept(search, member):
+            fit_s[member.candidate.name] = 0.0
+            continue
         inputs = shared.inputs_of(member, torch.zeros(BATCH_SIZE, shared.width))
         run = partial(
             fit_together, member.task, inputs, torch.zeros(BATCH_SIZE, dtype=torch.int64),

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ __all__ = [
     "Tried",
     "epochs_for",
     "fits_of",
+    "is_kept",
     "searched",
     "simplest",
 ]
@@ -163,6 +164,16 @@ def epochs_for(pictures: int) -> int:
     return min(_MOST, max(_FEWEST, round(_STEPS / steps)))
 
 
+def is_kept(search: Search, member: Member) -> bool:
+    """Whether an earlier call kept the first round of a strategy's search: most of it, or all."""
+    first = [Tried(one, np.empty(0, dtype=np.int64)) for one in _first(_adapts(member))]
+    return all(
+        _file(search, member, some, fold).exists()
+        for fold in search.first_folds
+        for some in _groups(member, first)
+    )
+
+
 def fits_of(folds: NDArray[np.int64]) -> int:
     """Number of fits in the search of a strategy, if it ends after two rounds."""
     first, every = len(first_folds(folds)), len(set(folds[folds >= 0].tolist()))
@@ -180,7 +191,7 @@ def searched(
         inputs: What it reads of the n training pictures.
         leader: The best strategy so far; None: this one is searched to its end.
     """
-    adapts = any(True for _ in member.task.adapter.trainable())
+    adapts = _adapts(member)
     tried: list[Tried] = []
     first, every = search.first_folds, search.all_folds
     wanted: Sequence[Setting] = _first(adapts)
@@ -212,6 +223,11 @@ def searched(
 # -- settings --------------------------------------------------------------------------------------
 
 _PROBE_STEP, _ADAPTER_STEP = 3 / 7, 1.0  # decades between learning rates of the first round
+
+
+def _adapts(member: Member) -> bool:
+    """Whether a strategy has a learning rate of its own, beside that of the head."""
+    return any(True for _ in member.task.adapter.trainable())
 
 
 def _first(adapts: bool) -> list[Setting]:
@@ -249,15 +265,13 @@ def _try(
     search: Search, member: Member, inputs: Mapping[str, Tensor], tried: Sequence[Tried], fold: int
 ) -> None:
     """Fit these settings without a fold, and predict it; stored results are used again."""
-    at_once = min(_AT_ONCE, fits_at_once(member.task))
     validates = search.folds == fold
     learns = torch.from_numpy(np.flatnonzero(~validates))
     rest = torch.from_numpy(np.flatnonzero(validates))
     labels = torch.from_numpy(search.labels)
     mine, others = rows_of(inputs, learns), rows_of(inputs, rest)
-    for start in range(0, len(tried), at_once):
-        some = tried[start : start + at_once]
-        file = search.memory / f"{_digest(search, member, some, fold)}.safetensors"
+    for some in _groups(member, tried):
+        file = _file(search, member, some, fold)
         kept = _recalled(file, len(some), len(rest))
         if kept is None:
             settings = [one.setting for one in some]
@@ -293,13 +307,22 @@ def _losses(logits_SvK: Tensor, labels_v: Tensor) -> Tensor:
     return torch.nan_to_num(torch.stack(found).double(), nan=math.inf)
 
 
-def _digest(search: Search, member: Member, some: Sequence[Tried], fold: int) -> str:
+def _groups(member: Member, tried: Sequence[Tried]) -> Iterator[Sequence[Tried]]:
+    """The settings that are fitted at once."""
+    at_once = min(_AT_ONCE, fits_at_once(member.task))
+    for start in range(0, len(tried), at_once):
+        yield tried[start : start + at_once]
+
+
+def _file(search: Search, member: Member, some: Sequence[Tried], fold: int) -> Path:
+    """Where the results of these fits are kept."""
     key = [
         search.identity, member.candidate.name, [tuple(one.setting) for one in some], fold,
         search.epochs, search.seed, BATCH_SIZE,
         hashlib.sha256(np.stack([search.labels, search.folds]).tobytes()).hexdigest(),
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return search.memory / f"{digest}.safetensors"
 
 
 def _keep(file: Path, kept: dict[str, Tensor]) -> None:

@@ -134,8 +134,9 @@ def test_the_runs_read_kept_features_and_no_picture(result: Adapted) -> None:
 
 
 def test_called_again_it_computes_nothing(
-    result: Adapted, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    result: Adapted, work: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     passed: list[int] = []
     read = module.SharedPass.read
     fits: list[Any] = []
@@ -147,6 +148,7 @@ def test_called_again_it_computes_nothing(
     monkeypatch.setattr(module.SharedPass, "read", counted)
     monkeypatch.setattr("kora.adaptation.search.fit_together", lambda *a, **o: fits.append(a))
     again = adapt(work / "photos", out=work / "out", **NANO)
+    assert capfd.readouterr().out.count("120 fits: kept") == len(CACHED)
     assert again is not None
     assert (again.run, again.sentence) == (result.run, result.sentence)
     assert (sum(passed), fits) == (0, [])
