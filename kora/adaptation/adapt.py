@@ -295,7 +295,7 @@ class _Whole:
             again = max([expected, *(one.seconds for one in tried)]) / 0.8
             return self.call.left_s - 2 * RUN_S >= expected + again
 
-        for setting, candidate in [*product(_THROUGH_SETTINGS, THROUGH)][: self.call.most]:
+        for setting, candidate in [*product(_THROUGH_SETTINGS, THROUGH)][: self.call.most_fits]:
             mine = [one for one in tried if one.candidate == candidate]
             expected = mine[-1].seconds if mine else plan.through_s[candidate.name]
             if fits(expected) and not (mine and _behind(mine, top, pictures)):

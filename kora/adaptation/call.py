@@ -60,7 +60,7 @@ class Call:
         return 60 * (USUAL_MINUTES if self.minutes is None else self.minutes)
 
     @property
-    def most(self) -> int | None:
+    def most_fits(self) -> int | None:
         """Fits of the first round through the backbone, at most; None: as many as there are."""
         return 1 if self.minutes is None else None
 

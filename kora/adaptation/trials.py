@@ -168,7 +168,7 @@ class Trials:
                 name = trial.candidate.name
                 progress.part(f"trying {name}", times.fits[name] + times.kept * (not done))
                 done.append(self._tried(trial))
-            for trial in _in_turn(self.kind.on_images)[: self.call.most]:
+            for trial in _in_turn(self.kind.on_images)[: self.call.most_fits]:
                 name = trial.candidate.name
                 seconds = [one.seconds for one in done if one.candidate is trial.candidate]
                 expected = max([times.fits[name], *seconds])
