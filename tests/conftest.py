@@ -63,7 +63,7 @@ def _no_cache_is_left() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     # Small tensors gain nothing from more; on a busy machine waiting threads cost a hundredfold.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -150,20 +150,18 @@ def test_data_modules_never_import_kora() -> None:
     assert [m for m in who_imports("kora") if below(m, "datamodules")] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_file_says_what_it_is_and_what_it_gives(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "no docstring"
-    if path.name in ("__main__.py", "__init__.py"):
-        return
-    named = [
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
-    assert "__all__" in named
+def test_a_file_says_what_it_is_and_what_it_gives() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"{path}: no docstring"
+        named = [
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        ]
+        assert path.name in ("__main__.py", "__init__.py") or "__all__" in named, path
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]], ids=lambda a: a[0])

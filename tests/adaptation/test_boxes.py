@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_was_found_and_what_would_be_tried(
         "boxes in YOLO txt.", "Audit of the boxes", "small", "Boxes of each class",
         "16 images to train, 4 to validate, 5 to test (drawn here)",
         "LinearProbe (a pyramid and FCOS on the frozen tokens), 1 fits: ",
-        "KoRA-refined-spatial-tokens (composed beside", "a fit, as the minutes allow",
+        "LoRA (LoRA under the same head)", "a fit, as the minutes allow",
     ):  # fmt: skip
         assert words in said.out
     assert not list((work / "dry").glob("*/seed0"))

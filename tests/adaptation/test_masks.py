@@ -43,6 +43,7 @@ def result(work: Path) -> AdaptedMasks:
         cached = [one._replace(settings=(Setting(1e-2, 1e-2),)) for one in module.MASKS.cached]
         short = replace(module.MASKS, cached=cached, steps=(20, 20))
         monkeypatch.setattr(module, "MASKS", short)
+        monkeypatch.setattr("kora.adaptation.call.USUAL_MINUTES", 0)
         found = adapt(work / "photos", out=work / "out", backbone="vit_nano")
     assert isinstance(found, AdaptedMasks)
     return found

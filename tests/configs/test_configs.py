@@ -94,11 +94,11 @@ def test_every_experiment_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_first_line_is_a_claim(name: str) -> None:
-    first = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith("# ")
-    assert len(config_claim(REPOSITORY / name)) > 20
+def test_the_first_line_is_a_claim() -> None:
+    for name in NAMES:
+        first = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# "), name
+        assert len(config_claim(REPOSITORY / name)) > 20, name
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -124,16 +124,10 @@ def test_a_search_names_the_commands_that_run_it_and_its_best(name: str) -> None
     assert not set(tuning.final_seeds) & set(tuning.grid.seeds)
 
 
-@pytest.mark.parametrize("name", COMPLETE)
-def test_a_complete_config_names_the_command_that_runs_it(name: str) -> None:
-    (run,) = labelled(name, "Run")
-    assert f"--config {name}" in run
-
-
-@pytest.mark.parametrize("name", FRAGMENTS)
-def test_a_fragment_names_the_command_that_uses_it(name: str) -> None:
-    (use,) = labelled(name, "Use")
-    assert f"--config {name}" in use
+@pytest.mark.parametrize(("label", "names"), [("Run", COMPLETE), ("Use", FRAGMENTS)])
+def test_a_config_names_the_command_that_runs_or_uses_it(label: str, names: list[str]) -> None:
+    for name in names:
+        assert [f"--config {name}" in command for command in labelled(name, label)] == [True], name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,29 +139,29 @@ def test_the_commands_of_a_comment_are_accepted(name: str, capfd: Capture) -> No
         assert_accepted(command, capfd)
 
 
-@pytest.mark.parametrize("name", COMPLETE)
-def test_the_command_to_compare_reads_the_runs_of_this_experiment(name: str) -> None:
-    for command in labelled(name, "Compare"):
-        if not command.startswith("kora paper "):  # which finds them below runs
-            assert f"runs/{load(name)['experiment']}" in command.split()
+def test_the_command_to_compare_reads_the_runs_of_this_experiment() -> None:
+    for name in COMPLETE:
+        for command in labelled(name, "Compare"):
+            if not command.startswith("kora paper "):  # which finds them below runs
+                assert f"runs/{load(name)['experiment']}" in command.split(), name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_file_that_a_config_names_exists(name: str) -> None:
-    text = (REPOSITORY / name).read_text(encoding="utf-8")
-    for found in re.findall(r"(?<![\w./-])(?:configs|docs|tests|kora|datamodules)/[\w./-]+", text):
-        path = Path(found.rstrip("."))
-        if path.stem in PLACEHOLDERS:
-            path = path.parent
-        assert path.exists(), found
-    source = load(name).get("source")
-    assert source is None or source in COMPLETE
+def test_every_file_that_a_config_names_exists() -> None:
+    named = re.compile(r"(?<![\w./-])(?:configs|docs|tests|kora|datamodules)/[\w./-]+")
+    for name in NAMES:
+        for found in named.findall((REPOSITORY / name).read_text(encoding="utf-8")):
+            path = Path(found.rstrip("."))
+            if path.stem in PLACEHOLDERS:
+                path = path.parent
+            assert path.exists(), f"{name}: {found}"
+        source = load(name).get("source")
+        assert source is None or source in COMPLETE, name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_config_names_a_path_of_one_machine(name: str) -> None:
-    text = (REPOSITORY / name).read_text(encoding="utf-8")
-    assert not re.search(r"(?<![\w.:~/$}])/(?=\w)|~/|[A-Z]:\\", text)
+def test_no_config_names_a_path_of_one_machine() -> None:
+    for name in NAMES:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.:~/$}])/(?=\w)|~/|[A-Z]:\\", text), name
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,12 @@ def make_targets() -> set[str]:
     return {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_make_target_that_is_named_exists(name: str, make_targets: set[str]) -> None:
-    named = set(re.findall(r"`make ([a-z][a-z-]*)", text_of(name)))
-    for block in shell_blocks(name):
-        named |= set(re.findall(r"^make ([a-z][a-z-]*)", block, re.MULTILINE))
-    assert named <= make_targets
+def test_every_make_target_that_is_named_exists(make_targets: set[str]) -> None:
+    for name in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z][a-z-]*)", text_of(name)))
+        for block in shell_blocks(name):
+            named |= set(re.findall(r"^make ([a-z][a-z-]*)", block, re.MULTILINE))
+        assert named <= make_targets, name
 
 
 def test_the_two_commands_of_a_newcomer_are_in_the_readme(make_targets: set[str]) -> None:
@@ -93,31 +93,27 @@ def test_every_command_that_is_shown_would_be_taken(
     assert_accepted(command, capfd, runs=False)  # tests/configs holds those of each grid
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_relative_link_and_picture_exists(name: str) -> None:
-    folder = (REPOSITORY / name).parent
-    links = set(relative_links(text_of(name))) - MADE
-    assert not [link for link in links if not (folder / link).exists()]
+def test_every_relative_link_and_picture_exists() -> None:
+    for name in DOCUMENTS:
+        folder = (REPOSITORY / name).parent
+        links = set(relative_links(text_of(name))) - MADE
+        assert not [link for link in links if not (folder / link).exists()], name
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_file_that_is_named_in_code_exists(name: str) -> None:
-    made = {b.mark.partition(": ")[2] for b in blocks(text_of(name))}
-    named = re.findall(
-        r"`((?:kora|datamodules|configs|tests|notebooks|docs)/[\w./-]+)`", text_of(name)
-    )
-    missing = [file for file in named if file not in made and not (REPOSITORY / file).exists()]
-    assert not missing
+def test_every_file_that_is_named_in_code_exists() -> None:
+    code = re.compile(r"`((?:kora|datamodules|configs|tests|notebooks|docs)/[\w./-]+)`")
+    for name in DOCUMENTS:
+        made = {b.mark.partition(": ")[2] for b in blocks(text_of(name))}
+        named = set(code.findall(text_of(name))) - made
+        assert not [file for file in named if not (REPOSITORY / file).exists()], name
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_test_that_is_named_exists(name: str) -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)` `(test_\w+)`", text_of(name))
-    missing = [
-        test for file, test in named if f"def {test}(" not in (REPOSITORY / file).read_text("utf-8")
-    ]
-    assert not missing
-    assert named or name != "docs/explanation/reliability.md"
+def test_every_test_that_is_named_exists() -> None:
+    for name in DOCUMENTS:
+        named = re.findall(r"`(tests/[\w/]+\.py)` `(test_\w+)`", text_of(name))
+        for file, test in named:
+            assert f"def {test}(" in (REPOSITORY / file).read_text("utf-8"), f"{name}: {test}"
+        assert named or name != "docs/explanation/reliability.md"
 
 
 @pytest.mark.slow
