@@ -231,7 +231,7 @@ class Report:
                     "head_lr": fit.setting.head_lr,
                     "lr": fit.setting.lr,
                     "weight_decay": fit.setting.weight_decay,
-                    "remark": f"{fit.seconds / 60:.0f} min a fit",
+                    "remark": f"through the backbone, {fit.seconds / 60:.0f} min a fit",
                 }
             )
         return rows
