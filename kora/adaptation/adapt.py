@@ -28,7 +28,7 @@ from kora.adaptation.call import Call, StoppedError
 from kora.adaptation.candidates import CACHED, THROUGH, Candidate
 from kora.adaptation.features import FeatureStore, SharedPass, fill
 from kora.adaptation.layout import Layout, find_pictures, has_boxes, has_masks
-from kora.adaptation.plan import RUN_S, THROUGH_EPOCHS, Plan, plan_for
+from kora.adaptation.plan import REFIT, RUN_S, THROUGH_EPOCHS, Plan, plan_for
 from kora.adaptation.progress import Progress
 from kora.adaptation.report import Report, write_report
 from kora.adaptation.result import Adapted, Answer
@@ -292,7 +292,7 @@ class _Whole:
         top = max(search.accuracy(one, [fold]) for one in found)
 
         def fits(expected: float) -> bool:
-            again = max([expected, *(one.seconds for one in tried)]) / 0.8
+            again = max([expected, *(one.seconds for one in tried)]) * REFIT
             return self.call.left_s - 2 * RUN_S >= expected + again
 
         for setting, candidate in [*product(_THROUGH_SETTINGS, THROUGH)][: self.call.most_fits]:
@@ -340,7 +340,7 @@ class _Whole:
         rival = _Choice(probe.member.candidate, probe.best.setting, False)
         runs: dict[str, Path] = {}
         for one in dict.fromkeys((choice, rival)):
-            seconds = plan.through_s[one.candidate.name] / 0.8 if one.through else RUN_S
+            seconds = plan.through_s[one.candidate.name] * REFIT if one.through else RUN_S
             progress.part(f"training {one.candidate.name} on all pictures", seconds)
             epochs = THROUGH_EPOCHS if one.through else search.epochs
             runs[one.candidate.name] = self._run(one, epochs, None)

@@ -286,9 +286,10 @@ class Trials:
             ),
             "train the best and the linear probe again, test",
         ]
+        cached_s = self._cached_s(times)
         for number, one in enumerate(self.kind.on_images):
             fit_s = times.fits[one.name]
-            needed_s = self._cached_s(times) + 2 * fit_s
+            needed_s = cached_s + 2 * fit_s
             how = "only with --minutes"
             if self.call.minutes is not None:
                 how = "as the minutes allow"

@@ -186,7 +186,7 @@ class _Kind:
             )
         }
         self._rates = rates
-        self._memory_Sn = torch.empty_like(values_Sn)
+        self._memory_Sn = torch.empty_like(values_Sn) if len(tensors) > 1 else None
         rows = values_Sn, torch.zeros_like(values_Sn), torch.zeros_like(values_Sn)
         self._rows = list(zip(*(row.unbind() for row in rows), strict=True))
 
