@@ -25,7 +25,7 @@ from kora.adaptation.layout import Layout
 from kora.adaptation.pages import PAGE, inline_png
 from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
-from kora.adaptation.words import Lead, answer, percent
+from kora.adaptation.words import Lead, answer, duration, percent
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
 from kora.console.tables import csv_text
@@ -231,7 +231,7 @@ class Report:
                     "head_lr": fit.setting.head_lr,
                     "lr": fit.setting.lr,
                     "weight_decay": fit.setting.weight_decay,
-                    "remark": f"through the backbone, {fit.seconds / 60:.0f} min a fit",
+                    "remark": f"through the backbone, {duration(fit.seconds)} a fit",
                 }
             )
         return rows
