@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--first-cases"):  # not every strategy on every family, say
         items[:] = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()
         items.reverse()
+    # A minute each, most of which they wait: at the end, the other workers would wait with them.
+    items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish() -> None:

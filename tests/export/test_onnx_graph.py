@@ -1,4 +1,7 @@
-"""Claims about `--format onnx`: onnxruntime gives what the model of the run gives, or nothing."""
+"""Claims about `--format onnx`: onnxruntime gives what the model of the run gives, or nothing.
+
+A head with queries and a detector without anchors are in the graph of tests/tasks/test_multi.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from datamodules.recipe import ImageRecipe
 from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
-from kora.heads import DPTSegmentation, LinearDepth, LinearSegmentation, QuerySegmentation
+from kora.heads import DPTSegmentation, LinearDepth, LinearSegmentation
 from kora.tasks import DepthTask, DetectionTask, SegmentationTask
 from tests.support.adapter_factory import (
     edit_record,
@@ -143,12 +145,11 @@ def test_the_scores_of_pixels_can_be_exported_for_whole_images_only(tmp_path: Pa
 
 @needs_extra
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["FCOS", "FasterRCNN"])
-def test_boxes_can_be_exported_with_their_suppression(kind: str, tmp_path: Path) -> None:
+def test_boxes_can_be_exported_with_their_suppression(tmp_path: Path) -> None:
     import onnxruntime
 
     recipe = ImageRecipe("contain", (24, 40))
-    task = detector(kind, LoRA(2), backbone=in_file("tiny_vit", tmp_path, image_size=64))
+    task = detector("FasterRCNN", LoRA(2), backbone=in_file("tiny_vit", tmp_path, image_size=64))
     model = kora.load_adapter(write_boxes(tmp_path / "adapter", task, recipe))
     written = export(model, "onnx", tmp_path / "out")
     assert written.difference is not None
@@ -165,12 +166,9 @@ def test_boxes_can_be_exported_with_their_suppression(kind: str, tmp_path: Path)
 
 @needs_extra
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "head", [QuerySegmentation(width=16, heads=2), DPTSegmentation(features=8)]
-)
-def test_heads_with_queries_and_dpt_take_any_number_of_images(head: Any, tmp_path: Path) -> None:
+def test_a_dpt_head_takes_any_number_of_images(tmp_path: Path) -> None:
     backbone = in_file(FOUR_BLOCKS, tmp_path, image_size=32)
-    task = SegmentationTask(backbone, num_classes=3, head=head)
+    task = SegmentationTask(backbone, num_classes=3, head=DPTSegmentation(features=8))
     task.build()
     folder = write_folder(tmp_path / "adapter", kick(task), class_names=[])
     written = export(kora.load_adapter(folder), "onnx", tmp_path / "out")

@@ -51,9 +51,9 @@ class TwoNodes:
         return line
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[TwoNodes]:
-    """Begun once: that takes ten seconds of a core."""
+    """Only as long as a module needs it: idle, it costs 15 CPU seconds in ten minutes."""
     needs_ray()
     of_a_run = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"}
     kept = {name: value for name, value in os.environ.items() if name not in of_a_run}
