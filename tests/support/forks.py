@@ -21,7 +21,9 @@ from typing import IO, Any
 from lightning.fabric.utilities import rank_zero
 
 from kora.cli import main
-from kora.runs.processes import Stop, run_child
+from kora.runs.processes import _IMPORTED, Stop, run_child
+
+_IMPORTED.append("tests.support.trained")
 
 
 class Process:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from runpy import run_module, run_path
 from typing import NoReturn
@@ -89,10 +90,10 @@ def _by_a_fork(tools: Path) -> Iterator[None]:
 
 def main(tools: Path) -> None:
     """Make the programs, and serve them until stdin ends."""
-    import kora.reports.figures
-    import kora.tasks
-    import kora.training.lightning_cli
+    from kora.runs.processes import _IMPORTED
 
+    for module in _IMPORTED[1:]:  # the first lets garbage be, but a program here collects its own
+        import_module(module)
     address = str(tools / "socket")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
