@@ -71,7 +71,8 @@ FEWER = {
     ),
     "02_compare_adapters": (
         ("--trainer.accelerator cpu",
-         "--trainer.accelerator cpu --model.feature_cache off --trainer.limit_train_batches 3"),
+         "--trainer.accelerator cpu --model.feature_cache off --trainer.limit_train_batches 3"
+         " --data.val_images 24 --data.test_images 24"),
     ),
     "03_what_kora_composes": (
         ("--out {NEW}/{name}", "--out {NEW}/{name} --images 32"),
