@@ -62,7 +62,7 @@ class Report:
         runs: Runs of `chosen` and of the linear probe, by name; each was tested once.
         probe: Name of the linear probe.
         curve: Numbers of training pictures, and accuracy on the first fold.
-        seconds: How long everything took.
+        seconds: How long this call has taken.
         backbone: Its name in timm.
         home: Folder of everything.
         commands: What to do next, with the command for it.
@@ -85,6 +85,11 @@ class Report:
     backbone: str
     home: Path
     commands: Sequence[tuple[str, str]]
+
+    @property
+    def took(self) -> str:
+        """How long this call has taken, in words."""
+        return duration(self.seconds)
 
     @cached_property
     def outcome(self) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -364,7 +364,7 @@ class Trials:
                 for one in sorted(done, key=lambda one: -one.score)
             ],
             backbone=call.backbone,
-            minutes=call.passed_s / 60,
+            took=duration(call.passed_s),
             pictures=[(inline_png(run / name), caption) for name, caption in kind.pictures],
             notes=[*audit.warnings, *kind.notes(audit)],
         )

@@ -118,7 +118,7 @@ def test_what_it_made_are_ordinary_runs(
     assert "LinearProbe" in told.out
     out = work / "predictions"
     assert kora(capfd, "predict", result.run, "--images", work / "photos", "--out", out).code == 0
-    told = kora(capfd, "export", result.run, "--format", "onnx", "--out", work / "onnx")
+    told = kora(capfd, "export", result.run, "--format", "timm", "--out", work / "timm")
     assert told.code == 0, told.err
     config = yaml.safe_load((result.folder / f"configs/{result.strategy}.yaml").read_text())
     assert config["data"]["class_path"] == "datamodules.ImageTable"
@@ -152,6 +152,8 @@ def test_called_again_it_computes_nothing(
     assert again is not None
     assert (again.run, again.sentence) == (result.run, result.sentence)
     assert (sum(passed), fits) == (0, [])
+    page = (result.folder / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"The last call took \d+ s\.", page)
 
 
 def test_a_dry_run_says_what_and_how_long_and_trains_nothing(
