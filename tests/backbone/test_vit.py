@@ -183,6 +183,7 @@ def test_a_wrong_image_is_one_clear_error(bad: Tensor, message: str) -> None:
     [
         ("vit_tiny_patch16_242", {}, r"no model 'vit_tiny_patch16_242'. Did you mean vit_tiny_p"),
         ("vit_nanno", {}, r"Did you mean vit_nano"),
+        ("vit_smal", {}, r"Did you mean vit_small_patch\d+\w* or vit_small_patch"),
         ("zzz", {}, r"no model 'zzz'\.$"),
         ("vit_tiny_patch16_224.mine", {}, r"tag.*Weights of this architecture: vit_tiny_patch16"),
         ("swin_tiny_patch4_window7_224", {}, r"SwinTransformer.*not of timm's VisionTransformer"),
