@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import gc
 import io
@@ -116,6 +117,16 @@ def _imported(module: str) -> Any:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(_let_go)
+
+
+def _let_go() -> None:
+    """At the end: triton's bindings print a page of leaks if Python does not collect them.
+
+    Without triton that would only take time.
+    """
+    if "triton" in sys.modules:
+        gc.unfreeze()
 
 
 def _lightning(command: str) -> Command:

@@ -36,6 +36,20 @@ def test_help_names_every_command(capfd: Capture, args: tuple[str, ...]) -> None
     assert set(COMMANDS) <= set(words)
 
 
+@pytest.mark.parametrize(("loaded", "kept"), [("triton", False), ("none", True)])
+def test_at_its_end_triton_finds_nothing_leaked(loaded: str, kept: bool) -> None:
+    # A frozen object is no garbage to Python, and a leak to the library that triton is made of.
+    code = f"""
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+from kora.cli.dispatch import _imported
+_imported("json.tool")
+sys.modules["{loaded}"] = sys
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{kept}\n"
+
+
 @pytest.mark.parametrize("args", [("-V",), ("--version",)])
 def test_version_is_that_of_the_package(capfd: Capture, args: tuple[str, ...]) -> None:
     outcome = kora(capfd, *args)
