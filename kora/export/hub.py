@@ -69,7 +69,10 @@ def push(
             )  # fmt: skip
         except (HfHubHTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"{repository} cannot be pushed: {reason}") from error
+            raise RuntimeError(
+                f"{repository} cannot be pushed: {reason.rstrip('.')}. Check the network, the name "
+                "of the owner, and that the token (HF_TOKEN) may write there."
+            ) from error
     return f"{hub.endpoint}/{repository}"
 
 

@@ -122,6 +122,7 @@ def test_what_fails_is_told_in_one_line(
     told = kora(capfd, "push", folder, "me/cats")
     assert told.code == 1
     assert told.err.startswith("kora: error: me/cats cannot be pushed: 403")
+    assert "that the token (HF_TOKEN) may write there." in told.err
     hub.status = 0
     with pytest.raises(RuntimeError, match="hf://me/dogs cannot be fetched: 404"):
         package.load_adapter("hf://me/dogs")
