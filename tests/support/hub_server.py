@@ -94,7 +94,15 @@ class _Answers(http.server.BaseHTTPRequestHandler):
                     {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
                 )
                 return
-            names = [{"rfilename": file} for file in self.hub.files[name]]
+            files = self.hub.files[name]
+            if "/tree/" in path:  # asked by newer clients
+                tree = [
+                    {"type": "file", "path": file, "size": len(content), "oid": file}
+                    for file, content in files.items()
+                ]
+                self.answer(tree)
+                return
+            names = [{"rfilename": file} for file in files]
             self.answer({"id": name, "sha": self.hub.sha(name), "siblings": names})
             return
         owner, name, _, _, file = path.strip("/").split("/", 4)
