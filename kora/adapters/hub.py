@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from kora.adapters.folder import ADAPTER_WEIGHTS
+from kora.console.errors import first_line
 from kora.runs.adapter_config import ADAPTER_CONFIG
 
 __all__ = ["CARD", "downloaded", "endpoint", "is_on_hub", "require_repository"]
@@ -59,9 +60,8 @@ def downloaded(address: str | Path) -> Path:
             allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD],
         )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise RuntimeError(
-            f"hf://{name} cannot be fetched: {reason} Check the name, the network, and for a "
+            f"hf://{name} cannot be fetched: {first_line(error)} Check the name, the network, and for a "
             "private repository the variable HF_TOKEN."
         ) from error
     if not (Path(folder) / ADAPTER_CONFIG).is_file():

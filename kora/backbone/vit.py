@@ -458,9 +458,8 @@ def _construction(model: Any, classifier: str) -> dict[str, Any]:
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if not _timm().is_model(name):
-        stem, known = name.split(".")[0], _timm().list_models()
-        begin = [one for one in known if one.startswith(stem)]
-        close = begin[:3] or difflib.get_close_matches(stem, known, n=3)
+        stem, models = name.split(".")[0], _timm().list_models
+        close = models(f"{stem}*")[:3] or difflib.get_close_matches(stem, models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {_timm().__version__} has no model '{name}'.{hint}")
     size = kwargs.get("img_size", ())  # none: that of the weights

@@ -10,6 +10,7 @@ from typing import Any
 
 from kora.adapters.folder import ADAPTER_WEIGHTS, read_adapter_tensors, write_record
 from kora.adapters.hub import endpoint, require_repository
+from kora.console.errors import first_line
 from kora.console.say import say
 from kora.export.model_card import write_card
 from kora.export.options import push_parser
@@ -68,9 +69,9 @@ def push(
                 commit_message="An adapter of KoRA",
             )  # fmt: skip
         except (HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error).rstrip(".")
             raise RuntimeError(
-                f"{repository} cannot be pushed: {reason.rstrip('.')}. Check the network, the name "
+                f"{repository} cannot be pushed: {reason}. Check the network, the name "
                 "of the owner, and that the token (HF_TOKEN) may write there."
             ) from error
     return f"{hub.endpoint}/{repository}"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import kora
 from datamodules.recipe import ImageRecipe
-from kora.adapters import KoRA, LoRA, PaperForm, Strategy, TokenReadout
+from kora.adapters import VPT, KoRA, LoRA, PaperForm, Strategy, TokenReadout
 from kora.backbone.vit import Backbone, Features
 from kora.export.command import RECORD, export
 from kora.heads import DPTSegmentation, LinearDepth, LinearSegmentation
@@ -83,9 +83,10 @@ def test_without_the_extra_one_error_says_what_to_install(
     ("adapter", "merged"),
     [
         (LoRA(2, sites=["q", "v"]), True),
+        (VPT(3), False),
         (KoRA(PaperForm(2, pool="tokens"), 4, readout=TokenReadout()), False),
     ],
-    ids=["LoRA", "KoRA-tokens"],
+    ids=["LoRA", "VPT", "KoRA-tokens"],
 )
 def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(
     adapter: Strategy, merged: bool, tmp_path: Path

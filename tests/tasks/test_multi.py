@@ -242,14 +242,14 @@ def test_one_run_alone_is_no_case_for_it(runs: dict[str, Path]) -> None:
 def test_one_graph_has_an_output_for_each_task(
     runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = [runs[name] for name in ("layers", "parts", "boxes")]
+    chosen = [runs[name] for name in ("layers", "depth", "parts", "boxes")]
     out = tmp_path / "graph"
     done = command(capfd, "export", *chosen, "--format", "onnx", "--out", out)
     assert done.code == 0, done.err
     record = json.loads((out / "export.json").read_text())
-    assert list(record["tasks"]) == ["layers", "parts", "boxes"]
+    assert list(record["tasks"]) == ["layers", "depth", "parts", "boxes"]
     parts = ["boxes_boxes", "boxes_scores", "boxes_labels"]
-    assert record["outputs"] == ["layers", "parts", *parts]
+    assert record["outputs"] == ["layers", "depth", "parts", *parts]
     assert record["largest_difference"] < 1e-4 * max(1, record["largest_output"])
     refused = command(capfd, "export", *chosen, "--format", "timm", "--out", out)
     assert refused.code == 2
