@@ -61,8 +61,8 @@ def downloaded(address: str | Path) -> Path:
         )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RuntimeError(
-            f"hf://{name} cannot be fetched: {first_line(error)} Check the name, the network, and for a "
-            "private repository the variable HF_TOKEN."
+            f"hf://{name} cannot be fetched: {first_line(error)} Check the name, the network, and "
+            "for a private repository the variable HF_TOKEN."
         ) from error
     if not (Path(folder) / ADAPTER_CONFIG).is_file():
         raise ValueError(f"hf://{name} holds no adapter of kora: it has no {ADAPTER_CONFIG}.")
