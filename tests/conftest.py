@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before any import of the libraries that read them.
 os.environ["WANDB_MODE"] = "disabled"
@@ -85,6 +86,19 @@ def _source_stages_are_forks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         kept = partial(run_child, more_follow=True)
         monkeypatch.setattr(kora.training.stages, "run_child", kept)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_parser_is_built_once() -> Iterator[None]:
+    # As in the forks of a grid; a tenth of a second for each command that runs in this process.
+    built: dict[str, dict[str, Any]] = {}
+
+    def of_the_parser(command: str) -> dict[str, Any]:
+        return built.setdefault(command, {})
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("kora.training.lightning_cli.of_the_parser", of_the_parser)
         yield
 
 

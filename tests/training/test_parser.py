@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from kora.training.lightning_cli import parse
-from kora.training.parser import remembering
+from kora.training.parser import of_the_parser, remembering
 from tests.support.cli import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -23,6 +23,11 @@ COMMANDS = {
 def arguments(*words: str) -> list[str]:
     named = [w if w.startswith("--") else f"--config={CONFIGS / w}.yaml" for w in words]
     return ["fit", *named]
+
+
+@pytest.fixture(autouse=True)
+def _as_outside_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kora.training.lightning_cli.of_the_parser", of_the_parser)
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
