@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -126,10 +127,10 @@ def adapt(
         RuntimeError: Weights cannot be fetched, or a run failed.
         StoppedError: A signal came.
     """
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"--minutes {minutes}: expected a number above 0.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed}: expected a whole number from 0 to 4294967295.")
+    if minutes is not None and not (isinstance(minutes, Real) and minutes > 0):
+        raise ValueError(f"--minutes {minutes!r}: expected a number above 0.")
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
+        raise ValueError(f"--seed {seed!r}: expected a whole number from 0 to 4294967295.")
     place = expand(folder)
     masks, boxes = has_masks(place), has_boxes(place)
     if masks and boxes:

@@ -337,6 +337,8 @@ def test_a_signal_ends_it_between_two_steps_and_nothing_is_lost(work: Path, tmp_
 
 BAD = [
     ({"minutes": 0}, "--minutes 0: expected a number above 0"),
+    ({"minutes": "60"}, "--minutes '60': expected a number above 0"),
+    ({"seed": "a"}, "--seed 'a': expected a whole number from 0"),
     ({"backbone": "vit_nanoo"}, "has no model 'vit_nanoo'. Did you mean vit_nano"),
     ({"weights": "none.safetensors"}, "Weights file .*none.safetensors does not exist"),
     ({"backbone": "vit_tiny_patch16_224"}, "pretrained weights of 'vit_tiny_patch16_224'"),
