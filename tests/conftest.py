@@ -6,10 +6,10 @@ import gc
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 # Before any import of the libraries that read them.
 os.environ["WANDB_MODE"] = "disabled"
@@ -92,13 +92,9 @@ def _source_stages_are_forks() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _a_parser_is_built_once() -> Iterator[None]:
     # As in the forks of a grid; a tenth of a second for each command that runs in this process.
-    built: dict[str, dict[str, Any]] = {}
-
-    def of_the_parser(command: str) -> dict[str, Any]:
-        return built.setdefault(command, {})
-
+    built = defaultdict[str, dict[str, object]](dict)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("kora.training.lightning_cli.of_the_parser", of_the_parser)
+        monkeypatch.setattr("kora.training.lightning_cli.of_the_parser", built.__getitem__)
         yield
 
 
