@@ -14,6 +14,7 @@ from kora.runs.config_files import configs_folder
 
 __all__ = ["command_parsers", "completion_parser", "main"]
 
+_OF_LIGHTNING = ("fit", "validate", "test")
 #: Module with the parser of each command that has its own.
 _OWN = {
     "adapt": "kora.adaptation.command",
@@ -51,9 +52,13 @@ def main(args: Sequence[str]) -> None:
             path = _PATHS.get(named.lower())
             if path is not None and not action.choices:
                 action.complete = path  # type: ignore[attr-defined]
-        commands.add_parser(
+        made = commands.add_parser(
             name, parents=[own], add_help=False, conflict_handler="resolve", help=_title(own)
         )
+        if name in _OF_LIGHTNING:  # it lacks the options of classes that a config names
+            told = set(re.findall(r"--[\w.]+", FIT_USAGE))
+            for option in sorted(told - set(made._option_string_actions)):
+                made.add_argument(option)
     print(shtab.complete(parser, shell))
 
 
@@ -61,15 +66,10 @@ def command_parsers() -> Mapping[str, argparse.ArgumentParser]:
     """The parser of each command of `kora`."""
     from kora.training.lightning_cli import parse
 
-    of_lightning = ("fit", "validate", "test")
     config = str(configs_folder() / "quickstart.yaml")
     parsers: dict[str, argparse.ArgumentParser] = {
-        name: parse([name, "--config", config]).parser_of(name) for name in of_lightning
+        name: parse([name, "--config", config]).parser_of(name) for name in _OF_LIGHTNING
     }
-    for parser in parsers.values():  # it lacks the options of classes that a config names
-        known = parser._option_string_actions
-        for option in sorted(set(re.findall(r"--[\w.]+", FIT_USAGE)) - set(known)):
-            argparse.ArgumentParser.add_argument(parser, option)
     for name, module in _OWN.items():
         make: Callable[[], argparse.ArgumentParser]
         make = getattr(import_module(module), f"{name}_parser")
