@@ -82,8 +82,8 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"Weights file {path} does not exist. Set model.backbone.weights to a .safetensors "
-            "file, 'pretrained' or 'random'."
+            f"Weights file {path} does not exist. Name a .safetensors file, 'pretrained' or "
+            "'random' with model.backbone.weights, or --weights of kora adapt."
         )
     if path.suffix != ".safetensors":
         raise ValueError(
@@ -148,8 +148,8 @@ def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
     """
     if not (cfg.get("hf_hub_id") or cfg.get("url")):
         raise ValueError(
-            f"timm has no pretrained weights for '{name}'. Give model.backbone.weights the path of "
-            "a .safetensors file, or 'random'."
+            f"timm has no pretrained weights for '{name}'. Name a .safetensors file, or 'random', "
+            "with model.backbone.weights, or --weights of kora adapt."
         )
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not _hub_file_is_cached(cfg) and not is_reachable(endpoint):

@@ -340,7 +340,7 @@ BAD = [
     ({"minutes": "60"}, "--minutes '60': expected a number above 0"),
     ({"seed": "a"}, "--seed 'a': expected a whole number from 0"),
     ({"backbone": "vit_nanoo"}, "has no model 'vit_nanoo'. Did you mean vit_nano"),
-    ({"weights": "none.safetensors"}, "Weights file .*none.safetensors does not exist"),
+    ({"weights": "none.safetensors"}, "none.safetensors does not .*--weights of kora adapt"),
     ({"backbone": "vit_tiny_patch16_224"}, "pretrained weights of 'vit_tiny_patch16_224'"),
 ]
 
