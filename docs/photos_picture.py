@@ -26,23 +26,21 @@ SHOWN = ("MultiLayerProbe", "KoRA-refined", "LoRA", "LoRA-layers", "KoRA-over-Lo
 def read(folder: Path) -> dict[int, dict[str, Lead]]:
     """By images a class and strategy, of `photos_1.csv` and the like (`kora compare --out`).
 
-    `photos_1_backbone.csv` has strategies that train through the backbone. Sizes that are not
-    measured yet are left out.
+    `photos_1_backbone.csv` has strategies that train through the backbone, and maybe the linear
+    probe of the same machine. Sizes that are not measured yet are left out.
     """
     found: dict[int, dict[str, Lead]] = {}
     for size in SIZES:
         path = folder / f"photos_{size}.csv"
         if not path.is_file():
             continue
-        values = _values(path)
-        probe = values.pop(PROBE)
+        leads: dict[str, Lead | None] = {}
+        cached = _values(path)
         through = path.with_name(f"{path.stem}_backbone.csv")
-        values = {**(_values(through) if through.is_file() else {}), **values}
-        found[size] = {
-            name: ahead
-            for name in SHOWN
-            if name in values and (ahead := lead(values[name], probe)) is not None
-        }
+        for values in (_values(through) if through.is_file() else {}, cached):
+            probe = values.get(PROBE, cached[PROBE])
+            leads |= {name: lead(values[name], probe) for name in SHOWN if name in values}
+        found[size] = {name: ahead for name in SHOWN if (ahead := leads.get(name)) is not None}
     return found
 
 

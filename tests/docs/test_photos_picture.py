@@ -35,6 +35,21 @@ def test_a_strategy_is_paired_with_the_probe_by_seed(
     assert list(found[20]) == ["LoRA"]
 
 
+def test_what_another_machine_trained_is_paired_with_its_own_probe(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    cached = (
+        "t,test/accuracy,LinearProbe,2,1 2,0.3 0.2\nt,test/accuracy,LoRA-layers,2,1 2,0.4 0.3\n"
+    )
+    other = "t,test/accuracy,LinearProbe,2,1 2,0.4 0.3\nt,test/accuracy,LoRA,2,1 2,0.6 0.5\n"
+    (tmp_path / "photos_95.csv").write_text(HEAD + cached)
+    (tmp_path / "photos_95_backbone.csv").write_text(HEAD + other)
+    found = script["read"](tmp_path)[95]
+    assert {name: ahead.mean for name, ahead in found.items()} == pytest.approx(
+        {"LoRA": 20.0, "LoRA-layers": 10.0}
+    )
+
+
 def test_a_picture_keeps_what_it_was_drawn_from(script: dict[str, Any], tmp_path: Path) -> None:
     found = script["read"](DOCS / "results")
     with Image.open(script["draw"](found, tmp_path / "drawn.png")) as picture:
