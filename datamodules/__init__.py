@@ -1,16 +1,22 @@
 """Data modules: uint8 images at native size, honest splits, a record of both."""
 
-from datamodules.base import ImageDataModule
-from datamodules.cifar import CIFAR
-from datamodules.detection.folder import DetectionFolder
-from datamodules.image_folder import ImageFolder
-from datamodules.image_table import ImageTable
-from datamodules.nyu.depth_v2 import NYUDepthV2
-from datamodules.segmentation.camvid import CamVid
-from datamodules.segmentation.folder import SegmentationFolder
-from datamodules.splits import Subset
-from datamodules.synthetic import Synthetic
-from datamodules.tiny_imagenet import TinyImageNet
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.classes import (
+        CIFAR,
+        CamVid,
+        DetectionFolder,
+        ImageDataModule,
+        ImageFolder,
+        ImageTable,
+        NYUDepthV2,
+        SegmentationFolder,
+        Subset,
+        Synthetic,
+        TinyImageNet,
+    )
 
 __all__ = [
     "CIFAR",
@@ -25,3 +31,12 @@ __all__ = [
     "Synthetic",
     "TinyImageNet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import them, and torch, when one is first asked for: what only takes a lock needs none."""
+    if name not in __all__:
+        raise AttributeError(f"module 'datamodules' has no attribute '{name}'")
+    classes = import_module("datamodules.classes")
+    globals().update({one: getattr(classes, one) for one in __all__})
+    return globals()[name]

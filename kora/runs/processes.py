@@ -151,7 +151,7 @@ _IMPORTED = [
     "torch._dynamo",
     "kora.backbone.nano",
     "kora.tasks",
-    "datamodules",
+    "datamodules.classes",
     "kora.reports.figures",
     "wandb.sdk.launch",
     "kora.training.warm",

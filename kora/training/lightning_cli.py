@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import datamodules  # noqa: F401  (so that short class names are known)
+import datamodules.classes  # noqa: F401  (so that short class names are known)
 from kora.adapters.checkpoint_files import choose_checkpoint, read_checkpoint
 from kora.backbone.weights import matrices_on_disk
 from kora.console.say import say
