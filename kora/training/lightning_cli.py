@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
@@ -111,9 +112,18 @@ class KoraCLI(Cli):
         add_run_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse and check the options; without a seed, a run could not be repeated."""
+        """Parse and check the options; without a seed, a run could not be repeated.
+
+        By the parser of the command alone: the one around it, which prints the config if that is
+        asked for, would parse everything once more.
+        """
+        command, *words = args
         with remembering():
-            super().parse_arguments(parser, args)
+            if any(word.startswith("--print_config") for word in words):
+                super().parse_arguments(parser, args)
+            self.config = Namespace(
+                {command: self.parser_of(command).parse_args(words), "subcommand": command}
+            )
         options = self.options
         for group in ("trainer", "wandb", "save"):
             found = options.get(group)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import save_file
 
 import kora as package
@@ -91,6 +92,13 @@ def test_the_help_of_a_fit_is_one_screen_of_options_that_there_are(capfd: Captur
     whole = kora(capfd, "fit", "--help", "all").out
     assert "--trainer.gradient_clip_val" in whole
     assert "--print_config" in whole
+
+
+def test_the_config_that_the_words_make_is_printed(capfd: Capture) -> None:
+    config = ("fit", "--config", "quickstart", "--trainer.max_epochs", "7", "--print_config")
+    outcome = kora(capfd, *config)
+    assert outcome.code == 0
+    assert yaml.safe_load(outcome.out)["trainer"]["max_epochs"] == 7
 
 
 def test_predict_alone_tells_of_its_own_options(capfd: Capture) -> None:
