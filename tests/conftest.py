@@ -24,6 +24,7 @@ import kora.training.stages
 from kora.runs.processes import run_child
 from tests.support.cli import here
 from tests.support.cluster import cluster, nodes
+from tests.support.rendered import remembered
 
 __all__ = ["cluster", "here", "nodes"]
 
@@ -95,6 +96,13 @@ def _a_parser_is_built_once() -> Iterator[None]:
     built = defaultdict[str, dict[str, object]](dict)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("kora.training.lightning_cli.of_the_parser", built.__getitem__)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_scene_is_rendered_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("datamodules.synthetic.render", remembered)
         yield
 
 

@@ -12,8 +12,10 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import datamodules.synthetic
 from kora.cli import main
 from tests.support.cli import tiny_config, write_config
+from tests.support.rendered import remembered
 
 __all__ = ["train"]
 
@@ -26,4 +28,5 @@ def train() -> None:
     os.environ.pop("PL_GLOBAL_SEED")
 
 
+datamodules.synthetic.render = remembered
 train()
