@@ -121,10 +121,8 @@ class KoraCLI(Cli):
         with remembering():
             if any(word.startswith("--print_config") for word in words):
                 super().parse_arguments(parser, args)
-            self.config = Namespace(
-                {command: self.parser_of(command).parse_args(words), "subcommand": command}
-            )
-        options = self.options
+            options = self.parser_of(command).parse_args(words)
+        self.config = Namespace({command: options, "subcommand": command})  # type: ignore[no-untyped-call]
         for group in ("trainer", "wandb", "save"):
             found = options.get(group)
             if not hasattr(found, "items"):
