@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from torch import Tensor
@@ -12,14 +11,15 @@ from datamodules.splits import IntArray
 
 __all__ = ["remembered"]
 
-_MOST = 256  # scenes at a time: a few hundred kilobytes
-_known = defaultdict[tuple[Any, ...], dict[str, Tensor]](dict)
+_MOST = 256  # scenes at a time: 8 MB
+_known: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
 
 def remembered(positions: IntArray, **options: Any) -> dict[str, Tensor]:
     """What `datamodules.scenes.render.render` returns."""
     if len(positions) > _MOST:
         return render(positions, **options)
-    known = _known[positions.tobytes(), *sorted(options.items())]
-    known |= known or render(positions, **options)
-    return {name: column.clone() for name, column in known.items()}
+    key = (positions.tobytes(), *sorted(options.items()))
+    if key not in _known:
+        _known[key] = render(positions, **options)
+    return {name: column.clone() for name, column in _known[key].items()}
