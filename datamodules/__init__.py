@@ -34,9 +34,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import them, and torch, when one is first asked for: what only takes a lock needs none."""
-    if name not in __all__:
-        raise AttributeError(f"module 'datamodules' has no attribute '{name}'")
-    classes = import_module("datamodules.classes")
-    globals().update({one: getattr(classes, one) for one in __all__})
-    return globals()[name]
+    """Import the classes, and torch, when one is first asked for: a lock, say, needs none."""
+    if not name.startswith("_"):
+        classes = vars(import_module("datamodules.classes"))
+        globals().update({one: kind for one, kind in classes.items() if not one.startswith("_")})
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module 'datamodules' has no attribute '{name}'")

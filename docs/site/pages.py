@@ -174,7 +174,7 @@ def _classes() -> Iterator[tuple[str, str, list[type]]]:
     homes = [import_module(name) for name in PACKAGES]
     for kind, (title, *_) in KINDS.items():
         found = [
-            next(vars(home)[name] for home in homes if name in vars(home))
+            next(getattr(home, name) for home in homes if hasattr(home, name))
             for name in (one.rpartition(": ")[2].rpartition(".")[2] for one in rows_of(kind))
         ]
         name, _, place = title.partition(" (")

@@ -10,7 +10,7 @@ import pytest
 from lightning import LightningDataModule
 from torch import nn
 
-import datamodules
+import datamodules.classes
 import kora.adapters
 import kora.heads
 import kora.losses
@@ -77,7 +77,9 @@ def test_the_strategies_of_the_paper_are_listed() -> None:
 
 def test_every_exported_data_module_is_listed() -> None:
     found = find_subclasses(REPOSITORY / "datamodules", "ImageDataModule")
-    assert found.keys() == exported(datamodules, LightningDataModule) - {"ImageDataModule"}
+    classes = datamodules.classes
+    assert found.keys() == exported(classes, LightningDataModule) - {"ImageDataModule"}
+    assert set(datamodules.__all__) == set(classes.__all__)
 
 
 @pytest.mark.parametrize(
