@@ -232,7 +232,7 @@ def _table(rows: Any) -> str:
 def package(name: str, text: str) -> str:
     """A page with the public classes and functions of a package."""
     module = import_module(name)
-    names = sorted(one for one in vars(module).get("__all__", ()) if not one.startswith("_"))
+    names = sorted(one for one in getattr(module, "__all__", ()) if not one.startswith("_"))
     if name == "kora.adapters":  # the package exports what its modules do
         names = sorted(
             one

@@ -21,6 +21,8 @@ __all__ = [
     "tokens_in", "without_memory",
 ]  # fmt: skip
 
+_OPTION = "model.backbone.weights, or --weights of kora adapt"
+
 _on_disk: ContextVar[bool] = ContextVar("matrices stay on disk", default=False)
 
 
@@ -83,7 +85,7 @@ def load_file_exactly(model: Any, name: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
             f"Weights file {path} does not exist. Name a .safetensors file, 'pretrained' or "
-            "'random' with model.backbone.weights, or --weights of kora adapt."
+            f"'random' with {_OPTION}."
         )
     if path.suffix != ".safetensors":
         raise ValueError(
@@ -149,7 +151,7 @@ def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
     if not (cfg.get("hf_hub_id") or cfg.get("url")):
         raise ValueError(
             f"timm has no pretrained weights for '{name}'. Name a .safetensors file, or 'random', "
-            "with model.backbone.weights, or --weights of kora adapt."
+            f"with {_OPTION}."
         )
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not _hub_file_is_cached(cfg) and not is_reachable(endpoint):
@@ -164,9 +166,8 @@ def by_hand(name: str) -> str:
     return (
         "On a machine with internet, save them with "
         f"safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), "
-        "'weights.safetensors'), and name that file here: model.backbone.weights, or --weights of "
-        "kora adapt. Nothing is fetched for kora fit --config quickstart, nor for kora adapt "
-        "--backbone vit_nano."
+        f"'weights.safetensors'), and name that file here: {_OPTION}. Nothing is fetched for kora "
+        "fit --config quickstart, nor for kora adapt --backbone vit_nano."
     )
 
 

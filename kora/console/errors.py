@@ -60,7 +60,8 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
     Keeps jsonargparse's words, with the place in the config before and the nearest known name
     after them.
     """
-    text = str(message)
+    # The parser names a group and its option; together they are the key in the config.
+    text = re.sub(r"(Group '([\w.]+)' does not accept option ')", r"\1\2.", str(message))
     denied = re.search(r"Importing '([\w.]+)' is not allowed", text)
     if denied is not None:
         return _of_denied(denied.group(1))

@@ -11,6 +11,8 @@ import pytest
 
 from kora.cli import main
 from kora.cli.dispatch import _COMMANDS
+from kora.training.lightning_cli import parse
+from tests.support.cli import REPOSITORY
 
 Completes = Callable[..., set[str]]
 
@@ -51,6 +53,12 @@ def test_options_of_a_command_complete(completes: Completes) -> None:
 def test_options_of_a_fit_complete_those_of_classes_too(completes: Completes) -> None:
     assert {"--trainer.max_epochs", "--trainer.precision"} <= completes("fit", "--trainer.")
     assert "--model.backbone.weights" in completes("fit", "--model.")
+
+
+def test_the_parser_of_a_fit_stays_as_it_was(completes: Completes) -> None:
+    parser = parse(["fit", "--config", f"{REPOSITORY}/configs/quickstart.yaml"]).parser_of("fit")
+    assert completes("fit", "--data.ro") == {"--data.root"}
+    assert "--data.root" not in parser._option_string_actions
 
 
 def test_a_folder_completes_where_one_is_meant(completes: Completes, tmp_path: Path) -> None:

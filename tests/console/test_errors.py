@@ -111,7 +111,7 @@ def test_a_module_that_does_not_exist_is_named(capfd: Capture) -> None:
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        ("trainer: {max_epochz: 3}", ["'max_epochz'", "Did you mean 'trainer.max_epochs'?"]),
+        ("trainer: {max_epochz: 3}", ["trainer.max_epochz", "Did you mean 'trainer.max_epochs'?"]),
         ("tariner: {max_epochs: 3}", ["tariner", "Did you mean 'trainer.max_epochs'?"]),
         ("model: {init_args: {adaptor: LoRA}}", ["'adaptor'", "Did you mean 'adapter'?"]),
         ("model: {init_ars: {head_lr: 1}}", ["'init_ars.head_lr'", "Did you mean 'init_args'?"]),
