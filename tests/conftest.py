@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     # Modules and tests stay: they are not looked through for garbage, and new objects seldom.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 10, 10)
     # In a fork what is garbage by now stays: a process group, say, would wait for threads that only
     # the parent has.

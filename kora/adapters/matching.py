@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-import torch
 from rich.console import Group
 from rich.table import Table
 
 from kora.adapters import Strategy, resized
 from kora.backbone.vit import Backbone
+from kora.backbone.weights import without_numbers
 from kora.console.tables import literal
 
 __all__ = ["Match", "count_trainable", "match", "nearest_size", "render"]
@@ -55,7 +55,7 @@ def match(
 def count_trainable(strategy: Strategy, backbone: Backbone) -> int:
     """Parameters that a strategy would train on a backbone; changes neither, needs no storage."""
     fresh, twin = copy.deepcopy((strategy, backbone))
-    with torch.device("meta"):
+    with without_numbers():
         fresh.attach(twin)
     return sum(parameter.numel() for _, parameter in fresh.trainable())
 

@@ -27,6 +27,7 @@ from kora.backbone.weights import (
     require_fetchable,
     tokens_in,
     without_memory,
+    without_numbers,
 )
 
 __all__ = ["MOST_PIXELS", "Backbone", "Features", "Level", "patch_of", "usual_size"]
@@ -138,7 +139,7 @@ class Backbone(nn.Module):
         kwargs: dict[str, Any] = {"num_classes": 0}
         if size is not None:
             kwargs["img_size"] = size[0] if size[0] == size[1] else tuple(size)
-        with torch.device("meta"):
+        with without_numbers():
             usual = _create(name, kwargs)
         head = f"{cfg['classifier']}."
         mine, twin = _construction(model, head), _construction(usual, head)
@@ -259,7 +260,7 @@ class Backbone(nn.Module):
 
     def meta_twin(self) -> Any:
         """The same architecture without storage, for checks that need no numbers."""
-        with torch.device("meta"):
+        with without_numbers():
             twin = _timm().create_model(self.name, **self._create_kwargs)
         return twin.eval()
 
@@ -420,7 +421,7 @@ def usual_size(name: str, weights: str, *, most: int) -> int | None:
 
 def patch_of(name: str) -> int | None:
     """Side of a patch in pixels; None for a model without patches."""
-    with torch.device("meta"):
+    with without_numbers():
         embed = getattr(_timm().create_model(name, num_classes=0), "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     return None if patch is None else int(patch[0])

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "by_hand", "is_reachable", "load_file_exactly", "matrices_on_disk", "require_fetchable",
-    "tokens_in", "without_memory",
+    "tokens_in", "without_memory", "without_numbers",
 ]  # fmt: skip
 
 _OPTION = "model.backbone.weights, or --weights of kora adapt"
@@ -64,6 +66,37 @@ def without_memory(make: Callable[[], Any]) -> Any:
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
     return model
+
+
+class _LeftAsTheyAre(TorchFunctionMode):
+    """What would write numbers into a parameter that has none gives it back at once."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _INITIAL:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+#: By which torch and timm draw what a new parameter starts with.
+_INITIAL = frozenset(
+    [getattr(nn.init, name) for name in ("kaiming_uniform_", "normal_", "uniform_", "ones_")]
+    + [getattr(Tensor, name) for name in ("uniform_", "erfinv_", "mul_", "add_", "clamp_", "zero_")]
+)
+
+
+@contextmanager
+def without_numbers() -> Iterator[None]:
+    """Modules that are built inside have sizes alone: no storage (meta device), no initial values.
+
+    A meta tensor computes nothing, but asking it to takes most of the time of a ViT-S.
+    """
+    with torch.device("meta"), _LeftAsTheyAre():
+        yield
 
 
 def load_file_exactly(model: Any, name: str, path: Path) -> None:

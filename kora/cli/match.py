@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 
 from kora.adapters import Strategy
 from kora.adapters.matching import count_trainable, match, render
 from kora.backbone.vit import Backbone
+from kora.backbone.weights import without_numbers
 from kora.runs.config_files import find_config
 from kora.runs.yaml_files import read_yaml
 from kora.tasks import ClassificationTask
@@ -86,7 +86,7 @@ def _model(cli: KoraCLI, args: Sequence[str]) -> tuple[Backbone, Strategy]:
     parser = cli.parser_of(cli.command)
     options = parser.parse_args(list(args))
     options.model.init_args.backbone.init_args.weights = "random"
-    with torch.device("meta"):
+    with without_numbers():
         made = parser.instantiate(options)
     task = made.model
     cli.source_stages.assume_sources(task)

@@ -27,6 +27,7 @@ from kora.adapters.folder import (
 from kora.adapters.hub import downloaded, is_on_hub
 from kora.backbone.images import check_images, resized
 from kora.backbone.vit import Backbone
+from kora.backbone.weights import without_numbers
 from kora.console.errors import first_line
 from kora.heads.detection import Boxes
 from kora.runs.adapter_config import (
@@ -479,7 +480,7 @@ def _check_sizes(
 ) -> None:
     """Refuse a folder whose record and tensors differ in size, before memory is allocated."""
     origin = str(folder / ADAPTER_CONFIG)
-    with torch.device("meta"):
+    with without_numbers():
         twin = build(Strategy, _without_sources(record["adapter"]), origin=origin)
         backbone = _backbone(record, "random", str(folder))
         task = _task(record, backbone, twin, head, origin)

@@ -16,10 +16,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kora.adapters import LoRA
 from kora.backbone.vit import Backbone
-from kora.backbone.weights import matrices_on_disk
+from kora.backbone.weights import matrices_on_disk, without_numbers
 from tests.support.factory import built, nano
 from tests.support.families import TINY
 
@@ -59,6 +60,31 @@ def test_matrices_left_on_disk_make_the_same_backbone(name: str, tmp_path: Path)
             assert torch.equal(a, b), key
     images = torch.rand(2, 3, size, size)
     assert torch.equal(usual(images).pooled, mapped(images).pooled)
+
+
+class Computed(TorchDispatchMode):
+    """The names of all that is computed inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_model_without_numbers_has_the_same_sizes_and_draws_nothing(name: str) -> None:
+    with Computed() as drawn, torch.device("meta"):
+        usual = timm.create_model(name).state_dict()
+    with Computed() as computed, without_numbers():
+        found = timm.create_model(name).state_dict()
+    assert {key: t.shape for key, t in found.items()} == {key: t.shape for key, t in usual.items()}
+    assert all(tensor.is_meta for tensor in found.values())
+    draws = {"uniform_.default", "normal_.default", "erfinv_.default"}
+    assert draws.intersection(drawn.names)
+    assert not draws.intersection(computed.names)
 
 
 def test_the_classifier_of_a_file_is_loaded_where_it_is_kept(tiny_file: Path) -> None:

@@ -59,7 +59,7 @@ USAGE = [
     (["--experiment", "\udce9t\udce9"], [r"experiment='\udce9t\udce9'", "expected a name"]),
     (["--source", "away.yaml"], ["experiment='a/../../b'", "below runs_dir"]),
     (["--config", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
-    (["--source", "typo.yaml"], ["typo.yaml: ", "'trainer.max_epochz'", "Did you mean 'trainer.max_ep"]),
+    (["--source", "typo.yaml"], ["typo.yaml: ", ".max_epochz'", "mean 'trainer.max_epochs'?"]),
     (["--source", "latin.yaml"], ["latin.yaml: is not UTF-8, from byte 19 on"]),
     (["--source", "nul.yaml"], ["nul.yaml: cannot be read as YAML"]),
     (["--seed_everything", "false"], ["seed_everything=False"]),
