@@ -189,8 +189,8 @@ def require_fetchable(name: str, cfg: Mapping[str, Any]) -> None:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not _hub_file_is_cached(cfg) and not is_reachable(endpoint):
         raise RuntimeError(
-            f"No network: the pretrained weights of '{name}' are not in the local cache and the "
-            f"hub cannot be reached. {by_hand(name)}"
+            f"No network: the pretrained weights of '{name}' are not in the local cache and "
+            f"{endpoint} cannot be reached. {by_hand(name)}"
         )
 
 
@@ -216,13 +216,13 @@ def _hub_file_is_cached(cfg: Mapping[str, Any]) -> bool:
 
 
 def is_reachable(endpoint: str) -> bool:
-    """Whether a quick attempt reaches the endpoint; assumes so behind a proxy."""
+    """Whether a quick attempt reaches an address, if it is one; assumes so behind a proxy."""
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
-    url = urlsplit(endpoint)
-    port = url.port or (80 if url.scheme == "http" else 443)
     try:
+        url = urlsplit(endpoint)
+        port = url.port or (80 if url.scheme == "http" else 443)
         socket.create_connection((url.hostname or "", port), timeout=5.0).close()
-    except OSError:
+    except (OSError, ValueError):
         return False
     return True

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kora.adapters import LoRA
 from kora.backbone.vit import Backbone
-from kora.backbone.weights import matrices_on_disk, without_numbers
+from kora.backbone.weights import is_reachable, matrices_on_disk, without_numbers
 from tests.support.factory import built, nano
 from tests.support.families import TINY
 
@@ -274,5 +274,15 @@ def test_without_network_and_without_the_file_the_error_comes_soon_and_names_the
     process.communicate()
     assert "of 'vit_tiny_patch16_224' failed" in refused or "model.backbone.weights" in refused
     assert unreachable.startswith("No network: the pretrained weights of 'vit_tiny_patch16_224'")
+    assert environment["HF_ENDPOINT"] in unreachable
     assert "model.backbone.weights" in unreachable
     assert "quickstart" in unreachable
+
+
+@pytest.mark.parametrize("address", ["http://localhost:port", "https://[::1", "nowhere"])
+def test_an_address_that_is_none_is_not_reached(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_reachable(address)
