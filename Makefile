@@ -69,7 +69,7 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint types test  ## what a change must pass
+ci: lint types docs test  ## what a change must pass
 
 pretrain-nano: $(BIN)/kora  ## make the embedded backbone again (three quarters of an hour on two cores)
 	$(BIN)/kora fit --config configs/pretrain/vit_nano.yaml
@@ -92,11 +92,14 @@ results-matched: $(BIN)/kora  ## docs/results/matched.md: thirteen strategies at
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched.yaml
 	@$(BIN)/kora grid --config configs/grids/quickstart_matched_20epochs.yaml
 
+CACHED  = linear_probe multi_layer_probe multi_layer_probe_dinov2 kora_refined
+THROUGH = bitfit lora lora_layers kora_over_lora
 results-photos: $(VENV)/.dev  ## every strategy after equal searches on real photographs (days on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
-	@$(BIN)/kora tune --config configs/grids/photos.yaml --jobs 2
+	@for grid in photos photos_95; do \
+	  $(BIN)/kora tune --config configs/grids/$$grid.yaml --only $(CACHED) --trials 16 && \
+	  $(BIN)/kora tune --config configs/grids/$$grid.yaml --only $(THROUGH) --jobs 2 || exit $$?; done
 	@$(BIN)/kora grid --config runs/tune_photos/best.yaml --jobs 2
-	@$(BIN)/kora tune --config configs/grids/photos_95.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_photos_95/best.yaml --set data.val_images=500 --jobs 2
 	@$(BIN)/kora compare runs/photos_1 runs/photos_5 runs/photos_20 runs/photos_95 \
 	  --against images --against seconds --out runs/photos
@@ -104,8 +107,9 @@ results-photos: $(VENV)/.dev  ## every strategy after equal searches on real pho
 results-refined: $(VENV)/.dev  ## the refined KoRA: ablations, CIFAR-10, scenes (a day on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@$(BIN)/kora grid --config configs/grids/refine_ablation.yaml --jobs 2
-	@$(BIN)/kora tune --config configs/grids/cifar10.yaml --jobs 2
-	@$(BIN)/kora grid --config runs/tune_cifar10/best.yaml --jobs 2
+	@$(BIN)/kora tune --config configs/grids/cifar10.yaml --only $(CACHED) --trials 16
+	@$(BIN)/kora tune --config configs/grids/cifar10.yaml --only $(filter-out bitfit,$(THROUGH)) --jobs 2
+	@$(BIN)/kora grid --config runs/tune_cifar10/best.yaml --set trainer.precision=32-true --jobs 2
 	@$(BIN)/kora tune --config configs/grids/scenes.yaml --jobs 2
 	@$(BIN)/kora grid --config runs/tune_scenes/best.yaml --jobs 2
 	@$(BIN)/kora compare runs/refine_ablation_* --by experiment --metric best_val/accuracy --reference refine_ablation_as_it_is \
