@@ -29,29 +29,39 @@ class _Adapts(LightningJobs):
     def _words(self, job: Job) -> list[str]:
         return ["kora", "adapt", *job.args]
 
-    def _fetched(self, job: Any, run: Job, config: Mapping[str, Any]) -> Outcome:
+    def _fetched(self, job: Any, config: Mapping[str, Any]) -> Outcome | None:
         out = Path(config["experiment"])
-        for where in self._looks(job, out, out.parent):
-            if (where / out.name / "index.html").is_file():
-                if out.exists():
-                    remedy = "Move it away, and repeat the command to fetch the folder of the job"
-                    return Outcome(None, f"{out} appeared here while the job ran. {remedy}")
-                (where / out.name).rename(out)
-                return Outcome(out)
-        return Outcome(None, f"job {job.name} is completed, but wrote no {out}. Look at {job.link}")
+        with self._copied(job, out, out.parent) as where:
+            if not (where / out.name / "index.html").is_file():
+                return None
+            if out.exists():
+                remedy = "Move it away, and repeat the command to fetch the folder of the job"
+                return Outcome(None, f"{out} appeared here while the job ran. {remedy}")
+            (where / out.name).rename(out)
+            return Outcome(out)
+
+    def _lacks(self, job: Any, run: Job, config: Mapping[str, Any]) -> str:
+        out = config["experiment"]
+        return f"job {job.name} is completed, but wrote no {out}. Look at {job.link}"
 
 
 def adapt_on_lightning(own: argparse.Namespace, *, stop: Stop) -> None:
     """Run the command in a Studio's snapshot, and fetch its results.
 
     Raises:
-        ValueError: What a job needs is missing, or the results are here already.
+        ValueError: What a job needs is missing, the results are here already, or they could not
+            come back.
         RuntimeError: The job failed.
     """
     out = Path(own.out) if own.out else results_folder(Path(own.folder))
     if out.exists():
         raise ValueError(f"{out} is here already. Name another folder for the results with --out.")
-    given = {name: getattr(own, name) for name in _OPTIONS}
+    if out.is_absolute():
+        raise ValueError(
+            f"--out is {out}. What a job writes comes back from below the folder in which it runs: "
+            "give a relative path."
+        )
+    given = {name: getattr(own, name) for name in _OPTIONS} | {"out": out}
     words = [own.folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
     job = Job(f"kora adapt {own.folder}", tuple(map(str, words)))
     # What the job computes, for its name; and where its results are.
@@ -78,7 +88,8 @@ def adapt_on_lightning(own: argparse.Namespace, *, stop: Stop) -> None:
     if last.folder is None:
         raise RuntimeError(f"{last.why}. {ended.error or f'Its output is in {task.log}.'}")
     assert task.log is not None
-    lines = task.log.read_text(encoding="utf-8").splitlines()
-    (*_, page) = (k for k, line in enumerate(lines) if line.startswith("kora: page:"))
-    say(lines[page - 1].removeprefix("kora: "))  # what it found
+    lines = task.log.read_text(encoding="utf-8").splitlines() if task.log.is_file() else []
+    pages = [k for k, line in enumerate(lines) if line.startswith("kora: page:")]
+    if pages and pages[-1]:
+        say(lines[pages[-1] - 1].removeprefix("kora: "))  # what it found
     say(f"page:     {last.folder / 'index.html'}")

@@ -131,7 +131,7 @@ def run_task(
             if outcomes[-1].folder is None:
                 break
     except Exception as error:  # such as no room for a log: only this task fails
-        outcomes.append(Outcome(None, f"{type(error).__name__}: {error}"))
+        outcomes.append(Outcome(None, f"{type(error).__name__}: {error}", ran=False))
     said = ""
     if outcomes[-1].folder is None and log is not None and log.is_file():
         said = _last_error(log, before)

@@ -27,11 +27,14 @@ class Outcome(NamedTuple):
         folder: Of the finished run; None if it failed or was stopped.
         why: Why there is no folder; "" if there is one.
         seconds: How long it took here.
+        ran: False if it is not the run that failed: nobody took it, or it was ended or lost where
+            it ran. The same may succeed another time.
     """
 
     folder: Path | None
     why: str = ""
     seconds: float = 0.0
+    ran: bool = True
 
 
 def run_job(

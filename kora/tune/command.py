@@ -179,6 +179,7 @@ def _end(searches: Sequence[Search], trouble: Trouble, folder: Path) -> None:
         print("Failed trials, which count as trials:\n" + "\n".join(f"  - {f}" for f in failed))
     lines = [f"{name}: {why}" for name, why in trouble.mistakes.items()]
     lines += [f"{name}: {why}" for name, why in trouble.killed.items()]
+    lines += [f"trials were not run: {trouble.elsewhere}"] * bool(trouble.elsewhere)
     lines += [
         f"{search.combination.name}: every trial failed"
         for search in searches

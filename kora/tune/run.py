@@ -31,10 +31,13 @@ class Trouble:
     Args:
         mistakes: Mistakes in a config, reported once; each ends the search of its combination.
         killed: Trials that were killed again and again, and are still open.
+        elsewhere: Why trials could not be run, at the place where they should; they are open, and
+            no more are given.
     """
 
     mistakes: dict[str, str] = field(default_factory=dict)
     killed: dict[str, str] = field(default_factory=dict)
+    elsewhere: str = ""
 
 
 def entries_of(searches: Sequence[Search]) -> list[Entry]:
@@ -81,7 +84,7 @@ def run_trials(
     trouble = Trouble()
 
     def give() -> Task | None:
-        while todo:
+        while todo and not trouble.elsewhere:
             entry = todo.popleft()
             name = entry.job.kind
             search = of[name]
@@ -106,12 +109,16 @@ def run_trials(
             view.ended(entry, last)
         elif last.why.startswith("killed"):
             times[name, trial.number] = times.get((name, trial.number), 0) + 1
-            view.ended(entry, last)
             if times[name, trial.number] < _KILLED_AT_MOST and stop.signal is None:
+                view.say(f"{last.why}: {entry.job.name}; once more")
                 lost[name].appendleft(trial)
                 todo.appendleft(entry)
             else:
+                view.ended(entry, last)
                 trouble.killed[f"{name}, trial {trial.number}"] = last.why
+        elif not last.ran:
+            trouble.elsewhere = trouble.elsewhere or last.why
+            view.ended(entry, last)
         elif last.why == "exit code 2":
             trouble.mistakes.setdefault(name, f"trial {trial.number}: {said or last.why}")
             view.ended(entry, last)

@@ -25,10 +25,15 @@ def test_the_call_is_that_of_kora_adapt_in_the_studio(
     assert done.code == 0, done.err
     assert "Job.run(name='kora-adapt-photos-job-" in done.out
     assert "command='cd work && kora adapt photos --backbone=" in done.out
-    assert "--minutes=60.0 --seed=0'" in done.out
+    assert "--minutes=60.0 --out=runs/adapt_photos --seed=0'" in done.out
     done = kora(capfd, "adapt", str(configs_folder().parent / "photos"), *options)
     assert f"kora adapt {configs_folder().parent}/photos --backbone=" in done.out
     assert not lightning_ai.jobs
+    done = kora(capfd, "adapt", ".", *options)
+    assert f" --out=runs/adapt_{here.name} " in done.out, "the Studio has another name for it"
+    refused = kora(capfd, "adapt", "photos", *options, "--out", str(here / "out"))
+    assert refused.code == 2
+    assert f"--out is {here / 'out'}. What a job writes comes back from below" in refused.err
     refused = kora(capfd, "adapt", "photos", "--studio", STUDIO)
     assert refused.code == 2
     assert "--studio has no effect without --launcher lightning" in refused.err
@@ -81,6 +86,7 @@ def test_results_that_appear_here_while_the_job_runs_are_kept(
     assert "runs/adapt_photos appeared here while the job ran. Move it away" in done.err
     assert [file.name for file in folder.iterdir()] == ["mine"]
     folder.rename("mine")
+    lightning_ai.loses_logs = True
     done = kora(capfd, "adapt", "photos", *OPTIONS)
     assert done.code == 0, done.err
     assert (folder / "index.html").is_file()

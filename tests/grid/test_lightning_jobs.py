@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,26 @@ def test_what_costs_too_much_is_stopped(
         "stopped: the jobs have cost 6.00 US dollars, and --max_cost is 5"
     }
     assert {job["state"] for job in lightning_ai.jobs.values()} == {"stopped"}
+    launcher.start(task(here, name="three"))
+    ended, _ = until_ended(launcher)
+    assert not ended[0].outcomes[0].ran
+    assert len(lightning_ai.jobs) == 2, "and no other one is submitted"
+
+
+def test_where_the_server_fails_about_one_job_the_others_are_stopped_and_it_is_asked_again(
+    here: Path, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, "sleep 60")
+    jobs = queue()
+    names = [str(name) for k in ("one", "two") for name in jobs.submit([task(here, name=k)])]
+    lightning_ai.deaf = {"j0"}
+    for asks in (jobs.look, partial(jobs.stop, names)):
+        with pytest.raises(QueueError, match="Lightning AI does not answer"):
+            asks()
+    assert [job["state"] for job in lightning_ai.jobs.values()] == ["running", "stopped"]
+    lightning_ai.deaf.clear()
+    jobs.stop(names)
+    assert {job["state"] for job in lightning_ai.jobs.values()} == {"stopped"}
 
 
 def test_a_busy_server_a_quota_a_slow_start_and_a_deleted_job(
@@ -237,9 +258,12 @@ def test_a_completed_job_without_its_run_folder_is_no_success(
     here: Path, lightning_ai: LightningAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instead(monkeypatch, "true")
-    monkeypatch.setattr(lightning_jobs, "_ARRIVES_S", 0.0)
     launcher = InQueue(queue(), Stop(), at_once=None, leave=True)
     launcher.start(task(here))
+    while not any(job["state"] == "completed" for job in lightning_ai.jobs.values()):
+        assert not [event for event in launcher.events() if isinstance(event, Ended)]
+    assert not [event for event in launcher.events() if isinstance(event, Ended)], "it may come"
+    monkeypatch.setattr(lightning_jobs, "_ARRIVES_S", 0.0)
     (ended,), _ = until_ended(launcher)
     assert "is completed, but runs/x of one is not among what it wrote" in ended.outcomes[0].why
     assert find_finished_run(task(here).runs[0][1]) is None

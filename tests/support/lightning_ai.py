@@ -38,6 +38,8 @@ class LightningAI:
         self.failures: list[int] = []  # status codes for the next requests that create a job
         self.silent = False  # every request fails with 400
         self.refuses = False  # every request fails with 401
+        self.deaf: set[str] = set()  # the ids of jobs about which a request fails with 400
+        self.loses_logs = False  # a request for a log fails with 400
         self.slow = 0  # looks until a job starts
         self.cost = 0.5  # of each job
         self.studio: list[Path] = []  # files of the Studio, which its snapshots have
@@ -118,6 +120,8 @@ class LightningAI:
         if path == "/v1/projects/p1/jobs":
             return {"jobs": [self.seen(job) for job in self.jobs.values()]}
         if path == "/v1/projects/p1/page-logs":
+            if self.loses_logs:
+                return 400
             (job,) = (self.jobs[one] for one in query["jobIds"][0].split(","))
             lines = self.log(job)
             return {"entries": [{"message": line, "line": n} for n, line in enumerate(lines)]}
@@ -125,6 +129,8 @@ class LightningAI:
             job = self.jobs.get(one[1])
             if job is None:
                 return 404
+            if one[1] in self.deaf:
+                return 400
             if method == "PUT":
                 self.stopped(job)
             return self.seen(job)

@@ -24,6 +24,7 @@ from tests.support.cli import kora, results, started, tiny_config, write_config
 from tests.support.cluster import TwoNodes
 from tests.support.forks import Process
 from tests.support.grids import LONG, runs_of_kora
+from tests.support.slurm import slurm
 
 pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
@@ -277,6 +278,20 @@ def goes_on_here(here: Path, capfd: Capture, name: str) -> str:
     # The first of them is that of the first trial, which was not begun again.
     assert len(list(here.glob("runs/tiny_tune/LoRA/seed0/version_*"))) == 2
     return outcome.out
+
+
+def test_trials_that_the_queue_refuses_stay_open_and_no_more_are_submitted(
+    here: Path, capfd: Capture, slurm: Path
+) -> None:
+    name = only_lora(here, {"trials": 3})
+    (slurm / "refuse").write_text("Batch job submission failed: Invalid partition name.")
+    outcome = kora(capfd, "tune", "--config", name, "--launcher", "slurm", "--jobs", "1")
+    assert outcome.code == 1
+    assert "trials were not run: sbatch refused" in outcome.err
+    assert "Invalid partition name; repeat" not in outcome.err
+    assert "Failed trials" not in outcome.out
+    assert outcome.out.count("sbatch refused") == 1
+    assert {trial["state"] for trial in record(here)["lora"]["trials"]} == {"open"}
 
 
 @pytest.mark.slow

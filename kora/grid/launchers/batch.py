@@ -143,16 +143,17 @@ class InQueue:
 
     def _collect(self, found: list[Began | Said | Ended]) -> None:
         """Add what has changed in the queue."""
-        if self._new:
+        if self._new and self._queue.too_dear() is None:
             found += self._submitted()
         seen = self._queue.look()
         dear = self._queue.too_dear()
-        if dear is not None and self._jobs:
-            self._queue.stop(list(self._jobs))
-            found += [
-                Ended(it.entry, [Outcome(None, f"stopped: {dear}")]) for it in self._jobs.values()
-            ]
+        if dear is not None:
+            if self._jobs:
+                self._queue.stop(list(self._jobs))
+            outcome = Outcome(None, f"stopped: {dear}", ran=False)
+            found += [Ended(it.entry, [outcome]) for it in [*self._jobs.values(), *self._new]]
             self._jobs.clear()
+            self._new.clear()
         for job, task in list(self._jobs.items()):
             if job in seen:
                 found += self._news(job, task, seen[job])
@@ -181,7 +182,7 @@ class InQueue:
         self._new = []
         for task, name in zip(rest, names, strict=True):
             if isinstance(name, Refused):
-                found.append(Ended(task.entry, [Outcome(None, name.why)]))
+                found.append(Ended(task.entry, [Outcome(None, name.why, ran=False)]))
             else:
                 submitted[name] = task
         self._jobs.update(submitted)

@@ -14,7 +14,9 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ class LightningJobs:
         self._interruptible = interruptible
         self._max_cost = max_cost
         self._mine: dict[str, float] = {}  # jobs of this call, and what they have cost
+        self._missing: dict[str, float] = {}  # completed, and since when their files are awaited
         self.look_s = look_s
 
     def shown(self, tasks: Sequence[Task]) -> str:
@@ -81,7 +84,7 @@ class LightningJobs:
         lines = []
         for task in tasks:
             name = f"{_stem(task)}-1"
-            call = {"name": name, "command": self._command(task), **self._asked()}
+            call = {"name": name, "command": self._command(task), **self._options()}
             call["machine"] = self._machine.name
             said = ", ".join(f"{key}={value!r}" for key, value in call.items())
             lines.append(f"Job.run({said}, studio={self._studio.name!r})")
@@ -94,7 +97,8 @@ class LightningJobs:
         """Submit tasks, each as a job.
 
         Raises:
-            ValueError: A command has a secret in it; no job was submitted.
+            ValueError: A command has a secret in it, or results would not come back; no job was
+                submitted.
         """
         there = self._jobs()
         commands = [self._command(task) for task in tasks]  # all are fit to be sent
@@ -107,7 +111,7 @@ class LightningJobs:
         name = f"{_stem(task)}-{attempt}"
         try:
             job = self._sdk.Job.run(
-                name=name, command=command, studio=self._studio, **self._asked()
+                name=name, command=command, studio=self._studio, **self._options()
             )
             name = str(job.name)  # another one if this was taken meanwhile
         except Exception as error:  # the SDK's errors have no common class
@@ -116,7 +120,7 @@ class LightningJobs:
         self._mine[name] = 0.0
         return name
 
-    def _asked(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         # Environment variables are left out: if a call fails, the SDK reports all its arguments.
         return {
             "machine": self._machine, "interruptible": self._interruptible, "tags": ["kora"]
@@ -124,6 +128,13 @@ class LightningJobs:
 
     def _command(self, task: Task) -> str:
         """The shell command of a job; `set -e` is on there."""
+        for _, config in task.runs:
+            runs_dir = config.get("runs_dir", "")
+            if Path(runs_dir).is_absolute():
+                raise ValueError(
+                    f"runs_dir is {runs_dir}. What a job writes comes back from below the folder "
+                    "in which it runs: give a relative path."
+                )
         runs = [shlex.join(map(_by_name, self._words(job))) for job, _ in task.runs]
         command = " && ".join([f"cd {shlex.quote(str(self._folder))}", *runs])
         for name, value in os.environ.items():
@@ -166,7 +177,7 @@ class LightningJobs:
             if job is None:
                 continue
             now = self._status(job)
-            self._mine[name] = float(job.total_cost or 0.0)
+            self._mine[name] = float(_asked(partial(getattr, job, "total_cost")) or 0.0)
             if now in (status.Pending, status.NotCreated):
                 seen[name] = Seen(False, why="a machine")
             elif now in (status.Running, status.Stopping):
@@ -185,23 +196,33 @@ class LightningJobs:
             f"the jobs have cost {self.cost():.2f} US dollars, and --max_cost is {self._max_cost:g}"
         )
 
-    def ended(self, task: Task, job: str) -> Ended:
-        """How a job ended; fetches its log and its run folders."""
+    def ended(self, task: Task, job: str) -> Ended | None:
+        """How a job ended; fetches its log and its run folders.
+
+        None: they have not appeared yet.
+        """
         there = self._jobs().get(job)
         if there is None:
             why = f"job {job} is no longer in the teamspace; was it deleted?"
-            return Ended(task.entry, [Outcome(None, why)])
-        said = self._fetch_log(task, there)
+            return Ended(task.entry, [Outcome(None, why, ran=False)])
         status = self._status(there)
         if status != self._sdk.Status.Completed:
-            return Ended(task.entry, [Outcome(None, f"job {job} {status.value.lower()}")], said)
+            failed = status == self._sdk.Status.Failed
+            outcome = Outcome(None, f"job {job} {status.value.lower()}", ran=failed)
+            return Ended(task.entry, [outcome], self._fetch_log(task, there))
         seconds = (there.stopped_at - there.started_at).total_seconds() if there.stopped_at else 0.0
         outcomes = []
         for run, config in task.runs:
-            outcomes.append(self._fetched(there, run, config)._replace(seconds=seconds))
-            if outcomes[-1].folder is None:
+            found = self._fetched(there, config)
+            if found is None:
+                since = self._missing.setdefault(job, time.monotonic())
+                if time.monotonic() < since + _ARRIVES_S:
+                    return None
+                found = Outcome(None, self._lacks(there, run, config), ran=False)
+            outcomes.append(found._replace(seconds=seconds))
+            if found.folder is None:
                 break
-        return Ended(task.entry, outcomes, said)
+        return Ended(task.entry, outcomes, self._fetch_log(task, there))
 
     def _fetch_log(self, task: Task, job: Any) -> str:
         """Write the log of a job into that of the task; returns its last error, or last line."""
@@ -215,33 +236,29 @@ class LightningJobs:
             file.write(f"=== {job.name}: {job.link}\n{text}\n")
         return last_error(text) or text.rpartition("\n")[2]
 
-    def _fetched(self, job: Any, run: Job, config: Mapping[str, Any]) -> Outcome:
-        """Fetch a run folder of a completed job, once it has appeared."""
+    def _fetched(self, job: Any, config: Mapping[str, Any]) -> Outcome | None:
+        """Fetch a run folder of a completed job; None if it has not appeared yet."""
         there = find_finished_run(config)
         if there is not None:  # an earlier call fetched it
             return Outcome(there)
-        experiment = Path(config["runs_dir"]) / config["experiment"]
-        for where in self._looks(job, experiment, Path(config["runs_dir"])):
+        experiment = _experiment(config)
+        with self._copied(job, experiment, Path(config["runs_dir"])) as where:
             found = find_finished_run({**config, "runs_dir": str(where)})
-            if found is not None:
-                return Outcome(_moved(found, _strategy(experiment, found)))
-        why = (
-            f"job {job.name} is completed, but {experiment} of {run.name} is not among what it "
-            f"wrote. Look at {job.link}; delete the job to train again"
-        )
-        return Outcome(None, why)
+            return None if found is None else Outcome(_moved(found, _strategy(experiment, found)))
 
-    def _looks(self, job: Any, folder: Path, beside: Path) -> Iterator[Path]:
-        """Folders with copies of a folder that a job wrote, one after another, for a while."""
-        end = time.monotonic() + _ARRIVES_S
+    def _lacks(self, job: Any, run: Job, config: Mapping[str, Any]) -> str:
+        return (
+            f"job {job.name} is completed, but {_experiment(config)} of {run.name} is not among "
+            f"what it wrote. Look at {job.link}; delete the job to train again"
+        )
+
+    @contextmanager
+    def _copied(self, job: Any, folder: Path, beside: Path) -> Iterator[Path]:
+        """A folder that has a copy of one that a job wrote, if that has appeared."""
         beside.mkdir(parents=True, exist_ok=True)
-        while True:
-            with tempfile.TemporaryDirectory(dir=beside, prefix=".fetched-") as where:
-                self._copy(job, folder, Path(where) / folder.relative_to(beside))
-                yield Path(where)
-            if time.monotonic() > end:
-                return
-            time.sleep(min(self.look_s, 10.0))
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".fetched-") as where:
+            self._copy(job, folder, Path(where) / folder.relative_to(beside))
+            yield Path(where)
 
     def _copy(self, job: Any, folder: Path, to: Path) -> None:
         """Copy a folder that a job wrote, if there is one already."""
@@ -258,28 +275,47 @@ class LightningJobs:
                 raise QueueError(f"{job.name} cannot be fetched: {first_line(error)}") from error
 
     def stop(self, jobs: Sequence[str]) -> None:
-        """Stop jobs."""
-        there = self._jobs()
+        """Stop jobs, as many as can be.
+
+        Raises:
+            QueueError: Lightning AI did not answer for all of them.
+        """
+        there, failed = self._jobs(), list[QueueError]()
         for name in jobs:
             if name in there:
-                there[name].stop()
+                try:
+                    _asked(there[name].stop)
+                except QueueError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
 
     def how_to_stop(self, jobs: Sequence[str]) -> str:
         """The commands that stop jobs."""
         return "; ".join(f"lightning job stop {name}" for name in jobs)
 
     def _jobs(self) -> dict[str, Any]:
-        try:
-            found = self._teamspace.jobs
-        except Exception as error:  # the SDK's errors have no common class
-            raise QueueError(f"Lightning AI does not answer: {first_line(error)}.") from error
+        found = _asked(lambda: self._teamspace.jobs)
         return {str(job.name): job for job in found if str(job.name).startswith("kora-")}
 
     def _status(self, job: Any) -> Any:
-        try:
-            return job.status
-        except RuntimeError as error:
-            raise QueueError(f"Lightning AI does not answer: {first_line(error)}.") from error
+        return _asked(lambda: job.status)
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    """What Lightning AI answers. Most attributes of its objects are requests.
+
+    Raises:
+        QueueError: It does not answer.
+    """
+    try:
+        return ask()
+    except Exception as error:  # the SDK's errors have no common class
+        raise QueueError(f"Lightning AI does not answer: {first_line(error)}.") from error
+
+
+def _experiment(config: Mapping[str, Any]) -> Path:
+    return Path(config["runs_dir"], config["experiment"])
 
 
 def _sdk() -> Any:

@@ -125,7 +125,7 @@ class OnRay:
             found: Ended = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # died too often, or a bug in kora
             why = f"{type(error).__name__}: {first_line(error)}"
-            return Ended(entry, [Outcome(None, why)])
+            return Ended(entry, [Outcome(None, why, ran=False)])
         return found
 
 
@@ -133,7 +133,7 @@ def _task(task: Task, folder: str, threads: int, told: Any) -> Ended:
     """Run a task on the machine that Ray chose."""
     if not Path(folder).is_dir():
         why = f"{platform.node()} has no folder {folder}; all machines must share it there"
-        return Ended(task.entry, [Outcome(None, why)])
+        return Ended(task.entry, [Outcome(None, why, ran=False)])
     os.chdir(folder)
     import ray
 
