@@ -89,7 +89,8 @@ class Call:
         place = f"./{place}" if place.startswith("-") else place  # which would be an option
         words = ["kora", "adapt", place, "--backbone", self.backbone]
         words += [] if self.weights == "pretrained" else ["--weights", self.weights]
-        words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes", "60"]
+        more = max(60.0, 2 * (self.minutes or 0.0))
+        words += ["--out", str(self.home), "--seed", str(self.seed), "--minutes", f"{more:g}"]
         return [*commands_of(run, predictions), ("continue with more minutes", shlex.join(words))]
 
 

@@ -12,10 +12,10 @@ from datamodules.image_table import TableRow, read_table
 from datamodules.loading import image_suffixes, visible_files
 from kora.adaptation.call import require_place
 
-__all__ = ["Layout", "find_pictures", "has_boxes", "has_masks"]
+__all__ = ["PARTS", "Layout", "find_pictures", "has_boxes", "has_masks"]
 
 #: Names of folders, and the part that they hold.
-_PARTS = {
+PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 def has_masks(place: Path) -> bool:
     """Whether a folder, or its training part, holds folders `images` and `masks`."""
-    trains = [name for name, part in _PARTS.items() if part == "train"]
+    trains = [name for name, part in PARTS.items() if part == "train"]
     return any(
         (here / "images").is_dir() and (here / "masks").is_dir()
         for here in (place, *(place / name for name in trains))
@@ -110,14 +110,14 @@ def _of_folder(folder: Path) -> Layout:
     for path in inside:
         below = {one.name.lower(): one.name for one in _folders(path)}
         other = next((name for name in ("masks", *_OTHER_TASKS) if name in below), None)
-        if path.name.lower() in _PARTS and "images" in below and other is not None:
+        if path.name.lower() in PARTS and "images" in below and other is not None:
             raise ValueError(
                 f"{path} has folders '{below['images']}' and '{below[other]}', which are no "
                 "classes. For a class of each pixel, kora adapt expects folders named images and "
                 "masks; for boxes, COCO json, Pascal VOC XML or YOLO txt; for classes of pictures, "
                 "a folder for each class."
             )
-    parts = {path: _PARTS[path.name.lower()] for path in inside if path.name.lower() in _PARTS}
+    parts = {path: PARTS[path.name.lower()] for path in inside if path.name.lower() in PARTS}
     if "train" not in parts.values():
         rows, notes = _of_classes(folder, folder, "")
         return Layout(folder, folder, rows, "a folder for each class", notes)

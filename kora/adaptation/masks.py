@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datamodules import SegmentationFolder
 from kora.adaptation.candidates import Candidate
+from kora.adaptation.layout import PARTS
 from kora.adaptation.result import AdaptedMasks
 from kora.adaptation.trials import Kind
 from kora.reports.audit_segmentation import SegmentationAudit
@@ -19,6 +20,18 @@ __all__ = ["MASKS"]
 
 def _images(place: Path) -> Path:
     return next(p for p in (place / "images", *place.glob("*/images")) if p.is_dir())
+
+
+def _options(place: Path) -> dict[str, str]:
+    """The parts, by the names that their folders have."""
+    there = {
+        part: name
+        for name, part in PARTS.items()
+        if (place / name / "images").is_dir() and (place / name / "masks").is_dir()
+    }
+    if "test" not in there:  # what validates would
+        there.pop("val", None)
+    return {f"{part}_dir": name for part, name in there.items()}
 
 
 def _claim(names: Sequence[str], score: str) -> str:
@@ -48,7 +61,7 @@ MASKS = Kind(
         "ade20k": "masks as ADE20K",
     },
     images=_images,
-    options=lambda place: {},
+    options=_options,
     model={},
     cached=(
         Candidate(

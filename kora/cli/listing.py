@@ -83,8 +83,8 @@ def find_configs(root: Path | None = None) -> list[Path]:
 
 
 def is_grid(path: Path) -> bool:
-    """Whether a config is for `kora grid`: it has the key `base`."""
-    return re.search(r"^base:", _text(path), re.MULTILINE) is not None
+    """Whether a config is for `kora grid`: it has one of the keys `base` and `vary`."""
+    return re.search(r"^(base|vary):", _text(path), re.MULTILINE) is not None
 
 
 def is_search(path: Path) -> bool:

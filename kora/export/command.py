@@ -17,7 +17,6 @@ from kora.export import onnx_graph as export_onnx
 from kora.export import peft_adapter as export_peft
 from kora.export import timm_weights as export_timm
 from kora.export.check import Written
-from kora.export.model_card import write_card
 from kora.export.options import TOLERANCES, export_parser
 from kora.export.prepare import PREPARE
 from kora.runs.adapter_config import run_of
@@ -39,7 +38,6 @@ _FORMATS: dict[str, Callable[[AdaptedModel, Path], Written]] = {
 def export_command(args: Sequence[str]) -> None:
     """Parse the options, export, and print what was written and the largest difference."""
     own = export_parser().parse_args(args)
-    folders: list[Path] = []
     if len(own.run) > 1:
         if own.format != "onnx" or own.out is None:
             raise ValueError(
@@ -54,7 +52,6 @@ def export_command(args: Sequence[str]) -> None:
         default = run_of(model.folder) / "export" / own.format
         out = default if own.out is None else expand(own.out)
         written = export(model, own.format, out, tolerance=own.tolerance)
-        folders.append(model.folder)
     if written.difference is None:
         print("Not compared with the run's model: peft is not installed (pip install peft).")
     else:
@@ -65,8 +62,6 @@ def export_command(args: Sequence[str]) -> None:
     print(f"Written: {out}\n\nTo load it:")
     for line in (*written.load, *written.use):
         print(f"  {line.replace('FOLDER', str(out))}")
-    for folder in folders:
-        write_card(folder)
 
 
 def export(model: AdaptedModel, form: str, out: Path, *, tolerance: float | None = None) -> Written:

@@ -15,7 +15,6 @@ from kora.console.say import say
 from kora.export.model_card import write_card
 from kora.export.options import push_parser
 from kora.runs.adapter_config import read_adapter_config, run_of
-from kora.runs.results import RESULTS_NAME, read_results
 from kora.tasks.load import adapter_folder
 
 __all__ = ["push", "push_command"]
@@ -59,9 +58,9 @@ def push(
     hub = HfApi(endpoint=endpoint(), token=token)
     with tempfile.TemporaryDirectory() as place:
         _prepare(folder, record, Path(place))
-        beside = run_of(folder) / RESULTS_NAME
-        result = read_results(beside) if beside.is_file() else None
-        write_card(Path(place), result, where=f"hf://{repository}", licence=licence)
+        write_card(
+            Path(place), run=run_of(folder), where=f"hf://{repository}", licence=licence
+        )  # fmt: skip
         try:
             hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(

@@ -25,15 +25,17 @@ def write_card(
     folder: Path,
     result: RunResult | None = None,
     *,
+    run: Path | None = None,
     where: str | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Write the card of an adapter folder; None as the result: the one in the folder above.
+    """Write the card of an adapter folder; None as the result: the one of its run.
 
-    `where` is the address in the lines that load it; None: the folder. `licence` is the adapter's.
+    `run` is the run folder; None: the folder above. `where` is the address in the lines that load
+    it; None: the folder. `licence` is the adapter's.
     """
     record = read_adapter_config(folder)
-    run = folder.parent
+    run = folder.parent if run is None else run
     if result is not None:
         result = RunResult.from_dict(result.to_dict())  # as it is read from its file
     elif (run / RESULTS_NAME).is_file():

@@ -46,10 +46,9 @@ def _require_harmless(file: Path, usual: str) -> None:
         found.read_string(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise ValueError(f"{file}: no settings of W&B ({error}). Remove the file.") from error
-    said = {key: value for name in found.sections() for key, value in found[name].items()}
-    if said.get("base_url", "").rstrip("/") == usual.rstrip("/"):  # as `wandb init` writes it
-        del said["base_url"]
-    keys = said.keys() - _HARMLESS
+    said = [pair for section in found.values() for pair in section.items()]
+    harmless = "base_url", usual.rstrip("/")  # as `wandb init` writes it
+    keys = {key for key, value in said if (key, value.rstrip("/")) != harmless} - _HARMLESS
     if keys:
         raise ValueError(
             f"{file} sets {', '.join(sorted(keys))}, so W&B might send your key to somebody else. "

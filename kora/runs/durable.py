@@ -49,6 +49,8 @@ _ANNOUNCED = ".sha256.next"
 _TEMPORARY = re.compile(r"\.kora-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 _FOREIGN_SECONDS = 24 * 3600  # then a file of another machine counts as abandoned
 _MIB = 2**20
+_MASK = os.umask(0o022)  # it can only be read by setting it, which is no business of a thread
+os.umask(_MASK)
 
 
 class DamagedFileError(RuntimeError):
@@ -297,9 +299,7 @@ def _sha256_of(path: Path) -> str:
 
 def let_be_read(file: Path) -> None:
     """Give a file the usual mode: safetensors makes files that only their owner can read."""
-    mask = os.umask(0o022)  # it can only be read by setting it
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
+    file.chmod(0o666 & ~_MASK)
 
 
 def user_cache() -> Path:

@@ -98,6 +98,18 @@ def test_a_dry_run_says_what_would_be_tried_and_trains_nothing(
     assert not list((work / "dry").glob("*/seed0"))
 
 
+@pytest.mark.runs
+def test_parts_by_any_of_their_names_train_validate_and_test(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("training", "validation", "testing")):
+        write_halves(tmp_path / "photos" / name, 3 + number)
+    assert adapt(tmp_path / "photos", out=tmp_path, backbone="vit_nano", dry_run=True) is None
+    said = capfd.readouterr()
+    assert "3 images to train, 4 to validate, 5 to test (of the folder)" in said.out
+    assert "not used" not in said.err
+
+
 def test_masks_are_found_beside_images_and_in_parts(tmp_path: Path) -> None:
     write_pairs(tmp_path / "alone", ["a"])
     write_pairs(tmp_path / "parts/train", ["a"])

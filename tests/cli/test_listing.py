@@ -122,7 +122,11 @@ def test_a_config_is_listed_with_its_whole_claim_and_nothing_else(tmp_path: Path
     assert config_claim(tmp_path / "b.yaml") == ""
 
 
-def test_a_grid_is_told_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_is_told_by_what_it_varies_or_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grid.yaml").write_text("vary:\n  config: [a.yaml, b.yaml]\n")
+    assert is_grid(tmp_path / "grid.yaml")
     monkeypatch.chdir(REPOSITORY)
     assert is_grid(Path("configs/grids/depth_dcomp.yaml"))
     assert is_grid(Path("configs/paper/table1.yaml"))

@@ -93,6 +93,15 @@ def test_the_card_counts_the_seeds_that_are_finished(run: Path, here: Path, capf
     ]
     assert "those of seed 1. Over the 2 seeds" in card
     assert f"mean of test/accuracy is {format_metric('accuracy', sum(values) / 2)}" in card
+    other = here / "runs/tiny/LoRA/seed1/version_0"
+    shutil.copytree(other / "adapter", here / "copy")  # as for the hub
+    assert "Over the 2 seeds" in write_card(here / "copy", run=other).read_text()
+
+
+def test_an_export_leaves_the_card_as_it_is(run: Path, capfd: Capture) -> None:
+    (run / "adapter" / CARD).write_text("my own words")
+    assert kora(capfd, "export", run, "--format", "timm").code == 0
+    assert (run / "adapter" / CARD).read_text() == "my own words"
 
 
 def test_a_run_that_is_killed_before_its_results_has_its_card(

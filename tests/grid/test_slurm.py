@@ -89,6 +89,26 @@ def test_a_refusal_is_told_in_sbatchs_words_and_nothing_is_left(here: Path, slur
     assert not list(here.glob("grid_x/slurm/*.json"))
 
 
+def test_of_an_array_of_an_earlier_call_only_the_jobs_that_are_meant_are_cancelled(
+    here: Path, slurm: Path, gone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleeps(job: str, listed: Path, count: int, options: object) -> str:
+        lines = f"job-name={job}", f"array=0-{count - 1}", "output=o_%a", "cpus-per-task=1"
+        return "".join(f"#SBATCH --{line}\n" for line in lines) + "sleep 60\n"
+
+    monkeypatch.setattr("kora.grid.launchers.slurm.script", sleeps)
+    names = [str(name) for name in queue().submit([task(here)] * 3)]
+    later = queue()
+    assert set(later.look()) == set(names)
+    assert later.how_to_stop([names[0], names[2]]) == "scancel 7_0 7_2"
+    later.stop([names[0], names[2]])
+    while len(left := later.look()) > 1:
+        time.sleep(0.05)
+    assert list(left) == [names[1]]
+    assert later.how_to_stop(names) == f"scancel --me --name={names[1].removesuffix('_1')}"
+    later.stop(names)
+
+
 def test_a_job_that_leaves_without_a_word_is_told_as_killed(
     here: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

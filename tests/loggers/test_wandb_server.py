@@ -79,6 +79,10 @@ def test_settings_in_the_working_directory_do_not_decide_where_the_key_goes(
     )
     with pytest.raises(ValueError, match=rf"{folder}/settings sets base_url, https_proxy"):
         wandb_base_url()
+    for sections in ("[default]\n{}[other]\n{}", "[DEFAULT]\n{}[default]\n{}"):
+        file.write_text(sections.format("base_url=http://evil.example\n", f"base_url={usual}\n"))
+        with pytest.raises(ValueError, match=rf"{folder}/settings sets base_url"):
+            wandb_base_url()
     file.write_text("base_url = http://evil.example")
     with pytest.raises(ValueError, match="no settings of W&B"):
         wandb_base_url()

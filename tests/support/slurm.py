@@ -70,7 +70,8 @@ def _sbatch(here: Path, args: list[str]) -> int:
     options = _options(script)
     folder = here / options["job-name"]
     folder.mkdir()
-    (folder / "options.json").write_text(json.dumps(options))
+    identity = {"id": len([*here.glob("*/options.json")]) + 7}
+    (folder / "options.json").write_text(json.dumps(options | identity))
     first, last = map(int, options["array"].split("-"))
     for number in range(first, last + 1):
         out = Path(options["output"].replace("%a", str(number)))
@@ -82,24 +83,29 @@ def _sbatch(here: Path, args: list[str]) -> int:
                 start_new_session=True,
             )  # fmt: skip
         (folder / f"{number}.pid").write_text(str(process.pid))
-    print("7")
+    print(_id(folder))
     return 0
+
+
+def _id(folder: Path) -> str:
+    """Number of an array."""
+    return str(json.loads((folder / "options.json").read_text())["id"])
 
 
 def _squeue(here: Path) -> int:
     if (here / "silent").exists():
         print("squeue: error: Unable to contact slurm controller", file=sys.stderr)
         return 1
-    print("someone-else|N/A|RUNNING|node1|None")
+    print("someone-else|9|N/A|RUNNING|node1|None")
     for name, number, _ in _alive(here):
-        print(f"{name}|{number}|RUNNING|node1|None")
+        print(f"{name}|{_id(here / name)}|{number}|RUNNING|node1|None")
     return 0
 
 
 def _scancel(here: Path, args: list[str]) -> int:
-    (name,) = (arg.removeprefix("--name=") for arg in args if arg.startswith("--name="))
-    for one, _, pid in _alive(here):
-        if one == name:
+    names = {arg.removeprefix("--name=") for arg in args if arg.startswith("--name=")}
+    for one, number, pid in _alive(here):
+        if one in names or f"{_id(here / one)}_{number}" in args:
             os.kill(pid, signal.SIGTERM)
     return 0
 

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kora.grid.dispatch import Ended, Task
@@ -70,6 +70,7 @@ class Slurm:
                 )
         self.look_s = look_s
         self._missing: dict[str, float] = {}  # since when jobs are not in the queue
+        self._ids: dict[str, str] = {}  # of the elements that are in the queue
         self._options = (
             f"cpus-per-task={max(1, int(num_cpus))}",
             *([f"gpus={num_gpus:g}"] if num_gpus else []),
@@ -109,15 +110,18 @@ class Slurm:
 
     def look(self) -> dict[str, Seen]:
         """The elements of arrays of this user that wait or run, as JOB-NAME_NUMBER."""
-        done = _called("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%j|%K|%T|%N|%r")
+        done = _called("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%j|%F|%K|%T|%N|%r")
         if done.returncode:
             raise QueueError(f"squeue does not answer: {_said(done)}.")
         seen: dict[str, Seen] = {}
+        self._ids.clear()
         for line in done.stdout.splitlines():
-            name, number, state, node, reason = (*line.strip().split("|", 4), "", "", "", "")[:5]
+            words = *line.strip().split("|", 5), *[""] * 5
+            name, array, number, state, node, reason = words[:6]
             if name.startswith("kora-") and state not in _OVER:
-                runs = state in _RUNS
-                seen[f"{name}_{number}"] = Seen(runs, node, "" if reason == "None" else reason)
+                runs, job = state in _RUNS, f"{name}_{number}"
+                seen[job] = Seen(runs, node, "" if reason == "None" else reason)
+                self._ids[job] = f"{array}_{number}"
         self._missing = {job: since for job, since in self._missing.items() if job not in seen}
         return seen
 
@@ -143,13 +147,24 @@ class Slurm:
         """Nothing is paid for."""
 
     def stop(self, jobs: Sequence[str]) -> None:
-        """Cancel the arrays of jobs."""
-        for name in _arrays(jobs):
-            _called("scancel", "--me", f"--name={name}")
+        """Cancel jobs; those that an earlier call left in the same array go on."""
+        for command in self._cancelling(jobs):
+            _called(*command)
 
     def how_to_stop(self, jobs: Sequence[str]) -> str:
-        """The commands that cancel the arrays of jobs."""
-        return "; ".join(f"scancel --me --name={name}" for name in _arrays(jobs))
+        """The commands that cancel jobs."""
+        return "; ".join(map(shlex.join, self._cancelling(jobs)))
+
+    def _cancelling(self, jobs: Sequence[str]) -> Iterator[list[str]]:
+        """A command for each array: by its name, if all that is left of it is meant."""
+        for name in sorted({job.rpartition("_")[0] for job in jobs}):
+            there = {job for job in self._ids if job.rpartition("_")[0] == name}
+            mine = there.intersection(jobs)
+            by_name = there == mine
+            yield [
+                "scancel",
+                *(["--me", f"--name={name}"] if by_name else sorted(self._ids[j] for j in mine)),
+            ]
 
 
 def script(job: str, listed: Path, count: int, options: Sequence[str]) -> str:
@@ -176,10 +191,6 @@ def script(job: str, listed: Path, count: int, options: Sequence[str]) -> str:
             "",
         ]
     )
-
-
-def _arrays(jobs: Sequence[str]) -> list[str]:
-    return sorted({job.rpartition("_")[0] for job in jobs})
 
 
 def _folder(task: Task) -> Path:
