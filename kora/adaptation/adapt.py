@@ -194,6 +194,7 @@ class _Whole:
             say(f"  {number}. {line}")
         if dry_run:
             return None
+        self.call.keep_precision(plan.precision)
         with Progress(plan.total_s) as progress:
             progress.part("computing features", plan.features_s, missing)
             paths = {self.content[r.path]: self.layout.root / r.path for r in self.split.rows}

@@ -7,12 +7,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kora.runs.durable import write_text
 from kora.runs.processes import Stop
 
 __all__ = ["USUAL_MINUTES", "Call", "StoppedError", "commands_of", "require_place"]
 
 #: Without --minutes, a strategy that trains through the backbone is tried if all can end by then.
 USUAL_MINUTES = 20.0
+_PRECISIONS = "32-true", "bf16-mixed"
+_PRECISION = "precision.txt"
 
 
 class StoppedError(RuntimeError):
@@ -73,6 +76,19 @@ class Call:
     def left_s(self) -> float:
         """Seconds that are left for everything."""
         return self.budget_s - self.passed_s
+
+    def precision(self, in_half: bool) -> str:
+        """Lightning's name of the precision of fits: the one that an earlier call here kept.
+
+        Another one would train them again. Without one, bfloat16 if `in_half`.
+        """
+        file = self.home / _PRECISION
+        kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        return kept if kept in _PRECISIONS else _PRECISIONS[in_half]
+
+    def keep_precision(self, name: str) -> None:
+        """Keep the precision for later calls."""
+        write_text(self.home / _PRECISION, f"{name}\n")
 
     def require_no_signal(self) -> None:
         """Check for a signal.

@@ -152,9 +152,9 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call, search:
         run(epochs=1)
         timed = seconds_of(partial(run, epochs=_STEPS))
         fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
-    in_float32 = device.type == "cpu" and half_s > _WORTH_IT * each_s
+    precision = call.precision(device.type != "cpu" or half_s <= _WORTH_IT * each_s)
     passes = _THROUGH_PASSES * learn * THROUGH_EPOCHS
-    through_s = RUN_S + (each_s if in_float32 else half_s) * passes
+    through_s = RUN_S + (each_s if precision == "32-true" else half_s) * passes
     plan = Plan(
         features_s=each_s * missing,
         fits=fits_of(folds),
@@ -163,7 +163,7 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call, search:
         through_s={one.name: through_s for one in THROUGH},
         folds=len(set(folds[folds >= 0].tolist())),
         call=call,
-        precision="32-true" if in_float32 else "bf16-mixed",
+        precision=precision,
     )
     plan.fit_into_minutes()
     return plan

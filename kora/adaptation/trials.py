@@ -161,6 +161,7 @@ class Trials:
         if dry_run:
             return None
         self._require_same_data()
+        self.call.keep_precision(self.precision)
         rival_s = times.fits[self.kind.cached[0].name]
         with Progress(self._total_s(times)) as progress:
             done: list[Trial] = []
@@ -243,8 +244,9 @@ class Trials:
     def _times(self) -> _Times:
         """Time a step of each strategy on this machine; sets the precision of the runs."""
         device = named_device("auto")
-        in_half = device.type == "cpu" and time_over_float32(torch.bfloat16) < _WORTH_IT
-        self.precision = "bf16-mixed" if in_half else "32-true"
+        faster = device.type != "cpu" or time_over_float32(torch.bfloat16) < _WORTH_IT
+        self.precision = self.call.precision(faster)
+        in_half = self.precision != "32-true"
         images = {part: len(self.data.indices(part)) for part in ("train", "val")}
         self.data.loader_dataset("train")  # so that they are read as in training
         few = self.data.samples("train", list(range(min(_TIMED, images["train"]))))

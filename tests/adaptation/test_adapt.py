@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,6 +316,22 @@ def test_the_commands_that_follow_can_be_pasted(tmp_path: Path) -> None:
     assert predict[:3] == ["kora", "predict", "runs/adapt_my photos/LoRA"]
     assert more[:3] == ["kora", "adapt", "./-my photos"]
     assert more[more.index("--out") + 1] == "runs/adapt_my photos"
+    assert more[more.index("--minutes") + 1] == "60"
+    long = replace(call, minutes=90).commands(home / "LoRA")[-1][1]
+    assert long.endswith("--minutes 180"), "more than it had"
+
+
+@pytest.mark.parametrize("chosen", ["32-true", "bf16-mixed"])
+def test_a_later_call_has_the_precision_of_the_first_whatever_is_faster_now(
+    chosen: str, tmp_path: Path
+) -> None:
+    call = Call(Path("photos"), tmp_path, "vit_nano", "pretrained", None, 0, Stop())
+    first = chosen == "bf16-mixed"
+    assert call.precision(first) == chosen
+    call.keep_precision(chosen)
+    assert call.precision(not first) == chosen
+    (tmp_path / "precision.txt").write_text("16-true")
+    assert call.precision(not first) != chosen, "no name that a file brings is trained with"
 
 
 def test_a_signal_ends_it_between_two_steps_and_nothing_is_lost(work: Path, tmp_path: Path) -> None:
