@@ -37,7 +37,7 @@ from datamodules.groups import (
 from datamodules.loading import ArrayDataset, ReadDataset, as_is, begin_worker
 from datamodules.recipe import ImageRecipe
 from datamodules.replaceable import ReplaceableDataset
-from datamodules.sampling import LateLoader, sample_draws, training_order
+from datamodules.sampling import EpochShuffle, LateLoader, sample_draws, shares_of
 from datamodules.segmentation.statistics import MaskStatistics
 from datamodules.splits import (
     IntArray,
@@ -158,7 +158,6 @@ class ImageDataModule(LightningDataModule):
         self.augment_views = augment_views
         self._part_labels: dict[Part, IntArray] = {}
         self._indices: dict[Split, IntArray] = {}
-        self._datasets: dict[Split, Dataset[Any]] = {}
         #: Of the splits that were asked for.
         self.loader_datasets: dict[Split, ReplaceableDataset] = {}
         self._data_sha256: str | None = None
@@ -225,7 +224,7 @@ class ImageDataModule(LightningDataModule):
         if self.cache is None:
             return None
         self.setup()
-        return describe_caches(self._datasets.values())
+        return describe_caches(one.source for one in self.loader_datasets.values())
 
     @property
     def validates(self) -> bool:
@@ -289,8 +288,7 @@ class ImageDataModule(LightningDataModule):
         """The data set that the loaders of a split read; its images can be replaced."""
         if split not in self.loader_datasets:
             self.setup_splits()
-            self._datasets[split] = self.make_dataset(split)
-            self.loader_datasets[split] = ReplaceableDataset(self._datasets[split], self.collate)
+            self.loader_datasets[split] = ReplaceableDataset(self.make_dataset(split), self.collate)
         return self.loader_datasets[split]
 
     def indices(self, split: Split) -> IntArray:
@@ -309,7 +307,7 @@ class ImageDataModule(LightningDataModule):
     def samples(self, split: Split, positions: Sequence[int] | IntArray) -> Batch:
         """Images and maps at these places of a split (0 is its first image), not augmented."""
         rows = np.asarray(positions, dtype=np.int64)
-        dataset = self._datasets.get(split)
+        dataset = self.loader_datasets[split].source if split in self.loader_datasets else None
         if isinstance(dataset, ArrayDataset | ReadDataset):
             return dataset.__getitems__(rows)
         return self.read(part_of(split), self.indices(split)[rows])
@@ -484,7 +482,7 @@ class ImageDataModule(LightningDataModule):
         }
         if training:
             seed = self.resolved_seed()
-            order = training_order(len(dataset), seed=seed, trainer=self.trainer)
+            order = EpochShuffle(len(dataset), seed=seed, **shares_of(self.trainer))
             return LateLoader(sampler=order, **options)
         return evaluation_loader(options, self.trainer if shared else None)
 

@@ -19,7 +19,7 @@ from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import image_suffixes, sides, unreadable, visible_files
+from datamodules.loading import folders_in, image_suffixes, sides, unreadable, visible_files
 from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -219,9 +219,7 @@ class ImageFolder(ImageDataModule):
                 f"a training and a test folder: set data.{part}_dir to the one to use. If there is "
                 f"none, `kora adapt {self.root}` sets pictures aside."
             )
-        names = sorted(
-            path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
-        )
+        names = folders_in(folder)
         for name in names:
             if not _is_text(name):
                 raise ValueError(

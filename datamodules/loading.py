@@ -39,8 +39,10 @@ __all__ = [
     "by_stem",
     "decode_images",
     "end_workers",
+    "folders_in",
     "image_suffixes",
     "sides",
+    "text_of",
     "unreadable",
     "visible_files",
 ]
@@ -266,6 +268,23 @@ def visible_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(here, name) for name in sorted(names) if name[0] != ".")
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def text_of(file: Path) -> str:
+    """A text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: It cannot be read as such.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as text in UTF-8.") from error
 
 
 def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:

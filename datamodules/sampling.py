@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-__all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "shares_of", "training_order"]
+__all__ = ["EpochShuffle", "LateLoader", "mix64", "sample_draws", "shares_of"]
 
 
 class EpochShuffle(DistributedSampler[int]):
@@ -42,11 +42,6 @@ class EpochShuffle(DistributedSampler[int]):
         mine = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
         epoch, done = self._first
         return iter(mine[done if self.epoch == epoch else 0 :].tolist())
-
-
-def training_order(size: int, *, seed: int, trainer: Any) -> EpochShuffle:
-    """The order of n training images, or this process's share of it; `trainer` may be None."""
-    return EpochShuffle(size, seed=seed, **shares_of(trainer))
 
 
 def shares_of(trainer: Any) -> dict[str, int]:

@@ -20,7 +20,6 @@ __all__ = [
     "own_boxes",
     "require_images",
     "require_pixels",
-    "text_of",
 ]
 
 #: Shares of width and height may be rounded, and be a little above 1.
@@ -139,18 +138,6 @@ def require_pixels(pictures: Sequence[Picture], source: Path) -> None:
         f"{first.name}: they are shares of width and height, and pixels are expected. Multiply "
         "them by the sizes of the images, or write YOLO files."
     )
-
-
-def text_of(file: Path) -> str:
-    """A text in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: It cannot be read as such.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as text in UTF-8.") from error
 
 
 def require_images(paths: Sequence[Path], source: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datamodules.detection.boxes import Annotations, Picture, own_boxes, require_images
 from datamodules.detection.layouts import Source
-from datamodules.loading import by_stem, image_suffixes, visible_files
+from datamodules.loading import by_stem, folders_in, image_suffixes, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_instances"]
@@ -32,7 +32,7 @@ def read_instances(source: Source, names: list[str] | None) -> Annotations:
         ValueError: A mask cannot be used, two of one image differ in size, or two images have one
             name.
     """
-    folders = sorted(p.name for p in source.boxes.iterdir() if p.is_dir() and p.name[0] != ".")
+    folders = folders_in(source.boxes)
     classes = folders or (names if names and len(names) == 1 else ["object"])
     images = by_stem(source.images, image_suffixes())
     masks: dict[str, list[tuple[int, Path]]] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import folders_in, image_suffixes, visible_files
 
 __all__ = ["Layout", "LayoutName", "Source", "find_layout"]
 
@@ -129,7 +129,7 @@ def _beside(root: Path, names: tuple[str, ...], suffix: str) -> dict[str, Source
         images = here / "images"
         for boxes in (here / name for name in names):
             if images.is_dir() and any(p.suffix.lower() == suffix for p in visible_files(boxes)):
-                both = [name for name in _folders(images) if (boxes / name).is_dir()]
+                both = [name for name in folders_in(images) if (boxes / name).is_dir()]
                 if any(name.lower().startswith(_PARTS) for name in both):
                     return {part: Source(images / part, boxes / part) for part in both}
                 return {"": Source(images, boxes)}
@@ -140,9 +140,5 @@ def _beside(root: Path, names: tuple[str, ...], suffix: str) -> dict[str, Source
 
 def _each(root: Path, one: Callable[[Path], dict[str, Source]]) -> dict[str, Source]:
     """What `one` finds in the folder, or else in the folders in it, which are parts."""
-    parts = {name: one(root / name).get("") for name in _folders(root)}
+    parts = {name: one(root / name).get("") for name in folders_in(root)}
     return one(root) or {name: source for name, source in parts.items() if source is not None}
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")

@@ -21,10 +21,9 @@ from datamodules.detection.boxes import (
     own_boxes,
     require_images,
     require_pixels,
-    text_of,
 )
 from datamodules.detection.layouts import Source
-from datamodules.loading import by_stem, image_suffixes, visible_files
+from datamodules.loading import by_stem, image_suffixes, text_of, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_voc"]

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from datamodules.detection.boxes import MOST_SHARE, Annotations, Picture, own_boxes, text_of
+from datamodules.detection.boxes import MOST_SHARE, Annotations, Picture, own_boxes
 from datamodules.detection.layouts import Source
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import image_suffixes, text_of, visible_files
 from datamodules.recipe import upright_size
 
 __all__ = ["read_yolo", "yolo_names"]

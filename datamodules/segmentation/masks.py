@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.loading import text_of
 from datamodules.recipe import readable_formats
 
 __all__ = [
@@ -176,13 +177,9 @@ def read_lines(file: Path) -> list[str]:
     """The lines of a text that hold anything.
 
     Raises:
-        ValueError: It is not in UTF-8.
+        ValueError: It cannot be read as UTF-8.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8. Save it in UTF-8.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text_of(file).splitlines() if line.strip()]
 
 
 def require_names(names: Sequence[str], origin: str) -> list[str]:

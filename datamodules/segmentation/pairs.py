@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodules.loading import by_stem, image_suffixes
+from datamodules.loading import by_stem, folders_in, image_suffixes
 
 __all__ = ["Layout", "LayoutName", "Pair", "find_layout"]
 
@@ -58,7 +58,7 @@ class Layout:
         for folder in folders:
             if not folder.is_dir():
                 near = folder.parent if folder.parent.is_dir() else self.root
-                found = ", ".join(_folders(near)) or "none"
+                found = ", ".join(folders_in(near)) or "none"
                 raise FileNotFoundError(
                     f"There is no folder {folder} (folders in {near}: {found}). A part has images "
                     "and masks; data.train_dir, data.test_dir and data.val_dir name parts."
@@ -104,9 +104,9 @@ def find_layout(root: Path) -> Layout:
             return Layout("voc2012", here, tuple(path.stem for path in lists))
     for here in (root, root / "ADEChallengeData2016"):
         if (here / "annotations/training").is_dir() and (here / "images/training").is_dir():
-            return Layout("ade20k", here, _folders(here / "images"))
+            return Layout("ade20k", here, tuple(folders_in(here / "images")))
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        inside = sorted(set(_folders(root / "images")) & {"train", "training", "val", "test"})
+        inside = sorted(set(folders_in(root / "images")) & {"train", "training", "val", "test"})
         if inside:
             raise ValueError(
                 f"{root / 'images'} is divided into {' and '.join(inside)}, and KoRA expects the "
@@ -114,19 +114,15 @@ def find_layout(root: Path) -> Layout:
                 "images would be mixed and split anew."
             )
         return Layout("folder", root, ())
-    parts = tuple(name for name in _folders(root) if (root / name / "images").is_dir())
+    parts = tuple(name for name in folders_in(root) if (root / name / "images").is_dir())
     if parts:
         return Layout("folder", root, parts)
-    found = ", ".join(_folders(root)) or "none"
+    found = ", ".join(folders_in(root)) or "none"
     raise ValueError(
         f"{root} has no layout that SegmentationFolder knows (folders in it: {found}). Expected "
         "images/ and masks/, or train/images, train/masks, test/images and test/masks, or the "
         "folders of VOC2012 or ADE20K. The folder of the masks is called masks."
     )
-
-
-def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
 
 
 def _by_name(images: Path, masks: Path) -> list[Pair]:

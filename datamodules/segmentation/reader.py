@@ -5,7 +5,6 @@ Shapes: B images a batch, H height, W width
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -112,9 +111,7 @@ def _stacked(arrays: Sequence[NDArray[np.uint8]], fill: int) -> Tensor:
     """One tensor of arrays (..., H, W), the smaller ones padded."""
     height, width = (max(array.shape[side] for array in arrays) for side in (-2, -1))
     if all(array.shape[-2:] == (height, width) for array in arrays):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(np.stack(arrays))
+        return torch.from_numpy(np.stack(arrays))
     whole = torch.full((len(arrays), *arrays[0].shape[:-2], height, width), fill, dtype=torch.uint8)
     for row, array in enumerate(arrays):
         whole[row, ..., : array.shape[-2], : array.shape[-1]] = torch.from_numpy(array.copy())

@@ -16,7 +16,7 @@ from kora.adaptation.features import Member, SharedPass
 from kora.adaptation.runs import THROUGH_BATCH_SIZE
 from kora.adaptation.search import BATCH_SIZE, Search, epochs_for, fits_of, is_kept
 from kora.adaptation.split import Split
-from kora.adaptation.words import duration
+from kora.console.formats import duration
 from kora.console.say import say
 from kora.training.batched_fit import Setting, fit_together
 

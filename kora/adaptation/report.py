@@ -19,15 +19,16 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from datamodules.recipe import ImageRecipe, UnreadableImageError
+from datamodules.recipe import ImageRecipe
 from kora.adaptation.audit import Audit
 from kora.adaptation.layout import Layout
 from kora.adaptation.pages import PAGE, inline_png
 from kora.adaptation.search import Search, Searched
 from kora.adaptation.split import Split
-from kora.adaptation.words import Lead, answer, duration, percent
+from kora.adaptation.words import Lead, answer, percent
 from kora.analysis.statistics import crossed_bootstrap, sign_flip_p, wilson
 from kora.compare.inline_svg import inline_svg
+from kora.console.formats import duration
 from kora.console.tables import csv_text
 from kora.reports.canvas import BLUE, PERCENT, new_figure
 from kora.reports.pages import page_of
@@ -343,10 +344,7 @@ def _mistakes(report: Report) -> list[dict[str, Any]]:
 
 
 def _thumbnail(path: Path) -> str:
-    try:
-        image = ImageRecipe().open(path)
-    except UnreadableImageError:
-        return ""
+    image = ImageRecipe().open(path)
     image.thumbnail((_SIDE, _SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)

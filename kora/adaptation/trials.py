@@ -29,9 +29,10 @@ from kora.adaptation.plan import RUN_S, seconds_of
 from kora.adaptation.progress import Progress
 from kora.adaptation.result import Answer
 from kora.adaptation.runs import finished_run, model_config, run_config
-from kora.adaptation.words import Lead, answer, duration, percent
+from kora.adaptation.words import Lead, answer, percent
 from kora.analysis.pooled import SCORES, pooled_difference, pooled_interval
 from kora.backbone.vit import patch_of, usual_size
+from kora.console.formats import duration
 from kora.console.say import say
 from kora.console.tables import csv_text
 from kora.reports.audit import Findings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Lead", "answer", "duration", "percent"]
+__all__ = ["Lead", "answer", "percent"]
 
 #: A lead is called one if chance gives it less often than this.
 _LEVEL = 0.05
@@ -62,8 +62,3 @@ def answer(
 def percent(share: float) -> str:
     """A share in per cent."""
     return f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -9,31 +9,12 @@ from importlib import import_module
 
 import shtab
 
-from kora.cli.dispatch import FIT_USAGE
+from kora.cli.dispatch import FIT_USAGE, PARSERS
 from kora.runs.config_files import configs_folder
 
 __all__ = ["command_parsers", "completion_parser", "main"]
 
 _OF_LIGHTNING = ("fit", "validate", "test")
-#: Module with the parser of each command that has its own.
-_OWN = {
-    "adapt": "kora.adaptation.command",
-    "cka": "kora.inspect.options",
-    "compare": "kora.cli.compare",
-    "completion": "kora.cli.completion",
-    "dashboard": "kora.cli.dashboard",
-    "data": "kora.cli.params",
-    "export": "kora.export.options",
-    "grid": "kora.grid.command",
-    "init": "kora.cli.init",
-    "inspect": "kora.inspect.options",
-    "list": "kora.cli.listing",
-    "paper": "kora.paper.command",
-    "params": "kora.cli.params",
-    "predict": "kora.export.options",
-    "push": "kora.export.options",
-    "tune": "kora.tune.command",
-}
 #: Kind of path that an option takes, by the name of its value in the help.
 _PATHS = {
     **dict.fromkeys(("config", "file", "path"), shtab.FILE),
@@ -70,7 +51,7 @@ def command_parsers() -> Mapping[str, argparse.ArgumentParser]:
     parsers: dict[str, argparse.ArgumentParser] = {
         name: parse([name, "--config", config]).parser_of(name) for name in _OF_LIGHTNING
     }
-    for name, module in _OWN.items():
+    for name, module in PARSERS.items():
         make: Callable[[], argparse.ArgumentParser]
         make = getattr(import_module(module), f"{name}_parser")
         parsers[name] = make()

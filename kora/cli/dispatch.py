@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from kora import __version__
 from kora.console.errors import explain, hint
 
-__all__ = ["FIT_USAGE", "MEASURE_USAGE", "USAGE", "main"]
+__all__ = ["FIT_USAGE", "MEASURE_USAGE", "PARSERS", "USAGE", "main"]
 
 USAGE = """\
 usage: kora COMMAND [options]
@@ -154,7 +154,7 @@ def _predict(args: Sequence[str]) -> None:
     if _is_of_a_config(args):
         _lightning("predict")(args)
     else:
-        _imported("kora.export.predict").predict_command(args)
+        _in(*_OWN["predict"])(args)
 
 
 def _in(module: str, name: str) -> Command:
@@ -193,25 +193,32 @@ def _check_early(command: str, args: Sequence[str]) -> None:
             read_adapter_config(local_adapter_folder(run))
 
 
+#: The module and function of each command that is not of Lightning's.
+_OWN = {
+    "adapt": ("kora.adaptation.command", "adapt_command"),
+    "predict": ("kora.export.predict", "predict_command"),
+    "export": ("kora.export.command", "export_command"),
+    "push": ("kora.export.hub", "push_command"),
+    "params": ("kora.cli.params", "params"),
+    "data": ("kora.cli.params", "data"),
+    "grid": ("kora.grid.command", "grid"),
+    "tune": ("kora.tune.command", "tune"),
+    "compare": ("kora.cli.compare", "compare"),
+    "dashboard": ("kora.cli.dashboard", "dashboard"),
+    "cka": ("kora.inspect.cka", "cka_command"),
+    "paper": ("kora.paper.command", "paper_command"),
+    "inspect": ("kora.inspect.command", "inspect_command"),
+    "list": ("kora.cli.listing", "main"),
+    "init": ("kora.cli.init", "main"),
+    "completion": ("kora.cli.completion", "main"),
+}
 _COMMANDS: dict[str, Command] = {
-    "adapt": _in("kora.adaptation.command", "adapt_command"),
+    **{name: _in(*where) for name, where in _OWN.items()},
     **{name: _lightning(name) for name in ("fit", "validate", "test")},
     "predict": _predict,
-    "export": _in("kora.export.command", "export_command"),
-    "push": _in("kora.export.hub", "push_command"),
-    "params": _in("kora.cli.params", "params"),
-    "data": _in("kora.cli.params", "data"),
-    "grid": _in("kora.grid.command", "grid"),
-    "tune": _in("kora.tune.command", "tune"),
-    "compare": _in("kora.cli.compare", "compare"),
-    "dashboard": _in("kora.cli.dashboard", "dashboard"),
-    "cka": _in("kora.inspect.cka", "cka_command"),
-    "paper": _in("kora.paper.command", "paper_command"),
-    "inspect": _in("kora.inspect.command", "inspect_command"),
-    "list": _in("kora.cli.listing", "main"),
-    "init": _in("kora.cli.init", "main"),
-    "completion": _in("kora.cli.completion", "main"),
 }
+#: The module with COMMAND_parser of each of them.
+PARSERS = {name: _OPTIONS.get(name, module) for name, (module, _) in _OWN.items()}
 
 #: Commands with the options of a config.
 _TAKES_CONFIG = ("fit", "validate", "test", "params", "data")

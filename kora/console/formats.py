@@ -7,6 +7,7 @@ import re
 __all__ = [
     "HEADLINES",
     "baseline_name",
+    "duration",
     "format_metric",
     "format_number",
     "format_p",
@@ -70,6 +71,13 @@ def format_number(value: float, *, digits: int) -> str:
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
+
+
+def duration(seconds: float) -> str:
+    """A duration in words."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def baseline_name(kind: str) -> str:

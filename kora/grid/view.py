@@ -11,11 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kora.console.formats import duration
 from kora.grid.plan import FINISHED, Entry
 from kora.grid.run import Outcome
 from kora.runs.results import read_results
 
-__all__ = ["Estimate", "GridView", "span"]
+__all__ = ["Estimate", "GridView"]
 
 
 class Estimate:
@@ -140,13 +141,13 @@ class GridView:
             verb = "stopped" if outcome.why == "stopped" else f"failed, {outcome.why}"
             self.say(f"{verb}: {entry.job.name}")
         else:
-            took = f" in {span(outcome.seconds).removeprefix('about ')}" if outcome.seconds else ""
+            took = f" in {duration(outcome.seconds)}" if outcome.seconds else ""
             self.say(f"done{took}: {entry.job.name} ({self._ended} of {self._todo})")
 
     def time_left(self) -> str:
         """The time left, in words."""
         seconds = self.estimate.seconds_left(self._at_once or len(self._running))
-        return "not known yet" if seconds is None else span(seconds)
+        return "not known yet" if seconds is None else f"about {duration(seconds)}"
 
     def picture(self) -> RenderableType:
         """Progress of the grid, and the active runs."""
@@ -157,13 +158,6 @@ class GridView:
         whole.add_row(count + failed, bar, f"time left: {self.time_left()}")
         runs = Table.grid(padding=(0, 2))
         for entry, where in list(self._running.values()):
-            took = span(self.estimate.elapsed(entry)).removeprefix("about ")
+            took = duration(self.estimate.elapsed(entry))
             runs.add_row(*map(Text, (f"  {entry.job.name}", where, took)))
         return Group(whole, runs)
-
-
-def span(seconds: float) -> str:
-    """A duration in words."""
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,6 +1,8 @@
 """How metrics and baselines are shown."""
 
-from kora.console.formats import baseline_name, format_metric, is_rate, short_name
+import pytest
+
+from kora.console.formats import baseline_name, duration, format_metric, is_rate, short_name
 
 ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
 
@@ -30,3 +32,11 @@ def test_a_long_name_is_cut_where_it_is_too_long() -> None:
     assert short_name("construction--barrier--fence", 18) == "construction--bar…"
     assert short_name("goldfish, Carassius auratus", 18) == "goldfish"
     assert short_name("a cat", 5) == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (7200, "2.0 h")],
+)
+def test_durations_are_told_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

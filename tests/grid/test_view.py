@@ -11,7 +11,7 @@ from rich.console import Console
 from kora.grid.file import Job
 from kora.grid.plan import FINISHED, NEW, RESUME, Entry
 from kora.grid.run import Outcome, log_path, share_of_threads
-from kora.grid.view import Estimate, GridView, span
+from kora.grid.view import Estimate, GridView
 from tests.support.run_folders import write_run
 from tests.support.stored_config import CONFIG
 
@@ -99,14 +99,6 @@ def test_on_a_terminal_the_view_names_what_runs_and_the_time_left() -> None:
     assert "time left: not known yet" in shown
     assert "[kora], seed 2  node2" in shown
     assert "lora, seed 1" not in shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "about 0 s"), (89, "about 89 s"), (90, "about 2 min"),
-                           (5399, "about 90 min"), (7200, "about 2.0 h")]
-)  # fmt: skip
-def test_times_are_told_in_words(seconds: float, words: str) -> None:
-    assert span(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_small_subset_decodes_a_few_and_other_seeds_and_subsets_add_to_the_sam
     def decoded(**options: Any) -> int:
         data = tiny_imagenet(tmp_path, **options)
         data.setup("fit")
-        (dataset, *_) = data._datasets.values()
+        (dataset, *_) = (one.source for one in data.loader_datasets.values())
         assert isinstance(dataset, ReadDataset)
         assert isinstance(dataset.reader, ImageCache)
         rows = np.load(dataset.reader.folder / "rows.npy")

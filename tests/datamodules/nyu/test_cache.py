@@ -194,7 +194,8 @@ def test_a_cache_that_vanishes_is_told_by_the_worker_in_one_sentence(root: Path)
     make(root).prepare_cache()
     data = make(root)
     data.setup("test")
-    copy = pickle.loads(pickle.dumps(data._datasets["test"]))  # as a spawned worker gets it
+    dataset = data.loader_datasets["test"].source
+    copy = pickle.loads(pickle.dumps(dataset))  # as a spawned worker gets it
     (root / FOLDER / "depth.npy").unlink()
     with pytest.raises(RuntimeError, match=rf"^The cache .*{FOLDER} was changed.*Run again\.$"):
         read_all(DataLoader(copy, num_workers=1, collate_fn=as_is))

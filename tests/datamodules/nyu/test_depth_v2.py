@@ -211,7 +211,7 @@ def test_four_forked_workers_read_what_this_process_reads(
 ) -> None:
     data = make(tmp_path, val_fraction=0, val_images=0)
     data.setup("fit")
-    dataset = data._datasets["train"]
+    dataset = data.loader_datasets["train"].source
     alone = loaded(dataset)
     worked = loaded(dataset, num_workers=4, multiprocessing_context="fork")
     assert all(torch.equal(alone[name], worked[name]) for name in alone)
@@ -223,7 +223,7 @@ def test_workers_that_are_no_copies_of_this_process_read_the_same(
 ) -> None:
     data = make(tmp_path, val_fraction=0, val_images=0)
     data.setup("fit")
-    dataset = data._datasets["train"]
+    dataset = data.loader_datasets["train"].source
     keep_a_process()  # their copies are of that one, and they get all else as `spawn` hands it over
     served = loaded(dataset, num_workers=1, multiprocessing_context="forkserver")
     alone = loaded(dataset)
