@@ -24,7 +24,7 @@ from kora.loggers.wandb_run import (
 )
 from kora.loggers.wandb_server import has_credentials, server_answers, wandb_base_url
 from kora.runs.durable import require_room
-from kora.runs.results import run_versions
+from kora.runs.results import claim_version, run_versions
 
 __all__ = ["Wandb", "claim_run_folder", "make_loggers", "wandb_offline"]
 
@@ -81,19 +81,9 @@ def claim_run_folder(parent: Path) -> Path:
 
 
 def _claim(parent: Path) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    taken = run_versions(parent)
-    number = max(taken, default=-1) + 1
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # the other ranks follow the first
-        return parent / f"version_{max(taken, default=0)}"
-    while True:
-        folder = parent / f"version_{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+        return parent / f"version_{max(run_versions(parent), default=0)}"
+    return claim_version(parent)
 
 
 def wandb_offline(mode: str) -> bool:

@@ -244,7 +244,7 @@ def audit(
     splits: Mapping[str, IntArray],
     *,
     num_classes: int,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str],
     left_out: Sequence[str] = (),
 ) -> Audit:
     """Examine the labels (n,) of the splits `train`, `val` (may be absent) and `test`.
@@ -259,7 +259,7 @@ def audit(
         raise ValueError(
             f"num_classes is {num_classes}; a classification needs at least 2 classes."
         )
-    if class_names is not None and len(class_names) != num_classes:
+    if len(class_names) != num_classes:
         raise ValueError(
             f"There are {len(class_names)} class names for {num_classes} classes; give one each."
         )
@@ -282,7 +282,7 @@ def audit(
 def _audit_classes(
     labels: dict[str, IntArray],
     num_classes: int,
-    names: Sequence[str] | None,
+    names: Sequence[str],
     fatal: list[str],
     left_out: tuple[str, ...],
 ) -> Audit:
@@ -305,10 +305,10 @@ def _audit_classes(
     if 0 < covered["train"] < num_classes:
         problems.append(
             f"Training covers only {covered['train']} of {num_classes} classes; without a training "
-            f"image: {_some(~present['train'], names)}."
+            f"image: {some_of(~present['train'], names)}."
         )
     if covered["test"] == 1:
-        one = f"The test split holds one class only ({_some(present['test'], names)}): "
+        one = f"The test split holds one class only ({some_of(present['test'], names)}): "
         if {"macro_f1", "weighted_f1"} <= set(left_out):
             warnings.append(f"{one}accuracy is its recall, and F1 is left out.")
         else:
@@ -319,14 +319,14 @@ def _audit_classes(
     elif 1 < covered["test"] < num_classes:
         warnings.append(
             f"The test split covers {covered['test']} of {num_classes} classes (not "
-            f"{_some(~present['test'], names)}): its metrics speak only of these."
+            f"{some_of(~present['test'], names)}): its metrics speak only of these."
         )
     unseen = present["test"] & ~present["train"]
     if covered["train"] and unseen.any():
         share = counts["test"][unseen].sum() / counts["test"].sum()
         problems.append(
             f"{int(unseen.sum())} classes of the test split have no training image "
-            f"({_some(unseen, names)}): {share:.1%} of its images cannot be learned."
+            f"({some_of(unseen, names)}): {share:.1%} of its images cannot be learned."
         )
     images = len(labels["val"])
     if not images:
@@ -335,7 +335,7 @@ def _audit_classes(
         few = images < num_classes
         (warnings if few else problems).append(
             f"Validation ({images} images) lacks {num_classes - covered['val']} of {num_classes} "
-            f"classes ({_some(~present['val'], names)}): the checkpoint is chosen without them."
+            f"classes ({some_of(~present['val'], names)}): the checkpoint is chosen without them."
         )
     return Audit(
         num_classes=num_classes,
@@ -358,9 +358,7 @@ def _coverage(counts: IntArray) -> SplitCoverage:
     )
 
 
-def _majority(
-    train: IntArray, test: IntArray, names: Sequence[str] | None = None
-) -> Majority | None:
+def _majority(train: IntArray, test: IntArray, names: Sequence[str]) -> Majority | None:
     """From counts per class (K,). If the class has share p of the test split, F1 is 2p/(1+p)."""
     if not train.any() or not test.any():
         return None
@@ -370,22 +368,11 @@ def _majority(
     occurring = int((test > 0).sum()) + int(test[label] == 0)
     return Majority(
         label=label,
-        name=_name(label, names),
+        name=f"'{names[label]}'",
         accuracy=share,
         macro_f1=f1 / occurring,
         weighted_f1=share * f1,
     )
-
-
-def _name(label: int, names: Sequence[str] | None) -> str:
-    return f"class {label}" if names is None else f"'{names[label]}'"
-
-
-def _some(mask: NDArray[np.bool_], names: Sequence[str] | None) -> str:
-    """The first three classes of a mask (K,), and how many more there are."""
-    chosen = np.flatnonzero(mask)
-    text = ", ".join(_name(int(label), names) for label in chosen[:3])
-    return text if len(chosen) <= 3 else f"{text} and {len(chosen) - 3} more"
 
 
 def _listed(sentences: Iterable[str]) -> str:

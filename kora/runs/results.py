@@ -26,6 +26,7 @@ __all__ = [
     "SCHEMA",
     "Run",
     "RunResult",
+    "claim_version",
     "find_runs",
     "read_results",
     "run_versions",
@@ -218,6 +219,20 @@ def run_versions(parent: Path) -> dict[int, Path]:
     """The folders `version_<n>` directly below `parent`, by n, ascending."""
     numbers = (p.name.removeprefix("version_") for p in parent.glob("version_*"))
     return {n: parent / f"version_{n}" for n in sorted(int(n) for n in numbers if n.isdecimal())}
+
+
+def claim_version(parent: Path) -> Path:
+    """Make the next free folder `version_<n>` below `parent`, which nobody else then gets."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max(run_versions(parent), default=-1) + 1
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kora.reports.audit import Audit, audit
+from kora.reports import audit as module
+from kora.reports.audit import Audit
 
 TRAIN = np.repeat(np.arange(4), 5)
 TEST = np.repeat(np.arange(4), 3)
+
+
+def audit(splits: dict[str, Any], *, num_classes: int, **options: Any) -> Audit:
+    names = [f"class {number}" for number in range(num_classes)]
+    return module.audit(splits, num_classes=num_classes, **{"class_names": names, **options})
 
 
 def fair(**changes: np.ndarray) -> Audit:
@@ -90,12 +96,12 @@ def test_test_classes_without_training_image_are_a_problem() -> None:
 def test_a_test_split_that_lacks_classes_is_a_warning() -> None:
     result = fair(test=np.array([0, 1, 2]))
     assert result.problems == ()
-    assert "covers 3 of 4 classes (not class 3)" in result.warnings[0]
+    assert "covers 3 of 4 classes (not 'class 3')" in result.warnings[0]
 
 
 def test_validation_without_some_classes_stops_only_when_it_could_hold_them_all() -> None:
     large = fair(val=np.array([0, 0, 1, 2]))
-    assert "lacks 1 of 4 classes (class 3)" in large.problems[0]
+    assert "lacks 1 of 4 classes ('class 3')" in large.problems[0]
     small = fair(val=np.array([0, 1]))
     assert small.problems == ()
     assert "lacks 2 of 4" in small.warnings[0]

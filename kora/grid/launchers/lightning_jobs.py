@@ -26,7 +26,7 @@ from kora.grid.file import Job
 from kora.grid.launchers.batch import QueueError, Refused, Seen, grid_of, task_key
 from kora.grid.run import Outcome
 from kora.runs.config_files import configs_folder
-from kora.runs.results import run_versions
+from kora.runs.results import claim_version
 from kora.runs.search import find_finished_run
 
 __all__ = ["LightningJobs"]
@@ -384,15 +384,6 @@ def _strategy(experiment: Path, found: Path) -> Path:
 
 def _moved(found: Path, strategy: Path) -> Path:
     """Move a run folder to the next free version below a strategy."""
-    parent = strategy / found.parent.name
-    parent.mkdir(parents=True, exist_ok=True)
-    number = max(run_versions(parent), default=-1) + 1
-    while True:
-        try:
-            (parent / f"version_{number}").mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        target = parent / f"version_{number}"
-        os.replace(found, target)
-        return target
+    target = claim_version(strategy / found.parent.name)
+    os.replace(found, target)
+    return target
