@@ -129,7 +129,7 @@ class _UpdatedLinear(torch.autograd.Function):
         elif recipe is not None:
             kept = recipe.tensors
             ctx.recipe = recipe._replace(tensors=())  # only autograd holds tensors
-        lows = [low_MR.view(*x.shape[:-1], -1) for low_MR in lows_MR]
+        lows = [low_MR.view(*x.shape[:-1], low_MR.shape[-1]) for low_MR in lows_MR]
         ctx.save_for_backward(weight_OI, *factors, *lows, *masks, *kept)
         return y, *lows
 
@@ -183,7 +183,7 @@ def _backward(
             elif back is not None and grad_MI is not None:
                 grad_MI = grad_MI.addmm_(back, down_RI)
         assert grad_MI is not None
-        grad_x = grad_MI.view(*lows[0].shape[:-1], -1)
+        grad_x = grad_MI.view(*lows[0].shape[:-1], grad_MI.shape[-1])
     return grad_x, None, None, None, None, None, *grad_factors
 
 

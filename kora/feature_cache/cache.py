@@ -92,7 +92,7 @@ class FeatureCache:
         self, option: CacheOption = "auto", kind: Kind = "float32", folder: str | None = None
     ) -> None:
         if not (isinstance(option, bool) or option == "auto"):
-            raise ValueError(f"feature_cache={option!r}, expected auto, on or off.")
+            raise ValueError(f"feature_cache={option!r}, expected auto, true or false.")
         if kind not in get_args(Kind):
             raise ValueError(
                 f"feature_cache_dtype='{kind}', expected one of {', '.join(get_args(Kind))}."

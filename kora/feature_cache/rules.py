@@ -137,6 +137,8 @@ def why_not(task: Any, trainer: Trainer, datamodule: Any, *, augmented: bool = T
             f"{adapter.label} reads all tokens of its blocks, which {device} computes faster than "
             "they are read"
         )
+    if trainer.precision == "64-true":
+        return "trainer.precision is 64-true, and numbers are kept in 32 bits at most"
     if isinstance(trainer.strategy, ShardedBackbone):
         return "the backbone is in shards, which no process can run alone"
     if not isinstance(datamodule, ImageDataModule):

@@ -89,11 +89,6 @@ class DepthMetrics(Metric):
         return dict(self._table)
 
     @property
-    def images(self) -> int:
-        """Images that count. Call on every process."""
-        return len(self.per_image()["index"])
-
-    @property
     def skipped(self) -> int:
         """Images without one valid pixel, which do not count. Call on every process."""
         self.per_image()

@@ -102,11 +102,6 @@ class SegmentationMetrics(Metric):
         self.compute()  # from the cache if nothing was added since
         return dict(self._table)
 
-    @property
-    def skipped(self) -> int:
-        """Images of which every pixel is ignored. Call on every process."""
-        return int((self.per_image()["true"].sum(dim=1) == 0).sum())
-
     def compute(self) -> dict[str, Tensor]:
         """`miou`, `pixel_accuracy`, and `boundary_miou` if measured; NaN if no pixel counts.
 

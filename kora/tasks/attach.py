@@ -5,6 +5,7 @@ Shapes: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import kora.backbone.nano  # noqa: F401  (timm.create_model knows the embedded m
 from kora.adapters import Strategy
 from kora.adapters import folder as adapter_files
 from kora.backbone.vit import Backbone
+from kora.backbone.weights import without_numbers
 from kora.runs.durable import expand
 
 __all__ = ["Attached", "attach"]
@@ -59,6 +61,23 @@ def _as_it_was_if_refused(model: Any, head: nn.Module | None) -> Iterator[None]:
         raise
 
 
+def _require_pooled(adapter: Strategy, backbone: Backbone) -> None:
+    """Try a strategy on a twin of the backbone, before the model itself is changed.
+
+    Raises:
+        ValueError: It does not fit, or gives the head more than timm's classifier reads.
+    """
+    with without_numbers():
+        twin = copy.deepcopy(adapter)
+        twin.attach(Backbone.around(backbone.meta_twin()))
+    given = twin.extra_channels, twin.head_layers, twin.query_channels
+    if any(one is not None for one in given):
+        raise ValueError(
+            f"kora.attach: {adapter.label} gives the head more than the pooled vector, "
+            "which timm's classifier does not read. Use kora.tasks.ClassificationTask."
+        )
+
+
 class Attached(nn.Module):
     """A timm model with a strategy hooked in; `attach` returns it."""
 
@@ -84,12 +103,8 @@ class Attached(nn.Module):
                 raise ValueError(f"kora.attach: {error}") from error
             self.adapter = adapter
             self.head: nn.Module = nn.Identity() if head is None else head
+            _require_pooled(adapter, self.backbone)
             adapter.attach(self.backbone)
-            if adapter.extra_channels is not None or adapter.head_layers is not None:
-                raise ValueError(
-                    f"kora.attach: {adapter.label} gives the head more than the pooled vector, "
-                    "which timm's classifier does not read. Use kora.tasks.ClassificationTask."
-                )
         frozen = next(self.backbone.parameters())
         adapter.to(device=frozen.device, dtype=frozen.dtype)
         self.backbone.sha256  # noqa: B018  (hash the frozen weights before any of them may train)

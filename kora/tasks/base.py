@@ -60,8 +60,8 @@ class AdapterTask(LightningModule):
         adapter_from: Folder of an adapter to start from (its head is not taken).
         adapter_trainable: False freezes the adapter: only the head trains.
         compile: Compile the module with torch.compile.
-        feature_cache: Keep the frozen features that the adapter reads from epoch to epoch: `on`,
-            `off`, or `auto`: if possible and faster (docs/explanation/feature-cache.md).
+        feature_cache: Keep the frozen features that the adapter reads from epoch to epoch: True,
+            False, or `auto`: if possible and faster (docs/explanation/feature-cache.md).
         feature_cache_dtype: float32; float16 or bfloat16 take half the space, and round.
         feature_cache_folder: None is `$KORA_CACHE/features`, else `~/.cache/kora/features`.
 
@@ -275,7 +275,8 @@ class AdapterTask(LightningModule):
     # -- evaluation ----------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Score the constants as well in the command `validate`."""
+        """Score the constants as well in the command `validate`, and not while it trains."""
+        self._constants_known = False
         if self.trainer.state.fn == "validate":
             self._begin_constants()
 

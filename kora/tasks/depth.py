@@ -111,8 +111,9 @@ class DepthTask(AdapterTask):
     def _evaluate(self, batch: Batch, metrics: DepthMetrics) -> None:
         truth, index = self._truth(batch), batch.get("index")
         metrics.update(self.flipped_mean(self.inputs(batch)), truth, index)
-        if self._mean_map is None:
+        if not self._constants_known:
             return
+        assert self._mean_map is not None
         flat = torch.full_like(self._mean_map, self._mean_depth_m)
         for kind, constant in (("mean_depth", flat), ("mean_map", self._mean_map)):
             self._constant(kind).update(constant.expand(len(truth), -1, -1), truth, index)

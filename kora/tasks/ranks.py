@@ -39,8 +39,9 @@ def refuse_sharding(trainer: Trainer | None) -> None:
 def in_one_list(batches: Sequence[Batch]) -> list[Batch]:
     """Gather the batches of all processes on the first; called on every process.
 
-    Images with an `index` come in its order, as from one process. The other processes get an empty
-    list. A single process gets its batches as they are.
+    Images with an `index` come in its order, as from one process: in one batch, or one by one if
+    batches were padded to different sizes. The other processes get an empty list. A single process
+    gets its batches as they are.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(batches)
@@ -49,5 +50,12 @@ def in_one_list(batches: Sequence[Batch]) -> list[Batch]:
     together: list[Batch] = [batch for share in shares or [] for batch in share]
     if not together or not all("index" in batch for batch in together):
         return together
+    if any(len({batch[key].shape[1:] for batch in together}) > 1 for key in together[0]):
+        images = [
+            {key: column[row : row + 1] for key, column in batch.items()}
+            for batch in together
+            for row in range(len(batch["index"]))
+        ]
+        return sorted(images, key=lambda image: int(image["index"]))
     order = torch.cat([batch["index"] for batch in together]).argsort(stable=True)
     return [{key: torch.cat([b[key] for b in together])[order] for key in together[0]}]

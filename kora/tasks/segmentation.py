@@ -163,7 +163,7 @@ class SegmentationTask(AdapterTask):
         ]
         index = batch.get("index")
         metrics.update(list(self.masks_of(batch, sizes)), truths, index)
-        if self._mode_map is None:
+        if not self._constants_known:
             return
         for kind in _CONSTANTS:
             guesses = [self._guess(kind, truth) for truth in truths]
@@ -261,8 +261,11 @@ class SegmentationTask(AdapterTask):
         table = self.test_metrics.per_image()  # of all processes
         self.tested = [table]
         self._log(self.test_metrics, "test")
-        for name, miou in self._of_groups(table).items():
+        taken: set[str] = set()
+        for number, (name, miou) in enumerate(self._of_groups(table).items()):
             plain = "".join(letter if letter.isalnum() else "_" for letter in name)
+            plain = f"{plain}_{number}" if plain in taken else plain  # a number each
+            taken.add(plain)
             self.log(f"test/miou_{plain}", miou.float(), sync_dist=True)
         self.test_iou = self.test_metrics.iou()
         true_K = table["true"].sum(dim=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -24,6 +25,7 @@ __all__ = [
     "CheckedCheckpointIO",
     "Saving",
     "best_and_last",
+    "best_of",
     "relocate_checkpoints",
     "require_room_for_checkpoints",
     "with_checked_io",
@@ -156,6 +158,15 @@ def best_and_last(
         ModelCheckpoint(filename="best", monitor=quantity, mode=mode, **common),
         ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
     ]
+
+
+def best_of(trainer: Trainer) -> Any:
+    """The callback that keeps `best.ckpt`; None without checkpoints.
+
+    A config may have other callbacks that save, and Lightning would ask the first of all.
+    """
+    named = [one for one in trainer.checkpoint_callbacks if getattr(one, "filename", "") == "best"]
+    return named[-1] if named else trainer.checkpoint_callback
 
 
 def forget_foreign_checkpoints(state: dict[str, Any], run_folder: Path) -> None:

@@ -29,7 +29,7 @@ from kora.runs.config_files import find_config
 from kora.runs.lock import RunLock
 from kora.tasks import AdapterTask
 from kora.tasks.ranks import in_one_list
-from kora.training.checkpoints import best_and_last, with_checked_io
+from kora.training.checkpoints import best_and_last, best_of, with_checked_io
 from kora.training.clock import RunClock
 from kora.training.guards import FiniteGuard
 from kora.training.node_gradients import NodeGradients
@@ -338,7 +338,7 @@ class KoraCLI(Cli):
         """Test the best checkpoint once, write the record and print the summary."""
         if self.record is None or self.trainer.interrupted:
             return
-        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        path = getattr(best_of(self.trainer), "best_model_path", "") or None
         if not self.options.leave_out_test:
             self.trainer.test(
                 self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False,

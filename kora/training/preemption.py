@@ -63,11 +63,11 @@ class Preemption:
         if trainer.world_size == 1:
             return self.asked, due
         flags = torch.tensor(
-            [self.asked, due], dtype=torch.int, device=trainer.strategy.root_device
+            [self.asked, due, self.requeue], dtype=torch.int, device=trainer.strategy.root_device
         )
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        stop, save = flags.tolist()
-        return bool(stop), bool(save)
+        stop, save, self.requeue = map(bool, flags.tolist())
+        return stop, save
 
     def exit_code(self, trainer: Trainer) -> int:
         """143; but 0 for a process that Lightning started: it would kill the others for 143."""

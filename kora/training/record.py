@@ -34,6 +34,7 @@ from kora.runs.search import config_hash, without_cache
 from kora.tasks import AdapterTask
 from kora.tasks.adapter_record import task_record
 from kora.tasks.ranks import in_one_list
+from kora.training.checkpoints import best_of
 from kora.training.clock import RunClock
 from kora.training.resume import keep_config
 
@@ -92,6 +93,7 @@ class RunRecord(Callback):
         if self.report is not None:
             return
         assert isinstance(pl_module, AdapterTask)
+        self.folder = trainer.strategy.broadcast(self.folder)  # srun's processes can only guess it
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self.report = report_for(pl_module, datamodule)
         self.fusion = fusion_report_for(pl_module)
@@ -204,7 +206,7 @@ class RunRecord(Callback):
         assert isinstance(task, AdapterTask)
         assert self.parameters is not None
         assert self.report is not None
-        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        best = getattr(best_of(trainer), "best_model_score", None)
         if self.command == "fit" and best is not None:
             self.metrics[f"best_{task.monitor[0]}"] = float(best)
         if not trainer.is_global_zero:

@@ -158,7 +158,8 @@ def checkpoint_to_resume(options: Any, config: Mapping[str, Any], typed: set[str
 def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: bool) -> Path | None:
     """The last checkpoint of the newest unfinished run of this config; typed options may differ.
 
-    Runs that another process works on are left out.
+    Typed classes, such as another strategy, may not. Runs at which another program is at work are
+    left out: on the first process, as it is at work for the others of its own run.
 
     Raises:
         ValueError: If there is none, and one is required.
@@ -174,10 +175,14 @@ def find_unfinished(config: Mapping[str, Any], typed: set[str], *, required: boo
         except ValueError as error:
             other.append(str(error).removesuffix("."))
             continue
-        different = [key for key in changes(theirs, config) if not was_typed(key, typed)]
+        different = [
+            key
+            for key in changes(theirs, config)
+            if key.endswith(".class_path") or not was_typed(key, typed)
+        ]
         if different:
             other.append(f"{folder} (other {', '.join(different[:3])})")
-        elif RunLock.is_held(folder):
+        elif not rank_zero_only.rank and RunLock.is_held(folder):  # type: ignore[attr-defined]
             other.append(f"{folder} (a process is at work on it)")
         else:
             fitting.append(folder)

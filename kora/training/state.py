@@ -100,6 +100,7 @@ class TrainingState(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """From here on, SIGTERM sets a flag that the loops check."""
+        self.folder = trainer.strategy.broadcast(self.folder)  # srun's processes can only guess it
         self.preemption.attach(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

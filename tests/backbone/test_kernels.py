@@ -246,6 +246,13 @@ def test_without_autograd_it_gives_the_same_features(name: str, images: Tensor) 
             torch.testing.assert_close(mine(images), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_no_image_gives_no_logits() -> None:
+    task = built(LoRA(2), backbone=tiny("tiny_vit"))
+    logits = task(torch.zeros(0, 3, 32, 32, dtype=torch.uint8))
+    logits.sum().backward()
+    assert len(logits) == 0
+
+
 def test_it_runs_on_the_meta_device() -> None:
     task = built(LoRA(2), backbone=tiny("tiny_vit")).to("meta")
     with torch.autocast("cpu", torch.bfloat16):

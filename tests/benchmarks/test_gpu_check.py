@@ -18,6 +18,12 @@ def test_each_strategy_that_it_trains_has_a_config() -> None:
         assert (REPOSITORY / f"configs/adapters/{name}.yaml").is_file(), name
 
 
+def test_losses_that_are_not_all_there_are_infinitely_far() -> None:
+    assert gpu_check.furthest([1.0, 2.0], [1.5, 2.0]) == 0.5
+    assert gpu_check.furthest([1.0, 2.0], [1.0]) == float("inf")
+    assert gpu_check.furthest([], []) == float("inf")
+
+
 @pytest.mark.slow
 def test_a_row_says_how_far_the_losses_are_and_whether_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -559,7 +559,7 @@ def test_a_frozen_adapter_is_kept_like_one_that_trains(folder: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"feature_cache": "maybe"}, "feature_cache='maybe', expected auto, on or off"),
+        ({"feature_cache": "maybe"}, "feature_cache='maybe', expected auto, true or false"),
         ({"feature_cache_dtype": "float8"}, "feature_cache_dtype='float8', expected one of"),
     ],
 )

@@ -51,7 +51,12 @@ def _process(rank: int, folder: str) -> None:
         "alone": measured(FULL, ALONE[rank]),
     }
     found = {
-        name: (values(metrics), metrics.images, metrics.skipped, metrics.per_image())
+        name: (
+            values(metrics),
+            len(metrics.per_image()["index"]),
+            metrics.skipped,
+            metrics.per_image(),
+        )
         for name, metrics in cases.items()
     }
     found |= {

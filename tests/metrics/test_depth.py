@@ -147,7 +147,7 @@ def test_image_without_a_valid_pixel_is_skipped_and_counted() -> None:
     prediction, truth = scenes(3)
     truth[1] = 0
     metrics = filled(FULL, prediction, truth)
-    assert (metrics.images, metrics.skipped) == (2, 1)
+    assert (len(metrics.per_image()["index"]), metrics.skipped) == (2, 1)
     assert values(metrics) == values(filled(FULL, prediction[[0, 2]], truth[[0, 2]]))
     assert values(filled(PIXEL, prediction, truth)) == values(
         filled(PIXEL, prediction[[0, 2]], truth[[0, 2]])
@@ -159,7 +159,7 @@ def test_nothing_but_skipped_images_is_nan_with_a_warning(protocol: DepthProtoco
     metrics = filled(protocol, PREDICTION, TRUTH * 1000)  # millimetres
     with pytest.warns(UserWarning, match=r"of 2 images none has a valid pixel.*0\.001 to 10 m"):
         assert all(math.isnan(value) for value in values(metrics).values())
-    assert (metrics.images, metrics.skipped) == (0, 2)
+    assert (len(metrics.per_image()["index"]), metrics.skipped) == (0, 2)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
@@ -174,7 +174,7 @@ def test_repeated_index_is_dropped_across_batches_and_no_index_drops_nothing() -
     for part in ([0, 1], [2, 0]):
         named.update(prediction[part], truth[part], torch.tensor(part))
         unnamed.update(prediction[part], truth[part])
-    assert (named.images, unnamed.images) == (3, 4)
+    assert (len(named.per_image()["index"]), len(unnamed.per_image()["index"])) == (3, 4)
     assert values(named) == pytest.approx(values(filled(FULL, prediction, truth)), rel=1e-12)
     assert values(unnamed) != pytest.approx(values(named), rel=1e-6)
 
@@ -184,7 +184,7 @@ def test_repeated_index_of_a_skipped_image_is_counted_once() -> None:
     truth[1] = 0
     part = torch.tensor([0, 1, 1])
     metrics = filled(FULL, prediction[part], truth[part], part)
-    assert (metrics.images, metrics.skipped) == (1, 1)
+    assert (len(metrics.per_image()["index"]), metrics.skipped) == (1, 1)
 
 
 def test_per_image_values_come_by_index() -> None:
@@ -204,12 +204,12 @@ def test_per_image_values_come_by_index() -> None:
 def test_reset_forgets_and_update_after_compute_adds() -> None:
     prediction, truth = scenes(4)
     metrics = filled(FULL, prediction[:2], truth[:2])
-    assert metrics.images == 2
+    assert len(metrics.per_image()["index"]) == 2
     metrics.update(prediction[2:], truth[2:])
-    assert metrics.images == 4
+    assert len(metrics.per_image()["index"]) == 4
     metrics.reset()
     metrics.update(prediction[:1], truth[:1])
-    assert metrics.images == 1
+    assert len(metrics.per_image()["index"]) == 1
 
 
 # -- types and mistakes ------------------------------------------------------------------------

@@ -71,11 +71,11 @@ def test_what_is_ignored_changes_nothing() -> None:
     assert one.compute() == other.compute()
 
 
-def test_a_set_without_a_counted_pixel_gives_nan_and_counts_as_skipped() -> None:
+def test_a_set_without_a_counted_pixel_gives_nan() -> None:
     metrics = SegmentationMetrics(2, boundary=True)
     metrics.update([torch.zeros(4, 4).byte()], [torch.full((4, 4), 255).byte()])
     assert all(value.isnan() for value in metrics.compute().values())
-    assert metrics.skipped == 1
+    assert metrics.per_image()["true"].tolist() == [[0, 0]]
 
 
 # -- boundaries -----------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from kora.adapters import (
     Bottleneck,
     DoRA,
     KoRA,
+    LogitReadout,
     LoRA,
     MultiLayerProbe,
     PaperForm,
+    QueryReadout,
     Strategy,
 )
 from kora.tasks.attach import Attached
@@ -136,9 +138,10 @@ def test_without_a_classifier_it_gives_the_pooled_vector() -> None:
             "not as timm builds it: 'global_pool' differs",
         ),
         (model_of, MultiLayerProbe(), "more than the pooled vector"),
+        (model_of, KoRA(PaperForm(inject=False), readout=QueryReadout()), "more than the pooled"),
         (model_of, LoRA(1000), "1 to 128"),
     ],
-    ids=["ResNet", "no timm", "options", "activation", "pooling", "layers", "rank"],
+    ids=["ResNet", "no timm", "options", "activation", "pooling", "layers", "queries", "rank"],
 )
 def test_what_does_not_fit_is_one_clear_error(make: Any, adapter: Strategy, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -152,7 +155,11 @@ def test_twice_is_refused() -> None:
         kora.attach(model, LoRA(2))
 
 
-@pytest.mark.parametrize("refused", [LoRA(1000), MultiLayerProbe()], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "refused",
+    [LoRA(1000), MultiLayerProbe(), KoRA(readout=LogitReadout())],
+    ids=["before", "after", "with layers wrapped"],
+)
 def test_a_model_that_was_refused_is_as_it_was(refused: Strategy) -> None:
     model = model_of()
     head, before = model.head, model.requires_grad_(True)(pixels())

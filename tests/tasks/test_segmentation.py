@@ -126,6 +126,8 @@ def test_the_constants_beside_the_model_come_from_training_masks_alone(tmp_path:
     test = torch.cat([batch["mask"] for batch in data.test_dataloader()])
     assert scores["majority"]["pixel_accuracy"] == pytest.approx(float((test == 0).float().mean()))
     assert scores["mode_map"]["miou"] >= scores["majority"]["miou"]
+    trainer(tmp_path, enable_checkpointing=False, max_steps=1).fit(task, data)
+    assert task.baselines() == {}, "they are not scored while it trains"
 
 
 def test_it_is_scored_at_the_size_of_each_mask(tmp_path: Path) -> None:
@@ -156,10 +158,12 @@ def test_it_is_scored_at_the_size_of_each_mask(tmp_path: Path) -> None:
 def test_a_data_module_that_names_groups_gets_the_miou_of_each(tmp_path: Path) -> None:
     data = mask_scenes()
     names = ["day" if number % 3 else "night" for number in range(24)]
+    names[-2:] = ["a b", "a-b"]
     data.group_names = lambda part: names if part == "test" else None
     task = unbuilt()
     (found,) = trainer(tmp_path, enable_checkpointing=False).test(task, data, verbose=False)
-    assert {"test/miou_day", "test/miou_night"} <= set(found)
+    groups = {key for key in found if key.startswith("test/miou_")}
+    assert groups == {"test/miou_day", "test/miou_night", "test/miou_a_b", "test/miou_a_b_1"}
     task.eval()
     jaccard = MulticlassJaccardIndex(4, average="macro")
     night = data.samples("test", list(range(0, 24, 3)))

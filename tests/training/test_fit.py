@@ -208,6 +208,8 @@ def test_best_checkpoint_is_chosen_by_validation_and_tested(
 ) -> None:
     config = tiny_config(leave_out_test=untested)
     config["trainer"]["max_epochs"] = 3
+    own = {"filename": "own", "every_n_epochs": 2, "save_top_k": -1}  # of the second epoch
+    config["trainer"]["callbacks"] = [{"class_path": "ModelCheckpoint", "init_args": own}]
     write_config(here / "three.yaml", config)
     assert kora(capfd, "fit", "--config", "three.yaml").code == 0
     run = here / RUN

@@ -313,6 +313,9 @@ def test_resume_takes_the_unfinished_run_of_this_config_or_says_that_there_is_no
     new = kora(capfd, "fit", "--config", "tiny.yaml", *auto)
     assert new.code == 0, new.err
     assert sorted(f.name for f in stopped.parent.iterdir()) == ["version_0", "version_1"]
+    another = kora(capfd, "fit", "--config", "tiny.yaml", "--model.adapter", "BitFit", *auto)
+    assert another.code == 0, another.err  # not the run of LoRA, which is none of it
+    assert "nothing to resume; this is a new run." in another.out
     assert yaml.safe_load((stopped / "config.yaml").read_text())["resume"] is False
 
 
