@@ -102,7 +102,7 @@ def by_label(prediction: Any) -> list[float]:
 def predicted(run: Path, files: list[Path], out: Path) -> list[list[float]]:
     command("predict", run, "--images", files[0].parents[1], "--out", out, "--top_k", len(CLASSES))
     found = []
-    with out.open(encoding="utf-8") as file:
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             ends = ["", *(f"_{k}" for k in range(2, len(CLASSES) + 1))]
             named = {row[f"class_name{end}"]: float(row[f"probability{end}"]) for end in ends}
@@ -148,7 +148,7 @@ def main() -> None:
         batches = data.images("test", range(len(files))).split(50)
         truth = torch.cat([model.task(batch).softmax(-1) for batch in batches])
     ways: dict[str, Callable[[], Any]] = {
-        "`kora predict`": lambda: predicted(run, files, own.out / "predictions.csv"),
+        "`kora predict`": lambda: predicted(run, files, own.out / own.fit / "predicted"),
         "`predict(path)`": lambda: [by_label(p) for p in model.predict(files, top_k=10)],
         "`model(pixels)`": lambda: [model(pixels(f)).softmax(-1)[0].tolist() for f in files],
     }

@@ -78,7 +78,7 @@ def _average_precision(curve: _Curve, weights_IB: Floats, true_B: Floats) -> Flo
 
 def _reached(hits_BP: Floats, true_B1: Floats) -> Floats:
     """How many of the 101 recalls hits / true reaches: `searchsorted`, but several times faster."""
-    whole_BP = np.floor(100 * hits_BP / true_B1)
+    whole_BP = np.minimum(np.floor(100 * hits_BP / true_B1), 100)  # a file may say anything
     short_BP = _ABOVE[whole_BP.astype(np.int64)] & (whole_BP * true_B1 == 100 * hits_BP)
     reached_BP: Floats = whole_BP + 1 - short_BP
     return reached_BP

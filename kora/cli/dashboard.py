@@ -40,12 +40,16 @@ def dashboard(args: Sequence[str]) -> None:
     where = address_of(own.project)
     if own.report and where.experiment is None:
         parser.error("--report is about one experiment: name it, as ENTITY/PROJECT/EXPERIMENT")
-    comparison = None
+    comparison, notes = None, list[str]()
     if own.report:
-        comparison = compared(fetch_runs(where)[0], own.metric)
+        folders, without_record = fetch_runs(where)
+        comparison, left_out = compared(folders, own.metric)
+        notes = [*without_record, *left_out]
+        for note in notes:
+            say(note)
     names = [group.name for group in comparison.groups] if comparison else own.strategies
     view = view_of(where, own.metric, names)
-    report = None if comparison is None else report_of(where, own.metric, comparison)
+    report = None if comparison is None else report_of(where, own.metric, comparison, notes)
     if own.dry_run:
         print(shown(view))
         if report is not None:

@@ -92,6 +92,7 @@ class Answers:
     classes: tuple[ClassRow, ...]
     confusions: tuple[Confusion, ...]
     pairs: tuple[Pair, ...]
+    on_common_seeds: bool  # else each group has its own
 
 
 def answers_of(
@@ -138,6 +139,7 @@ def answers_of(
         classes=tuple(_classes(counted, label_I, names)),
         confusions=tuple(_confusions(counted, label_I, names)),
         pairs=tuple(pair for pair in pairs if pair is not None),
+        on_common_seeds=bool(common),
     )
 
 
@@ -189,7 +191,7 @@ def _class_names(runs: Sequence[Run], count: int) -> list[str]:
         try:
             text = (run.folder / "adapter/adapter_config.json").read_text(encoding="utf-8")
             names = json.loads(text).get("class_names")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
         if isinstance(names, list) and len(names) >= count:
             # "goldfish, Carassius auratus": the first synonym, if no two classes share it
@@ -212,19 +214,17 @@ def _confusions(
 ) -> Iterator[Confusion]:
     """The most frequent confusions of each group, with their shares in all groups."""
     size = len(names)
-    cells = {}
-    for group, p_SI in counted.items():
-        flat = (label_I * size + p_SI).ravel()
-        cells[group] = np.bincount(flat, minlength=size * size) / len(p_SI)
-    off = ~np.eye(size, dtype=bool).ravel()
+    cells: dict[str, dict[int, float]] = {}
     chosen: set[int] = set()
-    for counts in cells.values():
-        order = np.argsort(-counts * off, kind="stable")[:_CONFUSIONS]
-        chosen |= {int(at) for at in order if counts[at] * off[at] > 0}
+    for group, p_SI in counted.items():
+        flat = (label_I * size + p_SI)[p_SI != label_I]
+        places, counts = np.unique(flat, return_counts=True)
+        cells[group] = dict(zip(places.tolist(), (counts / len(p_SI)).tolist(), strict=True))
+        chosen.update(places[np.argsort(-counts, kind="stable")[:_CONFUSIONS]].tolist())
     images = np.bincount(label_I, minlength=size)
-    for at in sorted(chosen, key=lambda at: (-max(float(c[at]) for c in cells.values()), at)):
+    for at in sorted(chosen, key=lambda at: (-max(c.get(at, 0) for c in cells.values()), at)):
         truth, answer = divmod(at, size)
-        shares = {group: float(counts[at] / images[truth]) for group, counts in cells.items()}
+        shares = {group: each.get(at, 0) / float(images[truth]) for group, each in cells.items()}
         yield Confusion(names[truth], names[answer], int(images[truth]), shares)
 
 

@@ -160,9 +160,11 @@ def compare_command(
     comparisons: list[Comparison] = []
     for members in tables.values():
         try:
-            agreeing, words = without_strays(members, grouping(by, members))
+            group = grouping(by, members)
+            chosen, older = newest(members, group)
+            agreeing, strays = without_strays(chosen, group)
             comparisons.append(compare(agreeing, metric=metric, by=by, reference=reference))
-            notes += words
+            notes += [*older, *strays]
         except ValueError as error:
             if len(tables) == 1:
                 raise

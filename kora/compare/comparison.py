@@ -306,7 +306,8 @@ _CLASSES, _IMAGES = 30, 20  # most rows of a displayed table; the CSV files have
 
 def _class_detail(answers: Answers) -> Detail:
     rows = answers.classes
-    note = "Share of the test images of each class that were right, mean over the common seeds."
+    seeds = "the common seeds" if answers.on_common_seeds else "the strategy's own seeds"
+    note = f"Share of the test images of each class that were right, mean over {seeds}."
     if len(rows) > _CLASSES:
         rows = tuple(sorted(rows, key=lambda row: -row.spread)[:_CLASSES])
         note += (

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from kora.compare.comparison import Comparison, Group
 from kora.console.formats import format_metric, format_spread
-from kora.console.tables import literal, markdown_table, terminal_table
+from kora.console.tables import in_markdown, literal, markdown_table, terminal_table
 
 __all__ = ["Overview", "overview"]
 
@@ -30,8 +30,8 @@ class Overview(NamedTuple):
 
     def to_markdown(self) -> str:
         """The table as a Markdown section."""
-        lines = ["## All experiments", "", *markdown_table(self.heads, self.rows), "", self.note]
-        return "\n".join(lines) + "\n"
+        table = markdown_table(self.heads, self.rows)
+        return "\n".join(["## All experiments", "", *table, "", in_markdown(self.note)]) + "\n"
 
     def render(self) -> Table:
         """The table for a terminal."""

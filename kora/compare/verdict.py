@@ -66,6 +66,10 @@ def verdict(
     if d.n == 1:
         return _of_one_seed(name, reference, d, metric, comparisons=comparisons, seed=seed)
     over_seeds, by_images = _excludes(_bounds(d)), _excludes_by_images(d)
+    # Rates on few images: an interval of no width says nothing of other seeds.
+    equal = (d.std or 0.0) <= 1e-9 * abs(d.mean)
+    if equal and by_images is None:
+        over_seeds = False
     if over_seeds and by_images is not False:
         word = "ahead" if _better(d, metric) else "behind"
         if by_images is None:
@@ -79,7 +83,9 @@ def verdict(
         )
     reasons, more = [], []
     seeds = images = None
-    if not over_seeds:
+    if equal and not over_seeds:
+        reasons.append(f"it is equal for all {d.n} seeds, so their spread is not known")
+    elif not over_seeds:
         reasons.append(f"{d.n} seeds leave {_span(metric, _bounds(d))} possible")
         seeds = seeds_needed(d.mean, d.std or 0.0, level=LEVEL)
         more.append(_about(seeds, "common seeds", d.n))

@@ -16,6 +16,7 @@ from typing import Any
 from kora.compare.comparison import Comparison
 from kora.console.errors import first_line
 from kora.console.identity import looks
+from kora.console.tables import in_markdown
 from kora.loggers.wandb_runs import Address
 from kora.loggers.wandb_server import require_server
 
@@ -129,10 +130,13 @@ def _colours(experiment: str, strategies: Sequence[str]) -> dict[object, object]
     return {f"{experiment}/{name}": look.hex for name, look in looks(strategies).items()}
 
 
-def report_of(where: Address, metric: str, comparison: Comparison) -> Any:
-    """The report: the table of `kora compare`, its verdicts, and the panels of the view."""
+def report_of(
+    where: Address, metric: str, comparison: Comparison, notes: Sequence[str] = ()
+) -> Any:
+    """The report: the table of `kora compare`, its verdicts, notes, and the panels of the view."""
     wr = import_module(_REPORTS)
     view = view_of(where, metric)
+    left_out = [f"- {in_markdown(note)}" for note in notes]
     runs = wr.Runset(
         entity=where.entity,
         project=where.project,
@@ -145,22 +149,28 @@ def report_of(where: Address, metric: str, comparison: Comparison) -> Any:
         title=_title(where),
         description="Made by `kora dashboard`, which updates it.",
         blocks=[
-            wr.MarkdownBlock(comparison.to_markdown()),
+            wr.MarkdownBlock("\n".join([comparison.to_markdown(), *left_out])),
             wr.PanelGrid(runsets=[runs], panels=view.sections[0].panels),
         ],
     )
 
 
-def compared(folders: Sequence[Path], metric: str) -> Comparison:
-    """The comparison of trained runs that were fetched from W&B, as `kora compare` makes it."""
+def compared(folders: Sequence[Path], metric: str) -> tuple[Comparison, list[str]]:
+    """The comparison of trained runs that were fetched from W&B, as `kora compare` makes it.
+
+    And a sentence on each run that is left out.
+    """
     from kora.compare.command import compare
     from kora.compare.compatibility import without_strays
     from kora.compare.grouping import grouping
-    from kora.compare.selection import load_runs
+    from kora.compare.selection import load_runs, newest
 
-    trained = [run for run in load_runs(folders)[0] if run.result.stage == "fit"]
-    agreeing, _ = without_strays(trained, grouping("strategy", trained))
-    return compare(agreeing, metric=f"test/{metric}")
+    runs, unread = load_runs(folders)
+    trained = [run for run in runs if run.result.stage == "fit"]
+    group = grouping("strategy", trained)
+    chosen, older = newest(trained, group)
+    agreeing, strays = without_strays(chosen, group)
+    return compare(agreeing, metric=f"test/{metric}"), [*unread, *older, *strays]
 
 
 def shown(item: Any) -> str:

@@ -122,7 +122,7 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
     """Records as CSV, one per line, with a header; a spreadsheet computes none of the text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: text_cell(name) for name in columns})
     writer.writerows({k: text_cell(v) for k, v in record.items()} for record in records)
     return text.getvalue()
 

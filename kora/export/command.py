@@ -109,6 +109,8 @@ def _placed(
     limit = TOLERANCES[form] if tolerance is None else tolerance
     if not 0 < limit < 1:
         raise ValueError(f"--tolerance {limit}: expected a share above 0 and below 1.")
+    if out.absolute() == Path.cwd():
+        raise ValueError("--out is the folder you are in, and an export replaces it. Name another.")
     if out.is_symlink():
         raise ValueError(f"{out} is a symbolic link. Name the folder itself with --out.")
     if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):

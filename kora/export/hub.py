@@ -81,6 +81,11 @@ def _prepare(folder: Path, record: dict[str, Any], place: Path) -> None:
     weights = record.get("weights") or {}
     if weights.get("source") not in (None, "pretrained", "random"):
         record = {**record, "weights": {**weights, "source": Path(weights["source"]).name}}
+    arguments = record["adapter"]["init_args"]
+    if "sources" in arguments:  # of a fusion, which holds what they were
+        names = [f"source {number}" for number in range(1, 1 + len(arguments["sources"]))]
+        adapter = {**record["adapter"], "init_args": {**arguments, "sources": names}}
+        record = {**record, "adapter": adapter}
     write_record(place, record)
     read_adapter_tensors(folder)  # a link to another file has not their checksum
     shutil.copyfile(folder / ADAPTER_WEIGHTS, place / ADAPTER_WEIGHTS)

@@ -50,7 +50,7 @@ class _Writer(CsvWriter):
     def new_header(self, names: list[str]) -> None:
         """Rewrite the file with these columns."""
         path = Path(self.metrics_file_path)
-        head, *rows = _rows(path)
+        head, *rows = _rows(path) or [[]]  # a power cut may leave nothing in it
 
         def write(target: Path) -> None:
             with target.open("w", encoding="utf-8", newline="") as file:

@@ -12,7 +12,14 @@ from rich.console import Console
 
 from kora.compare.comparison import bounds
 from kora.compare.selection import load_runs
-from kora.console.tables import csv_text, latex_table, literal, markdown_table, terminal_table
+from kora.console.tables import (
+    csv_text,
+    in_markdown,
+    latex_table,
+    literal,
+    markdown_table,
+    terminal_table,
+)
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Filled, PaperSheet, paper_sheet
@@ -130,7 +137,7 @@ def _markdown(sheet: PaperSheet, found: dict[str, list[str]]) -> str:
         lines += ["", *([f"## {heading}", ""] if heading else [])]
         code = heading.startswith("Commands")
         lines += [
-            f"- `{s.partition('] ')[2]}` {s.partition('] ')[0]}]" if code else f"- {s}"
+            f"- `{s.partition('] ')[2]}` {s.partition('] ')[0]}]" if code else f"- {in_markdown(s)}"
             for s in sentences
         ]
     return "\n".join(lines) + "\n"

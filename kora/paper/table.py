@@ -163,10 +163,10 @@ def _column(runs: Sequence[Run], experiment: str) -> tuple[list[Run], list[str]]
     if not members:
         return [], []
     group_of = grouping("strategy", members)
-    agreeing, strays = without_strays(members, group_of)
-    chosen, older = newest(agreeing, group_of)
-    refuse_mixture(chosen, group_of)
-    return chosen, [*strays, *older]
+    chosen, older = newest(members, group_of)
+    agreeing, strays = without_strays(chosen, group_of)
+    refuse_mixture(agreeing, group_of)
+    return agreeing, [*strays, *older]
 
 
 def _fitting(honest: Sequence[Run], row: PaperRow) -> list[Run]:

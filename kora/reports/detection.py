@@ -102,8 +102,10 @@ class DetectionReport(Report):
         """Write predictions.json, as COCO's tools read results; an image's id is its index."""
         rows: list[dict[str, Any]] = []
         names = self._image_names()
+        before = 0
         for batch in batches:
-            numbers = batch.get("index", np.arange(len(batch["labels"])))
+            numbers = batch.get("index", np.arange(before, before + len(batch["labels"])))
+            before += len(numbers)
             for row, number in enumerate(numbers.tolist()):
                 named = {} if names is None else {"file_name": names[number]}
                 found = coco_results(batch, row, number, self.names)

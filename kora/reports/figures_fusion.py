@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kora.reports.canvas import PERCENT, new_figure, save, write_cells
+from kora.reports.canvas import PERCENT, literal, new_figure, save, write_cells
 
 __all__ = ["attention_map"]
 
@@ -44,7 +44,7 @@ def attention_map(
     )  # fmt: skip
     bar = figure.colorbar(image, ax=axis, format=PERCENT, shrink=0.8)
     bar.set_label(f"share of the attention (equal: {100 * equal:.3g} %)")
-    names = ["\n".join(_short(part) for part in name.split("/")) for name in sources]
+    names = ["\n".join(literal(_short(part)) for part in name.split("/")) for name in sources]
     axis.set_xticks(range(len(sources)), names, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(places)), places, fontsize=8 if written else 6)
     axis.set(xlabel="source adapter", ylabel="place (block, site)")

@@ -28,6 +28,7 @@ __all__ = [
 
 OUTCOMES_NAME = "test_outcomes.safetensors"
 _VERSION = "1"
+_MOST_CLASSES = 1 << 20  # a list of their names must fit into memory
 _AREAS = ("overlap", "predicted", "true")
 _BOXES = ("box_score", "box_class", "box_hits", "box_ignored")
 _TRUE_BOXES = "box_true"
@@ -154,6 +155,7 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
             "KoRA that wrote it, or test the run again with kora test."
         )
     index = columns.pop("index", np.empty(0))
+    classes = [columns[name] for name in ("label", "prediction") if name in columns]
     boxes = {columns[name].shape for name in _BOXES if name in columns}
     if (
         not columns
@@ -165,6 +167,7 @@ def read_outcomes(folder: str | Path) -> Outcomes | None:
             column.shape[:1] != index.shape or (column.ndim > 1) != (name in _WIDE)
             for name, column in columns.items()
         )
+        or any(one.dtype.kind != "u" or one.max(initial=0) > _MOST_CLASSES for one in classes)
     ):
         raise DamagedFileError(f"{path} is damaged: its columns do not belong together. {_AGAIN}")
     return Outcomes(index, columns)

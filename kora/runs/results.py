@@ -144,7 +144,7 @@ _TYPES = {
 _TYPES_OR_NONE = {
     "a text": "config_sha256 commit",
     "a table of values": "source feature_cache protocol.sizes protocol.evaluated_images "
-    "protocol.subset",
+    "protocol.subset protocol.evaluation",
     "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent "
     "protocol.subset.fraction protocol.subset.per_class",
     "a whole number below 1e100": "seed tested_step parameters.trainable parameters.total",

@@ -102,7 +102,7 @@ def test_what_is_no_usable_run_gets_a_word_each_and_the_rest_is_compared(
     text = compare(capfd, "runs", "photos", "nowhere")
     for words in (
         "KoRA, seed 1: 2 versions; runs/tiny/KoRA/seed1/version_1 is the newest",
-        "KoRA/seed2/version_0: left out, unlike the other 5 runs: protocol.sizes.train is 24",
+        "KoRA/seed2/version_0: left out, unlike the other 4 runs: protocol.sizes.train is 24",
         f"{killed}: has no results.json (unfinished); left out.",
         f"{later}/results.json: schema version is 2, and this KoRA",
         "photos: there is no run here",

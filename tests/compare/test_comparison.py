@@ -87,7 +87,7 @@ def test_rows_of_the_same_seeds_need_no_mark() -> None:
 
 def test_every_row_that_is_compared_has_a_verdict_in_words(tmp_path: Path) -> None:
     runs = [run("LinearProbe", k, 0.30 + k / 100) for k in range(3)]
-    runs += [run("LoRA", k, 0.40 + k / 100) for k in range(3)]
+    runs += [run("LoRA", k, 0.40 + k / 99) for k in range(3)]
     runs += [run("KoRA", k, value) for k, value in enumerate((0.2, 0.5, 0.35))]
     words = {g.name: g.verdict and g.verdict.word for g in compare(runs).groups}
     assert words == {"LoRA": "ahead", "KoRA": "not told apart", "LinearProbe": None}
@@ -99,6 +99,29 @@ def test_every_row_that_is_compared_has_a_verdict_in_words(tmp_path: Path) -> No
         assert "KoRA and LinearProbe are not told apart" in text
         assert "LoRA is ahead of LinearProbe" in text
     assert "ahead" in texts[2]
+
+
+def test_equal_differences_without_test_images_tell_nothing_of_other_seeds() -> None:
+    runs = [run("LinearProbe", k, 0.30 + k / 50) for k in range(2)]
+    runs += [run("LoRA", k, 0.32 + k / 50) for k in range(2)]  # an image of 50 more, twice
+    verdict = compare(runs).groups[0].verdict
+    assert verdict is not None
+    assert verdict.word == "not told apart"
+    assert "it is equal for all 2 seeds, so their spread is not known" in verdict.sentence
+
+
+def test_the_newest_version_counts_also_where_older_ones_are_more(tmp_path: Path) -> None:
+    changed = {"training": {"max_epochs": 9}}
+    write(
+        tmp_path,
+        *(run("LoRA", 0, 0.5, version=k, created=f"2026-01-0{k + 1}") for k in (0, 1)),
+        run("LoRA", 0, 0.9, version=2, created="2026-01-03", settings=changed),
+    )
+    console = Console(width=400, record=True, file=io.StringIO())
+    compare_command([tmp_path], console=console)
+    text = console.export_text()
+    assert "90.00 %" in text
+    assert "LoRA, seed 0: 3 versions" in text
 
 
 def test_the_best_group_comes_first_by_accuracy_and_by_loss() -> None:

@@ -69,5 +69,7 @@ def test_a_report_is_about_the_trained_runs_that_agree(tmp_path: Path) -> None:
     other = run("LoRA", 2, 0.9, protocol={"dataset": "Other", "sizes": {"test": 9}})
     tested = run("LoRA", 0, 0.7, stage="test", version=1)
     write(tmp_path, run("LoRA", 0, 0.5), run("LoRA", 1, 0.6), tested, other)
-    (group,) = compared(find_runs([tmp_path]), "accuracy").groups
+    comparison, (left_out,) = compared(find_runs([tmp_path]), "accuracy")
+    (group,) = comparison.groups
     assert group.values == (0.5, 0.6)
+    assert "LoRA/seed2/version_0: left out, unlike the other 2 runs" in left_out

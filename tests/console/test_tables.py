@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from kora.console.tables import in_markdown, markdown_table, terminal_table, text_cell
+from kora.console.tables import csv_text, in_markdown, markdown_table, terminal_table, text_cell
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", "\r=1"])
@@ -39,3 +39,8 @@ def test_a_name_of_somebody_else_gives_a_terminal_no_command() -> None:
     assert "\x1b]52" not in shown
     assert "\x1b[2J" not in shown
     assert "\x07" not in shown
+
+
+def test_a_heading_of_a_csv_is_no_formula_either() -> None:
+    text = csv_text([{"=1+1": "a"}], ["=1+1"])
+    assert text == "'=1+1\na\n"

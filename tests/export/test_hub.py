@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ import torch
 import yaml
 
 import kora as package
-from kora.adapters import LoRA
+from kora.adapters import AdapterFusion, LoRA
 from kora.export.hub import push
 from kora.runs.adapter_config import read_adapter_config
 from tests.support.adapter_factory import kicked, tiny_in_file, write_folder
 from tests.support.cli import kora
+from tests.support.fusion_factory import write_source
 from tests.support.hub_server import Hub, serving_hub
 
 Capture = pytest.CaptureFixture[str]
@@ -58,6 +61,24 @@ def test_no_path_of_this_machine_goes_along(hub: Hub, folder: Path, tmp_path: Pa
     push(folder, "me/cats")
     for name, content in hub.files["me/cats"].items():
         assert str(tmp_path).encode() not in content, name
+
+
+def test_a_fusion_goes_without_the_folders_of_its_sources_which_it_holds(
+    hub: Hub, tmp_path: Path
+) -> None:
+    frozen = partial(tiny_in_file, "tiny_vit", tmp_path)
+    lora = partial(LoRA, sites=["fc2"])
+    sources = [write_source(tmp_path / f"of {k}", lora(k), backbone=frozen()) for k in (2, 3)]
+    folder = write_folder(tmp_path / "run/adapter", kicked(AdapterFusion(sources), frozen()))
+    push(folder, "me/fusion")
+    for name, content in hub.files["me/fusion"].items():
+        assert str(tmp_path).encode() not in content, name
+    weights = read_adapter_config(folder)["weights"]["source"]
+    images = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8)
+    here = package.load_adapter(folder)(images)
+    for source in sources:
+        shutil.rmtree(source)
+    assert torch.equal(package.load_adapter("hf://me/fusion", weights=weights)(images), here)
 
 
 def test_the_card_has_what_the_hub_reads(hub: Hub, folder: Path, capfd: Capture) -> None:

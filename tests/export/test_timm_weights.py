@@ -136,6 +136,10 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is_deleted(tmp_path: Pat
     ):
         with pytest.raises(ValueError, match=message):
             export(model, "timm", tmp_path / folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "out")
+        with pytest.raises(ValueError, match="you are in"):
+            export(model, "timm", Path())
     assert (tmp_path / "out" / "mine").is_file()
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 

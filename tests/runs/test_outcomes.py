@@ -112,3 +112,15 @@ def test_another_version_or_uneven_columns_are_told(tmp_path: Path) -> None:
         save_file({"index": INDEX, **columns}, path, {"kora_outcomes": "1"})
         with pytest.raises(DamagedFileError, match="columns do not belong together"):
             read_outcomes(tmp_path)
+
+
+@pytest.mark.parametrize("answer", [[1 << 40], [-1], [0.5]])
+def test_answers_that_are_no_classes_are_damage(answer: list[float], tmp_path: Path) -> None:
+    columns = {
+        "index": np.arange(1),
+        "label": np.zeros(1, np.uint8),
+        "prediction": np.array(answer),
+    }
+    save_file(columns, tmp_path / OUTCOMES_NAME, {"kora_outcomes": "1"})
+    with pytest.raises(DamagedFileError, match="do not belong together"):
+        read_outcomes(tmp_path)
