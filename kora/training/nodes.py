@@ -12,7 +12,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-__all__ = ["refuse_other_processes"]
+__all__ = ["refuse_other_processes", "started_beside_others"]
 
 
 def refuse_other_processes(trainer: Mapping[str, Any], env: Mapping[str, str]) -> None:
@@ -77,3 +77,9 @@ def _under_slurm(nodes: int, devices: int, env: Mapping[str, str]) -> None:
 def _number(env: Mapping[str, str], name: str) -> int | None:
     text = env.get(name, "")
     return int(text) if text.isdecimal() else None
+
+
+def started_beside_others() -> bool:
+    """Whether srun or torchrun started this process and others of its run, and not Lightning."""
+    kinds = TorchElasticEnvironment, SLURMEnvironment
+    return any(kind.detect() and kind().world_size() > 1 for kind in kinds)

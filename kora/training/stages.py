@@ -21,6 +21,7 @@ from kora.runs.search import find_finished_run, last_checkpoint
 from kora.runs.yaml_files import LOADER, read_yaml
 from kora.tasks import AdapterTask
 from kora.training.config_lock import alone_with
+from kora.training.nodes import started_beside_others
 from kora.training.parser import fill_image_size
 from kora.training.run_options import require_below
 
@@ -91,12 +92,19 @@ class SourceStage:
         """The folder of a finished run; one process at a time trains or resumes it if missing.
 
         Raises:
-            ValueError: If the stage needs itself.
+            ValueError: If the stage needs itself, or several processes were started that would wait
+                for each other.
             RuntimeError: If the run fails.
         """
         found = self.find(sha256)
         if found is None:
             require_end(self.source)
+            if started_beside_others():
+                raise ValueError(
+                    f"The source stage {self.source} is not trained yet, and of the processes that "
+                    "srun or torchrun has started each would wait for the others. Train it first: "
+                    f"kora fit --config {self.source}"
+                )
             with alone_with(self.wanted, say=lambda why: say(f"Source stage {self.source}: {why}")):
                 found = self.find(sha256)
                 if found is None:

@@ -111,6 +111,18 @@ def test_adapter_comes_over_and_the_head_is_new(transferred: Path, capfd: Captur
     assert parameters["trainable"] == parameters["head"]
 
 
+def test_under_torchrun_a_missing_source_stage_is_named_as_each_process_would_wait(
+    transfer: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, value)
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    outcome = kora(capfd, "fit", "--config", transfer, *two)
+    assert outcome.code == 2
+    assert "Train it first: kora fit --config source.yaml" in outcome.err
+
+
 @pytest.mark.parametrize("second", ["source.yaml", "target.yaml"])
 def test_a_source_that_needs_itself_is_refused(transfer: Path, second: str) -> None:
     source, log = transfer.with_name("source.yaml"), transfer.with_name("log")
