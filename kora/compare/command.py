@@ -25,7 +25,7 @@ from kora.compare.pairing import with_differences
 from kora.compare.selection import load_runs, newest
 from kora.compare.setting_differences import setting_differences, training_note
 from kora.compare.verdict import RULE, Difference, verdict
-from kora.console.formats import HEADLINES, format_metric, is_rate
+from kora.console.formats import HEADLINES, format_metric, is_better_higher, is_rate
 from kora.runs.durable import expand
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
@@ -84,7 +84,7 @@ def compare(
     reference = reference or _USUAL_REFERENCE
     common = _common_seeds(grouped)
     groups = [_group(name, members, metric, common) for name, members in grouped.items()]
-    groups.sort(key=lambda group: group.mean, reverse=is_rate(metric))
+    groups.sort(key=lambda group: group.mean, reverse=is_better_higher(metric))
     grouped = {group.name: grouped[group.name] for group in groups}
     compared = len(groups) > 1 and reference in grouped
     explained: list[str] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kora.analysis.statistics import images_needed, seeds_needed
-from kora.console.formats import format_p, format_spread, is_rate
+from kora.console.formats import format_p, format_spread, is_better_higher, is_rate
 
 __all__ = ["LEVEL", "RULE", "Difference", "Verdict", "signed", "verdict"]
 
@@ -138,7 +138,7 @@ def _of_one_seed(
 
 
 def _better(d: Difference, metric: str) -> bool:
-    return (d.mean > 0) == is_rate(metric)
+    return (d.mean > 0) == is_better_higher(metric)
 
 
 def _how(name: str, reference: str, d: Difference, metric: str) -> str:

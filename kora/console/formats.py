@@ -12,6 +12,7 @@ __all__ = [
     "format_number",
     "format_p",
     "format_spread",
+    "is_better_higher",
     "is_rate",
     "named_metric",
     "short_name",
@@ -20,9 +21,12 @@ __all__ = [
 #: The metric by which runs of a task are compared: classification, depth, segmentation, detection.
 HEADLINES = ("accuracy", "rmse_m", "miou", "map")
 
-_RATE_WORDS = {"accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "iou", "miou"} | {
-    f"delta{power}" for power in (1, 2, 3)
+_RATE_WORDS = {
+    *("accuracy", "acc", "top1", "top5", "f1", "precision", "recall", "iou", "miou"),
+    *("auroc", "auc", "dice", "jaccard", "delta1", "delta2", "delta3"),
 }
+#: Metrics of a task of one's own that are no shares, and better the higher they are.
+_HIGHER_WORDS = {"kappa", "mcc", "pearson", "psnr", "r2", "spearman", "ssim"}
 _BASELINE_NAMES = {
     "chance": "chance",
     "majority": "majority class",
@@ -40,9 +44,14 @@ def is_rate(metric: str) -> bool:
     return bool(_RATE_WORDS & set(words)) or first in ("map", "mar")
 
 
+def is_better_higher(metric: str) -> bool:
+    """Whether more of a metric is better, by its name; a name that is not known is an error's."""
+    return is_rate(metric) or bool(_HIGHER_WORDS & set(re.split(r"[/_]", metric.lower())))
+
+
 def named_metric(metric: str) -> str:
     """The metric's name, with "(lower is better)" if that applies."""
-    return metric + ("" if is_rate(metric) else " (lower is better)")
+    return metric + ("" if is_better_higher(metric) else " (lower is better)")
 
 
 def format_metric(metric: str, value: float | None) -> str:

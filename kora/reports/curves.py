@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from kora.console.formats import is_rate
+from kora.console.formats import is_better_higher
 
 __all__ = ["CURVES", "Curve", "best_step", "read_curves", "tested_place"]
 
@@ -61,6 +61,7 @@ def best_step(curves: Mapping[str, Curve], metric: str) -> int | None:
     """The first step with the best value; None if there is no value."""
     if metric not in curves:
         return None
-    pairs = [(v if is_rate(metric) else -v, -s) for s, v in zip(*curves[metric], strict=True)]
+    sign = 1 if is_better_higher(metric) else -1
+    pairs = [(sign * v, -s) for s, v in zip(*curves[metric], strict=True)]
     pairs = [pair for pair in pairs if pair[0] == pair[0]]
     return -max(pairs)[1] if pairs else None

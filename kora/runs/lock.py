@@ -22,19 +22,26 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.NAME
-        # Kept open: closing it releases the lock. A link or a pipe of that name is refused.
-        self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
-        try:
-            # Not flock: worker processes would inherit it, and hold it some time after a kill.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise RuntimeError(
-                f"Another process is at work on the run {folder}. Wait for it, or stop it first; "
-                "without --ckpt_path or --resume, this command starts a new run."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        while True:
+            # Kept open: closing it releases the lock. A link or a pipe of that name is refused.
+            self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
+            try:
+                # Not flock: worker processes would inherit it, and hold it some time after a kill.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                raise RuntimeError(
+                    f"Another process is at work on the run {folder}. Wait for it, or stop it "
+                    "first; without --ckpt_path or --resume, this command starts a new run."
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                    break
+            except FileNotFoundError:
+                pass
+            self._file.close()  # its holder removed it meanwhile, and nobody would see this lock
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()

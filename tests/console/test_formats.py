@@ -2,7 +2,15 @@
 
 import pytest
 
-from kora.console.formats import baseline_name, duration, format_metric, is_rate, short_name
+from kora.console.formats import (
+    baseline_name,
+    duration,
+    format_metric,
+    is_better_higher,
+    is_rate,
+    named_metric,
+    short_name,
+)
 
 ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "log10", "silog", "loss", "skipped_images")
 
@@ -21,6 +29,13 @@ def test_rates_are_shown_in_per_cent_and_the_rest_with_four_digits() -> None:
     assert all(is_rate(f"test/{name}") for name in ("map", "map_50", "map_small", "mar_100"))
     assert not is_rate("baseline/mean_map/rmse_m"), "the mean depth map"
     assert format_metric("val/delta3", 0.98765) == "98.77 %"
+
+
+def test_which_way_is_better_is_told_by_the_name() -> None:
+    assert all(is_better_higher(f"val/{name}") for name in ("auroc", "dice", "kappa", "psnr", "r2"))
+    assert not any(is_better_higher(f"test/{name}") for name in ERRORS)
+    assert named_metric("val/mcc") == "val/mcc"
+    assert named_metric("val/rmse_m") == "val/rmse_m (lower is better)"
 
 
 def test_a_baseline_has_a_name_for_readers() -> None:
