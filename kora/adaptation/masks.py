@@ -29,8 +29,8 @@ def _options(place: Path) -> dict[str, str]:
         for name, part in PARTS.items()
         if (place / name / "images").is_dir() and (place / name / "masks").is_dir()
     }
-    if "test" not in there:  # what validates would
-        there.pop("val", None)
+    if "test" not in there and "val" in there:  # as with boxes
+        there["test"] = there.pop("val")
     return {f"{part}_dir": name for part, name in there.items()}
 
 

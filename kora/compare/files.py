@@ -43,7 +43,7 @@ def write_files(
     names: set[str] = set()
     for comparison in comparisons:
         # "fewshot (test only)" -> comparison_fewshot_test_only.png
-        suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")[:80]
+        suffix = "_" + re.sub(r"[^\w.-]+", "_", comparison.title).strip("_")[:60]
         stem = f"comparison{suffix if len(comparisons) > 1 else ''}"
         numbered = (f"{stem}_{number}" for number in count(2))
         # Two titles may differ in what no file name may hold.

@@ -58,9 +58,7 @@ def push(
     hub = HfApi(endpoint=endpoint(), token=token)
     with tempfile.TemporaryDirectory() as place:
         _prepare(folder, record, Path(place))
-        write_card(
-            Path(place), run=run_of(folder), where=f"hf://{repository}", licence=licence
-        )  # fmt: skip
+        write_card(Path(place), run=run_of(folder), where=f"hf://{repository}", licence=licence)
         try:
             hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(

@@ -175,7 +175,9 @@ def _what(record: Mapping[str, Any], result: RunResult | None) -> list[str]:
         of_head = f", {head:,} of them in the head" if head is not None else ""
         text += f" {result.parameters['trainable']:,} numbers were trained{of_head}."
     if result is not None and result.source is not None:
-        text += f" It started from an adapter of the experiment {result.source['experiment']}."
+        experiment = result.source.get("experiment")
+        of = f" of the experiment {experiment}" if experiment else ""
+        text += f" It started from an adapter{of}."
     if names:
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         return [text, f"Classes: {shown}."]

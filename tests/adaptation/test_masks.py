@@ -108,6 +108,9 @@ def test_parts_by_any_of_their_names_train_validate_and_test(
     said = capfd.readouterr()
     assert "3 images to train, 4 to validate, 5 to test (of the folder)" in said.out
     assert "not used" not in said.err
+    (tmp_path / "photos/testing").rename(tmp_path / "away")
+    assert adapt(tmp_path / "photos", out=tmp_path, backbone="vit_nano", dry_run=True) is None
+    assert "1 to validate, 4 to test (of the folder)" in capfd.readouterr().out
 
 
 def test_masks_are_found_beside_images_and_in_parts(tmp_path: Path) -> None:

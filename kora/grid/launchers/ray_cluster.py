@@ -124,8 +124,8 @@ class OnRay:
         try:
             found: Ended = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # died too often, or a bug in kora
-            why = f"{type(error).__name__}: {first_line(error)}"
-            return Ended(entry, [Outcome(None, why, ran=False)])
+            why = f"killed ({type(error).__name__}: {first_line(error)})"
+            return Ended(entry, [Outcome(None, why)])
         return found
 
 
