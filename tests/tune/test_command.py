@@ -24,6 +24,9 @@ from tests.support.cli import kora, results, started, tiny_config, write_config
 from tests.support.cluster import TwoNodes
 from tests.support.forks import Process
 from tests.support.grids import LONG, runs_of_kora
+from tests.support.slurm import slurm
+
+__all__ = ["slurm"]
 
 pytestmark = [pytest.mark.runs, pytest.mark.fits]
 
