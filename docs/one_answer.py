@@ -133,7 +133,8 @@ def main() -> None:
     if not root.is_dir():
         write_photos(own.archive, root)
     command(
-        "fit", "--config", "configs/image_folder.yaml", "--runs_dir", runs, "--data.root", root,
+        "fit", "--config", "configs/image_folder.yaml", "--config", "configs/adapters/lora.yaml",
+        "--runs_dir", runs, "--data.root", root,
         "--data.image_size", 84, "--data.resize", own.fit, "--data.num_workers", 0,
         "--data.augment", "none", "--data.batch_size", 20, "--model.backbone.name", MODEL,
         "--model.backbone.weights", own.weights.absolute(), "--model.backbone.image_size", 70,
