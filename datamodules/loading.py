@@ -284,7 +284,7 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as text in UTF-8.") from error
+        raise ValueError(f"{file}: cannot be read as text in UTF-8. Save it in UTF-8.") from error
 
 
 def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from kora.console.formats import duration
 from kora.console.say import say
 from kora.training.batched_fit import Setting, fit_together
 
-__all__ = ["REFIT", "RUN_S", "THROUGH_EPOCHS", "Plan", "plan_for", "seconds_of"]
+__all__ = ["REFIT", "RUN_S", "THROUGH_EPOCHS", "WORTH_IT", "Plan", "plan_for", "seconds_of"]
 
 REFIT = 1 / 0.8  # time of a fit on all five folds over one that leaves out a fold
 RUN_S = 6.0  # of a run on cached features, most of it to start
@@ -30,7 +30,7 @@ _PIXELS = 160_000  # of a batch that is timed, which has two pictures at least
 _FITS, _STEPS = 4, 3  # that are timed
 _TIMES = 3  # the shortest counts: another program may have used the processor
 _FEWEST = 2  # strategies tried whatever the minutes: the linear probe and one other
-_WORTH_IT = 0.8  # time of a pass in bfloat16 over that in float32
+WORTH_IT = 0.8  # time of a pass in bfloat16 over that in float32
 
 
 @dataclass
@@ -152,7 +152,7 @@ def plan_for(shared: SharedPass, split: Split, missing: int, call: Call, search:
         run(epochs=1)
         timed = seconds_of(partial(run, epochs=_STEPS))
         fit_s[member.candidate.name] = timed / _STEPS / _FITS * steps
-    precision = call.precision(device.type != "cpu" or half_s <= _WORTH_IT * each_s)
+    precision = call.precision(device.type != "cpu" or half_s <= WORTH_IT * each_s)
     passes = _THROUGH_PASSES * learn * THROUGH_EPOCHS
     through_s = RUN_S + (each_s if precision == "32-true" else half_s) * passes
     plan = Plan(

@@ -25,7 +25,7 @@ from datamodules.recipe import UnreadableImageError, upright_size
 from kora.adaptation.call import Call
 from kora.adaptation.candidates import Candidate
 from kora.adaptation.pages import PAGE, inline_png
-from kora.adaptation.plan import RUN_S, seconds_of
+from kora.adaptation.plan import RUN_S, WORTH_IT, seconds_of
 from kora.adaptation.progress import Progress
 from kora.adaptation.result import Answer
 from kora.adaptation.runs import finished_run, model_config, run_config
@@ -53,7 +53,6 @@ _ASPECT_OF = 50  # images whose proportions are read
 _BATCH = 8
 _TIMED = 2  # images of a step that is timed
 _ONLY_ONE = "No other strategy was tried: with --minutes, those that train on images are."
-_WORTH_IT = 0.8  # time in bfloat16 over that in float32
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ class Trials:
     def _times(self) -> _Times:
         """Time a step of each strategy on this machine; sets the precision of the runs."""
         device = named_device("auto")
-        faster = device.type != "cpu" or time_over_float32(torch.bfloat16) < _WORTH_IT
+        faster = device.type != "cpu" or time_over_float32(torch.bfloat16) < WORTH_IT
         self.precision = self.call.precision(faster)
         in_half = self.precision != "32-true"
         images = {part: len(self.data.indices(part)) for part in ("train", "val")}

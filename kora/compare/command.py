@@ -160,11 +160,9 @@ def compare_command(
     comparisons: list[Comparison] = []
     for members in tables.values():
         try:
-            group = grouping(by, members)
-            chosen, older = newest(members, group)
-            agreeing, strays = without_strays(chosen, group)
+            agreeing, words = without_strays(members, grouping(by, members))
             comparisons.append(compare(agreeing, metric=metric, by=by, reference=reference))
-            notes += [*older, *strays]
+            notes += words
         except ValueError as error:
             if len(tables) == 1:
                 raise

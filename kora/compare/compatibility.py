@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kora.compare.grouping import Grouping
+from kora.compare.selection import newest
 from kora.runs.config import flat
 from kora.runs.results import Run
 from kora.runs.search import are_of_one_config
@@ -31,18 +32,19 @@ def refuse_mixture(runs: Sequence[Run], group: Grouping) -> None:
 
 
 def without_strays(runs: Sequence[Run], group: Grouping) -> tuple[list[Run], list[str]]:
-    """The runs that agree with the majority, and a sentence on each that is left out.
+    """The newest run of every seed, of these the ones that agree with the majority, and notes.
 
-    If no more than half agree, there is no majority, and all are kept for `refuse_mixture` to
-    refuse.
+    A sentence tells of each that is left out. If no more than half agree, there is no majority, and
+    all are kept for `refuse_mixture` to refuse.
     """
-    kept, notes = _majority([(run, _shared(run)) for run in runs])
+    chosen, older = newest(runs, group)
+    kept, notes = _majority([(run, _shared(run)) for run in chosen])
     agreeing: list[Run] = []
     for members in _grouped(kept, group).values():
         same, words = _majority(_within(members))
         agreeing += same
         notes += words
-    return agreeing, notes
+    return agreeing, [*notes, *older]
 
 
 def _shared(run: Run) -> dict[str, Any]:

@@ -65,11 +65,10 @@ def verdict(
     d = difference
     if d.n == 1:
         return _of_one_seed(name, reference, d, metric, comparisons=comparisons, seed=seed)
-    over_seeds, by_images = _excludes(_bounds(d)), _excludes_by_images(d)
+    by_images = _excludes_by_images(d)
     # Rates on few images: an interval of no width says nothing of other seeds.
     equal = (d.std or 0.0) <= 1e-9 * abs(d.mean)
-    if equal and by_images is None:
-        over_seeds = False
+    over_seeds = _excludes(_bounds(d)) and not (equal and by_images is None)
     if over_seeds and by_images is not False:
         word = "ahead" if _better(d, metric) else "behind"
         if by_images is None:

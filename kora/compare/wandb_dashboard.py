@@ -163,14 +163,12 @@ def compared(folders: Sequence[Path], metric: str) -> tuple[Comparison, list[str
     from kora.compare.command import compare
     from kora.compare.compatibility import without_strays
     from kora.compare.grouping import grouping
-    from kora.compare.selection import load_runs, newest
+    from kora.compare.selection import load_runs
 
     runs, unread = load_runs(folders)
     trained = [run for run in runs if run.result.stage == "fit"]
-    group = grouping("strategy", trained)
-    chosen, older = newest(trained, group)
-    agreeing, strays = without_strays(chosen, group)
-    return compare(agreeing, metric=f"test/{metric}"), [*unread, *older, *strays]
+    agreeing, left_out = without_strays(trained, grouping("strategy", trained))
+    return compare(agreeing, metric=f"test/{metric}"), [*unread, *left_out]
 
 
 def shown(item: Any) -> str:

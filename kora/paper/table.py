@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from kora.analysis.statistics import t_half_width
 from kora.compare.compatibility import refuse_mixture, without_strays
 from kora.compare.grouping import grouping
-from kora.compare.selection import newest
 from kora.console.formats import format_metric, format_spread, is_rate
 from kora.paper.cka import MATRICES, cka_command_for, cka_value, why_no_cka
 from kora.paper.numbers import PaperRow, PaperTable
@@ -163,10 +162,9 @@ def _column(runs: Sequence[Run], experiment: str) -> tuple[list[Run], list[str]]
     if not members:
         return [], []
     group_of = grouping("strategy", members)
-    chosen, older = newest(members, group_of)
-    agreeing, strays = without_strays(chosen, group_of)
+    agreeing, notes = without_strays(members, group_of)
     refuse_mixture(agreeing, group_of)
-    return agreeing, [*strays, *older]
+    return agreeing, notes
 
 
 def _fitting(honest: Sequence[Run], row: PaperRow) -> list[Run]:
