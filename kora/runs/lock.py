@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import TextIO
 
 from kora.runs.durable import plainly
 
 __all__ = ["RunLock"]
+
+_TRIES = 10  # then it is locked as it is: some file systems number an open file anew each time
 
 
 class RunLock:
@@ -22,29 +25,38 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.NAME
-        while True:
-            # Kept open: closing it releases the lock. A link or a pipe of that name is refused.
-            self._file = open(self.path, "a", opener=plainly)  # noqa: SIM115
-            try:
-                # Not flock: worker processes would inherit it, and hold it some time after a kill.
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.close()
-                raise RuntimeError(
-                    f"Another process is at work on the run {folder}. Wait for it, or stop it "
-                    "first; without --ckpt_path or --resume, this command starts a new run."
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            try:
-                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
-                    break
-            except FileNotFoundError:
-                pass
+        self._file = self._locked(folder)
+        for _ in range(_TRIES):
+            if self._is_there():
+                break
             self._file.close()  # its holder removed it meanwhile, and nobody would see this lock
+            self._file = self._locked(folder)
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
+
+    def _locked(self, folder: Path) -> TextIO:
+        # Kept open: closing it releases the lock. A link or a pipe of that name is refused.
+        file = open(self.path, "a", opener=plainly)  # noqa: SIM115
+        try:
+            # Not flock: worker processes would inherit it, and hold it some time after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RuntimeError(
+                f"Another process is at work on the run {folder}. Wait for it, or stop it first; "
+                "without --ckpt_path or --resume, this command starts a new run."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        return file
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Release the lock."""
