@@ -9,16 +9,18 @@ BIN     = $(VENV)/bin
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(BIN)/kora: pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "KoRA needs Python 3.11 or newer; found $$($(PYTHON) -V). Use: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/kora: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(BIN)/kora
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+	@touch $(BIN)/kora $@
 
 install: $(BIN)/kora  ## make .venv and install kora into it
 
