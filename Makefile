@@ -45,7 +45,7 @@ test-floors: $(VENV)/.dev  ## what test-fast runs, and whole fits, on the oldest
 	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
 	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow and (not runs or fits)" --first-cases
 
-test-newest: $(VENV)/.dev  ## the same on the newest versions of everything
+test-newest: $(VENV)/.dev  ## one case of each test that is not slow, on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
 	$(BIN)/uv pip install --quiet --python $(VENV)-newest --upgrade --editable '.[test,onnx,tune]'
 	$(VENV)-newest/bin/python -m pytest -n auto --dist worksteal -m "not slow" --first-cases
@@ -96,7 +96,7 @@ results-matched: $(BIN)/kora  ## docs/results/matched.md: thirteen strategies at
 
 CACHED  = linear_probe multi_layer_probe multi_layer_probe_dinov2 kora_refined
 THROUGH = bitfit lora lora_layers kora_over_lora
-results-photos: $(VENV)/.dev  ## every strategy after equal searches on real photographs (days on two cores; needs KORA_SHARED_DATA)
+results-photos: $(VENV)/.dev  ## every strategy after searches of 16 (cached) or 8 trials on real photographs (days on two cores; needs KORA_SHARED_DATA)
 	@test -n "$$KORA_SHARED_DATA" || { echo "Set KORA_SHARED_DATA to the folder of the real data."; exit 2; }
 	@for grid in photos photos_95; do \
 	  $(BIN)/kora tune --config configs/grids/$$grid.yaml --only $(CACHED) --trials 16 && \

@@ -279,12 +279,15 @@ def text_of(file: Path) -> str:
     """A text in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: It cannot be read as such.
+        OSError: It cannot be read.
+        ValueError: It is no such text.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as text in UTF-8. Save it in UTF-8.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: cannot be read as text in UTF-8, from byte {error.start} on. Save it in UTF-8."
+        ) from error
 
 
 def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:

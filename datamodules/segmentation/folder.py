@@ -332,5 +332,4 @@ def _ade20k_names(file: Path) -> list[str] | None:
     """The names in the list that comes with ADE20K: the last column, its first synonym."""
     if not file.is_file():
         return None
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]
+    return [line.split("\t")[-1].split(",")[0].strip() for line in read_lines(file)[1:]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodules.loading import by_stem, folders_in, image_suffixes
+from datamodules.loading import by_stem, folders_in, image_suffixes, text_of
 
 __all__ = ["Layout", "LayoutName", "Pair", "find_layout"]
 
@@ -74,7 +74,7 @@ class Layout:
                 "and data.val_dir name lists."
             )
         found = []
-        for stem in file.read_text(encoding="utf-8").split():
+        for stem in text_of(file).split():
             image = self.root / "JPEGImages" / f"{stem}.jpg"
             mask = self.root / "SegmentationClass" / f"{stem}.png"
             for path in (image, mask):

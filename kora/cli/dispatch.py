@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from kora import __version__
 from kora.console.errors import explain, hint
+from kora.console.say import RANKS
 
 __all__ = ["FIT_USAGE", "MEASURE_USAGE", "PARSERS", "USAGE", "main"]
 
@@ -224,7 +225,7 @@ PARSERS = {name: _OPTIONS.get(name, module) for name, (module, _) in _OWN.items(
 _TAKES_CONFIG = ("fit", "validate", "test", "params", "data")
 
 #: Variables that tell which process of a run this is.
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE")
+_RANKS = (*RANKS, "WORLD_SIZE")
 
 #: Columns below which tables cannot be drawn.
 _NARROWEST = 20

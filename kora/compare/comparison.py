@@ -17,7 +17,7 @@ from kora.console.formats import (
     format_metric,
     format_p,
     format_spread,
-    is_rate,
+    is_better_higher,
     named_metric,
 )
 from kora.console.tables import (
@@ -115,9 +115,8 @@ class Comparison:
 
     def baseline_rows(self) -> list[tuple[str, str, float]]:
         """Kind, name and value of each baseline, the best first, as for the groups."""
-        ordered = sorted(self.baselines.items(), key=lambda item: item[1])
-        if is_rate(self.metric):
-            ordered.reverse()
+        higher = is_better_higher(self.metric)
+        ordered = sorted(self.baselines.items(), key=lambda item: item[1], reverse=higher)
         return [(kind, baseline_name(kind), value) for kind, value in ordered]
 
     def verdicts(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kora.compare.comparison import Comparison
 from kora.console.errors import first_line
+from kora.console.formats import is_better_higher
 from kora.console.identity import looks
 from kora.console.tables import in_markdown
 from kora.loggers.wandb_runs import Address
@@ -102,7 +103,7 @@ def view_of(where: Address, metric: str, strategies: Sequence[str] = ()) -> Any:
         runset_settings=ws.RunsetSettings(
             filters=_fits(where),
             groupby=[ws.Metric(_GROUP)],
-            order=[ws.Ordering(ws.Summary(score), ascending=metric == "rmse_m")],
+            order=[ws.Ordering(ws.Summary(score), ascending=not is_better_higher(metric))],
             group_colors=colours,
         ),
     )

@@ -7,10 +7,10 @@ import sys
 
 from kora.console.tables import visible
 
-__all__ = ["say"]
+__all__ = ["RANKS", "say"]
 
 #: Where Lightning reads the rank of a process, the first that is set.
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def say(text: str, *, aside: bool = False) -> None:
@@ -24,4 +24,4 @@ def _rank() -> int:
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     if lightning is not None:
         return int(lightning.rank_zero_only.rank)
-    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
+    return int(next((os.environ[name] for name in RANKS if name in os.environ), 0))

@@ -39,6 +39,8 @@ _FAINT = 1e-6
 def inspect_command(args: Sequence[str]) -> None:
     """Parse the options, read the adapter, write the read-outs, and print what stands out."""
     own = inspect_parser().parse_args(args)
+    if own.out is not None and expand(own.out).is_file():
+        raise ValueError(f"--out {own.out} is a file; name a folder.")
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     require_readable(model.adapter)
     run = run_of(model.folder)

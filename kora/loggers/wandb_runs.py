@@ -137,7 +137,7 @@ def _listed(where: Address, base_url: str) -> Iterator[Any]:
 def _fetch(folder: Path, run: Any, text: str) -> str | None:
     """Fetch a run's files if they are not here, its record last. Returns a note on a failure."""
     record, mark = folder / RESULTS_NAME, folder / _MARK
-    if mark.is_file() and record.is_file() and record.read_text(encoding="utf-8") == text:
+    if mark.is_file() and record.is_file() and record.read_bytes() == text.encode():
         return None
     folder.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)

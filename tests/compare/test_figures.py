@@ -41,6 +41,12 @@ def test_comparison_draws_a_line_for_each_baseline_that_there_is(tmp_path: Path)
     assert colours(figures.comparison(depth, path))["LEVEL"] > 50
 
 
+@pytest.mark.parametrize(("metric", "first"), [("test/rmse_m", 1), ("test/cohen_kappa", 2)])
+def test_the_best_baseline_comes_first_also_where_more_is_better(metric: str, first: int) -> None:
+    rows = comparison(baselines={"mean_depth": 1, "mean_map": 2}, metric=metric).baseline_rows()
+    assert rows[0][2] == first
+
+
 def drawn(result: Comparison, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The axes of a comparison's picture, and its legend's texts."""
     found: list[Any] = []

@@ -162,6 +162,13 @@ def test_the_validation_images_can_pass_too_and_out_is_another_folder(
     assert not (run / "inspect").exists()
 
 
+def test_an_out_that_is_a_file_is_refused_before_images_are_read(run: Path, capfd: Capture) -> None:
+    Path("notes.txt").write_text("")
+    outcome = kora(capfd, "inspect", run, "--out", "notes.txt")
+    assert outcome.code == 2
+    assert outcome.err.strip() == "kora: error: --out notes.txt is a file; name a folder."
+
+
 def test_updates_are_read_from_weights_alone(here: Path, capfd: Capture) -> None:
     run = trained(here, capfd, config("DoRA", {"rank": 2, "sites": ["q", "k", "v", "proj"]}))
     (run / "config.yaml").unlink()  # no image is needed

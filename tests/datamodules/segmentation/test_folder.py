@@ -140,6 +140,15 @@ def test_an_image_in_two_parts_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, val_dir="trainval")
 
 
+def test_a_list_is_read_with_a_byte_order_mark_and_told_if_it_is_no_utf8(tmp_path: Path) -> None:
+    file = write_voc(tmp_path) / "ImageSets/Segmentation/train.txt"
+    file.write_text("i0\ni1\n", encoding="utf-8-sig")
+    assert opened(tmp_path, val_images=1).protocol()["sizes"]["train"] == 1
+    file.write_bytes(b"i0\n\xe4\n")
+    with pytest.raises(ValueError, match=r"train\.txt: .* UTF-8, from byte 3 on\. Save it"):
+        opened(tmp_path, val_images=1)
+
+
 def write_voc(folder: Path) -> Path:
     """VOC's own layout: four images train and two test."""
     root = folder / "VOCdevkit/VOC2012"
