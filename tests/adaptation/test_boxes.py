@@ -132,7 +132,7 @@ def test_of_changed_images_no_result_is_used_again(
 def test_called_again_it_runs_nothing(
     result: AdaptedBoxes, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subprocess.Popen", lambda *a, **o: pytest.fail("a run began"))
+    monkeypatch.setattr("kora.grid.run.run_child", lambda *a, **o: pytest.fail("a run began"))
     again = adapt(work / "photos", out=work / "out", backbone="vit_nano", minutes=500)
     assert again is not None
     assert (again.run, again.sentence) == (result.run, result.sentence)

@@ -124,16 +124,17 @@ def test_a_patch_embedding_that_ends_in_no_layer_is_left_out() -> None:
 def test_the_counts_are_two_numbers_a_channel() -> None:
     """A block has 11 widths of channels; patch embedding and final norm have one each."""
 
-    def count(**options: Any) -> int:
+    def count(backbone: Backbone | None = None, **options: Any) -> int:
         strategy = SSF(**options)
-        strategy.attach(nano())
+        strategy.attach(backbone or nano())
         return sum(parameter.numel() for parameter in strategy.parameters())
 
     assert count() == 2 * (6 * 11 + 2) * 128
     assert count(norms=False, outer=False) == 2 * 6 * 9 * 128
     assert count(sites=["fc1"], norms=False, outer=False, blocks=[3]) == 2 * 4 * 128
-    # The paper's 0.21 M on ViT-B/16 (table 1): width 768, 12 blocks.
-    assert 2 * (12 * 11 + 2) * 768 == 205_824
+    with torch.device("meta"):
+        vit_b = Backbone("vit_base_patch16_224", weights="random")
+        assert count(vit_b) == 2 * (12 * 11 + 2) * 768 == 205_824  # 0.21 M in the paper's table 1
 
 
 def test_less_is_kept_for_backward_than_by_the_published_computation(images: Tensor) -> None:

@@ -103,7 +103,7 @@ def test_blocks_choose_and_come_in_forward_order() -> None:
     assert keys == ["b01_q", "b01_v", "b01_fc2", "b04_q", "b04_v", "b04_fc2"]
 
 
-def test_the_sites_of_vit_b_are_48_in_forward_order() -> None:
+def test_the_sites_of_twelve_blocks_are_48_in_forward_order() -> None:
     backbone = Backbone("vit_tiny_patch16_224", weights="random", image_size=32)
     keys = [site.key for site in find_sites(backbone, ["fc2", "fc1", "proj", "qkv"])]
     assert keys == [f"b{i:02d}_{name}" for i in range(12) for name in ALL_SITES]

@@ -162,13 +162,10 @@ def test_the_fingerprint_does_not_depend_on_the_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_real_photographs_in_class_folders(tmp_path: Path) -> None:
-    folder = os.environ.get("KORA_SHARED_DATA")
-    if not folder or not (Path(folder) / "cifar10-images-small.zip").is_file():
-        pytest.skip("KORA_SHARED_DATA does not name a folder with cifar10-images-small.zip")
+def test_real_photographs_in_class_folders(shared_data: Path, tmp_path: Path) -> None:
     data = ImageFolder(
         str(tmp_path / "cifar10"),
-        archive="$KORA_SHARED_DATA/cifar10-images-small.zip",
+        archive=str(shared_data / "cifar10-images-small.zip"),
         image_size=32,
         num_workers=0,
     )

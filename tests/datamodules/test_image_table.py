@@ -59,7 +59,6 @@ def test_a_fold_validates_and_the_others_train(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_part_val_validate(tmp_path: Path) -> None:
-    first = sorted((tmp_path / "mine/train").glob("*/*.*")) or None
     write_class_folders(tmp_path / "mine")
     first = sorted((tmp_path / "mine/train").glob("*/*.*"))[:2]
     table(tmp_path, **{path.relative_to(tmp_path).as_posix(): "val" for path in first})

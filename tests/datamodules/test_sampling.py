@@ -84,7 +84,7 @@ def test_draws_are_uniform_and_independent() -> None:
     assert (correlation - torch.eye(7)).abs().max() < 0.03
 
 
-def test_every_process_has_its_share_of_the_training_images() -> None:
+def test_the_only_process_has_all_training_images() -> None:
     data = Synthetic(image_size=32, train_images=48, test_images=24, val_images=12, batch_size=6)
     data.setup("fit")
     sampler = data.train_dataloader().sampler

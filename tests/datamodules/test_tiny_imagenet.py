@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -197,28 +196,25 @@ def test_the_fingerprint_notices_a_changed_image(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_zip() -> Path:
-    folder = os.environ.get("KORA_SHARED_DATA")
-    if not folder:
-        pytest.skip("KORA_SHARED_DATA is not set")
-    path = Path(folder) / "tiny-imagenet-200-small.zip"
-    if not path.is_file():
-        pytest.skip(f"{path} does not exist")
-    return path
+def archive(shared_data: Path) -> str:
+    return str(shared_data / "tiny-imagenet-200-small.zip")
 
 
 @pytest.fixture(scope="module")
-def real_root(shared_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_root(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny-imagenet")
-    TinyImageNet(str(root), archive=str(shared_zip)).prepare_data()
+    TinyImageNet(str(root), archive=archive).prepare_data()
     return root
 
 
 @pytest.mark.shared_data
-def test_real_images_of_the_last_hundred_classes(real_root: Path, shared_zip: Path) -> None:
+def test_real_images_of_the_last_hundred_classes(
+    real_root: Path, archive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(Path(archive).parent))
     data = TinyImageNet(
         str(real_root),
-        archive="$KORA_SHARED_DATA/tiny-imagenet-200-small.zip",
+        archive="$DATA/tiny-imagenet-200-small.zip",
         classes="100:200",
         subset=Subset(per_class=1),
         val_images=100,
@@ -235,13 +231,15 @@ def test_real_images_of_the_last_hundred_classes(real_root: Path, shared_zip: Pa
 
 
 @pytest.mark.shared_data
-def test_real_images_in_the_published_protocol_are_degenerate(real_root: Path) -> None:
+def test_real_images_in_the_published_protocol_are_degenerate(
+    real_root: Path, archive: str
+) -> None:
     data = TinyImageNet(
         str(real_root),
         subset=Subset(fraction=0.005, how="first"),
         val_fraction=0,
         val_layout="folders",
-        archive=str(Path(os.environ["KORA_SHARED_DATA"]) / "tiny-imagenet-200-small.zip"),
+        archive=archive,
     )
     data.setup_splits()
     assert len(set(data.labels("train"))) == 2

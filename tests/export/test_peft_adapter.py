@@ -115,6 +115,9 @@ def test_training_it_further_starts_where_the_run_ended(tmp_path: Path, images: 
     theirs = PeftModel.from_pretrained(base, str(tmp_path / "out"), is_trainable=True)
     trains = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert trains == sum(p.numel() for _, p in model.adapter.trainable()) + 7 * 129
+    with torch.no_grad():
+        found = theirs.eval()(model.backbone.preprocess(images))
+        torch.testing.assert_close(found, model(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("adapter", [KoRA(PaperForm(2), 4), BitFit()], ids=lambda a: a.label)

@@ -521,7 +521,9 @@ def test_a_validation_of_one_task_reads_nothing_that_was_kept_for_another(folder
     assert trainer.validate(task, datamodule=data, verbose=False) == before
 
 
-def test_image_files_are_read_for_filling_alone(tmp_path: Path, folder: str) -> None:
+def test_image_files_are_read_for_filling_alone(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_class_folders(tmp_path / "files")
 
     def data() -> ImageFolder:
@@ -531,6 +533,10 @@ def test_image_files_are_read_for_filling_alone(tmp_path: Path, folder: str) -> 
     task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
     kept, _ = fitted(task, data())
     torch.testing.assert_close(kept.losses, images.losses, rtol=0, atol=1e-4)
+    monkeypatch.setattr(ImageFolder, "read", lambda *args: pytest.fail("an image was read"))
+    task = classifier(LinearProbe(), feature_cache=True, feature_cache_folder=folder)
+    again, _ = fitted(task, data())
+    assert again.losses == kept.losses
 
 
 def test_a_compiled_task_trains_on_what_is_kept(folder: str) -> None:

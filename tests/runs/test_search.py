@@ -206,11 +206,13 @@ def test_what_another_process_is_at_work_on_is_not_gone_on_with(wanted: dict[str
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
-        lock = RunLock(folder)
-        os.write(ready[1], b"x")
-        os.read(done[0], 1)
-        lock.release()
-        os._exit(0)
+        try:
+            lock = RunLock(folder)
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            lock.release()
+        finally:
+            os._exit(0)
     os.read(ready[0], 1)
     try:
         assert find_at_work(wanted) == folder

@@ -194,6 +194,8 @@ def test_it_has_a_report_with_an_audit_pictures_and_baselines(kind: Kind, tmp_pa
     trainer(tmp_path, enable_checkpointing=False).test(task, data, verbose=False)
     report.gather("test")
     assert found.baselines() or report.baselines()
-    assert all(path.stat().st_size > 10_000 for path in report.pictures(tmp_path))
+    pictures = report.pictures(tmp_path)
+    assert pictures
+    assert all(path.stat().st_size > 10_000 for path in pictures)
     assert {"image"} < set(report.sample_rows()[0])
     assert report.evaluation("test") or kind.task is ClassificationTask

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning import Trainer
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from datamodules import Synthetic
 from kora.adapters import SSF, DoRA, KoRA, LoRA, PaperForm, Strategy
@@ -59,12 +60,14 @@ def test_what_is_merged_is_the_adapter_as_it_is_now(images: Tensor) -> None:
 
 
 def test_training_goes_on_after_it_as_if_it_had_not_been(images: Tensor) -> None:
-    task = kicked("LoRA")
+    task, other = kicked("LoRA"), kicked("LoRA")
     with merged(task.backbone, task.adapter):
         pass
-    task(images).sum().backward()
-    gradients = [p.grad for p in task.trainables().values()]
-    assert all(g is not None and g.any() for g in gradients)
+    for one in (task, other):
+        one(images).sum().backward()
+    for name, parameter in other.trainables().items():
+        assert parameter.grad is not None
+        assert torch.equal(task.trainables()[name].grad, parameter.grad), name
 
 
 def test_an_error_within_it_leaves_the_wrapped_layers(images: Tensor) -> None:
@@ -131,12 +134,17 @@ def test_test_and_predict_run_merged_and_say_what_they_said_unmerged(
     assert task.seen() == {len(layers) if adapter.label == "KoRA" else 0}
     assert wrapped(task) == layers
     assert sum(isinstance(c, MergedEvaluation) for c in trainer.callbacks) == 1
+    right, losses = [], []
     with torch.inference_mode():
         for ours, batch in zip(predicted, data_batches(), strict=True):
-            probabilities = task(batch["image"]).softmax(-1).max(-1)
+            logits = task(batch["image"])
+            probabilities = logits.softmax(-1).max(-1)
             assert torch.equal(ours["prediction"], probabilities.indices)
             torch.testing.assert_close(ours["confidence"], probabilities.values)
-    assert said["test/loss"] > 0
+            right.append(probabilities.indices == batch["label"])
+            losses.append(cross_entropy(logits, batch["label"], reduction="none"))
+    assert said["test/accuracy"] == pytest.approx(float(torch.cat(right).float().mean()))
+    assert said["test/loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
 def data_batches() -> Any:

@@ -219,6 +219,7 @@ def test_best_checkpoint_is_chosen_by_validation_and_tested(
     assert results(run)["metrics"]["best_val/accuracy"] == pytest.approx(max(seen))
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] == seen.index(max(seen))
+    assert results(run).get("tested_step") == (None if untested else best["global_step"])
     stored = load_file(run / "adapter/adapter_model.safetensors")
     assert all(torch.equal(stored[k], v) for k, v in best["state_dict"].items())
 
@@ -230,7 +231,10 @@ def test_without_validation_the_last_state_is_tested(here: Path, capfd: Capture)
     outcome = kora(capfd, "fit", "--config", "no_val.yaml")
     assert outcome.code == 0, outcome.err
     assert "no model selection" in outcome.out
-    assert "test/accuracy" in results(here / RUN)["metrics"]
+    record = results(here / RUN)
+    assert "test/accuracy" in record["metrics"]
+    last = torch.load(here / RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert record["tested_step"] == last["global_step"]
 
 
 def test_fast_dev_run_leaves_nothing_behind(here: Path, capfd: Capture) -> None:
@@ -240,7 +244,6 @@ def test_fast_dev_run_leaves_nothing_behind(here: Path, capfd: Capture) -> None:
 
 def test_a_degenerate_split_stops_the_run_before_training(here: Path, capfd: Capture) -> None:
     config = tiny_config()
-    config["data"]["init_args"] |= {"subset": {"per_class": 1, "how": "first"}}
     config["data"]["init_args"]["subset"] = {"fraction": 0.1, "how": "first"}
     write_config(here / "degenerate.yaml", config)
     outcome = kora(capfd, "fit", "--config", "degenerate.yaml")

@@ -331,11 +331,13 @@ def test_two_processes_never_train_one_run(stopped: Path, capfd: Capture) -> Non
     ready, hold = os.pipe(), os.pipe()
     holder = os.fork()
     if not holder:
-        with (stopped / ".running").open("w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            os.write(ready[1], b"x")
-            os.read(hold[0], 1)
-        os._exit(0)
+        try:
+            with (stopped / ".running").open("w") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX)
+                os.write(ready[1], b"x")
+                os.read(hold[0], 1)
+        finally:
+            os._exit(0)
     try:
         os.read(ready[0], 1)
         named = resume(capfd, run=stopped)

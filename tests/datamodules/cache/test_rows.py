@@ -297,9 +297,11 @@ def test_one_process_at_a_time_and_the_other_is_told(tmp_path: Path) -> None:
     with alone(folder):
         process = os.fork()
         if process == 0:
-            with alone(folder, waiting=lambda: (tmp_path / "told").touch()):
-                (tmp_path / "entered").touch()
-            os._exit(0)
+            try:
+                with alone(folder, waiting=lambda: (tmp_path / "told").touch()):
+                    (tmp_path / "entered").touch()
+            finally:
+                os._exit(0)
         wait_for((tmp_path / "told").exists)
         assert not (tmp_path / "entered").exists()
     assert os.waitpid(process, 0)[1] == 0
