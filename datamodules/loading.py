@@ -286,7 +286,8 @@ def text_of(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file}: cannot be read as text in UTF-8, from byte {error.start} on. Save it in UTF-8."
+            f"{file}: cannot be read as text in UTF-8, from byte {error.start} on. Save it in "
+            "UTF-8."
         ) from error
 
 

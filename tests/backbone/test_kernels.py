@@ -333,3 +333,15 @@ def test_the_whole_step_compiles_as_one_graph(name: str, images: Tensor) -> None
     assert loss == pytest.approx(again, rel=1e-5)
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "least_error"), [(1e-2, 0.2), (1e-3, 1.5)])
+def test_a_merge_in_bfloat16_would_round_small_updates_away(
+    share: float, least_error: float
+) -> None:
+    torch.manual_seed(0)
+    weight = 0.03 * torch.randn(768, 768)
+    update = torch.randn(768, 8) @ torch.randn(8, 768)
+    update *= share * weight.norm() / update.norm()
+    arrived = (weight + update).bfloat16().float() - weight.bfloat16().float()
+    assert (arrived - update).norm() / update.norm() > least_error
