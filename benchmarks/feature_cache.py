@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import statistics
 import sys
@@ -31,7 +30,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.measuring import machine
+from benchmarks.measuring import machine, table, write
 from datamodules import Synthetic
 from kora.adapters import KoRA, LinearProbe, LoRA, PaperForm, Strategy
 from kora.backbone.vit import Backbone
@@ -146,13 +145,13 @@ def measured(backbone: Backbone, own: Any) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: list[dict[str, Any]], images: int) -> str:
+def rendered(found: list[dict[str, Any]], images: int) -> str:
     """Rows in Markdown."""
-    rows = [
-        ["strategy", "reads", "seconds an epoch", "images/s", "times as fast as LoRA",
-         "KiB an image", "filled in, s", "largest difference of a loss"],
+    columns = [
+        "strategy", "reads", "seconds an epoch", "images/s", "times as fast as LoRA",
+        "KiB an image", "filled in, s", "largest difference of a loss",
     ]  # fmt: skip
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     for one in found:
         seconds, ratios = one["epoch_seconds"], one["lora / this"]
         middle = statistics.median(seconds)
@@ -165,7 +164,7 @@ def table(found: list[dict[str, Any]], images: int) -> str:
             row += [f"{one['bytes_an_image'] / 1024:.4g}", f"{one['fill_seconds']:.2f}"]
             row.append(f"{one['largest loss difference']:.1e}")
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(columns, rows)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -199,12 +198,9 @@ def main(args: Sequence[str] | None = None) -> None:
         f"\n{own.model}, {own.images} images of {side_px} x {side_px} in batches of {own.batch}, "
         f"medians of {own.repeats} rounds (lowest to highest)\n"
     )
-    print(table(found, own.images))
+    print(rendered(found, own.images))
     print(f"\n{machine(torch.device(own.device))}")
-    if own.json is not None:
-        record = {**vars(own), "json": str(own.json), "machine": machine(torch.device(own.device))}
-        text = json.dumps({**record, "contenders": found}, indent=1)
-        own.json.write_text(text + "\n", encoding="utf-8")
+    write(own, "feature_cache", {"contenders": found}, device=torch.device(own.device))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ resizing to the device, PIL without it is measured too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests` and `benchmarks`
 
 import numpy as np
 import PIL
@@ -35,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.measuring import machine, table, write
 from datamodules import CIFAR, ImageDataModule, ImageFolder, TinyImageNet
 from tests.support.data_factory import (
     write_cifar_archive,
@@ -195,9 +194,9 @@ def measured(makes: dict[str, Make], *, repeats: int, seconds: float) -> dict[st
     return found
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def rendered(found: dict[str, dict[str, Any]]) -> str:
     """Rows in Markdown."""
-    rows = [["data", "path", *COLUMNS], ["---"] * (len(COLUMNS) + 2)]
+    rows = []
     for data, paths in found.items():
         for name, one in paths.items():
             cells = []
@@ -209,7 +208,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             if name in (USUAL, PLAIN):
                 cells[-1] = ""  # its files are listed beforehand
             rows.append([data, name, *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(["data", "path", *COLUMNS], rows)
 
 
 def one_core() -> str:
@@ -220,18 +219,6 @@ def one_core() -> str:
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     return "one core"
-
-
-def machine() -> str:
-    """Processor, load and the versions that matter."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{(named or [platform.processor()])[0]}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, Pillow {PIL.__version__}, NumPy {np.__version__}"
-    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -260,11 +247,9 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{own.workers} loader processes, {where}; medians of {own.repeats} rounds "
         "(lowest to highest)\n"
     )
-    print(table(found))
-    print(f"\n{machine()}")
-    if own.json is not None:
-        record = {**vars(own), "json": str(own.json), "machine": machine(), "data": found}
-        own.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(rendered(found))
+    print(f"\n{machine()}, Pillow {PIL.__version__}, NumPy {np.__version__}")
+    write(own, "image_loading", {"data": found})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from kora.reports.canvas import BLUE, GREY, new_figure, save
-from kora.runs.durable import write_atomically
+from kora.runs.durable import write_text
 from kora.tasks.callbacks import flushed
 
 __all__ = [
@@ -171,26 +171,23 @@ def write(
     own: argparse.Namespace,
     name: str,
     record: Mapping[str, Any],
-    draw: Callable[[Path], object],
+    draw: Callable[[Path], object] | None = None,
     *,
     device: torch.device | None = None,
 ) -> None:
-    """Write what was asked for: the JSON, and with --out the picture beside it."""
+    """Write what was asked for: the JSON, and with --out the picture beside it, if there is one."""
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(own).items()}
     content = {"benchmark": name, **options, "machine": machine(device), **record}
-    text = json.dumps(content, indent=1) + "\n"
-    files = [own.json, None if own.out is None else own.out / f"{name}.json"]
-    for path in files:
+    out = getattr(own, "out", None)
+    for path in (own.json, None if out is None else out / f"{name}.json"):
         if path is not None:
-            write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
-    if own.out is not None:
-        draw(own.out / f"{name}.png")
-        print(f"\nWritten: {own.out / name}.json and .png")
+            write_text(path, json.dumps(content, indent=1) + "\n")
+    if out is not None and draw is not None:
+        draw(out / f"{name}.png")
+        print(f"\nWritten: {out / name}.json and .png")
 
 
-def ratio_bars(
-    path: Path, ratios: Mapping[str, Sequence[float]], *, title: str, axis: str, goal: float = 1.0
-) -> Path:
+def ratio_bars(path: Path, ratios: Mapping[str, Sequence[float]], *, title: str, axis: str) -> Path:
     """Horizontal bars of medians with whiskers from the lowest to the highest, and a line."""
     figure, (axes,) = new_figure(1, size=(8, 1.3 + 0.36 * len(ratios)), title=title)
     places = range(len(ratios))
@@ -204,7 +201,7 @@ def ratio_bars(
             three[2] + 0.012 * right, place, f"{three[0]:.2f}", va="center", fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
-    axes.axvline(goal, color=GREY, linewidth=1, linestyle="--", zorder=0.5)
+    axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--", zorder=0.5)
     axes.set_yticks(places, list(ratios), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * right)

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import torch
 
-from benchmarks.measuring import machine
+from benchmarks.measuring import machine, table
 from datamodules import NYUDepthV2
 from tests.support.depth_factory import write_labelled, write_splits
 
@@ -63,11 +63,12 @@ def main(args: Sequence[str] | None = None) -> None:
                 if repeat:
                     seen[name].append(frames / (time.perf_counter() - begun))
         print(f"\n{own.workers} workers, batches of {own.batch}, 480 x 640; frames/s\n")
-        print("| read from | best | median | all |\n| --- | --- | --- | --- |")
+        rows = []
         for name, label in (("none", "labelled file"), ("cache", "cache")):
             rates = seen[name]
             every = ", ".join(f"{rate:.0f}" for rate in rates)
-            print(f"| {label} | {max(rates):.0f} | {np.median(rates):.0f} | {every} |")
+            rows.append([label, f"{max(rates):.0f}", f"{np.median(rates):.0f}", every])
+        print(table(["read from", "best", "median", "all"], rows))
         print(f"\n{machine()}, h5py {h5py.__version__}, NumPy {np.__version__}")
 
 
