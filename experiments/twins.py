@@ -48,17 +48,22 @@ PAIRS = {
         "composition_feedback/KoRA-over-LoRA-feedback",
         "composition_feedback_deaf/KoRA-over-LoRA-feedback",
     ),
+    "feedback of tokens": (
+        "composition_feedback/KoRA-over-LoRA-spatial-feedback-tokens",
+        "composition_feedback_deaf/KoRA-over-LoRA-spatial-feedback-tokens",
+    ),
 }  # fmt: skip
-_COLUMNS = ("data", "form", "seed", "accuracy", "trainable")
+_SCORES = ("best_val/accuracy", "best_val/miou")
+_COLUMNS = ("data", "form", "seed", "score", "trainable")
 
 
 class Measured(NamedTuple):
-    """One run: `form` is experiment/strategy, `accuracy` the share that is right in validation."""
+    """One run: `form` is experiment/strategy, `score` the accuracy or mIoU in validation."""
 
     data: str
     form: str
     seed: int
-    accuracy: float
+    score: float
     trainable: int
 
 
@@ -68,7 +73,8 @@ def measured(folder: Path, data: str) -> list[Measured]:
     return [
         Measured(
             data, f"{r.experiment}/{r.strategy}", int(r.seed or 0),
-            r.metrics["best_val/accuracy"], int(r.parameters["trainable"]),
+            next(r.metrics[name] for name in _SCORES if name in r.metrics),
+            int(r.parameters["trainable"]),
         )
         for r in results
         if r.finished and not r.experiment.endswith("_tune")
@@ -82,7 +88,7 @@ def read(paths: Iterable[Path]) -> list[Measured]:
         with path.open(encoding="utf-8", newline="") as file:
             found += [
                 Measured(
-                    row["data"], row["form"], int(row["seed"]), float(row["accuracy"]),
+                    row["data"], row["form"], int(row["seed"]), float(row["score"]),
                     int(row["trainable"]),
                 )
                 for row in csv.DictReader(file)
@@ -95,7 +101,7 @@ def worth(runs: Sequence[Measured], data: str, form: str, rival: str) -> Lead | 
     of: dict[str, dict[int, float]] = defaultdict(dict)
     for run in runs:
         if run.data == data:
-            of[run.form][run.seed] = run.accuracy
+            of[run.form][run.seed] = run.score
     return lead(of[form], of[rival])
 
 
@@ -105,7 +111,7 @@ def table(runs: Sequence[Measured], data: str) -> str:
     size: dict[str, int] = {}
     for run in runs:
         if run.data == data:
-            mean[run.form].append(100 * run.accuracy)
+            mean[run.form].append(100 * run.score)
             size[run.form] = run.trainable
     rows = []
     for name, (form, twin) in PAIRS.items():

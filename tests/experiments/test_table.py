@@ -33,7 +33,7 @@ def test_values_are_read_back_as_they_were_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, picture = tmp_path / "kept.csv", tmp_path / "worth.png"
-    rows = ["data,form,seed,accuracy,trainable", *(",".join(map(str, run)) for run in runs())]
+    rows = ["data,form,seed,score,trainable", *(",".join(map(str, run)) for run in runs())]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     again = tmp_path / "again.csv"
     main([str(path), "--csv", str(again), "--out", str(picture)])
