@@ -248,8 +248,9 @@ def main(args: Sequence[str] | None = None) -> None:
         "(lowest to highest)\n"
     )
     print(rendered(found))
-    print(f"\n{machine()}, Pillow {PIL.__version__}, NumPy {np.__version__}")
-    write(own, "image_loading", {"data": found})
+    said = f"{machine()}, Pillow {PIL.__version__}, NumPy {np.__version__}"
+    print(f"\n{said}")
+    write(own, "image_loading", {"machine": said, "data": found})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 from kora import __version__
 from kora.console.errors import explain, hint
-from kora.console.say import RANKS
 
 __all__ = ["FIT_USAGE", "MEASURE_USAGE", "PARSERS", "USAGE", "main"]
 
@@ -224,9 +223,6 @@ PARSERS = {name: _OPTIONS.get(name, module) for name, (module, _) in _OWN.items(
 #: Commands with the options of a config.
 _TAKES_CONFIG = ("fit", "validate", "test", "params", "data")
 
-#: Variables that tell which process of a run this is.
-_RANKS = (*RANKS, "WORLD_SIZE")
-
 #: Columns below which tables cannot be drawn.
 _NARROWEST = 20
 
@@ -287,7 +283,9 @@ def _command(args: list[str]) -> None:
         _check_early(args[0], args[1:])  # prints the help
         command(args[1:])
         return
-    for name in _RANKS:
+    from kora.console.say import RANKS
+
+    for name in (*RANKS, "WORLD_SIZE"):
         if not os.environ.get(name, "0").isdecimal():  # Lightning reads them where it is imported
             _fail(
                 f"the environment has {name}={os.environ[name]!r}, expected a whole number. Unset "

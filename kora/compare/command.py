@@ -26,7 +26,7 @@ from kora.compare.selection import load_runs, newest
 from kora.compare.setting_differences import setting_differences, training_note
 from kora.compare.verdict import RULE, Difference, verdict
 from kora.console.formats import HEADLINES, format_metric, is_better_higher, is_rate
-from kora.runs.durable import expand
+from kora.runs.durable import out_folder
 from kora.runs.outcomes import read_outcomes
 from kora.runs.results import Run
 
@@ -147,9 +147,7 @@ def compare_command(
     Raises:
         ValueError: nothing can be compared; the message lists every reason.
     """
-    folder = None if out is None else expand(out)
-    if folder is not None and folder.is_file():
-        raise ValueError(f"--out {out} is a file; name a folder.")
+    folder = None if out is None else out_folder(out)
     runs, more = load_runs(paths)
     console = console or Console()
     notes = [*notes, *more]

@@ -25,7 +25,7 @@ from kora.inspect.data import has_changed, run_datamodule, shuffled_batches, tes
 from kora.inspect.figures import cka_map
 from kora.inspect.options import ADVISED_IMAGES, cka_parser
 from kora.runs.adapter_config import run_of
-from kora.runs.durable import expand, write_text
+from kora.runs.durable import expand, out_folder, write_text
 from kora.runs.results import RunResult, read_results
 from kora.tasks.load import AdaptedModel, load_adapter, load_backbone, named_device
 
@@ -95,8 +95,8 @@ def _check(own: argparse.Namespace) -> None:
             raise ValueError(
                 f"{key} {value}: the unbiased estimate needs {LEAST_IMAGES} images a batch or more."
             )
-    if own.out is not None and expand(own.out).is_file():
-        raise ValueError(f"--out {own.out} is a file; name a folder.")
+    if own.out is not None:
+        out_folder(own.out)
 
 
 def _open(folder: Path, result: RunResult, own: argparse.Namespace, device: torch.device) -> _Run:

@@ -26,7 +26,7 @@ from kora.inspect.readings import (
     require_readable,
 )
 from kora.runs.adapter_config import run_of
-from kora.runs.durable import expand, write_text
+from kora.runs.durable import out_folder, write_text
 from kora.tasks.load import AdaptedModel, load_adapter, named_device
 from kora.training.node_gradients import GRADIENTS_NAME, read_gradients
 
@@ -39,13 +39,12 @@ _FAINT = 1e-6
 def inspect_command(args: Sequence[str]) -> None:
     """Parse the options, read the adapter, write the read-outs, and print what stands out."""
     own = inspect_parser().parse_args(args)
-    if own.out is not None and expand(own.out).is_file():
-        raise ValueError(f"--out {own.out} is a file; name a folder.")
+    out = None if own.out is None else out_folder(own.out)
     model = load_adapter(own.run, weights=own.weights, device=named_device(own.device))
     require_readable(model.adapter)
     run = run_of(model.folder)
     read, images = _read(model, run, own)
-    out = expand(own.out) if own.out else run / "inspect"
+    out = out or run / "inspect"
     written = _write(out, _record(model, run, read, own.split, images), read, model.adapter.label)
     for line in [*_findings(model, read), *read.notes]:
         print(f"kora: {line}")

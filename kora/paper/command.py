@@ -23,7 +23,7 @@ from kora.console.tables import (
 from kora.paper.checks import checks
 from kora.paper.numbers import paper_tables
 from kora.paper.table import Filled, PaperSheet, paper_sheet
-from kora.runs.durable import expand, write_text
+from kora.runs.durable import expand, out_folder, write_text
 from kora.runs.results import Run, find_runs
 
 __all__ = ["paper_command", "paper_parser", "sections"]
@@ -39,14 +39,13 @@ def paper_command(args: Sequence[str]) -> None:
         RuntimeError: A record of a run is damaged.
     """
     own = paper_parser().parse_args(args)
-    if own.out is not None and expand(own.out).is_file():
-        raise ValueError(f"--out {own.out} is a file; name a folder.")
+    out = None if own.out is None else out_folder(own.out)
     runs, notes = _runs(expand(own.runs), own.runs)
     sheet = paper_sheet(paper_tables()[own.table], runs)
     found = sections(sheet, notes)
     _show(sheet, found)
-    if own.out is not None:
-        for path in _write(sheet, found, expand(own.out)):
+    if out is not None:
+        for path in _write(sheet, found, out):
             print(f"wrote {path}")
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "has_checksum",
     "has_other_content",
     "let_be_read",
+    "out_folder",
     "plainly",
     "read_checked",
     "record_sha256",
@@ -307,6 +308,18 @@ def user_cache() -> Path:
     folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     homeless = folder.startswith("~")  # as a user of a container may be
     return Path(tempfile.gettempdir() if homeless else folder) / "kora"
+
+
+def out_folder(given: str | Path) -> Path:
+    """The folder that an option `--out` names, expanded.
+
+    Raises:
+        ValueError: It is a file.
+    """
+    folder = expand(given)
+    if folder.is_file():
+        raise ValueError(f"--out {given} is a file; name a folder.")
+    return folder
 
 
 def expand(folder: str | Path) -> Path:

@@ -162,10 +162,13 @@ def test_the_fingerprint_does_not_depend_on_the_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_real_photographs_in_class_folders(shared_data: Path, tmp_path: Path) -> None:
+def test_real_photographs_in_class_folders(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KORA_SHARED_DATA", str(shared_data))
     data = ImageFolder(
         str(tmp_path / "cifar10"),
-        archive=str(shared_data / "cifar10-images-small.zip"),
+        archive="$KORA_SHARED_DATA/cifar10-images-small.zip",
         image_size=32,
         num_workers=0,
     )

@@ -211,10 +211,10 @@ def real_root(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_images_of_the_last_hundred_classes(
     real_root: Path, archive: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATA", str(Path(archive).parent))
+    monkeypatch.setenv("KORA_SHARED_DATA", str(Path(archive).parent))
     data = TinyImageNet(
         str(real_root),
-        archive="$DATA/tiny-imagenet-200-small.zip",
+        archive="$KORA_SHARED_DATA/tiny-imagenet-200-small.zip",
         classes="100:200",
         subset=Subset(per_class=1),
         val_images=100,

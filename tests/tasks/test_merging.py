@@ -67,6 +67,7 @@ def test_training_goes_on_after_it_as_if_it_had_not_been(images: Tensor) -> None
         one(images).sum().backward()
     for name, parameter in other.trainables().items():
         assert parameter.grad is not None
+        assert parameter.grad.any(), name
         assert torch.equal(task.trainables()[name].grad, parameter.grad), name
 
 

@@ -133,6 +133,7 @@ def test_the_constants_beside_the_model_come_from_training_masks_alone(tmp_path:
     usual = one_hot(train.long(), 4).sum(0).argmax(-1)
     test = torch.cat([batch["mask"] for batch in data.test_dataloader()])
     assert scores["majority"]["pixel_accuracy"] == pytest.approx(float((test == 0).float().mean()))
+    assert scores["mode_map"]["miou"] >= scores["majority"]["miou"]
     right = float((test == usual).float().mean())
     assert scores["mode_map"]["pixel_accuracy"] == pytest.approx(right)
     assert right != pytest.approx(float((test == test.mode(0).values).float().mean()))
