@@ -133,28 +133,6 @@ class AdapterTask(LightningModule):
         """The head for this backbone and data; each task has its own."""
         raise NotImplementedError(f"{type(self).__name__} has no build_head.")
 
-    def agreed_classes(self, num_classes: int | None, of: str, data: str) -> int:
-        """K, from the argument of a dense task or from the names that the data module has.
-
-        Args:
-            num_classes: The argument; None: the data says it.
-            of: What has classes, `mask` or `box`, of which the data has `<of>_names`.
-            data: What data is needed, if there is none.
-
-        Raises:
-            ValueError: Neither has it, or they differ.
-        """
-        names = getattr(getattr(self._trainer, "datamodule", None), f"{of}_names", None)
-        many = {"mask": "masks", "box": "boxes"}[of]
-        if names and num_classes not in (None, len(names)):
-            raise ValueError(
-                f"model.num_classes is {num_classes}, and the {many} of the data have "
-                f"{len(names)} classes. Leave it out: it follows the data."
-            )
-        if not names and num_classes is None:
-            raise ValueError(f"The number of classes is not known: the data has no {many}. {data}")
-        return len(names) if names else int(num_classes or 0)
-
     # -- building ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:

@@ -15,14 +15,12 @@ from kora.heads import DepthHead, LinearDepth
 from kora.losses import DepthLoss, SILogLoss
 from kora.metrics.depth import DepthMetrics
 from kora.metrics.protocol import DepthProtocol
-from kora.tasks.base import AdapterTask
+from kora.tasks.dense import Batch, DenseTask
 
 __all__ = ["DepthTask"]
 
-Batch = dict[str, Tensor]
 
-
-class DepthTask(AdapterTask):
+class DepthTask(DenseTask):
     """A dense head trained on measured pixels, evaluated on a stated protocol.
 
     Batches are dicts with `image` (B, 3, H, W) and `depth_m` (B, H, W), float32 metres, 0 where
@@ -42,7 +40,8 @@ class DepthTask(AdapterTask):
     """
 
     monitor = ("val/rmse_m", "min")
-    records_head = True
+    val_metrics: DepthMetrics
+    test_metrics: DepthMetrics
 
     def __init__(
         self,
@@ -54,13 +53,11 @@ class DepthTask(AdapterTask):
         protocol: str | dict[str, Any] | DepthProtocol = "eigen",
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, adapter, **kwargs)
         if not isinstance(protocol, DepthProtocol):
             protocol = DepthProtocol.read(protocol)
-        self.protocol = protocol
+        head = LinearDepth() if head is None else head
+        super().__init__(backbone, adapter, head=head, protocol=protocol, **kwargs)
         self.loss = SILogLoss() if loss is None else loss
-        # In a list, so that it is not a submodule before `build` makes it one.
-        self._head_to_build: list[DepthHead] = [LinearDepth() if head is None else head]
         self.val_metrics = DepthMetrics(protocol)
         self.test_metrics = DepthMetrics(protocol)
         self.constant_metrics = nn.ModuleDict(
@@ -76,10 +73,7 @@ class DepthTask(AdapterTask):
                 f"{self.adapter.label} is for classifiers: for depth, use LinearProbe. The heads "
                 "of depth read several levels by themselves (LinearDepth: four)."
             )
-        head = self._head_to_build.pop()
-        head.build(self.backbone)
-        self.backbone.levels = head.blocks(self.backbone.depth)
-        return head
+        return self.take_head()
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -89,16 +83,7 @@ class DepthTask(AdapterTask):
         predicted_Bhw: Tensor = self(self.inputs(batch))
         predicted_BHW = _resized(predicted_Bhw, truth_BHW.shape[-2:])
         loss: Tensor = self.loss(predicted_BHW, truth_BHW, self.protocol.in_range(truth_BHW))
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
-        return self.with_penalty(loss)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the metrics of the validation part."""
-        self._evaluate(batch, self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the metrics of the test set."""
-        self._evaluate(batch, self.test_metrics)
+        return self.minimised(loss)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Depth in metres at the size of the images, float32 on the CPU, inside the range."""
@@ -154,22 +139,15 @@ class DepthTask(AdapterTask):
 
     # -- epochs --------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation part."""
-        self._log(self.val_metrics, "val")
-
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test set, and keep those of each image."""
-        self.tested = [self.test_metrics.per_image()]  # of all processes; `_log` resets it
-        self._log(self.test_metrics, "test")
+        self.tested = [self.test_metrics.per_image()]  # of all processes
+        self.log_metrics(self.test_metrics, "test")
+        self.test_metrics.reset()
 
-    def _log(self, metrics: DepthMetrics, stage: str) -> None:
-        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
-        for name, value in values.items():
-            # Equal on every process; without sync_dist, Lightning would warn.
-            self.log(name, value.float(), sync_dist=True, prog_bar=name == self.monitor[0])
-        self.log(f"{stage}/skipped_images", float(metrics.skipped), sync_dist=True)
-        metrics.reset()
+    def _values(self, metrics: DepthMetrics) -> dict[str, Tensor]:
+        values = metrics.compute()  # which counts those that it skips
+        return {**values, "skipped_images": values["rmse_m"].new_tensor(metrics.skipped)}
 
     def learn_constants(self, datamodule: Any) -> bool:
         """The mean training depth, everywhere and at each pixel."""

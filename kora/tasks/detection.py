@@ -18,17 +18,14 @@ from kora.backbone.vit import Backbone
 from kora.heads.detection import Boxes, DetectionHead, FCOSHead
 from kora.metrics.detection import DetectionMetrics
 from kora.metrics.detection_protocol import DetectionProtocol
-from kora.tasks.base import AdapterTask
+from kora.tasks.dense import Batch, DenseTask, Size
 
 __all__ = ["DetectionTask"]
-
-Batch = dict[str, Tensor]
-Size = tuple[int, int]
 
 _CONSTANT = "usual_boxes"
 
 
-class DetectionTask(AdapterTask):
+class DetectionTask(DenseTask):
     """A detector on a feature pyramid, evaluated by COCO's rules.
 
     Batches are dicts with `image` (B, 3, H, W), `boxes` float32 (B, N, 4), which are x1, y1, x2, y2
@@ -55,7 +52,8 @@ class DetectionTask(AdapterTask):
     """
 
     monitor = ("val/map", "max")
-    records_head = True
+    val_metrics: DetectionMetrics
+    test_metrics: DetectionMetrics
 
     def __init__(
         self,
@@ -67,17 +65,12 @@ class DetectionTask(AdapterTask):
         protocol: str | dict[str, Any] | DetectionProtocol = "coco",
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, adapter, **kwargs)
         if not isinstance(protocol, DetectionProtocol):
             protocol = DetectionProtocol.read(protocol)
-        self.num_classes = num_classes
-        self.protocol: DetectionProtocol = protocol
         head = FCOSHead() if head is None else head
-        # In a list, so that it is not a submodule before `build` makes it one.
-        self._head_to_build: list[DetectionHead] = [head]
+        super().__init__(backbone, adapter, head=head, protocol=protocol, **kwargs)
+        self.num_classes = num_classes
         self._suffix = head.suffix
-        self.val_metrics: DetectionMetrics
-        self.test_metrics: DetectionMetrics
         self._usual: Boxes = {}  # in shares of height and width
         #: Average precision (K,) of each class, after a test.
         self.test_ap: Tensor | None = None
@@ -112,12 +105,9 @@ class DetectionTask(AdapterTask):
             )
         num_classes = self.agreed_classes(self.num_classes, "box", _DATA)
         self.num_classes = num_classes
-        head = self._head_to_build.pop()
-        head.build(self.backbone, num_classes, self.protocol)
-        self.backbone.levels = head.blocks(self.backbone.depth)
         self.val_metrics, self.test_metrics = (DetectionMetrics(num_classes) for _ in range(2))
         self.constant_metrics = nn.ModuleDict({_CONSTANT: DetectionMetrics(num_classes)})
-        return head
+        return self.take_head(num_classes, self.protocol)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -129,16 +119,7 @@ class DetectionTask(AdapterTask):
             truth |= {name: truth[name][kept] for name in ("boxes", "labels")}
         losses = self._head.losses(self(self.inputs(batch)), truths)
         loss: Tensor = torch.stack(list(losses.values())).sum()
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
-        return self.with_penalty(loss)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the boxes of the validation part."""
-        self._evaluate(batch, self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the boxes of the test set."""
-        self._evaluate(batch, self.test_metrics)
+        return self.minimised(loss)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`boxes` (B, N, 4) in each picture's own pixels, `scores` and `labels` (B, N), on the CPU.
@@ -248,25 +229,17 @@ class DetectionTask(AdapterTask):
 
     # -- epochs --------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation part."""
-        self._log(self.val_metrics, "val")
-
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test set, and keep the outcome of each image."""
-        table = self.test_metrics.per_image()  # of all processes; `_log` resets it
+        table = self.test_metrics.per_image()  # of all processes
         self.tested = [table]
         self.test_ap, self.test_boxes = self.test_metrics.per_class(), table["box_true"].sum(dim=0)
-        self._log(self.test_metrics, "test")
+        self.log_metrics(self.test_metrics, "test")
+        self.test_metrics.reset()
 
-    def _log(self, metrics: DetectionMetrics, stage: str) -> None:
-        for name, value in metrics.compute().items():
-            key = f"{stage}/{name}"
-            if value.isnan():  # there is no box of this size
-                continue
-            # Equal on every process; without sync_dist, Lightning would warn.
-            self.log(key, value.float(), sync_dist=True, prog_bar=key == self.monitor[0])
-        metrics.reset()
+    def _values(self, metrics: DetectionMetrics) -> dict[str, Tensor]:
+        values = metrics.compute()  # NaN: there is no box of this size
+        return {name: value for name, value in values.items() if not value.isnan()}
 
     def learn_constants(self, datamodule: Any) -> bool:
         """The usual boxes of each class, and how often the class occurs."""

@@ -22,13 +22,10 @@ from kora.losses import SegmentationLoss
 from kora.metrics.areas import mean_iou
 from kora.metrics.segmentation import SegmentationMetrics
 from kora.metrics.segmentation_protocol import SegmentationProtocol
-from kora.tasks.base import AdapterTask
+from kora.tasks.dense import Batch, DenseTask, Size
 from kora.tasks.windows import averaged_windows, covering
 
 __all__ = ["SegmentationTask"]
-
-Batch = dict[str, Tensor]
-Size = tuple[int, int]
 
 _CONSTANTS = ("majority", "mode_map")
 _MOST_GROUPS = 10
@@ -38,7 +35,7 @@ _DATA = (
 )
 
 
-class SegmentationTask(AdapterTask):
+class SegmentationTask(DenseTask):
     """A head that gives each pixel a class, evaluated on a stated protocol.
 
     Batches are dicts with `image` (B, 3, H, W) and `mask` uint8 (B, H, W), whose pixels of 255 do
@@ -65,7 +62,8 @@ class SegmentationTask(AdapterTask):
     """
 
     monitor = ("val/miou", "max")
-    records_head = True
+    val_metrics: SegmentationMetrics
+    test_metrics: SegmentationMetrics
 
     def __init__(
         self,
@@ -78,19 +76,13 @@ class SegmentationTask(AdapterTask):
         protocol: str | dict[str, Any] | SegmentationProtocol = "whole",
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, adapter, **kwargs)
         if not isinstance(protocol, SegmentationProtocol):
             protocol = SegmentationProtocol.read(protocol)
-        self.num_classes = num_classes
-        self.protocol = protocol
-        self.loss = SegmentationLoss() if loss is None else loss
-        # In a list, so that it is not a submodule before `build` makes it one.
         head = LinearSegmentation(levels=4) if head is None else head
-        self._head_to_build: list[SegmentationHead] = [head]
+        super().__init__(backbone, adapter, head=head, protocol=protocol, **kwargs)
+        self.num_classes = num_classes
+        self.loss = SegmentationLoss() if loss is None else loss
         self._suffix = head.suffix
-        self.val_metrics: SegmentationMetrics
-        self.test_metrics: SegmentationMetrics
-        self.constant_metrics: nn.ModuleDict
         #: IoU (K,) of each class, and its share (K,) of the counted pixels, after a test.
         self.test_iou: Tensor | None = None
         self.test_shares: Tensor | None = None
@@ -112,15 +104,12 @@ class SegmentationTask(AdapterTask):
             )
         num_classes = self.agreed_classes(self.num_classes, "mask", _DATA)
         self.num_classes = num_classes
-        head = self._head_to_build.pop()
-        head.build(self.backbone, num_classes, self.adapter.query_channels)
-        self.backbone.levels = head.blocks(self.backbone.depth)
         self.val_metrics = SegmentationMetrics(num_classes)
         self.test_metrics = SegmentationMetrics(num_classes, boundary=True)
         self.constant_metrics = nn.ModuleDict(
             {kind: SegmentationMetrics(num_classes, boundary=True) for kind in _CONSTANTS}
         )
-        return head
+        return self.take_head(num_classes, self.adapter.query_channels)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -129,16 +118,7 @@ class SegmentationTask(AdapterTask):
         mask_BHW = self._truth(batch)
         logits_BKhw: Tensor = self(self.inputs(batch))
         loss: Tensor = self.loss(_enlarged(logits_BKhw, mask_BHW.shape[-2:]), mask_BHW)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
-        return self.with_penalty(loss)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the metrics of the validation part."""
-        self._evaluate(batch, self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the metrics of the test set."""
-        self._evaluate(batch, self.test_metrics)
+        return self.minimised(loss)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) on the CPU, and `mask_size` (B, 2) if masks are padded with 255.
@@ -251,16 +231,11 @@ class SegmentationTask(AdapterTask):
 
     # -- epochs --------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation part."""
-        self._log(self.val_metrics, "val")
-        self.val_metrics.reset()
-
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test set and of its groups, and keep the areas of each image."""
         table = self.test_metrics.per_image()  # of all processes
         self.tested = [table]
-        self._log(self.test_metrics, "test")
+        self.log_metrics(self.test_metrics, "test")
         taken: set[str] = set()
         for number, (name, miou) in enumerate(self._of_groups(table).items()):
             plain = "".join(letter if letter.isalnum() else "_" for letter in name)
@@ -271,12 +246,6 @@ class SegmentationTask(AdapterTask):
         true_K = table["true"].sum(dim=0)
         self.test_shares = true_K / true_K.sum().clamp(min=1)
         self.test_metrics.reset()
-
-    def _log(self, metrics: SegmentationMetrics, stage: str) -> None:
-        for name, value in metrics.compute().items():
-            key = f"{stage}/{name}"
-            # Equal on every process; without sync_dist, Lightning would warn.
-            self.log(key, value.float(), sync_dist=True, prog_bar=key == self.monitor[0])
 
     def _of_groups(self, table: dict[str, Tensor]) -> dict[str, Tensor]:
         """mIoU of each group of test images; empty for less than 2 or more than 10 groups."""
