@@ -17,7 +17,7 @@ from kora.grid.command import grid_parser
 from kora.grid.file import read_grid
 from kora.grid.options import picked
 from kora.training.lightning_cli import KoraCLI, parse
-from kora.training.parser import remembering
+from kora.training.parser import remember
 from kora.tune.command import tune_parser
 from kora.tune.file import read_tuning
 
@@ -25,8 +25,8 @@ __all__ = ["assert_accepted", "kora_commands", "parsed"]
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 #: In this, what configs have in common is worked out once.
-_memory, _remembering = remembering(), copy_context()
-_remembering.run(_memory.__enter__)
+_remembering = copy_context()
+_remembering.run(remember)
 
 
 def kora_commands(text: str) -> list[str]:
