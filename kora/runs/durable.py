@@ -34,6 +34,7 @@ __all__ = [
     "out_folder",
     "plainly",
     "read_checked",
+    "read_json",
     "record_sha256",
     "remove_checked",
     "require_room",
@@ -271,6 +272,19 @@ def _is_alive(process: int) -> bool:
     except PermissionError:  # it lives, and is another user's
         return True
     return True
+
+
+def read_json(path: Path, *, remedy: str) -> Any:
+    """The content of a JSON file that KoRA wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        RuntimeError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # covers undecodable bytes
+        raise RuntimeError(f"{path} is damaged: no JSON ({error}). {remedy}") from error
 
 
 def _force(path: Path) -> None:

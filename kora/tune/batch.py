@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kora.grid.dispatch import last_error
 from kora.grid.launchers.job import ENDED
-from kora.runs.durable import write_text
+from kora.runs.durable import read_json, write_text
 from kora.runs.processes import Stop, run_child
 from kora.tune.study import Search, Trial
 
@@ -51,7 +51,7 @@ def trainer_of_batches(logs: Path, env: Mapping[str, str], stop: Stop) -> Togeth
             args = ["tune", TOGETHER, str(path)]
             run_child(args, stop=stop, env=env, output=output, more_follow=True)
         try:
-            told = json.loads(ended_of(path).read_text(encoding="utf-8"))
+            told = read_json(ended_of(path), remedy="Repeat the command, which trains them again.")
         except FileNotFoundError:
             error = last_error(log.read_text(errors="replace")).removeprefix("kora: error: ")
             return Scored([], why=error or f"the process ended without a result (see {log})")

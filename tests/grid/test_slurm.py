@@ -128,6 +128,24 @@ def test_a_job_that_leaves_without_a_word_is_told_as_killed(
     assert ended.outcomes[-1].folder == Path("a")
 
 
+@pytest.mark.parametrize("damage", ["", "[{", "\xff"])
+def test_what_jobs_left_is_told_as_damaged_with_the_file(
+    damage: str, here: Path, slurm: Path
+) -> None:
+    mine, jobs = task(here), queue()
+    (job,) = jobs.submit([mine])
+    assert isinstance(job, str)
+    (listed,) = (here / "grid_x/slurm").glob("kora-*.json")
+    ending = ending_of(listed, 0)
+    for path, look in (
+        (ending, lambda: jobs.ended(mine, job)),
+        (listed, lambda: jobs.known([mine])),
+    ):
+        path.write_bytes(damage.encode("latin-1"))
+        with pytest.raises(RuntimeError, match=rf"^{path} is damaged: .* Remove it, and repeat"):
+            look()
+
+
 def test_a_grid_of_any_name_gives_jobs_whose_names_are_one_word(here: Path, slurm: Path) -> None:
     odd = replace(task(here), log=here / "grid_a b,c|d/log")
     (job,) = queue().submit([odd])

@@ -17,7 +17,7 @@ from kora.grid.dispatch import Ended, Task, run_task
 from kora.grid.file import Job
 from kora.grid.plan import NEW, Entry
 from kora.grid.run import Outcome
-from kora.runs.durable import write_text
+from kora.runs.durable import read_json, write_text
 from kora.runs.processes import Stop
 
 __all__ = ["ENDED", "ending_of", "read_ending", "write_list"]
@@ -47,7 +47,7 @@ def ending_of(path: Path, number: int) -> Path:
 def read_ending(path: Path, task: Task) -> Ended | None:
     """How the job of a task ended; None if it has not said so."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path, remedy="Remove it, and repeat the command.")
     except FileNotFoundError:
         return None
     outcomes = [

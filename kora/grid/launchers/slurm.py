@@ -8,7 +8,6 @@ whenever this process dies. A run saves and queues its job again at the time lim
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shlex
@@ -23,7 +22,7 @@ from kora.grid.dispatch import Ended, Task
 from kora.grid.launchers.batch import QueueError, Refused, Seen, grid_of, task_key
 from kora.grid.launchers.job import ENDED, ending_of, read_ending, write_list
 from kora.grid.run import Outcome
-from kora.runs.durable import write_text
+from kora.runs.durable import read_json, write_text
 
 __all__ = ["Slurm", "script"]
 
@@ -35,6 +34,7 @@ _OVER = {
 _RUNS = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED"}
 _JOB = "kora-JOB"
 _ANSWER_S = 60.0
+_REMEDY = "Remove it, and repeat the command: runs of its jobs that still wait are asked for again."
 _SHARED_S = 30.0  # until a shared folder shows what another machine wrote
 
 
@@ -102,7 +102,7 @@ class Slurm:
         for path in _folder(tasks[0]).glob("kora-*.json"):
             if path.name.endswith(ENDED):
                 continue
-            for number, told in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+            for number, told in enumerate(read_json(path, remedy=_REMEDY)):
                 job = f"{path.stem}_{number}"
                 if job in seen:
                     there[told["key"]] = job
