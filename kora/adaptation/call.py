@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kora.console.formats import duration
+from kora.console.say import say
 from kora.runs.durable import write_text
 from kora.runs.processes import Stop
 
@@ -61,6 +63,14 @@ class Call:
     def budget_s(self) -> float:
         """Seconds for everything."""
         return 60 * (USUAL_MINUTES if self.minutes is None else self.minutes)
+
+    def say_if_short(self, what: str, seconds: float) -> None:
+        """Say so if the minutes are less than what is tried in any case."""
+        if self.minutes is not None and seconds > self.budget_s:
+            say(
+                f"--minutes {self.minutes:g} is less than {what} take: {duration(seconds)}. They "
+                "are tried all the same."
+            )
 
     @property
     def most_fits(self) -> int | None:

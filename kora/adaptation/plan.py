@@ -17,7 +17,6 @@ from kora.adaptation.runs import THROUGH_BATCH_SIZE
 from kora.adaptation.search import BATCH_SIZE, Search, epochs_for, fits_of, is_kept
 from kora.adaptation.split import Split
 from kora.console.formats import duration
-from kora.console.say import say
 from kora.training.batched_fit import Setting, fit_together
 
 __all__ = ["REFIT", "RUN_S", "THROUGH_EPOCHS", "WORTH_IT", "Plan", "plan_for", "seconds_of"]
@@ -89,11 +88,7 @@ class Plan:
             return
         while self.cached_s > self.call.budget_s and len(self.members) > _FEWEST:
             self.left_out.append(self.members.pop())
-        if self.cached_s > self.call.budget_s:
-            say(
-                f"--minutes {self.call.minutes:g} is less than the first {_FEWEST} strategies "
-                f"take: {duration(self.cached_s)}. They are tried all the same."
-            )
+        self.call.say_if_short(f"the first {_FEWEST} strategies", self.cached_s)
 
     def lines(self) -> list[str]:
         """The steps in words, in order."""

@@ -289,13 +289,14 @@ class Trials:
             "train the best and the linear probe again, test",
         ]
         cached_s = self._cached_s(times)
+        self.call.say_if_short("the strategies on cached features", cached_s)
         for number, one in enumerate(self.kind.on_images):
             fit_s = times.fits[one.name]
             needed_s = cached_s + 2 * fit_s
-            how = "only with --minutes"
+            fits, how = needed_s <= self.call.budget_s, "only with --minutes"
             if self.call.minutes is not None:
-                how = "as the minutes allow"
-            elif number == 0 and needed_s <= self.call.budget_s:
+                how = "as the minutes allow" if fits else "not within the minutes"
+            elif number == 0 and fits:
                 how = "two fits at most"
             elif number == 0:
                 how = f"only with --minutes {math.ceil(needed_s / 60) + 1}"

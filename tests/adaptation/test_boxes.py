@@ -152,6 +152,11 @@ def test_a_dry_run_says_what_was_found_and_what_would_be_tried(
         "LoRA (LoRA under the same head)", "a fit, as the minutes allow",
     ):  # fmt: skip
         assert words in said.out
+    assert "is less than" not in said.out
+    few = kora(capfd, "adapt", work / "photos", "--out", work / "dry", "--backbone", "vit_nano",
+               "--dry-run", "--minutes", "0.01")  # fmt: skip
+    assert "--minutes 0.01 is less than the strategies on cached features take: " in few.out
+    assert "a fit, not within the minutes" in few.out
     assert not list((work / "dry").glob("*/seed0"))
 
 
