@@ -274,19 +274,6 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def read_json(path: Path, *, remedy: str) -> Any:
-    """The content of a JSON file that KoRA wrote.
-
-    Raises:
-        FileNotFoundError: There is none.
-        RuntimeError: It is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # covers undecodable bytes
-        raise RuntimeError(f"{path} is damaged: no JSON ({error}). {remedy}") from error
-
-
 def _force(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -322,6 +309,19 @@ def user_cache() -> Path:
     folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     homeless = folder.startswith("~")  # as a user of a container may be
     return Path(tempfile.gettempdir() if homeless else folder) / "kora"
+
+
+def read_json(path: Path, *, remedy: str) -> Any:
+    """The content of a JSON file that KoRA wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        RuntimeError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # covers undecodable bytes
+        raise RuntimeError(f"{path} is damaged: no JSON ({error}). {remedy}") from error
 
 
 def out_folder(given: str | Path) -> Path:
