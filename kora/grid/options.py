@@ -66,7 +66,8 @@ def picked(path: Path, what: str, names: Mapping[str, str], only: Sequence[str])
     """
     for text in only:
         if not any(text in name for name in names):
-            there = ", ".join(dict.fromkeys(names.values()))
+            of_its_kind = [name for name, kind in names.items() if text.startswith(f"{kind}, ")]
+            there = ", ".join(of_its_kind or dict.fromkeys(names.values()))
             raise ValueError(
                 f"--only {text}: no {what} of {path} has this in its name. There are: {there}."
             )

@@ -68,6 +68,8 @@ def test_only_the_runs_with_a_text_in_their_name_are_run(here: Path, capfd: Capt
     assert "--only rank=3: no run of grid.yaml has this in its name" in wrong.err
     assert "rank=1, seed 0, rank=1, seed 1" not in wrong.err, "seeds are not repeated"
     assert "rank=1, rank=2" in wrong.err
+    wrong = kora(capfd, "grid", "--config", name, "--dry_run", "--only", "rank=2, seed 3")
+    assert "There are: rank=2, seed 0, rank=2, seed 1." in wrong.err
 
     plain = write_grid(here, seeds=[0, 1])
     wrong = kora(capfd, "grid", "--config", plain, "--dry_run", "--only", "seed 2")
