@@ -37,7 +37,8 @@ class Boxes:
         size: Height and width of the picture itself, upright.
         corners: float32 (N, 4), x1, y1, x2, y2 in its pixels, x to the right and y down.
         labels: int64 (N,), their classes.
-        crowd: bool (N,), those that stand for many objects: they neither train nor count as a miss.
+        crowd: bool (N,), those that stand for many objects: they do not count as a miss, and are
+            background in training.
         outside: Boxes that reached beyond the picture and were clipped.
         without_area: Names of the boxes that were left out, as they have no area.
     """

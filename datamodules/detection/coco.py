@@ -167,7 +167,8 @@ def _require_files(paths: Mapping[Any, Path], source: Source) -> None:
     """Refuse images that are not there, lie elsewhere, or are listed twice."""
     first: dict[Path, Any] = {}
     for number, path in paths.items():
-        if ".." in path.parts or not path.is_relative_to(source.images):
+        below = path.relative_to(source.images) if path.is_relative_to(source.images) else None
+        if below is None or ".." in below.parts:
             raise ValueError(
                 f"{source.boxes}: the file_name of the image {number} leads out of {source.images}."
                 " Give its path below that folder."

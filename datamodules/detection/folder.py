@@ -25,6 +25,7 @@ from datamodules.detection.coco import read_coco
 from datamodules.detection.instances import read_instances
 from datamodules.detection.layouts import Layout, Source, find_layout
 from datamodules.detection.reader import BoxReader
+from datamodules.detection.statistics import BoxStatistics
 from datamodules.detection.voc import read_voc
 from datamodules.detection.yolo import read_yolo, yolo_names
 from datamodules.groups import cut_parts
@@ -51,13 +52,14 @@ class DetectionFolder(_FolderInParts):
       each class, or one class.
 
     Parts have the names train and test (else val), or are named by the options. Of a folder
-    without parts `test_fraction` become the test part, the same in every run.
+    without parts, or with a training part alone, `test_fraction` become the test part, the same in
+    every run.
 
     An image keeps its proportions: it is scaled to fit inside `image_size`, at the top left, and
     the rest is grey. Batches hold `image` uint8 (B, 3, H, W), `boxes` float32 (B, N, 4), x1, y1,
     x2, y2 in its pixels, `box_label` int64 (B, N), -1 where there is no box, and `own_size` int64
-    (B, 2), the height and width of the picture itself. Data with crowd regions (COCO's iscrowd,
-    VOC's difficult) also has `box_crowd` bool (B, N): these neither train nor count as a miss.
+    (B, 2), the height and width of the picture itself. Data with crowd regions (COCO's iscrowd)
+    also has `box_crowd` bool (B, N): these do not count as a miss, and are background in training.
 
     Args:
         root: Folder with one of the layouts.
@@ -119,8 +121,9 @@ class DetectionFolder(_FolderInParts):
             for key, name in given:
                 if name is not None:
                     raise ValueError(
-                        f"data.{key}_dir is {name!r}, and {self.root} has no parts: folders whose "
-                        "names begin with train, val or test."
+                        f"data.{key}_dir is {name!r}, and {self.root} has no parts to choose from: "
+                        "folders whose names begin with train, val or test. Leave it out: "
+                        "data.test_fraction of the images will test."
                     )
             return {"": self._read_part("")}
         names = list(self.official_parts.values())
@@ -272,6 +275,22 @@ class DetectionFolder(_FolderInParts):
         chosen, title = self.indices(split)[positions], f"Counting boxes ({split})"
         for number in tqdm(chosen, desc=title, unit="image", delay=2, leave=False):
             yield reader.boxes(int(number))
+
+    def box_statistics(self, split: Split, *, most_images: int = 1000) -> BoxStatistics:
+        """As for every data module, but of all images of the split; `most_images` are opened.
+
+        Raises:
+            UnreadableImageError: One of these cannot be opened, or is not of the size of its boxes.
+            ValueError: The split has no image.
+        """
+        super().box_statistics(split, most_images=most_images)
+        pictures = self._pictures[part_of(split)]
+        numbers = self.indices(split)
+        return BoxStatistics.of_boxes(
+            (pictures[number].boxes for number in numbers),
+            num_classes=len(self.class_names),
+            of_images=len(numbers),
+        )
 
     # -- the record ----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ __all__ = ["Layout", "LayoutName", "Source", "find_layout"]
 LayoutName = Literal["coco", "voc", "yolo", "instances"]
 
 _PARTS = ("train", "val", "test")  # how the names of parts begin
+_WHOLE = ("train", "default")  # or that of the only one; CVAT calls it default
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Source:
 class Layout:
     """The layout of a folder: `coco` (json), `voc` (XML), `yolo` (txt) or `instances` (masks).
 
-    `sources` are the files of its parts by their names; a folder without parts has only "".
+    `sources` are the files of its parts by their names; a folder without parts has only "", as one
+    with a training part alone.
     """
 
     name: LayoutName
@@ -65,6 +67,8 @@ def find_layout(root: Path) -> Layout:
     }
     for name, find in finders.items():
         sources = find(root)
+        if len(sources) == 1 and next(iter(sources)).lower().startswith(_WHOLE):
+            return Layout(name, root, {"": next(iter(sources.values()))})
         if sources:
             return Layout(name, root, sources)
     found = ", ".join(path.name for path in sorted(root.iterdir())[:8]) or "nothing"
@@ -115,10 +119,9 @@ def _voc(root: Path) -> dict[str, Source]:
 
 def _mixed(here: Path) -> dict[str, Source]:
     """XML files among the images."""
-    suffixes = image_suffixes()
-    found = any(
-        xml.with_suffix(suffix).is_file() for xml in here.glob("*.xml") for suffix in suffixes
-    )
+    names = {path.stem for path in here.glob("*.xml")}
+    suffixes = image_suffixes() if names else ()
+    found = any(path.stem in names and path.suffix.lower() in suffixes for path in here.iterdir())
     return {"": Source(here, here)} if found else {}
 
 

@@ -37,14 +37,13 @@ class _Object:
 
     name: str
     corners: tuple[float, ...]
-    difficult: bool
 
 
 def read_voc(source: Source) -> Annotations:
     """The boxes of a folder of XML files, paired with the images by name; classes are sorted.
 
-    The corners are taken as they are. Objects that are marked difficult count as crowds do, as in
-    the evaluation of VOC.
+    The corners are taken as they are. Objects that are marked difficult train and count as others
+    do: COCO's rules, by which boxes are evaluated, know no such mark.
 
     Raises:
         FileNotFoundError: A file or an image is not there.
@@ -67,7 +66,6 @@ def read_voc(source: Source) -> Annotations:
             labels=[places[found.name] for found in objects],
             size=size or upright_size(path),
             name=lambda place, file=file: f"{file}, object {place + 1}",  # type: ignore[misc]
-            crowd=[found.difficult for found in objects],
         )
         pictures.append(Picture(path.relative_to(source.images).as_posix(), path, boxes))
     require_pixels(pictures, source.boxes)
@@ -88,7 +86,8 @@ def _files(source: Source) -> tuple[list[Path], list[Path]]:
                 stacklevel=2,
             )
     else:
-        names = text_of(source.listed).split()
+        lines = [line.strip() for line in text_of(source.listed).splitlines()]
+        names = [line for line in lines if line]
         outside = [n for n in names if ".." in Path(n).parts or Path(n).is_absolute()]
         if outside:
             raise ValueError(
@@ -135,7 +134,7 @@ def _read_xml(file: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
                 f"{file}, object {place}: it has no name or no bndbox; expected name and bndbox "
                 f"with {', '.join(_CORNERS)}."
             )
-        objects.append(_Object(name, numbers, _number(found, "difficult", file) == 1))
+        objects.append(_Object(name, numbers))
     return (height, width) if min(height, width) > 0 else None, objects
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datamodules.detection.boxes import MOST_SHARE, Annotations, Picture, own_boxes
 from datamodules.detection.layouts import Source
-from datamodules.loading import image_suffixes, text_of, visible_files
+from datamodules.loading import by_stem, image_suffixes, text_of
 from datamodules.recipe import upright_size
 
 __all__ = ["read_yolo", "yolo_names"]
@@ -22,15 +22,14 @@ def read_yolo(source: Source, names: list[str]) -> Annotations:
     """The boxes of the images of a part; one without a file, or with an empty one, has none.
 
     Raises:
-        ValueError: A line is no box, its class is unknown, or a box is in pixels or wrong.
+        ValueError: A line is no box, its class is unknown, a box is in pixels or wrong, or two
+            images share a file.
     """
-    paths = [p for p in visible_files(source.images) if p.suffix.lower() in image_suffixes()]
-    files = {_stem(p, source.boxes): p for p in visible_files(source.boxes) if _is_text(p)}
-    stems = {path: _stem(path, source.images) for path in paths}
-    alone = files.keys() - set(stems.values())
-    _require_partners(source, [file for stem, file in files.items() if stem in alone])
+    paths = by_stem(source.images, image_suffixes())
+    files = by_stem(source.boxes, (".txt",))
+    _require_partners(source, [file for stem, file in files.items() if stem not in paths])
     pictures = []
-    for path, stem in tqdm(stems.items(), desc="Reading boxes", unit="file", delay=2):
+    for stem, path in tqdm(paths.items(), desc="Reading boxes", unit="file", delay=2):
         size, file = upright_size(path), files.get(stem)
         rows = [] if file is None else _rows(file, len(names))
         boxes = own_boxes(
@@ -49,15 +48,6 @@ def read_yolo(source: Source, names: list[str]) -> Annotations:
         )
         pictures.append(Picture(path.relative_to(source.images).as_posix(), path, boxes))
     return Annotations(source.boxes, names, True, pictures)
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() == ".txt"
-
-
-def _stem(path: Path, folder: Path) -> str:
-    """The path below a folder, less the ending, which an image and its boxes share."""
-    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _require_partners(source: Source, without: list[Path]) -> None:

@@ -22,14 +22,16 @@ _MOST_LISTED = 30  # classes
 
 def _images(place: Path) -> Path:
     sources = find_layout(place).sources
-    return next(sources[name].images for name in sorted(sources) if not name.startswith("test"))
+    return next(
+        sources[name].images for name in sorted(sources) if not name.lower().startswith("test")
+    )
 
 
 def _options(place: Path) -> dict[str, str]:
     """The part that validates, if the folder has one besides a test part."""
     parts = sorted(find_layout(place).parts, key=len)
-    val = next((name for name in parts if name.startswith("val")), None)
-    has_test = any(name.startswith("test") for name in parts)
+    val = next((name for name in parts if name.lower().startswith("val")), None)
+    has_test = any(name.lower().startswith("test") for name in parts)
     return {"val_dir": val} if has_test and val is not None else {}
 
 

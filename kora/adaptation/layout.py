@@ -68,7 +68,7 @@ def has_boxes(place: Path) -> bool:
     except (OSError, ValueError):  # what reads the folder next says what is wrong
         return False
     # XML files among the pictures of class folders are no parts.
-    return not parts or any(name.startswith("train") for name in parts)
+    return not parts or any(name.lower().startswith("train") for name in parts)
 
 
 def find_pictures(place: Path) -> Layout:

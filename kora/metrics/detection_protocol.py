@@ -16,7 +16,8 @@ class DetectionProtocol:
 
     Boxes are scored in pixels of the image itself, by COCO's rules: precision at 101 levels of
     recall, averaged over IoU thresholds from 0.5 to 0.95 and over classes; small objects have less
-    than 32 x 32 pixels, large ones 96 x 96 or more; crowd regions are ignored.
+    than 32 x 32 pixels, large ones 96 x 96 or more, by the area of the box; crowd regions are
+    ignored.
 
     Args:
         split: Name of the split that the run must use; None leaves it to the data module.
@@ -36,12 +37,14 @@ class DetectionProtocol:
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_iou"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not 0 <= value <= 1:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
                 raise ValueError(f"protocol.{name} is {value!r}, expected a number in [0, 1].")
-        if not 1 <= self.max_detections <= 100:
+        whole = isinstance(self.max_detections, int) and not isinstance(self.max_detections, bool)
+        if not whole or not 1 <= self.max_detections <= 100:
             raise ValueError(
-                f"protocol.max_detections is {self.max_detections!r}, expected 1 to 100: COCO's "
-                "rules score no more boxes of an image."
+                f"protocol.max_detections is {self.max_detections!r}, expected a whole number from "
+                "1 to 100: COCO's rules score no more boxes of an image."
             )
         check_split(self.split)
 

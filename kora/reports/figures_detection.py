@@ -52,7 +52,8 @@ def box_grid(
         sure = np.asarray(guess["scores"]) >= SHOWN_FROM
         shown = {name: np.asarray(guess[name])[sure] for name in ("boxes", "labels", "scores")}
         for axis, boxes in zip(axes[2 * row : 2 * row + 2], (truth, shown), strict=True):
-            axis.imshow(image.transpose(1, 2, 0))
+            high, wide = image.shape[1:]  # boxes are given between pixels, not by their centres
+            axis.imshow(image.transpose(1, 2, 0), extent=(0, wide, high, 0))
             axis.set(xticks=[], yticks=[])
             _draw(axis, boxes, names, palette)
     for axis, heading in zip(axes, _HEADINGS, strict=False):

@@ -30,9 +30,10 @@ class DetectionTask(DenseTask):
 
     Batches are dicts with `image` (B, 3, H, W), `boxes` float32 (B, N, 4), which are x1, y1, x2, y2
     in pixels of `image`, and `box_label` (B, N), -1 where there is no box; `index` (B,) names the
-    images. `box_crowd` (B, N) marks regions that neither train nor count. If the pictures were
-    fitted into H x W, `own_size` (B, 2) holds their heights and widths, and `size` (B, 2) those
-    that they have in `image`; boxes are then scored and predicted in their own pixels.
+    images. `box_crowd` (B, N) marks regions that do not count, and are background in training. If
+    the pictures were fitted into H x W, `own_size` (B, 2) holds their heights and widths, and
+    `size` (B, 2) those that they have in `image`; boxes are then scored and predicted in their own
+    pixels.
     Metrics: `map`, `map_50`, `map_75`, `map_small`, `map_medium`, `map_large` and `mar_100`; a size
     of which there is no box is left out.
 

@@ -63,7 +63,8 @@ class MultiTask(nn.Module):
         trust: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        paths = list(runs.values() if isinstance(runs, Mapping) else runs)
+        given = [runs] if isinstance(runs, str) else runs  # a name is no list of letters
+        paths = list(given.values() if isinstance(given, Mapping) else given)
         if len(paths) < 2:
             raise ValueError(f"MultiTask: found {len(paths)} runs, expected two or more.")
         found: list[Member] = []

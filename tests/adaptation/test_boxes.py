@@ -175,10 +175,14 @@ def test_pictures_without_boxes_are_no_such_folder(tmp_path: Path) -> None:
     assert not has_boxes(tmp_path / "none")
 
 
-def test_a_part_of_the_folder_validates_if_another_one_tests(tmp_path: Path) -> None:
-    for part in ("train", "valid", "test"):
+@pytest.mark.parametrize("parts", [("train", "valid", "test"), ("Train", "Valid", "Test")])
+def test_a_part_of_the_folder_validates_if_another_one_tests(
+    parts: tuple[str, str, str], tmp_path: Path
+) -> None:
+    for part in parts:
         write_coco(tmp_path / part, objects(3, prefix=part))
-    assert BOXES.options(tmp_path) == {"val_dir": "valid"}
-    assert BOXES.images(tmp_path).parent.name in ("train", "valid")
-    shutil.rmtree(tmp_path / "test")
+    assert has_boxes(tmp_path)
+    assert BOXES.options(tmp_path) == {"val_dir": parts[1]}
+    assert BOXES.images(tmp_path).parent.name in parts[:2]
+    shutil.rmtree(tmp_path / parts[2])
     assert BOXES.options(tmp_path) == {}

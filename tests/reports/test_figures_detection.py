@@ -39,6 +39,22 @@ def test_predicted_boxes_are_drawn_from_a_score_on(
     assert (painted(pixels, 1, guesses) > 500) == shown
 
 
+def test_a_box_is_drawn_between_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        "kora.reports.figures_detection.save", lambda figure, _: kept.append(figure)
+    )
+    image = np.zeros((3, 6, 8), np.uint8)
+    whole = {"boxes": np.array([[0, 0, 8, 6]]), "labels": np.array([0])}
+    box_grid(
+        [image], [whole], [{**whole, "scores": np.array([1.0])}], tmp_path / "b.png", names=["a"]
+    )
+    axis = kept[0].axes[0]
+    (box,) = axis.patches
+    assert box.get_bbox().extents.tolist() == [0, 0, 8, 6]
+    assert (*axis.get_xlim(), *axis.get_ylim()) == (0, 8, 6, 0)
+
+
 def test_a_row_is_as_high_as_its_image(tmp_path: Path) -> None:
     pixels = drawn(tmp_path, score=0.9)
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx((0.75 + 1.6) / 2, rel=0.1)

@@ -87,7 +87,7 @@ def test_the_metrics_are_of_the_picture_itself() -> None:
     assert sizes[1]["map_large"] >= 0
 
 
-def test_a_crowd_region_does_not_train() -> None:
+def test_a_crowd_region_is_background_in_training() -> None:
     losses = []
     for crowd in (False, True):
         model, given = built(), batch()

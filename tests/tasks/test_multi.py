@@ -235,6 +235,8 @@ def test_a_run_that_cannot_share_the_pass_is_refused_with_the_reason(
 def test_one_run_alone_is_no_case_for_it(runs: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="found 1 runs, expected two or more"):
         kora.MultiTask([runs["kinds"]])
+    with pytest.raises(ValueError, match="found 1 runs, expected two or more"):
+        kora.MultiTask("runs/kinds")
 
 
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")

@@ -52,6 +52,7 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     (lambda c: first(c, bbox=None), "annotation 100 .*bbox is None"),
     (lambda c: first(c, bbox=[50, 9, 5, 5]), "annotation 100 .*lies outside of its image, .*24 x"),
     (lambda c: first(c, category_id=9), r"annotation 100 has the category_id 9, .* are 7, 3"),
+    (lambda c: c["images"][0].update(file_name="../images/p0.png"), r"image 0 leads out of"),
     (lambda c: first(c, image_id=77), r"annotation 100 is of the image 77, which 'images'"),
     (lambda c: first(c, image_id="1"), "annotation 100 is of the image '1', which"),
     (lambda c: first(c, category_id="3"), "has the category_id '3', .* are 7, 3"),

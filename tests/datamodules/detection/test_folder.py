@@ -353,9 +353,46 @@ def test_a_folder_of_no_known_layout_says_what_is_expected(tmp_path: Path) -> No
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    write_coco(tmp_path / "train", objects(4))
-    with pytest.raises(FileNotFoundError, match=r"no part 'test' in .* \(parts: train\)"):
+    for part in ("train", "holdout"):
+        write_coco(tmp_path / part, objects(4))
+    with pytest.raises(FileNotFoundError, match=r"no part 'test' in .* \(parts: holdout, train\)"):
         opened(tmp_path)
+
+
+def test_of_a_training_part_alone_a_share_tests(tmp_path: Path) -> None:
+    write_coco(tmp_path / "as_roboflow/train", objects(10))
+    write_images(tmp_path / "as_cvat/images/default", objects(10))
+    (tmp_path / "as_cvat/annotations").mkdir()
+    file = tmp_path / "as_cvat/annotations/instances_default.json"
+    file.write_text(json.dumps(coco(objects(10))))
+    for root in ("as_roboflow", "as_cvat"):
+        data = opened(tmp_path / root, val_images=1)
+        assert data.protocol()["sizes"] == {"train": 7, "val": 1, "test": 2}
+        assert data.official_parts["test"] == "test (drawn, 0.2)"
+
+
+def test_a_root_may_lead_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path / "photos", objects(8))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert opened(Path("../photos"), val_images=1).class_names == NAMES
+
+
+def test_all_boxes_count_however_few_images_are_opened(tmp_path: Path) -> None:
+    write_coco(tmp_path, objects(16))
+    data = opened(tmp_path, val_fraction=0)
+    found, few = (data.box_statistics("train", most_images=n) for n in (1000, 2))
+    assert few.images == few.of_images == found.images
+    assert few.boxes.tolist() == found.boxes.tolist()
+
+
+def test_xml_files_lie_beside_pictures_of_any_ending(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects(8))
+    for folder in ("images", "annotations"):
+        for path in (tmp_path / folder).iterdir():
+            path.rename(tmp_path / path.name.replace(".png", ".PNG"))
+        (tmp_path / folder).rmdir()
+    assert opened(tmp_path, val_images=1).class_names == NAMES
 
 
 @pytest.mark.shared_data

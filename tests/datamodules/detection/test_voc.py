@@ -83,10 +83,12 @@ def test_an_image_without_a_file_is_not_used_and_one_without_objects_is(tmp_path
     assert pictures[0].boxes.corners.shape == (0, 4)
 
 
-def test_a_difficult_object_is_like_a_crowd(tmp_path: Path) -> None:
-    text = one().replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+@pytest.mark.parametrize("mark", ["1", "Unspecified", ""])
+def test_a_difficult_object_is_like_any_other(tmp_path: Path, mark: str) -> None:
+    # As a crowd it would forgive any box inside of it.
+    text = one().replace("<bndbox>", f"<difficult>{mark}</difficult><bndbox>")
     boxes = read_voc(source(tmp_path, p1=text)).pictures[1].boxes
-    assert boxes.crowd.tolist() == [True]
+    assert boxes.crowd.tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,15 @@ def test_a_wrong_line_of_a_list_is_named(tmp_path: Path, lines: str, said: str) 
     listed.write_text(lines)
     with pytest.raises((FileNotFoundError, ValueError), match=said):
         read_voc(Source(files.images, files.boxes, listed))
+
+
+def test_a_name_in_a_list_may_have_spaces(tmp_path: Path) -> None:
+    files, listed = source(tmp_path), tmp_path / "train.txt"
+    for path in (tmp_path / "images/p1.png", tmp_path / "annotations/p1.xml"):
+        path.rename(path.with_stem("IMG 1"))
+    listed.write_text("IMG 1\n\np2\n")
+    found = read_voc(Source(files.images, files.boxes, listed)).pictures
+    assert [picture.name for picture in found] == ["IMG 1.png", "p2.png"]
 
 
 def test_a_list_may_have_a_byte_order_mark_and_is_utf_8(tmp_path: Path) -> None:

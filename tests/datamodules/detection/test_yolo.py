@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_boxes_without_an_image_are_refused(tmp_path: Path) -> None:
     files = source(tmp_path)
     (tmp_path / "images/p1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"p1\.txt has no image in .*images"):
+        read_yolo(files, NAMES)
+
+
+def test_two_images_that_share_a_file_are_refused(tmp_path: Path) -> None:
+    files = source(tmp_path)  # one of them would test what the other one trains
+    shutil.copy(tmp_path / "images/p1.png", tmp_path / "images/p1.bmp")
+    with pytest.raises(ValueError, match=r"p1\.\w+ and .*p1\.\w+ have one name"):
         read_yolo(files, NAMES)
 
 
