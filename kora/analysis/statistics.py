@@ -106,7 +106,8 @@ def sign_flip_p(difference_I: NDArray[Any], *, resamples: int = RESAMPLES) -> fl
     observed = abs(float(np.sum(difference_I, dtype=np.float64)))
     # Images of one size are flipped together: the number that keep their sign is binomial.
     size_U, counts_U = np.unique(size_I[size_I > 0], return_counts=True)
-    reached = observed * (1 - 1e-9)  # sums in another order differ in the last digits
+    # Sums in another order differ in the last digits.
+    reached = observed * (1 - 1e-9) - 1e-12 * float(size_I.sum())
     if math.prod((counts_U[:22] + 1).tolist()) <= _EXACT:  # each factor is at least two
         sums, probabilities = _all_sums(size_U, counts_U)
         return min(1.0, float(probabilities[np.abs(sums) >= reached].sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -39,7 +40,8 @@ class Estimate:
         self._started: dict[int, float] = {}
         for entry in entries:
             if entry.folder is not None and entry.state == FINISHED:
-                self._note(entry, sum(read_results(entry.folder).seconds.values()))
+                with suppress(OSError, ValueError, RuntimeError):  # its seconds are not known then
+                    self._note(entry, sum(read_results(entry.folder).seconds.values()))
 
     def _note(self, entry: Entry, seconds: float) -> None:
         if seconds > 0:

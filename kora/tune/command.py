@@ -25,7 +25,7 @@ from kora.runs.processes import Stop, start_server
 from kora.tune.batch import TOGETHER, trainer_of_batches
 from kora.tune.file import Tuning, read_tuning
 from kora.tune.plan import Combination, combinations
-from kora.tune.report import equality, failures, rows, write_best, write_report
+from kora.tune.report import equality, failures, rows, set_aside, write_best, write_report
 from kora.tune.run import Trouble, entries_of, run_trials
 from kora.tune.study import Search, opened
 
@@ -64,6 +64,10 @@ def tune(args: Sequence[str]) -> None:
     require_writable(one.config for one in chosen)
     with opened(folder, found, tuning) as searches:
         mine = [search for search in searches if search.combination.name in names]
+        aside = set_aside(folder, searches)
+        if aside is not None:
+            say(f"{folder} held the results of another search; they are in {aside} now.")
+        _say_what_is_left_out(mine)
         trouble = _run(path, mine, folder, own, environment)
         written = write_best(path, folder, searches, tuning)
         written += write_report(path, folder, searches, tuning)
@@ -117,6 +121,15 @@ def _warn_of_fixed_data_seed(found: Sequence[Combination]) -> None:
             f"data.seed is {seed} in {fixed[0].name}: the runs with the best settings will train "
             "on the images of the search. Leave it out for fresh ones."
         )
+
+
+def _say_what_is_left_out(searches: Sequence[Search]) -> None:
+    for search in searches:
+        if search.finished > search.wanted:
+            say(
+                f"{search.combination.name}: {search.finished} trials are finished, and the first "
+                f"{search.wanted} count, as many as were asked for."
+            )
 
 
 def _dry_run(found: Sequence[Combination], tuning: Tuning, folder: Path) -> None:
@@ -180,12 +193,18 @@ def _end(searches: Sequence[Search], trouble: Trouble, folder: Path) -> None:
     lines = [f"{name}: {why}" for name, why in trouble.mistakes.items()]
     lines += [f"{name}: {why}" for name, why in trouble.killed.items()]
     lines += [f"trials were not run: {trouble.elsewhere}"] * bool(trouble.elsewhere)
-    lines += [
-        f"{search.combination.name}: every trial failed"
+    without = [
+        search.combination.name
         for search in searches
         if search.best() is None and search.combination.name not in trouble.mistakes
         and all(one.state == "failed" for one in search.trials())
     ]  # fmt: skip
+    if without and not lines:
+        raise RuntimeError(
+            f"every trial failed of {', '.join(without)}, so nothing is known of the best "
+            f"settings. The logs are in {folder / 'logs'}; change tune.space, or the config."
+        )
+    lines += [f"{name}: every trial failed" for name in without]
     if lines:
         text = "\n".join(f"  - {line}" for line in lines)
         raise RuntimeError(

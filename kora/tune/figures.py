@@ -47,7 +47,7 @@ def _picture(searches: Sequence[Search], options: Sequence[str], out_png: Path) 
         title=f"Trials by {', '.join(metrics)} (diamond: best, cross: failed)",
     )  # fmt: skip
     for row, search in enumerate(searches):
-        mine = {one.option: one for one in search.space}
+        mine = {one.option: one for one in search.searched}
         limits = _limits(search)
         for column, option in enumerate(options):
             axis = axes[row * len(options) + column]
@@ -77,7 +77,8 @@ def _panel(axis: Axes, search: Search, one: Dimension, limits: tuple[float, floa
         if one.log:
             axis.set_xscale("log")
         margin = 0.04
-        low, high = float(one.low), float(one.high)
+        drawn = places.values()  # failed ones may lie beyond
+        low, high = min([float(one.low), *drawn]), max([float(one.high), *drawn])
         ratio = (high / low) ** margin if one.log else 1.0
         span = (high - low) * margin
         axis.set_xlim(*((low / ratio, high * ratio) if one.log else (low - span, high + span)))

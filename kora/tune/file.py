@@ -70,8 +70,10 @@ class Dimension:
         return min(math.log10(value / self.low), math.log10(self.high / value))
 
     def at_the_edge(self, value: float) -> bool:
-        """Whether a value lies in the outer tenth of a log range, at either end."""
-        return self.log and self.from_the_edge(value) < _EDGE * math.log10(self.high / self.low)
+        """Whether a value lies in the outer tenth of a log range, at an end that may move."""
+        if not self.log or (self.whole and self.low == 1 and value * value < self.high):
+            return False  # below 1 there is no whole number
+        return self.from_the_edge(value) < _EDGE * math.log10(self.high / self.low)
 
     def widened(self, best: Any) -> Dimension:
         """The same, but a log range is a third wider at an end if the best value is at that end.

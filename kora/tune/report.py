@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from kora.console.formats import format_metric
 from kora.console.tables import csv_text, in_markdown, markdown_table
 from kora.grid.plan import resolved
 from kora.runs.durable import write_text
-from kora.tune.file import Tuning
+from kora.tune.file import Dimension, Tuning
 from kora.tune.plan import Combination
 from kora.tune.study import Search, Trial
 
@@ -22,6 +23,7 @@ __all__ = [
     "fragment_of",
     "record",
     "rows",
+    "set_aside",
     "table",
     "trials_csv",
     "write_best",
@@ -66,7 +68,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 def _to_the_edge(search: Search) -> str:
     """Decades from each value of the best trial to the nearer end of the searched range."""
     best = search.best()
-    logs = [one for one in search.space if one.log]
+    logs = [one for one in search.searched if one.log]
     if best is None or not logs:
         return "–"
     found = {one.option: one.from_the_edge(best.values[one.option]) for one in logs}
@@ -76,12 +78,18 @@ def _to_the_edge(search: Search) -> str:
 def _at_the_edge(searches: Sequence[Search]) -> list[str]:
     """The best settings at an edge of the searched range, with the name of each search."""
     return [
-        f"{search.combination.name} ({one.option}={best.values[one.option]:.3g})"
+        f"{search.combination.name} ({one.option}={best.values[one.option]:.3g}"
+        f"{', beyond which a trial failed' * _failed_beyond(search, one)})"
         for search in searches
         if (best := search.best()) is not None
-        for one in search.space
+        for one in search.searched
         if one.at_the_edge(best.values[one.option])
     ]
+
+
+def _failed_beyond(search: Search, one: Dimension) -> bool:
+    failed = (trial.values[one.option] for trial in search.trials() if trial.state == "failed")
+    return any(not one.low <= value <= one.high for value in failed)
 
 
 def _widened(searches: Sequence[Search]) -> list[str]:
@@ -89,7 +97,7 @@ def _widened(searches: Sequence[Search]) -> list[str]:
     return [
         f"{search.combination.name} ({now})"
         for search in searches
-        for given, now in zip(search.combination.space, search.space, strict=True)
+        for given, now in zip(search.combination.space, search.searched, strict=True)
         if given != now
     ]
 
@@ -171,7 +179,7 @@ def record(searches: Sequence[Search], tuning: Tuning) -> dict[str, Any]:
                 "mode": s.combination.mode,
                 "seeds": list(s.combination.seeds),
                 "space": {one.option: one.to_dict() for one in s.combination.space},
-                "searched": {one.option: one.to_dict() for one in s.space},
+                "searched": {one.option: one.to_dict() for one in s.searched},
                 "trials": [one._asdict() for one in s.trials()],
             }
             for s in searches
@@ -249,6 +257,38 @@ def write_best(path: Path, folder: Path, searches: Sequence[Search], tuning: Tun
     head += "".join(f"# Missing:  {name}, of which no trial finished\n" for name in missing)
     written.append(write_text(folder / "best.yaml", head + _yaml(grid)))
     return written
+
+
+def set_aside(folder: Path, searches: Sequence[Search]) -> Path | None:
+    """Move the results of other studies away: of another file of this name, or another space.
+
+    Returns:
+        The folder in which they are; None if there are none.
+
+    Raises:
+        OSError: They cannot be moved.
+    """
+    try:
+        content = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        before = {one["study"] for one in content["combinations"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if before & {search.name for search in searches}:
+        return None
+    aside = next(
+        place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists()
+    )
+    aside.mkdir()
+    for name in ("best", "best.yaml", "table.md", "trials.csv", "record.json"):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    for picture in folder.glob("trials*.png"):
+        picture.rename(aside / picture.name)
+    grid = aside / "best.yaml"
+    if grid.is_file():
+        text = grid.read_text(encoding="utf-8")
+        write_text(grid, text.replace(str(folder / "best"), str(aside / "best")))
+    return aside
 
 
 def write_report(

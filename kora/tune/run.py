@@ -94,7 +94,11 @@ def run_trials(
             try:
                 runs = _runs(path, search, trial)
             except ValueError as error:
-                trouble.mistakes[name] = str(error)
+                if search.is_beyond(trial):
+                    search.tell(trial, None, seconds=0.0, folders=[], why=str(error))
+                    view.ended(replace(entry, job=_job(name, trial)), Outcome(None, str(error), 0))
+                else:
+                    trouble.mistakes[name] = str(error)
                 continue
             trials[entry.number] = trial
             job = _job(name, trial)
@@ -119,7 +123,7 @@ def run_trials(
         elif not last.ran:
             trouble.elsewhere = trouble.elsewhere or last.why
             view.ended(entry, last)
-        elif last.why == "exit code 2":
+        elif last.why == "exit code 2" and not of[name].is_beyond(trial):
             trouble.mistakes.setdefault(name, f"trial {trial.number}: {said or last.why}")
             view.ended(entry, last)
         else:
@@ -134,6 +138,8 @@ def _run_batches(
 ) -> None:
     """Train the missing trials of a combination in batches, as far as that is possible."""
     name = search.combination.name
+    if any(trial.folders for trial in search.trials()):
+        return  # they trained one by one, each after the results of the others
     while stop.signal is None:
         some = [entry for entry in todo if entry.job.kind == name][: search.at_once]
         if len(some) < 2:

@@ -10,9 +10,9 @@ import itertools
 import math
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -27,6 +27,7 @@ STUDIES = "studies.sqlite3"
 #: Random trials, before the sampler uses their results.
 _STARTUP = {"tpe": 5, "gp": 4}
 _BATCH = 8
+_MOST = 64
 #: Finished trials before a range is widened: the best of one or two says little.
 _BEFORE_WIDENING = 4
 _PATIENCE_S = 60.0
@@ -77,11 +78,11 @@ class Search:
     @property
     def at_once(self) -> int:
         """Number of trials that a batched fit trains at most, before the sampler knows more."""
-        startup = _STARTUP.get(self.tuning.sampler)
-        if startup is None:  # it learns nothing from results
-            return 64
+        startup = _STARTUP.get(self.tuning.sampler, _BEFORE_WIDENING)
         over = sum(one.state != "open" for one in self.trials())
-        return _BATCH if over >= startup else startup - over
+        if over < startup:
+            return startup - over
+        return _BATCH if self.tuning.sampler in _STARTUP else _MOST  # the others learn no more
 
     def trials(self) -> list[Trial]:
         """The trials that count, by number: the first `wanted`, even if there are more."""
@@ -90,7 +91,11 @@ class Search:
 
     @property
     def space(self) -> tuple[Dimension, ...]:
-        """The current search space: the file's ranges, widened if a best trial was at an end."""
+        """What the next trial draws from: the file's ranges, widened if a best trial was at an end.
+
+        An end beyond which a trial failed, as it may not be allowed, is that of the file again, or
+        what else was done beyond.
+        """
         space = self.combination.space
         done = self._done()
         for count in range(_BEFORE_WIDENING, len(done) + 1):
@@ -98,11 +103,60 @@ class Search:
             assert best is not None
             if count == _BEFORE_WIDENING or best is done[count - 1]:
                 space = tuple(d.widened(best.values[d.option]) for d in space)
-        return space
+        return self._narrowed(space)
+
+    @property
+    def searched(self) -> tuple[Dimension, ...]:
+        """What finished trials drew from: the file's ranges, widened as far as one of them knew."""
+        done = [
+            one.distributions
+            for one in self.study.get_trials(deepcopy=False)
+            if one.number < self.wanted and one.state.name == "COMPLETE"
+        ]
+        return self._narrowed(
+            one
+            if one.choices
+            else replace(
+                one,
+                low=min([one.low, *(drawn[one.option].low for drawn in done)]),
+                high=max([one.high, *(drawn[one.option].high for drawn in done)]),
+            )
+            for one in self.combination.space
+        )
+
+    def _narrowed(self, space: Iterable[Dimension]) -> tuple[Dimension, ...]:
+        """Widened ranges, less each end beyond which a trial failed."""
+        found = []
+        for given, now in zip(self.combination.space, space, strict=True):
+            if given != now:
+                done, failed = (
+                    [one.values[now.option] for one in self.trials() if one.state == state]
+                    for state in ("done", "failed")
+                )
+                low, high = min([given.low, *done]), max([given.high, *done])
+                low = low if any(value < low for value in failed) else now.low
+                high = high if any(value > high for value in failed) else now.high
+                now = replace(now, low=low, high=high)
+            found.append(now)
+        return tuple(found)
+
+    def is_beyond(self, trial: Trial) -> bool:
+        """Whether a value of a trial lies in what was added to a range of the file."""
+        return any(
+            not one.low <= trial.values[one.option] <= one.high
+            for one in self.combination.space
+            if not one.choices
+        )
 
     def best(self) -> Trial | None:
         """The trial with the best value, the first of equals; None while none is done."""
         return self._best(self._done())
+
+    @property
+    def finished(self) -> int:
+        """Number of trials with a result, also those beyond the number asked for."""
+        over = ("COMPLETE", "FAIL")
+        return sum(one.state.name in over for one in self.study.get_trials(deepcopy=False))
 
     def _done(self) -> list[Trial]:
         return [one for one in self.trials() if one.value is not None]
@@ -127,10 +181,14 @@ class Search:
 
         (frozen,) = (f for f in self.study.get_trials(deepcopy=False) if f.number == trial.number)
         self.study.sampler = _sampler(self.tuning, trial.number, self.space)
-        return self._suggested(optuna.trial.Trial(self.study, frozen._trial_id))
+        return self._suggested(optuna.trial.Trial(self.study, frozen._trial_id), frozen.params)
 
-    def _suggested(self, asked: Any) -> Trial:
-        values = {one.option: _suggest(asked, one) for one in self.space}
+    def _suggested(self, asked: Any, known: Mapping[str, Any] | None = None) -> Trial:
+        known = known or {}  # drawn from a range that may have been another one
+        values = {
+            one.option: known[one.option] if one.option in known else _suggest(asked, one)
+            for one in self.space
+        }
         return Trial(asked.number, values, "open")
 
     def tell(

@@ -59,6 +59,16 @@ def test_no_difference_at_all_has_p_one() -> None:
     assert sign_flip_p(np.zeros(20)) == 1
 
 
+def test_seeds_that_cancel_out_have_p_one_whatever_their_mean_is_rounded_to() -> None:
+    table = np.array([
+        [3, 1, -1, -1, 0, 1, 0, -1], [0, 0, -1, 0, 1, 1, -1, 0], [1, -1, -1, -1, -1, 1, -1, -1],
+        [-1, -1, 1, -1, 1, 0, 1, 0], [1, 1, -1, 0, 0, -1, 0, 0], [0, 1, 1, 0, 1, 1, 0, 0],
+        [-1, 0, -1, 0, -1, 1, 1, -1],
+    ])  # fmt: skip
+    assert table.sum() == 0 != table.mean(axis=0).sum()
+    assert sign_flip_p(table.mean(axis=0)) == pytest.approx(1)
+
+
 def test_under_the_null_small_p_values_are_as_rare_as_they_say() -> None:
     p = np.array([sign_flip_p(RNG.integers(-3, 4, 60) / 3, resamples=500) for _ in range(600)])
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / 600) ** 0.5)

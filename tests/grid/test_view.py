@@ -62,6 +62,8 @@ def test_runs_that_were_finished_before_say_how_long_they_took(tmp_path: Path) -
     folder = write_run({**CONFIG, "runs_dir": str(tmp_path)}, seconds={"fit": 40.0, "test": 2.0})
     runs = [entry(1, "lora", FINISHED, folder), entry(2, "kora"), entry(3, "kora")]
     assert Estimate(runs).seconds_left(2) == 42
+    (folder / "results.json").write_text("{")  # damaged since
+    assert Estimate(runs).seconds_left(2) is None
 
 
 def test_without_a_terminal_there_are_plain_lines() -> None:

@@ -216,10 +216,14 @@ def test_equal_trials_lead_to_a_grid_of_the_best_with_fresh_seeds(
         wanted += [f"--{option}={json.dumps(value)}" for option, value in best["values"].items()]
         assert config == parse(wanted).resolved()
 
+    lost = here / next(iter(trials.values()))["trials"][0]["folders"][0] / "results.json"
+    lost.write_text("{")  # its score is in the study
     again = kora(capfd, "tune", "--config", name)
     assert again.code == 0, again.err
     assert "4 trials, 4 of them finished" in again.out
     assert "run 1" not in again.out
+    fewer = kora(capfd, "tune", "--config", name, "--trials", "1", "--only", "lora")
+    assert "lora: 2 trials are finished, and the first 1 count" in fewer.out
 
 
 @pytest.mark.slow

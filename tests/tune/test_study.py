@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kora.tune.file import Sampler
+from kora.tune.report import equality
 from kora.tune.study import Search, Trial
 from tests.support.tune_factory import DROPOUT, RATE, combination, searches, tuning
 
@@ -112,6 +113,50 @@ def test_a_range_is_widened_by_a_third_where_the_best_trial_lies_at_its_end(tmp_
         assert all(1e-4 <= rate <= 1.0 for rate in drawn)
     with searches(tmp_path, given=tuning(9, sampler="gp")) as (search,):
         assert search.space[0].high == pytest.approx(1.0), "known from the trials alone"
+
+
+def test_an_end_beyond_which_a_trial_failed_is_not_drawn_from_again(tmp_path: Path) -> None:
+    one = combination(space=(RATE,))
+    with searches(tmp_path, one, given=tuning(20)) as (search,):
+        for rate, value in ((0.002, 0.1), (0.003, 0.2), (0.09, 0.5), (0.004, 0.3)):
+            search.tell(tried(search, rate), value, seconds=1.0, folders=[])
+        good, bad = tried(search, 0.2), tried(search, 0.7)
+        assert [search.is_beyond(trial) for trial in (*search.trials()[:1], good, bad)] == [
+            False, True, True
+        ]  # fmt: skip
+        search.tell(good, 0.4, seconds=1.0, folders=[])
+        search.tell(bad, None, seconds=1.0, folders=[], why="expected a probability in [0, 1)")
+        assert search.space[0] == search.searched[0] == replace(RATE, high=0.2)
+        search.tell(tried(search, 0.15), None, seconds=1.0, folders=[], why="the loss is nan")
+        assert search.space[0] == replace(RATE, high=0.2), "what was done stays"
+        search.tell(tried(search, 0.19), 0.9, seconds=1.0, folders=[])
+        (said,) = (one for one in equality([search], tuning(20)) if "At the edge" in one)
+        assert "(model.optimizer.lr=0.19, beyond which a trial failed)" in said
+
+
+def test_open_trials_keep_their_values_when_a_range_widens(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    one = combination(space=(RATE,))
+    with searches(tmp_path, one, given=tuning(9)) as (search,):
+        before = search.ask()
+        for rate, value in ((0.002, 0.1), (0.003, 0.2), (0.09, 0.5), (0.004, 0.3)):
+            search.tell(tried(search, rate), value, seconds=1.0, folders=[])
+        assert search.space != one.space
+        assert search.again(before).values == before.values
+    assert not [one for one in recwarn if "Inconsistent" in str(one.message)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_before_it_is_known_whether_they_train_together_only_random_trials_are_drawn(
+    tmp_path: Path, sampler: Sampler
+) -> None:
+    with searches(tmp_path, given=tuning(99, sampler=sampler)) as (search,):
+        first = search.at_once
+        assert first <= 5
+        for _ in range(first):
+            told(search, search.ask())
+        assert search.at_once == (64 if sampler == "random" else 8)
 
 
 def test_where_fewer_is_better_the_lowest_value_widens(tmp_path: Path) -> None:

@@ -112,6 +112,10 @@ def test_a_search_trains_them_together_and_the_rest_one_by_one_and_says_why(
     assert [len(one["trials"]) for one in record["combinations"]] == [3, 3]
     assert not list(here.glob("runs/tiny_tune/MultiLayerProbe"))
     assert len(list(here.glob("runs/tiny_tune/BitFit/seed*/version_*"))) == 6
+    more = kora(capfd, "tune", "--config", search(here, "probe", "bitfit"), "--trials", "5")
+    assert more.code == 0, more.err
+    assert "probe: trials 3 to 4 together, if possible." in more.out
+    assert "bitfit: trials" not in more.out, "each is drawn after the results of the others"
 
 
 @pytest.mark.parametrize(
