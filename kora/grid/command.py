@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kora.console.say import say
 from kora.grid.dispatch import Ended, Task, dispatch
@@ -34,6 +35,7 @@ from kora.grid.plan import (
 )
 from kora.grid.run import Outcome, log_path
 from kora.grid.view import GridView
+from kora.runs.config import flat, plain_name
 from kora.runs.processes import Stop, start_server
 from kora.training.config_lock import is_taken
 
@@ -68,16 +70,16 @@ def grid(args: Sequence[str]) -> None:
     require_writable(entry.config for entry in waiting)
     logs = _logs(path, own, waiting)
     ends = _run(own, entries, waiting, logs, environment) if waiting else {}
-    folders = [
-        ends[e.number].outcomes[-1].folder if e.number in ends else e.folder for e in entries
-    ]
+    found = {
+        ends[e.number].outcomes[-1].folder if e.number in ends else e.folder: e for e in entries
+    }
     failed = [end for end in ends.values() if end.outcomes[-1].folder is None]
     finished = len(entries) - len(waiting)
     say(
         f"{len(waiting) - len(failed)} runs done, {finished} were finished before, "
         f"{len(failed)} failed."
     )
-    _compare([folder for folder in folders if folder is not None], tuple(planned.vary))
+    _compare({f: e for f, e in found.items() if f is not None}, tuple(planned.vary))
     if failed:
         lines = "\n".join(f"  - {_failure(end, logs)}" for end in failed)
         where = "their messages are in the logs" if logs else "their messages are above"
@@ -211,7 +213,22 @@ def _failure(end: Ended, logs: dict[int, Path]) -> str:
     return f"{line}\n    {log}" + (f": {end.error}" if end.error else "")
 
 
-def _compare(folders: list[Path], varied: Sequence[str]) -> None:
+def _differing(runs: Mapping[Path, Entry]) -> list[str]:
+    """Settings that alone tell runs of one strategy and seed apart, as the files of a grid may."""
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for folder, entry in runs.items():
+        settings = flat(entry.config)
+        own = (f"{k}={v}" for k, v in settings.items() if k.startswith("model.adapter."))
+        alike.setdefault((str(folder.parent), *own), []).append(settings)
+    return [
+        name
+        for first, *others in alike.values()
+        for name, value in first.items()
+        if any(one.get(name) != value for one in others)
+    ]
+
+
+def _compare(runs: Mapping[Path, Entry], varied: Sequence[str]) -> None:
     """Print the comparison: by strategy with its arguments, and by everything else that varied."""
     from kora.compare.command import compare_command
 
@@ -221,8 +238,9 @@ def _compare(folders: list[Path], varied: Sequence[str]) -> None:
         for key in varied
         if not (is_group(key) or key in told_apart or key.startswith("model.adapter."))
     ]
-    if folders:
+    if runs:
         try:
-            compare_command(folders, by=",".join(others) or "strategy")
+            by = dict.fromkeys(map(plain_name, [*others, *_differing(runs)]))
+            compare_command(runs, by=",".join(by) or "strategy")
         except ValueError as error:  # the runs are finished all the same
             say(f"no comparison: {error}")

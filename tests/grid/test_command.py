@@ -148,6 +148,10 @@ def test_the_comparison_goes_by_what_varied(here: Path, capfd: Capture) -> None:
     assert outcome.code == 0, outcome.err
     assert "2 were finished before" in outcome.out
     assert {"max_epochs=1", "max_epochs=2"} <= set(outcome.out.split())
+    for epochs in (1, 2):  # as the best settings of a search stand in files
+        (here / f"{epochs}.yaml").write_text(f"trainer: {{max_epochs: {epochs}}}")
+    name = write_grid(here, vary={"config": ["1.yaml", "2.yaml"]})
+    assert "max_epochs=2" in kora(capfd, "grid", "--config", name).out.split()
 
 
 def test_a_comparison_that_is_refused_is_said_and_is_no_failure(here: Path, capfd: Capture) -> None:
