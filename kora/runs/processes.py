@@ -146,6 +146,7 @@ def _is_safe(folder: Path) -> bool:
 #: The backbone imports timm, torch's optimisers the compiler, and W&B the module of launches, when
 #: a run begins.
 _IMPORTED = [
+    "kora.runs.in_no_folder",
     "kora.runs.uncollected",
     "kora.training.lightning_cli",
     "torch._dynamo",

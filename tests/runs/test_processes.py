@@ -85,6 +85,7 @@ def test_forks_have_a_session_of_their_own_and_one_parent_that_is_kept(
     assert parent != os.getpid()
     with running(here) as other:
         assert parent_of(other) == parent
+        assert Path(f"/proc/{parent}/cwd").readlink() == Path("/"), "its first folder may go"
 
 
 @LINUX

@@ -92,7 +92,8 @@ def main(tools: Path) -> None:
     """Make the programs, and serve them until stdin ends."""
     from kora.runs.processes import _IMPORTED
 
-    for module in _IMPORTED[1:]:  # the first lets garbage be, but a program here collects its own
+    # The first two leave the folder and let garbage be; a program here keeps and collects its own.
+    for module in _IMPORTED[2:]:
         import_module(module)
     address = str(tools / "socket")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
