@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -64,7 +65,7 @@ def read_table(file: Path) -> list[TableRow]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text in UTF-8. Save it as CSV in UTF-8.") from error
     comma = ";" if ";" in text.partition("\n")[0] else ","  # as some spreadsheets write it
-    reader = csv.DictReader(text.splitlines(), delimiter=comma, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma, strict=True)
     missing = [name for name in ("path", "label") if name not in (reader.fieldnames or ())]
     if missing:
         found = ", ".join(reader.fieldnames or ()) or "nothing"

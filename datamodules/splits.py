@@ -95,7 +95,9 @@ def choose_subset(
 ) -> IntArray:
     """Positions (n,) of the subset, ascending, within `labels` (N,) in 0..K-1.
 
-    For one seed, a smaller stratified subset is part of every larger one.
+    For one seed, a smaller stratified subset is part of every larger one, if it is drawn with
+    `per_class`, or if the classes are equally large. Of unequal ones a larger `fraction` may take
+    one image less, as whole images are dealt out by the largest remainder.
 
     Raises:
         ValueError: a class holds fewer images than `per_class`, or (except for `how: first`)

@@ -177,7 +177,7 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def _require_readable(folder: Path) -> None:

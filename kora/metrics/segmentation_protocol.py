@@ -43,16 +43,17 @@ class SegmentationProtocol:
     def __post_init__(self) -> None:
         if self.window not in get_args(Window):
             raise ValueError(f"protocol.window is {self.window!r}, expected whole or slide.")
-        if isinstance(self.stride, bool) or not 0 < self.stride <= 1:
+        if not _is_number(self.stride) or not 0 < self.stride <= 1:
             raise ValueError(
                 f"protocol.stride is {self.stride!r}, expected a share of the window in (0, 1]."
             )
-        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
-        if not self.scales or not all(1 <= scale <= _MOST_SCALE for scale in self.scales):
+        listed = isinstance(self.scales, list | tuple) and all(map(_is_number, self.scales))
+        if not listed or not self.scales or not all(1 <= s <= _MOST_SCALE for s in self.scales):
             raise ValueError(
-                f"protocol.scales is {list(self.scales)}, expected one or more numbers from 1 to "
+                f"protocol.scales is {self.scales!r}, expected one or more numbers from 1 to "
                 f"{_MOST_SCALE:g}: at 1 the image just covers the window."
             )
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if self.window == "whole" and self.scales != (1.0,):
             raise ValueError(
                 f"protocol.scales is {list(self.scales)}, and window: whole always shows the image "
@@ -93,3 +94,7 @@ class SegmentationProtocol:
                 parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
         parts.append("averaged with the mirrored image" if self.flip_tta else "no flip")
         return ", ".join(parts)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -29,9 +29,9 @@ def covering(image_3HW: Tensor, window: Size, scale: float, interpolation: str) 
 
 
 def starts(length: int, window: int, stride: float) -> list[int]:
-    """Where windows begin along a side, equally far apart by at most `stride` windows.
+    """Where windows begin along a side: every `stride` windows, the last so that it ends with it.
 
-    The first begins at 0, the last ends at the end, and they cover every pixel.
+    The first begins at 0, and they cover every pixel.
     """
     step = max(1, int(stride * window))
     count = math.ceil((length - window) / step) + 1

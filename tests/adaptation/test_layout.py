@@ -60,6 +60,11 @@ def test_a_table_of_paths_and_labels(tmp_path: Path, comma: str) -> None:
     assert find_pictures(file).root == tmp_path
 
 
+def test_a_class_may_begin_with_an_underscore(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("cat", "dog", "_other") for n in "12"))
+    assert find_pictures(tmp_path).labels == ["_other", "cat", "dog"]
+
+
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.jpg", "a/readme.txt", "b/1.jpg", "b/2.jpg", "c/x.txt", "7.jpg")
     assert find_pictures(tmp_path).labels == ["a", "b"]

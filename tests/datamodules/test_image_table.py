@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from datamodules import ImageFolder, ImageTable, Subset
+from datamodules.image_table import read_table
 from tests.support.data_factory import write_class_folders
 
 
@@ -131,6 +133,14 @@ def test_a_table_that_is_not_complete_is_refused_with_its_line(
     (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(ValueError, match=expected):
         make(tmp_path).setup_splits()
+
+
+@pytest.mark.parametrize("odd", ["\n", "\u2028", "\u0085", "\x0b"])
+def test_a_name_may_hold_what_some_take_for_the_end_of_a_line(tmp_path: Path, odd: str) -> None:
+    file = tmp_path / "t.csv"
+    with file.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([("path", "label"), (f"a/x{odd}y.png", "a"), ("b/1.png", "b")])
+    assert [row.path for row in read_table(file)] == [f"a/x{odd}y.png", "b/1.png"]
 
 
 def test_a_table_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ def test_a_name_stands_for_a_window() -> None:
         ({"windows": "slide"}, "protocol.windows is no field, expected any of split, window"),
         ({"window": "slide", "stride": 0}, r"expected a share of the window in \(0, 1\]"),
         ({"window": "slide", "scales": []}, "expected one or more numbers"),
+        (
+            {"window": "slide", "scales": 1.5},
+            "protocol.scales is 1.5, expected one or more numbers",
+        ),
+        ({"window": "slide", "scales": ["a"]}, r"protocol.scales is \['a'\], expected one or more"),
+        ({"window": "slide", "stride": "half"}, "protocol.stride is 'half', expected a share"),
+        ({"window": "slide", "stride": None}, "protocol.stride is None, expected a share"),
         ({"scales": [1, 1.5]}, "Use window: slide"),
         ({"window": "slide", "scales": [0.5]}, "from 1 to 8: at 1 the image just covers"),
         ({"flip_tta": "yes"}, "expected true or false"),
