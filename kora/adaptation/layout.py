@@ -118,7 +118,16 @@ def _of_folder(folder: Path) -> Layout:
                 "a folder for each class."
             )
     parts = {path: PARTS[path.name.lower()] for path in inside if path.name.lower() in PARTS}
+    beside = [path for path in inside if path not in parts and _pictures_in(path)]
+    if beside and not any(_folders(path) for path in parts):
+        parts = {}  # a class may be called train
     if "train" not in parts.values():
+        if any(_folders(path) for path in parts):
+            named = ", ".join(path.name for path in parts)
+            raise ValueError(
+                f"{folder} has {named} and no folder train. Add one with class folders, or, if "
+                "these are classes, rename them."
+            )
         rows, notes = _of_classes(folder, folder, "")
         return Layout(folder, folder, rows, "a folder for each class", notes)
     others = [path.name for path in inside if path not in parts]
@@ -152,9 +161,7 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
                 others.append(name)
         if len(rows) == before:
             empty.append(path.name)
-    loose = sorted(
-        file.name for file in folder.iterdir() if file.is_file() and file.suffix.lower() in suffixes
-    )
+    loose = _pictures_in(folder)
     if loose and not rows:
         raise ValueError(
             f"{folder} holds {len(loose)} pictures itself ({_some(loose)}), and no class "
@@ -174,6 +181,14 @@ def _of_classes(root: Path, folder: Path, part: str) -> tuple[list[TableRow], li
             f"Pictures in deeper folders count for the outermost: those of {_some(below)}."
         )
     return rows, notes
+
+
+def _pictures_in(folder: Path) -> list[str]:
+    """Names of the pictures in a folder itself."""
+    suffixes = image_suffixes()
+    return sorted(
+        file.name for file in folder.iterdir() if file.is_file() and file.suffix.lower() in suffixes
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

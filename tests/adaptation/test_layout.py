@@ -65,6 +65,18 @@ def test_a_class_may_begin_with_an_underscore(tmp_path: Path) -> None:
     assert find_pictures(tmp_path).labels == ["_other", "cat", "dog"]
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("bus", "car", "train") for n in "12"))
+    assert find_pictures(tmp_path).labels == ["bus", "car", "train"]
+
+
+def test_parts_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{part}/{kind}/{n}.jpg" for part in ("val", "test") for kind in "ab"
+                    for n in "12"))  # fmt: skip
+    with pytest.raises(ValueError, match=r"has test, val and no folder train\. Add one"):
+        find_pictures(tmp_path)
+
+
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.jpg", "a/readme.txt", "b/1.jpg", "b/2.jpg", "c/x.txt", "7.jpg")
     assert find_pictures(tmp_path).labels == ["a", "b"]
