@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class FrameFolder:
                 f"{folder} holds no frames. Expected {folder}/<scene>/<n>.h5, each with 'rgb' "
                 "(3, H, W) uint8 and 'depth' (H, W) float32 in metres. Is it extracted?"
             )
-        self.scenes = [path.parent.name for path in self.paths]
+        # basement_0001a and basement_0001b are recordings of one scene.
+        self.scenes = [re.sub(r"(?<=\d)[a-z]$", "", path.parent.name) for path in self.paths]
         first = folder / self.paths[0]
         with open_hdf5(first) as file:
             self.size = self._find(file, first)[2]

@@ -99,6 +99,21 @@ def test_summary_and_protocol_say_what_was_read(tmp_path: Path, make: Any, first
         assert protocol["official_split"]["test"] == "val"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_recordings_of_one_room_stay_on_one_side(tmp_path: Path, seed: int) -> None:
+    folders(tmp_path)
+    rooms = sorted((tmp_path / "frames/train").iterdir())
+    for room, name in zip(rooms, ("den_0001a", "den_0001b", "hall_0002"), strict=True):
+        room.rename(room.with_name(name))
+    data = folders(tmp_path, seed=seed)
+    data.setup("fit")
+    scenes = data.layout.scenes("train")
+    assert scenes is not None
+    train, val = ({scenes[n] for n in data.indices(split)} for split in ("train", "val"))
+    assert train | val == {"den_0001", "hall_0002"}
+    assert not train & val
+
+
 def test_raw_depth_keeps_its_holes(tmp_path: Path) -> None:
     filled, raw = labelled(tmp_path), labelled(tmp_path, depth="raw")
     for data in (filled, raw):
