@@ -27,7 +27,6 @@ STUDIES = "studies.sqlite3"
 #: Random trials, before the sampler uses their results.
 _STARTUP = {"tpe": 5, "gp": 4}
 _BATCH = 8
-_MOST = 64
 #: Finished trials before a range is widened: the best of one or two says little.
 _BEFORE_WIDENING = 4
 _PATIENCE_S = 60.0
@@ -78,11 +77,11 @@ class Search:
     @property
     def at_once(self) -> int:
         """Number of trials that a batched fit trains at most, before the sampler knows more."""
-        startup = _STARTUP.get(self.tuning.sampler, _BEFORE_WIDENING)
+        startup = _STARTUP.get(self.tuning.sampler)
+        if startup is None:  # it learns nothing from results
+            return 64
         over = sum(one.state != "open" for one in self.trials())
-        if over < startup:
-            return startup - over
-        return _BATCH if self.tuning.sampler in _STARTUP else _MOST  # the others learn no more
+        return _BATCH if over >= startup else startup - over
 
     def trials(self) -> list[Trial]:
         """The trials that count, by number: the first `wanted`, even if there are more."""
