@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kora.metrics.protocol import check_split, known_fields
+from kora.metrics.protocol import check_split, is_number, known_fields
 
 __all__ = ["DetectionProtocol"]
 
@@ -37,10 +37,9 @@ class DetectionProtocol:
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_iou"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f"protocol.{name} is {value!r}, expected a number in [0, 1].")
-        whole = isinstance(self.max_detections, int) and not isinstance(self.max_detections, bool)
+        whole = is_number(self.max_detections) and isinstance(self.max_detections, int)
         if not whole or not 1 <= self.max_detections <= 100:
             raise ValueError(
                 f"protocol.max_detections is {self.max_detections!r}, expected a whole number from "

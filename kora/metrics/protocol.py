@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DepthProtocol", "check_depths", "check_split", "known_fields", "masked_median"]
+__all__ = [
+    "DepthProtocol",
+    "check_depths",
+    "check_split",
+    "is_number",
+    "known_fields",
+    "masked_median",
+]
 
 Align = Literal["none", "median", "scale_shift"]
 Average = Literal["image", "pixel"]
@@ -62,7 +69,7 @@ class DepthProtocol:
                 )
         for name in ("min_depth_m", "max_depth_m"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if not is_number(value):
                 raise ValueError(f"protocol.{name} is {value!r}, expected a number of metres.")
         if not 0 < self.min_depth_m < self.max_depth_m < math.inf:
             raise ValueError(
@@ -178,6 +185,11 @@ class DepthProtocol:
             "averaged with the mirrored image" if self.flip_tta else "no flip",
         ]
         return ", ".join([*([f"split {self.split}"] if self.split else []), *parts])
+
+
+def is_number(value: object) -> bool:
+    """Whether a field is a number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_split(split: str | None) -> None:

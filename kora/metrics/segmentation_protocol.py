@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from kora.metrics.protocol import check_split, known_fields
+from kora.metrics.protocol import check_split, is_number, known_fields
 
 __all__ = ["SegmentationProtocol"]
 
@@ -43,11 +43,11 @@ class SegmentationProtocol:
     def __post_init__(self) -> None:
         if self.window not in get_args(Window):
             raise ValueError(f"protocol.window is {self.window!r}, expected whole or slide.")
-        if not _is_number(self.stride) or not 0 < self.stride <= 1:
+        if not is_number(self.stride) or not 0 < self.stride <= 1:
             raise ValueError(
                 f"protocol.stride is {self.stride!r}, expected a share of the window in (0, 1]."
             )
-        listed = isinstance(self.scales, list | tuple) and all(map(_is_number, self.scales))
+        listed = isinstance(self.scales, list | tuple) and all(map(is_number, self.scales))
         if not listed or not self.scales or not all(1 <= s <= _MOST_SCALE for s in self.scales):
             raise ValueError(
                 f"protocol.scales is {self.scales!r}, expected one or more numbers from 1 to "
@@ -94,7 +94,3 @@ class SegmentationProtocol:
                 parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
         parts.append("averaged with the mirrored image" if self.flip_tta else "no flip")
         return ", ".join(parts)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
