@@ -99,6 +99,8 @@ class ImageDataModule(LightningDataModule):
     #: Names of the classes of `boxes`, if batches hold them.
     box_names: list[str] | None = None
     dataset_name: ClassVar[str]
+    #: Whether the data set itself says which images belong together; then `groups` is refused.
+    knows_groups: ClassVar[bool] = False
     #: What the data set calls its two parts.
     official_parts: ClassVar[dict[Part, str]] = {"train": "train", "test": "test"}
     #: Folder in which decoded images are kept for all runs, see datamodules/cache/option.py.
@@ -152,6 +154,11 @@ class ImageDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.val_images = val_images
         self.subset = subset
+        if groups is not None and self.knows_groups:
+            raise ValueError(
+                f"data.groups is {groups!r}, and {self.dataset_name} itself says which images "
+                "belong together. Leave it out."
+            )
         self.groups = None if groups is None else check_pattern(groups)
         self.seed = seed
         self.augment: Augment = augment

@@ -22,6 +22,8 @@ __all__ = ["leave_parts_for_later"]
 _METRICS = "torchmetrics"
 _AREAS = ("audio", "image", "multimodal", "text", "video")
 _COMPILER = "torch._dynamo"
+#: Registers the embedded model with timm.
+_NANO = "kora.backbone.nano"
 #: By the module that imports it: what waits, with all that is below.
 _LATER = {
     _METRICS: (
@@ -41,6 +43,8 @@ def leave_parts_for_later() -> None:
     found = {finder.importer for finder in sys.meta_path if isinstance(finder, _Finder)}
     for importer in _LATER.keys() - found - sys.modules.keys():
         sys.meta_path.insert(0, _Finder(importer))
+    if "timm" in sys.modules:
+        import_module(_NANO)
 
 
 class _Finder(MetaPathFinder):
@@ -100,6 +104,8 @@ class _InParts(Loader):
         if self.finder.importer == _METRICS:
             _provide(module)
             _provide(sys.modules[f"{_METRICS}.functional"])
+        if self.finder.importer == "timm":
+            import_module(_NANO)
 
 
 class _Waiting(Loader):

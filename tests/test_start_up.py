@@ -102,6 +102,12 @@ print(*map(type, metric.plot()))
 """
 
 
+@pytest.mark.parametrize("order", ["kora, timm", "timm, kora"])
+def test_timm_knows_the_embedded_model_after_import_kora(order: str) -> None:
+    made = printed(f"import {order}; print(type(timm.create_model('vit_nano')).__name__)")
+    assert made == "VisionTransformer"
+
+
 @pytest.fixture(scope="module")
 def both() -> list[list[str]]:
     """What the two pieces print, each after `import kora` and without it."""

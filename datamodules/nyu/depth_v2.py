@@ -67,6 +67,7 @@ class NYUDepthV2(ImageDataModule):
     num_classes = 1
     class_names: list[str] = ["scene"]  # noqa: RUF012
     dataset_name: ClassVar[str] = "NYUDepthV2"
+    knows_groups: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class NYUDepthV2(ImageDataModule):
             "scenes": self._scene_counts(),
         }
 
-    def _scene_counts(self) -> dict[str, int] | None:
+    def _scene_counts(self) -> dict[str, int | None] | None:
         """Scenes of each split, and how many scenes of the test also train; None if unknown."""
         train, test = self.layout.scenes("train"), self.layout.scenes("test")
         if train is None or test is None:
@@ -198,7 +199,9 @@ class NYUDepthV2(ImageDataModule):
             split: {scenes[position] for position in self.indices(split)}
             for split, scenes in of_split.items()
         }
-        counts: dict[str, int] = {split: len(names) for split, names in used.items()}
+        counts: dict[str, int | None] = {split: len(names) for split, names in used.items()}
+        if used["test"] == {"official"}:  # a folder of all test scenes, without their names
+            return {**counts, "test": None, "train_and_test": None}
         return {**counts, "train_and_test": len(used["train"] & used["test"])}
 
     def _download(self) -> None:

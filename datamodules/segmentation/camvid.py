@@ -51,6 +51,7 @@ class CamVid(SegmentationFolder):
     """
 
     dataset_name: ClassVar[str] = "CamVid"
+    knows_groups: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import kora.backbone.nano  # noqa: F401  (timm.create_model knows the embedded model from here on)
 from kora.adapters import Strategy
 from kora.adapters import folder as adapter_files
 from kora.backbone.vit import Backbone

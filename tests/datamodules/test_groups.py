@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import ImageFolder, ImageTable, Subset, Synthetic
+from datamodules import CamVid, ImageFolder, ImageTable, NYUDepthV2, Subset, Synthetic
+from datamodules.base import ImageDataModule
 from datamodules.splits import choose_train_and_validation
 
 
@@ -73,6 +74,12 @@ def test_a_pattern_that_names_no_group_is_refused(pattern: str, said: str, tmp_p
     root = write_drives(tmp_path / "photos")
     with pytest.raises(ValueError, match=f"data.groups.*{said}"):
         folder(root, groups=pattern).setup_splits()
+
+
+@pytest.mark.parametrize("kind", [CamVid, NYUDepthV2])
+def test_data_that_knows_its_groups_takes_no_others(kind: type[ImageDataModule]) -> None:
+    with pytest.raises(ValueError, match=rf"data\.groups is 'x'.*{kind.dataset_name}.*Leave it"):
+        kind(groups="x")
 
 
 def test_data_without_paths_has_no_groups() -> None:
