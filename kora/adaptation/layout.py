@@ -196,8 +196,14 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _require_readable(folder: Path) -> None:
-    """Check all folders: `os.walk` would silently skip those that cannot be read."""
-    for here, folders, _ in os.walk(folder):
+    """Check all folders: `os.walk` would silently skip those that cannot be read.
+
+    Names must be text, too, as tables are to hold them.
+    """
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if name != os.fsencode(name).decode(errors="replace"):
+                raise ValueError(f"{here}: the name {os.fsencode(name)!r} is no UTF-8. Rename it.")
         for path in [here, *(os.path.join(here, name) for name in folders)]:
             if not os.access(path, os.R_OK | os.X_OK):
                 raise PermissionError(

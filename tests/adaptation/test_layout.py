@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,13 @@ def test_parts_with_class_folders(tmp_path: Path, names: tuple[str, str]) -> Non
     assert (f"{train}/a/1.jpg", "a", "train") in rows(tmp_path)
     assert (f"{test}/b/2.jpg", "b", "test") in rows(tmp_path)
     assert found.notes == ["Left out, as they are no part: notes."]
+
+
+def test_a_name_that_no_table_can_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+    put(tmp_path, "cat/a.jpg", "dog/a.jpg")
+    (tmp_path / "dog" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"dog: the name b'caf\\xe9\.jpg' is no UTF-8\. Rename it"):
+        find_pictures(tmp_path)
 
 
 @pytest.mark.parametrize("comma", [",", ";"])
