@@ -34,9 +34,6 @@ demo: $(BIN)/kora  ## four strategies, three seeds each, and a verdict (no downl
 # processes, which would compile all modules again where the bytecode is not kept.
 test test-fast test-floors test-newest faults: export OMP_NUM_THREADS = 1
 test test-fast test-floors test-newest faults: export PYTHONDONTWRITEBYTECODE =
-# glibc keeps what was freed, as the next tensor asks for it again: 7 % less time.
-test test-fast test-floors test-newest faults: export MALLOC_TRIM_THRESHOLD_ = 1000000000
-test test-fast test-floors test-newest faults: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
