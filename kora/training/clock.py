@@ -36,7 +36,8 @@ class RunClock(Callback):
 
         A phase that did not run is left out.
         """
-        fit = {"fit": self._fit_seconds()} if "between" in self._seconds else {}
+        ran = "between" in self._seconds or self._before_resume
+        fit = {"fit": self._fit_seconds()} if ran else {}
         return fit | ({"test": self._seconds["test"]} if "test" in self._seconds else {})
 
     def rates(self) -> dict[str, float]:
@@ -112,6 +113,11 @@ class RunClock(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The fit, or a test, has ended."""
         self._enter(None)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the seconds of a fit that had been over before it was resumed."""
+        if "between" not in self._seconds:
+            self._before_resume = self._restored
 
     on_test_end = on_train_end
 

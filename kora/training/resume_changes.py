@@ -71,6 +71,29 @@ class Settings:
         """The settings as a checkpoint holds them."""
         return asdict(self)
 
+    def check_finished(self, resumed: Mapping[str, Any]) -> None:
+        """Refuse other settings of a training of which nothing is left.
+
+        Args:
+            resumed: Epoch, number of finished batches in it, and settings of the checkpoint.
+
+        Raises:
+            ValueError: Names what cannot be changed, and the remedy.
+        """
+        old = resumed["settings"]
+        self._check_identity(old)
+        for key, (before, now) in changes(
+            with_defaults(old["config"]), with_defaults(self.config)
+        ).items():
+            length = key in _SCHEDULE - {"trainer.devices", "trainer.num_nodes"}
+            if length or (key.startswith("model.") and "feature_cache" not in key):
+                raise ValueError(
+                    f"The checkpoint has nothing left to train (epoch {resumed['epoch']}), so "
+                    f"{key} {before!r} -> {now!r} would change the record alone. Leave it as it "
+                    "was, raise trainer.max_epochs to train on, or begin a new run without "
+                    "--resume and --ckpt_path."
+                )
+
     def check(self, resumed: Mapping[str, Any], typed: set[str]) -> None:
         """Show what differs from a checkpoint's settings; refuse what a resume cannot change.
 

@@ -93,6 +93,7 @@ class TrainingState(Callback):
         self._stepping = False
         self._settings: Settings | None = None
         self._resumed: dict[str, Any] | None = None
+        self._trains = False  # whether the loop began: it does not if no epoch is left
         self._saved_at = 0.0
         self._saved_step = 0
 
@@ -147,6 +148,7 @@ class TrainingState(Callback):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         assert self._settings is not None
         self._settings.know_loader(trainer)
+        self._trains = True
         if self._resumed is None:
             return
         self._settings.check(self._resumed, self.typed)
@@ -202,6 +204,16 @@ class TrainingState(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is left to save."""
         self._loops = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse changes of a training that was over: they would change its record alone.
+
+        Raises:
+            ValueError: Names what has changed since the checkpoint, and the remedy.
+        """
+        if self._resumed is not None and not self._trains:
+            assert self._settings is not None
+            self._settings.check_finished(self._resumed)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Stop a validation if told to; a resume repeats it."""

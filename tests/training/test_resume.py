@@ -370,6 +370,37 @@ def test_a_finished_run_that_goes_on_stays_as_it_is_and_its_best_can_win(
     assert logged(new)[:21] == logged(copy)[:21]  # the last row is of the test
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--model.head_lr", "0.5"), "model.head_lr"),
+        (("--data.val_images", "13"), "cannot change the training and validation images"),
+        (("--trainer.max_epochs", "2"), "trainer.max_epochs 3 -> 2"),
+    ],
+)
+def test_where_nothing_is_left_to_train_no_setting_of_the_training_changes(
+    tiny: Path, whole: Path, capfd: Capture, args: tuple[str, ...], words: str
+) -> None:
+    copy = tiny / SEED0 / "version_0"
+    shutil.copytree(whole, copy)
+    outcome = resume(capfd, *args, run=copy)
+    assert outcome.code == 2, outcome.err
+    assert words in outcome.err
+    assert "begin a new run" in outcome.err
+    assert not (copy.with_name("version_1") / "results.json").exists()
+
+
+def test_a_run_whose_training_is_over_keeps_its_seconds(
+    tiny: Path, whole: Path, capfd: Capture
+) -> None:
+    copy = tiny / SEED0 / "version_0"
+    shutil.copytree(whole, copy)
+    (copy / "results.json").unlink()  # as if it had been killed in its test
+    assert resume(capfd, "--data.eval_batch_size", "3", run=copy).code == 0
+    fit_s = checkpoint(copy)["callbacks"]["RunRecord"]["fit_seconds"]
+    assert results(copy)["seconds"]["fit"] == round(fit_s, 3)
+
+
 @pytest.mark.parametrize("short", [["-c", "FILE"], ["-c=FILE"]])
 def test_a_config_may_be_named_in_short(tmp_path: Path, short: list[str]) -> None:
     run = tmp_path / "run"
