@@ -261,6 +261,7 @@ def test_a_longer_schedule_is_used_if_it_is_typed_and_refused_if_not(
         (("--data.val_images", "13"), "cannot change the training and validation images"),
         (("--data.batch_size", "9"), "within an epoch of 7 images a batch"),
         (("--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"), "change model.optimizer"),
+        (("--trainer.max_steps", "4"), "trainer.max_steps -1 -> 4 would change the record alone"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_and_the_run_stays_as_it_is(
