@@ -39,7 +39,10 @@ _LATER = {
 
 
 def leave_parts_for_later() -> None:
-    """Have the first imports of these libraries in this process leave parts for later."""
+    """Have the first imports of these libraries in this process leave parts for later.
+
+    timm also gets to know the embedded model, whenever it is imported.
+    """
     found = {finder.importer for finder in sys.meta_path if isinstance(finder, _Finder)}
     for importer in _LATER.keys() - found - sys.modules.keys():
         sys.meta_path.insert(0, _Finder(importer))
