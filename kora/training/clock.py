@@ -114,12 +114,12 @@ class RunClock(Callback):
         """The fit, or a test, has ended."""
         self._enter(None)
 
+    on_test_end = on_train_end
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the seconds of a fit that had been over before it was resumed."""
         if "between" not in self._seconds:
             self._before_resume = self._restored
-
-    on_test_end = on_train_end
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation begins."""
