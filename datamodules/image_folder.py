@@ -19,7 +19,14 @@ from datamodules.base import ImageDataModule, Part, Split, part_of
 from datamodules.cache.images import ImageFiles
 from datamodules.cache.option import cache_parent, cached_or_files
 from datamodules.download import expand_path, obtain_folder
-from datamodules.loading import folders_in, image_suffixes, sides, unreadable, visible_files
+from datamodules.loading import (
+    folders_in,
+    image_suffixes,
+    is_text,
+    sides,
+    unreadable,
+    visible_files,
+)
 from datamodules.recipe import FixedFit, ImageRecipe
 from datamodules.splits import IntArray
 
@@ -221,7 +228,7 @@ class ImageFolder(ImageDataModule):
             )
         names = folders_in(folder)
         for name in names:
-            if not _is_text(name):
+            if not is_text(name):
                 raise ValueError(
                     f"Class folder {folder / ascii(name)[1:-1]} has a name that is not UTF-8. "
                     "Rename it: it is the name of the class."
@@ -244,11 +251,6 @@ class ImageFolder(ImageDataModule):
                 if path.suffix.lower() in suffixes
             ]
         return self._paths[part]
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8; Python turns other bytes into surrogates."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _named(names: list[str]) -> str:

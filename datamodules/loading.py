@@ -41,6 +41,7 @@ __all__ = [
     "end_workers",
     "folders_in",
     "image_suffixes",
+    "is_text",
     "sides",
     "text_of",
     "unreadable",
@@ -268,6 +269,11 @@ def visible_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(here, name) for name in sorted(names) if name[0] != ".")
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python turns other bytes into surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def folders_in(folder: Path) -> list[str]:

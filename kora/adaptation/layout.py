@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datamodules.detection.layouts import find_layout
 from datamodules.image_table import TableRow, read_table
-from datamodules.loading import image_suffixes, visible_files
+from datamodules.loading import image_suffixes, is_text, visible_files
 from kora.adaptation.call import require_place
 
 __all__ = ["PARTS", "Layout", "find_pictures", "has_boxes", "has_masks"]
@@ -202,7 +202,7 @@ def _require_readable(folder: Path) -> None:
     """
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if name != os.fsencode(name).decode(errors="replace"):
+            if not is_text(name):
                 raise ValueError(f"{here}: the name {os.fsencode(name)!r} is no UTF-8. Rename it.")
         for path in [here, *(os.path.join(here, name) for name in folders)]:
             if not os.access(path, os.R_OK | os.X_OK):
