@@ -50,11 +50,16 @@ class FullFineTune(Strategy):
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The backbone's parameters, by timm's names."""
-        yield from self._backbone[0].model.named_parameters()
+        for backbone in self._backbone:
+            yield from backbone.model.named_parameters()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole backbone."""
-        return dict(self._backbone[0].model.state_dict(keep_vars=True))
+        """The whole backbone; nothing before `attach`."""
+        return {
+            name: tensor
+            for backbone in self._backbone
+            for name, tensor in backbone.model.state_dict(keep_vars=True).items()
+        }
 
     def merged(self, backbone: Backbone) -> dict[str, Tensor]:
         """The trained weights."""

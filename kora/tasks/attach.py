@@ -27,7 +27,8 @@ def attach(model: nn.Module, adapter: Strategy) -> Attached:
     """Freeze a timm vision transformer and hook a strategy in; strategy and classifier train.
 
     As with peft's `get_peft_model`, the model is changed in place. The result has the same input
-    and output as the model: normalised pixels (B, 3, H, W) and logits (B, K).
+    and output as the model: normalised pixels (B, 3, H, W) and logits (B, K). Dropout and drop-path
+    of timm's blocks do not run while these are frozen, and that of timm's head never does.
 
         model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=10)
         model = kora.attach(model, LoRA(rank=8))
@@ -95,6 +96,7 @@ class Attached(nn.Module):
             )
         if adapter.tensors():
             raise ValueError(f"kora.attach: this {adapter.label} is in use. Make another one.")
+        training = model.training  # Backbone.around puts it into eval mode
         with _as_it_was_if_refused(whole, head):
             try:
                 self.backbone = Backbone.around(model)
@@ -110,7 +112,7 @@ class Attached(nn.Module):
         self.requires_grad_(False)
         for parameter in self.trainables().values():
             parameter.requires_grad_(True)
-        self.train(model.training)
+        self.train(training)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: `adapter.*` and `head.*`."""

@@ -507,6 +507,12 @@ def _backbone(record: Mapping[str, Any], weights: str | None, folder: str) -> Ba
             std=known.get("std"),
         )
     except FileNotFoundError as error:
+        if source == "given":  # Backbone.around
+            raise FileNotFoundError(
+                f"{folder} was saved by kora.attach, which cannot know where the weights of "
+                f"'{known['name']}' came from. Give weights= (or --weights): 'pretrained' if they "
+                f"were timm's, or else their file. SHA-256 of the weights: {known['sha256'][:12]}."
+            ) from error
         raise FileNotFoundError(
             f"{folder} belongs to weights of '{known['name']}' in {source}, and there is no such "
             f"file here: give its path (weights=, or --weights). SHA-256 of the weights: "

@@ -17,6 +17,7 @@ from kora.adapters import (
     BitFit,
     Bottleneck,
     DoRA,
+    FullFineTune,
     KoRA,
     LogitReadout,
     LoRA,
@@ -75,6 +76,14 @@ def test_it_begins_as_the_model_and_trains_adapter_and_head_alone(name: str) -> 
     assert all(map(torch.equal, frozen, before))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_in_the_mode_of_the_model(training: bool) -> None:
+    model = kora.attach(model_of().train(training), LoRA(2, dropout=0.5))
+    for parameter in model.trainables().values():
+        torch.nn.init.normal_(parameter)
+    assert torch.equal(model(pixels()), model(pixels())) is not training
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_merged_it_is_timms_own_model_with_the_same_logits(name: str) -> None:
     model = trained(LoRA(2, sites=SITES.get(name, ["qkv", "proj"])), name)
@@ -85,7 +94,9 @@ def test_merged_it_is_timms_own_model_with_the_same_logits(name: str) -> None:
     assert not torch.allclose(plain(pixels(name)), model_of(name).eval()(pixels(name)), atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [lambda: LoRA(2), lambda: KoRA(PaperForm(2), 4), BitFit])
+@pytest.mark.parametrize(
+    "make", [lambda: LoRA(2), lambda: KoRA(PaperForm(2), 4), BitFit, FullFineTune]
+)
 def test_what_is_saved_comes_back_on_the_same_weights_alone(make: Any, tmp_path: Path) -> None:
     model = trained(make())
     model.save(tmp_path / "adapter")
@@ -113,6 +124,12 @@ def test_load_adapter_reads_it_where_the_weights_are_in_a_file(tmp_path: Path) -
     mean, std = loaded.backbone.mean, loaded.backbone.std
     mine = model.eval()((images / 255 - mean) / std)
     torch.testing.assert_close(loaded(images), mine, rtol=0, atol=1e-5)
+
+
+def test_load_adapter_asks_for_the_weights_of_a_model_that_was_given(tmp_path: Path) -> None:
+    kora.attach(model_of(), LoRA(2)).save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Give weights= .* 'pretrained' if they were timm"):
+        kora.load_adapter(tmp_path)
 
 
 def test_without_a_classifier_it_gives_the_pooled_vector() -> None:
