@@ -1,7 +1,8 @@
 """Many fits of one task at once, on cached features.
 
-For strategies that never change the backbone. All fits see the same batches in the same order, and
-differ in learning rates and weight decay: their tensors are stacked, and one pass serves all.
+For strategies that never change the backbone. The fits differ in learning rates and weight decay,
+and may differ in what they start with: first tensors, images and their order. Their tensors are
+stacked, and one pass serves all.
 
 Shapes: S settings, n images, B images a batch, K classes.
 """
@@ -31,7 +32,23 @@ from kora.tasks import ClassificationTask
 from kora.tasks.callbacks import flushed
 from kora.tasks.optim import parameter_groups, schedule_factor
 
-__all__ = ["Setting", "Trained", "fit_together", "fits_at_once", "rows_of"]
+__all__ = ["Setting", "Start", "Trained", "fit_together", "fits_at_once", "rows_of"]
+
+
+class Start(NamedTuple):
+    """What a fit starts with.
+
+    Args:
+        tensors: Its trainables, by their names in the task.
+        inputs: Cached features of its n training images.
+        labels: (n,), of these images.
+        seed: Seed of the order of the images.
+    """
+
+    tensors: Mapping[str, Tensor]
+    inputs: Inputs
+    labels: Tensor
+    seed: int
 
 
 class Setting(NamedTuple):
@@ -42,12 +59,14 @@ class Setting(NamedTuple):
         lr: Learning rate of the adapter, if it has anything to train.
         weight_decay: Of both.
         dropouts: A probability for each of the `stand_ins` of `fit_together`.
+        start: None: the tensors of the task, and the images that are given for all fits.
     """
 
     head_lr: float
     lr: float
     weight_decay: float = 0.01
     dropouts: tuple[float, ...] = ()
+    start: Start | None = None
 
 
 #: Parameters of all fits that train at once. With more than the first number, fits leave the caches
@@ -67,15 +86,18 @@ class Trained(NamedTuple):
     tensors: Mapping[str, Tensor]
 
     @torch.no_grad()
-    def logits(self, task: ClassificationTask, inputs: Inputs, *, at_once: int = 512) -> Tensor:
-        """Logits of n images by each fit, (S, n, K)."""
-        count = len(next(iter(inputs.values())))
+    def logits(
+        self, task: ClassificationTask, inputs: Inputs | Sequence[Inputs], *, at_once: int = 512
+    ) -> Tensor:
+        """Logits of n images by each fit, (S, n, K); of the same images, or of n for each fit."""
+        each = [inputs] if isinstance(inputs, Mapping) else inputs
+        count = len(next(iter(each[0].values())))
         was_training = task.training
         task.eval()
         try:
             parts = [
-                _each(task, self.tensors, rows_of(inputs, slice(start, start + at_once)))
-                for start in range(0, count, at_once)
+                _each(task, self.tensors, _rows(each, [slice(first, first + at_once)] * len(each)))
+                for first in range(0, count, at_once)
             ]
         finally:
             task.train(was_training)
@@ -94,9 +116,9 @@ def fit_together(
     stand_ins: Sequence[float] = (),
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     after_step: Callable[[int, int], object] = lambda done, steps: None,
-    after_epoch: Callable[[int, Trained], object] = lambda epoch, trained: None,
+    after_epoch: Callable[[int, Trained, Tensor], object] = lambda epoch, trained, losses: None,
 ) -> Trained:
-    """Train a task with every setting, each from the task's own tensors, which do not change.
+    """Train a task with every setting; the task's own tensors do not change.
 
     Order of the images, schedule and loss are those of `kora fit` with this seed, on one process.
 
@@ -111,52 +133,72 @@ def fit_together(
         stand_ins: Probabilities of dropout in the task that stand for those of each setting.
         autocast: Makes the context of the forward passes.
         after_step: Called with the number of finished steps, and of all.
-        after_epoch: Called with the number of the epoch, from 0, and the tensors as they are.
+        after_epoch: Called with the number of the epoch, from 0, the tensors as they are, and the
+            mean training loss (S,) of that epoch.
 
     Raises:
-        ValueError: The strategy has a regulariser, or a stand-in goes into no dropout of torch's.
+        ValueError: The strategy has a regulariser, a stand-in goes into no dropout of torch's, or
+            fits have different numbers of images.
     """
     if task.adapter.penalty() is not None:
         raise ValueError(f"{task.label} has a regulariser: train it with kora fit.")
     undecayed = {f"adapter.{name}" for name in task.backbone.model.no_weight_decay()}
     trainables = task.trainables()
     names = {id(parameter): name for name, parameter in trainables.items()}
+    common = Start(trainables, inputs, labels, seed)
+    starts = [one.start or common for one in settings]
+    own = [starts[0]] if all(one is starts[0] for one in starts) else starts
+    if any(len(one.labels) != len(own[0].labels) for one in own):
+        raise ValueError("They have different numbers of training images: train them alone.")
     kinds = []
     for group in parameter_groups(trainables, head_lr=1.0, undecayed=undecayed):
         rates = [one.head_lr if "lr" in group else one.lr for one in settings]
         decays = [group.get("weight_decay", one.weight_decay) for one in settings]
-        tensors = {names[id(tensor)]: tensor for tensor in group["params"]}
+        keys = [names[id(tensor)] for tensor in group["params"]]
+        tensors = [{key: start.tensors[key] for key in keys} for start in starts]
         kinds.append(_Kind(tensors, list(zip(rates, decays, strict=True))))
     stacked = {name: tensor for kind in kinds for name, tensor in kind.stacked.items()}
-    batches = -(-len(labels) // batch_size)
+    device, images = own[0].labels.device, len(own[0].labels)
+    batches = -(-images // batch_size)
     steps = epochs * batches
     factor = schedule_factor(task.schedule, total_steps=steps, warmup_fraction=task.warmup_fraction)
-    order = EpochShuffle(len(labels), seed=seed)
+    orders = {one.seed: EpochShuffle(images, seed=one.seed) for one in own}
     columns = zip(*(one.dropouts for one in settings), strict=True)
-    shares = [torch.tensor(column, device=labels.device) for column in columns]
+    shares = [torch.tensor(column, device=device) for column in columns]
     dropouts = dict(zip(stand_ins, shares, strict=True))
     trained = Trained({name: tensor.detach() for name, tensor in stacked.items()})  # as they move
     was_training = task.training
     task.train()
     try:
-        _require_dropouts(task, rows_of(inputs, slice(2)), stand_ins)
-        with flushed(labels.device):
+        _require_dropouts(task, rows_of(own[0].inputs, slice(2)), stand_ins)
+        with flushed(device):
             for epoch in range(epochs):
-                order.set_epoch(epoch)
-                for at, places in enumerate(torch.split(torch.tensor(list(order)), batch_size)):
+                summed_S = torch.zeros(len(settings), device=device)
+                places = {}
+                for seed_of_order, order in orders.items():
+                    order.set_epoch(epoch)
+                    places[seed_of_order] = torch.tensor(list(order)).split(batch_size)
+                for at in range(batches):
                     step = epoch * batches + at
+                    each = [places[one.seed][at] for one in own]
+                    rows = _rows([one.inputs for one in own], each)
                     with autocast():
-                        logits_SBK = _each(task, stacked, rows_of(inputs, places), dropouts)
-                    target_SB = labels[places].expand(len(settings), -1)
-                    losses = F.cross_entropy(
+                        logits_SBK = _each(task, stacked, rows, dropouts)
+                    labels_SB = torch.stack([
+                        one.labels[some] for one, some in zip(own, each, strict=True)
+                    ])  # fmt: skip
+                    target_SB = labels_SB.expand(len(settings), -1)
+                    losses_SB = F.cross_entropy(
                         logits_SBK.flatten(0, 1).float(), target_SB.flatten(),
-                        label_smoothing=task.label_smoothing, reduction="sum",
-                    )  # fmt: skip
-                    torch.autograd.backward(losses / len(places))
+                        label_smoothing=task.label_smoothing, reduction="none",
+                    ).view_as(target_SB)  # fmt: skip
+                    losses_S = losses_SB.mean(dim=1)
+                    torch.autograd.backward(losses_S.sum())
+                    summed_S += losses_S.detach()
                     for kind in kinds:
                         kind.step(step, factor(step))
                     after_step(step + 1, steps)
-                after_epoch(epoch, trained)
+                after_epoch(epoch, trained, summed_S / batches)
     finally:
         task.train(was_training)
     return trained
@@ -170,13 +212,17 @@ class _Kind:
     than on their numbers, so that this calls torch's fused step itself.
 
     Args:
-        tensors: With which each fit begins.
-        rates: Learning rate and weight decay of the S fits.
+        starts: Tensors with which each of the S fits begins.
+        rates: Learning rate and weight decay of each.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], rates: Sequence[tuple[float, float]]) -> None:
-        start_n = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
-        values_Sn = start_n.repeat(len(rates), 1)
+    def __init__(
+        self, starts: Sequence[Mapping[str, Tensor]], rates: Sequence[tuple[float, float]]
+    ) -> None:
+        values_Sn = torch.stack([
+            torch.cat([tensor.detach().flatten() for tensor in start.values()]) for start in starts
+        ])  # fmt: skip
+        tensors = starts[0]
         sizes = [tensor.numel() for tensor in tensors.values()]
         #: The tensors of all fits, (S, ...) each, which are parts of the rows.
         self.stacked = {
@@ -215,21 +261,33 @@ def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
     return {name: tensor[places] for name, tensor in inputs.items()}
 
 
+def _rows(each: Sequence[Inputs], places: Sequence[Tensor | slice]) -> list[dict[str, Tensor]]:
+    """The inputs of a batch: one for all fits, or one for each."""
+    return [rows_of(inputs, some) for inputs, some in zip(each, places, strict=True)]
+
+
 def _each(
     task: ClassificationTask,
     stacked: Mapping[str, Tensor],
-    inputs: Inputs,
+    rows: Sequence[Inputs],
     dropouts: Mapping[float, Tensor] | None = None,
 ) -> Tensor:
-    """Logits (S, B, K) of the same images by every fit; `dropouts` are (S,) of each stand-in."""
+    """Logits (S, B, K) by every fit, of the same images or each of its own (`_rows`).
+
+    `dropouts` are (S,) of each stand-in.
+    """
     module = _AdapterAndHead(task)
 
-    def one(tensors: dict[str, Tensor], shares: dict[float, Tensor]) -> Tensor:
+    def one(tensors: dict[str, Tensor], shares: dict[float, Tensor], inputs: Inputs) -> Tensor:
         with _Together(shares):
             logits: Tensor = functional_call(module, tensors, (inputs,))
         return logits
 
-    found: Tensor = vmap(one, randomness="different")(dict(stacked), dict(dropouts or {}))
+    inputs, at = rows[0], None
+    if len(rows) > 1:
+        inputs, at = {name: torch.stack([one[name] for one in rows]) for name in rows[0]}, 0
+    each = vmap(one, in_dims=(0, 0, at), randomness="different")
+    found: Tensor = each(dict(stacked), dict(dropouts or {}), inputs)
     return found
 
 

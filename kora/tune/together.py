@@ -207,7 +207,7 @@ class _Instead(Callback):
         every = trainer.check_val_every_n_epoch or 1
         found: list[Tensor] = []
 
-        def judge(epoch: int, trained: Trained) -> None:
+        def judge(epoch: int, trained: Trained, losses_S: Tensor) -> None:
             if (epoch + 1) % every:
                 return
             with trainer.precision_plugin.forward_context():

@@ -15,7 +15,7 @@ from kora.adapters import KoRA, LinearProbe, MultiLayerProbe, PaperForm, Strateg
 from kora.backbone.frozen_inputs import is_read
 from kora.feature_cache.rules import head_reads
 from kora.tasks import ClassificationTask
-from kora.training.batched_fit import Setting, fit_together
+from kora.training.batched_fit import Setting, Start, fit_together
 from tests.support.families import tiny
 from tests.support.two_ranks import QUIET
 
@@ -27,15 +27,15 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def data() -> Synthetic:
+def data(seed: int = 3) -> Synthetic:
     return Synthetic(
-        image_size=32, seed=3, train_images=40, test_images=13, val_fraction=0, batch_size=9
+        image_size=32, seed=seed, train_images=40, test_images=13, val_fraction=0, batch_size=9
     )
 
 
-def built(strategy: Strategy) -> ClassificationTask:
+def built(strategy: Strategy, seed: int = 2) -> ClassificationTask:
     backbone = tiny("tiny_vit")  # draws from a seed of its own, once
-    torch.manual_seed(2)
+    torch.manual_seed(seed)
     task = ClassificationTask(backbone, strategy, num_classes=12)
     task.build()
     return task
@@ -71,6 +71,53 @@ def test_each_is_the_fit_that_lightning_makes(name: str) -> None:
         with torch.no_grad():
             alone = one.eval()(inputs)
         torch.testing.assert_close(logits[place], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_fits_of_other_seeds_have_their_own_start_images_and_order(name: str) -> None:
+    tasks, starts = [], []
+    for seed in (3, 4):
+        images = data(seed)
+        images.setup("fit")
+        task = built(STRATEGIES[name](), seed)
+        inputs = inputs_of(task, images.images("train", range(40)))
+        first = {key: it.detach().clone() for key, it in task.trainables().items()}
+        starts.append(Start(first, inputs, torch.from_numpy(images.labels("train")), seed))
+        tasks.append(task)
+    rates = [(0, 1e-2), (1, 1e-2), (1, 1e-3)]
+    settings = [Setting(lr, 1e-3, 0.1, start=starts[which]) for which, lr in rates]
+    means: list[Tensor] = []
+    found = fit_together(
+        tasks[1], starts[0].inputs, starts[0].labels, settings, epochs=2, batch_size=9, seed=0,
+        after_epoch=lambda epoch, trained, losses: means.append(losses),
+    )  # fmt: skip
+    logits = found.logits(tasks[1], [starts[which].inputs for which, _ in rates], at_once=16)
+    for place, (which, lr) in enumerate(rates):
+        one = built(STRATEGIES[name](), 3 + which)
+        one.head_lr = lr
+        one.optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+        shown: list[float] = []
+        one.log = lambda key, value, *_, shown=shown, **__: (  # type: ignore[method-assign]
+            shown.append(float(value)) if key == "train/loss" else None
+        )
+        Trainer(**{**QUIET, "max_epochs": 2}).fit(one, datamodule=data(3 + which))
+        for key, tensor in one.trainables().items():
+            torch.testing.assert_close(found.tensors[key][place], tensor, rtol=0, atol=1e-5)
+        with torch.no_grad():
+            alone = one.eval()(starts[which].inputs)
+        torch.testing.assert_close(logits[place], alone, rtol=0, atol=1e-4)
+        assert means[-1][place] == pytest.approx(sum(shown[-5:]) / 5, abs=1e-4)
+
+
+def test_fits_of_more_images_and_of_fewer_do_not_train_together() -> None:
+    task = built(LinearProbe())
+    starts = [
+        Start(task.trainables(), {"pooled": torch.ones(n, 32)}, torch.zeros(n).long(), 0)
+        for n in (4, 5)
+    ]
+    settings = [Setting(1e-2, 1e-2, start=one) for one in starts]
+    with pytest.raises(ValueError, match="different numbers of training images"):
+        fit_together(task, *starts[0][1:3], settings, epochs=1, batch_size=4, seed=0)
 
 
 def test_the_steps_are_counted() -> None:
