@@ -27,6 +27,7 @@ __all__ = [
     "Loop",
     "Progress",
     "accumulates",
+    "count_as_fitted",
     "end_restart",
     "full_checkpoint",
     "take_signals",
@@ -53,6 +54,15 @@ def validation_is_due(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def count_as_fitted(trainer: Trainer, *, epochs: int, steps: int) -> None:
+    """Have a trainer count epochs and steps, one a batch, as after a fit of its own."""
+    loop = trainer.fit_loop
+    loop.max_batches = steps // epochs
+    loop.epoch_progress.current.completed = epochs
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
+    loop.epoch_loop._batches_that_stepped = steps
 
 
 def end_restart(*loops: Loop) -> None:

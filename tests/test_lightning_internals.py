@@ -28,6 +28,10 @@ NAMES: dict[str, tuple[Any, str]] = {
     "_should_accumulate": (training_epoch_loop, "a checkpoint within accumulated batches"),
     "_should_check_val_fx": (training_epoch_loop, "a validation that was due is lost by a resume"),
     "_data_fetcher": (fit_loop, "the same"),
+    "_batches_that_stepped": (
+        training_epoch_loop,
+        "runs that trained together log their test at step 0",
+    ),
     "_restarting": (loop, "with max_steps, a resume trains an epoch twice that was over"),
     "_Loop": (loop, "a checkpoint holds no place within an epoch"),
     "_BaseProgress": (progress, "the same"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kora.console.say import say
+from kora.grid.batch import TRAIN_LIST, train_together
 from kora.grid.dispatch import Ended, Task, dispatch
 from kora.grid.file import Grid, is_group, read_grid
 from kora.grid.options import (
@@ -33,7 +34,7 @@ from kora.grid.plan import (
     refuse_equal,
     require_writable,
 )
-from kora.grid.run import Outcome, log_path
+from kora.grid.run import Outcome, log_folder, log_path
 from kora.grid.view import GridView
 from kora.runs.config import flat, plain_name
 from kora.runs.processes import Stop, start_server
@@ -49,6 +50,11 @@ def grid(args: Sequence[str]) -> None:
         ValueError: the grid or one of its runs is not accepted; nothing was started.
         RuntimeError: some runs failed; the others have run.
     """
+    if args[:1] == [TRAIN_LIST]:
+        from kora.grid.together import train_list  # imports torch
+
+        train_list(Path(args[1]))
+        return
     own = _options(args)
     path = Path(own.config)
     environment = dict(os.environ)  # before parsing sets a seed, which no run may inherit
@@ -58,6 +64,9 @@ def grid(args: Sequence[str]) -> None:
     entries = _plan(path, planned, own.only)
     of = f" of {len(planned.jobs())}" if own.only else ""
     _say_where_it_stands(path, entries, of)
+    finished = sum(entry.state == FINISHED for entry in entries)
+    if own.together and not own.dry_run:
+        entries = _together(path, own, entries, environment)
     # Runs of other processes come last: they may be finished by then.
     waiting = sorted((e for e in entries if e.state != FINISHED), key=lambda e: e.state == AT_WORK)
     if own.dry_run:
@@ -74,9 +83,8 @@ def grid(args: Sequence[str]) -> None:
         ends[e.number].outcomes[-1].folder if e.number in ends else e.folder: e for e in entries
     }
     failed = [end for end in ends.values() if end.outcomes[-1].folder is None]
-    finished = len(entries) - len(waiting)
     say(
-        f"{len(waiting) - len(failed)} runs done, {finished} were finished before, "
+        f"{len(entries) - finished - len(failed)} runs done, {finished} were finished before, "
         f"{len(failed)} failed."
     )
     _compare({f: e for f, e in found.items() if f is not None}, tuple(planned.vary))
@@ -106,6 +114,11 @@ def grid_parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, metavar="N",
         help="runs at once on this machine; they share its cores, and each has a log file",
     )  # fmt: skip
+    parser.add_argument(
+        "--together", action="store_true",
+        help="first train runs that differ in seed and learning rates alone as one batched fit, "
+        "if their features are cached; they have no checkpoints, seconds and memory of their own",
+    )  # fmt: skip
     add_launcher_options(parser, "run")
     return parser
 
@@ -118,6 +131,11 @@ def _options(args: Sequence[str]) -> argparse.Namespace:
         raise ValueError(
             f"--jobs is for this machine alone. With --launcher {own.launcher}, the cores of the "
             "cluster and --num_cpus decide how many runs there are at once. Leave --jobs out."
+        )
+    if own.launcher != "local" and own.together:
+        raise ValueError(
+            f"--together is for this machine alone, and --launcher {own.launcher} runs elsewhere. "
+            "Leave one of them out."
         )
     fill_launcher_options(own)
     return own
@@ -137,6 +155,27 @@ def _say_where_it_stands(path: Path, entries: Sequence[Entry], of: str) -> None:
     others = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != FINISHED)
     rest = f" ({others})" if others else ""
     say(f"{path}: {len(entries)}{of} runs, {counts[FINISHED]} of them finished{rest}.")
+
+
+def _together(
+    path: Path, own: argparse.Namespace, entries: Sequence[Entry], environment: dict[str, str]
+) -> list[Entry]:
+    """Train those that can train together; exits here after a signal."""
+    new = [entry.config for entry in entries if entry.state == NEW]
+    if not new:
+        return list(entries)
+    require_writable(new)
+    with Stop.on_signals() as stop:
+        logs = log_folder(path, new[0]["runs_dir"])
+        train_together(entries, jobs=own.jobs, logs=logs, env=environment, stop=stop)
+    _end_if_stopped(stop)
+    return [entry_for(one.number, one.job, one.config) for one in entries]
+
+
+def _end_if_stopped(stop: Stop) -> None:
+    if stop.signal is not None:
+        say("stopped. Repeat the command to resume the runs that are not finished.")
+        sys.exit(stop.exit_code)
 
 
 def _logs(path: Path, own: argparse.Namespace, waiting: Sequence[Entry]) -> dict[int, Path]:
@@ -190,9 +229,7 @@ def _run(
         view,
     ):
         dispatch(give, ended, where, view=view, stop=stop)
-    if stop.signal is not None:
-        say("stopped. Repeat the command to resume the runs that are not finished.")
-        sys.exit(stop.exit_code)
+    _end_if_stopped(stop)
     return ends
 
 

@@ -17,7 +17,7 @@ from kora.runs.processes import Stop, run_child
 from kora.runs.search import find_finished_run, last_checkpoint
 from kora.training.config_lock import alone_with
 
-__all__ = ["Outcome", "log_path", "run_job", "share_of_threads"]
+__all__ = ["Outcome", "log_folder", "log_path", "run_job", "share_of_threads"]
 
 
 class Outcome(NamedTuple):
@@ -116,7 +116,12 @@ def _reason(code: int) -> str:
 def log_path(grid: Path, job: Job, number: int, runs_dir: str) -> Path:
     """The log file of a run, next to the runs; used if several run at once."""
     name = file_name(job.name)[:100]
-    return Path(runs_dir) / f"grid_{grid.stem}" / f"{number:03d}_{name}.log"
+    return log_folder(grid, runs_dir) / f"{number:03d}_{name}.log"
+
+
+def log_folder(grid: Path, runs_dir: str) -> Path:
+    """The folder of the log files of a grid."""
+    return Path(runs_dir) / f"grid_{grid.stem}"
 
 
 def share_of_threads(jobs: int, env: Mapping[str, str]) -> dict[str, str]:

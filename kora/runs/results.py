@@ -65,6 +65,8 @@ class RunResult:
             the `seconds` to compute them, which `fit` does not count; None if it read images.
         tested_step: optimiser steps behind the weights that were tested; None if nothing was
             tested, and in records of earlier versions.
+        together: number of runs that trained with it as one batched fit (`kora grid --together`);
+            then it has no seconds of `fit` and no memory of its own. None if it trained alone.
         versions: of Python and the packages that matter.
         commit: of the source tree of `kora`; None for an installed package.
         created: ISO 8601, UTC.
@@ -89,6 +91,7 @@ class RunResult:
     config_sha256: str | None = None
     feature_cache: dict[str, Any] | None = None
     tested_step: int | None = None
+    together: int | None = None
     versions: dict[str, str] = field(default_factory=collect_versions)
     commit: str | None = field(default_factory=git_commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -118,6 +121,7 @@ class RunResult:
             )
         new: dict[str, Any] = {
             "settings": {}, "config_sha256": None, "feature_cache": None, "tested_step": None,
+            "together": None,
         }  # fmt: skip
         record = {**new, **record}  # not in the first records
         known = [f.name for f in fields(cls)]
@@ -147,7 +151,7 @@ _TYPES_OR_NONE = {
     "protocol.subset protocol.evaluation",
     "a number below 1e100": "metrics.* baselines.*.* peak_memory_mib parameters.percent "
     "protocol.subset.fraction protocol.subset.per_class",
-    "a whole number below 1e100": "seed tested_step parameters.trainable parameters.total",
+    "a whole number below 1e100": "seed tested_step together parameters.trainable parameters.total",
 }
 
 

@@ -85,6 +85,11 @@ class Trained(NamedTuple):
 
     tensors: Mapping[str, Tensor]
 
+    def are_finite(self) -> Tensor:
+        """(S,), whether all numbers of a fit are finite."""
+        each = [tensor.flatten(1).isfinite().all(dim=1) for tensor in self.tensors.values()]
+        return torch.stack(each).all(dim=0)
+
     @torch.no_grad()
     def logits(
         self, task: ClassificationTask, inputs: Inputs | Sequence[Inputs], *, at_once: int = 512
@@ -177,7 +182,7 @@ def fit_together(
                 places = {}
                 for seed_of_order, order in orders.items():
                     order.set_epoch(epoch)
-                    places[seed_of_order] = torch.tensor(list(order)).split(batch_size)
+                    places[seed_of_order] = torch.split(torch.tensor(list(order)), batch_size)
                 for at in range(batches):
                     step = epoch * batches + at
                     each = [places[one.seed][at] for one in own]

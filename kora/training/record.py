@@ -83,6 +83,7 @@ class RunRecord(Callback):
         self.metrics: dict[str, float] = {}
         self.peak_memory_mib = 0.0
         self.tested_step: int | None = None
+        self.together: int | None = None  # runs of one batched fit, if it was one of them
         self._seen = 0  # images evaluated, by all processes
         self._replaces = False  # config and splits of a run that is resumed, once it is accepted
 
@@ -233,7 +234,8 @@ class RunRecord(Callback):
             audit={} if self.audit is None else self.audit.to_dict(),
             parameters=self.parameters.to_dict(),
             seconds={phase: round(value, 3) for phase, value in seconds.items()},
-            peak_memory_mib=self.peak_memory_mib or None,
+            peak_memory_mib=(self.peak_memory_mib or None) if self.together is None else None,
+            together=self.together,
             backbone=task.backbone.facts,
             source=task.source_record(),
             settings={"adapter": describe(task.adapter), "training": _training(self.config)},

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kora.console.say import say
 from kora.console.tables import terminal_table
+from kora.grid.batch import TRAIN_LIST
 from kora.grid.options import (
     add_file_options,
     add_launcher_options,
@@ -22,7 +23,7 @@ from kora.grid.options import (
 from kora.grid.plan import require_writable
 from kora.grid.view import GridView
 from kora.runs.processes import Stop, start_server
-from kora.tune.batch import TOGETHER, trainer_of_batches
+from kora.tune.batch import trainer_of_batches
 from kora.tune.file import Tuning, read_tuning
 from kora.tune.plan import Combination, combinations
 from kora.tune.report import equality, failures, rows, set_aside, write_best, write_report
@@ -39,7 +40,7 @@ def tune(args: Sequence[str]) -> None:
         ValueError: the search or one of its combinations is not accepted; nothing was started.
         RuntimeError: some combinations could not be searched; the others were.
     """
-    if args[:1] == [TOGETHER]:
+    if args[:1] == [TRAIN_LIST]:
         from kora.tune.together import train_list  # imports torch
 
         train_list(Path(args[1]))

@@ -97,7 +97,7 @@ def test_fits_of_other_seeds_have_their_own_start_images_and_order(name: str) ->
         one.head_lr = lr
         one.optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
         shown: list[float] = []
-        one.log = lambda key, value, *_, shown=shown, **__: (  # type: ignore[method-assign]
+        one.log = lambda key, value, *_, shown=shown, **__: (
             shown.append(float(value)) if key == "train/loss" else None
         )
         Trainer(**{**QUIET, "max_epochs": 2}).fit(one, datamodule=data(3 + which))
