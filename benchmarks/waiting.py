@@ -5,13 +5,14 @@ Each is a command, from its start to its last line, with features cached:
 * search: trials of `kora tune` of one strategy on the quickstart, five epochs each.
 * grid: runs of `kora grid`, linear probes on the quickstart, five epochs each; with and without
   their pictures.
+* batch: the same with 60 epochs each, one by one and as one batched fit.
 * adapt: pictures of `kora adapt` with the embedded backbone.
 
 One is no command: together, fits of a head on cached features as in a search, trained at once on
 240 random images of 12 classes, five epochs, in batches of 12.
 
-    python benchmarks/waiting.py [--only search grid adapt together] [--repeats 3] [--json FILE]
-        [--out FOLDER]
+    python benchmarks/waiting.py [--only search grid batch adapt together] [--repeats 3]
+        [--json FILE] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ from kora.training.batched_fit import Setting, fit_together
 
 GROWS = {
     "search": "trials of a search", "grid": "runs of a grid", "adapt": "pictures",
-    "together": "fits at once",
+    "batch": "runs of 60 epochs", "together": "fits at once",
 }  # fmt: skip
 SIZES = {
     "search": (1, 8, 64), "grid": (2, 4, 8), "adapt": (120, 240, 480), "together": (1, 8, 64),
+    "batch": (2, 8, 32),
 }  # fmt: skip
 SEARCHED = ("linear_probe", "multi_layer_probe", "kora_side")
 SETTINGS = {"source": None, "trainer.max_epochs": 5, "trainer.precision": "32-true"}
@@ -72,7 +74,7 @@ def line(call: Callable[[int, int], Sequence[str]], folder: Path, what: str, rep
     def took(size: int, number: int) -> float:
         return spent((*KORA, *call(size, number)), folder=folder)["seconds"]
 
-    took(sizes[-1] if what == "grid" else sizes[0], 0)
+    took(sizes[-1] if what in ("grid", "batch") else sizes[0], 0)
     return [spread([took(size, n) for n in range(1, repeats + 1)]) for size in sizes]
 
 
@@ -97,21 +99,32 @@ def searches(folder: Path, repeats: int) -> dict[str, Line]:
 
 def grids(folder: Path, repeats: int) -> dict[str, Line]:
     """`kora grid` with more and more seeds, with and without the pictures of each run."""
-
-    def call(pictures: bool, runs: int, number: int) -> tuple[str, ...]:
-        name = f"grid_{runs}_{number}_{pictures}"
-        grid = {
-            "base": "quickstart", "vary": {"config": ["configs/adapters/linear_probe.yaml"]},
-            "seeds": list(range(runs)),
-            "set": {**SETTINGS, "experiment": name, "pictures": pictures},
-        }  # fmt: skip
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
-        return "grid", "--config", f"{name}.yaml"
-
     return {
-        name: line(partial(call, pictures), folder, "grid", repeats)
+        name: line(partial(_grid, folder, {"pictures": pictures}, ()), folder, "grid", repeats)
         for name, pictures in (("kora grid", True), ("with pictures=false", False))
     }
+
+
+def batches(folder: Path, repeats: int) -> dict[str, Line]:
+    """`kora grid` with more and more seeds of long fits, one by one and together."""
+    more = {"pictures": False, "trainer.max_epochs": SETTINGS["trainer.max_epochs"] * 12}
+    return {
+        name: line(partial(_grid, folder, more, words), folder, "batch", repeats)
+        for name, words in (("kora grid", ()), ("with --together", ("--together",)))
+    }
+
+
+def _grid(
+    folder: Path, more: Mapping[str, Any], words: Sequence[str], runs: int, number: int
+) -> tuple[str, ...]:
+    """The command for a new grid of linear probes."""
+    name = f"grid_{len(list(folder.glob('grid_*.yaml')))}_{runs}_{number}"
+    grid = {
+        "base": "quickstart", "vary": {"config": ["configs/adapters/linear_probe.yaml"]},
+        "seeds": list(range(runs)), "set": {**SETTINGS, "experiment": name, **more},
+    }  # fmt: skip
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
+    return "grid", "--config", f"{name}.yaml", *words
 
 
 def adapts(folder: Path, repeats: int) -> dict[str, Line]:
@@ -154,7 +167,9 @@ def together(folder: Path, repeats: int) -> dict[str, Line]:
     return found
 
 
-MEASURED = {"search": searches, "grid": grids, "adapt": adapts, "together": together}
+MEASURED = {
+    "search": searches, "grid": grids, "batch": batches, "adapt": adapts, "together": together,
+}  # fmt: skip
 
 
 def rendered(what: str, lines: dict[str, Line]) -> str:

@@ -34,6 +34,21 @@ def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(two) == 3
 
 
+@pytest.mark.slow
+def test_a_grid_is_timed_one_by_one_and_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(waiting.SIZES, "batch", (2, 3))
+    for name, value in SMALL.items():
+        monkeypatch.setitem(waiting.SETTINGS, name, value)
+    tools = tmp_path / "tools"
+    monkeypatch.setattr(waiting, "KORA", (str(tools / "kora"),))
+    with kept(REPOSITORY, tools):
+        record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "batch")
+    assert set(record["lines"]["batch"]) == {"kora grid", "with --together"}
+    assert "| runs of 60 epochs | 2 | 3 | one more |" in printed
+
+
 def test_fits_at_once_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(waiting.SIZES, "together", (1, 2))
     monkeypatch.setattr(waiting, "SEARCHED", ("linear_probe",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_what_a_batched_fit_does_not_do_is_said(change: list[str], why: str, her
     train_list(path)
     assert why in json.loads((here / "list.ended.json").read_text())["why"]
     assert not list(here.rglob("version_*"))
+
+
+def test_a_signal_ends_a_batched_fit_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def ended(*args: Any, **options: Any) -> None:
+        found.append(signal.getsignal(signal.SIGTERM))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("kora.grid.together.fit_together", ended)
+    grid(here, PROBE)
+    rows = [["--config", "tiny.yaml", f"--seed_everything={seed}"] for seed in (1, 2)]
+    (here / "list.json").write_text(json.dumps({"runs": rows}))
+    before = signal.getsignal(signal.SIGTERM)
+    train_list(here / "list.json")
+    assert found == [signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_fixed_numbers_that_differ_are_refused(here: Path, capfd: Capture) -> None:
