@@ -276,7 +276,7 @@ def _rest(task: ClassificationTask) -> dict[str, Tensor]:
 def _require_equal_rest(first: ClassificationTask, task: ClassificationTask) -> None:
     theirs = _rest(task)
     for name, tensor in _rest(first).items():
-        if not torch.equal(tensor, theirs[name]):
+        if not torch.equal(tensor.cpu(), theirs[name].cpu()):  # a fit that is over left its GPU
             raise CannotError(f"{name} is fixed and random, and each run has its own")
 
 
