@@ -23,18 +23,17 @@ __all__ = ["TRAIN_LIST", "answer_to", "ended_of", "groups_of", "train_together"]
 #: The option with which `kora grid` and `kora tune` start a process that trains a list together;
 #: only they use it.
 TRAIN_LIST = "--train_list"
-#: What the runs of a group may differ in; what `kora.training.together` refuses is said there.
-_OWN = (
-    "seed_everything", "model.optimizer.lr", "model.optimizer.weight_decay", "model.head_lr",
-)  # fmt: skip
 
 
 def groups_of(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Runs that are to start and may train together, two or more in a group."""
+    from kora.training.together import RATES_AND_SEED  # imports torch, as parsing them did
+
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.state == NEW:
-            shared = {key: value for key, value in flat(entry.config).items() if key not in _OWN}
+            settings = flat(entry.config).items()
+            shared = {key: value for key, value in settings if key not in RATES_AND_SEED}
             groups.setdefault(json.dumps(shared, default=str), []).append(entry)
     return [group for group in groups.values() if len(group) > 1]
 

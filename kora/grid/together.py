@@ -36,7 +36,7 @@ from kora.training.lightning_cli import KoraCLI
 from kora.training.parser import remembering
 from kora.training.progress import without_noise
 from kora.training.together import (
-    RATES,
+    RATES_AND_SEED,
     Alike,
     Best,
     CannotError,
@@ -85,7 +85,7 @@ def train_list(path: Path) -> None:
 
 def _finish(rows: Sequence[Sequence[str]]) -> int:
     monitor = ClassificationTask.monitor[0]
-    found = alike(rows, monitor, may_differ=(*RATES, "seed_everything"), usual=_USUAL)
+    found = alike(rows, monitor, may_differ=RATES_AND_SEED, usual=_USUAL)
     for key, value in flat(found.resolved[0]).items():
         if key.endswith("dropout") and value:
             raise CannotError(f"{key} is {value}, which draws other numbers for each run")
@@ -204,8 +204,6 @@ class _Group(Instead):
         every, count = trainer.check_val_every_n_epoch or 1, len(settings)
         batches = math.ceil(len(starts[0].labels) / data.batch_size)
         inputs = [one for one, _ in val]
-        if all(one is inputs[0] for one in inputs):
-            inputs = inputs[:1]
         best, kept, steps = Best(self._patience), dict[str, Tensor](), [0] * count
         curves: list[list[tuple[int, dict[str, float]]]] = [[] for _ in settings]
         still, fails = [True] * count, [False] * count

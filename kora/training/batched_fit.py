@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from kora.tasks.callbacks import flushed
 from kora.tasks.optim import parameter_groups, schedule_factor
 
 __all__ = ["Setting", "Start", "Trained", "fit_together", "fits_at_once", "rows_of"]
+
+T = TypeVar("T")
 
 
 class Start(NamedTuple):
@@ -95,7 +97,7 @@ class Trained(NamedTuple):
         self, task: ClassificationTask, inputs: Inputs | Sequence[Inputs], *, at_once: int = 512
     ) -> Tensor:
         """Logits of n images by each fit, (S, n, K); of the same images, or of n for each fit."""
-        each = [inputs] if isinstance(inputs, Mapping) else inputs
+        each = [inputs] if isinstance(inputs, Mapping) else _once(inputs)
         count = len(next(iter(each[0].values())))
         was_training = task.training
         task.eval()
@@ -152,7 +154,7 @@ def fit_together(
     names = {id(parameter): name for name, parameter in trainables.items()}
     common = Start(trainables, inputs, labels, seed)
     starts = [one.start or common for one in settings]
-    own = [starts[0]] if all(one is starts[0] for one in starts) else starts
+    own = _once(starts)
     if any(len(one.labels) != len(own[0].labels) for one in own):
         raise ValueError("They have different numbers of training images: train them alone.")
     kinds = []
@@ -264,6 +266,11 @@ class _Kind:
 def rows_of(inputs: Inputs, places: Tensor | slice) -> dict[str, Tensor]:
     """The inputs of some images."""
     return {name: tensor[places] for name, tensor in inputs.items()}
+
+
+def _once(each: Sequence[T]) -> Sequence[T]:
+    """The first alone, if it is that of all fits."""
+    return each[:1] if all(one is each[0] for one in each) else each
 
 
 def _rows(each: Sequence[Inputs], places: Sequence[Tensor | slice]) -> list[dict[str, Tensor]]:

@@ -21,11 +21,21 @@ from kora.tasks import ClassificationTask
 from kora.training.batched_fit import Setting
 from kora.training.lightning_cli import KoraCLI, parse
 
-__all__ = ["RATES", "Alike", "Best", "CannotError", "Instead", "UpToItsFirstStep", "alike"]
+__all__ = [
+    "RATES",
+    "RATES_AND_SEED",
+    "Alike",
+    "Best",
+    "CannotError",
+    "Instead",
+    "UpToItsFirstStep",
+    "alike",
+]
 
 _LR, _DECAY, _HEAD_LR = "model.optimizer.lr", "model.optimizer.weight_decay", "model.head_lr"
 #: What runs of a batched fit may differ in.
 RATES = (_LR, _DECAY, _HEAD_LR)
+RATES_AND_SEED = (*RATES, "seed_everything")
 #: What a batched fit does as `kora fit` does it; any other value needs that.
 _AS_USUAL: dict[str, Sequence[Any]] = {
     "model.class_path": ["kora.tasks.ClassificationTask"],

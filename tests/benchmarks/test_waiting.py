@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,15 +19,22 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(waiting.SIZES, "grid", (1, 2))
+def measured(
+    what: str, sizes: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], str]:
+    """Record and output of a benchmark of small grids, by commands that have imported before."""
+    monkeypatch.setitem(waiting.SIZES, what, sizes)
     for name, value in SMALL.items():
         monkeypatch.setitem(waiting.SETTINGS, name, value)
-    tools = tmp_path / "tools"
+    tools = folder / "tools"
     monkeypatch.setattr(waiting, "KORA", (str(tools / "kora"),))
     with kept(REPOSITORY, tools):
-        record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "grid")
+        return written("waiting", folder, "--repeats", "1", "--only", what)
+
+
+@pytest.mark.slow
+def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, printed = measured("grid", (1, 2), tmp_path, monkeypatch)
     assert set(record["lines"]["grid"]) == {"kora grid", "with pictures=false"}
     one, two = record["lines"]["grid"]["kora grid"]
     assert 0 < record["fit_seconds"] < one[0]
@@ -38,13 +46,7 @@ def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_grid_is_timed_one_by_one_and_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(waiting.SIZES, "batch", (2, 3))
-    for name, value in SMALL.items():
-        monkeypatch.setitem(waiting.SETTINGS, name, value)
-    tools = tmp_path / "tools"
-    monkeypatch.setattr(waiting, "KORA", (str(tools / "kora"),))
-    with kept(REPOSITORY, tools):
-        record, printed = written("waiting", tmp_path, "--repeats", "1", "--only", "batch")
+    record, printed = measured("batch", (2, 3), tmp_path, monkeypatch)
     assert set(record["lines"]["batch"]) == {"kora grid", "with --together"}
     assert "| runs of 60 epochs | 2 | 3 | one more |" in printed
 
