@@ -53,6 +53,15 @@ EXECUTED = [b for b in blocks(text_of("README.md")) if b.mark == "run"]
 
 
 @pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configs: what a command writes is not left in the repository."""
+    folder = tmp_path_factory.mktemp("shown")
+    for name in ("configs", "experiments"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def make_targets() -> set[str]:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
@@ -87,9 +96,9 @@ def test_the_readme_shows_the_main_jobs() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_is_shown_would_be_taken(
-    command: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+    command: str, beside: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.chdir(beside)
     assert_accepted(command, capfd, runs=False)  # tests/configs holds those of each grid
 
 

@@ -135,7 +135,10 @@ def test_what_jobs_left_is_told_as_damaged_with_the_file(
     mine, jobs = task(here), queue()
     (job,) = jobs.submit([mine])
     assert isinstance(job, str)
-    (listed,) = (here / "grid_x/slurm").glob("kora-*.json")
+    jobs.stop([job])
+    while jobs.look():  # it would write how it ended, too
+        time.sleep(0.05)
+    listed = here / f"grid_x/slurm/{job.removesuffix('_0')}.json"
     ending = ending_of(listed, 0)
     for path, look in (
         (ending, lambda: jobs.ended(mine, job)),
