@@ -40,9 +40,13 @@ test: $(VENV)/.dev  ## the whole test suite
 test-fast: $(VENV)/.dev  ## one case of each test that is not slow and trains no whole run
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not runs" --first-cases
 
-test-floors: $(VENV)/.dev  ## what test-fast runs, and whole fits, on the oldest versions that pyproject.toml allows
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-floors
-	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
+$(VENV)-floors/.made: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-floors
+	$(VENV)-floors/bin/python -m pip install --quiet uv
+	$(VENV)-floors/bin/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
+	@touch $@
+
+test-floors: $(VENV)-floors/.made  ## what test-fast runs, and whole fits, on the oldest versions that pyproject.toml allows
 	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow and (not runs or fits)" --first-cases
 
 test-newest: $(VENV)/.dev  ## one case of each test that is not slow, on the newest versions of everything
