@@ -308,6 +308,7 @@ def _curve(report: Report) -> Markup:
     axis.set_xticks(pictures, [f"{value:,.0f}" for value in pictures])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(PERCENT)
+    axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
     axis.set_xlabel("training pictures a class")
     axis.set_ylabel("validation accuracy")
     return Markup(inline_svg(figure, title="Accuracy over training pictures", name="curve"))

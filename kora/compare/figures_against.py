@@ -85,7 +85,7 @@ def against(
     figure, axis = draw_lines(lines, metric=metric, over=over, title=title, shown=shown)
     _levels(axis, comparisons)
     if is_rate(metric):
-        axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
+        axis.set_ylim(0, min(1.02, 1.04 * axis.get_ylim()[1]))
     legend_below(figure)
     return save(figure, out_png)
 

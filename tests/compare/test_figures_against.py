@@ -78,6 +78,12 @@ def test_a_line_joins_what_a_group_has_in_several_tables(
     assert any(line.get_label() == "chance" for line in axis.lines)
 
 
+def test_no_axis_of_a_share_goes_on_above_all(drawn: list[Figure], tmp_path: Path) -> None:
+    figures_against.against([table(500, {"LoRA": 0.99})], "images", tmp_path / "a.png")
+    (axis,) = drawn[0].axes
+    assert 1 < axis.get_ylim()[1] < 1.05
+
+
 def test_amounts_that_differ_by_much_are_on_a_logarithmic_axis(
     drawn: list[Figure], tmp_path: Path
 ) -> None:
