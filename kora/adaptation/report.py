@@ -303,12 +303,12 @@ def _curve(report: Report) -> Markup:
     figure, (axis,) = new_figure(1, size=(5.0, 3.0))
     pictures = [count / len(report.classes) for count, _ in report.curve]
     values = [value for _, value in report.curve]
-    axis.plot(pictures, values, color=BLUE, marker="o")
+    axis.plot(pictures, values, color=BLUE, marker="o", clip_on=False)
     axis.set_xscale("log")
     axis.set_xticks(pictures, [f"{value:,.0f}" for value in pictures])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(PERCENT)
-    axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
+    axis.set_ylim(top=min(1.0, axis.get_ylim()[1]))
     axis.set_xlabel("training pictures a class")
     axis.set_ylabel("validation accuracy")
     return Markup(inline_svg(figure, title="Accuracy over training pictures", name="curve"))
