@@ -46,7 +46,7 @@ $(VENV)-floors/.made: pyproject.toml | $(BIN)/python
 	$(VENV)-floors/bin/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
 	@touch $@
 
-# Without what a user does not install.
+# Benchmarks, pages and notebooks are no part of an installation.
 test-floors: $(VENV)-floors/.made  ## what test-fast runs, and whole fits, on the oldest versions that pyproject.toml allows
 	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow and (not runs or fits)" --first-cases \
 	  --ignore=tests/benchmarks --ignore=tests/docs --ignore=tests/notebooks
