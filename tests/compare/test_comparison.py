@@ -322,8 +322,9 @@ def test_bad_runs_get_a_word_each_and_the_rest_is_compared(tmp_path: Path) -> No
         assert words in text
     console = screen()
     compare_command([tmp_path, tmp_path / "nowhere"], console=console)
-    assert "50.00 %" in console.export_text(clear=False)
-    assert "no such folder" in console.export_text()
+    said = " ".join(console.export_text().split())  # a long path breaks a line
+    assert "50.00 %" in said
+    assert "no such folder" in said
 
 
 NO_SUM = {"record_sha256": None}
