@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,15 +43,26 @@ def run_datamodule(folder: Path) -> Any:
     Paths in the config are relative to where the command is started, as they were in the run.
 
     Raises:
-        FileNotFoundError: The run has no config.yaml.
+        FileNotFoundError: The run has no config.yaml, or a file that it names is gone.
     """
     cli = parsed_config(folder)
     options = cli.options.clone()
     options.model = None  # neither its weights nor its sources are needed
     datamodule = cli.parser_of("fit").instantiate(options).data
-    datamodule.prepare_data()
-    datamodule.setup("test")
+    with _data_named_by(folder / "config.yaml"):
+        datamodule.prepare_data()
+        datamodule.setup("test")
     return datamodule
+
+
+@contextmanager
+def _data_named_by(config: Path) -> Iterator[None]:
+    """Say of a file that is gone where its name stands."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        remedy = f"{config} names it: if the data have moved, correct data there."
+        raise FileNotFoundError(f"{error} {remedy}") from error
 
 
 def parsed_config(folder: Path) -> KoraCLI:
@@ -135,8 +147,9 @@ def run_data(run: Path) -> tuple[ImageDataModule, AdapterTask]:
             f"{run}: {type(made.data).__name__} is no ImageDataModule, so single images cannot be "
             "read from it. Give a run whose data module is one of datamodules."
         )
-    made.data.prepare_data()
-    made.data.setup_splits()
+    with _data_named_by(run / "config.yaml"):
+        made.data.prepare_data()
+        made.data.setup_splits()
     _require_same(made.data, run / "splits.json")
     return made.data, made.model
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules import Synthetic
-from kora.inspect.data import image_batches, run_data, spread, training_batch
+from kora.inspect.data import image_batches, run_data, run_datamodule, spread, training_batch
 from tests.support.cli import tiny_config, write_config
 
 
@@ -36,6 +37,20 @@ def test_the_splits_are_those_of_the_runs_seed(tmp_path: Path) -> None:
         write_config(tmp_path / "config.yaml", tiny_config(seed_everything=seed))
         data, _ = run_data(tmp_path)
         assert data.resolved_seed() == seed
+
+
+@pytest.mark.parametrize("read", [run_datamodule, run_data])
+def test_data_that_have_moved_are_named_with_the_file_to_correct(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    table = tmp_path / "before" / "photos.csv"
+    data = {"class_path": "datamodules.ImageTable", "init_args": {"table": str(table)}}
+    config = tmp_path / "config.yaml"
+    write_config(config, tiny_config(data=data))
+    with pytest.raises(FileNotFoundError) as caught:
+        read(tmp_path)
+    assert str(table) in str(caught.value)
+    assert f"{config} names it: if the data have moved, correct data there" in str(caught.value)
 
 
 def test_a_record_of_other_splits_is_refused_and_a_damaged_one_told(tmp_path: Path) -> None:
