@@ -178,7 +178,8 @@ def _stored(search: Search, trial: Trial, outcomes: list[Outcome], said: str) ->
     last, metric = outcomes[-1], search.combination.metric
     folders = [outcome.folder for outcome in outcomes if outcome.folder is not None]
     results = [read_results(folder) for folder in folders]
-    seconds = round(sum(result.seconds.get("fit", 0.0) for result in results), 3)
+    seconds = sum(result.seconds.get("fit", 0.0) for result in results)
+    seconds += sum(outcome.seconds for outcome in outcomes if outcome.folder is None)
     why = f"{last.why}{': ' * bool(said)}{said}" if last.folder is None else ""
     value = None
     if not why:
@@ -186,6 +187,6 @@ def _stored(search: Search, trial: Trial, outcomes: list[Outcome], said: str) ->
         value = statistics.fmean(values)
         if not math.isfinite(value):
             value, why = None, f"its {metric} is missing, or not a finite number"
-    search.tell(trial, value, seconds=seconds, folders=folders, why=why)
+    search.tell(trial, value, seconds=round(seconds, 3), folders=folders, why=why)
     took = sum(outcome.seconds for outcome in outcomes)
     return Outcome(folders[0] if not why else None, why, took)

@@ -40,7 +40,7 @@ class Trial(NamedTuple):
         values: Its settings, by option.
         state: `done`, `failed`, or `open`: started, without a result yet.
         value: Mean of the metric over the seeds; None if it is not done.
-        seconds: Seconds of training.
+        seconds: Seconds of training; of a run that failed, of all that it did.
         why: Why it failed.
         folders: Folders of its runs.
     """

@@ -252,6 +252,7 @@ def test_a_failed_trial_counts_and_is_named_and_a_mistake_is_told_once(
     failed = [trial for trial in trials if trial["state"] == "failed"]
     assert {trial["values"]["model.optimizer.lr"] for trial in failed} == {1e30}
     assert "the loss is nan" in failed[0]["why"], "the run's own reason"
+    assert all(trial["seconds"] > 0 for trial in trials), "a search took these too"
     assert f"lora, trial {failed[0]['number']} (" in outcome.out
 
     rank = {"model.adapter.rank": {"choices": [1000, 2000]}}
