@@ -28,7 +28,18 @@ class DeafResidual(ResidualSequential):
 
 
 class DeafFeedback(Feedback):
-    """x_n + alpha * U_i c_i, with c_i composed of the nodes of block i alone."""
+    """x_n + alpha * U_i c_i, with c_i composed of the nodes of block i alone.
+
+    Args:
+        from_block: As in `Feedback`.
+        loud: Repeat them until they are as many as `Feedback` composes there. Their `Sum` then is
+            at least as large as one of as many vectors that differ.
+    """
+
+    def __init__(self, from_block: int, loud: bool = False) -> None:
+        super().__init__(from_block)
+        self.loud = loud
 
     def _vectors(self, number: int) -> list[Tensor]:
-        return self._own(number)
+        own = self._own(number)
+        return own * (self._until[number] // len(own)) if self.loud else own

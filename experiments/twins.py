@@ -52,13 +52,17 @@ PAIRS = {
         "composition_feedback/KoRA-over-LoRA-spatial-feedback-tokens",
         "composition_feedback_deaf/KoRA-over-LoRA-spatial-feedback-tokens",
     ),
+    "feedback of tokens, loud twin": (
+        "composition_feedback/KoRA-over-LoRA-spatial-feedback-tokens",
+        "composition_feedback_deaf_loud/KoRA-over-LoRA-spatial-feedback-tokens",
+    ),
 }  # fmt: skip
-_SCORES = ("best_val/accuracy", "best_val/miou")
+_SCORES = ("test/miou", "best_val/accuracy", "best_val/miou")
 _COLUMNS = ("data", "form", "seed", "score", "trainable")
 
 
 class Measured(NamedTuple):
-    """One run: `form` is experiment/strategy, `score` the accuracy or mIoU in validation."""
+    """One run: `form` is experiment/strategy, `score` the accuracy or mIoU: of the test, if it was made."""
 
     data: str
     form: str

@@ -142,3 +142,15 @@ def test_deaf_feedback_adds_what_its_own_block_has_sent() -> None:
         found[kind, "alone"] = strategy(backbone, images()).pooled
     assert not torch.allclose(found[Feedback], found[DeafFeedback])
     torch.testing.assert_close(found[Feedback, "alone"], found[DeafFeedback, "alone"])
+
+
+def test_the_loud_twin_adds_as_many_messages_as_the_form() -> None:
+    loud, backbone = attached(over_lora(DeafFeedback(0, loud=True)))
+    stirred(loud)
+    expected = loud(backbone, images()).pooled
+    quiet, backbone = attached(over_lora(DeafFeedback(0)))
+    stirred(quiet)
+    with torch.no_grad():
+        for messages, up in enumerate(quiet.feedback.ups.values(), start=1):
+            up *= messages
+    torch.testing.assert_close(quiet(backbone, images()).pooled, expected)
