@@ -62,7 +62,7 @@ _COLUMNS = ("data", "form", "seed", "score", "trainable")
 
 
 class Measured(NamedTuple):
-    """One run: `form` is experiment/strategy, `score` the accuracy or mIoU: of the test, if it was made."""
+    """One run: `form` is experiment/strategy, `score` its accuracy or mIoU, tested if it was."""
 
     data: str
     form: str
