@@ -32,8 +32,8 @@ class DeafFeedback(Feedback):
 
     Args:
         from_block: As in `Feedback`.
-        loud: Repeat them until they are as many as `Feedback` composes there. Their `Sum` then is
-            at least as large as one of as many vectors that differ.
+        loud: Repeat what these nodes send until it is as many vectors as `Feedback` composes there.
+            No `Sum` of as many vectors of the same length is larger.
     """
 
     def __init__(self, from_block: int, loud: bool = False) -> None:

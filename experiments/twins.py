@@ -57,7 +57,7 @@ PAIRS = {
         "composition_feedback_deaf_loud/KoRA-over-LoRA-spatial-feedback-tokens",
     ),
 }  # fmt: skip
-_SCORES = ("test/miou", "best_val/accuracy", "best_val/miou")
+_SCORES = ("test/accuracy", "test/miou", "best_val/accuracy", "best_val/miou")
 _COLUMNS = ("data", "form", "seed", "score", "trainable")
 
 

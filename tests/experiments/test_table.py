@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.twins import PAIRS, Measured, main, read, worth
+from experiments.twins import PAIRS, Measured, main, measured, read, worth
+from tests.support.cli import REPOSITORY
 
 FORM = "modulation, per image"
 
@@ -27,6 +30,17 @@ def test_only_common_seeds_count() -> None:
     assert found.mean == pytest.approx(2.0)
     assert found.seeds == 2
     assert worth(runs(), "letters", *PAIRS[FORM]) is None
+
+
+def test_a_tested_run_counts_by_its_test_and_another_by_its_validation(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(REPOSITORY / "tests/runs/saved/classification", folder)
+    kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del kept["record_sha256"]
+    validated = {"best_val/accuracy": 0.5}
+    for metrics, score in ((validated | {"test/accuracy": 0.75}, 0.75), (validated, 0.5)):
+        (folder / "results.json").write_text(json.dumps(kept | {"metrics": metrics}))
+        assert [run.score for run in measured(folder, "scenes")] == [score]
 
 
 def test_values_are_read_back_as_they_were_kept(
