@@ -72,7 +72,7 @@ class Measured(NamedTuple):
 
 
 def measured(folder: Path, data: str) -> list[Measured]:
-    """The finished runs below a folder."""
+    """The finished runs below a folder, without trials and source stages."""
     results = [read_results(path) for path in find_runs([folder])]
     return [
         Measured(
@@ -81,7 +81,7 @@ def measured(folder: Path, data: str) -> list[Measured]:
             int(r.parameters["trainable"]),
         )
         for r in results
-        if r.finished and not r.experiment.endswith("_tune")
+        if r.finished and not r.experiment.endswith(("_tune", "_source"))
     ]  # fmt: skip
 
 

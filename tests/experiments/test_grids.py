@@ -10,7 +10,11 @@ from kora.tune.file import read_tuning
 from kora.tune.plan import combinations
 from tests.support.cli import REPOSITORY
 
-GRIDS = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "experiments").glob("*.yaml")]
+GRIDS = [
+    path.relative_to(REPOSITORY)
+    for path in (REPOSITORY / "experiments").glob("*.yaml")
+    if "\ntune:" in path.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.slow
