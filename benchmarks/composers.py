@@ -32,10 +32,8 @@ from benchmarks.measuring import (
     write,
 )
 from kora.adapters import (
-    KAN,
     Composer,
     DepthAttention,
-    DepthAverage,
     ResidualSequential,
     Sequential,
     Sum,
@@ -47,8 +45,6 @@ COMPOSERS: dict[str, type[Composer]] = {
     "Sum": Sum,
     "Sequential": Sequential,
     MLP: ResidualSequential,
-    "KAN": KAN,
-    "DepthAverage": DepthAverage,
     "DepthAttention": DepthAttention,
 }
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from kora.analysis.statistics import Lead, lead
+from kora.analysis.statistics import Lead, lead, t_half_width
 from kora.console.tables import csv_text, markdown_table
-from kora.reports.canvas import BLUE, GREY, new_figure, save
+from kora.reports.canvas import BLUE, GREEN, GREY, ORANGE, new_figure, save
 from kora.runs.durable import write_text
 from kora.runs.results import find_runs, read_results
 
-__all__ = ["PAIRS", "Measured", "draw", "measured", "read", "table", "worth"]
+__all__ = ["PAIRS", "Measured", "Worth", "draw", "draw_sizes", "measured", "read", "table", "worth"]
 
 #: A form, and its twin, which differs in communication alone; each as experiment/strategy.
 PAIRS = {
@@ -38,6 +38,9 @@ PAIRS = {
     "sharing": (
         "composition/LoRA-shared-image", "composition/LoRA-shared-image-own"
     ),
+    "sharing, over fixed scales": (
+        "composition/LoRA-shared-image", "composition/LoRA-shared-image-nothing"
+    ),
     "chain": (
         "composition_residual/KoRA-over-LoRA", "composition_residual_deaf/KoRA-over-LoRA"
     ),
@@ -48,6 +51,14 @@ PAIRS = {
         "composition_feedback/KoRA-over-LoRA-feedback",
         "composition_feedback_deaf/KoRA-over-LoRA-feedback",
     ),
+    "chain to the queries": (
+        "composition_residual/KoRA-over-LoRA-queries",
+        "composition_residual_deaf/KoRA-over-LoRA-queries",
+    ),
+    "levels of a DPT": (
+        "composition/KoRA-over-LoRA-spatial-tokens-DPT",
+        "composition_deaf/KoRA-over-LoRA-spatial-tokens-DPT",
+    ),
     "feedback of tokens": (
         "composition_feedback/KoRA-over-LoRA-spatial-feedback-tokens",
         "composition_feedback_deaf/KoRA-over-LoRA-spatial-feedback-tokens",
@@ -57,12 +68,26 @@ PAIRS = {
         "composition_feedback_deaf_loud/KoRA-over-LoRA-spatial-feedback-tokens",
     ),
 }  # fmt: skip
-_SCORES = ("test/accuracy", "test/miou", "best_val/accuracy", "best_val/miou")
+#: What judges a run, the first that it has, and the sign that makes more better.
+_SCORES = {
+    "test/accuracy": 1, "test/miou": 1, "test/map": 1, "test/rmse_m": -1,
+    "best_val/accuracy": 1, "best_val/miou": 1,
+}  # fmt: skip
+_DROPPED_BELOW = 0.5  # points: the stop rule
+_SIZES = {
+    "composition/LoRA": ("LoRA", ORANGE, "s"),
+    "composition/BitFit": ("BitFit", GREY, "^"),
+    "composition/LoRA-shared-image": ("shared weights, hears others", BLUE, "o"),
+    "composition/LoRA-shared-image-own": ("shared weights, deaf twin", GREEN, "D"),
+}
 _COLUMNS = ("data", "form", "seed", "score", "trainable")
 
 
 class Measured(NamedTuple):
-    """One run: `form` is experiment/strategy, `score` its accuracy or mIoU, tested if it was."""
+    """One run, tested if it was: `form` is experiment/strategy.
+
+    `score` is its accuracy, mIoU or mAP, or minus its RMSE in metres: more is better.
+    """
 
     data: str
     form: str
@@ -71,13 +96,23 @@ class Measured(NamedTuple):
     trainable: int
 
 
+class Worth(NamedTuple):
+    """A form against its twin: the lead, both means in points, and both numbers of parameters."""
+
+    ahead: Lead
+    mine: float
+    twins: float
+    size: int
+    twins_size: int
+
+
 def measured(folder: Path, data: str) -> list[Measured]:
     """The finished runs below a folder, without trials and source stages."""
     results = [read_results(path) for path in find_runs([folder])]
     return [
         Measured(
             data, f"{r.experiment}/{r.strategy}", int(r.seed or 0),
-            next(r.metrics[name] for name in _SCORES if name in r.metrics),
+            next(sign * r.metrics[name] for name, sign in _SCORES.items() if name in r.metrics),
             int(r.parameters["trainable"]),
         )
         for r in results
@@ -100,54 +135,98 @@ def read(paths: Iterable[Path]) -> list[Measured]:
     return found
 
 
-def worth(runs: Sequence[Measured], data: str, form: str, rival: str) -> Lead | None:
-    """How far a form is ahead of a rival; None if they have no seed in common."""
-    of: dict[str, dict[int, float]] = defaultdict(dict)
+def worth(runs: Iterable[Measured], data: str, form: str, rival: str) -> list[Worth]:
+    """How far a form is ahead of a rival, once for each size of the form, smallest first.
+
+    A form of the k-th size meets the rival of the k-th size. Sizes without a common seed are left
+    out.
+    """
+    of: dict[str, dict[int, dict[int, float]]] = {form: defaultdict(dict), rival: defaultdict(dict)}
     for run in runs:
-        if run.data == data:
-            of[run.form][run.seed] = run.score
-    return lead(of[form], of[rival])
+        if run.data == data and run.form in of:
+            of[run.form][run.trainable][run.seed] = run.score
+    found = []
+    for own, other in zip(sorted(of[form]), sorted(of[rival]), strict=False):
+        mine, theirs = of[form][own], of[rival][other]
+        ahead = lead(mine, theirs)
+        if ahead is not None:
+            my_mean, their_mean = (100 * fmean(scores.values()) for scores in (mine, theirs))
+            found.append(Worth(ahead, my_mean, their_mean, own, other))
+    return found
 
 
 def table(runs: Sequence[Measured], data: str) -> str:
     """Every form of `PAIRS` beside its twin, in Markdown."""
-    mean: dict[str, list[float]] = defaultdict(list)
-    size: dict[str, int] = {}
-    for run in runs:
-        if run.data == data:
-            mean[run.form].append(100 * run.score)
-            size[run.form] = run.trainable
-    rows = []
-    for name, (form, twin) in PAIRS.items():
-        ahead = worth(runs, data, form, twin)
-        if ahead is not None:
-            rows.append([
-                name, f"{fmean(mean[form]):.2f} %", f"{fmean(mean[twin]):.2f} %",
-                f"{ahead.mean:+.2f} ± {ahead.half_width:.2f}".replace("-", "−"),
-                f"{size[form]:,}", f"{size[twin]:,}",
-            ])  # fmt: skip
+    rows = [
+        [
+            name, _said(one.mine), _said(one.twins),
+            f"{one.ahead.mean:+.2f} ± {one.ahead.half_width:.2f}".replace("-", "−"),
+            f"{one.size:,}", f"{one.twins_size:,}",
+        ]
+        for name, pair in PAIRS.items()
+        for one in worth(runs, data, *pair)
+    ]  # fmt: skip
     head = ["form", "hears others", "deaf twin", "worth, points", "trainable", "of the twin"]
     return "\n".join(markdown_table(head, rows))
 
 
+def _said(score: float) -> str:
+    """Percent, or centimetres of an error."""
+    return f"{score:.2f} %" if score >= 0 else f"{-score:.2f} cm"
+
+
 def draw(runs: Sequence[Measured], out_png: Path) -> Path:
-    """The worth of each form, a column for each data set."""
-    sets = list(dict.fromkeys(run.data for run in runs))
-    title = "What hearing other adapters is worth: points ahead of the deaf twin"
-    figure, axes = new_figure(len(sets), size=(4.4 * len(sets) + 1.6, 3.6), title=title)
+    """The worth of each form, a row each, by data set."""
+    rows: list[tuple[str, Lead | None]] = []  # None: the heading of a data set
+    for data in dict.fromkeys(run.data for run in runs):
+        rows.append((data, None))
+        for name, pair in PAIRS.items():
+            found = worth(runs, data, *pair)
+            several = len(found) > 1
+            rows += [(f"{name}, {one.size:,}" if several else name, one.ahead) for one in found]
+    title = "What hearing other adapters is worth: ahead of the deaf twin, with 95 % intervals"
+    figure, (axis,) = new_figure(1, size=(7.6, 0.2 * len(rows) + 1.2), title=title)
+    said, data = [], ""
+    for row, (name, ahead) in enumerate(rows):
+        if ahead is None:
+            data = name
+            continue
+        axis.errorbar(ahead.mean, row, xerr=ahead.half_width, fmt="o", color=BLUE, capsize=3, ms=4)
+        said.append(f"{data}, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}")
+    for place in (-_DROPPED_BELOW, 0, _DROPPED_BELOW):
+        axis.axvline(place, color=GREY, lw=1, ls=":" if place else "-")
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    for label, (_, ahead) in zip(axis.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if ahead is None else "normal")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 3), xlabel="points (cm for depth)")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(alpha=0.25, axis="x")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    return save(figure, out_png, description="\n".join(said))
+
+
+def draw_sizes(runs: Sequence[Measured], out_png: Path) -> Path:
+    """The score of each form over its trainable parameters, with 95 % intervals over seeds."""
+    of: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        of[run.form][run.trainable].append(100 * run.score)
+    figure, (axis,) = new_figure(1, size=(7.2, 4), title="Accuracy over trainable parameters")
     said = []
-    for axis, data in zip(axes, sets, strict=True):
-        names = [n for n, pair in PAIRS.items() if worth(runs, data, *pair)]
-        for row, name in enumerate(reversed(names)):
-            ahead = worth(runs, data, *PAIRS[name])
-            assert ahead is not None
-            axis.errorbar(ahead.mean, row, xerr=ahead.half_width, fmt="o", color=BLUE, capsize=4)
-            said.append(f"{data}, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}")
-        axis.axvline(0, color=GREY, lw=1)
-        axis.set_yticks(range(len(names)), list(reversed(names)))
-        axis.set_title(f"{data}: mean and 95 % interval", fontsize=9, color=GREY)
-        axis.grid(alpha=0.25, axis="x")
-        axis.spines[["top", "right"]].set_visible(False)
+    for number, (form, (name, color, marker)) in enumerate(_SIZES.items()):
+        sizes = sorted(of[form])
+        means = [fmean(of[form][size]) for size in sizes]
+        halves = [t_half_width(of[form][size]) or 0.0 for size in sizes]
+        shifted = [
+            size * 1.04**number for size in sizes
+        ]  # so that intervals do not hide each other
+        axis.errorbar(
+            shifted, means, yerr=halves, fmt=f"-{marker}", color=color, label=name, capsize=3, ms=5
+        )
+        said += [f"{name}, {size}: {mean:.6f}" for size, mean in zip(sizes, means, strict=True)]
+    axis.set(xscale="log", xlabel="trainable parameters", ylabel="accuracy, %")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
     return save(figure, out_png, description="\n".join(said))
 
 
@@ -158,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data", help="name of the data set of the runs")
     parser.add_argument("--csv", type=Path, help="keep the values of each seed here")
     parser.add_argument("--out", type=Path, help="draw the differences here")
+    parser.add_argument("--sizes", type=Path, help="draw accuracy over parameters here")
     asked = parser.parse_args(arguments)
     files = [path for path in asked.paths if path.suffix == ".csv"]
     runs = read(files)
@@ -169,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text(asked.csv, csv_text([run._asdict() for run in sorted(runs)], _COLUMNS))
     if asked.out is not None:
         print(draw(runs, asked.out))
+    if asked.sizes is not None:
+        print(draw_sizes(runs, asked.sizes))
 
 
 if __name__ == "__main__":

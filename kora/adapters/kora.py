@@ -194,10 +194,6 @@ class KoRA(Strategy):
         """Those before its first node or injection."""
         return first_block([*self.nodes, *self.silent])
 
-    def penalty(self) -> Tensor | None:
-        """The node form's penalty, such as the overlap of its matrices; None for none."""
-        return self.node_form.penalty(self._nodes())
-
     def _refuse_silence(self, d_comp: int) -> None:
         """Refuse nodes and readout that both start at zero: neither would get a gradient."""
         first = next(iter(self._nodes().values()))

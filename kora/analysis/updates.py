@@ -15,7 +15,6 @@ from kora.adapters import KoRA, LoRA, LowRankDelta, Strategy
 from kora.adapters.base import place_of
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import Direction, DoRA
-from kora.adapters.gated import GatedBlock, GatedKoRA
 from kora.adapters.ssf import SSF, Affine
 from kora.analysis.low_rank import norm, singular_values
 from kora.analysis.quantity import Place, Quantity, Spectrum
@@ -35,7 +34,7 @@ def places_of(strategy: Strategy, keys: Iterable[str]) -> dict[str, Place]:
 
 @torch.no_grad()
 def low_rank_changes(
-    strategy: LoRA | KoRA | GatedKoRA, backbone: Backbone, deltas: Deltas
+    strategy: LoRA | KoRA, backbone: Backbone, deltas: Deltas
 ) -> list[Quantity | Spectrum]:
     """The norm of alpha B A, alone and relative to that of the frozen rows, and its spectrum."""
     places, weights = places_of(strategy, deltas), _frozen_rows(strategy, backbone)
@@ -107,16 +106,6 @@ def scale_changes(strategy: SSF) -> list[Quantity | Spectrum]:
     ]
 
 
-def gates(strategy: GatedKoRA) -> Quantity:
-    """For GatedKoRA: the gate of each block, a factor of what its network adds to v."""
-    values = {
-        place_of(f"gated.{key}.gate"): float(block.gate)
-        for key, block in strategy.gated.items()
-        if isinstance(block, GatedBlock)
-    }
-    return Quantity("gate", "gate", "Factor of what the network of a block adds to v.", values)
-
-
 @torch.no_grad()
 def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectrum]:
     """For BitFit: how much the biases have changed, by layer; `original` has the initial ones."""
@@ -143,7 +132,7 @@ def bias_changes(strategy: BitFit, original: Backbone) -> list[Quantity | Spectr
     ]  # fmt: skip
 
 
-def _frozen_rows(strategy: LoRA | KoRA | GatedKoRA, backbone: Backbone) -> dict[str, Tensor]:
+def _frozen_rows(strategy: LoRA | KoRA, backbone: Backbone) -> dict[str, Tensor]:
     """The frozen weight (O, I) of each site, its own rows only, by key."""
     at = strategy.node_form.injection if isinstance(strategy, KoRA) else strategy
     assert at is not None, "nothing is injected"

@@ -37,10 +37,10 @@ _MOVED = {
         "init": "matrix.init",
         "direct": "matrix: FactoredMatrix",
         "shared": "matrix: SharedMatrix",
-        "orthogonal": "matrix: OrthogonalMatrix or DecorrelatedMatrix",
-        "penalty": "the factor of matrix: DecorrelatedMatrix",
     },
 }
+#: Classes that old configs and runs may name. docs/research/composition.md, "Removed", says why.
+_REMOVED = ("KAN", "DepthAverage", "OrthogonalMatrix", "DecorrelatedMatrix", "GatedKoRA")
 
 
 def first_line(error: BaseException) -> str:
@@ -80,7 +80,11 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
             name = name.rpartition(".")[2]
         near = _of_a_class(text, name) or _nearest(name, candidates)
         moved = _moved(name, candidates)
-        if moved is not None:
+        if name in _REMOVED:
+            parts.append(
+                "It was removed: no measurement speaks for it (docs/research/composition.md)."
+            )
+        elif moved is not None:
             parts.append(f"It is {moved} now.")
         elif near is not None:
             parts.append(f"Did you mean '{near}'?")

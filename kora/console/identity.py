@@ -71,7 +71,6 @@ _KNOWN = {
     "LoRA-layers": Look(_VIOLET, _UP),
     "KoRA": Look(_BLUE, _DIAMOND),
     "KoRA-side": Look(_SKY, _DIAMOND),
-    "KoRA-gated": Look(_VIOLET, _DIAMOND),
     "KoRA-refined": Look(_SKY, _SQUARE),
     "KoRA-refined-injected": Look(_BLUE, _SQUARE),
     "KoRA-over-LoRA": Look(_BLUE, _CIRCLE),

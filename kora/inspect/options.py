@@ -18,7 +18,7 @@ def inspect_parser() -> argparse.ArgumentParser:
         prog="kora inspect",
         description="Numbers and heat maps by block and site. KoRA: what each node contributes to "
         "c_L, the norm of its p, the gradient that reached it in training, the singular values of "
-        "P B A or M. LoRA, DoRA, GatedKoRA: norm and singular values of each update. Fusion: the "
+        "P B A or M. LoRA, DoRA: norm and singular values of each update. Fusion: the "
         "attention. Bottleneck, VPT, SSF, BitFit: norms of what they add or change.",
         allow_abbrev=False,
     )

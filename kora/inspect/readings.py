@@ -14,7 +14,6 @@ from torch import Tensor
 from kora.adapters import AdapterFusion, Bottleneck, KoRA, LoRA, LowRankDelta, Strategy
 from kora.adapters.bitfit import BitFit
 from kora.adapters.dora import DoRA
-from kora.adapters.gated import GatedKoRA
 from kora.adapters.graph.nodes import Node
 from kora.adapters.ssf import SSF
 from kora.adapters.vpt import VPT
@@ -24,7 +23,6 @@ from kora.analysis.tokens import AdapterShares, PromptShares
 from kora.analysis.updates import (
     bias_changes,
     direction_changes,
-    gates,
     low_rank_changes,
     places_of,
     scale_changes,
@@ -40,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 READABLE: tuple[type[Strategy], ...] = (
-    KoRA, LoRA, AdapterFusion, Bottleneck, SSF, BitFit, VPT, GatedKoRA
+    KoRA, LoRA, AdapterFusion, Bottleneck, SSF, BitFit, VPT
 )  # fmt: skip
 _FROM_IMAGES = (KoRA, AdapterFusion, Bottleneck, VPT)
 
@@ -86,9 +84,6 @@ def read_out(model: AdaptedModel, images: Images) -> ReadOut:
     require_readable(strategy)
     if isinstance(strategy, KoRA):
         return _composition(model, strategy, images)
-    if isinstance(strategy, GatedKoRA):
-        found = low_rank_changes(strategy, model.backbone, strategy.parts())
-        return ReadOut([*found, gates(strategy)])
     if isinstance(strategy, LoRA):  # also DoRA
         deltas = {k: d for k, d in strategy.deltas.items() if isinstance(d, LowRankDelta)}
         found = low_rank_changes(strategy, model.backbone, deltas)

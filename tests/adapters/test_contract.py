@@ -184,7 +184,7 @@ def test_batches_of_one_and_of_other_sizes_follow_each_other(make: Entry, images
 #: One of each class that computes something of its own, and a form of KoRA: to trace one takes
 #: seconds. LoRA and KoRA themselves are traced in tests/backbone/test_kernels.py.
 TRACED = [
-    "MultiLayerProbe", "KoRA-refined-injected", "KoRA-gated", "SSF", "DoRA", "VPT", "Bottleneck",
+    "MultiLayerProbe", "KoRA-refined-injected", "SSF", "DoRA", "VPT", "Bottleneck",
     "AdapterFusion", "LowRankFusion",
 ]  # fmt: skip
 

@@ -13,10 +13,8 @@ from torch import Tensor
 
 import kora.adapters
 from kora.adapters import (
-    KAN,
     ClsReadout,
     Composer,
-    DecorrelatedMatrix,
     FactoredMatrix,
     Feedback,
     Injection,
@@ -242,11 +240,9 @@ PARTS: dict[type, Part] = {
     PlainMatrix: Part(of_matrix, {"init": ("zero", {})}),
     SharedMatrix: Part(of_matrix, {"init": ("zero", {})}),
     FactoredMatrix: Part(of_matrix, {"rank": (3, {})}),
-    DecorrelatedMatrix: Part(of_matrix, {"factor": (0.2, {})}, {"factor": 0.1}),
     Feedback: Part(
         lambda feedback: side(feedback=feedback), {"from_block": (1, {})}, {"from_block": 0}
     ),
-    KAN: Part(lambda composer: side(composer=composer), {"intervals": (3, {})}),
     ClsReadout: Part(
         lambda readout: side(readout=readout),
         {"init": ("default", {}), "trainable": (False, {"init": "default"})},

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.benchmarks import refused, written
 
 
-def test_a_layer_of_splines_has_four_times_the_numbers_of_the_mlp_it_stands_for(
+def test_attention_over_depth_has_few_numbers_and_keeps_more_than_a_chain_of_mlps(
     tmp_path: Path,
 ) -> None:
     record, printed = written(
@@ -15,10 +15,10 @@ def test_a_layer_of_splines_has_four_times_the_numbers_of_the_mlp_it_stands_for(
     )
     found = record["d_comp_widths"]["8"]
     assert found["ResidualSequential"]["numbers"] == 4 * 2 * (8 * 8 + 8)
-    assert found["KAN"]["numbers"] == 4 * 8 * 8 * 8
+    assert found["DepthAttention"]["numbers"] == 4 * 8
     assert found["Sum"]["numbers"] == found["Sum"]["mflop"] == 0
-    assert found["KAN"]["mflop"] > 3 * found["ResidualSequential"]["mflop"]
-    assert "| KAN | 2,048 |" in printed
+    assert found["DepthAttention"]["kept_mib"] > found["ResidualSequential"]["kept_mib"]
+    assert "| DepthAttention | 32 |" in printed
 
 
 def test_a_wrong_size_is_one_clear_error() -> None:

@@ -163,3 +163,12 @@ def test_a_value_that_looks_like_a_message_of_the_parser_imports_nothing() -> No
     )
     explain(message, ["model"])
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "options", [("--model.adapter", "KoRA", "--model.adapter.composer", "kora.adapters.KAN"),
+                ("--model.adapter", "kora.adapters.GatedKoRA")],
+)  # fmt: skip
+def test_a_class_that_was_removed_is_called_so(capfd: Capture, options: tuple[str, ...]) -> None:
+    line = complaint(capfd, "--config", "tiny.yaml", *options)
+    assert "It was removed: no measurement speaks for it" in line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.twins import PAIRS, Measured, main, measured, read, worth
+from experiments.twins import PAIRS, Measured, main, measured, read, table, worth
 from tests.support.cli import REPOSITORY
 
 FORM = "modulation, per image"
@@ -25,11 +25,22 @@ def runs() -> list[Measured]:
 
 
 def test_only_common_seeds_count() -> None:
-    found = worth(runs(), "digits", *PAIRS[FORM])
-    assert found is not None
-    assert found.mean == pytest.approx(2.0)
-    assert found.seeds == 2
-    assert worth(runs(), "letters", *PAIRS[FORM]) is None
+    (found,) = worth(runs(), "digits", *PAIRS[FORM])
+    assert found.ahead.mean == pytest.approx(2.0)
+    assert found.ahead.seeds == 2
+    assert worth(runs(), "letters", *PAIRS[FORM]) == []
+
+
+def test_each_size_of_a_form_meets_the_twin_of_that_size() -> None:
+    form, twin = PAIRS[FORM]
+    larger = [
+        Measured("digits", form, 1, 0.7, 900),
+        Measured("digits", twin, 1, 0.6, 901),
+    ]
+    small, large = worth([*larger, *runs()], "digits", form, twin)
+    assert (small.size, large.size, large.twins_size) == (100, 900, 901)
+    assert large.ahead.mean == pytest.approx(10)
+    assert (large.mine, large.twins) == (pytest.approx(70), pytest.approx(60))
 
 
 def test_a_tested_run_counts_by_its_test_and_another_by_its_validation(tmp_path: Path) -> None:
@@ -41,6 +52,29 @@ def test_a_tested_run_counts_by_its_test_and_another_by_its_validation(tmp_path:
     for metrics, score in ((validated | {"test/accuracy": 0.75}, 0.75), (validated, 0.5)):
         (folder / "results.json").write_text(json.dumps(kept | {"metrics": metrics}))
         assert [run.score for run in measured(folder, "scenes")] == [score]
+
+
+def test_an_error_counts_with_a_minus_so_that_more_is_better(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(REPOSITORY / "tests/runs/saved/classification", folder)
+    kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del kept["record_sha256"]
+    (folder / "results.json").write_text(json.dumps(kept | {"metrics": {"test/rmse_m": 0.25}}))
+    (run,) = measured(folder, "room")
+    assert run.score == -0.25
+    pair = [run._replace(form=form, seed=seed) for form in PAIRS[FORM] for seed in (1, 2)]
+    assert "| 25.00 cm |" in table(pair, "room")
+
+
+@pytest.mark.parametrize("kind", ["_source", "_tune"])
+def test_a_source_stage_and_a_trial_are_no_result(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(REPOSITORY / "tests/runs/saved/classification", folder)
+    kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del kept["record_sha256"]
+    assert len(measured(folder, "digits")) == 1
+    (folder / "results.json").write_text(json.dumps(kept | {"experiment": f"digits{kind}"}))
+    assert measured(folder, "digits") == []
 
 
 def test_values_are_read_back_as_they_were_kept(

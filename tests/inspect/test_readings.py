@@ -62,7 +62,7 @@ def test_every_strategy_has_read_outs_or_is_named_as_having_none(name: str) -> N
 
 def test_what_reads_weights_alone_needs_no_images() -> None:
     needing = {name for name, entry in STRATEGIES.items() if needs_images(entry())}
-    without = {"LoRA", "DoRA", "SSF", "BitFit", "KoRA-gated", *NOTHING}
+    without = {"LoRA", "DoRA", "SSF", "BitFit", *NOTHING}
     assert needing == set(STRATEGIES) - without
 
 

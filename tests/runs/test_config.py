@@ -60,17 +60,13 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "over LoRA": (
         {"rank": 3, "sites": ["proj", "fc1"], "node_sites": ["proj"], "node_blocks": [-1],
-         "node_form": _part("NodeForm", orthogonal="hard")},
-        _part("RefinedForm", sites=["proj"], blocks=[-1], matrix=_part("OrthogonalMatrix"),
+         "node_form": _part("NodeForm")},
+        _part("RefinedForm", sites=["proj"], blocks=[-1], matrix=_part("PlainMatrix"),
               inject=_part("Injection", rank=3, sites=["proj", "fc1"])),
     ),
     "factors": (
         {"rank": 3, "inject": False, "node_form": _part("NodeForm", direct=False)},
         _part("RefinedForm", matrix=_part("FactoredMatrix", rank=3)),
-    ),
-    "penalised": (
-        {"inject": False, "node_form": _part("NodeForm", orthogonal="soft", penalty=0.1)},
-        _part("RefinedForm", matrix=_part("DecorrelatedMatrix", factor=0.1)),
     ),
 }  # fmt: skip
 
@@ -85,6 +81,18 @@ def test_options_of_nodes_that_were_those_of_kora_are_found_in_their_form(name: 
     adapter = build(Strategy, old, origin="adapter_config.json")
     assert describe(adapter)["init_args"]["node_form"] == with_defaults(form)
     assert describe(adapter) == describe(build(Strategy, new, origin="adapter_config.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"), [({"orthogonal": "hard"}, "OrthogonalMatrix"),
+                          ({"orthogonal": "soft", "penalty": 0.1}, "DecorrelatedMatrix")],
+)  # fmt: skip
+def test_a_form_of_before_whose_matrices_are_gone_is_not_taken_for_another(
+    options: dict[str, object], gone: str
+) -> None:
+    old = _part("KoRA", d_comp=4, inject=False, node_form=_part("NodeForm", **options))
+    with pytest.raises(ValueError, match=gone):
+        build(Strategy, old, origin="adapter_config.json")
 
 
 def test_a_config_of_before_still_parses_and_one_line_says_the_new_form(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from kora.adapters import (
-    KAN,
     SSF,
     VPT,
     AdapterFusion,
@@ -21,14 +20,11 @@ from kora.adapters import (
     Bottleneck,
     ClsReadout,
     Composer,
-    DecorrelatedMatrix,
     DepthAttention,
-    DepthAverage,
     DoRA,
     FactoredMatrix,
     Feedback,
     FullFineTune,
-    GatedKoRA,
     Injection,
     KoRA,
     LinearProbe,
@@ -37,7 +33,6 @@ from kora.adapters import (
     LowRankFusion,
     MultiLayerProbe,
     NodeForm,
-    OrthogonalMatrix,
     PaperForm,
     PlainMatrix,
     RefinedForm,
@@ -167,7 +162,7 @@ def _tokens(sites: Sequence[str] = ("proj", "v")) -> PaperForm:
 
 def _apart(sites: Sequence[str] = ("proj", "v")) -> RefinedForm:
     inject = Injection(2, sites=sites)
-    return RefinedForm(DecorrelatedMatrix(0.1), pool="attention", sites=sites, inject=inject)
+    return RefinedForm(pool="attention", sites=sites, inject=inject)
 
 
 #: That have no CLS token.
@@ -229,7 +224,7 @@ STRATEGIES: dict[str, Entry] = {
     ),
     "KoRA-refined-injected": Entry(
         KoRA,
-        lambda: {"node_form": _apart(), "d_comp": 4, "composer": KAN()},
+        lambda: {"node_form": _apart(), "d_comp": 4, "composer": ResidualSequential()},
         needs=_in_form(_apart, LIVE),
     ),
     "KoRA-refined-apart": Entry(
@@ -268,14 +263,14 @@ STRATEGIES: dict[str, Entry] = {
         lambda: {
             "node_form": RefinedForm(SharedMatrix(), sites=["proj"]),
             "d_comp": 4,
-            "composer": DepthAverage(),
+            "composer": ResidualSequential(),
         },
         everywhere=False,
     ),
     "KoRA-refined-logits": Entry(
         KoRA,
         lambda: {
-            "node_form": RefinedForm(OrthogonalMatrix(), sites=["proj"]),
+            "node_form": RefinedForm(sites=["proj"]),
             "d_comp": 4,
             "composer": Sum(),
             "readout": LogitReadout(),
@@ -354,12 +349,6 @@ STRATEGIES: dict[str, Entry] = {
         },
         starts_elsewhere=True,
         needs=_in_form(_side, {**LIVE, **SPLIT}),
-    ),
-    "KoRA-gated": Entry(
-        GatedKoRA,
-        lambda: {"rank": 2, "d_comp": 4},
-        changes=lambda: {"rank": 3, "d_comp": 5, "alpha": 0.5, "blocks": [1]},
-        refused=dict.fromkeys((*DEAD_QKV, "tiny_eva02_split"), "never called|has no site"),
     ),
     "BitFit": Entry(BitFit, changes=lambda: {"blocks": [1], "outer": False}),
     "SSF": Entry(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 __all__ = [
     "Composer",
     "DepthAttention",
-    "DepthAverage",
     "MaxMeanLast",
     "ResidualSequential",
     "Sequential",
@@ -128,29 +127,6 @@ class DepthAttention(Composer):
         keys = F.rms_norm(values, (width,))
         weights = torch.softmax(keys @ query_C / width**0.5, dim=-1)  # (..., J)
         return (weights.unsqueeze(-2) @ values).squeeze(-2)
-
-
-class DepthAverage(Composer):
-    """`DepthAttention` with weights that are learned and the same for every image.
-
-    c_i = p_i + sum_{j<i} a_ij c_j and sum_j b_j c_j, with a_i and b softmaxes of learned numbers
-    that start at zero: the control that shows whether attention must depend on the image.
-    """
-
-    def build(self, num_nodes: int, d_comp: int) -> None:
-        """L * L numbers; those at j < i are used, and all of the last row."""
-        self.logits_LL = nn.Parameter(torch.zeros(num_nodes, num_nodes))
-
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """L tensors (..., C), or the first few of them, to (..., C)."""
-        found = [nodes[0]]
-        for i, node in enumerate(nodes[1:]):
-            found.append(node + self._mean(found, self.logits_LL[i]))
-        return self._mean(found, self.logits_LL[-1])
-
-    def _mean(self, found: Sequence[Tensor], logits_L: Tensor) -> Tensor:
-        weights_J = torch.softmax(logits_L[: len(found)], dim=0)
-        return torch.einsum("j,j...c->...c", weights_J, torch.stack(tuple(found)))
 
 
 class MaxMeanLast(Composer):

@@ -6,10 +6,10 @@ Shapes: R rank, C d_comp.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from kora.adapters.arguments import require_choice, require_positive, require_probability
 from kora.adapters.graph.grid_mix import GridMix
@@ -50,10 +50,6 @@ class NodeForm(nn.Module, ABC):
         Raises:
             ValueError: For an unknown or dead site, or settings that do not fit the backbone.
         """
-
-    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
-        """A term to add to the loss; None for none."""
-        return None
 
 
 class PaperForm(NodeForm):
@@ -237,7 +233,6 @@ class RefinedForm(NodeForm):
     def place(self, backbone: Backbone, d_comp: int, alpha: float) -> Placed:
         """Nodes at their sites, and LoRA at its own."""
         places = find_sites(backbone, self.sites, blocks=self.blocks)
-        self.matrix.check(places)
         inject = self.inject
         adapted = [] if inject is None else find_sites(backbone, inject.sites, blocks=inject.blocks)
         nodes: dict[str, Node] = {}
@@ -258,10 +253,6 @@ class RefinedForm(NodeForm):
                 wrap(backbone, site, delta, delta.update)
                 others[site.key] = delta
         return {site.key: nodes[site.key] for site in places}, others
-
-    def penalty(self, nodes: Mapping[str, Node]) -> Tensor | None:
-        """The penalty of the matrix."""
-        return self.matrix.penalty(list(nodes.values()))
 
 
 def _require_tokens(form: str, pool: str, spatial: bool) -> None:

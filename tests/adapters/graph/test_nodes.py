@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kora.adapters import (
-    DecorrelatedMatrix,
     FactoredMatrix,
     Injection,
     KoRA,
@@ -17,7 +16,6 @@ from kora.adapters import (
     LoRA,
     NodeForm,
     NodeMatrix,
-    OrthogonalMatrix,
     PaperForm,
     PlainMatrix,
     RefinedForm,
@@ -25,9 +23,7 @@ from kora.adapters import (
     SharedMatrix,
     Sum,
 )
-from kora.adapters.graph.node_matrices import orthogonal, overlap
 from kora.adapters.graph.nodes import token_mean
-from kora.backbone.sites import Site
 from tests.support.factory import built, kick, nano
 from tests.support.families import tiny
 
@@ -196,118 +192,6 @@ def test_one_matrix_has_seven_numbers_where_factors_have_twenty_five() -> None:
     assert numbers(paper, d_comp=4) == 6 * (16 * 8 + 9 * 4) * 128
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 32), (2, 8, 8), (1, 40, 16)])
-def test_hard_orthogonal_matrices_have_orthonormal_rows(shape: tuple[int, ...]) -> None:
-    matrix = orthogonal(torch.randn(*shape, dtype=torch.float64).float())
-    small = min(shape[1:])
-    gram = matrix @ matrix.mT if shape[1] <= shape[2] else matrix.mT @ matrix
-    torch.testing.assert_close(gram, torch.eye(small).expand_as(gram), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 32), (2, 130, 384), (2, 8, 8), (1, 40, 16)])
-def test_they_are_the_product_of_householder_reflections(shape: tuple[int, ...]) -> None:
-    matrix = torch.randn(*shape, requires_grad=True)
-    tall = matrix.mT if shape[1] <= shape[2] else matrix
-    vectors = tall.tril(diagonal=-1) + torch.eye(*tall.shape[1:])
-    one_by_one = torch.linalg.householder_product(vectors, 2 / vectors.square().sum(dim=-2))
-    one_by_one = one_by_one.mT if shape[1] <= shape[2] else one_by_one
-    found = orthogonal(matrix)
-    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-5)
-    direction = torch.randn(shape)
-    gradients = [torch.autograd.grad(q, matrix, direction)[0] for q in (found, one_by_one)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("summaries", "d_comp", "width"), [(1, 130, 384), (2, 130, 384), (2, 8, 384), (1, 4, 128)]
-)
-def test_at_the_start_those_of_two_nodes_have_no_more_in_common_than_chance(
-    summaries: int, d_comp: int, width: int
-) -> None:
-    """The squared cosine of two random directions of I channels is 1 / I in the mean."""
-    torch.manual_seed(0)
-    site, hard = Site(0, "proj", "", width, width), OrthogonalMatrix()
-
-    def started() -> Tensor:
-        node = nn.Module()
-        hard.build(node, site, summaries, d_comp)
-        return hard.of(node).detach()
-
-    one, other = (torch.cat([started() for _ in range(20)]) for _ in range(2))
-    of_rows = torch.einsum("nci,nci->nc", one, other)  # row c of one node and row c of another
-    assert of_rows.square().mean() < 1.5 / width
-    assert of_rows.mean().abs() < 0.1  # no common lean
-    every = (one @ other.mT).square().mean()
-    assert 0.8 / width < every < 1.2 / width
-
-
-def test_they_are_computed_once_a_pass(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = refined(OrthogonalMatrix(), pool="both", sites=["proj"])
-    computed: list[Tensor] = []
-
-    def counted(matrix_SCI: Tensor) -> Tensor:
-        computed.append(matrix_SCI)
-        return orthogonal(matrix_SCI)
-
-    monkeypatch.setattr("kora.adapters.graph.node_matrices.orthogonal", counted)
-    strategy(strategy.task[0].backbone, images)
-    assert len(computed) == len(strategy.nodes)
-
-
-def test_they_stay_so_while_they_train(images: Tensor) -> None:
-    task = built(
-        KoRA(RefinedForm(OrthogonalMatrix(), sites=["proj"]), 4),
-        backbone=tiny("tiny_vit"),
-    )
-    kick(task)
-    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=1.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        task(images).square().mean().backward()
-        optimizer.step()
-    for node in nodes_of(task.adapter).values():
-        gram = node.matrix()[0] @ node.matrix()[0].T
-        torch.testing.assert_close(gram, torch.eye(4), rtol=0, atol=1e-5)
-
-
-def test_the_soft_penalty_is_what_the_matrices_have_in_common() -> None:
-    strategy = refined(DecorrelatedMatrix(0.5))
-    nodes = list(nodes_of(strategy).values())
-    by_width: dict[int, list[Tensor]] = {}
-    for node in nodes:
-        by_width.setdefault(node.matrix_SCI.shape[-1], []).append(node.matrix_SCI[0])
-    terms = []
-    for group in by_width.values():
-        for i, one in enumerate(group):
-            for j, other in enumerate(group):
-                if i != j:
-                    common = (one @ other.T).square().sum()
-                    terms.append(common / (one.norm() * other.norm()) ** 2)
-    expected = torch.stack(terms).mean()
-    torch.testing.assert_close(overlap([node.matrix() for node in nodes]), expected)
-    torch.testing.assert_close(strategy.penalty(), 0.5 * expected)
-
-
-def test_minimising_it_makes_nodes_say_different_things(images: Tensor) -> None:
-    strategy = refined(DecorrelatedMatrix(1.0))
-    before = float(strategy.penalty())
-    optimizer = torch.optim.Adam([n.matrix_SCI for n in nodes_of(strategy).values()], lr=0.02)
-    for _ in range(50):
-        optimizer.zero_grad()
-        penalty = strategy.penalty()
-        assert penalty is not None
-        penalty.backward()
-        optimizer.step()
-    assert float(strategy.penalty()) < 0.1 * before
-
-
-def test_a_soft_penalty_needs_two_nodes_of_one_width() -> None:
-    """Otherwise nothing would ever be penalised, and nobody told."""
-    form = RefinedForm(DecorrelatedMatrix(0.5), sites=["proj", "fc2"], blocks=[1])
-    with pytest.raises(ValueError, match=r"no two of the 2 nodes read the same width"):
-        built(KoRA(form, 3), backbone=tiny("tiny_vit"))
-
-
 @pytest.mark.parametrize("pool", ["mean", "both", "attention", "tokens"])
 def test_what_a_node_reads_is_dropped_in_training_and_its_expectation_stays(pool: Any) -> None:
     torch.manual_seed(0)
@@ -353,7 +237,6 @@ def test_dropped_nodes_say_nothing_for_an_image_and_the_expectation_stays(images
         (lambda: PaperForm(pool="both"), "pool='both', expected one of mean, cls, tokens"),
         (lambda: PlainMatrix("zeros"), "expected one of default, zero"),
         (lambda: SharedMatrix("zeros"), "SharedMatrix: init='zeros'"),
-        (lambda: DecorrelatedMatrix(0.0), "factor=0.0, expected a finite number above 0"),
         (lambda: FactoredMatrix(0), "rank=0, expected 1 or more"),
     ],
 )
