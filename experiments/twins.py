@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from kora.analysis.statistics import Lead, lead, t_half_width
 from kora.console.tables import csv_text, markdown_table
-from kora.reports.canvas import BLUE, GREEN, GREY, ORANGE, new_figure, save
+from kora.reports.canvas import BLUE, GREEN, GREY, ORANGE, RED, new_figure, save
 from kora.runs.durable import write_text
 from kora.runs.results import find_runs, read_results
 
@@ -78,6 +78,7 @@ _SIZES = {
     "composition/LoRA": ("LoRA", ORANGE, "s"),
     "composition/BitFit": ("BitFit", GREY, "^"),
     "composition/LoRA-shared-image": ("shared weights, hears others", BLUE, "o"),
+    "composition/LoRA-shared-image-nothing": ("shared weights, fixed scales", RED, "v"),
     "composition/LoRA-shared-image-own": ("shared weights, deaf twin", GREEN, "D"),
 }
 _COLUMNS = ("data", "form", "seed", "score", "trainable")
@@ -198,7 +199,7 @@ def draw(runs: Sequence[Measured], out_png: Path) -> Path:
     axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     for label, (_, ahead) in zip(axis.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if ahead is None else "normal")
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 3), xlabel="points (cm for depth)")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 5), xlabel="points (cm for depth)")
     axis.tick_params(axis="y", length=0)
     axis.grid(alpha=0.25, axis="x")
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -216,9 +217,7 @@ def draw_sizes(runs: Sequence[Measured], out_png: Path) -> Path:
         sizes = sorted(of[form])
         means = [fmean(of[form][size]) for size in sizes]
         halves = [t_half_width(of[form][size]) or 0.0 for size in sizes]
-        shifted = [
-            size * 1.04**number for size in sizes
-        ]  # so that intervals do not hide each other
+        shifted = [size * 1.04**number for size in sizes]  # no interval hides another
         axis.errorbar(
             shifted, means, yerr=halves, fmt=f"-{marker}", color=color, label=name, capsize=3, ms=5
         )
