@@ -46,10 +46,10 @@ $(VENV)-floors/.made: pyproject.toml | $(BIN)/python
 	$(VENV)-floors/bin/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable '.[test,onnx,tune]'
 	@touch $@
 
-# Benchmarks, pages and notebooks are no part of an installation.
+# Benchmarks, pages and notebooks are no part of an installation, and no version promises a time to start.
 test-floors: $(VENV)-floors/.made  ## what test-fast runs, and whole fits, on the oldest versions that pyproject.toml allows
 	$(VENV)-floors/bin/python -m pytest -n auto --dist worksteal -m "not slow and (not runs or fits)" --first-cases \
-	  --ignore=tests/benchmarks --ignore=tests/docs --ignore=tests/notebooks
+	  --ignore=tests/benchmarks --ignore=tests/docs --ignore=tests/notebooks --ignore=tests/test_start_up.py
 
 test-newest: $(VENV)/.dev  ## one case of each test that is not slow, on the newest versions of everything
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)-newest
