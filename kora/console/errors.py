@@ -41,6 +41,7 @@ _MOVED = {
 }
 #: Classes that old configs and runs may name. docs/research/composition.md, "Removed", says why.
 _REMOVED = ("KAN", "DepthAverage", "OrthogonalMatrix", "DecorrelatedMatrix", "GatedKoRA")
+_WHY_REMOVED = "It was removed: no measurement speaks for it (docs/research/composition.md)."
 
 
 def first_line(error: BaseException) -> str:
@@ -49,7 +50,12 @@ def first_line(error: BaseException) -> str:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """A space and a sentence that suggests the nearest known name; "" if none is near."""
+    """A space and a sentence that suggests the nearest known name; "" if none is near.
+
+    Of a class that was removed, the sentence says that.
+    """
+    if name in _REMOVED:
+        return f" {_WHY_REMOVED}"
     near = _close(name, known)
     return "" if near is None else f" Did you mean '{near}'?"
 
@@ -81,9 +87,7 @@ def explain(message: str, known_keys: Iterable[str]) -> str:
         near = _of_a_class(text, name) or _nearest(name, candidates)
         moved = _moved(name, candidates)
         if name in _REMOVED:
-            parts.append(
-                "It was removed: no measurement speaks for it (docs/research/composition.md)."
-            )
+            parts.append(_WHY_REMOVED)
         elif moved is not None:
             parts.append(f"It is {moved} now.")
         elif near is not None:

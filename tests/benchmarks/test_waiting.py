@@ -46,9 +46,9 @@ def test_a_grid_is_timed_against_its_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_grid_is_timed_one_by_one_and_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, printed = measured("batch", (2, 3), tmp_path, monkeypatch)
+    record, printed = measured("batch", (1, 2), tmp_path, monkeypatch)
     assert set(record["lines"]["batch"]) == {"kora grid", "with --together"}
-    assert "| runs of 60 epochs | 2 | 3 | one more |" in printed
+    assert "| runs of 60 epochs | 1 | 2 | one more |" in printed
 
 
 def test_fits_at_once_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

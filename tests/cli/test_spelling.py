@@ -36,6 +36,11 @@ def test_the_nearest_name_is_told_without_torch(typed: str, meant: str) -> None:
     assert f"Did you mean '{meant}'?" in done.stderr
 
 
+def test_a_strategy_that_was_removed_is_no_typing_mistake() -> None:
+    with pytest.raises(ValueError, match=r"GatedKoRA: there is no such name\. It was removed: no"):
+        refuse_mistyped(["--model.adapter", "GatedKoRA"])
+
+
 def test_a_mistyped_key_of_a_file_names_the_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("model:\n  init_args:\n    adaptor: {class_path: kora.adapters.LoRA}\n")
