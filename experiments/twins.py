@@ -74,6 +74,7 @@ _SCORES = {
     "best_val/accuracy": 1, "best_val/miou": 1,
 }  # fmt: skip
 _DROPPED_BELOW = 0.5  # points: the stop rule
+_SHOWN = (-3.0, 5.0)  # points, in the picture
 _SIZES = {
     "composition/LoRA": ("LoRA", ORANGE, "s"),
     "composition/BitFit": ("BitFit", GREY, "^"),
@@ -184,8 +185,11 @@ def draw(runs: Sequence[Measured], out_png: Path) -> Path:
         for name, pair in PAIRS.items():
             found = worth(runs, data, *pair)
             several = len(found) > 1
-            rows += [(f"{name}, {one.size:,}" if several else name, one.ahead) for one in found]
-    title = "What hearing other adapters is worth: ahead of the deaf twin, with 95 % intervals"
+            rows += [
+                (f"{name}, {one.size:,} parameters" if several else name, one.ahead)
+                for one in found
+            ]
+    title = "How far hearing others is ahead of the deaf twin (or fixed scales), 95 % intervals"
     figure, (axis,) = new_figure(1, size=(7.6, 0.2 * len(rows) + 1.2), title=title)
     said, data = [], ""
     for row, (name, ahead) in enumerate(rows):
@@ -193,13 +197,16 @@ def draw(runs: Sequence[Measured], out_png: Path) -> Path:
             data = name
             continue
         axis.errorbar(ahead.mean, row, xerr=ahead.half_width, fmt="o", color=BLUE, capsize=3, ms=4)
+        for edge, sign, marker in zip(_SHOWN, (-1, 1), "<>", strict=True):
+            if sign * (ahead.mean - edge) + (ahead.half_width or 0) > 0:  # the interval goes on
+                axis.plot(edge, row, marker, color=BLUE, ms=6, clip_on=False)
         said.append(f"{data}, {name}: {ahead.mean:.6f} {ahead.half_width:.6f} {ahead.seeds}")
     for place in (-_DROPPED_BELOW, 0, _DROPPED_BELOW):
         axis.axvline(place, color=GREY, lw=1, ls=":" if place else "-")
     axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     for label, (_, ahead) in zip(axis.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if ahead is None else "normal")
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 5), xlabel="points (cm for depth)")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=_SHOWN, xlabel="points (cm for depth)")
     axis.tick_params(axis="y", length=0)
     axis.grid(alpha=0.25, axis="x")
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -207,17 +214,21 @@ def draw(runs: Sequence[Measured], out_png: Path) -> Path:
 
 
 def draw_sizes(runs: Sequence[Measured], out_png: Path) -> Path:
-    """The score of each form over its trainable parameters, with 95 % intervals over seeds."""
+    """The score of each form over its trainable parameters, with 95 % intervals over seeds.
+
+    Forms are shifted a little to the right of each other, so that no interval hides another.
+    """
     of: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         of[run.form][run.trainable].append(100 * run.score)
-    figure, (axis,) = new_figure(1, size=(7.2, 4), title="Accuracy over trainable parameters")
+    title = "Accuracy over trainable parameters, with 95 % intervals of each form alone"
+    figure, (axis,) = new_figure(1, size=(7.2, 4), title=title)
     said = []
     for number, (form, (name, color, marker)) in enumerate(_SIZES.items()):
         sizes = sorted(of[form])
         means = [fmean(of[form][size]) for size in sizes]
         halves = [t_half_width(of[form][size]) or 0.0 for size in sizes]
-        shifted = [size * 1.04**number for size in sizes]  # no interval hides another
+        shifted = [size * 1.04**number for size in sizes]
         axis.errorbar(
             shifted, means, yerr=halves, fmt=f"-{marker}", color=color, label=name, capsize=3, ms=5
         )
